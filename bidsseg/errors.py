@@ -1,0 +1,65 @@
+"""Errors with a meaning for the caller: each carries the exit code of the command line.
+
+Messages are one line and say what to do about it. Codes from 64 up follow ``sysexits.h``; 16 to 18 are
+those that BIDS Apps share.
+"""
+
+
+class BidssegError(Exception):
+    """Any failure that is reported without a traceback."""
+
+    code: int = 1
+
+
+class InvalidInputDataset(BidssegError):
+    """The files to be read break the BIDS standard."""
+
+    code = 16
+
+
+class UnknownLevel(BidssegError):
+    """The analysis level is not one of participant, group and train."""
+
+    code = 17
+
+
+class NothingSelected(BidssegError):
+    """No scan is left after selection by participant, session and filter."""
+
+    code = 18
+
+
+class UsageError(BidssegError):
+    """The command line contradicts itself or names something that does not exist."""
+
+    code = 64
+
+
+class DataError(BidssegError):
+    """An input file exists but its content cannot be used."""
+
+    code = 65
+
+
+class InputMissing(BidssegError):
+    """An input file or folder does not exist or cannot be opened."""
+
+    code = 66
+
+
+class OutputNotWritable(BidssegError):
+    """The output cannot be created: permissions or a read-only file system."""
+
+    code = 73
+
+
+class IOFailure(BidssegError):
+    """Reading or writing failed on the way: disk full, broken mount."""
+
+    code = 74
+
+
+class TemporaryFailure(BidssegError):
+    """A resource is lacking now; the same command may work later."""
+
+    code = 75

@@ -1,0 +1,6 @@
+"""Protocols (which regions a label map knows) and the relations between them."""
+
+from bidsseg.labels.protocol import Protocol, Region, load_protocol, shipped_protocols
+from bidsseg.labels.relation import Relation, load_relation
+
+__all__ = ["Protocol", "Region", "Relation", "load_protocol", "load_relation", "shipped_protocols"]

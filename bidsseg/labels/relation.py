@@ -1,0 +1,92 @@
+"""A relation says, for each value of an annotation, which regions of a head it may be."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from bidsseg.errors import DataError
+from bidsseg.labels.protocol import Protocol
+
+FOLDER = Path(__file__).parent / "relations"
+
+
+@dataclass(frozen=True)
+class Relation:
+    """``allowed[a, c]``: may a voxel annotated with the a-th region of ``annotation`` be the c-th region of ``head``?
+
+    Regions of the annotation that are not scored leave everything open.
+    """
+
+    annotation: Protocol
+    head: Protocol
+    allowed: np.ndarray
+
+    def __post_init__(self) -> None:
+        shape = (len(self.annotation.regions), len(self.head.regions))
+        if self.allowed.shape != shape or self.allowed.dtype != bool:
+            raise DataError(f"a relation of {shape} booleans is needed, got {self.allowed.shape} {self.allowed.dtype}")
+        empty = [r.name for r, row in zip(self.annotation.regions, self.allowed, strict=True) if not row.any()]
+        if empty:
+            raise DataError(f"{self.annotation.name} to {self.head.name}: no region is allowed for {', '.join(empty[:5])}")
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """Look-up from annotation value to row of ``allowed``; -1 for values that the protocol lacks. Shape (max+1,)."""
+        table = np.full(max(self.annotation.indices) + 1, -1, np.int16)
+        table[list(self.annotation.indices)] = np.arange(len(self.annotation.indices))
+        return table
+
+
+def identity(annotation: Protocol, head: Protocol) -> Relation:
+    """Each value is itself; values that are not scored are open."""
+    allowed = np.array([[a.index == c.index or not a.scored for c in head.regions] for a in annotation.regions])
+    return Relation(annotation, head, allowed)
+
+
+def open_background(annotation: Protocol, head: Protocol) -> Relation:
+    """The annotation names a few of the head's regions; its background may be any region that it does not name.
+
+    With lesions as the named regions this is ACE (Roulet et al. 2019, arXiv 1903.03445): the background of a lesion
+    dataset may be any non-lesion region.
+    """
+    named = {region.index for region in annotation.regions if region.index != 0 and region.scored}
+    unknown = named - set(head.indices)
+    if unknown:
+        raise DataError(f"{annotation.name} names regions that {head.name} lacks: {sorted(unknown)[:5]}")
+    exact = identity(annotation, head).allowed
+    exact[annotation.indices.index(0)] = [region.index not in named for region in head.regions]
+    return Relation(annotation, head, exact)
+
+
+def load_relation(annotation: Protocol, head: Protocol) -> Relation | None:
+    """Identity for equal protocols, else the shipped table ``<annotation>_<head>.tsv``, else None: nothing is known.
+
+    The table has two columns named after the protocols: a value of the annotation, and the values it may be in the head
+    separated by blanks. Values without a row are open.
+    """
+    if annotation.name == head.name:
+        return identity(annotation, head)
+    path = FOLDER / f"{annotation.name}_{head.name}.tsv"
+    return read_relation(path, annotation, head) if path.is_file() else None
+
+
+def read_relation(path: Path, annotation: Protocol, head: Protocol) -> Relation:
+    """The relation in that table (see load_relation)."""
+    with path.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.reader(stream, delimiter="\t"))
+    allowed = np.ones((len(annotation.regions), len(head.regions)), bool)
+    for row in rows[1:]:
+        try:
+            value, targets = int(row[0]), [int(word) for word in row[1].split()]
+            allowed[annotation.indices.index(value)] = np.isin(head.indices, targets)
+            missing = set(targets) - set(head.indices)
+        except (ValueError, IndexError) as error:
+            raise DataError(f"{path}: cannot read the row {row} ({error})") from error
+        if missing:
+            raise DataError(f"{path}: {head.name} has no region {sorted(missing)[0]} (row {row[0]})")
+    return Relation(annotation, head, allowed)
