@@ -1,0 +1,127 @@
+"""Label maps made elsewhere: the annotation of a scan, and those that have no image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bidsseg.bids.index import Image, folders, read_image_name
+from bidsseg.bids.names import build_name
+from bidsseg.errors import DataError, InputMissing
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from bidsseg.bids.query import Scan
+
+ADDED = ("space", "atlas", "segmentation", "scale", "res", "den", "label", "desc")
+"""Entities that a derivative has on top of those of its source."""
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """A label map that stands for itself, without the image it was drawn on."""
+
+    entities: dict[str, str]
+    path: Path
+
+    @property
+    def key(self) -> str:
+        """Its source entities as in file names."""
+        return build_name({name: label for name, label in self.entities.items() if name not in ADDED})
+
+
+def find_annotations(derivatives_dir: Path, scan: Scan, protocol: str) -> Path | None:
+    """The annotation of a scan in a protocol: a ``seg-<protocol>`` label map or a ``label-<protocol>`` mask.
+
+    It has the entities of the scan, all of them and no others, apart from those that derivatives add. One in another
+    ``space`` than the scan's own counts only if it lies on the very grid of the scan. Of several, the one with the
+    fewest added entities is taken. The folder may lack participants and a ``dataset_description.json``.
+
+    Raises:
+        InputMissing: there is no such folder.
+        DataError: several annotations fit equally well.
+    """
+    if not derivatives_dir.is_dir():
+        raise InputMissing(f"no folder of annotations {derivatives_dir}")
+    source = _source(scan.entities)
+    place = derivatives_dir / build_name({"subject": source["subject"]})
+    if "session" in source:
+        place /= build_name({"session": source["session"]})
+    fitting = [
+        image
+        for image in _anat(derivatives_dir, place)
+        if _speaks(image, protocol) and _source(image.entities) == source and _on_grid(image, scan)
+    ]
+    fitting.sort(key=_added)
+    if len(fitting) > 1 and _added(fitting[0]) == _added(fitting[1]):
+        raise DataError(f"{fitting[0].path} and {fitting[1].path.name} both annotate {scan.key}: keep only one")
+    return fitting[0].path if fitting else None
+
+
+def find_label_maps(dataset_dir: Path, seg: str) -> list[LabelMap]:
+    """All label maps ``seg-<seg>`` (or masks ``label-<seg>``) of a dataset, raw or derivative, with images or without.
+
+    Raises:
+        InputMissing: there is no such folder.
+    """
+    places = [
+        place for subject in folders(dataset_dir, "sub-") for place in (subject, *folders(subject, "ses-"))
+    ]
+    return [
+        LabelMap(image.entities, image.path)
+        for place in places
+        for image in _anat(dataset_dir, place)
+        if _speaks(image, seg)
+    ]
+
+
+def _anat(dataset_dir: Path, place: Path) -> Iterator[Image]:
+    """Images in the ``anat`` folder of a participant or session, sorted by name."""
+    parts = place.relative_to(dataset_dir).parts
+    try:
+        names = sorted(path.name for path in (place / "anat").iterdir())
+    except OSError:
+        return
+    for name in names:
+        image = read_image_name(dataset_dir, (*parts, "anat", name))
+        if image:
+            yield image
+
+
+def _source(entities: dict[str, str]) -> dict[str, str]:
+    return {name: label for name, label in entities.items() if name not in ADDED}
+
+
+def _added(image: Image) -> int:
+    """Entities on top of the source's: the plainest name wins."""
+    return sum(name in ADDED for name in image.entities)
+
+
+def _speaks(image: Image, protocol: str) -> bool:
+    entity = {"dseg": "segmentation", "mask": "label"}.get(image.suffix)
+    return entity is not None and image.entities.get(entity) == protocol
+
+
+def _on_grid(image: Image, scan: Scan) -> bool:
+    """Whether an annotation lies on the grid of the scan; by its name alone if it is in the space of its source."""
+    space = image.entities.get("space", "orig")
+    if space in ("orig", "T1w") or space == scan.entities.get("space"):
+        return True
+    import numpy as np
+
+    (drawn_shape, drawn), (shape, affine) = _grid(image.path), _grid(scan.t1w)
+    return drawn_shape == shape and np.allclose(drawn, affine, atol=1e-3)
+
+
+def _grid(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape (X, Y, Z) and affine (voxel to RAS+ mm), from the header alone."""
+    import nibabel as nib
+
+    try:
+        image = nib.Nifti1Image.from_filename(path)
+    except (OSError, EOFError, nib.filebasedimages.ImageFileError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    return image.shape[:3], image.affine

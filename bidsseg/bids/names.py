@@ -1,0 +1,202 @@
+"""File names: taken apart, put together, and those of every output. The patterns are data, in ``names.toml``."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from bidsseg.errors import UsageError
+
+if TYPE_CHECKING:
+    from bidsseg.bids.query import Scan
+
+LABEL = re.compile(r"[0-9a-zA-Z+]+")
+IMAGE_EXTENSIONS = (".nii", ".nii.gz")
+
+
+@cache
+def _data() -> dict[str, Any]:
+    return tomllib.loads(Path(__file__).with_name("names.toml").read_text(encoding="utf-8"))
+
+
+@cache
+def _long_names() -> dict[str, str]:
+    """Entity names in pybids by their short form, in BIDS order."""
+    return dict(_data()["entities"])
+
+
+@cache
+def _order() -> dict[str, tuple[str, float]]:
+    """Short name and rank of every entity by its name in pybids."""
+    return {long: (short, rank) for rank, (short, long) in enumerate(_long_names().items())}
+
+
+def entity_names() -> list[str]:
+    """Entities of file names as pybids calls them, in BIDS order."""
+    return list(_order())
+
+
+def parse_name(name: str) -> tuple[dict[str, str], str, str] | None:
+    """Entities (named as in pybids), suffix and extension of a file name; None if it is not of BIDS form.
+
+    Labels are kept to the letter: ``run-01`` stays ``01``. Entities that BIDS does not know keep their short name.
+
+    >>> parse_name("sub-01_acq-mprage_run-02_T1w.nii.gz")
+    ({'subject': '01', 'acquisition': 'mprage', 'run': '02'}, 'T1w', '.nii.gz')
+    """
+    stem, dot, extension = name.partition(".")
+    *pairs, suffix = stem.split("_")
+    entities: dict[str, str] = {}
+    for pair in pairs:
+        short, hyphen, label = pair.partition("-")
+        long = _long_names().get(short, short)
+        if not (short.isalnum() and hyphen and LABEL.fullmatch(label)) or long in entities:
+            return None
+        entities[long] = label
+    if not suffix.isalnum():
+        return None
+    return entities, suffix, dot + extension
+
+
+def sort_entities(entities: Mapping[str, str]) -> dict[str, str]:
+    """The same in the order of the BIDS schema; those unknown to it stand before ``space``, by alphabet."""
+    unknown = _order()["space"][1] - 0.5
+    return dict(sorted(entities.items(), key=lambda item: (_order().get(item[0], ("", unknown))[1], item[0])))
+
+
+def build_name(entities: Mapping[str, str], suffix: str = "", extension: str = "") -> str:
+    """File name with the entities in the order of the BIDS schema.
+
+    >>> build_name({"desc": "wholebrain", "subject": "01", "segmentation": "FAST"}, "dseg", ".nii.gz")
+    'sub-01_seg-FAST_desc-wholebrain_dseg.nii.gz'
+    """
+    pairs = []
+    for long, label in sort_entities(entities).items():
+        short, _ = _order().get(long, (long, 0))
+        if not LABEL.fullmatch(label):
+            raise UsageError(f"'{label}' cannot be a BIDS label: only letters, digits and + can stand in '{short}-'")
+        pairs.append(f"{short}-{label}")
+    return "_".join([*pairs, suffix] if suffix else pairs) + extension
+
+
+def with_extension(path: Path, extension: str) -> Path:
+    """The file of the same name with another extension: ``with_extension(dseg, '.json')`` is its sidecar."""
+    return path.with_name(path.name.partition(".")[0] + extension)
+
+
+@dataclass(frozen=True)
+class OutputPaths:
+    """Files of one scan, relative to the output folder. Those in dictionaries are keyed by protocol.
+
+    Attributes:
+        dseg: label maps, with ``.json`` and the look-up table ``.tsv`` beside them.
+        morph: tables of volumes, with ``.json`` beside them.
+        brain: brain mask, with ``.json``.
+        lesion: lesion mask, with ``.json``.
+        probseg: probabilities, with ``.json``; empty unless asked for.
+        entropy: maps of uncertainty, with ``.json``; empty unless asked for.
+        figures: pictures for the report.
+        report: page of the participant, or of the session where there are sessions; scans share it.
+    """
+
+    dseg: dict[str, Path]
+    morph: dict[str, Path]
+    brain: Path
+    lesion: Path | None
+    probseg: dict[str, Path]
+    entropy: dict[str, Path]
+    figures: dict[str, Path] = field(default_factory=dict)
+    report: Path = Path()
+
+    @property
+    def files(self) -> list[Path]:
+        """All images and tables with their sidecars (not figures and report)."""
+        lesion = [self.lesion] if self.lesion else []
+        main = [*self.dseg.values(), self.brain, *lesion, *self.probseg.values(), *self.entropy.values()]
+        main += self.morph.values()
+        lookups = [with_extension(path, ".tsv") for path in self.dseg.values()]
+        return [file for path in main for file in (path, with_extension(path, ".json"))] + lookups
+
+
+def output_paths(
+    scan: Scan,
+    model_name: str,
+    protocols: Iterable[str],
+    probseg: bool = False,
+    entropy: bool = False,
+    lesion: bool = False,
+) -> OutputPaths:
+    """Where everything of a scan goes, relative to the output folder.
+
+    Two scans never share a file, because all entities of the T1w are carried over. A ``desc-`` that the T1w already
+    has (input that is itself a derivative) is put before ours: ``desc-preproc`` becomes ``desc-preprocwholebrain``.
+    """
+    protocols = list(protocols)
+
+    def one(kind: str, protocol: str = "") -> Path:
+        return _fill(kind, scan.entities, model_name, protocol)
+
+    def each(kind: str) -> dict[str, Path]:
+        return {protocol: one(kind, protocol) for protocol in protocols}
+
+    return OutputPaths(
+        dseg=each("dseg"),
+        morph=each("morph"),
+        brain=one("brain"),
+        lesion=one("lesion") if lesion else None,
+        probseg=each("probseg") if probseg else {},
+        entropy=each("entropy") if entropy else {},
+        figures=each("figure"),
+        report=report_path(scan),
+    )
+
+
+def _fill(kind: str, source: Mapping[str, str], model: str, protocol: str) -> Path:
+    folders = {key: source[key] for key in ("subject", "session") if key in source}
+    subject = build_name({"subject": source["subject"]})
+    folder = "/".join(build_name({key: label}) for key, label in folders.items())
+    pattern = PurePosixPath(_data()["scan"][kind])
+    parsed = parse_name(pattern.name.format(model=model, protocol=protocol))
+    if parsed is None:
+        raise UsageError(f"'{model}' and '{protocol}' must be BIDS labels: only letters, digits and +")
+    added, suffix, extension = parsed
+    entities = {**source, **added}
+    if "desc" in source:
+        entities["desc"] = source["desc"] + added["desc"]
+    return Path(str(pattern.parent).format(folder=folder, subject=subject)) / build_name(entities, suffix, extension)
+
+
+def report_path(scan: Scan) -> Path:
+    """The page of the participant, or of the session where there are sessions."""
+    return Path(build_name({k: v for k, v in scan.entities.items() if k in ("subject", "session")}, extension=".html"))
+
+
+def group_table(model_name: str, protocol: str) -> Path:
+    """The table of a cohort; its data dictionary has the extension ``.json``."""
+    build_name({"desc": model_name, "segmentation": protocol})
+    return Path(_data()["group"]["table"].format(model=model_name, protocol=protocol))
+
+
+def group_report() -> Path:
+    """The page of the cohort."""
+    return Path(_data()["group"]["report"])
+
+
+def root_path(kind: str) -> Path:
+    """A file or folder at the top of the output: description, descriptions, readme, bidsignore, logs or models."""
+    return Path(_data()["root"][kind])
+
+
+def manifest_path(stamp: str) -> Path:
+    """The record of one run; ``stamp`` is its time, e.g. ``20261120T231500``."""
+    return root_path("logs") / f"run-{stamp}.json"
+
+
+def crash_path(scan: Scan, stamp: str) -> Path:
+    """The trace of a failure at a scan."""
+    return root_path("logs") / f"crash-{stamp}_{scan.key}.txt"

@@ -1,0 +1,236 @@
+"""Which scans of a dataset are meant, and which annotations belong to them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bidsseg.bids.annotations import LabelMap, find_annotations, find_label_maps
+from bidsseg.bids.index import Image, anatomical_images, participant_labels
+from bidsseg.bids.names import build_name, entity_names
+from bidsseg.errors import InputMissing, NothingSelected, UsageError
+
+__all__ = [
+    "Scan", "Selection", "Filters", "LabelMap",
+    "find_scans", "select_scans", "read_filters", "pair_flair", "find_annotations", "find_label_maps",
+]  # fmt: skip
+
+Filters = Mapping[str, Mapping[str, Any]]
+DEFAULT_FILTERS: Filters = {"t1w": {"suffix": "T1w"}, "flair": {"suffix": "FLAIR"}}
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One T1w image with its FLAIR.
+
+    Attributes:
+        entities: those of the T1w by their names in pybids, in BIDS order, labels to the letter.
+        flair: the FLAIR that belongs to it, on its own grid; None if there is none or several fit.
+        flair_reason: why ``flair`` is None.
+    """
+
+    entities: dict[str, str]
+    t1w: Path
+    flair: Path | None = None
+    flair_reason: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The source entities as in file names: ``sub-01_ses-1_run-1``."""
+        return build_name(self.entities)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Scans, sorted by participant, session and the rest, and what the user should know about those left out."""
+
+    scans: list[Scan]
+    notes: list[str]
+
+
+def find_scans(
+    bids_dir: Path,
+    *,
+    participants: Iterable[str] | None = None,
+    sessions: Iterable[str] | None = None,
+    filters: Filters | None = None,
+    database_dir: Path | None = None,
+) -> list[Scan]:
+    """The scans of :func:`select_scans`, without its notes."""
+    return select_scans(
+        bids_dir, participants=participants, sessions=sessions, filters=filters, database_dir=database_dir
+    ).scans
+
+
+def select_scans(
+    bids_dir: Path,
+    *,
+    participants: Iterable[str] | None = None,
+    sessions: Iterable[str] | None = None,
+    filters: Filters | None = None,
+    database_dir: Path | None = None,
+) -> Selection:
+    """Every T1w of the selection with its FLAIR, each run, acquisition and reconstruction a scan of its own.
+
+    Args:
+        bids_dir: only ``sub-*/[ses-*/]anat/*.nii[.gz]`` of the selected participants is looked at.
+        participants: labels with or without ``sub-``; None means all.
+        sessions: labels with or without ``ses-``; None means all. Files without a session are left out when given.
+        filters: for ``t1w`` and ``flair`` the values that entities must have: one value, a list of them, None for
+            "absent" or ``"*"`` for "any". Files that lack an entity which is filtered by value are left out.
+        database_dir: keeps the index of pybids for later runs; it then holds all participants.
+
+    Raises:
+        InputMissing: there is no such folder.
+        NothingSelected: no T1w is left.
+    """
+    filters = _complete(filters)
+    existing = participant_labels(bids_dir)
+    wanted = _labels(participants, "sub-")
+    chosen = existing if wanted is None else [label for label in existing if label in wanted]
+    notes = [f"no participant {label} in {bids_dir}" for label in sorted(set(wanted or ()) - set(existing))]
+    if not chosen:
+        what = f"no participant {', '.join(sorted(wanted))}" if wanted is not None else "no sub-* folder"
+        raise NothingSelected(f"{what} in {bids_dir}{_some(existing)}")
+    images, more_notes = anatomical_images(bids_dir, None if wanted is None else chosen, database_dir)
+    notes += more_notes
+    wanted_sessions = _labels(sessions, "ses-")
+    if wanted_sessions is not None:
+        images, more_notes = _of_sessions(images, wanted_sessions)
+        notes += more_notes
+    t1ws, more_notes = _unique(image for image in images if _matches(image, filters["t1w"]))
+    flairs, _ = _unique(image for image in images if _matches(image, filters["flair"]))
+    notes += more_notes
+    with_t1w = {image.entities["subject"] for image in t1ws}
+    notes += [f"sub-{label}: no T1w image matches" for label in chosen if label not in with_t1w]
+    if not t1ws:
+        raise NothingSelected(f"no T1w image (.nii or .nii.gz) matches in {bids_dir}: participants, sessions, filters?")
+    of_subject: dict[str, list[Image]] = {}
+    for flair in flairs:
+        of_subject.setdefault(flair.entities["subject"], []).append(flair)
+    pairs = ((t1w, pair_flair(t1w, of_subject.get(t1w.entities["subject"], []))) for t1w in t1ws)
+    return Selection([Scan(t1w.entities, t1w.path, *pair) for t1w, pair in pairs], notes)
+
+
+def read_filters(path: Path) -> dict[str, dict[str, Any]]:
+    """Content of a ``--bids-filter-file``: a JSON object of entity filters for ``t1w`` and ``flair``.
+
+    Queries of other programs (``bold``, ...) may stand in the file and are left aside.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputMissing(f"cannot read the filter file {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"the filter file {path} is not JSON: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(value, dict) for value in content.values()):
+        raise UsageError(f'the filter file {path} must look like {{"t1w": {{"acquisition": "mprage", "run": null}}}}')
+    return {key.lower(): value for key, value in content.items() if key.lower() in DEFAULT_FILTERS}
+
+
+def pair_flair(t1w: Image, flairs: Sequence[Image]) -> tuple[Path | None, str | None]:
+    """The FLAIR that belongs to a T1w out of those of its participant, or None and the reason.
+
+    Rules, in this order:
+      1. It is of the same session (both may have none).
+      2. If exactly one of them has the same run (or, like the T1w, none), it is that one.
+      3. If there is only one, it is that one, whatever its run.
+      4. Otherwise none is taken: the user chooses with a filter file.
+    """
+    session = t1w.entities.get("session")
+    same = [flair for flair in flairs if flair.entities.get("session") == session]
+    where = f"session {session} of sub-{t1w.entities['subject']}" if session else f"sub-{t1w.entities['subject']}"
+    if not same:
+        return None, f"no FLAIR image in {where}"
+    same_run = [flair for flair in same if _run(flair) == _run(t1w)]
+    for fitting in (same_run, same):
+        if len(fitting) == 1:
+            return fitting[0].path, None
+    names = ", ".join(flair.path.name for flair in same)
+    return None, f"{len(same)} FLAIR images fit in {where} ({names}): choose one with --bids-filter-file"
+
+
+def _run(image: Image) -> int | str | None:
+    run = image.entities.get("run")
+    return int(run) if run and run.isdigit() else run
+
+
+# -- selection ---------------------------------------------------------------------------------------------------------
+
+
+def _labels(labels: Iterable[str] | None, prefix: str) -> set[str] | None:
+    return None if labels is None else {label.removeprefix(prefix) for label in labels}
+
+
+def _of_sessions(images: Sequence[Image], wanted: set[str]) -> tuple[list[Image], list[str]]:
+    """The images of those sessions, and notes on sessions that do not exist."""
+    present = {image.entities["session"] for image in images if "session" in image.entities}
+    if not wanted & present:
+        raise NothingSelected(f"no anatomical image in session {', '.join(sorted(wanted))}{_some(sorted(present))}")
+    notes = [f"no anatomical image in session {label}" for label in sorted(wanted - present)]
+    return [image for image in images if image.entities.get("session") in wanted], notes
+
+
+def _some(labels: Sequence[str], at_most: int = 6) -> str:
+    if not labels:
+        return ""
+    return f"; there are {len(labels)}: {', '.join(labels[:at_most])}{', ...' if len(labels) > at_most else ''}"
+
+
+def _complete(filters: Filters | None) -> dict[str, dict[str, Any]]:
+    known = {*entity_names(), "suffix", "extension", "datatype"}
+    complete = {query: {**default, **(filters or {}).get(query, {})} for query, default in DEFAULT_FILTERS.items()}
+    for query, entities in complete.items():
+        for name in entities.keys() - known:
+            raise UsageError(f"the filter {query} has an unknown entity '{name}': use {', '.join(entity_names())}")
+    return complete
+
+
+def _matches(image: Image, wanted: Mapping[str, Any]) -> bool:
+    """Whether the image has the values; numbers are compared as such, so that 1 finds ``run-01``."""
+    values = {
+        **image.entities,
+        "suffix": image.suffix,
+        "extension": image.path.name[image.path.name.index(".") :],
+        "datatype": "anat",
+    }
+    for name, choice in wanted.items():
+        value = values.get(name)
+        choices = choice if isinstance(choice, list) else [choice]
+        if not any(_equal(name, value, one) for one in choices):
+            return False
+    return True
+
+
+def _equal(name: str, value: str | None, wanted: Any) -> bool:
+    if wanted is None or value is None:
+        return value is wanted
+    if wanted == "*":
+        return True
+    if value.isdigit() and (isinstance(wanted, int) or (name == "run" and str(wanted).isdigit())):
+        return int(value) == int(wanted)
+    prefix = {"subject": "sub-", "session": "ses-"}.get(name, "")
+    if name == "extension":
+        return value.lstrip(".") == str(wanted).lstrip(".")
+    return value == str(wanted).removeprefix(prefix)
+
+
+def _unique(images: Iterable[Image]) -> tuple[list[Image], list[str]]:
+    """One image for each set of entities, sorted: ``.nii.gz`` before ``.nii``; the others are noted."""
+    chosen: dict[str, Image] = {}
+    notes = []
+    for image in sorted(images, key=lambda i: (_natural(build_name(i.entities)), i.path.suffix, i.path)):
+        key = build_name(image.entities)
+        if key in chosen:
+            notes.append(f"{image.path.name} is passed over: {chosen[key].path.name} has the same entities")
+        chosen.setdefault(key, image)
+    return list(chosen.values()), notes
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """Sorting key in which run-2 comes before run-10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]

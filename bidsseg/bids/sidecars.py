@@ -1,0 +1,232 @@
+"""Everything written beside images: JSON sidecars, data dictionaries and the files at the top of the output."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+from bidsseg import __version__
+from bidsseg.bids.names import root_path
+from bidsseg.image.files import replacing
+
+BIDS_VERSION = "1.10.1"
+SOURCE = "raw"
+"""Name of the input dataset in BIDS URIs."""
+
+BIDSIGNORE = ("*.html", "figures", "*_morph.tsv", "*_morph.json", "group_*", "models")
+"""What BIDS has no names for. No slash after a folder: the validator would then still complain about the folder."""
+
+ENVIRONMENT = {"Type": "BIDSSEG_CONTAINER_TYPE", "Tag": "BIDSSEG_CONTAINER_TAG", "URI": "BIDSSEG_CONTAINER_URI"}
+"""Variables that a container image sets to name itself in ``GeneratedBy``."""
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write a UTF-8 text file that is whole or not there; makes its folder.
+
+    Raises:
+        OutputNotWritable: the file cannot be created there.
+        IOFailure: writing failed on the way, e.g. the disk is full.
+    """
+    with replacing(path) as stream:
+        stream.write(text.encode())
+
+
+def write_json_atomic(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file as :func:`write_text_atomic` does."""
+    write_text_atomic(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+# -- of images ---------------------------------------------------------------------------------------------------------
+
+
+def bids_uri(path: Path, bids_dir: Path) -> str:
+    """URI of a file in the input: ``bids:raw:sub-01/anat/sub-01_T1w.nii.gz``."""
+    return f"bids:{SOURCE}:{quote(path.relative_to(bids_dir).as_posix(), safe='/+')}"
+
+
+def image_sidecar(
+    description: str, sources: Sequence[Path], bids_dir: Path, details: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Content of the sidecar of an image made from the sources.
+
+    Args:
+        sources: images in the input that it was made from; it lies on the grid of the first, the T1w.
+        details: further keys, e.g. ``Model`` and ``InputFindings``.
+    """
+    uris = [bids_uri(path, bids_dir) for path in sources]
+    return {"Description": description, "Sources": uris, "SpatialReference": uris[0], **(details or {})}
+
+
+def dseg_sidecar(
+    protocol: str, sources: Sequence[Path], bids_dir: Path, details: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Sidecar of a label map and of the look-up table beside it."""
+    text = f"Label map of the {protocol} protocol; the table of the same name tells the regions"
+    return image_sidecar(text, sources, bids_dir, {"Manual": False, **(details or {})})
+
+
+def mask_sidecar(
+    kind: Literal["Brain", "Lesion"], sources: Sequence[Path], bids_dir: Path, details: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Sidecar of a brain or lesion mask."""
+    text = f"{kind} mask: 1 inside, 0 outside"
+    return image_sidecar(text, sources, bids_dir, {"Type": kind, "Manual": False, **(details or {})})
+
+
+def probseg_sidecar(
+    protocol: str,
+    labels: Sequence[str],
+    sources: Sequence[Path],
+    bids_dir: Path,
+    details: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Sidecar of a 4-D image of probabilities; ``labels`` are the abbreviations of its regions, in order."""
+    text = f"Probability (0 to 1) of each region of the {protocol} protocol; fourth axis in the order of LabelMap"
+    return image_sidecar(text, sources, bids_dir, {"Manual": False, "LabelMap": list(labels), **(details or {})})
+
+
+def entropy_sidecar(
+    protocol: str, sources: Sequence[Path], bids_dir: Path, details: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Sidecar of a map of uncertainty."""
+    text = (
+        f"Uncertainty in the {protocol} protocol: entropy of the probabilities of a voxel, from 0 (sure) to 1 (all "
+        "regions alike)"
+    )
+    return image_sidecar(text, sources, bids_dir, {"Manual": False, **(details or {})})
+
+
+# -- of tables ---------------------------------------------------------------------------------------------------------
+
+VOLUMES = {
+    "index": {"Description": "Value of the region in the label map; n/a for the intracranial volume"},
+    "name": {"Description": "Name of the region"},
+    "abbreviation": {"Description": "Short name of the region"},
+    "voxels": {"Description": "Number of voxels with this value"},
+    "volume-mm3": {"Description": "Number of voxels times the volume of a voxel", "Units": "mm^3"},
+    "softvolume-mm3": {
+        "Description": "Sum of the probabilities of the region over all voxels times the volume of a voxel",
+        "Units": "mm^3",
+    },
+}
+
+
+def morph_sidecar(
+    protocol: str, sources: Sequence[Path], bids_dir: Path, details: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Data dictionary of the table of volumes of a scan, with its provenance."""
+    uris = [bids_uri(path, bids_dir) for path in sources]
+    text = f"Volumes of the regions of the {protocol} protocol, and the intracranial volume from the brain mask"
+    return {"Description": text, "Sources": uris, **VOLUMES, **(details or {})}
+
+
+def group_sidecar(protocol: str, entities: Iterable[str], regions: Mapping[str, str]) -> dict[str, Any]:
+    """Data dictionary of the table of a cohort.
+
+    Args:
+        entities: columns that tell the scans apart, e.g. ``participant_id``, ``session_id``, ``run_id``.
+        regions: columns of volumes, each with the full name of its region.
+    """
+    return {
+        "Description": f"Volumes in the {protocol} protocol, one row for each scan",
+        **{name: {"Description": f"{name.removesuffix('_id')} of the scan"} for name in entities},
+        "quality": {"Description": "Mean confidence of the network in the brain, from 0 to 1"},
+        **{column: {"Description": f"Volume of: {name}", "Units": "mm^3"} for column, name in regions.items()},
+    }
+
+
+# -- of the dataset ----------------------------------------------------------------------------------------------------
+
+
+def write_root_files(output_dir: Path, bids_dir: Path, descriptions: Mapping[str, str]) -> None:
+    """Write ``dataset_description.json``, ``descriptions.tsv``, ``README.md`` and ``.bidsignore``.
+
+    Args:
+        descriptions: what each model of this run is, by its name; those of earlier runs in the folder are kept.
+    """
+    table = output_dir / root_path("descriptions")
+    rows = {**_read_descriptions(table), **_desc_labels(descriptions)}
+    write_json_atomic(output_dir / root_path("description"), dataset_description(output_dir, bids_dir))
+    write_text_atomic(table, descriptions_table(rows))
+    write_text_atomic(output_dir / root_path("readme"), _readme(bids_dir, rows))
+    write_text_atomic(output_dir / root_path("bidsignore"), "".join(f"{line}\n" for line in BIDSIGNORE))
+
+
+def dataset_description(output_dir: Path, bids_dir: Path) -> dict[str, Any]:
+    """Content of ``dataset_description.json`` of the derivative dataset."""
+    source = _source_description(bids_dir)
+    generated_by = {"Name": "bidsseg", "Version": __version__, "Description": "Segmentation of brain MRI"}
+    container = _container()
+    return {
+        "Name": f"bidsseg: segmentation of {source.get('Name') or bids_dir.resolve().name}",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": [{**generated_by, "Container": container} if container else generated_by],
+        "SourceDatasets": [_source_dataset(bids_dir, source)],
+        "DatasetLinks": {SOURCE: _link(output_dir, bids_dir)},
+    }
+
+
+def descriptions_table(descriptions: Mapping[str, str]) -> str:
+    """Content of ``descriptions.tsv``: what each ``desc-`` label means."""
+    lines = [f"desc-{label}\t{' '.join(text.split())}" for label, text in sorted(descriptions.items())]
+    return "\n".join(["desc_id\tdescription", *lines]) + "\n"
+
+
+def _desc_labels(models: Mapping[str, str]) -> dict[str, str]:
+    labels = {"brain": "Brain mask"}
+    for name, text in models.items():
+        labels[name] = text
+        labels[f"{name}entropy"] = f"Uncertainty of {name}: entropy of its probabilities, 0 to 1"
+    return labels
+
+
+def _read_descriptions(table: Path) -> dict[str, str]:
+    if not table.is_file():
+        return {}
+    rows = csv.DictReader(io.StringIO(table.read_text(encoding="utf-8")), delimiter="\t", quoting=csv.QUOTE_NONE)
+    return {row["desc_id"].removeprefix("desc-"): row["description"] for row in rows}
+
+
+def _readme(bids_dir: Path, descriptions: Mapping[str, str]) -> str:
+    text = Path(__file__).with_name("readme.md").read_text(encoding="utf-8")
+    source = _source_description(bids_dir).get("Name") or bids_dir.resolve().name
+    models = "\n".join(f"- `{label}`: {what}" for label, what in sorted(descriptions.items()))
+    return text.format(version=__version__, source=source, models=models)
+
+
+def _source_description(bids_dir: Path) -> dict[str, Any]:
+    """The description of the input; nothing of it is needed, so that a broken one is an empty one."""
+    try:
+        content = json.loads((bids_dir / root_path("description")).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _source_dataset(bids_dir: Path, source: Mapping[str, Any]) -> dict[str, str]:
+    doi = source.get("DatasetDOI")
+    known = {"DOI": doi} if isinstance(doi, str) and doi else {}
+    return {"URL": bids_dir.resolve().as_uri(), **known}
+
+
+def _link(output_dir: Path, bids_dir: Path) -> str:
+    """Where the input is: relative if the output lies inside it and both can move together, else a URI."""
+    source, output = bids_dir.resolve(), output_dir.resolve()
+    if output.is_relative_to(source):
+        return Path(os.path.relpath(source, output)).as_posix()
+    return source.as_uri()
+
+
+def _container() -> dict[str, str]:
+    """What the environment tells of the container; empty outside of one."""
+    known = {key: os.environ[name] for key, name in ENVIRONMENT.items() if os.environ.get(name)}
+    if os.environ.get("APPTAINER_CONTAINER") or os.environ.get("SINGULARITY_CONTAINER"):
+        known["Type"] = "apptainer"
+    return known

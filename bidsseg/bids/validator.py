@@ -1,0 +1,154 @@
+"""The real BIDS validator, on what will be read of the input.
+
+It is shown a view of the dataset: links to the files at its top, placeholders for the images of the scans, and links
+to the JSON files that apply to them. So it costs as much as there are scans, however large the dataset is. It judges
+names, folders and metadata; the content of an image is judged when it is read, so that one bad scan does not stop the
+others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bidsseg.bids.names import root_path
+from bidsseg.errors import InvalidInputDataset
+
+if TYPE_CHECKING:
+    from bidsseg.bids.query import Scan
+
+PROGRAM = "bids-validator-deno"
+
+UNREADABLE = (
+    "JSON_INVALID", "JSON_NOT_AN_OBJECT", "INVALID_JSON_ENCODING", "EMPTY_FILE", "FILE_READ", "SYMLINK_BROKEN",
+)  # fmt: skip
+"""What makes ``dataset_description.json`` useless; anything else in it is a matter of taste or of age."""
+
+OF_THE_VIEW = ("SIDECAR_WITHOUT_DATAFILE", "SYMLINK_OUT_OF_TREE")
+"""What is wrong with the view and not with the dataset: it lacks the files of other modalities, and holds links."""
+
+
+@dataclass(frozen=True)
+class Issue:
+    """What the validator calls an error.
+
+    Attributes:
+        location: path below the dataset, or empty.
+        others: how many more files have the same.
+    """
+
+    code: str
+    location: str
+    message: str
+    others: int = 0
+
+    def __str__(self) -> str:
+        others = f" (and {self.others} more)" if self.others else ""
+        return f"{self.location or 'input dataset'}{others}: {self.message} [{self.code}]"
+
+
+def validate(bids_dir: Path, scans: Sequence[Scan]) -> list[Issue]:
+    """Errors of the dataset that do not concern the files to be read: the caller shows them as warnings.
+
+    Raises:
+        InvalidInputDataset: the name or place of an image to be read is wrong, or ``dataset_description.json`` is
+            missing or cannot be parsed.
+    """
+    program = _program()
+    if program is None:
+        return [Issue("NO_VALIDATOR", "", f"not validated, because {PROGRAM} is not installed")]
+    images = sorted({path.relative_to(bids_dir) for scan in scans for path in (scan.t1w, scan.flair) if path})
+    with tempfile.TemporaryDirectory(prefix="bidsseg-") as folder:
+        view = Path(folder) / "dataset"
+        _make_view(bids_dir, view, images)
+        try:
+            errors, meanings = _run(program, view)
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            return [Issue("VALIDATOR_FAILED", "", f"not validated, because {PROGRAM} failed: {_line(str(error))}")]
+    read = {image.as_posix() for image in images}
+    fatal = _issues([entry for entry in errors if _is_fatal(entry, read)], meanings)
+    if fatal:
+        raise InvalidInputDataset(f"{'; '.join(map(str, fatal))}; correct it or use --skip-bids-validation")
+    return _issues([entry for entry in errors if entry["code"] not in OF_THE_VIEW], meanings)
+
+
+def _program() -> str | None:
+    """The validator beside this Python, else the one on the search path."""
+    return shutil.which(PROGRAM, path=Path(sys.executable).parent) or shutil.which(PROGRAM)
+
+
+def _make_view(bids_dir: Path, view: Path, images: Iterable[Path]) -> None:
+    """Fill the folder ``view``; ``images`` are relative to the dataset."""
+    view.mkdir()
+    places = {Path()}
+    for image in images:
+        places.update(image.parents)
+        (view / image).parent.mkdir(parents=True, exist_ok=True)
+        (view / image).write_bytes(b"placeholder")
+    for place in places:
+        for file in _files(bids_dir / place):
+            if place == Path() or file.suffix == ".json":
+                (view / place / file.name).symlink_to(file.absolute())
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_symlink() or entry.is_file():
+                path = Path(entry.path)
+                if not path.is_dir():
+                    yield path
+
+
+def _run(program: str, view: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Errors that the validator reports, and what their codes mean; no network is needed, no image is opened."""
+    done = subprocess.run(
+        [program, str(view), "--format", "json", "--ignoreNiftiHeaders", "--ignoreWarnings"],
+        capture_output=True,
+        env={**os.environ, "NO_COLOR": "1", "DENO_NO_UPDATE_CHECK": "1"},
+        check=False,
+    )
+    if not done.stdout.strip():
+        raise ValueError(done.stderr.decode(errors="replace") or f"it ended with code {done.returncode}")
+    report = json.loads(done.stdout)["issues"]
+    return [entry for entry in report["issues"] if entry["severity"] == "error"], report["codeMessages"]
+
+
+def _is_fatal(entry: dict[str, Any], read: set[str]) -> bool:
+    """Whether an error concerns what will be read: metadata of the images are not."""
+    code, location = entry["code"], _location(entry)
+    if code == "MISSING_DATASET_DESCRIPTION":
+        return True
+    if location == root_path("description").as_posix():
+        return code in UNREADABLE
+    return location in read and not (entry.get("rule") or "").startswith("rules.sidecars")
+
+
+def _issues(entries: Iterable[dict[str, Any]], meanings: dict[str, str]) -> list[Issue]:
+    """One issue for each kind, at the first of its files."""
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for entry in sorted(entries, key=_location):
+        kinds.setdefault("/".join(filter(None, (entry["code"], entry.get("subCode")))), []).append(entry)
+    issues = []
+    for code, (first, *others) in kinds.items():
+        parts = (meanings.get(first["code"]), first.get("issueMessage"))
+        text = _line(": ".join(part.partition("\n\n")[0].strip(" .") for part in parts if part))
+        files = {_location(entry) for entry in others} - {_location(first)}
+        issues.append(Issue(code, _location(first), text, len(files)))
+    return issues
+
+
+def _location(entry: dict[str, Any]) -> str:
+    return (entry.get("location") or "").lstrip("/")
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,1 @@
+"""Images: what is known of voxels and space."""

@@ -1,0 +1,186 @@
+"""The model grid: isotropic, RAS, axes parallel to the scan's own; and what is measured on it.
+
+Arrays on it are (D, H, W) = (left to right, posterior to anterior, inferior to superior). An oblique scan is not turned:
+its axes are taken as the nearest anatomical ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bidsseg.image.volume import Volume
+
+SAMPLE = 60_000
+"""Brain voxels that are about enough to estimate a percentile."""
+
+
+def canonical(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """The array (X, Y, Z) with its axes permuted and flipped to R, A, S (nearest)."""
+    return nib.orientations.apply_orientation(data, nib.orientations.io_orientation(affine))
+
+
+def from_canonical(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """The inverse of canonical."""
+    to_canonical = nib.orientations.io_orientation(affine)
+    back = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), np.asarray(to_canonical))
+    ornt = np.empty_like(to_canonical)
+    for native, (axis, flip) in enumerate(to_canonical):
+        ornt[int(axis)] = [native, flip]
+    assert back is not None
+    return nib.orientations.apply_orientation(data, ornt)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """An isotropic grid in the canonical frame of a scan.
+
+    Attributes:
+        spacing_mm: voxel size.
+        origin_mm: (3,) centre of the first voxel, from the centre of the scan's first canonical voxel along its axes.
+        shape: (D, H, W).
+    """
+
+    spacing_mm: float
+    origin_mm: tuple[float, float, float]
+    shape: tuple[int, int, int]
+
+
+def canonical_spacing(volume: Volume) -> np.ndarray:
+    """Voxel sizes in mm (3,) along R, A, S."""
+    axes = nib.orientations.io_orientation(volume.affine)[:, 0].astype(int)
+    spacing = np.empty(3)
+    spacing[axes] = volume.spacing_mm
+    return spacing
+
+
+def whole_grid(volume: Volume, spacing_mm: float, multiple: int = 1) -> Grid:
+    """The grid that covers the whole field of view, each axis a multiple of that many voxels, centred on the scan."""
+    spacing = canonical_spacing(volume)
+    size = np.array(canonical(np.empty(volume.shape, np.uint8), volume.affine).shape)
+    extent = size * spacing
+    shape = np.maximum(1, np.ceil(extent / spacing_mm / multiple - 1e-6)).astype(int) * multiple
+    origin = ((size - 1) * spacing - (shape - 1) * spacing_mm) / 2
+    return Grid(spacing_mm, tuple(origin.tolist()), tuple(shape.tolist()))
+
+
+def box_grid(whole: Grid, mask: np.ndarray, spacing_mm: float, margin_mm: float, multiple: int) -> Grid:
+    """The grid around the True voxels of a mask (D, H, W) on another grid, with a margin."""
+    found = np.argwhere(mask)
+    low = np.array(whole.origin_mm) + (found.min(0) - 0.5) * whole.spacing_mm - margin_mm
+    high = np.array(whole.origin_mm) + (found.max(0) + 0.5) * whole.spacing_mm + margin_mm
+    shape = np.ceil((high - low) / spacing_mm / multiple).astype(int) * multiple
+    origin = (low + high) / 2 - (shape - 1) / 2 * spacing_mm
+    return Grid(spacing_mm, tuple(origin.tolist()), tuple(shape.tolist()))
+
+
+def hat_weights(size_in: int, spacing_in: float, size_out: int, spacing_out: float, origin_out: float) -> np.ndarray:
+    """Weights (size_out, size_in) of linear interpolation along one axis, widened where it loses resolution.
+
+    Positions outside the field of view get no weight.
+    """
+    reach = max(spacing_in, spacing_out)
+    target = origin_out + spacing_out * np.arange(size_out)[:, None]
+    source = spacing_in * np.arange(size_in)[None]
+    weights = np.clip(1 - np.abs(target - source) / reach, 0, None)
+    half = spacing_in / 2 + 1e-6
+    weights[(target[:, 0] < -half) | (target[:, 0] > source[0, -1] + half)] = 0
+    total = weights.sum(1, keepdims=True)
+    return (weights / np.where(total > 0, total, 1)).astype(np.float32)
+
+
+def resample(data: Tensor, weights: Sequence[np.ndarray]) -> Tensor:
+    """An array (X, Y, Z) taken through one weight matrix an axis."""
+    for axis, matrix in enumerate(weights):
+        data = torch.tensordot(torch.from_numpy(matrix), data, dims=([1], [axis])).movedim(0, axis)
+    return data.contiguous()
+
+
+def to_grid(volume: Volume, grid: Grid) -> Tensor:
+    """The scan on the model grid (D, H, W), float32, linearly interpolated, 0 outside its field of view."""
+    data = canonical(volume.data, volume.affine)
+    spacing = canonical_spacing(volume)
+    weights = [
+        hat_weights(data.shape[i], spacing[i], grid.shape[i], grid.spacing_mm, grid.origin_mm[i]) for i in range(3)
+    ]
+    return resample(torch.from_numpy(np.ascontiguousarray(data, np.float32)), weights)
+
+
+def between(mask: Tensor, source: Grid, target: Grid) -> Tensor:
+    """A float array (D, H, W) on one grid, linearly interpolated on another of the same scan."""
+    weights = [
+        hat_weights(
+            source.shape[i], source.spacing_mm, target.shape[i], target.spacing_mm, target.origin_mm[i] - source.origin_mm[i]
+        )
+        for i in range(3)
+    ]
+    return resample(mask.float(), weights)
+
+
+def labels_to_grid(data: np.ndarray, affine: np.ndarray, grid: Grid, spacing: np.ndarray) -> np.ndarray:
+    """A label map (X, Y, Z) on the model grid, nearest neighbour, 0 outside its field of view."""
+    data = canonical(data, affine)
+    picked = data
+    for axis in range(3):
+        position = (grid.origin_mm[axis] + grid.spacing_mm * np.arange(grid.shape[axis])) / spacing[axis]
+        index = np.rint(position).astype(int)
+        inside = (index >= 0) & (index < data.shape[axis])
+        picked = np.take(picked, np.clip(index, 0, data.shape[axis] - 1), axis)
+        blank = [slice(None)] * 3
+        blank[axis] = ~inside  # type: ignore[call-overload]
+        picked[tuple(blank)] = 0
+    return np.ascontiguousarray(picked)
+
+
+def percentiles(image: Tensor, mask: Tensor | None, shares: Sequence[float]) -> list[float]:
+    """Percentiles of the image's non-zero voxels, in the mask if there is one."""
+    step = max(1, round((image.numel() / SAMPLE / 4) ** (1 / 3)))
+    thin = (slice(None, None, step),) * 3
+    image = image[thin]
+    values = image[(image != 0) & mask[thin] if mask is not None else image != 0]
+    if len(values) == 0:
+        return [0.0 for _ in shares]
+    return torch.quantile(values, torch.tensor(list(shares))).tolist()
+
+
+def normalise(image: Tensor, mask: Tensor | None) -> Tensor:
+    """Brightness scaled so that the 1st and 99th percentile become 0 and 1, at most 1.5; 0 outside the mask.
+
+    Without a mask the whole field of view counts, its zeros aside.
+    """
+    low, high = percentiles(image, mask, (0.01, 0.99))
+    scaled = ((image - low) / max(high - low, 1e-6)).clamp(0, 1.5)
+    return scaled * mask if mask is not None else scaled
+
+
+def brain_frame(brain: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Centre and half extent (3,) in voxels of a mask (D, H, W): midway and half-way between its 1st and 99th percentile."""
+    centre, half = np.empty(3), np.empty(3)
+    for axis in range(3):
+        count = brain.sum(dim=[i for i in range(3) if i != axis]).double().numpy()
+        total = np.cumsum(count) / max(count.sum(), 1)
+        low, high = np.searchsorted(total, 0.01), np.searchsorted(total, 0.99)
+        centre[axis], half[axis] = (low + high) / 2, max((high - low) / 2, 1)
+    return centre, half
+
+
+def coordinates(shape: Sequence[int], centre: np.ndarray, half: np.ndarray) -> Tensor:
+    """(1, 3, D/2, H/2, W/2): position in the brain's frame, -1..1 inside it, of the 2³ blocks of a grid (D, H, W)."""
+    axes = [
+        torch.from_numpy((np.arange(0.5, n, 2) - c) / h).float() for n, c, h in zip(shape, centre, half, strict=True)
+    ]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None].clamp(-1.5, 1.5)
+
+
+def dilate(mask: Tensor, voxels: int) -> Tensor:
+    """Booleans (D, H, W) widened by that many voxels."""
+    x = mask[None, None].float()
+    for _ in range(voxels):
+        x = F.max_pool3d(x, 3, 1, 1)
+    return x[0, 0] > 0

@@ -1,0 +1,229 @@
+"""Reading NIfTI files with a guard, and writing them on the grid of another image."""
+
+import gzip
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.arrayproxy import ArrayProxy
+from nibabel.spatialimages import HeaderDataError
+
+from bidsseg.errors import DataError
+from bidsseg.image.files import content, replacing
+from bidsseg.image.guard import UNITS_MM, Finding, check_kind, check_shape, check_space, clean_intensities, refusal
+from bidsseg.image.volume import Volume
+
+__all__ = ["Finding", "read_image", "read_labels", "write_labels", "write_map"]
+
+COMPRESSION = 4
+"""gzip level."""
+
+LABEL_TOLERANCE = 0.01
+"""How far from an integer a stored label may lie: scaled files hold 2.9999."""
+
+LARGEST_LABEL = 2**31 - 1
+
+MAP_STEP = 2.0**-15
+"""Resolution of maps, a power of two so that 0 and 1 are read back exactly."""
+
+GEOMETRY = (
+    "qform_code",
+    "quatern_b",
+    "quatern_c",
+    "quatern_d",
+    "qoffset_x",
+    "qoffset_y",
+    "qoffset_z",
+    "sform_code",
+    "srow_x",
+    "srow_y",
+    "srow_z",
+)
+"""Fields of a header that place its voxels, besides ``pixdim`` and the unit."""
+
+
+def read_image(path: Path) -> tuple[Volume, list[Finding]]:
+    """An intensity image as float32, with what is worth knowing about it.
+
+    Args:
+        path: A ``.nii`` or ``.nii.gz`` file.
+
+    Returns:
+        Volume of shape (X, Y, Z), intensities scaled as the header says, NaN and infinity set to 0, affine in mm;
+        and the findings.
+
+    Raises:
+        InputMissing: There is no such file, or it cannot be opened.
+        DataError: It is no usable 3-D image; the message ends with a code in brackets.
+    """
+    with _named(path):
+        header, stored, findings = _load(path)
+        data = np.asarray(stored, dtype=np.float32)
+        shape, more = check_shape(data.shape)
+        affine, remarks = check_space(header, shape)
+        data = data.reshape(shape, order="F")
+        findings += more + remarks + clean_intensities(data)
+        return Volume(data, affine, header), findings
+
+
+def read_labels(path: Path) -> Volume:
+    """A label map, in the smallest integer type that holds its labels (unsigned unless some are negative).
+
+    Args:
+        path: A ``.nii`` or ``.nii.gz`` file; floating-point and scaled labels are rounded.
+
+    Raises:
+        InputMissing: There is no such file, or it cannot be opened.
+        DataError: It is no usable 3-D image, or a value is not close to an integer.
+    """
+    with _named(path):
+        header, stored, _ = _load(path)
+        values = np.asarray(stored)
+        shape, _ = check_shape(values.shape)
+        affine, _ = check_space(header, shape)
+        return Volume(_integers(values.reshape(shape, order="F")), affine, header)
+
+
+def write_labels(path: Path, labels: np.ndarray, like: Volume) -> None:
+    """Writes a label map or a mask in the smallest unsigned type.
+
+    Args:
+        path: Where to; the folder is made if needed.
+        labels: Integers ≥ 0 or booleans, shape (X, Y, Z) of `like`.
+        like: The image whose grid it lies on; sform, qform, codes and units are taken over bit by bit.
+
+    Raises:
+        OutputNotWritable: The file cannot be created there.
+        IOFailure: Writing failed, e.g. the disk is full.
+    """
+    if labels.dtype.kind not in "bui" or labels.min() < 0:
+        raise ValueError("labels are integers from 0 up")
+    dtype = np.dtype(np.uint8) if labels.dtype == bool else np.min_scalar_type(labels.max())
+    header = _fresh_header(like, labels.shape, dtype)
+    header.set_intent("label")
+    _write(path, header, (labels[..., k].astype(dtype) for k in range(labels.shape[-1])))
+
+
+def write_map(path: Path, values: np.ndarray, like: Volume) -> None:
+    """Writes values from 0 to 1, such as probabilities, as scaled 16-bit integers in steps of 2⁻¹⁵.
+
+    Args:
+        path: Where to; the folder is made if needed.
+        values: Floating point, shape (X, Y, Z) of `like`, or (X, Y, Z, R) for several maps in one file.
+        like: The image whose grid it lies on; sform, qform, codes and units are taken over bit by bit.
+
+    Raises:
+        OutputNotWritable: The file cannot be created there.
+        IOFailure: Writing failed, e.g. the disk is full.
+    """
+    dtype = np.dtype(np.uint16)
+    header = _fresh_header(like, values.shape, dtype)
+    header.set_slope_inter(MAP_STEP, 0)
+    slabs = (values[..., k].astype(np.float32).clip(0, 1) for k in range(values.shape[-1]))
+    _write(path, header, (np.rint(slab / MAP_STEP).astype(dtype) for slab in slabs))
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Puts the file in front of what is wrong with it; odd numbers in it are the guard's business, not numpy's."""
+    try:
+        with np.errstate(all="ignore"):
+            yield
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _load(path: Path) -> tuple[nib.Nifti1Header, ArrayProxy, list[Finding]]:
+    """Header as nibabel corrects it, voxels as stored, and the corrections."""
+    stored = content(path)
+    header = _header(stored)
+    corrections = _Corrections()
+    try:
+        header.check_fix(logger=corrections)
+        dtype = header.get_data_dtype()
+        header.get_slope_inter()
+        shape, offset = header.get_data_shape(), header.get_data_offset()
+    except (HeaderDataError, ValueError, OverflowError) as error:
+        raise refusal("BAD_HEADER", f"has a NIfTI header that cannot be used: {error}") from error
+    check_kind(dtype)
+    check_shape(shape)
+    missing = offset + int(np.prod(shape, dtype=object)) * dtype.itemsize - len(stored)
+    if missing > 0:
+        raise refusal("TRUNCATED", f"ends {missing} bytes too early; copy or convert it again")
+    findings = [Finding("HEADER_CORRECTED", f"The header was corrected: {text}.") for text in corrections]
+    return header, ArrayProxy(BytesIO(stored), header), findings
+
+
+class _Corrections(list[str]):
+    """Takes the place of nibabel's logger and keeps what matters."""
+
+    def log(self, level: int, message: str) -> None:
+        # Level 20 is a qfac of 0, which many converters write; an odd offset matters to SPM only.
+        if level >= 30 and "SPM" not in message:
+            self.append(message)
+
+
+def _header(stored: bytes) -> nib.Nifti1Header:
+    """Header of a file as it stands there, unchecked."""
+    if stored[344:348] == b"n+1\0":
+        return nib.Nifti1Header(stored[:348], check=False)
+    if stored[4:8] == b"n+2\0":
+        return nib.Nifti2Header(stored[:540].ljust(540, b"\0"), check=False)
+    if stored[344:348] == b"ni1\0":
+        raise refusal("NOT_NIFTI", "is only the header of a pair of files; convert it to a single .nii.gz")
+    if stored[:64].isascii() and stored[:64].decode().isprintable():
+        raise refusal("NOT_NIFTI", "is text, not a NIfTI image")
+    raise refusal("NOT_NIFTI", "is not a NIfTI image; convert it to .nii.gz")
+
+
+def _integers(values: np.ndarray) -> np.ndarray:
+    """Labels as the smallest integer type, from values that must be near integers."""
+    if values.dtype.kind == "f":
+        nearest = np.rint(values)
+        distance = np.abs(values - nearest)
+        distance[~(np.abs(values) <= LARGEST_LABEL)] = np.inf
+        if distance.max() > LABEL_TOLERANCE:
+            worst = values.flat[distance.argmax()]
+            raise refusal(
+                "LABELS_NOT_INTEGERS",
+                f"holds the value {worst:g}, which is no label; give a label map with "
+                "integers only, not an interpolated one",
+            )
+        values = nearest
+    low, high = int(values.min()), int(values.max())
+    return values.astype(np.promote_types(np.min_scalar_type(low), np.min_scalar_type(high)))
+
+
+def _fresh_header(like: Volume, shape: tuple[int, ...], dtype: np.dtype) -> nib.Nifti1Header:
+    """Header for values of a shape and type on the grid of another image, with nothing else taken over."""
+    if shape[:3] != like.shape:
+        raise ValueError(f"values of shape {shape} do not lie on a grid of {like.shape}")
+    source = like.header
+    header = nib.Nifti2Header() if isinstance(source, nib.Nifti2Header) else nib.Nifti1Header()
+    header.set_data_shape(shape)
+    header.set_data_dtype(dtype)
+    header.set_slope_inter(1, 0)
+    # Validators ask for a unit of the fourth axis even where it is no time.
+    header.set_xyzt_units("mm", "sec" if len(shape) > 3 else None)
+    if source is None:
+        header.set_qform(like.affine, "scanner")
+        header.set_sform(like.affine, "scanner")
+        return header
+    for field in GEOMETRY:
+        header[field] = source[field]
+    header["pixdim"][:4] = source["pixdim"][:4]
+    unit = int(source["xyzt_units"]) % 8
+    if unit in UNITS_MM:
+        header["xyzt_units"] = int(header["xyzt_units"]) // 8 * 8 + unit
+    return header
+
+
+def _write(path: Path, header: nib.Nifti1Header, slabs: Iterable[np.ndarray]) -> None:
+    """Writes slabs along the last axis one after the other, the same bytes for the same content."""
+    with replacing(path) as stream, gzip.GzipFile("", "wb", COMPRESSION, stream, mtime=0) as packed:
+        header.write_to(packed)
+        for slab in slabs:
+            packed.write(slab.tobytes("F"))

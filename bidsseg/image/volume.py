@@ -1,0 +1,54 @@
+"""An image in memory: voxels and where they lie in the head."""
+
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+from nibabel.affines import voxel_sizes
+from nibabel.orientations import aff2axcodes
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """Voxels with their place in space.
+
+    Attributes:
+        data: Values, shape (X, Y, Z).
+        affine: Voxel index to RAS+ millimetres, shape (4, 4), float64.
+        header: Header of the file it was read from. It keeps what the affine alone cannot say (qform, codes,
+            units), so that what is written on this grid lies exactly where the source lies. None for an image
+            that does not come from a file.
+    """
+
+    data: np.ndarray
+    affine: np.ndarray
+    header: nib.Nifti1Header | None = None
+
+    def __post_init__(self) -> None:
+        if self.data.ndim != 3:
+            raise ValueError(f"a volume has 3 axes, not {self.data.ndim}")
+        affine = np.array(self.affine, dtype=np.float64)
+        if affine.shape != (4, 4):
+            raise ValueError(f"an affine has shape (4, 4), not {affine.shape}")
+        object.__setattr__(self, "affine", affine)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along each axis."""
+        x, y, z = self.data.shape
+        return x, y, z
+
+    @property
+    def spacing_mm(self) -> np.ndarray:
+        """Distance between neighbouring voxel centres along each axis, shape (3,), millimetres."""
+        return voxel_sizes(self.affine)
+
+    @property
+    def orientation(self) -> str:
+        """Anatomical direction in which each index grows, e.g. ``'LAS'``."""
+        return "".join(aff2axcodes(self.affine))
+
+    @property
+    def voxel_volume_mm3(self) -> float:
+        """Volume of one voxel, cubic millimetres."""
+        return float(abs(np.linalg.det(self.affine[:3, :3])))

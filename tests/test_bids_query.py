@@ -1,0 +1,360 @@
+"""Which scans are found, with which FLAIR, and which annotations belong to them."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from bids_trees import home, make_tree
+
+from bidsseg.bids.query import (
+    LabelMap,
+    find_annotations,
+    find_label_maps,
+    find_scans,
+    read_filters,
+    select_scans,
+)
+from bidsseg.errors import DataError, InputMissing, NothingSelected, UsageError
+
+
+def keys(bids_dir: Path, **choice: Any) -> list[str]:
+    return [scan.key for scan in find_scans(bids_dir, **choice)]
+
+
+# -- scans -------------------------------------------------------------------------------------------------------------
+
+
+def test_every_t1w_is_a_scan(tmp_path: Path) -> None:
+    stems = [
+        "sub-01_acq-a_T1w.nii.gz", "sub-01_acq-a_rec-norm_T1w.nii.gz", "sub-01_ce-gd_T1w.nii.gz", "sub-01_T1w.nii",
+        "sub-02_ses-1_run-1_T1w.nii.gz", "sub-02_ses-1_run-2_T1w.nii.gz", "sub-02_ses-1_run-10_T1w.nii.gz",
+        "sub-02_ses-2_run-01_T1w.nii.gz",
+    ]  # fmt: skip
+    bids_dir = make_tree(tmp_path, *stems, "sub-01_T2w.nii.gz", "sub-01_T1w.json", "sub-01_T1w.mgz")
+    assert sorted(keys(bids_dir)) == sorted(stem.partition("_T1w")[0] for stem in stems)
+    assert keys(bids_dir, participants=["02"]) == [
+        "sub-02_ses-1_run-1", "sub-02_ses-1_run-2", "sub-02_ses-1_run-10", "sub-02_ses-2_run-01",
+    ]  # fmt: skip
+    last = find_scans(bids_dir)[-1]
+    assert list(last.entities.items()) == [("subject", "02"), ("session", "2"), ("run", "01")]
+    assert last.t1w == bids_dir / home("sub-02_ses-2_run-01_T1w.nii.gz")
+
+
+def test_selection_by_label_with_and_without_prefix(tmp_path: Path) -> None:
+    bids_dir = make_tree(tmp_path, *(f"sub-{s}_ses-{v}_T1w.nii" for s in ("01", "1", "x") for v in ("a", "b")))
+    assert keys(bids_dir, participants=["sub-01", "x"], sessions=["ses-b"]) == ["sub-01_ses-b", "sub-x_ses-b"]
+    assert keys(bids_dir, participants=["1"], sessions=["a"]) == ["sub-1_ses-a"]
+
+
+def test_a_session_label_leaves_out_files_without_session(tmp_path: Path) -> None:
+    bids_dir = make_tree(tmp_path, "sub-01_T1w.nii", "sub-02_ses-1_T1w.nii")
+    assert keys(bids_dir, sessions=["1"]) == ["sub-02_ses-1"]
+
+
+def test_what_matches_nothing_is_named(tmp_path: Path) -> None:
+    bids_dir = make_tree(tmp_path, *(f"sub-{i:02}_ses-1_T1w.nii" for i in range(20)))
+    with pytest.raises(NothingSelected, match=r"no participant 7, 99 .* there are 20: 00, 01.*\.\.\."):
+        find_scans(bids_dir, participants=["sub-99", "7"])
+    with pytest.raises(NothingSelected, match=r"session 2.* 1: 1"):
+        find_scans(bids_dir, sessions=["2"])
+    with pytest.raises(NothingSelected, match="no T1w"):
+        find_scans(bids_dir, filters={"t1w": {"run": 3}})
+    selection = select_scans(bids_dir, participants=["03", "99"], sessions=["1", "2"])
+    assert [scan.key for scan in selection.scans] == ["sub-03_ses-1"]
+    assert any("99" in note for note in selection.notes)
+    assert any("session 2" in note for note in selection.notes)
+
+
+def test_participants_without_t1w_are_noted(tmp_path: Path) -> None:
+    bids_dir = make_tree(tmp_path, "sub-01_T1w.nii", "sub-02_T2w.nii", "sub-03/func/sub-03_task-x_bold.nii")
+    selection = select_scans(bids_dir)
+    assert [scan.key for scan in selection.scans] == ["sub-01"]
+    assert selection.notes == ["sub-02: no T1w image matches", "sub-03: no T1w image matches"]
+
+
+def test_missing_empty_and_file_instead_of_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputMissing, match="cannot read"):
+        find_scans(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputMissing, match="is a file"):
+        find_scans(tmp_path / "file")
+    with pytest.raises(NothingSelected, match=r"no sub-\* folder"):
+        find_scans(make_tree(tmp_path / "empty"))
+
+
+def test_derivatives_and_sourcedata_are_not_looked_at(tmp_path: Path) -> None:
+    bids_dir = make_tree(tmp_path, "sub-01_T1w.nii")
+    for folder in ("derivatives/x", "sourcedata", "code", "sub-01/anat/sub-02/anat", "sub-01/anat/old", ".git"):
+        (bids_dir / folder).mkdir(parents=True)
+        (bids_dir / folder / "sub-01_run-9_T1w.nii").touch()
+    (bids_dir / "sub-01_run-8_T1w.nii").touch()
+    assert keys(bids_dir) == ["sub-01"]
+
+
+def test_unselected_participants_are_not_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsspec.implementations.local import LocalFileSystem
+
+    bids_dir = make_tree(tmp_path, *(f"sub-{i:02}_T1w.nii" for i in range(12)), "sub-03/func/sub-03_bold.nii")
+    walked, walk = [], LocalFileSystem.walk
+
+    def noted(self: LocalFileSystem, path: str, **options: Any) -> Any:
+        walked.append(path)
+        return walk(self, path, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "walk", noted)
+    assert keys(bids_dir, participants=["03"]) == ["sub-03"]
+    assert sorted(Path(path).relative_to(bids_dir).as_posix() for path in walked) == [".", "sub-03", "sub-03/anat"]
+
+
+@pytest.mark.parametrize("above", ["sub-99/ses-8", "with space", "désc-ü/日本", "acq-x_run-3/anat", "a#b%20c?d=[e]"])
+def test_the_path_of_the_dataset_does_not_matter(tmp_path: Path, above: str) -> None:
+    bids_dir = make_tree(tmp_path / above, "sub-01_T1w.nii", "sub-01_FLAIR.nii", "sub-02_ses-1_T1w.nii")
+    scans = find_scans(bids_dir)
+    assert [scan.key for scan in scans] == ["sub-01", "sub-02_ses-1"]
+    assert scans[0].flair == bids_dir / "sub-01/anat/sub-01_FLAIR.nii"
+    assert all(scan.t1w.is_file() for scan in scans)
+    assert keys(bids_dir, filters={"t1w": {"session": "*"}}) == ["sub-02_ses-1"]
+    assert keys(bids_dir, filters={"t1w": {"acquisition": None, "run": None}}) == ["sub-01", "sub-02_ses-1"]
+
+
+def test_relative_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_tree(tmp_path / "ds", "sub-01_T1w.nii")
+    monkeypatch.chdir(tmp_path)
+    assert find_scans(Path("ds"))[0].t1w == Path("ds/sub-01/anat/sub-01_T1w.nii")
+
+
+def test_links(tmp_path: Path) -> None:
+    bids_dir = make_tree(tmp_path / "bids", "sub-01_T1w.nii")
+    elsewhere = make_tree(tmp_path / "store", "sub-07_T1w.nii")
+    (bids_dir / "sub-07").symlink_to(elsewhere / "sub-07")
+    (bids_dir / "sub-01/loop").symlink_to(bids_dir / "sub-01")
+    (bids_dir / "sub-01/anat/anat").symlink_to("..")
+    (bids_dir / "sub-02").symlink_to("sub-02")
+    (bids_dir / "all").symlink_to(bids_dir)
+    (bids_dir / "sub-01/anat/sub-01_run-2_T1w.nii").symlink_to("not-fetched")
+    assert keys(bids_dir) == ["sub-01", "sub-01_run-2", "sub-07"]
+
+
+def test_same_entities_twice(tmp_path: Path) -> None:
+    selection = select_scans(make_tree(tmp_path, "sub-01_T1w.nii", "sub-01_T1w.nii.gz"))
+    assert [scan.t1w.name for scan in selection.scans] == ["sub-01_T1w.nii.gz"]
+    assert "sub-01_T1w.nii is passed over" in selection.notes[0]
+
+
+def test_names_that_are_not_bids_are_noted(tmp_path: Path) -> None:
+    wrong = ["sub-01/anat/sub-01_old_T1w.nii", "sub-01/anat/sub-02_T1w.nii", "sub-01/ses-1/anat/sub-01_ses-2_T1w.nii"]
+    selection = select_scans(make_tree(tmp_path, "sub-01_T1w.nii.gz", *wrong))
+    assert [scan.key for scan in selection.scans] == ["sub-01"]
+    assert sorted(note.split(" is ")[0] for note in selection.notes) == sorted(wrong)
+
+
+def test_nothing_is_written_beside_the_input(tmp_path: Path) -> None:
+    bids_dir = make_tree(tmp_path / "bids", "sub-01_T1w.nii")
+    before = sorted(tmp_path.rglob("*"))
+    find_scans(bids_dir)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# -- filters -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ({"acquisition": "hi"}, ["acq-hi", "acq-hi_run-01"]),
+        ({"acquisition": None}, ["", "run-2"]),
+        ({"acquisition": "*"}, ["acq-hi", "acq-hi_run-01", "acq-lo"]),
+        ({"acquisition": ["lo", None]}, ["", "acq-lo", "run-2"]),
+        ({"run": 1}, ["acq-hi_run-01"]),
+        ({"run": "1"}, ["acq-hi_run-01"]),
+        ({"run": ["01", "02"], "acquisition": None}, ["run-2"]),
+        ({"datatype": "anat", "extension": ".nii.gz", "suffix": "T1w", "subject": "sub-01", "run": 2}, ["run-2"]),
+        ({"suffix": "T2w"}, ["acq-t2"]),
+    ],
+)
+def test_filters(tmp_path: Path, wanted: dict[str, Any], found: list[str]) -> None:
+    names = ["T1w", "run-2_T1w", "acq-hi_T1w", "acq-hi_run-01_T1w", "acq-lo_T1w", "acq-t2_T2w"]
+    bids_dir = make_tree(tmp_path / "bids", *(f"sub-01_{name}.nii.gz" for name in names))
+    file = tmp_path / "filters.json"
+    file.write_text(json.dumps({"T1w": wanted, "bold": {"task": "rest"}}), encoding="utf-8")
+    assert keys(bids_dir, filters=read_filters(file)) == [f"sub-01_{name}".rstrip("_") for name in found]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"t1w": "mprage"}'])
+def test_filter_files_that_cannot_be_used(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "filters.json"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match=r"filters\.json"):
+        read_filters(file)
+
+
+def test_filters_with_errors(tmp_path: Path) -> None:
+    with pytest.raises(InputMissing):
+        read_filters(tmp_path / "nowhere.json")
+    with pytest.raises(UsageError, match=r"'acq'.*acquisition"):
+        find_scans(make_tree(tmp_path, "sub-01_T1w.nii"), filters={"t1w": {"acq": "x"}})
+
+
+# -- FLAIR -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("t1w", "flairs", "found"),
+    [
+        ("sub-01", ["sub-01"], "sub-01"),
+        ("sub-01_acq-a_run-1", ["sub-01_acq-b"], "sub-01_acq-b"),
+        ("sub-01_run-02", ["sub-01_run-1", "sub-01_run-2"], "sub-01_run-2"),
+        ("sub-01", ["sub-01", "sub-01_run-2"], "sub-01"),
+        ("sub-01_run-3", ["sub-01_run-1"], "sub-01_run-1"),
+        ("sub-01_ses-1", ["sub-01_ses-1", "sub-01_ses-2"], "sub-01_ses-1"),
+        ("sub-01_ses-1", ["sub-01_ses-2"], "no FLAIR image in session 1 of sub-01"),
+        ("sub-01_ses-1", ["sub-01"], "no FLAIR image in session 1"),
+        ("sub-01", ["sub-02"], "no FLAIR image in sub-01"),
+        ("sub-01_run-3", ["sub-01_run-1", "sub-01_run-2"], "2 FLAIR images fit"),
+        ("sub-01_run-1", ["sub-01_acq-a_run-1", "sub-01_acq-b_run-1"], "--bids-filter-file"),
+    ],
+)
+def test_pairs(tmp_path: Path, t1w: str, flairs: list[str], found: str) -> None:
+    bids_dir = make_tree(tmp_path, f"{t1w}_T1w.nii.gz", *(f"{name}_FLAIR.nii.gz" for name in flairs))
+    (scan,) = find_scans(bids_dir, participants=["01"])
+    if scan.flair is None:
+        assert scan.flair_reason is not None and found in scan.flair_reason
+    else:
+        assert scan.flair == bids_dir / home(f"{found}_FLAIR.nii.gz")
+        assert scan.flair_reason is None
+
+
+def test_a_filter_decides_between_flairs(tmp_path: Path) -> None:
+    bids_dir = make_tree(tmp_path, "sub-01_T1w.nii", "sub-01_acq-2d_FLAIR.nii", "sub-01_acq-3d_FLAIR.nii")
+    (scan,) = find_scans(bids_dir, filters={"flair": {"acquisition": "3d"}})
+    assert scan.flair is not None and scan.flair.name == "sub-01_acq-3d_FLAIR.nii"
+
+
+# -- index -------------------------------------------------------------------------------------------------------------
+
+
+def test_database_is_made_once_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bids_dir, kept = make_tree(tmp_path / "bids", "sub-01_run-01_T1w.nii", "sub-02_ses-1_FLAIR.nii"), tmp_path / "kept"
+    make_tree(bids_dir, "sub-02_ses-1_T1w.nii")
+    assert keys(bids_dir, participants=["02"], database_dir=kept) == ["sub-02_ses-1"]
+    assert [path.name for path in (kept / "bidsseg").iterdir()] == ["layout_index.sqlite"]
+    from bids.layout import BIDSLayoutIndexer
+
+    monkeypatch.setattr(BIDSLayoutIndexer, "__call__", lambda *_: pytest.fail("indexed again"))
+    scans = find_scans(bids_dir, database_dir=kept)
+    assert [scan.key for scan in scans] == ["sub-01_run-01", "sub-02_ses-1"]
+    assert scans[1].flair is not None
+
+
+def test_database_of_pybids_is_read(tmp_path: Path) -> None:
+    from bids.layout import BIDSLayout
+
+    bids_dir, kept = make_tree(tmp_path / "bids", "sub-01_T1w.nii", "sub-02_T1w.nii"), tmp_path / "kept"
+    BIDSLayout(bids_dir, validate=False, database_path=kept)
+    assert keys(bids_dir, participants=["02"], database_dir=kept) == ["sub-02"]
+    assert not (kept / "bidsseg").exists()
+
+
+def test_database_of_another_dataset_or_inside_this_one(tmp_path: Path) -> None:
+    one, other = make_tree(tmp_path / "one", "sub-01_T1w.nii"), make_tree(tmp_path / "other", "sub-01_T1w.nii")
+    find_scans(one, database_dir=tmp_path / "kept")
+    with pytest.raises(UsageError, match=r"is of .*one"):
+        find_scans(other, database_dir=tmp_path / "kept")
+    with pytest.raises(UsageError, match="inside the dataset"):
+        find_scans(one, database_dir=one / ".cache")
+
+
+# -- annotations -------------------------------------------------------------------------------------------------------
+
+
+def test_annotations_match_all_entities(tmp_path: Path) -> None:
+    bids_dir = make_tree(tmp_path / "bids", "sub-01_ses-1_acq-a_run-1_T1w.nii", "sub-02_T1w.nii", "sub-03_T1w.nii")
+    stem = "sub-01_ses-1_acq-a_run-1_seg-FAST_desc-hand_dseg.nii.gz"
+    others = ["sub-01_ses-1_acq-a_seg-FAST_dseg.nii.gz", "sub-02_label-lesion_mask.nii"]
+    folder = make_tree(tmp_path / "labels", stem, *others)
+    (folder / "dataset_description.json").unlink()
+    one, two, three = find_scans(bids_dir)
+    assert find_annotations(folder, one, "FAST") == folder / home(stem)
+    assert find_annotations(folder, one, "BrainCOLOR") is None
+    assert find_annotations(folder, two, "FAST") is None
+    assert find_annotations(folder, two, "lesion") == folder / home("sub-02_label-lesion_mask.nii")
+    assert find_annotations(folder, three, "lesion") is None
+    with pytest.raises(InputMissing):
+        find_annotations(tmp_path / "nowhere", one, "FAST")
+
+
+def test_the_plainest_annotation_wins_and_equals_are_refused(tmp_path: Path) -> None:
+    (scan,) = find_scans(make_tree(tmp_path / "bids", "sub-01_T1w.nii"))
+    folder = make_tree(tmp_path / "labels", "sub-01_seg-A_desc-x_dseg.nii", "sub-01_seg-A_desc-y_dseg.nii")
+    with pytest.raises(DataError, match="both annotate sub-01"):
+        find_annotations(folder, scan, "A")
+    make_tree(folder, "sub-01_seg-A_dseg.nii")
+    assert find_annotations(folder, scan, "A") == folder / home("sub-01_seg-A_dseg.nii")
+
+
+@pytest.mark.parametrize(("shift_mm", "fits"), [(0.0, True), (1.0, False)])
+def test_another_space_counts_on_the_same_grid(tmp_path: Path, shift_mm: float, fits: bool) -> None:
+    bids_dir = make_tree(tmp_path / "bids", "sub-01_T1w.nii")
+    folder = make_tree(tmp_path / "labels", "sub-01_space-MNI152_label-lesion_mask.nii")
+    affine = np.eye(4)
+    nib.Nifti1Image(np.zeros((3, 4, 5), np.uint8), affine).to_filename(bids_dir / home("sub-01_T1w.nii"))
+    affine[0, 3] = shift_mm
+    mask = folder / home("sub-01_space-MNI152_label-lesion_mask.nii")
+    nib.Nifti1Image(np.zeros((3, 4, 5), np.uint8), affine).to_filename(mask)
+    assert find_annotations(folder, find_scans(bids_dir)[0], "lesion") == (mask if fits else None)
+
+
+def test_label_maps_without_images(tmp_path: Path) -> None:
+    names = ["sub-01_seg-head_dseg.nii.gz", "sub-02_ses-1_seg-head_dseg.nii", "sub-02_ses-2_seg-other_dseg.nii"]
+    folder = make_tree(tmp_path, *names, "sub-01_seg-head_dseg.json")
+    found = find_label_maps(folder, "head")
+    assert [(one.key, one.path) for one in found] == [
+        ("sub-01", folder / home(names[0])),
+        ("sub-02_ses-1", folder / home(names[1])),
+    ]
+    assert isinstance(found[0], LabelMap)
+    with pytest.raises(InputMissing):
+        find_label_maps(tmp_path / "nowhere", "head")
+
+
+# -- real data ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "scans", "flairs"),
+    [("oasis", 15, 0), ("ds000011", 8, 0), ("ds002748", 12, 0), ("ms", 1, 1), ("clinical", 3, 3)],
+)
+def test_real_datasets(testdata: Path, name: str, scans: int, flairs: int) -> None:
+    selection = select_scans(testdata / name)
+    assert len(selection.scans) == scans
+    assert sum(scan.flair is not None for scan in selection.scans) == flairs
+    assert not selection.notes
+
+
+@pytest.mark.data
+def test_real_annotations(testdata: Path) -> None:
+    for scan in find_scans(testdata / "oasis"):
+        for folder, protocol in (("manual", "BrainCOLOR"), ("fast", "FAST")):
+            found = find_annotations(testdata / "oasis/derivatives" / folder, scan, protocol)
+            assert found is not None and f"{scan.key}_seg-{protocol}" in found.name
+    (scan,) = find_scans(testdata / "ms")
+    lesions = testdata / "ms/derivatives/manual"
+    assert find_annotations(lesions, scan, "lesion") is not None
+    assert len(find_label_maps(lesions, "lesion")) == 28
+    assert len(find_label_maps(testdata / "heads", "head")) == 20
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_unreadable_dataset(tmp_path: Path) -> None:
+    bids_dir = make_tree(tmp_path, "sub-01_T1w.nii")
+    bids_dir.chmod(0)
+    try:
+        with pytest.raises(InputMissing, match="cannot read"):
+            find_scans(bids_dir)
+    finally:
+        bids_dir.chmod(0o755)

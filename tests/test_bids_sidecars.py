@@ -1,0 +1,164 @@
+"""What is written beside images: provenance, look-up tables, data dictionaries and the files at the top."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import nibabel as nib
+import numpy as np
+import pytest
+from bids_trees import make_tree
+
+from bidsseg import __version__
+from bidsseg.bids import sidecars
+from bidsseg.bids.names import OutputPaths, output_paths, with_extension
+from bidsseg.bids.query import Scan, find_scans
+from bidsseg.bids.validator import PROGRAM, _program
+from bidsseg.errors import OutputNotWritable
+
+DETAILS = {"Model": {"Name": "wholebrain", "Version": "1.0", "SHA256": "0" * 64}}
+
+
+@pytest.fixture(autouse=True)
+def _outside_of_containers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*sidecars.ENVIRONMENT.values(), "APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_sources_are_uris_in_the_linked_dataset(tmp_path: Path) -> None:
+    bids_dir = make_tree(tmp_path / "bids", "sub-01_T1w.nii", "sub-01_FLAIR.nii")
+    (scan,) = find_scans(bids_dir)
+    assert scan.flair is not None
+    content = sidecars.mask_sidecar("Lesion", [scan.t1w, scan.flair], bids_dir, DETAILS)
+    assert content["Sources"] == ["bids:raw:sub-01/anat/sub-01_T1w.nii", "bids:raw:sub-01/anat/sub-01_FLAIR.nii"]
+    assert content["SpatialReference"] == content["Sources"][0]
+    assert content["Type"] == "Lesion"
+    assert content["Model"] == DETAILS["Model"]
+    description = sidecars.dataset_description(tmp_path / "out", bids_dir)
+    assert sidecars.SOURCE in description["DatasetLinks"]
+
+
+def test_description_of_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bids_dir = make_tree(tmp_path / "my bïds")
+    outside = sidecars.dataset_description(tmp_path / "out", bids_dir)
+    assert outside["DatasetType"] == "derivative"
+    assert outside["Name"] == "bidsseg: segmentation of A test"
+    (tool,) = outside["GeneratedBy"]
+    assert (tool["Name"], tool["Version"]) == ("bidsseg", __version__)
+    assert "Container" not in tool
+    assert Path(unquote(urlparse(outside["DatasetLinks"]["raw"]).path)) == bids_dir
+    inside = sidecars.dataset_description(bids_dir / "derivatives" / "bidsseg", bids_dir)
+    assert inside["DatasetLinks"]["raw"] == "../.."
+    monkeypatch.setenv("BIDSSEG_CONTAINER_TYPE", "docker")
+    monkeypatch.setenv("BIDSSEG_CONTAINER_TAG", "bidsseg:0.1.0")
+    (tool,) = sidecars.dataset_description(tmp_path / "out", bids_dir)["GeneratedBy"]
+    assert tool["Container"] == {"Type": "docker", "Tag": "bidsseg:0.1.0"}
+    monkeypatch.setenv("APPTAINER_CONTAINER", "/images/bidsseg.sif")
+    (tool,) = sidecars.dataset_description(tmp_path / "out", bids_dir)["GeneratedBy"]
+    assert tool["Container"]["Type"] == "apptainer"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"Name": 3, "DatasetDOI": 4}'])
+def test_a_broken_description_of_the_input_does_not_matter(tmp_path: Path, content: str) -> None:
+    bids_dir = make_tree(tmp_path / "bids")
+    (bids_dir / "dataset_description.json").write_text(content, encoding="utf-8")
+    sidecars.write_root_files(tmp_path / "out", bids_dir, {"wholebrain": "A model"})
+    assert json.loads((tmp_path / "out/dataset_description.json").read_text())["Name"].startswith("bidsseg")
+
+
+def test_doi_of_the_source(tmp_path: Path) -> None:
+    bids_dir = make_tree(tmp_path / "bids")
+    (bids_dir / "dataset_description.json").write_text('{"Name": "x", "DatasetDOI": "doi:10.1/2"}', encoding="utf-8")
+    (source,) = sidecars.dataset_description(tmp_path / "out", bids_dir)["SourceDatasets"]
+    assert source["DOI"] == "doi:10.1/2"
+
+
+def test_descriptions_of_several_models_gather(tmp_path: Path) -> None:
+    bids_dir, output = make_tree(tmp_path / "bids"), tmp_path / "out"
+    sidecars.write_root_files(output, bids_dir, {"one": "The first,\nwith \t\"quotes\""})
+    sidecars.write_root_files(output, bids_dir, {"two": "The second"})
+    sidecars.write_root_files(output, bids_dir, {"two": "The second, better"})
+    text = (output / "descriptions.tsv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE))
+    assert {row["desc_id"]: row["description"] for row in rows} == {
+        "desc-brain": "Brain mask",
+        "desc-one": 'The first, with "quotes"',
+        "desc-oneentropy": "Uncertainty of one: entropy of its probabilities, 0 to 1",
+        "desc-two": "The second, better",
+        "desc-twoentropy": "Uncertainty of two: entropy of its probabilities, 0 to 1",
+    }
+    readme = (output / "README.md").read_text(encoding="utf-8")
+    assert "A test" in readme and "`one`" in readme and "`two`: The second, better" in readme
+
+
+def test_no_pattern_in_bidsignore_ends_in_a_slash() -> None:
+    assert not [line for line in sidecars.BIDSIGNORE if line.endswith("/")]
+
+
+def test_data_dictionaries_tell_every_column() -> None:
+    content = sidecars.group_sidecar("FAST", ["participant_id", "run_id"], {"GM": "grey matter"})
+    assert {"Description", "participant_id", "run_id", "quality", "GM"} <= set(content)
+    assert content["GM"]["Units"] == "mm^3"
+    assert set(sidecars.VOLUMES) == {"index", "name", "abbreviation", "voxels", "volume-mm3", "softvolume-mm3"}
+
+
+def test_text_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "new folder" / "text.txt"
+    sidecars.write_text_atomic(path, "mm³\n")
+    assert path.read_text(encoding="utf-8") == "mm³\n"
+    assert [other.name for other in path.parent.iterdir()] == ["text.txt"]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputNotWritable):
+        sidecars.write_text_atomic(tmp_path / "file" / "text.txt", "x")
+
+
+def write_outputs(output: Path, scan: Scan, bids_dir: Path, paths: OutputPaths) -> None:
+    """Tiny images with everything that belongs beside them."""
+    about = ([scan.t1w], bids_dir, DETAILS)
+    contents = {
+        **{path: sidecars.dseg_sidecar(name, *about) for name, path in paths.dseg.items()},
+        **{path: sidecars.probseg_sidecar(name, ["GM", "WM"], *about) for name, path in paths.probseg.items()},
+        **{path: sidecars.entropy_sidecar(name, *about) for name, path in paths.entropy.items()},
+        paths.brain: sidecars.mask_sidecar("Brain", *about),
+    }
+    if paths.lesion:
+        contents[paths.lesion] = sidecars.mask_sidecar("Lesion", *about)
+    for path, content in contents.items():
+        sidecars.write_json_atomic(output / with_extension(path, ".json"), content)
+        shape = (3, 3, 3, 2) if path in paths.probseg.values() else (3, 3, 3)
+        image = nib.Nifti1Image(np.zeros(shape, np.uint8), np.eye(4))
+        image.header.set_xyzt_units("mm", "sec" if len(shape) == 4 else None)
+        image.to_filename(output / path)
+    for path in paths.dseg.values():
+        sidecars.write_text_atomic(output / with_extension(path, ".tsv"), "index\tname\n0\tbackground\n1\tGM\n")
+    for name, path in paths.morph.items():
+        sidecars.write_text_atomic(output / path, "\t".join(sidecars.VOLUMES) + "\n")
+        sidecars.write_json_atomic(output / with_extension(path, ".json"), sidecars.morph_sidecar(name, *about))
+
+
+@pytest.mark.parametrize("place", ["out", "bids/derivatives/bidsseg"])
+def test_the_validator_accepts_a_whole_dataset(tmp_path: Path, place: str) -> None:
+    bids_dir = make_tree(tmp_path / "bids", "sub-01_T1w.nii.gz", "sub-02_ses-1_run-1_T1w.nii.gz")
+    output = tmp_path / place
+    for scan in find_scans(bids_dir):
+        paths = output_paths(scan, "wholebrain", ["FAST"], probseg=True, entropy=True, lesion=True)
+        write_outputs(output, scan, bids_dir, paths)
+        for extra in (paths.report, *paths.figures.values()):
+            sidecars.write_text_atomic(output / extra, "x")
+    sidecars.write_root_files(output, bids_dir, {"wholebrain": "A model"})
+    program = _program()
+    assert program is not None, f"{PROGRAM} is missing"
+    done = subprocess.run([program, str(output), "--format", "json"], capture_output=True, check=False)
+    issues = json.loads(done.stdout)["issues"]["issues"]
+    assert not [issue for issue in issues if issue["severity"] == "error"]
+    assert not [issue for issue in issues if "/anat/" in issue.get("location", "")]
+    ours = ("GeneratedBy", "SourceDatasets", "DatasetLinks")
+    assert not [issue for issue in issues if issue.get("subCode") in ours]
+    assert done.returncode == 0
