@@ -1,0 +1,1 @@
+"""Everything that turns labelled scans into a model."""

@@ -1,0 +1,174 @@
+"""Random changes of a scan: where its voxels lie, and how bright they are. All take a seeded ``torch.Generator``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+CONTROL_MM = 8.0
+"""Spacing of the points at which a spatial change is computed before it is interpolated."""
+
+
+def uniform(low: float, high: float, generator: Generator) -> float:
+    """One number between low and high."""
+    return low + (high - low) * torch.rand((), generator=generator).item()
+
+
+@dataclass(frozen=True)
+class Spatial:
+    """How far a scan may be moved and bent (standard deviations of normal draws, unless stated).
+
+    Attributes:
+        rotation_deg: about each axis.
+        scale: of the logarithm of the size, once for all axes and once for each.
+        shear: off-diagonal entries.
+        shift_mm: of the brain's centre.
+        elastic_mm: largest deviation of the smooth random displacement; the actual one is drawn up to it.
+        elastic_points: control points of that displacement along each axis.
+        ventricles_mm: greatest widening of the ventricles, as ageing does; half of the draws have none.
+        flip: probability of mirroring left and right.
+    """
+
+    rotation_deg: float = 7.0
+    scale: float = 0.06
+    shear: float = 0.03
+    shift_mm: float = 4.0
+    elastic_mm: float = 4.0
+    elastic_points: int = 6
+    ventricles_mm: float = 6.0
+    flip: float = 0.5
+
+
+@dataclass(frozen=True)
+class Warp:
+    """Where each voxel of the model grid comes from: source (D, H, W, 3) in voxels of the scan; mirrored or not."""
+
+    source: Tensor
+    mirrored: bool
+
+
+def draw_warp(
+    spatial: Spatial, shape: Sequence[int], spacing_mm: float, centre: Tensor, widening: Tensor | None, generator: Generator
+) -> Warp:
+    """A random placement of the model grid in a scan on a 1 mm RAS grid.
+
+    Args:
+        shape: (D, H, W) of the model grid with voxels of spacing_mm.
+        centre: (3,) voxel of the scan that the grid is centred on.
+        widening: (3, d, h, w) direction towards the ventricles on a 4 mm grid of the scan, at most 1; or None.
+    """
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator)
+
+    angles = (normal(3) * math.radians(spatial.rotation_deg)).tolist()
+    matrix = rotation(angles) @ (torch.eye(3) + spatial.shear * normal(3, 3))
+    matrix = matrix * torch.exp(spatial.scale * (normal(3) + normal(1)))
+    mirrored = uniform(0, 1, generator) < spatial.flip
+    if mirrored:
+        matrix = matrix * torch.tensor([-1.0, 1.0, 1.0])
+    extent = [(n - 1) * spacing_mm for n in shape]
+    axes = [torch.linspace(-e / 2, e / 2, max(2, round(e / CONTROL_MM) + 1)) for e in extent]
+    points = torch.stack(torch.meshgrid(*axes, indexing="ij"))
+    source = torch.einsum("ij,jdhw->idhw", matrix, points)
+    strength = spatial.elastic_mm * uniform(0, 1, generator)
+    bend = strength * normal(1, 3, *[spatial.elastic_points] * 3)
+    source = source + F.interpolate(bend, size=points.shape[1:], mode="trilinear", align_corners=True)[0]
+    source = source + (centre + spatial.shift_mm * normal(3)).view(3, 1, 1, 1)
+    if widening is not None and uniform(0, 1, generator) < 0.5:
+        millimetres = uniform(-0.2, 1, generator) * spatial.ventricles_mm
+        source = source + millimetres * look_up(widening, source / 4, "border")
+    source = F.interpolate(source[None], size=list(shape), mode="trilinear", align_corners=True)[0]
+    return Warp(source.permute(1, 2, 3, 0).contiguous(), mirrored)
+
+
+def rotation(angles: Sequence[float]) -> Tensor:
+    """The product of the rotations about the three axes, angles in radians, as a (3, 3) matrix."""
+    product = torch.eye(3)
+    for axis, angle in enumerate(angles):
+        i, j = (axis + 1) % 3, (axis + 2) % 3
+        turn = torch.eye(3)
+        turn[i, i] = turn[j, j] = math.cos(angle)
+        turn[i, j], turn[j, i] = -math.sin(angle), math.sin(angle)
+        product = turn @ product
+    return product
+
+
+def look_up(values: Tensor, source: Tensor, outside: str = "zeros") -> Tensor:
+    """Linear interpolation of values (C, X, Y, Z) at source (3, ...) in voxels; returns (C, ...)."""
+    size = torch.tensor(values.shape[1:], dtype=torch.float32)
+    grid = source.reshape(3, -1).T / (size - 1).clamp(min=1) * 2 - 1
+    picked = F.grid_sample(
+        values[None], grid.flip(1).view(1, -1, 1, 1, 3), mode="bilinear", padding_mode=outside, align_corners=True
+    )
+    return picked.view(len(values), *source.shape[1:])
+
+
+def sample_image(image: Tensor, warp: Warp) -> Tensor:
+    """The image (X, Y, Z) on the model grid (D, H, W), linearly, 0 outside."""
+    size = torch.tensor(image.shape, dtype=torch.float32)
+    grid = (warp.source / (size - 1) * 2 - 1).flip(-1)
+    return F.grid_sample(image[None, None], grid[None], mode="bilinear", align_corners=True)[0, 0]
+
+
+def sample_labels(labels: Tensor, source: Tensor) -> Tensor:
+    """Values of the label map (X, Y, Z) nearest to source (..., 3) in voxels, 0 outside."""
+    flat = torch.zeros(source.shape[:-1], dtype=torch.int32)
+    inside = torch.ones(source.shape[:-1], dtype=torch.bool)
+    for axis, size in enumerate(labels.shape):
+        index = source[..., axis].round().to(torch.int32)
+        inside &= (index >= 0) & (index < size)
+        flat = flat.mul_(size).add_(index)
+    return labels.reshape(-1)[flat.mul_(inside)].mul_(inside)
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """How the brightness of a scan may change. Probabilities and greatest strengths.
+
+    Attributes:
+        gamma: standard deviation of the logarithm of the exponent.
+        bias: standard deviation of the logarithm of the smooth field, drawn up to it.
+        noise: greatest standard deviation, as a share of the brain's intensity range.
+        blur: probability of a lower resolution along all axes or thick slices along one.
+        thickest_mm: thickest slices.
+    """
+
+    gamma: float = 0.25
+    bias: float = 0.35
+    noise: float = 0.06
+    blur: float = 0.3
+    thickest_mm: float = 5.0
+
+
+def change_intensity(image: Tensor, intensity: Intensity, spacing_mm: float, generator: Generator) -> Tensor:
+    """An image (D, H, W) in about 0..1 with another contrast, shading, resolution and noise."""
+    exponent = math.exp(intensity.gamma * torch.randn((), generator=generator).item())
+    image = image.clamp(min=0) ** exponent
+    strength = intensity.bias * uniform(0, 1, generator)
+    field = strength * torch.randn((1, 1, 4, 4, 4), generator=generator)
+    fine = [max(4, n // 8) for n in image.shape]
+    field = F.interpolate(field, size=fine, mode="trilinear", align_corners=True).exp()
+    image = image * F.interpolate(field, size=list(image.shape), mode="trilinear", align_corners=True)[0, 0]
+    if uniform(0, 1, generator) < intensity.blur:
+        image = coarsen(image, intensity.thickest_mm, spacing_mm, generator)
+    noise = torch.randn(image.shape, generator=generator)
+    return image + intensity.noise * uniform(0, 1, generator) * noise
+
+
+def coarsen(image: Tensor, thickest_mm: float, spacing_mm: float, generator: Generator) -> Tensor:
+    """The image (D, H, W) as if scanned with larger voxels: thick slices along one axis, or all axes a little."""
+    size = list(image.shape)
+    if uniform(0, 1, generator) < 0.5:
+        axis = int(uniform(0, 3, generator))
+        size[axis] = max(4, round(size[axis] * spacing_mm / uniform(spacing_mm, max(thickest_mm, spacing_mm), generator)))
+    else:
+        factor = uniform(1, 2, generator)
+        size = [max(4, round(n / factor)) for n in size]
+    low = F.interpolate(image[None, None], size=size, mode="area")
+    return F.interpolate(low, size=list(image.shape), mode="trilinear", align_corners=False)[0, 0]

@@ -1,0 +1,203 @@
+"""Labelled scans as the learner sees them, and random samples of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from bidsseg.image.grid import brain_frame, coordinates, normalise
+from bidsseg.labels import Protocol
+from bidsseg.learning.augment import (
+    Intensity,
+    Spatial,
+    change_intensity,
+    draw_warp,
+    sample_image,
+    sample_labels,
+    uniform,
+)
+from bidsseg.learning.synthesis import strip, synthesise
+
+VENTRICLES = 3
+"""Value of fluid in the generic BIDS table."""
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """A label map that speaks a protocol: values (X, Y, Z) are positions in its table."""
+
+    protocol: Protocol
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan on a 1 mm RAS grid (X, Y, Z).
+
+    Attributes:
+        image: brightness, or None for a label map without an image, which is then synthesised.
+        annotations: label maps on the same grid; the first drives the synthesis.
+        brain: booleans.
+        widening: (3, x, y, z) direction towards the ventricles on a 4 mm grid, or None.
+    """
+
+    name: str
+    image: Tensor | None
+    annotations: tuple[Annotation, ...]
+    brain: Tensor
+    widening: Tensor | None = None
+
+    @cached_property
+    def centre(self) -> Tensor:
+        """Voxel (3,) in the middle of the brain."""
+        return torch.from_numpy(brain_frame(self.brain)[0]).float()
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What one training sample is.
+
+    Attributes:
+        shape: (D, H, W) voxels of the sample; all axes divisible by what the network asks.
+        points: voxels of the sample that the loss reads.
+        inside: share of those drawn inside the brain.
+        balance: a region of n voxels is drawn in proportion to n ** (1 - balance) (0: as it is; 1: all alike).
+        whole_head: the sample shows the whole head and not the brain alone.
+        t1w_like: share of synthetic images near the contrast of a T1w.
+        stripped: share of whole-head samples whose skull is stripped.
+        cut: share of whole-head samples with a part of the field of view missing.
+    """
+
+    shape: tuple[int, int, int]
+    points: int = 65536
+    inside: float = 0.85
+    balance: float = 0.3
+    whole_head: bool = False
+    t1w_like: float = 0.6
+    stripped: float = 0.35
+    cut: float = 0.4
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Network input and annotated voxels.
+
+    Attributes:
+        image: (1, 1, D, H, W).
+        coordinates: (1, 3, D/2, H/2, W/2) or None.
+        points: (P, 3) voxels.
+        values: for each annotation its protocol and the values (P,) at the points.
+    """
+
+    image: Tensor
+    coordinates: Tensor | None
+    points: Tensor
+    values: list[tuple[Protocol, Tensor]] = field(default_factory=list)
+
+
+def towards_ventricles(annotation: Annotation) -> Tensor | None:
+    """(3, x, y, z) direction of growing nearness of the ventricles, at most 1, on a 4 mm grid of a 1 mm label map."""
+    fluid = [r.mapping == VENTRICLES and "Lateral" in r.name for r in annotation.protocol.regions]
+    if not any(fluid):
+        return None
+    mask = torch.tensor(fluid)[annotation.values.long()].float()
+    near = F.avg_pool3d(mask[None, None], 4, ceil_mode=True)
+    for _ in range(6):
+        near = F.avg_pool3d(near, 3, 1, 1)
+    gradient = torch.stack(torch.gradient(near[0, 0]))
+    return gradient / gradient.norm(dim=0).max().clamp(min=1e-6)
+
+
+def draw_sample(
+    case: Case, sampling: Sampling, spatial: Spatial, intensity: Intensity, spacing_mm: float, generator: Generator
+) -> Sample:
+    """One random view of a case."""
+    centre = case.centre
+    if sampling.whole_head:
+        middle = (torch.tensor(case.brain.shape, dtype=torch.float32) - 1) / 2
+        centre = centre + uniform(0, 1, generator) * (middle - centre)
+    warp = draw_warp(spatial, sampling.shape, spacing_mm, centre, case.widening, generator)
+    brain = sample_labels(case.brain, warp.source[::2, ::2, ::2])
+    if case.image is None:
+        first = case.annotations[0]
+        values = sample_labels(first.values, warp.source)
+        t1w_like = uniform(0, 1, generator) < sampling.t1w_like
+        image = synthesise(values, first.protocol, t1w_like, generator)
+    else:
+        image = sample_image(case.image, warp)
+    shown = torch.ones(sampling.shape, dtype=torch.bool)
+    if not sampling.whole_head or uniform(0, 1, generator) < sampling.stripped:
+        shown = strip(brain, uniform(0, 8, generator), 2 * spacing_mm)
+    if sampling.whole_head and uniform(0, 1, generator) < sampling.cut:
+        shown = shown & field_of_view(sampling.shape, generator)
+    image = normalise(image, shown if not sampling.whole_head else None)
+    image = change_intensity(image, intensity, spacing_mm, generator)
+    image = normalise(image * shown, shown if not sampling.whole_head else None)
+    points = draw_points(brain & shown[::2, ::2, ::2], case, warp.source, sampling, generator)
+    source = warp.source[points[:, 0], points[:, 1], points[:, 2]]
+    sample = Sample(
+        image=image[None, None],
+        coordinates=None if sampling.whole_head else jittered_coordinates(brain, generator),
+        points=points,
+    )
+    for annotation in case.annotations:
+        at_points = sample_labels(annotation.values, source).long()
+        if warp.mirrored:
+            at_points = torch.tensor(annotation.protocol.partners())[at_points]
+        sample.values.append((annotation.protocol, at_points))
+    return sample
+
+
+def jittered_coordinates(brain: Tensor, generator: Generator) -> Tensor:
+    """Coordinates in the frame of a brain (D/2, H/2, W/2), as uncertain as the frame of an unseen scan is."""
+    centre, half = brain_frame(brain)
+    noise = torch.randn(6, generator=generator).numpy()
+    shape = [2 * n for n in brain.shape]
+    return coordinates(shape, 2 * centre + 0.5 + 1.5 * noise[:3], 2 * half * (1 + 0.02 * noise[3:]))
+
+
+def field_of_view(shape: Sequence[int], generator: Generator) -> Tensor:
+    """Booleans (D, H, W), False in a slab at one random side."""
+    seen = torch.ones(tuple(shape), dtype=torch.bool)
+    axis = int(uniform(0, 3, generator))
+    cut = int(uniform(0.05, 0.35, generator) * shape[axis])
+    index: list[slice] = [slice(None)] * 3
+    index[axis] = slice(0, cut) if uniform(0, 1, generator) < 0.5 else slice(shape[axis] - cut, None)
+    seen[tuple(index)] = False
+    return seen
+
+
+def draw_points(brain: Tensor, case: Case, source: Tensor, sampling: Sampling, generator: Generator) -> Tensor:
+    """Voxels (P, 3) of the sample: mostly in the brain (D/2, H/2, W/2), rare regions more often than their size asks."""
+    count = round(sampling.points * sampling.inside)
+    shape = torch.tensor(sampling.shape)
+    everywhere = (torch.rand((sampling.points - count, 3), generator=generator) * shape).long()
+    blocks = torch.nonzero(brain)
+    if count == 0 or len(blocks) == 0:
+        return everywhere
+    points = 2 * blocks[torch.randint(len(blocks), (3 * count,), generator=generator)]
+    points += torch.randint(2, points.shape, generator=generator)
+    finest = max(case.annotations, key=lambda annotation: len(annotation.protocol.regions))
+    values = sample_labels(finest.values, source[points[:, 0], points[:, 1], points[:, 2]]).long()
+    weight = torch.bincount(values).float()[values] ** -sampling.balance
+    points = points[torch.multinomial(weight, count, generator=generator)]
+    return torch.cat([points, everywhere])
+
+
+def positions(values: np.ndarray, protocol: Protocol, where: str) -> Tensor:
+    """Label values (X, Y, Z) as positions in the protocol's table; DataError for values it lacks."""
+    from bidsseg.errors import DataError
+
+    table = np.full(max(int(values.max(initial=0)), max(protocol.indices)) + 1, -1, np.int16)
+    table[list(protocol.indices)] = np.arange(len(protocol.indices))
+    found = table[values]
+    if (found < 0).any():
+        unknown = sorted(set(np.unique(values).tolist()) - set(protocol.indices))
+        raise DataError(f"{where}: the values {unknown[:5]} are not in the protocol {protocol.name}")
+    return torch.from_numpy(np.ascontiguousarray(found).astype(np.uint8))

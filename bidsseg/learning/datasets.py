@@ -1,0 +1,115 @@
+"""Labelled BIDS datasets as cases in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bidsseg.bids.annotations import find_annotations, find_label_maps
+from bidsseg.bids.query import Scan, find_scans
+from bidsseg.errors import DataError, NothingSelected
+from bidsseg.image.grid import canonical_spacing, labels_to_grid, to_grid, whole_grid
+from bidsseg.image.nifti import read_image, read_labels
+from bidsseg.image.volume import Volume
+from bidsseg.labels import Protocol, load_protocol, load_relation
+from bidsseg.learning.cases import Annotation, Case, positions, towards_ventricles
+from bidsseg.settings import Report, Settings
+
+LEARNING_MM = 1.0
+"""Cases are kept on a grid of this spacing; samples are drawn from it at the spacing of the recipe."""
+
+
+def load_cases(settings: Settings, report: Report) -> list[Case]:
+    """Every scan of the datasets with its annotations, and every label map without an image, sorted by name.
+
+    Scans without any annotation are named and passed over; label maps in a folder of ``--labels`` for which no dataset
+    has an image are learned from by synthesis.
+    """
+    datasets = [settings.bids_dir, *settings.training.also]
+    protocols = {name: load_protocol(name) for name in settings.training.labels}
+    cases: list[Case] = []
+    used: set[Path] = set()
+    for dataset in datasets:
+        try:
+            scans = find_scans(dataset, participants=settings.participants or None, filters=settings.filters or None)
+        except NothingSelected:
+            continue
+        for scan in scans:
+            maps = {
+                name: path
+                for name, folder in settings.training.labels.items()
+                if (path := find_annotations(folder, scan, name)) is not None
+            }
+            if not maps:
+                report.warn(f"{dataset.name}/{scan.key}: no annotation, passed over")
+                continue
+            used |= set(maps.values())
+            report.detail(f"reading {dataset.name}/{scan.key}")
+            cases.append(read_case(dataset, scan, maps, protocols))
+    for name, folder in settings.training.labels.items():
+        for found in find_label_maps(folder, name):
+            if found.path not in used:
+                report.detail(f"reading {folder.name}/{found.key}")
+                cases.append(read_label_map(f"{folder.name}/{found.key}", found.path, protocols[name]))
+    if not cases:
+        raise NothingSelected("no scan has an annotation: do the --labels folders belong to the datasets?")
+    return sorted(cases, key=lambda case: case.name)
+
+
+def read_case(dataset: Path, scan: Scan, maps: dict[str, Path], protocols: dict[str, Protocol]) -> Case:
+    """A scan and its annotations, which must lie on its grid."""
+    volume, _ = read_image(scan.t1w)
+    grid = whole_grid(volume, LEARNING_MM)
+    annotations = []
+    for name, path in maps.items():
+        labels = read_labels(path)
+        if labels.shape != volume.shape or not np.allclose(labels.affine, volume.affine, atol=1e-2):
+            raise DataError(f"{path}: not on the grid of {scan.t1w.name}")
+        values = labels_to_grid(labels.data, labels.affine, grid, canonical_spacing(labels))
+        annotations.append(Annotation(protocols[name], positions(values, protocols[name], str(path))))
+    return finish(f"{dataset.name}/{scan.key}", to_grid(volume, grid), annotations)
+
+
+def read_label_map(name: str, path: Path, protocol: Protocol) -> Case:
+    """A label map from which images are synthesised."""
+    labels: Volume = read_labels(path)
+    grid = whole_grid(labels, LEARNING_MM)
+    values = labels_to_grid(labels.data, labels.affine, grid, canonical_spacing(labels))
+    return finish(name, None, [Annotation(protocol, positions(values, protocol, str(path)))])
+
+
+def finish(name: str, image: torch.Tensor | None, annotations: list[Annotation]) -> Case:
+    """Adds what is derived from the annotations: the brain, and where the ventricles are."""
+    brain = brain_of(annotations)
+    if brain is None or not brain.any():
+        raise DataError(f"{name}: no annotation says where the brain is (a relation to the protocol 'brain' is needed)")
+    widening = next((w for a in annotations if (w := towards_ventricles(a)) is not None), None)
+    return Case(name, image, tuple(annotations), brain, widening)
+
+
+def brain_of(annotations: Iterable[Annotation]) -> torch.Tensor | None:
+    """Voxels that are surely brain by the annotation that leaves least open."""
+    head = load_protocol("brain").scored()
+    known = [(a, r) for a in annotations if (r := load_relation(a.protocol, head)) is not None]
+    if not known:
+        return None
+    annotation, relation = min(known, key=lambda pair: (pair[1].allowed.all(1).sum(), len(pair[0].protocol.regions)))
+    surely = relation.allowed[:, 1] & ~relation.allowed[:, 0]
+    return torch.from_numpy(surely)[annotation.values.long()]
+
+
+def split(cases: Sequence[Case], folds: int, fold: int) -> tuple[list[Case], list[Case]]:
+    """Cases to learn from and cases held out. Every ``folds``-th participant of each dataset is held out."""
+    held: set[str] = set()
+    for dataset in sorted({case.name.split("/")[0] for case in cases}):
+        people = sorted({person(case) for case in cases if case.name.split("/")[0] == dataset})
+        held |= set(people[fold::folds])
+    return [c for c in cases if person(c) not in held], [c for c in cases if person(c) in held]
+
+
+def person(case: Case) -> str:
+    """Dataset and participant of a case: dataset/sub-01."""
+    return case.name.split("_")[0]

@@ -1,0 +1,273 @@
+"""The training loop: one for every recipe."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+
+from bidsseg.labels import Protocol, load_relation
+from bidsseg.learning.augment import Intensity, Spatial
+from bidsseg.learning.cases import Case, Sample, Sampling, draw_sample
+from bidsseg.learning.losses import Openness, marginal_cross_entropy, marginal_dice
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """AdamW with a warm-up and a linear or cosine descent to zero.
+
+    Attributes:
+        rate: greatest learning rate.
+        warm_up: share of the run in which the rate rises.
+        clip: greatest norm of the gradient.
+        average: decay of the running mean of the weights, which is what is kept.
+        dice: weight of the Dice term next to the cross-entropy.
+    """
+
+    rate: float = 2e-3
+    weight_decay: float = 1e-2
+    warm_up: float = 0.04
+    clip: float = 5.0
+    average: float = 0.995
+    dice: float = 0.5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one run does.
+
+    Attributes:
+        heads: protocol of each head, and the weight of its loss.
+        unlabelled_image_share: share of the steps that take a label map without image (synthesis).
+        steps: number of steps; the run ends earlier when the time budget is used up.
+    """
+
+    heads: tuple[Protocol, ...]
+    head_weights: tuple[float, ...]
+    sampling: Sampling
+    spacing_mm: float
+    spatial: Spatial = field(default_factory=Spatial)
+    intensity: Intensity = field(default_factory=Intensity)
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    synthetic_share: float = 0.33
+    steps: int = 100_000
+    seed: int = 0
+
+
+@dataclass
+class State:
+    """How far a run has come; everything a checkpoint holds besides weights."""
+
+    step: int = 0
+    elapsed_s: float = 0.0
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+
+class Relations:
+    """The prepared relations from each annotation's protocol to each head, looked up once."""
+
+    def __init__(self, heads: Sequence[Protocol]) -> None:
+        self.heads = heads
+        self.known: dict[tuple[str, str], Openness | None] = {}
+
+    def get(self, annotation: Protocol, head: Protocol) -> Openness | None:
+        """None where nothing is known of the head from that annotation."""
+        key = (annotation.name, head.name)
+        if key not in self.known:
+            relation = load_relation(annotation, head)
+            self.known[key] = None if relation is None else Openness.of(relation)
+        return self.known[key]
+
+
+def losses(
+    network: Any, sample: Sample, plan: Plan, relations: Relations, precision: torch.dtype
+) -> tuple[Tensor, dict[str, float]]:
+    """The loss of a sample, and its parts for the curve.
+
+    A head learns from the annotation in its own protocol where there is one, else from all that relate to it.
+    """
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        features = network.at(network.coarse(sample.image, sample.coordinates), sample.points)
+        logits = {head.name: network.heads[head.name](features) for head in plan.heads}
+    total = features.new_zeros((), dtype=torch.float32)
+    parts: dict[str, float] = {}
+    for head, weight in zip(plan.heads, plan.head_weights, strict=True):
+        log_probability = torch.log_softmax(logits[head.name].float(), 1)
+        own = [pair for pair in sample.values if pair[0].name == head.name]
+        for protocol, annotated in own or sample.values:
+            openness = relations.get(protocol, head)
+            if openness is None:
+                continue
+            entropy = marginal_cross_entropy(log_probability, annotated, openness)
+            overlap = marginal_dice(log_probability, annotated, openness)
+            total = total + weight * (entropy + plan.optimiser.dice * overlap)
+            if protocol.name in (head.name, "head"):
+                parts[f"{protocol.name}>{head.name}"] = entropy.item()
+    return total, parts
+
+
+def rate_factor(progress: float, warm_up: float) -> float:
+    """Share of the greatest learning rate at that share (0..1) of the run: linear rise, half-cosine descent."""
+    if progress < warm_up:
+        return 0.05 + 0.95 * progress / warm_up
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warm_up) / (1 - warm_up))))
+
+
+def fit(
+    network: Any,
+    cases: Sequence[Case],
+    unseen: Sequence[Case],
+    plan: Plan,
+    folder: Path,
+    budget_s: float,
+    stop: Callable[[], bool],
+    report: Callable[[str], None],
+    precision: torch.dtype = torch.bfloat16,
+    check_every: float = 0.1,
+) -> State:
+    """Trains the network in place until the steps or the time are used up; leaves the averaged weights in it.
+
+    A checkpoint in the folder is continued. ``stop`` is asked after each step; True saves and returns.
+    """
+    network = network.to(memory_format=torch.channels_last_3d)
+    opt = plan.optimiser
+    adam = torch.optim.AdamW(parameter_groups(network, opt.weight_decay), lr=opt.rate, betas=(0.9, 0.99))
+    average = {name: value.detach().clone() for name, value in network.state_dict().items()}
+    generator = torch.Generator().manual_seed(plan.seed)
+    relations = Relations(plan.heads)
+    state = State()
+    checkpoint = folder / "checkpoint.pt"
+    if checkpoint.is_file():
+        saved = torch.load(checkpoint, weights_only=True)
+        network.load_state_dict(saved["network"])
+        adam.load_state_dict(saved["adam"])
+        average = saved["average"]
+        generator.set_state(saved["generator"])
+        state = State(**saved["state"])
+    with_image = [case for case in cases if case.image is not None]
+    without = [case for case in cases if case.image is None]
+    started = time.monotonic() - state.elapsed_s
+    saved_at = time.monotonic()
+    next_check = max(check_every, math.floor(state.elapsed_s / budget_s / check_every + 1) * check_every)
+    running: dict[str, float] = {}
+    network.train()
+    while state.step < plan.steps:
+        progress = max(state.step / plan.steps, state.elapsed_s / budget_s)
+        if progress >= 1 or stop():
+            break
+        synthetic = not with_image or (without and torch.rand((), generator=generator) < plan.synthetic_share)
+        pool = without if synthetic else with_image
+        case = pool[int(torch.randint(len(pool), (), generator=generator))]
+        sample = draw_sample(case, plan.sampling, plan.spatial, plan.intensity, plan.spacing_mm, generator)
+        for group in adam.param_groups:
+            group["lr"] = opt.rate * rate_factor(progress, opt.warm_up)
+        loss, parts = losses(network, sample, plan, relations, precision)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(network.parameters(), opt.clip)
+        if torch.isfinite(norm):
+            adam.step()
+        adam.zero_grad(set_to_none=True)
+        decay = min(opt.average, (1 + state.step) / (10 + state.step))
+        with torch.no_grad():
+            for name, value in network.state_dict().items():
+                average[name].lerp_(value, 1 - decay)
+        state.step += 1
+        state.elapsed_s = time.monotonic() - started
+        for name, value in parts.items():
+            running[name] = 0.95 * running.get(name, value) + 0.05 * value
+        if state.step % 20 == 0:
+            shown = " ".join(f"{name} {value:.3f}" for name, value in running.items())
+            report(f"step {state.step} {state.elapsed_s / state.step:.2f} s/step {progress:.0%} {shown}")
+        if unseen and progress >= next_check:
+            next_check += check_every
+            row = {"step": float(state.step), "elapsed_s": round(state.elapsed_s, 1), **running}
+            row.update(with_weights(network, average, lambda: evaluate(network, unseen, plan, precision)))
+            state.curve.append({name: round(value, 4) for name, value in row.items()})
+            report(f"unseen: {state.curve[-1]}")
+            network.train()
+        if time.monotonic() - saved_at > 180:
+            save_checkpoint(checkpoint, network, adam, average, generator, state)
+            saved_at = time.monotonic()
+    save_checkpoint(checkpoint, network, adam, average, generator, state)
+    network.load_state_dict(average)
+    return state
+
+
+def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for kernels and matrices, none for norms and biases."""
+    matrices = [p for p in network.parameters() if p.ndim > 1]
+    rest = [p for p in network.parameters() if p.ndim <= 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+def save_checkpoint(
+    path: Path, network: nn.Module, adam: torch.optim.Optimizer, average: dict[str, Tensor], generator: Generator, state: State
+) -> None:
+    """Written whole or not at all."""
+    partial = path.with_suffix(".partial")
+    torch.save(
+        {
+            "network": network.state_dict(),
+            "adam": adam.state_dict(),
+            "average": average,
+            "generator": generator.get_state(),
+            "state": vars(state),
+        },
+        partial,
+    )
+    partial.replace(path)
+
+
+def with_weights(network: nn.Module, weights: dict[str, Tensor], work: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Does work with other weights in the network, then puts its own back."""
+    own = {name: value.clone() for name, value in network.state_dict().items()}
+    network.load_state_dict(weights)
+    try:
+        return work()
+    finally:
+        network.load_state_dict(own)
+
+
+@torch.no_grad()
+def evaluate(network: Any, cases: Sequence[Case], plan: Plan, precision: torch.dtype) -> dict[str, float]:
+    """Mean Dice of each head over unseen cases, on a tenth of the voxels of the grid, background left out.
+
+    Label maps without image are synthesised from a fixed seed, near the contrast of a T1w.
+    """
+    network.eval()
+    plain = Spatial(0, 0, 0, 0, 0, 2, 0, 0)
+    calm = Intensity(0, 0, 0.02, 0, 1)
+    scores: dict[str, list[float]] = {}
+    for number, case in enumerate(cases):
+        generator = torch.Generator().manual_seed(number)
+        sampling = Sampling(
+            plan.sampling.shape, 400_000, 0.0, 0.0, plan.sampling.whole_head, 1.0, plan.sampling.stripped, 0.0
+        )
+        sample = draw_sample(case, sampling, plain, calm, plan.spacing_mm, generator)
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            features = network.at(network.coarse(sample.image, sample.coordinates), sample.points)
+        for head in plan.heads:
+            for protocol, values in sample.values:
+                relation = load_relation(protocol, head)
+                if relation is None or (protocol.name != head.name and (relation.allowed.sum(1) > 1).mean() > 0.35):
+                    continue
+                row = torch.from_numpy(relation.allowed)[values]
+                sure = row.sum(1) == 1
+                truth = row[sure].int().argmax(1)
+                found = network.heads[head.name](features[sure].float()).argmax(1)
+                scores.setdefault(f"dice {protocol.name}>{head.name}", []).append(mean_dice(found, truth, len(head.regions)))
+    return {name: float(np.mean(values)) for name, values in scores.items()}
+
+
+def mean_dice(found: Tensor, truth: Tensor, regions: int) -> float:
+    """Mean Dice over the regions present in either, background left out. Inputs (P,) positions."""
+    both = torch.bincount(truth[found == truth], minlength=regions)[1:]
+    sizes = (torch.bincount(found, minlength=regions) + torch.bincount(truth, minlength=regions))[1:]
+    return float((2 * both[sizes > 0] / sizes[sizes > 0]).mean())

@@ -1,0 +1,95 @@
+"""Cross-entropy and Dice, marginalised over what an annotation leaves open.
+
+A voxel annotated ``a`` may be any region c with R[a, c]. Its loss is -log of the probability of that set,
+-log sum_{c: R[a, c]} p_c. With the identity this is the ordinary cross-entropy; with the background of a lesion dataset
+open to all non-lesion regions it is ACE (Roulet et al. 2019, arXiv 1903.03445); see also the label-set losses of Fidon
+et al. 2021 (arXiv 2107.03995).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from bidsseg.labels import Relation
+
+
+@dataclass(frozen=True)
+class Openness:
+    """A relation, prepared for the losses.
+
+    Attributes:
+        allowed: (A, C) booleans; the relation itself.
+        informative: (A,) booleans; False where everything is allowed, so that the voxel teaches nothing.
+        sets: (S, C) booleans; the different rows of ``allowed`` that are informative.
+        inside: (A, S) 1 where a voxel of that value surely lies in the set, else 0.
+        sure: (A, S) 1 where it surely lies in or surely outside of the set, else 0.
+    """
+
+    allowed: Tensor
+    informative: Tensor
+    sets: Tensor
+    inside: Tensor
+    sure: Tensor
+
+    @staticmethod
+    def of(relation: Relation) -> Openness:
+        """Prepares a relation."""
+        allowed = torch.from_numpy(relation.allowed)
+        informative = ~allowed.all(1)
+        sets = torch.unique(allowed[informative], dim=0).flip(0)
+        overlap = allowed.float() @ sets.float().T
+        inside = (overlap == allowed.sum(1, keepdim=True)).float()
+        return Openness(allowed, informative, sets, inside, ((overlap == 0) | (inside > 0)).float())
+
+    @cached_property
+    def exact(self) -> bool:
+        """Whether each value that teaches something means one region."""
+        return bool((self.allowed[self.informative].sum(1) == 1).all())
+
+    @cached_property
+    def first(self) -> Tensor:
+        """(A,) the first region that each value may be."""
+        return self.allowed.int().argmax(1)
+
+    @cached_property
+    def singletons(self) -> bool:
+        """Whether the sets are the regions themselves, in order."""
+        return self.sets.shape[0] == self.sets.shape[1] and bool((self.sets == torch.eye(len(self.sets)).bool()).all())
+
+
+def marginal_cross_entropy(log_probability: Tensor, values: Tensor, openness: Openness) -> Tensor:
+    """Mean of -log P(allowed set) over the voxels that teach something.
+
+    Args:
+        log_probability: (P, C), log-softmax of the logits, one row a voxel.
+        values: (P,) positions of the voxels' annotations in the annotation's table.
+    """
+    weight = openness.informative[values].to(log_probability.dtype)
+    if openness.exact:
+        loss = -log_probability.gather(1, openness.first[values][:, None])[:, 0]
+    else:
+        loss = -torch.logsumexp(log_probability.masked_fill(~openness.allowed[values], -torch.inf), 1)
+    return (loss * weight).sum() / weight.sum().clamp(min=1)
+
+
+def marginal_dice(log_probability: Tensor, values: Tensor, openness: Openness) -> Tensor:
+    """One minus the mean Dice overlap of the sets that the annotation tells apart and that are present.
+
+    For each set of regions the probabilities are summed, and compared over the voxels that surely lie inside or surely
+    outside of it. With the identity this is the ordinary soft Dice of the regions present (Milletari et al. 2016 without
+    squares). Shapes as in marginal_cross_entropy.
+    """
+    probability = log_probability.exp()
+    if not openness.singletons:
+        probability = probability @ openness.sets.T.to(probability.dtype)
+    sure, target = openness.sure[values], openness.inside[values]
+    both = (probability * target).sum(0)
+    sizes = (probability * sure).sum(0) + target.sum(0)
+    present = target.sum(0) > 0
+    if not present.any():
+        return log_probability.sum() * 0
+    return 1 - (2 * both[present] / sizes[present]).mean()

@@ -1,0 +1,79 @@
+"""Recipes: small TOML files that say how a model is trained."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bidsseg.errors import DataError
+from bidsseg.learning.augment import Intensity, Spatial
+from bidsseg.learning.cases import Sampling
+from bidsseg.learning.loop import Optimiser
+
+FOLDER = Path(__file__).parent / "recipes"
+Part = TypeVar("Part")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained. ``heads`` gives each head's protocol and the weight of its loss."""
+
+    name: str
+    title: str
+    heads: Mapping[str, float]
+    network: Mapping[str, Any]
+    sampling: Sampling
+    spacing_mm: float = 1.0
+    locator: str | None = None
+    mirror: bool = False
+    synthetic_share: float = 0.33
+    steps: int = 100_000
+    spatial: Spatial = field(default_factory=Spatial)
+    intensity: Intensity = field(default_factory=Intensity)
+    optimiser: Optimiser = field(default_factory=Optimiser)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every setting, defaults included, for the model's card."""
+        return asdict(self)
+
+
+PARTS: dict[str, type] = {"sampling": Sampling, "spatial": Spatial, "intensity": Intensity, "optimiser": Optimiser}
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes in the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """The shipped recipe of that name or the one in that file; DataError names what is wrong in it."""
+    path = FOLDER / f"{name_or_path}.toml"
+    if not path.is_file():
+        path = Path(name_or_path)
+    if not path.is_file():
+        raise DataError(f"no recipe '{name_or_path}': give a TOML file or one of {', '.join(shipped_recipes())}")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a TOML file ({error})") from error
+    for key, part in PARTS.items():
+        if key in values:
+            values[key] = checked(part, values[key], f"{path} [{key}]")
+    return checked(Recipe, values, str(path))
+
+
+def checked(kind: type[Part], values: dict[str, Any], where: str) -> Part:
+    """A dataclass from a table; DataError for unknown or missing keys."""
+    known = {entry.name for entry in fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise DataError(f"{where}: unknown key '{unknown[0]}'; known are {', '.join(sorted(known))}")
+    if isinstance(values.get("shape"), list):
+        values["shape"] = tuple(values["shape"])
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise DataError(f"{where}: {str(error).split('__init__() ')[-1]}") from error

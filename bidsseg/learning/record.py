@@ -1,0 +1,70 @@
+"""What a training run leaves: curve, validation table, card and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from bidsseg.learning.cases import Case
+from bidsseg.learning.loop import State
+from bidsseg.learning.validation import summary, validate
+from bidsseg.models.card import Card
+from bidsseg.models.library import load_model, save_model
+
+
+def save_curve(curve: Sequence[dict[str, float]], folder: Path) -> None:
+    """``curve.tsv`` and ``curve.png``: losses and Dice on unseen scans along the run."""
+    from matplotlib.figure import Figure
+
+    table = pd.DataFrame(curve)
+    table.to_csv(folder / "curve.tsv", sep="\t", index=False, float_format="%.4f")
+    if table.empty:
+        return
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name in table.columns.drop(["step", "elapsed_s"]):
+        axis = right if name.startswith("dice ") else left
+        axis.plot(table.step, table[name], label=name.removeprefix("dice "))
+    for axis, title in ((left, "cross-entropy, training"), (right, "Dice, unseen scans")):
+        axis.set(title=title, xlabel="step")
+        axis.legend(fontsize=6)
+        axis.grid(alpha=0.3)
+    figure.savefig(folder / "curve.png", dpi=120)
+
+
+def save_outcome(
+    card: Card,
+    network: nn.Module,
+    unseen: Sequence[Case],
+    say: Callable[[str], None],
+    state: State,
+    precision: str,
+    folder: Path,
+) -> Card:
+    """The model folder, with what the finished model reaches on the scans held out."""
+    recipe = dict(card.recipe) | {"steps_done": state.step, "minutes": round(state.elapsed_s / 60, 1)}
+    card = save_model(replace(card, recipe=recipe), network.state_dict(), folder)
+    if unseen:
+        table = validate(load_model(str(folder)), unseen, say, precision)
+        table.to_csv(folder / "validation.tsv", sep="\t", index=False, float_format="%.4f")
+        card = save_model(replace(card, metrics=metrics(table, unseen)), network.state_dict(), folder)
+    return card
+
+
+def metrics(table: pd.DataFrame, unseen: Sequence[Case]) -> dict[str, Any]:
+    """The card's figures, with the people they were measured on."""
+    heads = {
+        str(row["head"]): {
+            "dice": round(float(row["dice"]), 4),
+            "voxel_error": round(float(row["voxel_error"]), 4),
+            "annotation": str(row["annotation"]),
+            "scans": int(row["cases"]),
+        }
+        for _, row in summary(table).sort_values("cases").iterrows()
+    }
+    return {"split": "participants held out from training", "held_out": [case.name for case in unseen], "heads": heads}

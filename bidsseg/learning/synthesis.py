@@ -1,0 +1,72 @@
+"""Images of any contrast from label maps (Billot et al. 2023, SynthSeg, section 3.1).
+
+Each region gets a random brightness and texture; shading, resolution and noise follow as for real scans. Part of the
+draws stay near the contrast of a T1w, since most scans are.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from bidsseg.labels import Protocol
+from bidsseg.learning.augment import uniform
+
+T1W = {0: None, 1: 0.55, 2: 0.85, 3: 0.15, 6: None, 7: 0.5, 8: 0.55, 9: 0.64, 10: 0.8, 11: 0.55}
+"""Brightness of each class of the generic BIDS table in a T1w; None: anything."""
+SPECIFIC = {"Thalamus": 0.7, "Pallidum": 0.78, "Ventral DC": 0.78, "Choroid": 0.35, "Vessel": 0.3, "Chiasm": 0.6}
+"""Exceptions by name."""
+
+
+def brightness(protocol: Protocol, t1w_like: bool, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the brightness of each region, both (R,); left and right are alike."""
+    means = torch.rand(len(protocol.regions), generator=generator)
+    if t1w_like:
+        jitter = 0.06 * torch.randn(len(means), generator=generator)
+        for i, region in enumerate(protocol.regions):
+            value = next((v for word, v in SPECIFIC.items() if word in region.name), T1W.get(region.mapping or 0))
+            if value is not None:
+                means[i] = (value + jitter[i]).clamp(0.02, 1)
+    spread = 0.01 + 0.07 * torch.rand(len(means), generator=generator)
+    partners = torch.tensor(protocol.partners())
+    keep = torch.minimum(torch.arange(len(means)), partners)
+    means, spread = means[keep], spread[keep]
+    if uniform(0, 1, generator) < 0.9:
+        means[0], spread[0] = 0.0, 0.005
+    return means, spread
+
+
+def synthesise(labels: Tensor, protocol: Protocol, t1w_like: bool, generator: Generator) -> Tensor:
+    """An image (D, H, W) in about 0..1 from positions in the protocol's table, (D, H, W) integers."""
+    means, spread = brightness(protocol, t1w_like, generator)
+    flat = labels.long()
+    texture = torch.randn(labels.shape, generator=generator)
+    image = means[flat] + spread[flat] * texture
+    return smooth(image, uniform(0.3, 0.9, generator))
+
+
+def smooth(image: Tensor, sigma: float) -> Tensor:
+    """Gaussian smoothing of (D, H, W) with a three-point kernel of that standard deviation in voxels."""
+    side = math.exp(-0.5 / sigma**2)
+    for axis in range(3):
+        inner = image.movedim(axis, 0)
+        blurred = inner.clone()
+        blurred[1:] += side * inner[:-1]
+        blurred[:-1] += side * inner[1:]
+        image = (blurred / (1 + 2 * side)).movedim(0, axis)
+    return image.contiguous()
+
+
+def strip(brain: Tensor, spread_mm: float, spacing_mm: float) -> Tensor:
+    """A mask widened by about that much, on a grid twice as fine: what an imperfect skull-stripping leaves.
+
+    Args:
+        brain: booleans (D, H, W) on a grid of spacing_mm.
+    """
+    x = brain[None, None].float()
+    for _ in range(round(spread_mm / spacing_mm)):
+        x = F.max_pool3d(x, 3, 1, 1)
+    return F.interpolate(x, scale_factor=2, mode="nearest")[0, 0] > 0

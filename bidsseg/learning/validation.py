@@ -1,0 +1,89 @@
+"""How good a model is on scans it has not learned from, through the whole way that a user's scan takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Generator
+
+from bidsseg.image.volume import Volume
+from bidsseg.labels import Protocol, Relation, load_relation
+from bidsseg.learning.augment import Intensity, change_intensity
+from bidsseg.learning.cases import Annotation, Case
+from bidsseg.learning.synthesis import synthesise
+from bidsseg.models.library import Model
+from bidsseg.segmentation.predict import Segmentation, segment
+
+ERROR = "voxel error"
+"""Name of the row that holds the share of wrong voxels inside the reference brain."""
+
+
+def validate(
+    model: Model, cases: Sequence[Case], say: Callable[[str], None], precision: str = "fp32", t1w_like: bool = True
+) -> pd.DataFrame:
+    """Dice of every region of every head on every case; columns case, head, annotation, region, dice.
+
+    Regions absent from both are left out; so are voxels whose annotation leaves open what they are.
+    """
+    rows: list[dict[str, object]] = []
+    for case in cases:
+        image = case.image if case.image is not None else synthetic_scan(case, t1w_like)
+        result = segment({"T1w": Volume(image.numpy(), np.eye(4))}, model, precision=precision)
+        for head in model.heads.values():
+            for annotation, relation in comparable(case, head):
+                found = compare(result, head, annotation, relation)
+                base = {"case": case.name, "head": head.name, "annotation": annotation.protocol.name}
+                rows += [base | {"region": region, "dice": value} for region, value in found.items()]
+                dice = [value for region, value in found.items() if region != ERROR]
+                say(f"{case.name}: {head.name} mean Dice {np.mean(dice):.3f}")
+    return pd.DataFrame(rows, columns=["case", "head", "annotation", "region", "dice"])
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean over regions, then over cases: one row per head and annotation with columns dice, voxel_error and cases."""
+    keys = ["head", "annotation"]
+    regions = table[table.region != ERROR].groupby([*keys, "case"]).dice.mean()
+    errors = table[table.region == ERROR].groupby([*keys, "case"]).dice.mean()
+    result = regions.groupby(keys).agg(dice="mean", cases="count")
+    result["voxel_error"] = errors.groupby(keys).mean()
+    return result.reset_index()
+
+
+def synthetic_scan(case: Case, t1w_like: bool) -> torch.Tensor:
+    """A whole-head image (X, Y, Z) of a label map, always the same one for a case."""
+    generator = Generator().manual_seed(sum(case.name.encode()))
+    first = case.annotations[0]
+    image = synthesise(first.values, first.protocol, t1w_like, generator)
+    return 1000 * change_intensity(image, Intensity(gamma=0.0, blur=0.0), 1.0, generator)
+
+
+def comparable(case: Case, head: Protocol) -> list[tuple[Annotation, Relation]]:
+    """The annotation in the head's own protocol, else those that fix most of the head's regions by a relation."""
+    pairs = [(a, r) for a in case.annotations if (r := load_relation(a.protocol, head)) is not None]
+    own = [pair for pair in pairs if pair[0].protocol.name == head.name]
+    fixed = [pair for pair in pairs if fixes_all(pair[1])]
+    return own or fixed[-1:]
+
+
+def fixes_all(relation: Relation) -> bool:
+    """Whether each region of the head is what some value of the annotation surely means."""
+    single = relation.allowed[relation.allowed.sum(1) == 1]
+    return bool(single.any(0).all())
+
+
+def compare(result: Segmentation, head: Protocol, annotation: Annotation, relation: Relation) -> dict[str, float]:
+    """Dice by region name, and the voxel error."""
+    found = result.brain.astype(np.uint8) if head.name == "brain" else result.labels[head.name]
+    values = annotation.values.numpy()
+    sure = (relation.allowed.sum(1) == 1)[values]
+    truth = np.array(head.indices)[relation.allowed.argmax(1)][values]
+    truth, found = truth[sure], found[sure]
+    size = max(head.indices) + 1
+    both = np.bincount(truth[truth == found], minlength=size)
+    total = np.bincount(truth, minlength=size) + np.bincount(found, minlength=size)
+    scores = {r.name: 2 * both[r.index] / total[r.index] for r in head.regions if r.index and total[r.index]}
+    inside = truth > 0
+    return scores | {ERROR: float((truth[inside] != found[inside]).mean())}

@@ -1,0 +1,111 @@
+"""A model's card: the only place that says what a model needs at inference. Read without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bidsseg.errors import DataError, InputMissing
+
+FOLDER = Path(__file__).parent / "shipped"
+CARD, WEIGHTS = "card.json", "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model is, knows and needs.
+
+    Attributes:
+        name: letters and digits; the ``desc-`` of its outputs.
+        inputs: suffixes of the images it reads, in channel order.
+        network: name of the architecture and its options.
+        spacing_mm: voxel size of the model grid.
+        locator: name of the model that finds the brain first, None if this one sees the whole field of view.
+        margin_mm: around the found brain.
+        mirror: whether the mean of the scan and its mirror image is taken.
+        heads: protocols that the network answers in.
+        lesion: the head that holds lesions, None without.
+        metrics: figures with their split, as the validation printed them.
+    """
+
+    name: str
+    title: str
+    inputs: tuple[str, ...]
+    network: Mapping[str, Any]
+    spacing_mm: float
+    heads: tuple[str, ...]
+    sha256: str
+    locator: str | None = None
+    margin_mm: float = 6.0
+    mirror: bool = False
+    lesion: str | None = None
+    description: str = ""
+    licence: str = "unknown"
+    citation: Sequence[str] = ()
+    data: Sequence[str] = ()
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    code_version: str = ""
+    folder: Path = field(default=Path(), compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.name.isalnum():
+            raise DataError(f"model name '{self.name}': letters and digits only, since it becomes desc-{self.name}")
+        if self.spacing_mm <= 0 or not self.heads or not self.inputs:
+            raise DataError(f"model {self.name}: the card needs a positive spacing_mm, heads and inputs")
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """Protocols written as label maps: the brain mask and lesions have files of their own."""
+        return tuple(head for head in self.heads if head not in ("brain", "lesion"))
+
+    @property
+    def weights(self) -> Path:
+        """The file with the weights."""
+        return self.folder / WEIGHTS
+
+    @property
+    def size_mb(self) -> float:
+        """Size of the weights, millions of bytes."""
+        return self.weights.stat().st_size / 1e6
+
+    @property
+    def dice(self) -> dict[str, float]:
+        """Mean Dice of each head on people held out, as far as it was measured."""
+        return {name: float(value["dice"]) for name, value in self.metrics.get("heads", {}).items()}
+
+    def to_json(self) -> str:
+        """The card as it is stored."""
+        values = {key: value for key, value in vars(self).items() if key != "folder"}
+        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+
+
+def shipped() -> list[Card]:
+    """Cards of the models in the package, by name."""
+    return [read_card(path.parent) for path in sorted(FOLDER.glob(f"*/{CARD}"))]
+
+
+def find_card(name_or_folder: str) -> Card:
+    """The shipped model of that name, or the model in that folder. InputMissing if there is neither."""
+    if (FOLDER / name_or_folder / CARD).is_file():
+        return read_card(FOLDER / name_or_folder)
+    folder = Path(name_or_folder)
+    if (folder / CARD).is_file():
+        return read_card(folder)
+    names = ", ".join(card.name for card in shipped()) or "none"
+    raise InputMissing(f"no model '{name_or_folder}': give a folder with a {CARD}, or one of: {names}")
+
+
+def read_card(folder: Path) -> Card:
+    """The card in a model folder; DataError if it is not one."""
+    path = folder / CARD
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        for key in ("inputs", "heads"):
+            values[key] = tuple(values[key])
+        return Card(**values, folder=folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not a model card ({error})") from error

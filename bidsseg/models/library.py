@@ -1,0 +1,93 @@
+"""Models with their weights: load, save, verify."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bidsseg.errors import DataError, InputMissing
+from bidsseg.labels import Protocol, load_protocol
+from bidsseg.models.card import CARD, WEIGHTS, Card, find_card, shipped
+from bidsseg.networks.subpixel_unet import SubpixelUNet
+
+NETWORKS: dict[str, type[nn.Module]] = {"subpixel-unet": SubpixelUNet}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network with trained weights and its card."""
+
+    card: Card
+    network: nn.Module
+
+    @property
+    def sha256(self) -> str:
+        """Checksum of the weights."""
+        return self.card.sha256
+
+    @cached_property
+    def heads(self) -> dict[str, Protocol]:
+        """The scored regions that each head answers in, by protocol name."""
+        return {name: head_protocol(self.card, name) for name in self.card.heads}
+
+
+def head_protocol(card: Card, name: str) -> Protocol:
+    """What a head speaks: the table in the model's folder, else the shipped protocol of that name."""
+    own = card.folder / f"seg-{name}_dseg.tsv"
+    return load_protocol(str(own) if own.is_file() else name).scored()
+
+
+def list_models() -> list[Card]:
+    """Cards of the shipped models."""
+    return shipped()
+
+
+def build(card: Card) -> nn.Module:
+    """The network of a card, not trained."""
+    options = dict(card.network)
+    kind = options.pop("name", "")
+    if kind not in NETWORKS:
+        raise DataError(f"model {card.name}: no network '{kind}', known are {', '.join(NETWORKS)}")
+    outputs = {name: len(head_protocol(card, name).regions) for name in card.heads}
+    try:
+        return NETWORKS[kind](outputs=outputs, **options)
+    except TypeError as error:
+        raise DataError(f"model {card.name}: the card's network options do not fit {kind} ({error})") from error
+
+
+def load_model(name_or_folder: str) -> Model:
+    """A model ready for inference; DataError if the weights are not the ones the card speaks of."""
+    card = find_card(name_or_folder)
+    if not card.weights.is_file():
+        raise InputMissing(f"model {card.name}: {card.weights} is missing")
+    if checksum(card.weights) != card.sha256:
+        raise DataError(f"model {card.name}: {card.weights} does not have the checksum on its card; fetch it again")
+    network = build(card)
+    try:
+        network.load_state_dict({name: value.float() for name, value in load_file(card.weights).items()})
+    except Exception as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise DataError(f"model {card.name}: the weights do not fit the network on the card ({reason})") from error
+    return Model(card, network.eval().requires_grad_(False))
+
+
+def save_model(card: Card, weights: dict[str, Tensor], folder: Path) -> Card:
+    """Writes card and weights (half precision) into a folder and returns the card with its checksum."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{WEIGHTS}.partial"
+    save_file({name: value.detach().half().contiguous() for name, value in weights.items()}, partial)
+    partial.replace(folder / WEIGHTS)
+    card = replace(card, sha256=checksum(folder / WEIGHTS), folder=folder)
+    (folder / CARD).write_text(card.to_json(), encoding="utf-8")
+    return card
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

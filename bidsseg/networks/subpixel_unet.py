@@ -1,0 +1,132 @@
+"""A U-Net that works at half the resolution of its grid and answers at the full one.
+
+The image is folded into channels at half resolution (space to depth), so that no detail is lost and little work is done
+at full resolution; the last layer unfolds its channels again (sub-pixel convolution: Shi et al. 2016, arXiv 1609.05158).
+Everything between is a residual U-Net (Ronneberger et al. 2015; He et al. 2016) normalised over channels at each voxel,
+which makes a prediction independent of what else lies in the volume: windows and whole volumes agree up to the
+receptive field, and training and inference compute the same function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ChannelNorm(nn.Module):
+    """Normalises the channels of each voxel. Input and output (N, C, D, H, W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.layer_norm(x.permute(0, 2, 3, 4, 1), self.weight.shape, self.weight.to(x.dtype), self.bias.to(x.dtype))
+        return x.permute(0, 4, 1, 2, 3)
+
+
+def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    """Convolution, normalisation, ReLU."""
+    padding = 1 if kernel == 3 else 0
+    return nn.Sequential(
+        nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=False), ChannelNorm(outputs), nn.ReLU()
+    )
+
+
+class Residual(nn.Module):
+    """Two 3³ convolutions around which the input is passed on; the second starts at zero."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = conv(channels, channels)
+        self.second = nn.Conv3d(channels, channels, 3, padding=1, bias=False)
+        self.norm = ChannelNorm(channels)
+        nn.init.zeros_(self.norm.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.norm(self.second(self.first(x))))
+
+
+class SubpixelUNet(nn.Module):
+    """Voxel features on the grid of the input; heads read them with one linear map each.
+
+    Args:
+        images: number of input images (channels).
+        coordinates: number of coordinate channels, given at half resolution.
+        widths: channels at 1/2, 1/4, 1/8 ... of the grid's resolution.
+        features: channels of the features at full resolution.
+        outputs: number of regions of each head.
+    """
+
+    def __init__(
+        self,
+        outputs: dict[str, int],
+        images: int = 1,
+        coordinates: int = 3,
+        widths: Sequence[int] = (32, 64, 128, 192),
+        features: int = 32,
+        last: int = 64,
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.stem = conv(8 * images + coordinates, widths[0])
+        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        self.down = nn.ModuleList(nn.Sequential(conv(a, b, kernel=2, stride=2), Residual(b)) for a, b in pairs)
+        self.bottom = Residual(widths[-1])
+        self.reduce = nn.ModuleList(nn.Conv3d(b, a, 1, bias=False) for a, b in pairs)
+        self.up = nn.ModuleList(Residual(a) for a, _ in pairs[1:])
+        self.last = conv(widths[0], last)
+        self.unfold = nn.Conv3d(last, 8 * features, 1)
+        self.heads = nn.ModuleDict({name: nn.Linear(features, regions) for name, regions in outputs.items()})
+
+    @property
+    def multiple(self) -> int:
+        """The number of voxels by which each axis of the grid must be divisible."""
+        return 2 ** (len(self.down) + 1)
+
+    def coarse(self, image: Tensor, coordinates: Tensor | None = None) -> Tensor:
+        """Features at half resolution, (N, last, D/2, H/2, W/2), of images (N, C, D, H, W)."""
+        x = fold(image)
+        if coordinates is not None:
+            x = torch.cat([x, coordinates.to(x.dtype)], 1)
+        levels = [self.stem(x.contiguous(memory_format=torch.channels_last_3d))]
+        for down in self.down:
+            levels.append(down(levels[-1]))
+        x = self.bottom(levels[-1])
+        for i in reversed(range(len(self.down))):
+            x = F.interpolate(self.reduce[i](x), scale_factor=2, mode="trilinear") + levels[i]
+            x = self.up[i - 1](x) if i > 0 else self.last(x)
+        return x
+
+    def at(self, coarse: Tensor, points: Tensor) -> Tensor:
+        """Features (P, features) at voxels of the full grid, points (P, 3) of one volume, from coarse (1, last, ...)."""
+        size = torch.tensor(coarse.shape[2:])
+        half = points // 2
+        flat = (half[:, 0] * size[1] + half[:, 1]) * size[2] + half[:, 2]
+        rows = coarse[0].permute(1, 2, 3, 0).reshape(-1, coarse.shape[1])[flat]
+        unfolded = F.linear(rows, self.unfold.weight.flatten(1).to(rows.dtype), self.unfold.bias.to(rows.dtype))
+        parity = ((points % 2) * torch.tensor([4, 2, 1])).sum(1)
+        picked = unfolded.view(-1, 8, self.features)[torch.arange(len(points)), parity]
+        return F.relu(picked)
+
+    def forward(self, image: Tensor, coordinates: Tensor | None = None) -> Tensor:
+        """Features (N, features, D, H, W) at full resolution."""
+        return F.relu(unfold(self.unfold(self.coarse(image, coordinates))))
+
+
+def fold(x: Tensor) -> Tensor:
+    """(N, C, D, H, W) to (N, 8C, D/2, H/2, W/2): the eight voxels of a 2³ block become channels."""
+    n, c, d, h, w = x.shape
+    x = x.view(n, c, d // 2, 2, h // 2, 2, w // 2, 2)
+    return x.permute(0, 3, 5, 7, 1, 2, 4, 6).reshape(n, 8 * c, d // 2, h // 2, w // 2)
+
+
+def unfold(x: Tensor) -> Tensor:
+    """The inverse of fold: (N, 8C, D, H, W) to (N, C, 2D, 2H, 2W)."""
+    n, c, d, h, w = x.shape
+    x = x.view(n, 2, 2, 2, c // 8, d, h, w)
+    return x.permute(0, 4, 5, 1, 6, 2, 7, 3).reshape(n, c // 8, 2 * d, 2 * h, 2 * w)

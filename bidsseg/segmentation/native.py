@@ -1,0 +1,192 @@
+"""Reading the heads at every voxel of the native grid.
+
+The network gives features on the model grid and each head is one linear map of them. The features are interpolated at the
+native voxels of the brain and read there, a chunk of voxels at a time: no array of regions x voxels is ever held, and the
+answer is that of interpolating all logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import Tensor
+
+from bidsseg.errors import DataError
+from bidsseg.image.grid import Grid, canonical, canonical_spacing, from_canonical, hat_weights, resample
+from bidsseg.image.volume import Volume
+from bidsseg.models.library import Model
+
+CHUNK = 1 << 16
+"""Voxels read at a time."""
+LIKELY = 0.05
+"""Heads other than the brain's are read where the brain is at least this probable."""
+
+
+@dataclass
+class Segmentation:
+    """What is known of one scan. All arrays (X, Y, Z) lie on the native grid of its T1w.
+
+    Attributes:
+        labels: per protocol the region of each voxel, smallest unsigned type.
+        soft_mm3: per protocol the sum of each region's probability times the voxel volume, (R,).
+        brain: booleans.
+        lesion: booleans, None if the model knows no lesions.
+        quality: mean probability of the chosen region over the brain, 0..1.
+        probabilities: per protocol (X, Y, Z, R), float16; empty unless asked for.
+        entropy: per protocol, 0 (certain) to 1 (no idea), float32; empty unless asked for.
+        notes: what the user should know of how it was computed.
+    """
+
+    labels: dict[str, np.ndarray]
+    soft_mm3: dict[str, np.ndarray]
+    brain: np.ndarray
+    lesion: np.ndarray | None
+    quality: float
+    device: str = ""
+    precision: str = ""
+    probabilities: dict[str, np.ndarray] = field(default_factory=dict)
+    entropy: dict[str, np.ndarray] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Reading:
+    """One head's answer on the canonical native grid, filled chunk by chunk."""
+
+    indices: np.ndarray
+    labels: np.ndarray
+    soft: np.ndarray
+    certainty: np.ndarray
+    probabilities: np.ndarray | None
+    entropy: np.ndarray | None
+
+    @staticmethod
+    def empty(indices: np.ndarray, shape: tuple[int, ...], probabilities: bool, entropy: bool) -> Reading:
+        """Background everywhere."""
+        table = np.zeros((int(np.prod(shape)), len(indices)), np.float16) if probabilities else None
+        if table is not None:
+            table[:, 0] = 1
+        return Reading(
+            indices.astype(np.min_scalar_type(int(indices.max()))),
+            np.zeros(int(np.prod(shape)), np.min_scalar_type(int(indices.max()))),
+            np.zeros(len(indices)),
+            np.zeros(int(np.prod(shape)), np.float16),
+            table,
+            np.zeros(int(np.prod(shape)), np.float32) if entropy else None,
+        )
+
+    def put(self, voxels: np.ndarray, logits: Tensor) -> None:
+        """The answer (P, R) at flat voxels (P,)."""
+        chance = torch.softmax(logits, 1)
+        best = chance.max(1)
+        self.labels[voxels] = self.indices[best.indices.numpy()]
+        self.certainty[voxels] = best.values.numpy()
+        self.soft += chance.sum(0).double().numpy()
+        if self.probabilities is not None:
+            self.probabilities[voxels] = chance.numpy()
+        if self.entropy is not None:
+            nats = -torch.special.xlogy(chance, chance).sum(1)
+            self.entropy[voxels] = (nats / np.log(chance.shape[1])).clamp(0, 1).numpy()
+
+
+def read_heads(
+    volume: Volume,
+    grid: Grid,
+    features: Tensor,
+    weights: Mapping[str, tuple[Tensor, Tensor]],
+    model: Model,
+    want_probabilities: bool,
+    want_entropy: bool,
+) -> Segmentation:
+    """The answers of all heads, from features (D, H, W, F) on the model grid and each head's weight and bias.
+
+    DataError if no brain is left.
+    """
+    shape = canonical(np.empty(volume.shape, np.uint8), volume.affine).shape
+    spacing = canonical_spacing(volume)
+    chance = brain_chance(features, weights, grid, shape, spacing)
+    names = [name for name in model.card.heads if name != "brain"]
+    readings = {}
+    for name in names:
+        asked = name in model.card.protocols
+        indices = np.array(model.heads[name].indices)
+        readings[name] = Reading.empty(indices, shape, want_probabilities and asked, want_entropy and asked)
+    flat = features.reshape(-1, features.shape[-1])
+    for voxels in np.array_split(likely := np.flatnonzero(chance > LIKELY), max(1, len(likely) // CHUNK)):
+        rows, share = corners(voxels, shape, spacing, grid)
+        inside = F.embedding_bag(rows, flat, per_sample_weights=share.to(flat.dtype), mode="sum").float()
+        for name in names:
+            weight, bias = weights[name]
+            readings[name].put(voxels, torch.addmm(bias, inside, weight.T))
+    if "brain" in weights:
+        brain = largest_piece(chance > 0.5)
+    else:
+        brain = largest_piece(np.any([readings[name].labels > 0 for name in names], 0).reshape(shape))
+    if not brain.any():
+        raise DataError("the segmentation is empty: is it a T1w of a head, with the right orientation in its header?")
+    for reading in readings.values():
+        reading.labels[~brain.reshape(-1)] = 0
+
+    def native(values: np.ndarray) -> np.ndarray:
+        return from_canonical(values.reshape(*shape, *values.shape[1:]), volume.affine)
+
+    written = {name: readings[name] for name in names if name in model.card.protocols}
+    quality = readings[names[0]].certainty[brain.reshape(-1)] if names else chance[brain]
+    return Segmentation(
+        labels={name: native(reading.labels) for name, reading in written.items()},
+        soft_mm3={name: reading.soft * volume.voxel_volume_mm3 for name, reading in written.items()},
+        brain=from_canonical(brain, volume.affine),
+        lesion=native(readings[model.card.lesion].labels > 0) if model.card.lesion else None,
+        quality=float(quality.mean(dtype=np.float64)),
+        probabilities={n: native(r.probabilities) for n, r in written.items() if r.probabilities is not None},
+        entropy={n: native(r.entropy) for n, r in written.items() if r.entropy is not None},
+    )
+
+
+def brain_chance(
+    features: Tensor,
+    weights: Mapping[str, tuple[Tensor, Tensor]],
+    grid: Grid,
+    shape: tuple[int, ...],
+    spacing: np.ndarray,
+) -> np.ndarray:
+    """The brain's probability on the canonical native grid; 1 in the model grid for a model that has no such head."""
+    to_native = [
+        hat_weights(grid.shape[i], grid.spacing_mm, shape[i], spacing[i], -grid.origin_mm[i]) for i in range(3)
+    ]
+    inside = resample(torch.ones(grid.shape), to_native) > 0.5
+    if "brain" not in weights:
+        return inside.float().numpy()
+    weight, bias = weights["brain"]
+    difference = (features @ (weight[1] - weight[0]).to(features.dtype)).float() + (bias[1] - bias[0])
+    return (torch.sigmoid(resample(difference, to_native)) * inside).numpy()
+
+
+def corners(voxels: np.ndarray, shape: tuple[int, ...], spacing: np.ndarray, grid: Grid) -> tuple[Tensor, Tensor]:
+    """For native voxels (P,) the flat positions (P, 8) of the model voxels around them, and their weights (P, 8)."""
+    rows = torch.zeros(len(voxels), 8, dtype=torch.int64)
+    share = torch.ones(len(voxels), 8)
+    for axis, index in enumerate(np.unravel_index(voxels, shape)):
+        position = (torch.from_numpy(index) * spacing[axis] - grid.origin_mm[axis]) / grid.spacing_mm
+        position = position.clamp(0, grid.shape[axis] - 1)
+        low = position.floor().clamp(max=grid.shape[axis] - 2)
+        up = torch.tensor([(corner >> (2 - axis)) & 1 for corner in range(8)])
+        rows = rows * grid.shape[axis] + low.long()[:, None] + up
+        beyond = (position - low).float()[:, None]
+        share = share * torch.where(up == 1, beyond, 1 - beyond)
+    return rows, share
+
+
+def largest_piece(mask: np.ndarray) -> np.ndarray:
+    """The largest connected piece of a mask, its holes filled."""
+    pieces, count = ndimage.label(mask)
+    if count == 0:
+        return mask
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    return np.asarray(ndimage.binary_fill_holes(pieces == sizes.argmax()))

@@ -1,0 +1,130 @@
+"""A model applied to a scan: find the brain, look at it once, answer on the scan's own grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from bidsseg.errors import DataError
+from bidsseg.image.grid import (
+    Grid,
+    between,
+    box_grid,
+    brain_frame,
+    coordinates,
+    dilate,
+    normalise,
+    to_grid,
+    whole_grid,
+)
+from bidsseg.image.volume import Volume
+from bidsseg.models.library import Model, load_model
+from bidsseg.segmentation.native import Segmentation, largest_piece, read_heads
+from bidsseg.segmentation.windows import features_of
+
+SMALLEST_BRAIN_MM3 = 100_000.0
+"""Less than this is not a brain (a newborn's has about 300,000)."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where and how networks run.
+
+    Attributes:
+        memory_mb: what a prediction may take, None for no limit.
+    """
+
+    device: str = "cpu"
+    precision: str = "fp32"
+    memory_mb: int | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the activations."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+
+def segment(
+    images: Mapping[str, Volume],
+    model: Model,
+    *,
+    device: str = "cpu",
+    precision: str = "fp32",
+    memory_mb: int | None = None,
+    want_probabilities: bool = False,
+    want_entropy: bool = False,
+    progress: Callable[[str], None] = lambda stage: None,
+) -> Segmentation:
+    """Segments one scan; images are keyed by suffix. DataError if there is no brain to be found."""
+    volume = images["T1w"]
+    engine = Engine(device, precision, memory_mb)
+    notes: list[str] = []
+    grid, image, position = model_input(volume, model, engine, notes, progress)
+    progress("segmenting")
+    features = features_of(model.network, image, position, engine, notes)
+    weights = head_weights(model)
+    if model.card.mirror:
+        mirrored = None if position is None else mirror_coordinates(position)
+        other = features_of(model.network, image.flip(2), mirrored, engine, notes).flip(0)
+        features = torch.cat([features, other], -1)
+        weights = {name: mirrored_head(model, name, w, b) for name, (w, b) in weights.items()}
+    progress("labelling")
+    with torch.inference_mode():
+        result = read_heads(volume, grid, features, weights, model, want_probabilities, want_entropy)
+    result.device, result.precision, result.notes = device, precision, notes
+    return result
+
+
+def model_input(
+    volume: Volume, model: Model, engine: Engine, notes: list[str], progress: Callable[[str], None]
+) -> tuple[Grid, Tensor, Tensor | None]:
+    """The model grid, the image (1, 1, D, H, W) on it and the coordinates (1, 3, D/2, H/2, W/2), if the model wants them."""
+    card, multiple = model.card, int(model.network.multiple)  # type: ignore[arg-type]
+    if card.locator is None:
+        grid = whole_grid(volume, card.spacing_mm, multiple)
+        return grid, normalise(to_grid(volume, grid), None)[None, None], None
+    progress("finding the brain")
+    around, brain = find_brain(volume, load_model(card.locator), engine)
+    grid = box_grid(around, brain.numpy() > 0.5, card.spacing_mm, card.margin_mm, multiple)
+    mask = between(brain, around, grid) > 0.5
+    shown = dilate(mask, round(2 / card.spacing_mm))
+    image = normalise(to_grid(volume, grid), shown)
+    return grid, image[None, None], coordinates(grid.shape, *brain_frame(mask))
+
+
+def find_brain(volume: Volume, locator: Model, engine: Engine) -> tuple[Grid, Tensor]:
+    """The locator's grid and on it the brain's probability (D, H, W), 0 outside the largest piece."""
+    grid, image, _ = model_input(volume, locator, engine, [], lambda stage: None)
+    features = features_of(locator.network, image, None, engine, [])
+    weight, bias = head_weights(locator)["brain"]
+    logits = features.float() @ weight.T + bias
+    probability = torch.softmax(logits, -1)[..., 1]
+    piece = largest_piece(probability.numpy() > 0.5)
+    if piece.sum() * grid.spacing_mm**3 < SMALLEST_BRAIN_MM3:
+        raise DataError("no brain found in the image: is it a T1w of a head, with the right orientation in its header?")
+    near = ndimage.binary_dilation(piece)
+    return grid, probability * torch.from_numpy(near)
+
+
+def head_weights(model: Model) -> dict[str, tuple[Tensor, Tensor]]:
+    """Weight (R, F) and bias (R,) of each head."""
+    heads: Any = model.network.heads
+    return {name: (heads[name].weight.float(), heads[name].bias.float()) for name in model.card.heads}
+
+
+def mirrored_head(model: Model, name: str, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """The head that takes the mean of the logits for a scan and its mirror image, from features (..., 2F)."""
+    partners = torch.tensor(model.heads[name].partners())
+    return torch.cat([weight, weight[partners]], 1) / 2, (bias + bias[partners]) / 2
+
+
+def mirror_coordinates(position: Tensor) -> Tensor:
+    """The coordinates of the mirror image, (1, 3, D, H, W)."""
+    flipped = position.flip(2).clone()
+    flipped[:, 0] *= -1
+    return flipped

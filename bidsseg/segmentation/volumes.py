@@ -1,0 +1,53 @@
+"""How large each region is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bidsseg.labels.protocol import Protocol
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+INTRACRANIAL = "intracranial volume"
+"""Name of the last row: everything inside of the brain mask, fluid included."""
+
+
+def volume_table(
+    protocol: Protocol, labels: np.ndarray, soft_mm3: np.ndarray, voxel_volume_mm3: float, brain: np.ndarray
+) -> pd.DataFrame:
+    """One row for each region but the background, then one for the intracranial volume.
+
+    Args:
+        labels: label map, integers, shape (X, Y, Z).
+        soft_mm3: for each region of the protocol, the background included, its probabilities summed over all
+            voxels times the volume of a voxel (mm³), shape (R,). It counts a voxel that two regions share in part
+            for each, so that it changes less than the hard volume when the grid moves.
+        brain: brain mask, shape (X, Y, Z).
+
+    Returns:
+        Columns index, name, abbreviation, voxels, volume-mm3, softvolume-mm3; volumes in mm³ to three decimals.
+    """
+    import pandas as pd
+
+    counts = count_voxels(labels, max(protocol.indices) + 1)
+    rows: list[tuple[Any, ...]] = [
+        (r.index, r.name, r.abbreviation, counts[r.index], counts[r.index] * voxel_volume_mm3, soft)
+        for r, soft in zip(protocol.regions, soft_mm3, strict=True)
+        if r.index != 0
+    ]
+    inside = int(np.count_nonzero(brain))
+    rows.append((pd.NA, INTRACRANIAL, "ICV", inside, inside * voxel_volume_mm3, np.nan))
+    columns = ["index", "name", "abbreviation", "voxels", "volume-mm3", "softvolume-mm3"]
+    table = pd.DataFrame(rows, columns=columns).astype({"index": "Int64", "voxels": "int64"})
+    return table.round({"volume-mm3": 3, "softvolume-mm3": 3})
+
+
+def count_voxels(labels: np.ndarray, size: int) -> np.ndarray:
+    """How many voxels have each value from 0 to ``size`` - 1, slice by slice to spare memory."""
+    counts = np.zeros(size, dtype=np.int64)
+    for k in range(labels.shape[-1]):
+        counts += np.bincount(labels[..., k].ravel(), minlength=size)
+    return counts

@@ -1,0 +1,79 @@
+"""A network over a volume that may not fit into memory: whole if it fits, else in windows, else on the CPU."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from bidsseg.segmentation.predict import Engine
+
+BYTES_PER_VOXEL = {torch.bfloat16: 330, torch.float32: 600}
+"""Peak memory of a prediction for each voxel of the grid, measured (benchmarks/speed.py)."""
+HALO = 32
+"""Voxels around a window that are computed and thrown away."""
+SMALLEST_WINDOW = 64
+
+
+def features_of(network: Any, image: Tensor, position: Tensor | None, engine: Engine, notes: list[str]) -> Tensor:
+    """Features (D, H, W, F), on the CPU, of an image (1, C, D, H, W) with coordinates (1, 3, D/2, H/2, W/2) or None."""
+    sizes = window_sizes(image.shape[2:], network.multiple, engine)
+    attempts = [(engine.device, sizes), (engine.device, [max(SMALLEST_WINDOW, s // 2) for s in sizes])]
+    attempts += [("cpu", sizes)] if engine.device != "cpu" else []
+    for number, (device, window) in enumerate(attempts):
+        if any(w < s for w, s in zip(window, image.shape[2:], strict=True)):
+            notes.append(f"predicted in windows of {'x'.join(map(str, window))} voxels on {device} to save memory")
+        try:
+            return in_windows(network, image, position, window, device, engine.dtype)
+        except (MemoryError, RuntimeError) as error:
+            if "memory" not in str(error).lower() or number == len(attempts) - 1:
+                raise
+            notes.append(f"out of memory on {device}")
+    raise AssertionError("unreachable")
+
+
+def window_sizes(shape: Sequence[int], multiple: int, engine: Engine) -> list[int]:
+    """The largest windows within the memory limit: the longest axis is halved until it fits."""
+    sizes = list(shape)
+    limit = float("inf") if engine.memory_mb is None else engine.memory_mb * 1e6 / BYTES_PER_VOXEL[engine.dtype]
+    while torch.Size(sizes).numel() > limit and max(sizes) > SMALLEST_WINDOW:
+        axis = sizes.index(max(sizes))
+        half = -(-sizes[axis] // 2)
+        sizes[axis] = max(SMALLEST_WINDOW, -(-half // multiple) * multiple)
+    return sizes
+
+
+@torch.inference_mode()
+def in_windows(
+    network: Any, image: Tensor, position: Tensor | None, window: Sequence[int], device: str, dtype: torch.dtype
+) -> Tensor:
+    """Features (D, H, W, F) put together from windows that overlap by a halo; one window if it covers the image."""
+    network = network.to(device=device, memory_format=torch.channels_last_3d)
+    shape = image.shape[2:]
+    target: Tensor | None = None
+    for cores in itertools.product(*(steps(n, w, network.multiple) for n, w in zip(shape, window, strict=True))):
+        outer = [(max(0, a - HALO), min(n, b + HALO)) for (a, b), n in zip(cores, shape, strict=True)]
+        part = image[:, :, *(slice(a, b) for a, b in outer)].to(device)
+        where = None if position is None else position[:, :, *(slice(a // 2, b // 2) for a, b in outer)].to(device)
+        with torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
+            found = network(part, where)[0].permute(1, 2, 3, 0)
+        if len(found) == shape[0] and found.shape[:3] == shape:
+            return found.cpu()
+        if target is None:
+            target = torch.empty((*shape, found.shape[-1]), dtype=found.dtype)
+        inner = tuple(slice(a - oa, b - oa) for (a, b), (oa, _) in zip(cores, outer, strict=True))
+        target[tuple(slice(a, b) for a, b in cores)] = found[inner].cpu()
+    assert target is not None
+    return target
+
+
+def steps(size: int, window: int, multiple: int) -> list[tuple[int, int]]:
+    """Cores of windows along an axis: [start, end), so that core and halo are no longer than the window."""
+    if window >= size:
+        return [(0, size)]
+    core = max(multiple, (window - 2 * HALO) // multiple * multiple)
+    return [(start, min(size, start + core)) for start in range(0, size, core)]

@@ -1,0 +1,144 @@
+"""Level train: a recipe and labelled datasets become a model folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+
+from bidsseg import __version__
+from bidsseg.errors import NothingSelected, TemporaryFailure, UsageError
+from bidsseg.settings import Report, Settings
+
+
+def train_level(settings: Settings) -> Path:
+    """Trains the recipe on everything that is labelled and returns the model folder.
+
+    The participants of one fold are held out; the card states what the model reaches on them. TemporaryFailure (75) if
+    it was told to stop before its time: run again with --resume.
+    """
+    import torch
+
+    from bidsseg.compute import choose_machine
+    from bidsseg.labels import load_protocol
+    from bidsseg.learning.datasets import load_cases, split
+    from bidsseg.learning.loop import Plan, fit
+    from bidsseg.learning.recipe import load_recipe
+    from bidsseg.learning.record import save_curve, save_outcome
+    from bidsseg.models.card import CARD, Card
+    from bidsseg.models.library import build, load_model
+
+    options, report = settings.training, settings.report
+    recipe = load_recipe(options.recipe)
+    if not options.labels:
+        raise UsageError("train needs --labels PROTOCOL=DERIVATIVES_DIR, at least once")
+    folder = settings.output_dir / "models" / recipe.name
+    checkpoint = folder / "checkpoint.pt"
+    if checkpoint.exists() and not options.resume and not settings.overwrite:
+        raise UsageError(f"{checkpoint} is there: give --resume to go on, --overwrite to start again")
+    if (folder / CARD).exists() and not settings.overwrite and not options.resume:
+        raise UsageError(f"{folder} holds a finished model: give --overwrite to train it again")
+    cases = load_cases(settings, report)
+    seen, unseen = split(cases, options.folds, options.fold)
+    if not seen:
+        raise NothingSelected("no labelled participant is left to learn from: fewer --folds or more data")
+    report.say(f"{len(seen)} scans to learn from, {len(unseen)} held out: {', '.join(c.name for c in unseen)}")
+    if settings.dry_run:
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    if settings.overwrite and not options.resume:
+        checkpoint.unlink(missing_ok=True)
+
+    machine = choose_machine(settings)
+    torch.set_num_threads(machine.threads)
+    torch.manual_seed(options.seed)
+    heads = tuple(load_protocol(name).scored() for name in recipe.heads)
+    plan = Plan(
+        heads=heads,
+        head_weights=tuple(recipe.heads.values()),
+        sampling=recipe.sampling,
+        spacing_mm=recipe.spacing_mm,
+        spatial=recipe.spatial,
+        intensity=recipe.intensity,
+        optimiser=recipe.optimiser,
+        synthetic_share=recipe.synthetic_share,
+        steps=recipe.steps,
+        seed=options.seed,
+    )
+    card = Card(
+        name=recipe.name,
+        title=recipe.title,
+        inputs=("T1w",),
+        network=recipe.network,
+        spacing_mm=recipe.spacing_mm,
+        heads=tuple(recipe.heads),
+        sha256="",
+        locator=recipe.locator,
+        mirror=recipe.mirror,
+        recipe=recipe.as_dict() | {"seed": options.seed},
+        data=[f"{dataset}: {count} scans" for dataset, count in counted(seen).items()],
+        code_version=__version__,
+    )
+    network = build(card)
+    if options.init:
+        copied = start_from(network, load_model(options.init).network)
+        report.say(f"{copied} of {len(network.state_dict())} tensors taken from {options.init}")
+    precision = torch.bfloat16 if machine.precision == "bf16" else torch.float32
+    budget_s = (options.time_budget_min or 24 * 60) * 60
+    with Interruption() as interruption:
+        state = fit(network, seen, unseen, plan, folder, budget_s, interruption.asked, report.say, precision)
+    save_curve(state.curve, folder)
+    if interruption.asked():
+        raise TemporaryFailure(f"stopped after {state.step} steps, all kept in {folder}: run again with --resume")
+    save_outcome(card, network, unseen, report.say, state, machine.precision, folder)
+    checkpoint.unlink(missing_ok=True)
+    report.say(f"model: {folder} (use it with --model {folder})")
+    return folder
+
+
+def counted(cases: list) -> Mapping[str, int]:
+    """How many cases each dataset gives; a case's name is dataset/participant."""
+    counts: dict[str, int] = {}
+    for case in cases:
+        dataset = case.name.split("/")[0]
+        counts[dataset] = counts.get(dataset, 0) + 1
+    return counts
+
+
+def start_from(network, other) -> int:  # type: ignore[no-untyped-def]
+    """Copies every tensor that has the same name and shape from another network; returns how many."""
+    own, given = network.state_dict(), other.state_dict()
+    same = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
+    network.load_state_dict(own | same)
+    return len(same)
+
+
+class Interruption:
+    """Turns SIGTERM and Ctrl-C into a question that the training loop asks after each step."""
+
+    def __init__(self) -> None:
+        self.signals: list[int] = []
+        self.before: dict[int, object] = {}
+
+    def __enter__(self) -> Interruption:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.before[number] = signal.signal(number, self.note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Remembers a signal; the second one of a kind ends the process as usual."""
+        if number in self.signals:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.signals.append(number)
+
+    def asked(self) -> bool:
+        """Whether the user or the cluster wants the run to stop."""
+        return bool(self.signals)
+
