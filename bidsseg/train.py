@@ -10,7 +10,7 @@ from types import FrameType
 
 from bidsseg import __version__
 from bidsseg.errors import NothingSelected, TemporaryFailure, UsageError
-from bidsseg.settings import Report, Settings
+from bidsseg.settings import Settings
 
 
 def train_level(settings: Settings) -> Path:
@@ -141,4 +141,3 @@ class Interruption:
     def asked(self) -> bool:
         """Whether the user or the cluster wants the run to stop."""
         return bool(self.signals)
-

@@ -1,7 +1,7 @@
 """The model grid: isotropic, RAS, axes parallel to the scan's own; and what is measured on it.
 
-Arrays on it are (D, H, W) = (left to right, posterior to anterior, inferior to superior). An oblique scan is not turned:
-its axes are taken as the nearest anatomical ones.
+Arrays on it are (D, H, W) = (left to right, posterior to anterior, inferior to superior). An oblique scan is not
+turned: its axes are taken as the nearest anatomical ones.
 """
 
 from __future__ import annotations
@@ -28,13 +28,8 @@ def canonical(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 def from_canonical(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """The inverse of canonical."""
-    to_canonical = nib.orientations.io_orientation(affine)
-    back = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), np.asarray(to_canonical))
-    ornt = np.empty_like(to_canonical)
-    for native, (axis, flip) in enumerate(to_canonical):
-        ornt[int(axis)] = [native, flip]
-    assert back is not None
-    return nib.orientations.apply_orientation(data, ornt)
+    ras, native = nib.orientations.axcodes2ornt("RAS"), nib.orientations.io_orientation(affine)
+    return nib.orientations.apply_orientation(data, nib.orientations.ornt_transform(ras, native))
 
 
 @dataclass(frozen=True)
@@ -114,11 +109,9 @@ def to_grid(volume: Volume, grid: Grid) -> Tensor:
 
 def between(mask: Tensor, source: Grid, target: Grid) -> Tensor:
     """A float array (D, H, W) on one grid, linearly interpolated on another of the same scan."""
+    origin = np.subtract(target.origin_mm, source.origin_mm)
     weights = [
-        hat_weights(
-            source.shape[i], source.spacing_mm, target.shape[i], target.spacing_mm, target.origin_mm[i] - source.origin_mm[i]
-        )
-        for i in range(3)
+        hat_weights(source.shape[i], source.spacing_mm, target.shape[i], target.spacing_mm, origin[i]) for i in range(3)
     ]
     return resample(mask.float(), weights)
 
@@ -132,9 +125,7 @@ def labels_to_grid(data: np.ndarray, affine: np.ndarray, grid: Grid, spacing: np
         index = np.rint(position).astype(int)
         inside = (index >= 0) & (index < data.shape[axis])
         picked = np.take(picked, np.clip(index, 0, data.shape[axis] - 1), axis)
-        blank = [slice(None)] * 3
-        blank[axis] = ~inside  # type: ignore[call-overload]
-        picked[tuple(blank)] = 0
+        picked.swapaxes(0, axis)[~inside] = 0
     return np.ascontiguousarray(picked)
 
 
@@ -160,7 +151,7 @@ def normalise(image: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def brain_frame(brain: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Centre and half extent (3,) in voxels of a mask (D, H, W): midway and half-way between its 1st and 99th percentile."""
+    """Middle and half extent (3,) of a mask (D, H, W), in voxels, from its 1st to its 99th percentile on each axis."""
     centre, half = np.empty(3), np.empty(3)
     for axis in range(3):
         count = brain.sum(dim=[i for i in range(3) if i != axis]).double().numpy()

@@ -108,22 +108,29 @@ def write_labels(path: Path, labels: np.ndarray, like: Volume) -> None:
 
 
 def write_map(path: Path, values: np.ndarray, like: Volume) -> None:
-    """Writes values from 0 to 1, such as probabilities, as scaled 16-bit integers in steps of 2⁻¹⁵.
+    """Writes values from 0 to 1, such as an uncertainty, as scaled 16-bit integers in steps of 2⁻¹⁵.
 
     Args:
         path: Where to; the folder is made if needed.
-        values: Floating point, shape (X, Y, Z) of `like`, or (X, Y, Z, R) for several maps in one file.
+        values: Floating point, shape (X, Y, Z) of `like`.
         like: The image whose grid it lies on; sform, qform, codes and units are taken over bit by bit.
 
     Raises:
         OutputNotWritable: The file cannot be created there.
         IOFailure: Writing failed, e.g. the disk is full.
     """
-    dtype = np.dtype(np.uint16)
-    header = _fresh_header(like, values.shape, dtype)
+    _write_scaled(path, like.shape, [values], like)
+
+
+def write_maps(path: Path, maps: Iterable[np.ndarray], count: int, like: Volume) -> None:
+    """Writes several maps (X, Y, Z) into one file (X, Y, Z, count), one at a time; otherwise as write_map."""
+    _write_scaled(path, (*like.shape, count), maps, like)
+
+
+def _write_scaled(path: Path, shape: tuple[int, ...], maps: Iterable[np.ndarray], like: Volume) -> None:
+    header = _fresh_header(like, shape, np.dtype(np.uint16))
     header.set_slope_inter(MAP_STEP, 0)
-    slabs = (values[..., k].astype(np.float32).clip(0, 1) for k in range(values.shape[-1]))
-    _write(path, header, (np.rint(slab / MAP_STEP).astype(dtype) for slab in slabs))
+    _write(path, header, (np.rint(m.astype(np.float32).clip(0, 1) / MAP_STEP).astype(np.uint16) for m in maps))
 
 
 @contextmanager

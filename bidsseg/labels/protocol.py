@@ -95,15 +95,15 @@ def load_protocol(name_or_path: str) -> Protocol:
     if not path.is_file():
         path = Path(name_or_path)
     if not path.is_file():
-        raise DataError(f"no protocol '{name_or_path}': choose one of {', '.join(shipped_protocols())} or give a dseg.tsv")
-    with path.open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream, delimiter="\t"))
+        choice = ", ".join(shipped_protocols())
+        raise DataError(f"no protocol '{name_or_path}': choose one of {choice} or give a dseg.tsv")
     name = path.stem.removesuffix("_dseg").removeprefix("seg-")
     try:
-        regions = tuple(sorted(_regions(rows), key=lambda region: region.index))
-    except (KeyError, ValueError) as error:
+        with path.open(encoding="utf-8", newline="") as stream:
+            rows = list(csv.DictReader(stream, delimiter="\t"))
+        return Protocol(name, tuple(sorted(_regions(rows), key=lambda region: region.index)))
+    except (KeyError, ValueError, csv.Error, DataError) as error:
         raise DataError(f"{path}: not a look-up table with the columns index and name ({error})") from error
-    return Protocol(name, regions)
 
 
 def _regions(rows: Iterable[dict[str, str]]) -> Iterable[Region]:

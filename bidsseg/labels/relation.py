@@ -32,11 +32,12 @@ class Relation:
             raise DataError(f"a relation of {shape} booleans is needed, got {self.allowed.shape} {self.allowed.dtype}")
         empty = [r.name for r, row in zip(self.annotation.regions, self.allowed, strict=True) if not row.any()]
         if empty:
-            raise DataError(f"{self.annotation.name} to {self.head.name}: no region is allowed for {', '.join(empty[:5])}")
+            pair = f"{self.annotation.name} to {self.head.name}"
+            raise DataError(f"{pair}: no region is allowed for {', '.join(empty[:5])}")
 
     @cached_property
     def rows(self) -> np.ndarray:
-        """Look-up from annotation value to row of ``allowed``; -1 for values that the protocol lacks. Shape (max+1,)."""
+        """(max + 1,) look-up from annotation value to row of ``allowed``, -1 for values that the protocol lacks."""
         table = np.full(max(self.annotation.indices) + 1, -1, np.int16)
         table[list(self.annotation.indices)] = np.arange(len(self.annotation.indices))
         return table
@@ -79,6 +80,8 @@ def read_relation(path: Path, annotation: Protocol, head: Protocol) -> Relation:
     """The relation in that table (see load_relation)."""
     with path.open(encoding="utf-8", newline="") as stream:
         rows = list(csv.reader(stream, delimiter="\t"))
+    if rows[:1] != [[annotation.name, head.name]]:
+        raise DataError(f"{path}: the columns must be {annotation.name} and {head.name}")
     allowed = np.ones((len(annotation.regions), len(head.regions)), bool)
     for row in rows[1:]:
         try:
@@ -89,4 +92,6 @@ def read_relation(path: Path, annotation: Protocol, head: Protocol) -> Relation:
             raise DataError(f"{path}: cannot read the row {row} ({error})") from error
         if missing:
             raise DataError(f"{path}: {head.name} has no region {sorted(missing)[0]} (row {row[0]})")
+        if not targets:
+            raise DataError(f"{path}: nothing is allowed for {row[0]}")
     return Relation(annotation, head, allowed)

@@ -53,7 +53,12 @@ class Warp:
 
 
 def draw_warp(
-    spatial: Spatial, shape: Sequence[int], spacing_mm: float, centre: Tensor, widening: Tensor | None, generator: Generator
+    spatial: Spatial,
+    shape: Sequence[int],
+    spacing_mm: float,
+    centre: Tensor,
+    widening: Tensor | None,
+    generator: Generator,
 ) -> Warp:
     """A random placement of the model grid in a scan on a 1 mm RAS grid.
 
@@ -166,7 +171,8 @@ def coarsen(image: Tensor, thickest_mm: float, spacing_mm: float, generator: Gen
     size = list(image.shape)
     if uniform(0, 1, generator) < 0.5:
         axis = int(uniform(0, 3, generator))
-        size[axis] = max(4, round(size[axis] * spacing_mm / uniform(spacing_mm, max(thickest_mm, spacing_mm), generator)))
+        thickness_mm = uniform(spacing_mm, max(thickest_mm, spacing_mm), generator)
+        size[axis] = max(4, round(size[axis] * spacing_mm / thickness_mm))
     else:
         factor = uniform(1, 2, generator)
         size = [max(4, round(n / factor)) for n in size]

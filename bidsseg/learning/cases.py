@@ -174,7 +174,7 @@ def field_of_view(shape: Sequence[int], generator: Generator) -> Tensor:
 
 
 def draw_points(brain: Tensor, case: Case, source: Tensor, sampling: Sampling, generator: Generator) -> Tensor:
-    """Voxels (P, 3) of the sample: mostly in the brain (D/2, H/2, W/2), rare regions more often than their size asks."""
+    """Voxels (P, 3) of the sample, mostly in the brain (D/2, H/2, W/2); rare regions more often than by their size."""
     count = round(sampling.points * sampling.inside)
     shape = torch.tensor(sampling.shape)
     everywhere = (torch.rand((sampling.points - count, 3), generator=generator) * shape).long()

@@ -208,7 +208,12 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
 
 
 def save_checkpoint(
-    path: Path, network: nn.Module, adam: torch.optim.Optimizer, average: dict[str, Tensor], generator: Generator, state: State
+    path: Path,
+    network: nn.Module,
+    adam: torch.optim.Optimizer,
+    average: dict[str, Tensor],
+    generator: Generator,
+    state: State,
 ) -> None:
     """Written whole or not at all."""
     partial = path.with_suffix(".partial")
@@ -225,7 +230,9 @@ def save_checkpoint(
     partial.replace(path)
 
 
-def with_weights(network: nn.Module, weights: dict[str, Tensor], work: Callable[[], dict[str, float]]) -> dict[str, float]:
+def with_weights(
+    network: nn.Module, weights: dict[str, Tensor], work: Callable[[], dict[str, float]]
+) -> dict[str, float]:
     """Does work with other weights in the network, then puts its own back."""
     own = {name: value.clone() for name, value in network.state_dict().items()}
     network.load_state_dict(weights)
@@ -262,7 +269,8 @@ def evaluate(network: Any, cases: Sequence[Case], plan: Plan, precision: torch.d
                 sure = row.sum(1) == 1
                 truth = row[sure].int().argmax(1)
                 found = network.heads[head.name](features[sure].float()).argmax(1)
-                scores.setdefault(f"dice {protocol.name}>{head.name}", []).append(mean_dice(found, truth, len(head.regions)))
+                dice = mean_dice(found, truth, len(head.regions))
+                scores.setdefault(f"dice {protocol.name}>{head.name}", []).append(dice)
     return {name: float(np.mean(values)) for name, values in scores.items()}
 
 

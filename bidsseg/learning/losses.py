@@ -80,7 +80,7 @@ def marginal_dice(log_probability: Tensor, values: Tensor, openness: Openness) -
     """One minus the mean Dice overlap of the sets that the annotation tells apart and that are present.
 
     For each set of regions the probabilities are summed, and compared over the voxels that surely lie inside or surely
-    outside of it. With the identity this is the ordinary soft Dice of the regions present (Milletari et al. 2016 without
+    outside of it. With the identity this is the ordinary soft Dice of the regions present (Milletari et al. 2016, no
     squares). Shapes as in marginal_cross_entropy.
     """
     probability = log_probability.exp()

@@ -17,6 +17,8 @@ from bidsseg.learning.augment import uniform
 
 T1W = {0: None, 1: 0.55, 2: 0.85, 3: 0.15, 6: None, 7: 0.5, 8: 0.55, 9: 0.64, 10: 0.8, 11: 0.55}
 """Brightness of each class of the generic BIDS table in a T1w; None: anything."""
+NOT_BRAIN, BRIGHTEST = 6, 1.8
+"""Tissue outside the brain, of which fat is brighter than anything in it."""
 SPECIFIC = {"Thalamus": 0.7, "Pallidum": 0.78, "Ventral DC": 0.78, "Choroid": 0.35, "Vessel": 0.3, "Chiasm": 0.6}
 """Exceptions by name."""
 
@@ -25,6 +27,8 @@ def brightness(protocol: Protocol, t1w_like: bool, generator: Generator) -> tupl
     """Mean and standard deviation of the brightness of each region, both (R,); left and right are alike."""
     means = torch.rand(len(protocol.regions), generator=generator)
     if t1w_like:
+        outside = torch.tensor([region.mapping in (None, NOT_BRAIN) for region in protocol.regions])
+        means[outside] *= BRIGHTEST
         jitter = 0.06 * torch.randn(len(means), generator=generator)
         for i, region in enumerate(protocol.regions):
             value = next((v for word, v in SPECIFIC.items() if word in region.name), T1W.get(region.mapping or 0))

@@ -1,15 +1,16 @@
 """A U-Net that works at half the resolution of its grid and answers at the full one.
 
 The image is folded into channels at half resolution (space to depth), so that no detail is lost and little work is done
-at full resolution; the last layer unfolds its channels again (sub-pixel convolution: Shi et al. 2016, arXiv 1609.05158).
-Everything between is a residual U-Net (Ronneberger et al. 2015; He et al. 2016) normalised over channels at each voxel,
-which makes a prediction independent of what else lies in the volume: windows and whole volumes agree up to the
-receptive field, and training and inference compute the same function.
+at full resolution; the last layer unfolds its channels again (sub-pixel convolution: Shi et al. 2016,
+arXiv 1609.05158). Everything between is a residual U-Net (Ronneberger et al. 2015; He et al. 2016) normalised over
+channels at each voxel, which makes a prediction independent of what else lies in the volume: windows and whole volumes
+agree up to the receptive field, and training and inference compute the same function.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +75,7 @@ class SubpixelUNet(nn.Module):
         super().__init__()
         self.features = features
         self.stem = conv(8 * images + coordinates, widths[0])
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(pairwise(widths))
         self.down = nn.ModuleList(nn.Sequential(conv(a, b, kernel=2, stride=2), Residual(b)) for a, b in pairs)
         self.bottom = Residual(widths[-1])
         self.reduce = nn.ModuleList(nn.Conv3d(b, a, 1, bias=False) for a, b in pairs)
@@ -103,11 +104,12 @@ class SubpixelUNet(nn.Module):
         return x
 
     def at(self, coarse: Tensor, points: Tensor) -> Tensor:
-        """Features (P, features) at voxels of the full grid, points (P, 3) of one volume, from coarse (1, last, ...)."""
+        """Features (P, features) at voxels (P, 3) of the full grid, from the coarse ones (1, last, ...) of a volume."""
         size = torch.tensor(coarse.shape[2:])
         half = points // 2
         flat = (half[:, 0] * size[1] + half[:, 1]) * size[2] + half[:, 2]
         rows = coarse[0].permute(1, 2, 3, 0).reshape(-1, coarse.shape[1])[flat]
+        assert self.unfold.bias is not None
         unfolded = F.linear(rows, self.unfold.weight.flatten(1).to(rows.dtype), self.unfold.bias.to(rows.dtype))
         parity = ((points % 2) * torch.tensor([4, 2, 1])).sum(1)
         picked = unfolded.view(-1, 8, self.features)[torch.arange(len(points)), parity]

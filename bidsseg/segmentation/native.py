@@ -7,7 +7,7 @@ answer is that of interpolating all logits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,6 +27,30 @@ LIKELY = 0.05
 """Heads other than the brain's are read where the brain is at least this probable."""
 
 
+@dataclass(frozen=True)
+class Probabilities:
+    """Of every region, kept where there may be brain; elsewhere it is surely background.
+
+    Attributes:
+        shape: (X, Y, Z) of the native grid.
+        voxels: flat positions (P,) in its canonical form.
+        table: (P, R), float16.
+    """
+
+    shape: tuple[int, ...]
+    affine: np.ndarray
+    voxels: np.ndarray
+    table: np.ndarray
+
+    def maps(self) -> Iterator[np.ndarray]:
+        """One map (X, Y, Z) after the other, in the order of the protocol."""
+        canonical_shape = canonical(np.empty(self.shape, np.uint8), self.affine).shape
+        for region in range(self.table.shape[1]):
+            values = np.full(int(np.prod(self.shape)), region == 0, np.float16)
+            values[self.voxels] = self.table[:, region]
+            yield from_canonical(values.reshape(canonical_shape), self.affine)
+
+
 @dataclass
 class Segmentation:
     """What is known of one scan. All arrays (X, Y, Z) lie on the native grid of its T1w.
@@ -37,7 +61,7 @@ class Segmentation:
         brain: booleans.
         lesion: booleans, None if the model knows no lesions.
         quality: mean probability of the chosen region over the brain, 0..1.
-        probabilities: per protocol (X, Y, Z, R), float16; empty unless asked for.
+        probabilities: per protocol those of every region; empty unless asked for.
         entropy: per protocol, 0 (certain) to 1 (no idea), float32; empty unless asked for.
         notes: what the user should know of how it was computed.
     """
@@ -49,7 +73,7 @@ class Segmentation:
     quality: float
     device: str = ""
     precision: str = ""
-    probabilities: dict[str, np.ndarray] = field(default_factory=dict)
+    probabilities: dict[str, Probabilities] = field(default_factory=dict)
     entropy: dict[str, np.ndarray] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -62,21 +86,18 @@ class Reading:
     labels: np.ndarray
     soft: np.ndarray
     certainty: np.ndarray
-    probabilities: np.ndarray | None
+    probabilities: list[np.ndarray] | None
     entropy: np.ndarray | None
 
     @staticmethod
     def empty(indices: np.ndarray, shape: tuple[int, ...], probabilities: bool, entropy: bool) -> Reading:
         """Background everywhere."""
-        table = np.zeros((int(np.prod(shape)), len(indices)), np.float16) if probabilities else None
-        if table is not None:
-            table[:, 0] = 1
         return Reading(
             indices.astype(np.min_scalar_type(int(indices.max()))),
             np.zeros(int(np.prod(shape)), np.min_scalar_type(int(indices.max()))),
             np.zeros(len(indices)),
             np.zeros(int(np.prod(shape)), np.float16),
-            table,
+            [] if probabilities else None,
             np.zeros(int(np.prod(shape)), np.float32) if entropy else None,
         )
 
@@ -88,7 +109,7 @@ class Reading:
         self.certainty[voxels] = best.values.numpy()
         self.soft += chance.sum(0).double().numpy()
         if self.probabilities is not None:
-            self.probabilities[voxels] = chance.numpy()
+            self.probabilities.append(chance.half().numpy())
         if self.entropy is not None:
             nats = -torch.special.xlogy(chance, chance).sum(1)
             self.entropy[voxels] = (nats / np.log(chance.shape[1])).clamp(0, 1).numpy()
@@ -117,7 +138,8 @@ def read_heads(
         indices = np.array(model.heads[name].indices)
         readings[name] = Reading.empty(indices, shape, want_probabilities and asked, want_entropy and asked)
     flat = features.reshape(-1, features.shape[-1])
-    for voxels in np.array_split(likely := np.flatnonzero(chance > LIKELY), max(1, len(likely) // CHUNK)):
+    likely = np.flatnonzero(chance > LIKELY)
+    for voxels in np.array_split(likely, max(1, len(likely) // CHUNK)):
         rows, share = corners(voxels, shape, spacing, grid)
         inside = F.embedding_bag(rows, flat, per_sample_weights=share.to(flat.dtype), mode="sum").float()
         for name in names:
@@ -143,7 +165,11 @@ def read_heads(
         brain=from_canonical(brain, volume.affine),
         lesion=native(readings[model.card.lesion].labels > 0) if model.card.lesion else None,
         quality=float(quality.mean(dtype=np.float64)),
-        probabilities={n: native(r.probabilities) for n, r in written.items() if r.probabilities is not None},
+        probabilities={
+            name: Probabilities(volume.shape, volume.affine, likely, np.concatenate(reading.probabilities))
+            for name, reading in written.items()
+            if reading.probabilities is not None
+        },
         entropy={n: native(r.entropy) for n, r in written.items() if r.entropy is not None},
     )
 

@@ -22,7 +22,7 @@ SMALLEST_WINDOW = 64
 def features_of(network: Any, image: Tensor, position: Tensor | None, engine: Engine, notes: list[str]) -> Tensor:
     """Features (D, H, W, F), on the CPU, of an image (1, C, D, H, W) with coordinates (1, 3, D/2, H/2, W/2) or None."""
     sizes = window_sizes(image.shape[2:], network.multiple, engine)
-    attempts = [(engine.device, sizes), (engine.device, [max(SMALLEST_WINDOW, s // 2) for s in sizes])]
+    attempts = [(engine.device, sizes), (engine.device, [min(s, max(SMALLEST_WINDOW, s // 2)) for s in sizes])]
     attempts += [("cpu", sizes)] if engine.device != "cpu" else []
     for number, (device, window) in enumerate(attempts):
         if any(w < s for w, s in zip(window, image.shape[2:], strict=True)):
@@ -30,7 +30,8 @@ def features_of(network: Any, image: Tensor, position: Tensor | None, engine: En
         try:
             return in_windows(network, image, position, window, device, engine.dtype)
         except (MemoryError, RuntimeError) as error:
-            if "memory" not in str(error).lower() or number == len(attempts) - 1:
+            lacking = isinstance(error, MemoryError) or "memory" in str(error).lower()
+            if not lacking or number == len(attempts) - 1:
                 raise
             notes.append(f"out of memory on {device}")
     raise AssertionError("unreachable")
@@ -40,10 +41,11 @@ def window_sizes(shape: Sequence[int], multiple: int, engine: Engine) -> list[in
     """The largest windows within the memory limit: the longest axis is halved until it fits."""
     sizes = list(shape)
     limit = float("inf") if engine.memory_mb is None else engine.memory_mb * 1e6 / BYTES_PER_VOXEL[engine.dtype]
-    while torch.Size(sizes).numel() > limit and max(sizes) > SMALLEST_WINDOW:
+    smallest = max(SMALLEST_WINDOW, multiple)
+    while torch.Size(sizes).numel() > limit and max(sizes) > smallest:
         axis = sizes.index(max(sizes))
         half = -(-sizes[axis] // 2)
-        sizes[axis] = max(SMALLEST_WINDOW, -(-half // multiple) * multiple)
+        sizes[axis] = max(smallest, -(-half // multiple) * multiple)
     return sizes
 
 
@@ -54,9 +56,10 @@ def in_windows(
     """Features (D, H, W, F) put together from windows that overlap by a halo; one window if it covers the image."""
     network = network.to(device=device, memory_format=torch.channels_last_3d)
     shape = image.shape[2:]
+    halo = -(-HALO // network.multiple) * network.multiple
     target: Tensor | None = None
-    for cores in itertools.product(*(steps(n, w, network.multiple) for n, w in zip(shape, window, strict=True))):
-        outer = [(max(0, a - HALO), min(n, b + HALO)) for (a, b), n in zip(cores, shape, strict=True)]
+    for cores in itertools.product(*(steps(n, w, halo, network.multiple) for n, w in zip(shape, window, strict=True))):
+        outer = [(max(0, a - halo), min(n, b + halo)) for (a, b), n in zip(cores, shape, strict=True)]
         part = image[:, :, *(slice(a, b) for a, b in outer)].to(device)
         where = None if position is None else position[:, :, *(slice(a // 2, b // 2) for a, b in outer)].to(device)
         with torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
@@ -71,9 +74,9 @@ def in_windows(
     return target
 
 
-def steps(size: int, window: int, multiple: int) -> list[tuple[int, int]]:
-    """Cores of windows along an axis: [start, end), so that core and halo are no longer than the window."""
+def steps(size: int, window: int, halo: int, multiple: int) -> list[tuple[int, int]]:
+    """Cores of windows along an axis, [start, end): core and halo are no longer than the window, as far as possible."""
     if window >= size:
         return [(0, size)]
-    core = max(multiple, (window - 2 * HALO) // multiple * multiple)
+    core = max(multiple, (window - 2 * halo) // multiple * multiple)
     return [(start, min(size, start + core)) for start in range(0, size, core)]

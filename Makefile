@@ -1,0 +1,45 @@
+# make demo   a first run: environment, a small dataset, participant and group level, and where the results are
+# make test   environment and tests; BIDSSEG_TESTDATA names the folder of the real data, if there is one
+# make lint   style and types
+# make venv   the environment alone (.venv); later runs need no network
+#
+# PYTHON=...    the Python (3.11 or newer) to make the environment with
+# PIP_FLAGS=... for the first installation, e.g. "--extra-index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+PY := .venv/bin/python
+STAMP := .venv/installed
+DEMO := demo
+
+.PHONY: demo test lint venv clean
+.DELETE_ON_ERROR:
+
+demo: $(STAMP)
+	$(PY) benchmarks/demo_dataset.py $(DEMO)/bids
+	$(PY) run.py $(DEMO)/bids $(DEMO)/out participant group
+	@echo
+	@echo "label map:  $$(ls $(CURDIR)/$(DEMO)/out/sub-template/anat/*_seg-BrainCOLOR_*_dseg.nii.gz)"
+	@echo "table:      $$(ls $(CURDIR)/$(DEMO)/out/group_seg-BrainCOLOR_*_morph.tsv)"
+	@echo "page:       $$(ls $(CURDIR)/$(DEMO)/out/sub-template.html)"
+
+test: $(STAMP)
+	$(PY) -m pytest $(PYTEST_FLAGS)
+
+lint: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+venv: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml | $(PY)
+	$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -r requirements.lock
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(PY):
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or give PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv .venv || { rm -rf .venv; echo "On Debian and Ubuntu: sudo apt install python3-venv"; exit 1; }
+
+clean:
+	rm -rf $(DEMO) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

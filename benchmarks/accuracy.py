@@ -1,0 +1,66 @@
+"""Dice of a model on labelled scans, through the whole way that a user's scan takes.
+
+    python benchmarks/accuracy.py BIDS_DIR --labels PROTOCOL=DERIVATIVES_DIR ... [--also BIDS_DIR] --folds 5 --fold 0
+
+With --folds only the participants of that fold are used: those that ``train`` with the same folds held out. Prints,
+for each head, the mean over regions and then over scans with a bootstrap 95 % interval over scans, the share of wrong
+voxels inside the reference brain, and the regions with the lowest Dice; writes one row a region to --table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bids_dir", type=Path)
+    parser.add_argument("--labels", nargs="+", action="extend", required=True, metavar="PROTOCOL=DIR")
+    parser.add_argument("--also", nargs="+", default=[], type=Path, metavar="BIDS_DIR")
+    parser.add_argument("--model", default="wholebrain")
+    parser.add_argument("--folds", type=int, default=0, help="0: all participants")
+    parser.add_argument("--fold", type=int, default=0)
+    parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])
+    parser.add_argument("--table", type=Path, help="TSV with one row for each scan, head and region")
+    options = parser.parse_args()
+
+    from bidsseg.learning.datasets import load_cases, split
+    from bidsseg.learning.validation import summary, validate
+    from bidsseg.models.library import load_model
+    from bidsseg.settings import Report, Settings, Training
+
+    labels = {name: Path(folder) for name, folder in (word.split("=", 1) for word in options.labels)}
+    settings = Settings(options.bids_dir, Path("never-written"), training=Training(labels=labels, also=options.also))
+    cases = load_cases(settings, Report())
+    if options.folds:
+        cases = split(cases, options.folds, options.fold)[1]
+    started = time.monotonic()
+    table = validate(load_model(options.model), cases, print, options.precision)
+    print(f"{len(cases)} scans, {(time.monotonic() - started) / len(cases):.1f} s each\n")
+    for _, row in summary(table).iterrows():
+        part = table[(table["head"] == row["head"]) & (table["annotation"] == row["annotation"])]
+        low, high = interval(part)
+        print(
+            f"{row['head']} (against {row['annotation']}, {row['cases']} scans): "
+            f"Dice {row['dice']:.3f} [{low:.3f}, {high:.3f}], voxel error {row['voxel_error']:.3f}"
+        )
+        worst = part.groupby("region").dice.mean().drop("voxel error").nsmallest(5)
+        print("  lowest: " + ", ".join(f"{name} {value:.2f}" for name, value in worst.items()))
+    if options.table:
+        table.to_csv(options.table, sep="\t", index=False, float_format="%.4f")
+
+
+def interval(table: pd.DataFrame, draws: int = 2000) -> tuple[float, float]:
+    """Bootstrap 95 % interval over scans of the mean Dice."""
+    scans = table[table.region != "voxel error"].groupby("case").dice.mean().to_numpy()
+    means = np.random.default_rng(0).choice(scans, (draws, len(scans))).mean(1)
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+if __name__ == "__main__":
+    main()

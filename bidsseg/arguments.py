@@ -1,0 +1,96 @@
+"""What users type for a flag, turned into values; every mistake is a UsageError that names the remedy."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from bidsseg.errors import InputMissing, UsageError
+
+
+def megabytes(text: str) -> int:
+    """Megabytes; a number alone already means that.
+
+    >>> megabytes("8000"), megabytes("7.5G"), megabytes("16GB"), megabytes("500000k")
+    (8000, 7500, 16000, 500)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if not match:
+        raise UsageError(f"memory '{text}': give a size such as 8000 (MB) or 8G")
+    return int(float(match[1]) * {"K": 1e-3, "": 1, "M": 1, "G": 1e3, "T": 1e6}[match[2].upper()])
+
+
+def device(text: str) -> str:
+    """The name of a device: auto, cpu, cuda or cuda:N."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        raise UsageError(f"device '{text}': give auto, cpu, cuda or cuda:N")
+    return text
+
+
+def dataset(path: Path) -> Path:
+    """The same path, after a look that it is a folder that can be read."""
+    try:
+        with os.scandir(path) as entries:
+            next(entries, None)
+    except FileNotFoundError as error:
+        raise InputMissing(f"there is no folder {path}: give the top folder of a BIDS dataset") from error
+    except NotADirectoryError as error:
+        raise InputMissing(f"{path} is not a folder: give the top folder of a BIDS dataset") from error
+    except OSError as error:
+        raise InputMissing(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+    return path
+
+
+def labels(entity: str, words: Sequence[str]) -> list[str]:
+    """Labels without their prefix, from words or from text files (first column of each line).
+
+    >>> labels("sub", ["sub-01", "02", "01"])
+    ['01', '02']
+    """
+    found: dict[str, None] = {}
+    for word in words:
+        for entry in _entries(Path(word)) if Path(word).is_file() else [word]:
+            label = entry.removeprefix(f"{entity}-").rstrip("/")
+            if not re.fullmatch(r"[A-Za-z0-9+]+", label):
+                raise UsageError(f"'{entry}' is no {entity}- label (letters and digits) and no text file of labels")
+            found[label] = None
+    return list(found)
+
+
+def _entries(path: Path) -> list[str]:
+    lines = [line.split() for line in text(path).splitlines() if line.strip() and not line.startswith("#")]
+    entries = [words[0] for words in lines if words[0] not in ("participant_id", "session_id")]
+    if not entries:
+        raise UsageError(f"{path} holds no label: write one in each line")
+    return entries
+
+
+def annotation_folders(pairs: Sequence[str], derivatives: Sequence[str], bids_dir: Path) -> dict[str, Path]:
+    """For each protocol its derivative dataset: a folder, the name of a ``-d``, or a name below ``derivatives/``."""
+    named = {}
+    for entry in derivatives:
+        name, equals, path = entry.rpartition("=")
+        named[name if equals else Path(path).name] = dataset(Path(path))
+    found = {}
+    for pair in pairs:
+        protocol, _, where = pair.partition("=")
+        if not (protocol and where):
+            raise UsageError(f"--labels '{pair}': give PROTOCOL=DIR, e.g. FAST=/data/derivatives/fast")
+        places = [named.get(where), Path(where), bids_dir / "derivatives" / where]
+        folder = next((place for place in places if place is not None and place.is_dir()), None)
+        if folder is None:
+            raise InputMissing(f"--labels: there is no derivative dataset {where}: give its folder, or name it with -d")
+        found[protocol] = folder
+    return found
+
+
+def text(path: Path) -> str:
+    """The content of a small text file that the user named."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not a text file") from error
+    except OSError as error:
+        raise InputMissing(f"{path} cannot be read ({error.strerror}): check the path and its permissions") from error

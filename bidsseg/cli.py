@@ -1,0 +1,296 @@
+"""The command line: arguments become Settings, errors become exit codes. Only this file parses, prints and exits."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from bidsseg import __version__, arguments
+from bidsseg.compute import prepare_surroundings
+from bidsseg.errors import BidssegError, UnknownLevel, UsageError
+from bidsseg.settings import LEVELS, Report, Settings, Training
+
+if TYPE_CHECKING:
+    from bidsseg.bids.query import Filters
+
+EPILOG = """\
+exit codes:
+  0  everything asked for is there       65  the data cannot be used: every scan failed
+  1  some scans failed (see logs/)       66  input missing or unreadable
+ 16  the input is not valid BIDS         73  output cannot be created
+ 17  unknown analysis level              74  reading or writing broke off (disk full)
+ 18  no scan selected                    75  stopped before the end: run again (train: with --resume)
+ 64  wrong usage
+
+A scan that is done is skipped until its image or the model changes, or --overwrite is given. A run that was
+stopped goes on where it was when the same command is given again.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    settings = None
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold what the terminal cannot show
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a container or a scheduler asks us to stop
+    try:
+        given = _parser().parse_intermixed_args(words)
+        if given.list_models:
+            return _list_models()
+        levels = _levels(given.level)
+        settings = _settings(given, words)
+        prepare_surroundings(settings)
+        return _run(levels, settings)
+    except BidssegError as error:
+        return _fail(str(error), error.code)
+    except KeyboardInterrupt:
+        return _fail("stopped; the same command goes on from here", 130)
+    except Exception as error:  # a bug: the trace goes to a file, not to the terminal
+        return _fail(f"internal error ({error!r}): please report it together with {_keep_trace(settings)}", 1)
+
+
+def _run(levels: Sequence[str], settings: Settings) -> int:
+    """Run the levels in order; scans that failed at one level do not keep the next one from running."""
+    code = 0
+    for level in levels:
+        try:
+            if level == "participant":
+                from bidsseg.participant import participant_level
+
+                participant_level(settings)
+            elif level == "group":
+                from bidsseg.group import group_level
+
+                group_level(settings)
+            else:
+                from bidsseg.train import train_level
+
+                train_level(settings)
+        except BidssegError as error:
+            if error.code != BidssegError.code or settings.stop_on_first_crash:
+                raise
+            code = _fail(str(error), error.code)
+        finally:
+            settings.report.stop()
+    return code
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"bidsseg: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _keep_trace(settings: Settings | None) -> Path:
+    """Write the current traceback where the user can find it and return that file."""
+    logs = settings.output_dir / "logs" if settings else Path()
+    folder = logs if settings and os.access(logs, os.W_OK) else Path(tempfile.gettempdir())
+    path = folder / f"crash-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}.txt"
+    with suppress(OSError):
+        path.write_text(traceback.format_exc(), encoding="utf-8")
+    return path
+
+
+def _list_models() -> int:
+    from bidsseg.models.card import shipped
+
+    for card in shipped():
+        print(f"{card.name}: {card.title}; needs {' + '.join(card.inputs)}, gives {', '.join(card.heads)}")
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes every long flag with hyphens or underscores and raises instead of exiting with 2."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = []
+        for word in args or []:
+            flag, equals, value = word.partition("=")
+            words.append(flag.replace("_", "-") + equals + value if word.startswith("--") else word)
+        return super().parse_known_args(words, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (--help shows the usage)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="bidsseg",
+        usage="bidsseg BIDS_DIR OUTPUT_DIR {participant,group,train} [options]",
+        description="Segment the brain MRI of a BIDS dataset, or learn to.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
+
+    add = parser.add_argument
+    add("bids_dir", metavar="BIDS_DIR", type=Path, nargs="?", help="the dataset, in BIDS form; never written to")
+    add("output_dir", metavar="OUTPUT_DIR", type=Path, nargs="?", help="made if missing; earlier results stay")
+    add("level", metavar="LEVEL", nargs="*", help="participant: each scan; group: tables over all; train: a new model")
+
+    add = parser.add_argument_group("which scans").add_argument
+    add("--participant-label", metavar="LABEL", **several, help="these only, 'sub-' optional; or a text file of labels")
+    add("--session-label", metavar="LABEL", **several, help="these only, 'ses-' optional; or a text file of labels")
+    add("--bids-filter-file", metavar="FILE", type=Path,
+        help="JSON with the entities that t1w and flair must have; null = absent, '*' = any value")  # fmt: skip
+    add("--bids-database-dir", metavar="DIR", type=Path, help="keep the pybids index here for later runs")
+    add("--skip-bids-validation", "--skip-bids-validator", action="store_true", help="do not run the BIDS validator")
+
+    add = parser.add_argument_group("what to make").add_argument
+    add("--model", metavar="NAME|DIR", default=Settings.model, help="a shipped model or a model folder [%(default)s]")
+    add("--list-models", action="store_true", help="list the shipped models and stop")
+    add("--probseg", action="store_true", help="write also the probability of every region (large)")
+    add("--entropy", action="store_true", help="write also a map of the uncertainty, from 0 to 1")
+    add("--overwrite", action="store_true", help="do again what is done")
+    add("--dry-run", action="store_true", help="list scans, model and outputs; write nothing")
+    add("--stop-on-first-crash", action="store_true", help="stop at the first scan that fails")
+    add("-w", "--work-dir", metavar="DIR", type=Path, help="for temporary files [the system's folder]")
+
+    add = parser.add_argument_group("how fast").add_argument
+    add("--device", metavar="NAME", type=arguments.device, default="auto", help="auto, cpu, cuda or cuda:N [auto]")
+    add("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="of the network [auto]")
+    add("--n-cpus", "--nprocs", "--nthreads", metavar="N", type=int, help="threads [all that are free to use]")
+    add("--omp-nthreads", metavar="N", type=int, help="threads too: the smaller of both numbers counts")
+    add("--mem", "--mem-mb", metavar="SIZE", dest="mem", type=arguments.megabytes,
+        help="stay below: MB, or a number with K, M, G or T [what is free]")  # fmt: skip
+    add("--mem-gb", metavar="SIZE", dest="mem", type=lambda gb: arguments.megabytes(f"{gb}G"), help="the same in GB")
+
+    add = parser.add_argument_group("learning (level train)").add_argument
+    add("--recipe", metavar="NAME|FILE", default=Training.recipe, help="what to learn and how [%(default)s]")
+    add("--labels", metavar="PROTOCOL=DIR", **several, help="derivative dataset with the annotations of a protocol")
+    add("-d", "--derivatives", metavar="[NAME=]DIR", **several, help="derivative datasets that --labels may name")
+    add("--also", metavar="BIDS_DIR", **several, help="learn from these datasets too")
+    add("--init", metavar="NAME|DIR", help="start from the weights of this model")
+    add("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
+    add("--time-budget", metavar="MINUTES", type=float, help="stop after this time and keep what is learnt")
+    add("--folds", metavar="K", type=int, default=Training.folds, help="parts of the participants [%(default)s]")
+    add("--fold", metavar="I", type=int, default=Training.fold, help="hold out this part, from 0 [%(default)s]")
+    add("--seed", metavar="N", type=int, default=Training.seed, help="of all that is random [%(default)s]")
+
+    add = parser.add_argument_group("other").add_argument
+    add("--version", action="version", version=f"bidsseg {__version__}")
+    add("-v", "--verbose", action="store_true", help="tell more")
+    return parser
+
+
+def _levels(names: Sequence[str]) -> list[str]:
+    """The levels in the order in which they run."""
+    for name in names:
+        if name not in LEVELS:
+            raise UnknownLevel(f"unknown analysis level '{name}': choose from {', '.join(LEVELS)}")
+    if not names:
+        raise UsageError("give BIDS_DIR, OUTPUT_DIR and a level: participant, group or train (--help shows the usage)")
+    if "train" in names and len(set(names)) > 1:
+        raise UsageError("the level train runs alone: it makes a model, not segmentations")
+    return [level for level in LEVELS if level in names]
+
+
+def _settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
+    bids_dir = arguments.dataset(given.bids_dir)
+    threads = [number for number in (given.n_cpus, given.omp_nthreads) if number is not None]
+    return Settings(
+        bids_dir=bids_dir,
+        output_dir=given.output_dir,
+        participants=arguments.labels("sub", given.participant_label),
+        sessions=arguments.labels("ses", given.session_label),
+        filters=_filters(given.bids_filter_file),
+        database_dir=given.bids_database_dir,
+        skip_validation=given.skip_bids_validation,
+        work_dir=given.work_dir,
+        model=given.model,
+        device=given.device,
+        precision=given.precision,
+        n_cpus=min(threads, default=None),
+        memory_mb=given.mem,
+        probseg=given.probseg,
+        entropy=given.entropy,
+        overwrite=given.overwrite,
+        stop_on_first_crash=given.stop_on_first_crash,
+        dry_run=given.dry_run,
+        command=("bidsseg", *words),
+        training=Training(
+            recipe=given.recipe,
+            labels=arguments.annotation_folders(given.labels, given.derivatives, bids_dir),
+            also=[arguments.dataset(Path(folder)) for folder in given.also],
+            resume=given.resume,
+            init=given.init,
+            time_budget_min=given.time_budget,
+            folds=given.folds,
+            fold=given.fold,
+            seed=given.seed,
+        ),
+        report=Terminal(verbose=given.verbose),
+    )
+
+
+def _filters(path: Path | None) -> Filters:
+    if path is None:
+        return {}
+    from bidsseg.bids.query import read_filters
+
+    return read_filters(path)
+
+
+class Terminal(Report):
+    """Speaks to the user: results on standard output, the rest on standard error, with a bar on a terminal."""
+
+    def __init__(self, verbose: bool = False) -> None:
+        self.verbose = verbose
+        self.total = self.count = 0
+        self.bar: Any = None
+
+    def say(self, message: str) -> None:
+        self._print(message, sys.stdout)
+
+    def warn(self, message: str) -> None:
+        self._print(f"warning: {message}", sys.stderr)
+
+    def detail(self, message: str) -> None:
+        if self.verbose:
+            self._print(message, sys.stderr)
+
+    def start(self, total: int, unit: str = "scan") -> None:
+        self.total, self.count = total, 0
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, unit=unit, dynamic_ncols=True)
+
+    def stage(self, unit: str, stage: str) -> None:
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"{unit}: {stage}")
+        else:
+            self.detail(f"{unit}: {stage}")
+
+    def advance(self, unit: str, outcome: str) -> None:
+        self.count += 1
+        if self.bar is not None:
+            self.bar.update()
+        else:
+            self._print(f"[{self.count}/{self.total}] {unit}: {outcome}", sys.stderr)
+
+    def stop(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def _print(self, message: str, stream: Any) -> None:
+        if self.bar is not None:
+            self.bar.write(message, file=stream)
+        else:
+            try:
+                stream.write(f"{message}\n")  # in one piece, for two threads speak
+                stream.flush()
+            except BrokenPipeError:  # who read along has gone; the work goes on
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

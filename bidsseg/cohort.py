@@ -1,0 +1,164 @@
+"""The tables of a cohort: a row for each scan, a column for each region, however many scans there are.
+
+Rows go from the files of the scans to the table one by one. Only the names of scans are kept in memory.
+"""
+
+from __future__ import annotations
+
+import csv
+import heapq
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bidsseg.bids.names import build_name, entity_names
+from bidsseg.bids.sidecars import group_sidecar
+from bidsseg.image.files import replacing
+from bidsseg.results import Fate, Result, natural
+
+STATUS, QUALITY = "status", "quality"
+NOT_AVAILABLE = "n/a"
+MISSING = Fate("missing", "not processed yet")
+UNREADABLE = "unreadable"
+STATUSES = {
+    "done": "it was segmented",
+    "failed": "the last run could not segment it",
+    "passed over": "an image that the model needs is lacking",
+    "missing": "it is in the dataset, but was not processed",
+    UNREADABLE: "its table of volumes cannot be read",
+}
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A scan without a result, and why."""
+
+    source: dict[str, str]
+    fate: Fate
+
+    @property
+    def key(self) -> str:
+        """The source entities as in file names."""
+        return build_name(self.source)
+
+
+@dataclass
+class Cohort:
+    """What is known of a table before it is written.
+
+    Attributes:
+        entities: those that any of its scans has, in BIDS order.
+        done: keys of the scans that have a result.
+        absent: scans that have none, in natural order.
+        regions: for each column of volumes the full name of its region, as in the first result.
+    """
+
+    model: str
+    protocol: str
+    entities: list[str] = field(default_factory=list)
+    done: set[str] = field(default_factory=set)
+    absent: list[Absent] = field(default_factory=list)
+    regions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def ids(self) -> list[str]:
+        """Columns that tell the scans apart."""
+        return [entity_column(entity) for entity in self.entities]
+
+    def data_dictionary(self) -> dict[str, Any]:
+        """What each column of the table means, as a BIDS sidecar."""
+        columns = group_sidecar(self.protocol, self.ids, self.regions)
+        return {**columns, STATUS: {"Description": "What became of the scan", "Levels": STATUSES}}
+
+
+def entity_column(entity: str) -> str:
+    """Name of the column of an entity: as BIDS has it for participants and sessions; the others follow.
+
+    >>> entity_column("subject"), entity_column("session"), entity_column("run")
+    ('participant_id', 'session_id', 'run_id')
+    """
+    return "participant_id" if entity == "subject" else f"{entity}_id"
+
+
+def collect(
+    results: Iterable[Result], expected: Iterable[Mapping[str, str]], fates: Mapping[tuple[str, str], Fate]
+) -> list[Cohort]:
+    """The cohorts of an output folder: one for each protocol of each model.
+
+    Args:
+        results: everything that is there.
+        expected: source entities of the scans that should be there.
+        fates: what became of scans without a result, by model name and key.
+    """
+    cohorts: dict[tuple[str, str], Cohort] = {}
+    used: dict[tuple[str, str], set[str]] = {}
+    for result in results:
+        place = (result.model, result.protocol)
+        cohort = cohorts.setdefault(place, Cohort(*place))
+        cohort.done.add(result.key)
+        cohort.regions = cohort.regions or _regions(result)
+        used.setdefault(place, set()).update(result.source)
+    sources = [{name: label for name, label in source.items() if name != "desc"} for source in expected]
+    for place, cohort in cohorts.items():
+        cohort.absent = sorted(_absent(cohort, sources, fates), key=lambda absent: natural(absent.key))
+        used[place].update(name for absent in cohort.absent for name in absent.source)
+        cohort.entities = [name for name in entity_names() if name in used[place]]
+    return [cohorts[place] for place in sorted(cohorts)]
+
+
+def write_table(path: Path, cohort: Cohort, results: Iterable[Result]) -> list[str]:
+    """Write the table of a cohort and return what is wrong with single results, one line each.
+
+    Args:
+        path: a TSV file.
+        results: those of the cohort, in natural order.
+    """
+    problems: list[str] = []
+    columns = [*cohort.ids, STATUS, QUALITY, *cohort.regions]
+    with replacing(path) as stream:
+        text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
+        writer = csv.DictWriter(text, columns, restval=NOT_AVAILABLE, delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        streams: tuple[Iterable[Result | Absent], ...] = (results, cohort.absent)
+        for item in heapq.merge(*streams, key=lambda item: natural(item.key)):
+            writer.writerow(_row(item, cohort, problems))
+        text.flush()
+        text.detach()
+    return problems
+
+
+def _regions(result: Result) -> dict[str, str]:
+    """Full names by abbreviation, or by themselves if abbreviations are not unique; the intracranial volume first."""
+    try:
+        volumes = sorted(result.volumes(), key=lambda volume: not volume.is_intracranial)
+    except (OSError, ValueError):
+        return {}
+    short = {volume.abbreviation: volume.name for volume in volumes}
+    return short if len(short) == len(volumes) else {volume.name: volume.name for volume in volumes}
+
+
+def _absent(
+    cohort: Cohort, sources: Sequence[dict[str, str]], fates: Mapping[tuple[str, str], Fate]
+) -> Iterator[Absent]:
+    for source in sources:
+        key = build_name(source)
+        if key not in cohort.done:
+            yield Absent(source, fates.get((cohort.model, key), MISSING))
+
+
+def _row(item: Result | Absent, cohort: Cohort, problems: list[str]) -> dict[str, Any]:
+    ids = {entity_column(name): build_name({name: label}) for name, label in item.source.items()}
+    if isinstance(item, Absent):
+        return {**ids, STATUS: item.fate.outcome}
+    try:
+        volumes = {volume.name: volume for volume in item.volumes()}
+    except (OSError, ValueError) as error:
+        problems.append(f"{item.path.name}: {error}")
+        return {**ids, STATUS: UNREADABLE}
+    if unknown := volumes.keys() - cohort.regions.values():
+        problems.append(f"{item.path.name}: regions that other scans do not have: {', '.join(sorted(unknown))}")
+    row = {column: f"{volumes[name].volume_mm3:.10g}" for column, name in cohort.regions.items() if name in volumes}
+    quality = item.quality()
+    return {**ids, STATUS: "done", QUALITY: NOT_AVAILABLE if quality is None else f"{quality:.4g}", **row}

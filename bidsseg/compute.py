@@ -1,0 +1,125 @@
+"""What this machine offers: places to write, threads, memory, device and precision."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from bidsseg.errors import OutputNotWritable, UsageError
+from bidsseg.settings import Settings
+
+BF16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
+"""CPU flags (x86, then ARM) of the instructions that multiply bfloat16 numbers."""
+
+RESERVE = 0.9
+"""Share of the free memory that a run may plan with; the rest is for what nobody counted."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run computes with.
+
+    Attributes:
+        device: ``cpu`` or ``cuda:N``.
+        precision: ``bf16`` or ``fp32``.
+        threads: threads of the network on the CPU.
+        memory_mb: memory (MB) of the device that the run may use.
+    """
+
+    device: str
+    precision: str
+    threads: int
+    memory_mb: int
+
+
+def prepare_surroundings(settings: Settings) -> None:
+    """Point libraries to a folder that can be written where the home or temporary folder of the machine cannot."""
+    scratch = settings.work_dir
+    if scratch is not None and not settings.dry_run:
+        try:
+            scratch.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputNotWritable(f"--work-dir {scratch}: {error.strerror}; choose another folder") from error
+        tempfile.tempdir = os.environ["TMPDIR"] = str(scratch.resolve())
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:  # a container whose root is read-only: shared memory is what is left
+        tempfile.tempdir = os.environ["TMPDIR"] = "/dev/shm"
+    home = os.environ.get("HOME", "")
+    if not (home and Path(home).is_dir() and os.access(home, os.W_OK)):
+        os.environ["HOME"] = tempfile.gettempdir()
+
+
+def choose_machine(settings: Settings) -> Machine:
+    """What was asked for, with every ``auto`` and None filled in, and torch set to that number of threads."""
+    import torch
+
+    device, precision = settings.device, settings.precision
+    threads = settings.n_cpus or available_cpus()
+    torch.set_num_threads(threads)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        bf16, free = bool(BF16_FLAGS & cpu_flags()), available_memory_mb()
+    else:
+        device = device if ":" in device else "cuda:0"
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(device.partition(":")[2]) >= count:
+            raise UsageError(f"--device {device}: torch sees {count} CUDA devices; choose another, or cpu")
+        bf16, free = torch.cuda.is_bf16_supported(), torch.cuda.mem_get_info(device)[0] // 10**6
+    if precision == "auto":
+        precision = "bf16" if bf16 else "fp32"
+    limit = int(free * RESERVE)
+    return Machine(device, precision, threads, min(limit, settings.memory_mb or limit))
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use: its affinity and the quota of its container."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup("cpu.max").split()
+    if len(quota) == 2 and quota[0] != "max":
+        count = min(count, max(1, int(quota[0]) // int(quota[1])))
+    return count
+
+
+def available_memory_mb() -> int:
+    """Memory (MB) that this process can still get: what is free, within the limit of its container."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    limit, used = _cgroup("memory.max"), _cgroup("memory.current")
+    if limit.isdigit() and used.isdigit():
+        words = _cgroup("memory.stat").split()
+        cached = int(words[words.index("inactive_file") + 1]) if "inactive_file" in words else 0
+        free = min(free, max(0, int(limit) - int(used) + cached))  # cached files make way when memory is asked for
+    return free // 10**6
+
+
+def peak_memory_mb() -> int:
+    """The most memory (MB) that this process has held so far."""
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // (10**6 if sys.platform == "darwin" else 1000)
+
+
+def cpu_flags() -> set[str]:
+    """Instruction sets of the CPU as Linux names them; empty where it does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return next((set(line.split()) for line in lines if line.startswith(("flags", "Features"))), set())
+
+
+def _cgroup(name: str) -> str:
+    """A value of this process's control group (version 2), empty if there is none."""
+    try:
+        group = Path("/proc/self/cgroup").read_text().partition("::")[2].strip()
+        folder = Path("/sys/fs/cgroup") / group.lstrip("/")
+        return next(p / name for p in (folder, *folder.parents) if (p / name).is_file()).read_text().strip()
+    except (OSError, StopIteration):
+        return ""

@@ -1,0 +1,101 @@
+"""The level ``group``: one table for each protocol of each model, and one page for the cohort."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bidsseg.bids.names import group_report, group_table, parse_name, with_extension
+from bidsseg.bids.query import find_scans
+from bidsseg.bids.sidecars import write_json_atomic
+from bidsseg.cohort import Cohort, collect, write_table
+from bidsseg.errors import BidssegError, InputMissing, NothingSelected
+from bidsseg.results import Result, find_fates, find_results
+from bidsseg.settings import Settings
+
+SHOWN_PROBLEMS = 5
+
+
+def group_level(settings: Settings) -> None:
+    """Gather the results in the output folder; scans of the dataset that have none are listed with their reason.
+
+    Raises:
+        InputMissing: there is no output folder.
+        NothingSelected: there is no result of the selected participants and sessions in it.
+    """
+    output_dir, report = settings.output_dir, settings.report
+    if not output_dir.is_dir():
+        raise InputMissing(f"there is no folder {output_dir}: run the level participant first")
+    fates = find_fates(output_dir)
+    cohorts = collect(_results(settings), _expected(settings, {key for _, key in fates}), fates)
+    if not cohorts:
+        raise NothingSelected(f"no result of the selected scans in {output_dir}: run the level participant first")
+    if not settings.dry_run:
+        report.start(len(cohorts) + 1, "file")
+    for cohort in cohorts:
+        table = output_dir / group_table(cohort.model, cohort.protocol)
+        if not settings.dry_run:
+            report.stage(table.name, "volumes")
+            problems = write_table(table, cohort, _of(cohort, settings))
+            write_json_atomic(with_extension(table, ".json"), cohort.data_dictionary())
+            _warn(settings, problems)
+            report.advance(table.name, "done")
+        report.say(f"{table}: {_count(cohort)}")
+    page = output_dir / group_report()
+    if not settings.dry_run:
+        from bidsseg.report import group_page
+
+        report.stage(page.name, "page")
+        group_page(output_dir, cohorts)
+        report.advance(page.name, "done")
+        report.stop()
+    report.say(str(page))
+
+
+def _results(settings: Settings) -> Iterator[Result]:
+    return find_results(settings.output_dir, settings.participants, settings.sessions)
+
+
+def _of(cohort: Cohort, settings: Settings) -> Iterator[Result]:
+    return (r for r in _results(settings) if (r.model, r.protocol) == (cohort.model, cohort.protocol))
+
+
+def _expected(settings: Settings, tried: set[str]) -> list[dict[str, str]]:
+    """Source entities of the scans in the dataset, and of those that an earlier run tried."""
+    try:
+        scans = find_scans(
+            settings.bids_dir,
+            participants=settings.participants or None,
+            sessions=settings.sessions or None,
+            filters=settings.filters,
+            database_dir=settings.database_dir,
+        )
+        expected = {scan.key: scan.entities for scan in scans}
+    except BidssegError as error:
+        settings.report.warn(f"scans without a result are not all known: {error}")
+        expected = {}
+    for key in tried - expected.keys():
+        parsed = parse_name(f"{key}_T1w")
+        if parsed and _selected(parsed[0], settings):
+            expected[key] = parsed[0]
+    return list(expected.values())
+
+
+def _selected(source: dict[str, str], settings: Settings) -> bool:
+    chosen = [(settings.participants, source.get("subject")), (settings.sessions, source.get("session"))]
+    return all(not wanted or label in wanted for wanted, label in chosen)
+
+
+def _count(cohort: Cohort) -> str:
+    """How many scans have a result, and how many have none for which reason."""
+    counts: dict[str, int] = {}
+    for absent in cohort.absent:
+        counts[absent.fate.outcome] = counts.get(absent.fate.outcome, 0) + 1
+    others = [f"{number} {outcome}" for outcome, number in sorted(counts.items())]
+    return ", ".join([f"{len(cohort.done)} scans", *others])
+
+
+def _warn(settings: Settings, problems: list[str]) -> None:
+    for problem in problems[:SHOWN_PROBLEMS]:
+        settings.report.warn(problem)
+    if len(problems) > SHOWN_PROBLEMS:
+        settings.report.warn(f"and {len(problems) - SHOWN_PROBLEMS} more like these")

@@ -1,0 +1,189 @@
+"""What a scan is made from and what is made from it: images in, label maps, masks, volumes and their record out."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bidsseg.bids import sidecars
+from bidsseg.bids.names import OutputPaths, output_paths, root_path, with_extension
+from bidsseg.bids.query import Scan
+from bidsseg.errors import OutputNotWritable, UsageError
+from bidsseg.image.guard import Finding
+from bidsseg.image.nifti import read_image, write_labels, write_map, write_maps
+from bidsseg.image.volume import Volume
+from bidsseg.labels.protocol import Protocol
+from bidsseg.models.card import Card, find_card
+from bidsseg.results import read_json
+from bidsseg.segmentation.volumes import volume_table
+from bidsseg.settings import Settings
+
+if TYPE_CHECKING:
+    from bidsseg.segmentation.predict import Segmentation
+
+ENDS = 1 << 16
+"""Bytes at both ends of a compressed file that stand for the whole: the last eight are a checksum of its content."""
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """The images of one scan by suffix (``T1w``, ``FLAIR``), each on its own grid, and what the guard said."""
+
+    volumes: dict[str, Volume]
+    findings: list[Finding]
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One scan to be segmented by one model.
+
+    Attributes:
+        card: of the model.
+        output_dir: top of the output.
+        probseg: whether probabilities are asked for.
+        entropy: whether maps of uncertainty are asked for.
+    """
+
+    scan: Scan
+    card: Card
+    bids_dir: Path
+    output_dir: Path
+    probseg: bool = False
+    entropy: bool = False
+
+    @cached_property
+    def paths(self) -> OutputPaths:
+        """Every output, relative to the output folder."""
+        return output_paths(
+            self.scan, self.card.name, self.card.protocols, self.probseg, self.entropy, self.card.lesion is not None
+        )
+
+    @property
+    def sources(self) -> list[Path]:
+        """The images that the model reads, the T1w first."""
+        flair = [self.scan.flair] if "FLAIR" in self.card.inputs and self.scan.flair is not None else []
+        return [self.scan.t1w, *flair]
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """What decides about the result: the model and the images. Work is done again when it changes."""
+        cards = [self.card, *([find_card(self.card.locator)] if self.card.locator else [])]
+        return {
+            "Models": [{"Name": card.name, "SHA256": card.sha256} for card in cards],
+            "InputFingerprints": [fingerprint(path) for path in self.sources],
+        }
+
+    @property
+    def record(self) -> Path:
+        """The sidecar that is written last: where it is, all else is."""
+        last = list(self.paths.dseg.values())[-1] if self.paths.dseg else self.paths.lesion or self.paths.brain
+        return self.output_dir / with_extension(last, ".json")
+
+    def is_done(self) -> bool:
+        """Whether every output is there, made by this model from these images."""
+        found = read_json(self.record)
+        if not found or any(found.get(key) != value for key, value in self.provenance.items()):
+            return False
+        return all((self.output_dir / path).is_file() for path in self.paths.files)
+
+    def read(self) -> Images:
+        """The images of the scan."""
+        volumes, findings = {}, []
+        for suffix, path in zip(("T1w", "FLAIR"), self.sources, strict=False):
+            volumes[suffix], found = read_image(path)
+            findings += found
+        return Images(volumes, findings)
+
+    def write(self, images: Images, result: Segmentation, protocols: Mapping[str, Protocol]) -> None:
+        """Write every output; the record comes last. ``protocols`` are those that the model's heads speak."""
+        from bidsseg.report import participant_page, write_figures
+
+        self._clear()
+        t1w, places = images.volumes["T1w"], self.paths
+        write_figures(
+            self.output_dir, self.scan, self.card.name, t1w, result.labels, protocols, result.brain, result.lesion
+        )
+        details = {
+            **self.provenance,
+            "Quality": round(float(result.quality), 4),
+            "Device": result.device,
+            "Precision": result.precision,
+            "Notes": list(result.notes),
+            "InputFindings": [f"{finding.code}: {finding.message}" for finding in images.findings],
+        }
+        about = (self.sources, self.bids_dir, details)
+        write_labels(self._place(places.brain), result.brain, t1w)
+        self._sidecar(places.brain, sidecars.mask_sidecar("Brain", *about))
+        if places.lesion is not None and result.lesion is not None:
+            write_labels(self._place(places.lesion), result.lesion, t1w)
+            self._sidecar(places.lesion, sidecars.mask_sidecar("Lesion", *about))
+        for name, place in places.probseg.items():
+            regions = [region.abbreviation for region in protocols[name].regions]
+            write_maps(self._place(place), result.probabilities[name].maps(), len(regions), t1w)
+            self._sidecar(place, sidecars.probseg_sidecar(name, regions, *about))
+        for name, place in places.entropy.items():
+            write_map(self._place(place), result.entropy[name], t1w)
+            self._sidecar(place, sidecars.entropy_sidecar(name, *about))
+        for name, place in places.dseg.items():
+            protocol = protocols[name]
+            write_labels(self._place(place), result.labels[name], t1w)
+            sidecars.write_text_atomic(self._place(with_extension(place, ".tsv")), protocol.to_tsv())
+            table = volume_table(
+                protocol, result.labels[name], result.soft_mm3[name], t1w.voxel_volume_mm3, result.brain
+            )
+            text = table.to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n")
+            sidecars.write_text_atomic(self._place(places.morph[name]), text)
+            self._sidecar(places.morph[name], sidecars.morph_sidecar(name, *about))
+        for name, place in places.dseg.items():
+            self._sidecar(place, sidecars.dseg_sidecar(name, *about))
+        participant_page(self.output_dir, self.scan)
+
+    def _place(self, path: Path) -> Path:
+        return self.output_dir / path
+
+    def _sidecar(self, path: Path, content: dict[str, Any]) -> None:
+        sidecars.write_json_atomic(self._place(with_extension(path, ".json")), content)
+
+    def _clear(self) -> None:
+        """Take away the record of an earlier run, so that a mixture never looks done, and what a killed run left."""
+        try:
+            self.record.unlink(missing_ok=True)
+            for path in self.paths.files:
+                for part in self._place(path).parent.glob(f".{glob.escape(path.name)}.*.part"):
+                    part.unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputNotWritable(f"{error.filename}: cannot be replaced: {error.strerror}; is it yours?") from error
+
+
+def write_root(settings: Settings, card: Card) -> None:
+    """Write the files at the top of the output, keeping what other models have entered there."""
+    description = settings.output_dir / root_path("description")
+    if description.is_file() and read_json(description).get("DatasetType") != "derivative":
+        raise UsageError(f"{settings.output_dir} holds another dataset, no derivative: choose another OUTPUT_DIR")
+    sidecars.write_root_files(settings.output_dir, settings.bids_dir, {card.name: card.description or card.title})
+
+
+def fingerprint(path: Path) -> str:
+    """A checksum (SHA-256) that changes with the content of an image; empty if it cannot be read.
+
+    Of a compressed file only the length and both ends are read, because its last bytes are a checksum of the rest.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as stream:
+            if path.suffix != ".gz":
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+            size = stream.seek(0, os.SEEK_END)
+            digest.update(size.to_bytes(8, "little"))
+            for start in (0, max(0, size - ENDS)):
+                stream.seek(start)
+                digest.update(stream.read(ENDS))
+    except OSError:
+        return ""
+    return digest.hexdigest()

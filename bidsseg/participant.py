@@ -1,0 +1,236 @@
+"""The level ``participant``: every scan becomes label maps, masks and volumes.
+
+While the network works on one scan, the next is read and the last is written, so that three scans at most are in
+memory. A scan that fails is noted and the others go on; only when the output cannot be written does all stop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+from bidsseg.bids import names, query, validator
+from bidsseg.bids.sidecars import write_text_atomic
+from bidsseg.compute import peak_memory_mb
+from bidsseg.errors import BidssegError, DataError, InputMissing, IOFailure, NothingSelected, OutputNotWritable
+from bidsseg.models.card import Card, find_card
+from bidsseg.outputs import Images, Job, write_root
+from bidsseg.runlog import Entry, RunLog, crash_text, stamp
+from bidsseg.settings import Settings
+
+if TYPE_CHECKING:
+    from bidsseg.compute import Machine
+    from bidsseg.models.library import Model
+    from bidsseg.segmentation.predict import Segmentation
+
+T = TypeVar("T")
+
+
+def participant_level(settings: Settings) -> None:
+    """Segment every selected scan that is not done yet.
+
+    Raises:
+        BidssegError: with code 1 if some scans failed, 65 if all failed because of their data.
+    """
+    card = find_card(settings.model)
+    selection = query.select_scans(
+        settings.bids_dir,
+        participants=settings.participants or None,
+        sessions=settings.sessions or None,
+        filters=settings.filters,
+        database_dir=settings.database_dir,
+    )
+    jobs, passed_over = _plan(settings, card, selection.scans)
+    todo = [job for job in jobs if settings.overwrite or not job.is_done()]
+    warnings = [*selection.notes, *(f"{entry.scan} is passed over: {entry.reason}" for entry in passed_over)]
+    if todo and not settings.skip_validation:
+        warnings += [str(issue) for issue in validator.validate(settings.bids_dir, [job.scan for job in todo])]
+    for warning in warnings:
+        settings.report.warn(warning)
+    if settings.dry_run:
+        _list(settings, card, jobs, todo)
+        return
+    write_root(settings, card)
+    log = RunLog(
+        settings.output_dir / names.manifest_path(stamp()),
+        settings.command,
+        {"name": card.name, "sha256": card.sha256, "folder": str(card.folder)},
+        warnings=warnings,
+        entries=[*passed_over, *(Entry(job.scan.key, "skipped") for job in jobs if job not in todo)],
+    )
+    log.save()
+    run = _Run(settings, log)
+    try:
+        if todo:
+            run.process(todo)
+    finally:
+        log.finish()
+    _conclude(settings, len(jobs), len(todo), run.failures)
+
+
+def _plan(settings: Settings, card: Card, scans: Sequence[query.Scan]) -> tuple[list[Job], list[Entry]]:
+    """What there is to do for each scan, and the scans that lack an image which the model needs."""
+    jobs, passed_over = [], []
+    for scan in scans:
+        if "FLAIR" in card.inputs and scan.flair is None:
+            reason = f"the model {card.name} needs a FLAIR: {scan.flair_reason}"
+            passed_over.append(Entry(scan.key, "passed over", reason))
+        else:
+            jobs.append(Job(scan, card, settings.bids_dir, settings.output_dir, settings.probseg, settings.entropy))
+    if not jobs:
+        raise NothingSelected(f"{passed_over[0].scan}: {passed_over[0].reason}; so it is for all {len(scans)} scans")
+    return jobs, passed_over
+
+
+def _list(settings: Settings, card: Card, jobs: Sequence[Job], todo: Sequence[Job]) -> None:
+    """Say what would be done."""
+    settings.report.say(f"model {card.name}: {card.title}")
+    for job in jobs:
+        settings.report.say(f"{job.scan.key}: {'to do' if job in todo else 'done'}")
+        for path in job.paths.files:
+            settings.report.say(f"  {settings.output_dir / path}")
+
+
+def _conclude(settings: Settings, total: int, done_now: int, failures: Sequence[tuple[Entry, Exception]]) -> None:
+    """Tell the end of the story, and raise if it is not a happy one."""
+    report = settings.report
+    report.stop()
+    report.say(f"segmented {done_now - len(failures)} of {total} scans, {total - done_now} were done before")
+    for entry, _ in failures:
+        report.warn(f"{entry.scan} failed: {entry.reason} ({entry.crash_file})")
+    if not failures:
+        return
+    of_data = all(isinstance(error, DataError | InputMissing) for _, error in failures)
+    if len(failures) == total and of_data:
+        raise DataError(f"none of the {total} scans can be used; the reasons stand above")
+    raise BidssegError(f"{len(failures)} of {total} scans failed; the reasons stand above")
+
+
+@dataclass
+class _Task:
+    """A job and what is known of its fate."""
+
+    job: Job
+    entry: Entry
+
+
+@dataclass
+class _Run:
+    """The work on all scans of a run, and what went wrong with them."""
+
+    settings: Settings
+    log: RunLog
+    failures: list[tuple[Entry, Exception]] = field(default_factory=list)
+
+    def process(self, jobs: Sequence[Job]) -> None:
+        """Read, segment and write every scan, the three overlapping."""
+        from bidsseg.compute import choose_machine
+        from bidsseg.models.library import load_model
+
+        asked = self.settings
+        asked.report.start(len(jobs))
+        tasks = [_Task(job, Entry(job.scan.key)) for job in jobs]
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+            reading = reader.submit(self._attempt, "read", tasks[0], self._read, tasks[0])
+            machine = choose_machine(asked)
+            model = load_model(asked.model)
+            self.log.machine = asdict(machine)
+            writing: Future[bool | None] | None = None
+            for task, following in zip(tasks, [*tasks[1:], None], strict=True):
+                asked.report.stage(task.entry.scan, "reading")
+                images = reading.result()
+                if following is not None:
+                    reading = reader.submit(self._attempt, "read", following, self._read, following)
+                if images is None:
+                    continue
+                if asked.probseg and writing is not None:  # the probabilities of two scans are too much to hold
+                    writing.result()
+                result = self._attempt("segment", task, self._segment, task, images, model, machine)
+                if writing is not None:
+                    writing.result()
+                if result is not None:
+                    asked.report.stage(task.entry.scan, "writing")
+                    writing = writer.submit(self._attempt, "write", task, self._write, task, images, result, model)
+                del images, result  # only the writer still needs them, and frees them before the next but one
+            if writing is not None:
+                writing.result()
+
+    def _read(self, task: _Task) -> Images:
+        images = task.job.read()
+        task.entry.findings = [asdict(finding) for finding in images.findings]
+        for finding in images.findings:
+            self.settings.report.warn(f"{task.entry.scan}: {finding.message} [{finding.code}]")
+        return images
+
+    def _segment(self, task: _Task, images: Images, model: Model, machine: Machine) -> Segmentation:
+        from bidsseg.segmentation.predict import segment
+
+        asked, scan = self.settings, task.job.scan
+        result = segment(
+            images.volumes,
+            model,
+            device=machine.device,
+            precision=machine.precision,
+            memory_mb=machine.memory_mb,
+            want_probabilities=asked.probseg,
+            want_entropy=asked.entropy,
+            progress=lambda stage: asked.report.stage(scan.key, stage),
+        )
+        task.entry.notes = list(result.notes)
+        for note in result.notes:
+            asked.report.warn(f"{scan.key}: {note}")
+        if not result.brain.any() or not all(labels.any() for labels in result.labels.values()):
+            raise DataError(f"{scan.t1w}: the model found no brain; is it the T1w of a head? [EMPTY_SEGMENTATION]")
+        return result
+
+    def _write(self, task: _Task, images: Images, result: Segmentation, model: Model) -> bool:
+        task.job.write(images, result, model.heads)
+        return True
+
+    def _attempt(self, stage: str, task: _Task, function: Callable[..., T], *arguments: object) -> T | None:
+        """The result of one stage of one scan; None if it failed, which is then on record.
+
+        What would make every further scan fail, an output that cannot be written, is raised.
+        """
+        entry = task.entry
+        start = time.perf_counter()
+        try:
+            result = function(*arguments)
+        except Exception as error:  # whatever happens to one scan must not happen to the others
+            self._fail(task, error)
+            if stage == "write" and isinstance(error, OutputNotWritable | IOFailure):
+                raise
+            if self.settings.stop_on_first_crash:
+                raise _stop(entry, error) from error
+            return None
+        entry.seconds[stage] = round(time.perf_counter() - start, 2)
+        if stage == "write":
+            entry.outcome, entry.peak_memory_mb = "done", peak_memory_mb()
+            self.log.add(entry)
+            self.settings.report.advance(entry.scan, f"done in {sum(entry.seconds.values()):.1f} s")
+        return result
+
+    def _fail(self, task: _Task, error: Exception) -> None:
+        """Put a failure on record, with its full trace in a file."""
+        entry = task.entry
+        known = isinstance(error, BidssegError)
+        entry.outcome = "failed"
+        entry.reason = " ".join(str(error).split()) if known else f"internal error: {error!r}"
+        self.failures.append((entry, error))
+        path = names.crash_path(task.job.scan, stamp())
+        with suppress(BidssegError):  # the disk may be full, which is then said anyway
+            write_text_atomic(self.settings.output_dir / path, crash_text(error))
+            entry.crash_file = str(path)
+        with suppress(BidssegError):
+            self.log.add(entry)
+        self.settings.report.advance(entry.scan, f"failed: {entry.reason}")
+
+
+def _stop(entry: Entry, error: Exception) -> BidssegError:
+    """What ends a run at its first failure; it has the exit code of that failure."""
+    kind = type(error) if isinstance(error, BidssegError) else BidssegError
+    return kind(f"stopped at {entry.scan}: {entry.reason}")

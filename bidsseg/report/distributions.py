@@ -1,0 +1,128 @@
+"""Distributions of the columns of a table that may be larger than memory: it is read row by row, twice."""
+
+from __future__ import annotations
+
+import csv
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+BINS = 24
+FEWEST = 10
+"""With fewer scans, no single one can be called unusual."""
+FAR = 3.0
+"""Distance from the mean, in standard deviations, from which a volume is unusual."""
+
+
+@dataclass(frozen=True, eq=False)
+class Distribution:
+    """Values of one column.
+
+    Attributes:
+        counts: how many values lie in each of BINS equal steps from the smallest to the largest, shape (BINS,).
+    """
+
+    name: str
+    n: int
+    mean: float
+    sd: float
+    smallest: float
+    largest: float
+    counts: np.ndarray
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the table, told in short.
+
+    Attributes:
+        cells: its cells by column, volumes left out.
+        unusual: number of columns in which it lies far from the mean.
+        farthest: the column in which it lies farthest, in standard deviations: empty with few scans.
+        distance: that distance, with its sign.
+    """
+
+    cells: dict[str, str]
+    unusual: int = 0
+    farthest: str = ""
+    distance: float = 0.0
+
+
+def distributions(table: Path, columns: Sequence[str]) -> list[Distribution]:
+    """The distribution of each column; cells without a number are left out.
+
+    Args:
+        table: a TSV file.
+    """
+    size = len(columns)
+    n, mean, squares = np.zeros(size, int), np.zeros(size), np.zeros(size)
+    low, high = np.full(size, np.inf), np.full(size, -np.inf)
+    for _, values in _rows(table, columns):
+        known = np.isfinite(values)
+        n += known
+        step = np.where(known, values - mean, 0)
+        mean += step / np.maximum(n, 1)
+        squares += step * np.where(known, values - mean, 0)
+        low, high = np.fmin(low, values), np.fmax(high, values)
+    width = np.where(high > low, high - low, 1)
+    counts = np.zeros((size, BINS), int)
+    everything = np.arange(size)
+    for _, values in _rows(table, columns):
+        known = np.isfinite(values)
+        places = np.clip((values[known] - low[known]) / width[known] * BINS, 0, BINS - 1).astype(int)
+        counts[everything[known], places] += 1
+    sd = np.sqrt(squares / np.maximum(n - 1, 1))
+    return [
+        Distribution(name, int(n[i]), float(mean[i]), float(sd[i]), float(low[i]), float(high[i]), counts[i])
+        for i, name in enumerate(columns)
+        if n[i]
+    ]
+
+
+def lines(table: Path, columns: Sequence[Distribution], at_most: int) -> list[Line]:
+    """The rows of a table that hold any number, the most unusual ones first if there are more than that.
+
+    Args:
+        columns: in which a row can be unusual.
+    """
+    names = [column.name for column in columns]
+    mean = np.array([column.mean for column in columns])
+    sd = np.array([column.sd if column.n >= FEWEST and column.sd > 0 else np.inf for column in columns])
+    told = (
+        (_line(cells, (values - mean) / sd, names), -place)
+        for place, (cells, values) in enumerate(_rows(table, names))
+        if np.isfinite(values).any()
+    )
+    chosen = heapq.nlargest(at_most + 1, told, key=lambda item: (item[0].unusual, abs(item[0].distance), item[1]))
+    if len(chosen) <= at_most:
+        chosen.sort(key=lambda item: -item[1])
+    return [line for line, _ in chosen[:at_most]]
+
+
+def bars(counts: np.ndarray, height: float) -> list[tuple[int, float, float]]:
+    """Place, top and height of each bar of a histogram, ``height`` being that of the highest."""
+    highest = max(int(counts.max()), 1)
+    return [(i, height - height * c / highest, height * c / highest) for i, c in enumerate(counts.tolist()) if c]
+
+
+def _line(cells: Mapping[str, str], distances: np.ndarray, names: Sequence[str]) -> Line:
+    short = {name: cell for name, cell in cells.items() if name not in set(names)}
+    distances = np.nan_to_num(distances)
+    far = int(np.argmax(np.abs(distances)))
+    if not distances[far]:
+        return Line(short)
+    return Line(short, int((np.abs(distances) > FAR).sum()), names[far], float(distances[far]))
+
+
+def _rows(table: Path, columns: Sequence[str]) -> Iterator[tuple[dict[str, str], np.ndarray]]:
+    """Each row with its numbers in these columns, NaN where there is none."""
+    with table.open(encoding="utf-8", newline="") as stream:
+        for cells in csv.DictReader(stream, delimiter="\t"):
+            yield cells, np.array([_number(cells[column]) for column in columns])
+
+
+def _number(text: str) -> float:
+    return float("nan") if text in ("", "n/a") else float(text)

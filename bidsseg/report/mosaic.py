@@ -1,0 +1,193 @@
+"""Mosaics: slices in three planes with regions in colour, small enough for a page of many scans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from nibabel.orientations import apply_orientation, io_orientation
+from PIL import Image, ImageDraw, ImageFont
+
+from bidsseg.image.files import replacing
+from bidsseg.image.volume import Volume
+
+COLUMNS = 7
+PIXELS_PER_MM = 1.25
+MARGIN_MM = 10.0
+FILL = 0.45
+"""Opacity of the colour inside a region; its border is opaque."""
+PLANES = ((2, 0, 1), (1, 0, 2), (0, 1, 2))
+"""Axial, coronal, sagittal: the axis that is cut, then the axes that run rightwards and upwards, in RAS+."""
+DIRECTIONS = (("L", "R"), ("P", "A"), ("I", "S"))
+UNLISTED = (128, 128, 128)
+"""Colour of a label that has none."""
+
+
+@dataclass(frozen=True, eq=False)
+class Overlay:
+    """What is drawn over the image.
+
+    Attributes:
+        labels: integers or booleans (X, Y, Z) on the grid of the image; 0 is not drawn.
+        colors: ``#rrggbb`` for each label.
+        outline: draw the borders only.
+    """
+
+    labels: np.ndarray
+    colors: Mapping[int, str]
+    outline: bool = False
+
+
+def write_mosaics(image: Volume, overlays: Mapping[Path, Overlay]) -> None:
+    """Write one PNG for each overlay, all with the same slices.
+
+    The slices span what the overlays label, the whole image if they label nothing. Left is shown on the left.
+
+    Args:
+        image: intensities; any orientation and spacing.
+    """
+    orientation = io_orientation(image.affine)
+    spacing = image.spacing_mm[np.argsort(orientation[:, 0])]
+    data = apply_orientation(image.data, orientation)
+    labels = {path: apply_orientation(overlay.labels, orientation) for path, overlay in overlays.items()}
+    bounds = _bounds(list(labels.values()), data.shape)
+    rows = [_Row.make(plane, data.shape, spacing, bounds) for plane in PLANES]
+    greys = [row.greys(data, _window(data, bounds)) for row in rows]
+    for path, overlay in overlays.items():
+        painted = [row.painted(grey, labels[path], overlay) for row, grey in zip(rows, greys, strict=True)]
+        _write(_assemble(rows, painted), path)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Slices of one plane, all cropped to the same box.
+
+    Attributes:
+        plane: one of PLANES.
+        positions: voxel index of each slice along the axis that is cut.
+        box: what is shown of the three axes, in voxels; of the axis that is cut, everything.
+        size: width and height of a slice in pixels.
+        spacing_mm: distance between voxels along the axis that is cut.
+    """
+
+    plane: tuple[int, int, int]
+    positions: tuple[int, ...]
+    box: tuple[slice, slice, slice]
+    size: tuple[int, int]
+    spacing_mm: float
+
+    @classmethod
+    def make(
+        cls,
+        plane: tuple[int, int, int],
+        shape: Sequence[int],
+        spacing: np.ndarray,
+        bounds: Sequence[tuple[int, int]],
+    ) -> _Row:
+        """Equally spaced slices through the bounds, with a margin in the plane."""
+        box = [slice(None)] * 3
+        size = []
+        for axis in plane[1:]:
+            margin = round(MARGIN_MM / spacing[axis])
+            first, last = max(bounds[axis][0] - margin, 0), min(bounds[axis][1] + margin, shape[axis] - 1)
+            box[axis] = slice(first, last + 1)
+            size.append(max(round((last + 1 - first) * spacing[axis] * PIXELS_PER_MM), 1))
+        first, last = bounds[plane[0]]
+        positions = np.linspace(first, last, COLUMNS + 2)[1:-1].round().astype(int)
+        return cls(
+            plane, tuple(map(int, positions)), (box[0], box[1], box[2]), (size[0], size[1]), float(spacing[plane[0]])
+        )
+
+    def greys(self, data: np.ndarray, window: tuple[float, float]) -> list[np.ndarray]:
+        """Each slice as RGB (height, width, 3), from black at one end of the window to white at the other."""
+        low, high = window
+        pictures = []
+        for position in self.positions:
+            grey = np.clip((self._cut(data, position) - low) * (255 / (high - low)), 0, 255).astype(np.uint8)
+            smooth = Image.fromarray(grey).resize(self.size, Image.Resampling.BICUBIC)
+            pictures.append(np.repeat(np.asarray(smooth)[..., None], 3, axis=2))
+        return pictures
+
+    def painted(self, greys: Sequence[np.ndarray], labels: np.ndarray, overlay: Overlay) -> list[np.ndarray]:
+        """The slices with their regions in colour, RGB (height, width, 3)."""
+        pictures = []
+        for position, grey in zip(self.positions, greys, strict=True):
+            cut = Image.fromarray(self._cut(labels, position).astype(np.int32))
+            pictures.append(_paint(grey, np.asarray(cut.resize(self.size, Image.Resampling.NEAREST)), overlay))
+        return pictures
+
+    def caption(self, position: int) -> str:
+        """How far the slice lies from the middle one of the row."""
+        offset = (position - self.positions[len(self.positions) // 2]) * self.spacing_mm
+        return f"{DIRECTIONS[self.plane[0]][int(offset > 0)]} {abs(offset):.0f} mm" if round(offset) else "0 mm"
+
+    def _cut(self, volume: np.ndarray, position: int) -> np.ndarray:
+        """One slice in voxels, the higher end of the upright axis on top."""
+        index: list[slice | int] = list(self.box)
+        index[self.plane[0]] = position
+        return volume[tuple(index)].T[::-1]
+
+
+def _bounds(labels: Sequence[np.ndarray], shape: Sequence[int]) -> list[tuple[int, int]]:
+    """First and last labelled voxel along each axis over all label maps; the whole axis where there is none."""
+    bounds = []
+    for axis in range(3):
+        others = tuple(other for other in range(3) if other != axis)
+        used = np.zeros(shape[axis], bool)
+        for array in labels:
+            used |= array.any(axis=others)
+        where = np.flatnonzero(used)
+        bounds.append((int(where[0]), int(where[-1])) if where.size else (0, shape[axis] - 1))
+    return bounds
+
+
+def _window(data: np.ndarray, bounds: Sequence[tuple[int, int]]) -> tuple[float, float]:
+    """The intensities that become black and white: those within the bounds without their extremes (fat, vessels)."""
+    inside = data[tuple(slice(first, last + 1) for first, last in bounds)]
+    step = max(round((inside.size / 1e6) ** (1 / 3)), 1)
+    low, high = np.percentile(inside[::step, ::step, ::step], [1, 99.5])
+    return float(low), float(max(high, low + 1e-6 * max(abs(low), 1)))
+
+
+def _paint(rgb: np.ndarray, labels: np.ndarray, overlay: Overlay) -> np.ndarray:
+    """A slice with its regions in colour, RGB (height, width, 3)."""
+    border = np.zeros(labels.shape, bool)
+    border[:-1] |= labels[:-1] != labels[1:]
+    border[1:] |= labels[1:] != labels[:-1]
+    border[:, :-1] |= labels[:, :-1] != labels[:, 1:]
+    border[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    table = np.full((int(labels.max()) + 1, 3), UNLISTED, np.float32)
+    for label, color in overlay.colors.items():
+        if label < len(table):
+            table[label] = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+    fill = 0.0 if overlay.outline else FILL
+    opacity = (np.where(border, 1.0, fill) * (labels > 0))[..., None]
+    return (rgb * (1 - opacity) + table[labels] * opacity).astype(np.uint8)
+
+
+def _assemble(rows: Sequence[_Row], slices: Sequence[Sequence[np.ndarray]]) -> Image.Image:
+    """All slices, a plane in each row, with sides and positions written on them."""
+    column = max(row.size[0] for row in rows)
+    canvas = Image.new("RGB", (column * COLUMNS, sum(row.size[1] for row in rows)))
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
+    top = 0
+    for row, pictures in zip(rows, slices, strict=True):
+        width, height = row.size
+        for i, (position, picture) in enumerate(zip(row.positions, pictures, strict=True)):
+            left = i * column + (column - width) // 2
+            canvas.paste(Image.fromarray(picture), (left, top))
+            pen.text((left + 3, top + height - 3), row.caption(position), fill="#c8c8c8", font=font, anchor="ls")
+            if i == 0:
+                low, high = DIRECTIONS[row.plane[1]]
+                pen.text((left + 3, top + 3), low, fill="#ffd060", font=font, anchor="lt")
+                pen.text((left + width - 3, top + 3), high, fill="#ffd060", font=font, anchor="rt")
+        top += height
+    return canvas
+
+
+def _write(picture: Image.Image, path: Path) -> None:
+    """As PNG with 256 colours: a third of the size of full colour, and no difference to see."""
+    with replacing(path) as stream:
+        picture.quantize(256, Image.Quantize.MAXCOVERAGE).save(stream, format="PNG")

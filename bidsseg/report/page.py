@@ -1,0 +1,35 @@
+"""Pages are filled templates with style and script inside, so that they can be moved with the output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from bidsseg import __version__
+from bidsseg.bids.sidecars import write_text_atomic
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_page(path: Path, template: str, content: Mapping[str, Any]) -> None:
+    """Write a page, whole or not at all; no time stands in it, so that the same results give the same page."""
+    text = _environment().get_template(template).render(version=__version__, **content)
+    write_text_atomic(path, text)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["millilitres"] = lambda mm3: "" if mm3 is None else f"{mm3 / 1000:.2f}"
+    environment.filters["decimals"] = lambda value, digits=2: "" if value is None else f"{value:.{digits}f}"
+    return environment

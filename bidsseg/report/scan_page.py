@@ -1,0 +1,153 @@
+"""The page of a participant: what was found in each scan, with pictures, volumes and what to be wary of.
+
+The page is made from the output folder alone, so that a scan segmented by an earlier run stands beside those of this
+one. The pictures are made while the image is at hand.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from bidsseg.bids.names import output_paths, report_path, with_extension
+from bidsseg.bids.query import Scan
+from bidsseg.image.volume import Volume
+from bidsseg.labels.protocol import Protocol, load_protocol
+from bidsseg.report.mosaic import Overlay, write_mosaics
+from bidsseg.report.page import write_page
+from bidsseg.results import Result, find_results
+from bidsseg.results import Volume as Row
+
+BRAIN, LESION = "brain", "lesion"
+"""Protocols of the masks; the brain is drawn as an outline."""
+HIDDEN = ("Description", "Sources", "SpatialReference", "Manual", "Quality", "InputFindings", "Notes")
+"""Keys of the sidecar that stand elsewhere on the page, or say nothing on it."""
+
+
+def write_figures(
+    output_dir: Path,
+    scan: Scan,
+    model: str,
+    image: Volume,
+    labels: Mapping[str, np.ndarray],
+    protocols: Mapping[str, Protocol],
+    brain: np.ndarray,
+    lesion: np.ndarray | None = None,
+) -> None:
+    """Write the pictures of a scan: one mosaic for each protocol, for the brain mask and for lesions if there are any.
+
+    Args:
+        model: name on the card of the model.
+        image: the T1w.
+        labels: for each protocol its label map on the grid of the image.
+        protocols: each protocol of ``labels``, for its colours.
+        brain: mask on the same grid.
+        lesion: mask on the same grid.
+    """
+    maps = {**labels, BRAIN: brain, **({} if lesion is None else {LESION: lesion})}
+    overlays = {}
+    for name, path in output_paths(scan, model, maps).figures.items():
+        protocol = protocols.get(name) or load_protocol(name)
+        colors = {region.index: region.color for region in protocol.regions}
+        overlays[output_dir / path] = Overlay(maps[name], colors, outline=name == BRAIN)
+    write_mosaics(image, overlays)
+
+
+def participant_page(output_dir: Path, scan: Scan) -> Path:
+    """Write the page on which the scan stands, with all scans that share it, and return its path.
+
+    Scans share the page of their participant, or of their session if they have one.
+    """
+    subject, session = scan.entities["subject"], scan.entities.get("session")
+    results = find_results(output_dir, [subject], [session] if session else [])
+    scans: dict[tuple[str, str], _Scan] = {}
+    for result in results:
+        if result.source.get("session") == session:
+            shown = scans.setdefault((result.key, result.model), _Scan(result.key, result.model))
+            shown.add(result, output_dir)
+    page = output_dir / report_path(scan)
+    write_page(page, "participant.html", {"title": page.stem.replace("_", " · "), "scans": list(scans.values())})
+    return page
+
+
+@dataclass
+class _Scan:
+    """A scan on the page, segmented by one model.
+
+    Attributes:
+        base: picture that is shown below the others: the image with the outline of the brain.
+        pictures: address of the picture of each protocol, relative to the page.
+        tables: rows of volumes of each protocol.
+        warnings: what the image guard found and what the run noted.
+        details: the rest of the sidecar.
+        files: name and address of each result.
+    """
+
+    key: str
+    model: str
+    quality: float | None = None
+    intracranial_mm3: float | None = None
+    base: str = ""
+    pictures: dict[str, str] = field(default_factory=dict)
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+
+    def add(self, result: Result, output_dir: Path) -> None:
+        """Take in what one protocol says."""
+        sidecar = result.sidecar()
+        self.quality = result.quality()
+        told = [str(text) for key in ("InputFindings", "Notes") for text in sidecar.get(key, [])]
+        self.warnings = list(dict.fromkeys([*self.warnings, *told]))
+        self.details = {key: _plain(value) for key, value in sidecar.items() if key not in HIDDEN}
+        figures = output_paths(Scan(result.source, Path()), result.model, [result.protocol, BRAIN, LESION]).figures
+        present = {name: _address(path) for name, path in figures.items() if (output_dir / path).is_file()}
+        self.base = present.pop(BRAIN, "")
+        lesion = {LESION: present.pop(LESION)} if LESION in present and result.protocol != LESION else {}
+        self.pictures = {**self.pictures, **present, **lesion}
+        try:
+            rows = result.volumes()
+        except (OSError, ValueError) as error:
+            self.warnings.append(f"{result.path.name}: {error}")
+            rows = []
+        whole = next((row for row in rows if row.is_intracranial), None)
+        self.intracranial_mm3 = whole.volume_mm3 if whole else None
+        colors = _colors(result)
+        self.tables[result.protocol] = [_shown(row, colors, self.intracranial_mm3) for row in rows if row is not whole]
+        for path in (result.dseg, result.path):
+            self.files[path.name] = _address(Path(os.path.relpath(path, output_dir)))
+
+
+def _shown(row: Row, colors: Mapping[str, str], whole_mm3: float | None) -> dict[str, Any]:
+    percent = 100 * row.volume_mm3 / whole_mm3 if whole_mm3 else None
+    return {"row": row, "color": colors.get(row.name, "#808080"), "percent": percent}
+
+
+def _colors(result: Result) -> dict[str, str]:
+    """Colour of each region from the look-up table beside the label map; none if it is not there."""
+    try:
+        with with_extension(result.dseg, ".tsv").open(encoding="utf-8", newline="") as stream:
+            return {row["name"]: row["color"] for row in csv.DictReader(stream, delimiter="\t")}
+    except (OSError, KeyError):
+        return {}
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(entry)}" for key, entry in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    return str(value)
+
+
+def _address(path: Path) -> str:
+    """Relative URL of a path in the output."""
+    return quote(path.as_posix(), safe="/+")

@@ -1,0 +1,41 @@
+"use strict";
+// Tables: a click on a head sorts by that column, numbers as numbers, empty cells last.
+for (const head of document.querySelectorAll("table.sortable th")) {
+  head.addEventListener("click", () => {
+    const table = head.closest("table"), column = head.cellIndex;
+    const up = head.getAttribute("aria-sort") !== "ascending";
+    for (const other of head.parentElement.children) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", up ? "ascending" : "descending");
+    const value = (row) => row.cells[column].textContent.trim();
+    const rows = [...table.tBodies[0].rows].sort((a, b) => {
+      const [x, y] = [value(a), value(b)];
+      if (!x || !y) return Number(!x) - Number(!y);
+      const order = x.localeCompare(y, undefined, { numeric: true });
+      const numbers = Number(x) - Number(y);
+      return (Number.isNaN(numbers) ? order : numbers) * (up ? 1 : -1);
+    });
+    table.tBodies[0].append(...rows);
+  });
+}
+// Pictures: buttons choose the protocol, the slider fades its colours.
+for (const viewer of document.querySelectorAll(".viewer")) {
+  const top = viewer.querySelector(".stack img.top"), buttons = viewer.querySelectorAll("button");
+  if (!top) continue;
+  for (const button of buttons) {
+    button.addEventListener("click", () => {
+      for (const other of buttons) other.setAttribute("aria-pressed", String(other === button));
+      top.src = button.dataset.picture;
+    });
+  }
+  viewer.querySelector("input")?.addEventListener("input", (event) => { top.style.opacity = event.target.value; });
+}
+// Search fields show the rows that contain every word.
+for (const field of document.querySelectorAll("input[type=search]")) {
+  field.addEventListener("input", () => {
+    const words = field.value.toLowerCase().split(/\s+/);
+    for (const row of document.getElementById(field.dataset.table).tBodies[0].rows) {
+      const text = row.textContent.toLowerCase();
+      row.hidden = !words.every((word) => text.includes(word));
+    }
+  });
+}

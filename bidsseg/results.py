@@ -1,0 +1,158 @@
+"""What lies in an output folder: the results of scans, and what became of those without one."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bidsseg.bids.index import folders
+from bidsseg.bids.names import build_name, parse_name, root_path, with_extension
+from bidsseg.segmentation.volumes import INTRACRANIAL
+
+
+@dataclass(frozen=True)
+class Result:
+    """The segmentation of one scan by one model, under one protocol.
+
+    Attributes:
+        source: entities of the T1w by their names in pybids, in BIDS order.
+        path: its table of volumes.
+    """
+
+    source: dict[str, str]
+    model: str
+    protocol: str
+    path: Path
+
+    @property
+    def key(self) -> str:
+        """The source entities as in file names: ``sub-01_ses-1_run-1``."""
+        return build_name(self.source)
+
+    @property
+    def dseg(self) -> Path:
+        """The label map; its sidecar and look-up table have the extensions ``.json`` and ``.tsv``."""
+        entities = {**self.source, "segmentation": self.protocol, "desc": self.model}
+        return self.path.with_name(build_name(entities, "dseg", ".nii.gz"))
+
+    def sidecar(self) -> dict[str, Any]:
+        """Content of the sidecar of the label map; empty if it cannot be read."""
+        return read_json(with_extension(self.dseg, ".json"))
+
+    def quality(self) -> float | None:
+        """Mean confidence of the network in the brain, 0 to 1, if the sidecar tells it."""
+        value = self.sidecar().get("Quality")
+        return float(value) if isinstance(value, int | float) else None
+
+    def volumes(self) -> list[Volume]:
+        """The table of volumes, at least one row; ValueError or OSError if it is no such table."""
+        with self.path.open(encoding="utf-8", newline="") as stream:
+            rows = list(csv.DictReader(stream, delimiter="\t"))
+        try:
+            volumes = [
+                Volume(row["name"], row["abbreviation"], float(row["volume-mm3"]), _number(row["softvolume-mm3"]))
+                for row in rows
+            ]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a table of volumes: {error}") from error
+        if not volumes:
+            raise ValueError("an empty table")
+        return volumes
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One row of a table of volumes."""
+
+    name: str
+    abbreviation: str
+    volume_mm3: float
+    soft_mm3: float | None
+
+    @property
+    def is_intracranial(self) -> bool:
+        """Whether it is the sum over the brain mask instead of a region."""
+        return self.name == INTRACRANIAL
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What became of a scan at its last run, when that gave no result: ``failed`` or ``passed over``, and why."""
+
+    outcome: str
+    reason: str
+
+
+def find_results(
+    output_dir: Path, participants: Iterable[str] = (), sessions: Iterable[str] = ()
+) -> Iterator[Result]:
+    """Every result in an output folder, one participant at a time in natural order.
+
+    Args:
+        participants: labels; none means all.
+        sessions: labels; none means all.
+    """
+    wanted, wanted_sessions = set(participants), set(sessions)
+    for participant in sorted(folders(output_dir, "sub-"), key=lambda folder: natural(folder.name)):
+        if wanted and participant.name.removeprefix("sub-") not in wanted:
+            continue
+        found = [result for folder in _anat_folders(participant) for result in _in_folder(folder)]
+        for result in sorted(found, key=lambda result: natural(result.path.name)):
+            if not wanted_sessions or result.source.get("session") in wanted_sessions:
+                yield result
+
+
+def find_fates(output_dir: Path) -> dict[tuple[str, str], Fate]:
+    """Scans that failed or were passed over at their last run, by model name and key of the scan."""
+    fates: dict[tuple[str, str], Fate] = {}
+    for path in sorted((output_dir / root_path("logs")).glob("run-*.json")):
+        manifest = read_json(path)
+        model = str(manifest.get("model", {}).get("name", ""))
+        for entry in manifest.get("scans", []):
+            place = (model, str(entry.get("scan")))
+            if entry.get("outcome") in ("failed", "passed over"):
+                fates[place] = Fate(entry["outcome"], str(entry.get("reason", "")))
+            else:
+                fates.pop(place, None)
+    return fates
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty if there is none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def natural(text: str) -> list[tuple[int, str]]:
+    """Sorting key in which run-2 comes before run-10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
+
+
+def _anat_folders(participant: Path) -> list[Path]:
+    above = [participant, *folders(participant, "ses-")]
+    return [folder / "anat" for folder in above if (folder / "anat").is_dir()]
+
+
+def _in_folder(folder: Path) -> Iterator[Result]:
+    for path in folder.glob("sub-*_morph.tsv"):
+        parsed = parse_name(path.name)
+        if parsed is None:
+            continue
+        source, _, _ = parsed
+        protocol, model = source.pop("segmentation", ""), source.pop("desc", "")
+        result = Result(source, model, protocol, path)
+        # Sidecars are written last: without this one, a run was killed half-way.
+        if protocol and model and with_extension(result.dseg, ".json").is_file():
+            yield result
+
+
+def _number(text: str) -> float | None:
+    return None if text in ("", "n/a") else float(text)

@@ -1,0 +1,112 @@
+"""What a run leaves behind for whoever asks later what happened: a manifest and one file for each crash."""
+
+from __future__ import annotations
+
+import platform
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from bidsseg import __version__
+from bidsseg.bids.sidecars import write_json_atomic
+
+PACKAGES = ("torch", "numpy", "nibabel", "pybids", "pandas", "scipy")
+SAVE_EVERY_S = 10.0
+
+
+@dataclass
+class Entry:
+    """What became of one scan.
+
+    Attributes:
+        outcome: ``done``, ``failed``, ``skipped`` (done by an earlier run) or ``passed over`` (lacks an input).
+        reason: why it was not done.
+        findings: codes and messages of the image guard.
+        seconds: wall time of each stage.
+        peak_memory_mb: most memory that the process had held by the end of this scan.
+    """
+
+    scan: str
+    outcome: str = ""
+    reason: str = ""
+    findings: list[dict[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_memory_mb: int = 0
+    crash_file: str = ""
+
+
+@dataclass
+class RunLog:
+    """The manifest of a run. It is saved at the start, now and then, and at the end, so that a killed run has one."""
+
+    path: Path
+    command: Sequence[str]
+    model: Mapping[str, Any]
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+    started: float = field(default_factory=time.time)
+    finished: float | None = None
+    saved: float = 0.0
+    lock: Lock = field(default_factory=Lock)
+
+    def add(self, entry: Entry) -> None:
+        """Take in the fate of a scan."""
+        with self.lock:
+            self.entries.append(entry)
+            if time.time() - self.saved > SAVE_EVERY_S:
+                self.save()
+
+    def finish(self) -> None:
+        """Save for the last time."""
+        self.finished = time.time()
+        self.save()
+
+    def save(self) -> None:
+        """Write the manifest as it stands."""
+        content = {
+            "command": list(self.command),
+            "started": _clock(self.started),
+            "finished": _clock(self.finished) if self.finished else None,
+            "seconds": round((self.finished or time.time()) - self.started, 1),
+            "versions": versions(),
+            "platform": platform.platform(),
+            "model": dict(self.model),
+            "machine": dict(self.machine),
+            "warnings": self.warnings,
+            "scans": [{key: value for key, value in asdict(entry).items() if value} for entry in self.entries],
+        }
+        write_json_atomic(self.path, content)
+        self.saved = time.time()
+
+
+def versions() -> dict[str, str]:
+    """Versions of this program and of what its results depend on, without importing any of it."""
+    found = {"bidsseg": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def stamp() -> str:
+    """The time as it stands in file names, with enough digits that two jobs do not meet."""
+    now = time.time_ns()
+    return time.strftime("%Y%m%dT%H%M%S", time.localtime(now // 10**9)) + f"{now % 10**9 // 1000:06d}"
+
+
+def crash_text(error: BaseException) -> str:
+    """The full trace of an error."""
+    return "".join(traceback.format_exception(error))
+
+
+def _clock(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))

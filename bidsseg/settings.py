@@ -1,0 +1,130 @@
+"""What the user asked for, as plain values: the command line makes it, the levels read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bidsseg.errors import UsageError
+
+LEVELS = ("participant", "group", "train")
+
+
+class Report:
+    """How a level tells its user what happens. This one is silent; the command line has one that speaks."""
+
+    def say(self, message: str) -> None:
+        """A result, one line."""
+
+    def warn(self, message: str) -> None:
+        """Something the user should know or do, one line."""
+
+    def detail(self, message: str) -> None:
+        """Something for the curious."""
+
+    def start(self, total: int, unit: str = "scan") -> None:
+        """A piece of work of ``total`` units begins."""
+
+    def stage(self, unit: str, stage: str) -> None:
+        """The named unit has come to the named stage."""
+
+    def advance(self, unit: str, outcome: str) -> None:
+        """The named unit is over."""
+
+    def stop(self) -> None:
+        """The piece of work is over."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What only the level ``train`` reads.
+
+    Attributes:
+        recipe: name of a shipped recipe or a TOML file.
+        labels: for each protocol, the derivative dataset that holds its annotations.
+        also: further BIDS datasets to learn from.
+        resume: go on from the last checkpoint in the output folder.
+        init: model (name or folder) whose weights are the start.
+        time_budget_min: stop cleanly after so many minutes.
+        folds: number of folds of a cross-validation by participant.
+        fold: the fold, counted from 0, that is held out.
+    """
+
+    recipe: str = "wholebrain"
+    labels: Mapping[str, Path] = field(default_factory=dict)
+    also: Sequence[Path] = ()
+    resume: bool = False
+    init: str | None = None
+    time_budget_min: float | None = None
+    folds: int = 5
+    fold: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.folds < 2:
+            raise UsageError(f"--folds {self.folds}: give at least 2")
+        if not 0 <= self.fold < self.folds:
+            raise UsageError(f"--fold {self.fold}: give a number from 0 to {self.folds - 1}")
+        if self.time_budget_min is not None and self.time_budget_min <= 0:
+            raise UsageError("--time-budget: give a positive number of minutes")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every level may read.
+
+    Attributes:
+        participants: labels without ``sub-``; empty means all.
+        sessions: labels without ``ses-``; empty means all.
+        filters: for each query (``t1w``, ``flair``) the pybids entities it must match.
+        model: name of a shipped model or a model folder.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        precision: ``auto``, ``bf16`` or ``fp32``.
+        n_cpus: number of threads, None for all that this process may use.
+        memory_mb: limit on memory (MB), None for what is free.
+        command: the command line as typed, for the record.
+    """
+
+    bids_dir: Path
+    output_dir: Path
+    participants: Sequence[str] = ()
+    sessions: Sequence[str] = ()
+    filters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    database_dir: Path | None = None
+    skip_validation: bool = False
+    work_dir: Path | None = None
+    model: str = "wholebrain"
+    device: str = "auto"
+    precision: str = "auto"
+    n_cpus: int | None = None
+    memory_mb: int | None = None
+    probseg: bool = False
+    entropy: bool = False
+    overwrite: bool = False
+    stop_on_first_crash: bool = False
+    dry_run: bool = False
+    command: Sequence[str] = ()
+    training: Training = Training()
+    report: Report = field(default_factory=Report, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.n_cpus is not None and self.n_cpus < 1:
+            raise UsageError(f"--n-cpus {self.n_cpus}: give at least 1")
+        if self.memory_mb is not None and self.memory_mb < 500:
+            raise UsageError(f"--mem {self.memory_mb} MB is too little: give at least 500 (a number alone means MB)")
+        raw, out = self.bids_dir.resolve(), self.output_dir.resolve()
+        if out == raw:
+            raise UsageError("OUTPUT_DIR is BIDS_DIR: choose another folder for the output")
+        if out.is_relative_to(raw) and not _is_own_derivative(out.relative_to(raw)):
+            raise UsageError(
+                f"OUTPUT_DIR lies inside BIDS_DIR: choose a folder outside, or {raw / 'derivatives' / 'bidsseg'}"
+            )
+        if self.work_dir is not None and self.work_dir.resolve().is_relative_to(raw):
+            raise UsageError("--work-dir lies inside BIDS_DIR: choose a folder outside")
+
+
+def _is_own_derivative(inside: Path) -> bool:
+    """Whether a path relative to the dataset is where BIDS lets a derivative of this tool be."""
+    return len(inside.parts) >= 2 and inside.parts[0] == "derivatives" and "bidsseg" in inside.parts[1]

@@ -1,0 +1,9 @@
+#!/usr/bin/env python3
+"""Run bidsseg from a checkout: ``run.py BIDS_DIR OUTPUT_DIR {participant,group,train}``."""
+
+import sys
+
+from bidsseg.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""A model without weights: it tells tissues by intensity, so that the level can be tested in milliseconds."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bidsseg import cli, compute
+from bidsseg.compute import Machine
+from bidsseg.labels import load_protocol
+from bidsseg.models.card import CARD, Card, find_card
+
+
+def save_card(folder: Path, **values: Any) -> Path:
+    """Write the card of a model without weights and return the folder, to be given as ``--model``."""
+    given = {
+        "name": "wholebrain",
+        "title": "Thresholds",
+        "inputs": ("T1w",),
+        "network": {"name": "none"},
+        "spacing_mm": 1.0,
+        "heads": ("brain", "BrainCOLOR", "FAST", "FreeSurfer"),
+        "sha256": "0" * 64,
+        "description": "Tissues told by their intensity.",
+        **values,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CARD).write_text(Card(**given).to_json())
+    return folder
+
+
+def segment(images: dict[str, Any], model: Any, **asked: Any) -> SimpleNamespace:
+    """Three classes by intensity, spoken in every protocol with its first three regions."""
+    time.sleep(float(os.environ.get("FAKE_MODEL_SECONDS", 0)))
+    asked["progress"]("network")
+    t1w = images["T1w"]
+    share = t1w.data / max(float(t1w.data.max()), 1e-6)
+    classes = np.digitize(share, (0.2, 0.4, 0.7)).astype(np.uint8)
+    labels, soft, probabilities, entropy = {}, {}, {}, {}
+    for name in model.card.protocols:
+        protocol = model.heads[name]
+        labels[name] = np.array(protocol.indices[:4])[classes].astype(np.uint16)
+        counts = np.bincount(classes.ravel(), minlength=len(protocol.indices))
+        soft[name] = counts * t1w.voxel_volume_mm3
+        if asked["want_probabilities"]:
+            regions = np.arange(len(protocol.indices))
+            probabilities[name] = SimpleNamespace(maps=lambda regions=regions: (classes == r for r in regions))
+        if asked["want_entropy"]:
+            entropy[name] = share.clip(0, 1).astype(np.float32)
+    return SimpleNamespace(
+        labels=labels,
+        soft_mm3=soft,
+        brain=classes > 0,
+        lesion=classes == 2 if model.card.lesion else None,
+        probabilities=probabilities,
+        entropy=entropy,
+        quality=0.875,
+        notes=[],
+        device="cpu",
+        precision="fp32",
+    )
+
+
+@dataclass
+class FakeModel:
+    """Takes the place of the network, and counts what it is asked for."""
+
+    segmented: int = 0
+    loaded: int = 0
+
+    def modules(self) -> dict[str, ModuleType]:
+        """Modules to be put in place of those that need torch."""
+        library, predict = ModuleType("library"), ModuleType("predict")
+        library.__dict__.update(load_model=self.load)
+        predict.__dict__.update(segment=self.segment)
+        return {"bidsseg.models.library": library, "bidsseg.segmentation.predict": predict}
+
+    def load(self, name: str) -> SimpleNamespace:
+        self.loaded += 1
+        card = find_card(name)
+        return SimpleNamespace(card=card, heads={name: load_protocol(name).scored() for name in card.heads})
+
+    def segment(self, *given: Any, **asked: Any) -> SimpleNamespace:
+        self.segmented += 1
+        return segment(*given, **asked)
+
+
+def machine(*_: object) -> Machine:
+    """In place of ``choose_machine``, which needs torch."""
+    return Machine("cpu", "fp32", 1, 1000)
+
+
+@dataclass
+class App:
+    """The command line as a test uses it: on a dataset, with a fake model, into a folder."""
+
+    bids: Path
+    output: Path
+    card: Path
+    fake: FakeModel
+
+    def __call__(self, *words: str, level: str = "participant", model: Path | None = None) -> int:
+        """Run it and return the exit code."""
+        return cli.main([str(self.bids), str(self.output), level, "--model", str(model or self.card), *words])
+
+    def process(self, *words: str, **environment: str) -> subprocess.Popen[str]:
+        """Start it in a process of its own."""
+        command = [sys.executable, __file__, self.bids, self.output, "participant", "--model", self.card, *words]
+        return subprocess.Popen(
+            list(map(str, command)),
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The record of the last run."""
+        last = sorted((self.output / "logs").glob("run-*.json"))[-1]
+        return dict(json.loads(last.read_text()))
+
+    @property
+    def fates(self) -> dict[str, str]:
+        """What the last run says of each scan."""
+        return {entry["scan"]: entry["outcome"] for entry in self.manifest["scans"]}
+
+    def files(self, pattern: str = "sub-*/**/*") -> dict[str, bytes]:
+        """Names and contents in the output folder."""
+        found = sorted(path for path in self.output.glob(pattern) if path.is_file())
+        return {path.relative_to(self.output).as_posix(): path.read_bytes() for path in found}
+
+
+def make_app(folder: Path, bids: Path, monkeypatch: pytest.MonkeyPatch) -> App:
+    """An app whose network is fake until the end of the test."""
+    fake = FakeModel()
+    for name, module in fake.modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr("bidsseg.compute.choose_machine", machine)
+    return App(bids, folder / "out", save_card(folder / "model"), fake)
+
+
+if __name__ == "__main__":  # the command line with the fake model in a process of its own
+    sys.modules.update(FakeModel().modules())
+    compute.choose_machine = machine  # type: ignore[assignment]
+    sys.exit(cli.main())

@@ -1,0 +1,87 @@
+"""What the machine offers, on machines that the test makes up."""
+
+from pathlib import Path
+
+import pytest
+
+from bidsseg import compute
+from bidsseg.compute import Machine, available_cpus, available_memory_mb, choose_machine, cpu_flags, peak_memory_mb
+from bidsseg.errors import UsageError
+from bidsseg.settings import Settings
+
+
+@pytest.fixture
+def group(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Values of the control group, to be filled by the test."""
+    values: dict[str, str] = {}
+    monkeypatch.setattr(compute, "_cgroup", lambda name: values.get(name, ""))
+    return values
+
+
+def settings(**values: object) -> Settings:
+    return Settings(Path("/bids"), Path("/out"), **values)  # type: ignore[arg-type]
+
+
+def test_cpus_of_a_container(group: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)))
+    assert available_cpus() == 16
+    group["cpu.max"] = "max 100000"
+    assert available_cpus() == 16
+    group["cpu.max"] = "350000 100000"
+    assert available_cpus() == 3
+    group["cpu.max"] = "50000 100000"
+    assert available_cpus() == 1
+
+
+def test_memory_of_a_container(group: dict[str, str]) -> None:
+    free = available_memory_mb()
+    assert free > 100
+    group.update({"memory.max": "300000000", "memory.current": "120000000", "memory.stat": "inactive_file 20000000"})
+    assert available_memory_mb() == 200
+    group["memory.max"] = "max"
+    assert available_memory_mb() > 200
+
+
+def test_peak_memory_is_in_megabytes() -> None:
+    assert 10 < peak_memory_mb() < 100_000
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked", "precision"),
+    [({"avx2"}, "auto", "fp32"), ({"avx2", "amx_bf16"}, "auto", "bf16"), ({"amx_bf16"}, "fp32", "fp32"),
+     (set(), "bf16", "bf16")],
+)  # fmt: skip
+def test_precision(
+    flags: set[str], asked: str, precision: str, group: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compute, "cpu_flags", lambda: flags)
+    monkeypatch.setattr(compute, "available_memory_mb", lambda: 10_000)
+    machine = choose_machine(settings(device="cpu", precision=asked, n_cpus=1, memory_mb=4000))
+    assert machine == Machine("cpu", precision, 1, 4000)
+    assert choose_machine(settings(device="cpu", n_cpus=1, memory_mb=64_000)).memory_mb == 9000
+
+
+def test_flags_are_read_on_linux() -> None:
+    assert isinstance(cpu_flags(), set)
+    if Path("/proc/cpuinfo").is_file():
+        assert cpu_flags()
+
+
+def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert choose_machine(settings(n_cpus=1)).device == "cpu"
+    with pytest.raises(UsageError, match="0 CUDA devices"):
+        choose_machine(settings(device="cuda", n_cpus=1))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(UsageError, match="--device cuda:1"):
+        choose_machine(settings(device="cuda:1", n_cpus=1))
+
+
+@pytest.mark.gpu
+def test_a_device_that_is_there() -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    machine = choose_machine(settings(device="auto", n_cpus=1))
+    assert machine.device == "cuda:0" and machine.memory_mb > 1000

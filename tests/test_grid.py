@@ -1,0 +1,326 @@
+"""The model grid: orientation and resampling, with nibabel and closed forms as oracles."""
+
+import itertools
+
+import nibabel as nib
+import numpy as np
+import phantoms
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nibabel.affines import apply_affine
+from nibabel.orientations import aff2axcodes
+
+from bidsseg.image.grid import (
+    Grid,
+    between,
+    box_grid,
+    brain_frame,
+    canonical,
+    canonical_spacing,
+    coordinates,
+    dilate,
+    from_canonical,
+    hat_weights,
+    labels_to_grid,
+    normalise,
+    percentiles,
+    to_grid,
+    whole_grid,
+)
+from bidsseg.image.volume import Volume
+
+ORIENTATIONS = [
+    "".join(codes)
+    for axes in itertools.permutations(["RL", "AP", "SI"])
+    for codes in itertools.product(*axes)
+]  # fmt: skip
+SHAPE = (7, 8, 9)
+
+
+def grid_points(volume: Volume, grid: Grid) -> np.ndarray:
+    """World coordinates (D, H, W, 3), RAS+ mm, of a grid, by way of nibabel's canonical image."""
+    affine = nib.as_closest_canonical(nib.Nifti1Image(volume.data, volume.affine)).affine
+    axes = [(grid.origin_mm[i] + grid.spacing_mm * np.arange(grid.shape[i])) for i in range(3)]
+    voxels = np.stack(np.meshgrid(*axes, indexing="ij"), -1) / canonical_spacing(volume)
+    return apply_affine(affine, voxels)
+
+
+def ramp(shape: tuple[int, int, int], affine: np.ndarray, slope: np.ndarray, offset: float = 0.0) -> Volume:
+    """A linear function of the position in the world."""
+    points = apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1))
+    return Volume((points @ slope + offset).astype(np.float32), affine)
+
+
+# -- orientation -------------------------------------------------------------------------------------------------------
+
+
+def test_there_are_48_orientations() -> None:
+    assert len(set(ORIENTATIONS)) == 48
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_canonical_is_that_of_nibabel_and_can_be_undone(orientation: str) -> None:
+    affine = phantoms.grid((1, 2, 3), orientation, SHAPE, rotation_degrees=10)
+    data = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+    theirs = nib.as_closest_canonical(nib.Nifti1Image(data, affine))
+    ours = canonical(data, affine)
+    assert np.array_equal(ours, theirs.get_fdata())
+    assert aff2axcodes(theirs.affine) == ("R", "A", "S")
+    assert np.allclose(canonical_spacing(Volume(data, affine)), theirs.header.get_zooms())
+    assert np.array_equal(from_canonical(ours, affine), data)
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "LIA", "PSR"])
+def test_further_axes_are_kept(orientation: str) -> None:
+    affine = phantoms.grid(1.0, orientation, SHAPE)
+    data = np.random.default_rng(0).integers(0, 9, (*SHAPE, 5))
+    assert np.array_equal(from_canonical(canonical(data, affine), affine), data)
+
+
+# -- linear interpolation ----------------------------------------------------------------------------------------------
+
+sizes, spacings = st.integers(2, 40), st.floats(0.3, 5)
+
+
+@given(n=sizes, spacing=spacings, m=sizes, target=spacings, origin=st.floats(-20, 20))
+def test_weights_sum_to_one_inside_and_to_none_outside(
+    n: int, spacing: float, m: int, target: float, origin: float
+) -> None:
+    weights = hat_weights(n, spacing, m, target, origin)
+    position = origin + target * np.arange(m)
+    assert weights.shape == (m, n)
+    assert weights.dtype == np.float32
+    assert (weights >= 0).all()
+    outside = (position < -0.501 * spacing) | (position > (n - 0.499) * spacing)
+    inside = (position > -0.499 * spacing) & (position < (n - 0.501) * spacing)
+    assert not weights[outside].any()
+    assert np.allclose(weights[inside].sum(1), 1, atol=1e-5)
+
+
+@given(n=sizes, spacing=spacings, m=sizes, share=st.floats(0.05, 1), origin=st.floats(-5, 20))
+def test_finer_weights_reproduce_linear_functions(n: int, spacing: float, m: int, share: float, origin: float) -> None:
+    weights = hat_weights(n, spacing, m, share * spacing, origin)
+    position = origin + share * spacing * np.arange(m)
+    field = (position >= 0) & (position <= (n - 1) * spacing)
+    assert np.allclose((weights @ (spacing * np.arange(n)))[field], position[field], atol=1e-4 * n * spacing)
+
+
+@given(n=sizes, m=sizes, factor=st.integers(1, 4), origin=st.floats(0, 5))
+def test_coarser_weights_by_a_whole_factor_reproduce_linear_functions(
+    n: int, m: int, factor: int, origin: float
+) -> None:
+    weights = hat_weights(n, 1.0, m, float(factor), origin)
+    position = origin + factor * np.arange(m)
+    field = (position >= factor - 1) & (position <= n - factor)
+    assert np.allclose((weights @ np.arange(n))[field], position[field], atol=1e-4 * n)
+
+
+@given(n=sizes, m=sizes, factor=st.floats(1, 4), origin=st.floats(0, 5))
+def test_coarser_weights_stay_within_a_sixth_of_a_voxel(n: int, m: int, factor: float, origin: float) -> None:
+    weights = hat_weights(n, 1.0, m, factor, origin)
+    position = origin + factor * np.arange(m)
+    field = (position >= factor) & (position <= n - 1 - factor)
+    assert (np.abs((weights @ np.arange(n))[field] - position[field]) < 1 / 6).all()
+
+
+def test_weights_of_the_same_grid_are_the_identity() -> None:
+    assert np.allclose(hat_weights(6, 1.3, 6, 1.3, 0.0), np.eye(6))
+
+
+# -- grids -------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    orientation=st.sampled_from(ORIENTATIONS),
+    spacing=st.tuples(*[st.floats(1, 3)] * 3),
+    degrees=st.floats(-30, 30),
+    share=st.floats(0.4, 1),
+)
+def test_a_ramp_in_the_world_stays_one_on_the_grid(
+    orientation: str, spacing: tuple[float, float, float], degrees: float, share: float
+) -> None:
+    slope = np.array([0.3, -0.7, 0.5])
+    volume = ramp(SHAPE, phantoms.grid(spacing, orientation, SHAPE, degrees), slope, 2.0)
+    grid = whole_grid(volume, share * min(spacing))
+    points = grid_points(volume, grid)
+    found = to_grid(volume, grid).numpy()
+    extent = (np.array(canonical(volume.data, volume.affine).shape) - 1) * canonical_spacing(volume)
+    inside = np.ones(grid.shape, bool)
+    for axis in range(3):
+        position = grid.origin_mm[axis] + grid.spacing_mm * np.arange(grid.shape[axis])
+        kept = (position >= 0) & (position <= extent[axis])
+        inside &= kept.reshape([-1 if i == axis else 1 for i in range(3)])
+    assert inside.any()
+    assert np.allclose(found[inside], (points @ slope + 2)[inside], atol=1e-3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    orientation=st.sampled_from(ORIENTATIONS),
+    shape=st.tuples(*[st.integers(1, 12)] * 3),
+    spacing=st.tuples(*[st.floats(0.3, 5)] * 3),
+    target=st.floats(2, 4),
+    multiple=st.sampled_from([1, 4, 16]),
+)
+def test_the_whole_grid_covers_the_field_of_view_and_is_centred(
+    orientation: str, shape: tuple[int, int, int], spacing: tuple[float, float, float], target: float, multiple: int
+) -> None:
+    volume = Volume(np.zeros(shape, np.uint8), phantoms.grid(spacing, orientation, shape))
+    grid = whole_grid(volume, target, multiple)
+    size = np.array(canonical(volume.data, volume.affine).shape)
+    covered, extent = np.array(grid.shape) * target, size * canonical_spacing(volume)
+    assert all(n % multiple == 0 for n in grid.shape)
+    assert (covered >= extent - 1e-4).all()
+    assert (covered < extent + multiple * target).all()
+    centre = np.array(grid.origin_mm) + (np.array(grid.shape) - 1) * target / 2
+    assert np.allclose(centre, (extent - canonical_spacing(volume)) / 2)
+    assert np.allclose(grid_points(volume, grid).mean((0, 1, 2)), 0, atol=1e-6)
+
+
+def test_nothing_lies_outside_of_the_field_of_view() -> None:
+    volume = Volume(np.ones(SHAPE, np.float32), np.eye(4))
+    found = to_grid(volume, Grid(1.0, (-3.0, 2.0, 4.0), (20, 20, 20))).numpy()
+    expected = np.zeros((20, 20, 20))
+    expected[3:10, :6, :5] = 1
+    assert np.allclose(found, expected)
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "LAS", "LIA", "PSR"])
+def test_labels_are_those_of_the_nearest_voxel(orientation: str) -> None:
+    affine = phantoms.grid((1.0, 1.5, 2.0), orientation, SHAPE)
+    data = np.random.default_rng(0).integers(0, 200, SHAPE).astype(np.uint8)
+    volume = Volume(data, affine)
+    grid = Grid(0.7, (-1.31, 0.41, 0.23), (14, 15, 16))
+    found = labels_to_grid(data, affine, grid, canonical_spacing(volume))
+    voxels = apply_affine(np.linalg.inv(affine), grid_points(volume, grid))
+    nearest = np.rint(voxels).astype(int)
+    inside = ((nearest >= 0) & (nearest < SHAPE)).all(-1)
+    expected = np.where(inside, data[tuple(np.moveaxis(np.where(inside[..., None], nearest, 0), -1, 0))], 0)
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, expected)
+    assert 0 < inside.mean() < 1
+
+
+def test_labels_on_their_own_grid_are_themselves_and_a_copy() -> None:
+    data = np.random.default_rng(0).integers(0, 9, SHAPE).astype(np.uint8)
+    found = labels_to_grid(data, np.eye(4), whole_grid(Volume(data, np.eye(4)), 1.0), np.ones(3))
+    assert np.array_equal(found, data)
+    found[:] = 9
+    assert not (data == 9).any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    corners=st.tuples(*[st.tuples(st.integers(0, 19), st.integers(0, 19))] * 3),
+    spacing=st.floats(0.5, 3),
+    margin=st.floats(0, 10),
+    multiple=st.sampled_from([1, 8, 16]),
+)
+def test_the_box_covers_the_mask_and_its_margin(
+    corners: tuple[tuple[int, int], ...], spacing: float, margin: float, multiple: int
+) -> None:
+    whole = Grid(3.0, (-4.0, 2.5, 0.0), (20, 20, 20))
+    mask = np.zeros(whole.shape, bool)
+    mask[tuple(slice(min(pair), max(pair) + 1) for pair in corners)] = True
+    box = box_grid(whole, mask, spacing, margin, multiple)
+    assert all(n % multiple == 0 for n in box.shape)
+    for axis, pair in enumerate(corners):
+        low = whole.origin_mm[axis] + (min(pair) - 0.5) * 3.0 - margin
+        high = whole.origin_mm[axis] + (max(pair) + 0.5) * 3.0 + margin
+        first, last = box.origin_mm[axis] - spacing / 2, box.origin_mm[axis] + (box.shape[axis] - 0.5) * spacing
+        assert first <= low + 1e-6
+        assert last >= high - 1e-6
+        assert last - first < high - low + multiple * spacing + 1e-6
+        assert first + last == pytest.approx(low + high, abs=1e-6)
+
+
+def test_between_takes_a_mask_to_where_it_is() -> None:
+    coarse = Grid(3.0, (-1.0, 0.0, 2.0), (12, 12, 12))
+    fine = Grid(1.0, (5.0, 7.0, 9.0), (16, 16, 16))
+    ball = [np.indices(g.shape) * g.spacing_mm + np.reshape(g.origin_mm, (3, 1, 1, 1)) for g in (coarse, fine)]
+    inside = [((points - 16) ** 2).sum(0) < 10**2 for points in ball]
+    found = between(torch.from_numpy(inside[0]), coarse, fine).numpy() > 0.5
+    assert 2 * (found & inside[1]).sum() / (found.sum() + inside[1].sum()) > 0.95
+
+
+# -- brightness and frame ----------------------------------------------------------------------------------------------
+
+
+def test_percentiles_leave_zeros_aside() -> None:
+    image = torch.zeros(10, 10, 10)
+    image[5:] = torch.linspace(1, 101, 500).reshape(5, 10, 10)
+    assert percentiles(image, None, (0.0, 0.5, 1.0)) == pytest.approx([1, 51, 101])
+    mask = image > 51
+    assert percentiles(image, mask, (0.0, 1.0))[0] > 51
+    assert percentiles(torch.zeros(4, 4, 4), None, (0.1, 0.9)) == [0, 0]
+
+
+def test_percentiles_of_a_large_image_are_about_those_of_a_small_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(128, 128, 128, generator=generator)
+    assert percentiles(image, None, (0.01, 0.5, 0.99)) == pytest.approx([-2.326, 0, 2.326], abs=0.03)
+
+
+@pytest.mark.parametrize("scale, shift", [(1.0, 0.0), (250.0, 0.0), (1e-3, 0.0), (3.0, -40.0)])
+def test_normalised_brightness_does_not_know_the_unit(scale: float, shift: float) -> None:
+    image = torch.rand(20, 20, 20, generator=torch.Generator().manual_seed(0)) + 0.5
+    mask = torch.zeros(20, 20, 20, dtype=torch.bool)
+    mask[4:15] = True
+    plain, other = normalise(image, mask), normalise(scale * image + shift, mask)
+    assert torch.allclose(plain, other, atol=1e-4)
+    assert not plain[~mask].any()
+    assert plain.min() == 0
+    assert 1 < plain.max() <= 1.5
+    assert (plain[mask] == 0).float().mean() == pytest.approx(0.01, abs=0.003)
+
+
+def test_normalising_nothing_is_possible() -> None:
+    assert torch.isfinite(normalise(torch.zeros(4, 4, 4), None)).all()
+    assert torch.isfinite(normalise(torch.ones(4, 4, 4), torch.zeros(4, 4, 4, dtype=torch.bool))).all()
+
+
+def test_frame_of_a_box() -> None:
+    brain = torch.zeros(40, 50, 60, dtype=torch.bool)
+    brain[10:31, 5:46, 20:41] = True
+    centre, half = brain_frame(brain)
+    assert np.allclose(centre, [20, 25, 30], atol=0.5)
+    assert np.allclose(half, [10, 20, 10], atol=0.5)
+
+
+def test_the_frame_moves_and_mirrors_with_the_brain() -> None:
+    volume = phantoms.head(phantoms.grid(), contrast=phantoms.LABEL)
+    brain = torch.from_numpy(volume > 0)
+    brain[:20, :20] = False
+    centre, half = brain_frame(brain)
+    moved_centre, moved_half = brain_frame(brain.roll((2, -3, 1), (0, 1, 2)))
+    assert np.allclose(moved_centre, centre + np.array([2, -3, 1]))
+    assert np.array_equal(moved_half, half)
+    assert np.allclose(brain_frame(brain.flip(0))[0], [brain.shape[0] - 1 - centre[0], *centre[1:]], atol=1)
+
+
+def test_an_empty_brain_has_a_frame() -> None:
+    centre, half = brain_frame(torch.zeros(4, 4, 4, dtype=torch.bool))
+    assert np.isfinite(centre).all()
+    assert (half >= 1).all()
+
+
+def test_coordinates_are_one_at_the_border_of_the_brain() -> None:
+    found = coordinates((40, 60, 20), np.array([19.5, 29.5, 9.5]), np.array([10.0, 10.0, 20.0]))
+    assert found.shape == (1, 3, 20, 30, 10)
+    for axis, (size, half) in enumerate(((40, 10), (60, 10), (20, 20))):
+        line = found[0, axis].movedim(axis, 0)[:, 0, 0].numpy()
+        blocks = np.arange(size).reshape(-1, 2).mean(1)
+        assert np.allclose(line, np.clip((blocks - (size - 1) / 2) / half, -1.5, 1.5))
+        assert np.allclose(found[0, axis].movedim(axis, 0).flatten(1).std(1), 0)
+
+
+def test_a_point_dilates_to_a_cube() -> None:
+    mask = torch.zeros(9, 9, 9, dtype=torch.bool)
+    mask[4, 4, 0] = True
+    expected = torch.zeros(9, 9, 9, dtype=torch.bool)
+    expected[2:7, 2:7, :3] = True
+    assert torch.equal(dilate(mask, 2), expected)
+    assert torch.equal(dilate(mask, 0), mask)

@@ -1,0 +1,225 @@
+"""The group level on small output trees whose numbers are known."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import phantoms
+import pytest
+from trees import MODEL, add_result, add_run
+
+from bidsseg.cohort import STATUSES
+from bidsseg.errors import InputMissing, NothingSelected
+from bidsseg.group import group_level
+from bidsseg.report.distributions import FAR, distributions, lines
+from bidsseg.settings import Report, Settings
+
+
+class Told(Report):
+    """Keeps what a level tells."""
+
+    def __init__(self) -> None:
+        self.results: list[str] = []
+        self.warnings: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.results.append(message)
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream, delimiter="\t"))
+
+
+def run(bids: Path, output: Path, **settings: object) -> Told:
+    told = Told()
+    group_level(Settings(bids, output, report=told, **settings))  # type: ignore[arg-type]
+    return told
+
+
+@pytest.fixture
+def bids(tmp_path: Path) -> Path:
+    """Names of four participants; the group level never opens an image."""
+    root = tmp_path / "bids"
+    for label in ("01", "02", "03", "10"):
+        path = root / f"sub-{label}" / "anat" / f"sub-{label}_T1w.nii.gz"
+        path.parent.mkdir(parents=True)
+        path.touch()
+    (root / "dataset_description.json").write_text('{"Name": "names", "BIDSVersion": "1.10.0"}')
+    return root
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder
+
+
+def test_a_row_for_each_scan_and_a_column_for_each_region(bids: Path, output: Path) -> None:
+    add_result(output, {"subject": "01"}, 30, quality=0.91)
+    add_result(output, {"subject": "02"}, 45)
+    run(bids, output)
+    rows = rows_of(output / f"group_seg-FAST_desc-{MODEL}_morph.tsv")
+    assert list(rows[0]) == ["participant_id", "status", "quality", "ICV", "CSF", "GM", "WM"]
+    assert rows[0] == dict(zip(rows[0], ["sub-01", "done", "0.91", "120", "20", "60", "40"], strict=True))
+    assert rows[1]["GM"] == "90" and rows[1]["ICV"] == "150"
+
+
+def test_scans_without_a_result_have_a_row_with_the_reason_in_its_status(bids: Path, output: Path) -> None:
+    add_result(output, {"subject": "02"})
+    add_run(output, "1", **{"sub-01": ("failed", "damaged"), "sub-03": ("failed", "full disk")})
+    add_run(output, "2", **{"sub-01": ("done", ""), "sub-03": ("failed", "still full")})
+    told = run(bids, output)
+    rows = rows_of(output / f"group_seg-FAST_desc-{MODEL}_morph.tsv")
+    assert [(row["participant_id"], row["status"]) for row in rows] == [
+        ("sub-01", "missing"), ("sub-02", "done"), ("sub-03", "failed"), ("sub-10", "missing"),
+    ]
+    assert rows[0]["GM"] == "n/a" and rows[0]["quality"] == "n/a"
+    assert "1 scans, 1 failed, 2 missing" in told.results[0]
+    page = (output / "group.html").read_text()
+    assert "still full" in page and "sub-10" in page
+
+
+def test_the_fate_counts_for_its_own_model_only(bids: Path, output: Path) -> None:
+    add_result(output, {"subject": "01"}, model="other")
+    add_run(output, "1", **{"sub-02": ("failed", "damaged")})
+    run(bids, output)
+    rows = rows_of(output / "group_seg-FAST_desc-other_morph.tsv")
+    assert [row["status"] for row in rows] == ["done", "missing", "missing", "missing"]
+
+
+def test_entities_have_a_column_where_they_are_used(bids: Path, output: Path) -> None:
+    add_result(output, {"subject": "01", "session": "1", "run": "10"})
+    add_result(output, {"subject": "01", "session": "1", "run": "2"})
+    add_result(output, {"subject": "01", "session": "2", "acquisition": "mprage"})
+    run(bids, output)
+    rows = [row for row in rows_of(output / f"group_seg-FAST_desc-{MODEL}_morph.tsv") if row["status"] == "done"]
+    ids = ["participant_id", "session_id", "acquisition_id", "run_id"]
+    assert list(rows[0])[:4] == ids
+    assert [[row[name] for name in ids] for row in rows] == [
+        ["sub-01", "ses-1", "n/a", "run-2"],
+        ["sub-01", "ses-1", "n/a", "run-10"],
+        ["sub-01", "ses-2", "acq-mprage", "n/a"],
+    ]
+
+
+def test_a_table_for_each_protocol_of_each_model(bids: Path, output: Path) -> None:
+    add_result(output, {"subject": "01"}, protocols=("FAST", "FreeSurfer"))
+    add_result(output, {"subject": "01"}, model="other")
+    run(bids, output)
+    assert sorted(path.name for path in output.glob("group_*.tsv")) == [
+        "group_seg-FAST_desc-other_morph.tsv",
+        f"group_seg-FAST_desc-{MODEL}_morph.tsv",
+        f"group_seg-FreeSurfer_desc-{MODEL}_morph.tsv",
+    ]
+
+
+def test_every_column_is_in_the_data_dictionary(bids: Path, output: Path) -> None:
+    add_result(output, {"subject": "01", "session": "1"})
+    run(bids, output)
+    table = output / f"group_seg-FAST_desc-{MODEL}_morph.tsv"
+    dictionary = json.loads(table.with_suffix(".json").read_text())
+    rows = rows_of(table)
+    assert set(rows[0]) <= set(dictionary)
+    assert {row["status"] for row in rows} <= set(STATUSES) == set(dictionary["status"]["Levels"])
+    assert "Gray Matter" in dictionary["GM"]["Description"] and dictionary["GM"]["Units"] == "mm^3"
+
+
+def test_only_the_selected_participants_and_sessions(bids: Path, output: Path) -> None:
+    for label in ("01", "02"):
+        for session in ("1", "2"):
+            add_result(output, {"subject": label, "session": session})
+    run(bids, output, participants=["02"], sessions=["1"])
+    rows = rows_of(output / f"group_seg-FAST_desc-{MODEL}_morph.tsv")
+    assert [(row["participant_id"], row["session_id"]) for row in rows] == [("sub-02", "ses-1")]
+
+
+def test_an_output_folder_is_enough(tmp_path: Path, output: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    add_result(output, {"subject": "01"})
+    add_run(output, "1", **{"sub-07_run-1": ("passed over", "no FLAIR")})
+    told = run(empty, output)
+    rows = rows_of(output / f"group_seg-FAST_desc-{MODEL}_morph.tsv")
+    assert [(row["participant_id"], row["status"]) for row in rows] == [("sub-01", "done"), ("sub-07", "passed over")]
+    assert len(told.warnings) == 1
+
+
+def test_a_result_without_its_sidecar_is_half_written(bids: Path, output: Path) -> None:
+    add_result(output, {"subject": "01"})
+    add_result(output, {"subject": "02"})
+    (output / f"sub-02/anat/sub-02_seg-FAST_desc-{MODEL}_dseg.json").unlink()
+    run(bids, output)
+    rows = rows_of(output / f"group_seg-FAST_desc-{MODEL}_morph.tsv")
+    assert [row["status"] for row in rows] == ["done", "missing", "missing", "missing"]
+
+
+@pytest.mark.parametrize("content", ["", "no table", "index\tname\n1\tGM\n", "\0\0\0"])
+def test_an_unreadable_table_is_told_and_the_others_go_on(bids: Path, output: Path, content: str) -> None:
+    add_result(output, {"subject": "01"})
+    add_result(output, {"subject": "02"})
+    (output / f"sub-02/anat/sub-02_seg-FAST_desc-{MODEL}_morph.tsv").write_text(content)
+    told = run(bids, output)
+    rows = rows_of(output / f"group_seg-FAST_desc-{MODEL}_morph.tsv")
+    assert [row["status"] for row in rows] == ["done", "unreadable", "missing", "missing"]
+    assert len(told.warnings) == 1 and "sub-02" in told.warnings[0]
+
+
+def test_nothing_to_gather(bids: Path, output: Path, tmp_path: Path) -> None:
+    with pytest.raises(NothingSelected):
+        run(bids, output)
+    with pytest.raises(InputMissing):
+        run(bids, tmp_path / "nowhere")
+
+
+def test_a_dry_run_writes_nothing(bids: Path, output: Path) -> None:
+    add_result(output, {"subject": "01"})
+    before = sorted(output.rglob("*"))
+    told = run(bids, output, dry_run=True)
+    assert sorted(output.rglob("*")) == before
+    assert told.results[-1].endswith("group.html")
+
+
+def test_the_same_results_give_the_same_bytes(bids: Path, output: Path) -> None:
+    add_result(output, {"subject": "01"})
+    contents = []
+    for _ in range(2):
+        run(bids, output)
+        contents.append({path.name: path.read_bytes() for path in output.glob("group*")})
+    assert contents[0] == contents[1] and len(contents[0]) == 3
+
+
+def test_distributions_agree_with_numpy(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(100, 15, (200, 3))
+    values[5, 1] = np.nan
+    table = tmp_path / "table.tsv"
+    rows = ["\t".join("n/a" if np.isnan(v) else repr(float(v)) for v in row) for row in values]
+    table.write_text("\n".join(["a\tb\tc", *rows]) + "\n")
+    for column, found in zip(values.T, distributions(table, ["a", "b", "c"]), strict=True):
+        known = column[~np.isnan(column)]
+        assert found.n == known.size == found.counts.sum()
+        np.testing.assert_allclose([found.mean, found.sd], [known.mean(), known.std(ddof=1)], rtol=1e-9)
+        np.testing.assert_array_equal(found.counts, np.histogram(known, len(found.counts))[0])
+
+
+def test_the_unusual_scan_comes_first_when_not_all_are_listed(tmp_path: Path) -> None:
+    values = [*np.random.default_rng(0).normal(100, 1, 30), 120]
+    table = tmp_path / "table.tsv"
+    table.write_text("\n".join(["id\tGM", *(f"sub-{i}\t{v}" for i, v in enumerate(values))]) + "\n")
+    columns = distributions(table, ["GM"])
+    first, *_ = found = lines(table, columns, at_most=5)
+    assert len(found) == 5 and first.cells["id"] == "sub-30" and first.unusual == 1 and first.distance > FAR
+    assert [line.cells["id"] for line in lines(table, columns, at_most=50)] == [f"sub-{i}" for i in range(31)]
+
+
+def test_phantom_datasets_are_understood(tmp_path: Path, output: Path) -> None:
+    root = phantoms.make_bids(tmp_path / "phantoms", participants=1, sessions=2, runs=2)
+    add_result(output, {"subject": "01", "session": "2", "run": "1"})
+    run(root, output)
+    rows = rows_of(output / f"group_seg-FAST_desc-{MODEL}_morph.tsv")
+    assert [row["status"] for row in rows] == ["missing", "missing", "done", "missing"]

@@ -1,0 +1,90 @@
+"""What is installed: versions that agree, data files that are there, documents that do not break."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import bidsseg
+
+ROOT = Path(__file__).parent.parent
+DATA = {".tsv", ".toml", ".json", ".safetensors", ".png", ".html", ".css", ".js", ".md", ".typed"}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The wheel, built from a copy so that nothing is left in the checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "bidsseg", source / "bidsseg", ignore=shutil.ignore_patterns("__pycache__"))
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", "-w", folder, source]
+    subprocess.run(build, check=True, capture_output=True, timeout=300)
+    return zipfile.ZipFile(next(folder.glob("bidsseg-*.whl")))
+
+
+def test_the_wheel_holds_every_module_and_data_file(wheel: zipfile.ZipFile) -> None:
+    wanted = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "bidsseg").rglob("*")
+        if (path.suffix in {".py"} | DATA or path.name == "py.typed") and "__pycache__" not in path.parts
+    }
+    assert {path.rpartition(".")[2] for path in wanted} >= {"py", "tsv", "toml", "html", "css", "js"}
+    assert not wanted - set(wheel.namelist())
+
+
+def test_every_file_of_the_package_is_of_a_known_kind() -> None:
+    files = [path for path in (ROOT / "bidsseg").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    unknown = {path.suffix or path.name for path in files} - DATA - {".py"}
+    assert not unknown, "add them to package-data in pyproject.toml, and to DATA here"
+
+
+def test_the_wheel_has_the_command_the_version_and_the_licence(wheel: zipfile.ZipFile) -> None:
+    info = f"bidsseg-{bidsseg.__version__}.dist-info"
+    assert "bidsseg = bidsseg.cli:main" in wheel.read(f"{info}/entry_points.txt").decode()
+    metadata = wheel.read(f"{info}/METADATA").decode()
+    assert f"\nVersion: {bidsseg.__version__}\n" in metadata
+    assert "License-Expression: Apache-2.0" in metadata
+    assert f"{info}/licenses/LICENSE" in wheel.namelist()
+
+
+def test_the_command_tells_the_version_of_the_package() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "run.py", "--version"], check=True, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split()[-1] == bidsseg.__version__
+
+
+def test_documents_name_the_same_version() -> None:
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {bidsseg.__version__}\n" in citation
+    assert f"## [{bidsseg.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_lock_fulfils_every_requirement() -> None:
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    locked = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    pins = {canonicalize_name(name): version for name, version in locked.items()}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [text for texts in project["optional-dependencies"].values() for text in texts]
+    for text in [*project["dependencies"], *extras]:
+        requirement = Requirement(text)
+        if requirement.name != "bidsseg":
+            assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), text
+
+
+def test_relative_links_of_the_documents_lead_somewhere() -> None:
+    for document in (ROOT / "README.md", ROOT / "docs" / "design.md", ROOT / "CHANGELOG.md"):
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text()):
+            if link != "docs/result.png":
+                assert (document.parent / link).exists(), f"{document.name}: {link}"

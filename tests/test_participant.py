@@ -1,0 +1,481 @@
+"""The level participant, with a fake network: what it writes, what it skips, and what it does when things go wrong."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import phantoms
+import pytest
+from fake_model import App, make_app, save_card
+
+from bidsseg.bids.names import parse_name
+from bidsseg.models.card import FOLDER
+
+ROOT = Path(__file__).parents[1]
+EXPECTED = Path(__file__).with_name("expected_outputs.txt")
+VALIDATOR = Path(sys.executable).with_name("bids-validator-deno")
+
+
+@pytest.fixture
+def app(tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> App:
+    return make_app(tmp_path, make_bids(), monkeypatch)
+
+
+@pytest.fixture
+def sessions(tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> App:
+    """Two participants with two sessions of two runs, each with a FLAIR."""
+    return make_app(tmp_path, make_bids(2, 2, 2, flair=True), monkeypatch)
+
+
+def scan(app: App, label: str = "01") -> Path:
+    return app.bids / f"sub-{label}" / "anat" / f"sub-{label}_T1w.nii.gz"
+
+
+# -- what is written ---------------------------------------------------------------------------------------------------
+
+
+def test_the_tree_is_the_committed_one(sessions: App) -> None:
+    lesions = save_card(
+        sessions.card.parent / "lesions", name="lesions", inputs=("T1w", "FLAIR"), heads=("lesion",), lesion="lesion"
+    )
+    assert sessions("--participant-label", "01") == 0
+    assert sessions("--probseg", "--entropy", "--participant-label", "02", "--session-label", "1") == 0
+    assert sessions("--session-label", "2", model=lesions) == 0
+    assert sessions(level="group") == 0
+    produced = sorted(path.relative_to(sessions.output).as_posix() for path in sessions.output.rglob("*"))
+    listing = "".join(re.sub(r"run-\d{8}T\d+\.json", "run-TIME.json", name) + "\n" for name in produced)
+    if os.environ.get("BIDSSEG_UPDATE_EXPECTED"):
+        EXPECTED.write_text(listing)
+    assert listing == EXPECTED.read_text(), "if this is meant, run again with BIDSSEG_UPDATE_EXPECTED=1"
+
+
+@pytest.mark.skipif(not VALIDATOR.is_file(), reason="the BIDS validator is not installed")
+def test_the_tree_passes_the_validator(sessions: App) -> None:
+    assert sessions("--probseg", "--entropy") == 0
+    assert sessions(level="group") == 0
+    done = subprocess.run([VALIDATOR, sessions.output, "--format", "json"], capture_output=True, text=True)
+    issues = json.loads(done.stdout)["issues"]["issues"]
+    assert [issue for issue in issues if issue["severity"] == "error"] == []
+    assert done.returncode == 0
+
+
+def test_images_lie_on_the_grid_of_the_scan(app: App, tmp_path: Path) -> None:
+    oblique = phantoms.grid((3.9, 4.1, 4.3), "PSR", rotation_degrees=11)
+    source = scan(app)
+    phantoms.save(source, phantoms.noisy_head(oblique), oblique)
+    assert app("--probseg", "--entropy") == 0
+    expected = nib.load(source)
+    images = sorted((app.output / "sub-01").rglob("*.nii.gz"))
+    assert len(images) == 10
+    for path in images:
+        found = nib.load(path)
+        assert found.affine.tobytes() == expected.affine.tobytes(), path
+        assert found.shape[:3] == expected.shape
+        assert found.header["xyzt_units"] % 8 == 2
+    labels = nib.load(app.output / "sub-01/anat/sub-01_seg-FAST_desc-wholebrain_dseg.nii.gz")
+    assert labels.get_data_dtype() == np.uint8
+    assert set(np.unique(labels.dataobj)) == {0, 1, 2, 3}
+    assert (labels.dataobj.slope, labels.dataobj.inter) == (1, 0)
+
+
+def test_probabilities_and_entropy(app: App) -> None:
+    assert app("--probseg", "--entropy", "--participant-label", "01") == 0
+    stem = app.output / "sub-01/anat/sub-01_seg-FAST_desc-wholebrain"
+    probabilities = nib.load(f"{stem}_probseg.nii.gz")
+    sidecar = json.loads(Path(f"{stem}_probseg.json").read_text())
+    assert sidecar["LabelMap"] == ["BG", "CSF", "GM", "WM"]
+    assert probabilities.shape[3] == 4
+    assert np.allclose(probabilities.get_fdata().sum(3), 1)
+    labels = np.asarray(nib.load(f"{stem}_dseg.nii.gz").dataobj)
+    assert (probabilities.get_fdata().argmax(3) == labels).all()
+    entropy = nib.load(f"{stem}entropy_probseg.nii.gz").get_fdata()
+    assert entropy.min() >= 0 and 0.5 < entropy.max() <= 1
+
+
+def test_tables(app: App) -> None:
+    assert app() == 0
+    stem = app.output / "sub-01/anat/sub-01_seg-FAST_desc-wholebrain"
+    table = pd.read_csv(f"{stem}_morph.tsv", sep="\t", keep_default_na=False)
+    labels = np.asarray(nib.load(f"{stem}_dseg.nii.gz").dataobj)
+    assert list(table.columns) == ["index", "name", "abbreviation", "voxels", "volume-mm3", "softvolume-mm3"]
+    assert list(table["index"]) == ["1", "2", "3", "n/a"]
+    assert list(table["voxels"]) == [*np.bincount(labels.ravel())[1:], np.count_nonzero(labels)]
+    assert np.allclose(table["volume-mm3"], table["voxels"] * 64.0)
+    assert list(table["name"])[-1] == "intracranial volume"
+    dictionary = json.loads(Path(f"{stem}_morph.json").read_text())
+    assert set(table.columns) <= set(dictionary)
+    lookup = pd.read_csv(f"{stem}_dseg.tsv", sep="\t")
+    assert set(np.unique(labels)) <= set(lookup["index"])
+
+
+def test_sidecars_tell_where_it_comes_from(app: App) -> None:
+    source = scan(app)
+    image = nib.load(source)
+    phantoms.save(source, np.asarray(image.dataobj), image.affine, unit=None)
+    assert app() == 0
+    sidecar = json.loads((app.output / "sub-01/anat/sub-01_seg-FAST_desc-wholebrain_dseg.json").read_text())
+    assert sidecar["Sources"] == ["bids:raw:sub-01/anat/sub-01_T1w.nii.gz"]
+    assert sidecar["SpatialReference"] == sidecar["Sources"][0]
+    assert sidecar["Models"] == [{"Name": "wholebrain", "SHA256": "0" * 64}]
+    assert sidecar["Quality"] == 0.875
+    assert [finding.partition(":")[0] for finding in sidecar["InputFindings"]] == ["UNITS_MISSING"]
+
+
+def test_the_manifest_tells_what_happened(app: App) -> None:
+    assert app("--n-cpus", "1") == 0
+    manifest = app.manifest
+    assert manifest["command"][:3] == ["bidsseg", str(app.bids), str(app.output)]
+    assert manifest["model"]["sha256"] == "0" * 64
+    assert {"bidsseg", "python", "torch", "nibabel"} <= set(manifest["versions"])
+    assert manifest["started"] <= manifest["finished"]
+    first, _ = manifest["scans"]
+    assert first["scan"] == "sub-01" and first["outcome"] == "done"
+    assert set(first["seconds"]) == {"read", "segment", "write"}
+    assert first["peak_memory_mb"] > 10
+    assert manifest["machine"] == {"device": "cpu", "precision": "fp32", "threads": 1, "memory_mb": 1000}
+
+
+def test_the_same_input_gives_the_same_bytes(app: App, tmp_path: Path) -> None:
+    assert app("--probseg", "--entropy") == 0
+    first = app.files()
+    for label in ("01", "02"):
+        os.utime(scan(app, label), (1, 1))
+    app.output = tmp_path / "again"
+    assert app("--probseg", "--entropy") == 0
+    assert app.files() == first
+
+
+def test_several_models_share_a_tree(app: App) -> None:
+    assert app() == 0
+    before = app.files()
+    other = save_card(app.card.parent / "other", name="other", description="Another one.", heads=("FAST",))
+    assert app(model=other) == 0
+    after = app.files()
+    assert {name: after[name] for name in before if "desc-brain" not in name}.items() <= before.items()
+    assert "sub-01/anat/sub-01_seg-FAST_desc-other_dseg.nii.gz" in after
+    rows = (app.output / "descriptions.tsv").read_text()
+    assert "desc-wholebrain\tTissues told by their intensity." in rows
+    assert "desc-other\tAnother one." in rows
+    assert app() == 0 and app(model=other) == 0
+    assert app.fake.segmented == 4
+
+
+# -- what is skipped ---------------------------------------------------------------------------------------------------
+
+
+def test_what_is_done_is_skipped(app: App, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app() == 0
+    written = {path: path.stat().st_mtime_ns for path in app.output.rglob("sub-*/**/*")}
+    assert app() == 0
+    assert (app.fake.segmented, app.fake.loaded) == (2, 1)
+    assert {path: path.stat().st_mtime_ns for path in app.output.rglob("sub-*/**/*")} == written
+    assert app.fates == {"sub-01": "skipped", "sub-02": "skipped"}
+    assert "2 were done before" in capsys.readouterr().out
+    assert app("--overwrite") == 0
+    assert app.fake.segmented == 4
+
+
+def test_nothing_to_do_needs_no_torch(app: App) -> None:
+    assert app() == 0
+    script = (
+        "import sys; from bidsseg.cli import main\n"
+        f"code = main([{str(app.bids)!r}, {str(app.output)!r}, 'participant', '--model', {str(app.card)!r}])\n"
+        "print({'torch', 'pandas', 'matplotlib'} & set(sys.modules)); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("set()\n")
+
+
+@pytest.mark.parametrize("change", ["image", "model", "lost file", "more wanted", "broken record"])
+def test_what_has_changed_is_done_again(change: str, app: App) -> None:
+    assert app() == 0
+    words: list[str] = []
+    match change:
+        case "image":
+            source = scan(app)
+            phantoms.save(source, phantoms.noisy_head(phantoms.grid(), seed=9), phantoms.grid())
+        case "model":
+            save_card(app.card, sha256="1" * 64)
+        case "lost file":
+            (app.output / "sub-01/anat/sub-01_seg-FAST_desc-wholebrain_dseg.tsv").unlink()
+        case "more wanted":
+            words = ["--entropy"]
+        case "broken record":
+            (app.output / "sub-01/anat/sub-01_seg-FreeSurfer_desc-wholebrain_dseg.json").write_text("{")
+    assert app(*words) == 0
+    assert app.fake.segmented == (4 if change in ("model", "more wanted") else 3)
+    assert app(*words) == 0
+    assert app.fake.segmented == (4 if change in ("model", "more wanted") else 3)
+
+
+def test_an_uncompressed_image_that_changes_is_done_again(app: App) -> None:
+    source = scan(app)
+    plain = source.with_suffix("")
+    image = nib.load(source)
+    data = np.asarray(image.dataobj).copy()
+    source.unlink()
+    nib.save(nib.Nifti1Image(data, image.affine, image.header), plain)
+    assert app() == 0
+    data[24, 28, 24] += 1
+    nib.save(nib.Nifti1Image(data, image.affine, image.header), plain)
+    assert app() == 0
+    assert app.fake.segmented == 3
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_goes_on_where_it_was(
+    how: signal.Signals, tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = make_app(tmp_path, make_bids(6), monkeypatch)
+    process = app.process(FAKE_MODEL_SECONDS="0.5")
+    record = "sub-02/anat/sub-02_seg-FreeSurfer_desc-wholebrain_dseg.json"
+    for _ in range(300):
+        if (app.output / record).exists() or process.poll() is not None:
+            break
+        time.sleep(0.05)
+    process.send_signal(how)
+    _, err = process.communicate()
+    assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130), err
+    assert "Traceback" not in err
+    leftover = app.output / "sub-06/anat/.sub-06_seg-FAST_desc-wholebrain_dseg.nii.gz.0123abcd.part"
+    leftover.parent.mkdir(parents=True, exist_ok=True)
+    leftover.write_bytes(b"half a file")
+    done = {path.name[:6] for path in app.output.rglob("*seg-FreeSurfer*_dseg.json")}
+    assert {"sub-01", "sub-02"} <= done and "sub-06" not in done
+    assert app() == 0
+    assert app.fake.segmented == 6 - len(done)
+    assert not list(app.output.rglob("*.part"))
+    resumed = app.files()
+    app.output = tmp_path / "straight"
+    assert app() == 0
+    assert app.files() == resumed
+
+
+def test_half_written_scans_never_look_done(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert app() == 0
+    save_card(app.card, sha256="1" * 64)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("killed here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bidsseg.outputs.volume_table", fail)
+        assert app() == 1
+    save_card(app.card)
+    assert app() == 0
+    assert app.fake.segmented == 6
+
+
+def test_a_dry_run_lists_and_writes_nothing(app: App, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app("--dry-run", "--probseg", "-w", str(app.output.parent / "work")) == 0
+    out = capsys.readouterr().out
+    assert "model wholebrain: Thresholds" in out
+    assert "sub-01: to do" in out
+    assert str(app.output / "sub-02/anat/sub-02_seg-FAST_desc-wholebrain_probseg.nii.gz") in out
+    assert not app.output.exists() and not (app.output.parent / "work").exists()
+    assert app("--participant-label", "01") == 0
+    capsys.readouterr()
+    assert app("--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "sub-01: done" in out and "sub-02: to do" in out
+
+
+# -- selection ---------------------------------------------------------------------------------------------------------
+
+
+def test_selection(sessions: App, tmp_path: Path) -> None:
+    (tmp_path / "filter.json").write_text('{"t1w": {"run": 2}}')
+    (tmp_path / "list.txt").write_text("sub-02\n")
+    words = ["--participant-label", str(tmp_path / "list.txt"), "--session_label", "ses-1"]
+    assert sessions(*words, "--bids-filter-file", str(tmp_path / "filter.json")) == 0
+    assert sessions.fates == {"sub-02_ses-1_run-2": "done"}
+    assert sessions("--participant_label", "sub-01") == 0
+    assert len(sessions.fates) == 4
+
+
+def test_a_model_that_needs_flair_says_who_has_none(sessions: App, capsys: pytest.CaptureFixture[str]) -> None:
+    for flair in sessions.bids.glob("sub-01/ses-2/anat/*_FLAIR.nii.gz"):
+        flair.unlink()
+    lesions = save_card(sessions.card, name="lesions", inputs=("T1w", "FLAIR"), heads=("lesion",), lesion="lesion")
+    assert sessions(model=lesions) == 0
+    err = capsys.readouterr().err
+    for run in (1, 2):
+        assert f"sub-01_ses-2_run-{run} is passed over: the model lesions needs a FLAIR" in err
+        assert sessions.fates[f"sub-01_ses-2_run-{run}"] == "passed over"
+    assert sessions.fake.segmented == 6
+    sidecar = json.loads(
+        (sessions.output / "sub-01/ses-1/anat/sub-01_ses-1_run-1_label-lesion_desc-lesions_mask.json").read_text()
+    )
+    assert [Path(uri).name for uri in sidecar["Sources"]] == [
+        "sub-01_ses-1_run-1_T1w.nii.gz",
+        "sub-01_ses-1_run-1_FLAIR.nii.gz",
+    ]
+    assert sessions(model=lesions) == 0
+    assert sessions.fake.segmented == 6
+
+
+def test_no_scan_with_flair(app: App, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app(model=save_card(app.card, inputs=("T1w", "FLAIR"))) == 18
+    assert "needs a FLAIR" in capsys.readouterr().err
+
+
+# -- failures ----------------------------------------------------------------------------------------------------------
+
+
+def test_one_bad_scan_does_not_stop_the_others(app: App, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = scan(app)
+    bad.write_bytes(bad.read_bytes()[:-100])
+    assert app() == 1
+    assert app.fates == {"sub-01": "failed", "sub-02": "done"}
+    out, err = capsys.readouterr()
+    assert "segmented 1 of 2 scans" in out
+    (crash,) = (app.output / "logs").glob("crash-*_sub-01.txt")
+    assert f"sub-01 failed: {bad}" in err and crash.name in err
+    assert "Traceback" not in err and "Traceback" in crash.read_text()
+    assert err.splitlines()[-1].startswith("bidsseg: 1 of 2 scans failed")
+    assert not list(app.output.glob("sub-01/**/*.*"))
+    assert app() == 1
+    assert app.fake.segmented == 1
+
+
+def test_when_no_scan_can_be_used(app: App) -> None:
+    for label in ("01", "02"):
+        scan(app, label).write_bytes(b"no image")
+    assert app() == 65
+    assert set(app.fates.values()) == {"failed"}
+
+
+def test_stop_on_first_crash(app: App, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = scan(app)
+    bad.write_bytes(b"no image")
+    assert app("--stop-on-first-crash") == 65
+    assert app.fake.segmented == 0
+    assert "stopped at sub-01" in capsys.readouterr().err
+
+
+def test_a_bug_in_one_scan_is_reported_as_such(
+    app: App, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = app.fake.segment
+
+    def fail_first(*given: object, **asked: object) -> object:
+        if app.fake.segmented == 0:
+            app.fake.segmented = 1
+            raise ZeroDivisionError("a bug")
+        return real(*given, **asked)
+
+    monkeypatch.setattr(sys.modules["bidsseg.segmentation.predict"], "segment", fail_first)
+    assert app() == 1
+    err = capsys.readouterr().err
+    assert "sub-01 failed: internal error: ZeroDivisionError('a bug')" in err and "Traceback" not in err
+    assert app.fates["sub-02"] == "done"
+
+
+@pytest.mark.parametrize("what", ["brain", "labels"])
+def test_an_empty_segmentation_is_an_error(what: str, app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = app.fake.segment
+
+    def empty(*given: object, **asked: object) -> object:
+        result = real(*given, **asked)
+        array = result.brain if what == "brain" else result.labels["FAST"]
+        array[:] = 0
+        return result
+
+    monkeypatch.setattr(sys.modules["bidsseg.segmentation.predict"], "segment", empty)
+    assert app() == 65
+    assert "EMPTY_SEGMENTATION" in app.manifest["scans"][0]["reason"]
+    assert not app.files()
+
+
+def test_another_dataset_is_not_overwritten(app: App, capsys: pytest.CaptureFixture[str]) -> None:
+    app.output.mkdir()
+    (app.output / "dataset_description.json").write_text('{"Name": "raw", "BIDSVersion": "1.8.0"}')
+    assert app() == 64
+    assert "holds another dataset" in capsys.readouterr().err
+    assert len(list(app.output.iterdir())) == 1
+
+
+# -- surroundings ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def read_only_bids(app: App) -> Iterator[Path]:
+    for path in [app.bids, *app.bids.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    yield app.bids
+    for path in [app.bids, *app.bids.rglob("*")]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def test_input_is_left_alone(app: App, read_only_bids: Path) -> None:
+    before = sorted(app.bids.rglob("*"))
+    process = app.process("--participant-label", "01", HOME="/nonexistent")
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert sorted(app.bids.rglob("*")) == before
+
+
+def test_output_inside_the_dataset_where_bids_allows_it(app: App) -> None:
+    app.output = app.bids / "derivatives" / "bidsseg"
+    assert app() == 0
+    description = json.loads((app.output / "dataset_description.json").read_text())
+    assert description["DatasetLinks"] == {"raw": "../.."}
+    assert app() == 0
+    assert app.fake.segmented == 2
+
+
+def test_spaces_and_letters_of_the_world(
+    tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bids = tmp_path / "données 腦"
+    make_bids(1).rename(bids)
+    app = make_app(tmp_path / "résultats æ", bids, monkeypatch)
+    process = app.process("--dry-run", PYTHONIOENCODING="ascii")
+    assert process.wait() == 0
+    process = app.process(LC_ALL="C", LANG="C")
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    names = [parse_name(Path(name).name) for name in app.files()]
+    assert names and all(names)
+
+
+# -- the shipped model -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("model", ["locator", "wholebrain"])
+def test_a_shipped_model_on_a_real_head(model: str, testdata: Path, tmp_path: Path) -> None:
+    if not (FOLDER / model).is_dir():
+        pytest.skip(f"the package holds no model {model} yet")
+    label = sorted(path.name for path in (testdata / "oasis").glob("sub-*"))[0]
+    words = [
+        str(testdata / "oasis"),
+        str(tmp_path / "out"),
+        "participant",
+        "--participant-label",
+        label,
+        "--model",
+        model,
+    ]
+
+    def run() -> str:
+        done = subprocess.run([sys.executable, ROOT / "run.py", *words], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "segmented 1 of 1 scans" in run()
+    (brain,) = (tmp_path / "out").rglob("*_desc-brain_mask.nii.gz")
+    image = nib.load(brain)
+    volume_mm3 = np.count_nonzero(image.dataobj) * np.prod(image.header.get_zooms())
+    assert 900_000 < volume_mm3 < 2_000_000
+    assert "1 were done before" in run()

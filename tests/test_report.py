@@ -1,0 +1,159 @@
+"""Pictures and pages of scans."""
+
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import phantoms
+import pytest
+from PIL import Image
+from trees import MODEL, add_result
+
+from bidsseg.bids.names import output_paths
+from bidsseg.bids.query import Scan
+from bidsseg.image.volume import Volume
+from bidsseg.labels.protocol import load_protocol
+from bidsseg.report import participant_page, write_figures
+from bidsseg.report.mosaic import Overlay, write_mosaics
+
+
+def head(orientation: str = "RAS") -> tuple[Volume, np.ndarray]:
+    """The phantom in any orientation, and its labels."""
+    shape = (56, 56, 56)
+    affine = phantoms.grid(orientation=orientation, shape=shape)
+    return Volume(phantoms.noisy_head(affine, shape), affine), phantoms.head(affine, shape, phantoms.LABEL)
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+class Links(HTMLParser):
+    """Addresses of everything a page shows or points to, and its text."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [value for name, value in attrs if name in ("src", "href", "data-picture") and value]
+
+
+def make_results(output: Path, entities: dict[str, str], lesion: bool = False) -> Scan:
+    """A scan as the participant level leaves it, as far as the page reads it."""
+    scan = Scan(entities, Path())
+    image, labels = head("LAS")
+    add_result(output, entities, protocols=("FAST", "FreeSurfer"))
+    maps = {"FAST": labels % 4, "FreeSurfer": labels}
+    protocols = {name: load_protocol(name) for name in maps}
+    write_figures(output, scan, MODEL, image, maps, protocols, labels > 0, labels == 4 if lesion else None)
+    return scan
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "LPS", "PSR", "SAL"])
+def test_left_is_left_in_every_orientation(tmp_path: Path, orientation: str) -> None:
+    image, labels = head(orientation)
+    path = tmp_path / "lesion.png"
+    write_mosaics(image, {path: Overlay(np.where(labels == 4, 1, 2 * (labels > 0)), {1: "#ff0000", 2: "#0000ff"})})
+    picture = pixels(path)
+    red = (picture[..., 0] > 150) & (picture[..., 1] < 100)
+    tile = picture.shape[1] / 7
+    axial = red[: picture.shape[0] // 3]
+    columns = np.flatnonzero(axial.any(axis=0)) % tile / tile
+    assert red.any() and columns.max() < 0.5
+
+
+def test_all_orientations_give_the_same_picture(tmp_path: Path) -> None:
+    pictures = []
+    for orientation in ("RAS", "LPI", "ASL"):
+        image, labels = head(orientation)
+        image = Volume(phantoms.head(image.affine, image.shape), image.affine)
+        path = tmp_path / f"{orientation}.png"
+        write_mosaics(image, {path: Overlay(labels, {})})
+        pictures.append(pixels(path))
+    for other in pictures[1:]:
+        assert other.shape == pictures[0].shape
+        assert np.mean(np.abs(other - pictures[0]) > 40) < 0.01
+
+
+def test_voxels_that_are_not_cubes_keep_the_shape_of_the_head(tmp_path: Path) -> None:
+    shapes = []
+    for spacing, shape in (((4.0, 4.0, 4.0), (48, 56, 48)), ((2.0, 4.0, 6.0), (96, 56, 32))):
+        affine = phantoms.grid(spacing, "LAS", shape)
+        labels = phantoms.head(affine, shape, phantoms.LABEL)
+        path = tmp_path / "mosaic.png"
+        write_mosaics(Volume(phantoms.head(affine, shape), affine), {path: Overlay(labels, {})})
+        shapes.append(Image.open(path).size)
+    np.testing.assert_allclose(shapes[0], shapes[1], rtol=0.05)
+
+
+@pytest.mark.parametrize("values", ["constant", "negative", "huge", "bool"])
+def test_odd_images_and_empty_labels_have_a_picture(tmp_path: Path, values: str) -> None:
+    image, labels = head()
+    data = {
+        "constant": np.full(image.shape, 7, np.float32),
+        "negative": image.data - 1000,
+        "huge": image.data * np.float32(1e9),
+        "bool": (image.data > 50).astype(np.float32),
+    }[values]
+    path = tmp_path / "mosaic.png"
+    write_mosaics(Volume(data, image.affine), {path: Overlay(np.zeros_like(labels), {}, outline=True)})
+    assert pixels(path).shape[2] == 3
+
+
+def test_an_outline_leaves_the_inside_alone(tmp_path: Path) -> None:
+    image, labels = head()
+    image = Volume(np.zeros_like(image.data), image.affine)
+    for outline in (True, False):
+        write_mosaics(image, {tmp_path / f"{outline}.png": Overlay(labels > 0, {1: "#ff0000"}, outline)})
+    drawn = {outline: (pixels(tmp_path / f"{outline}.png")[..., 0] > 90).mean() for outline in (True, False)}
+    assert 0 < drawn[True] < drawn[False] / 3
+
+
+def test_the_page_shows_every_scan_and_all_its_links_lead_somewhere(tmp_path: Path) -> None:
+    output = tmp_path / "out with spaces"
+    scans = [make_results(output, {"subject": "01", "run": run}, lesion=True) for run in ("1", "2")]
+    for scan in scans:
+        for protocol in ("FAST", "FreeSurfer"):
+            (output / output_paths(scan, MODEL, [protocol]).dseg[protocol]).touch()
+    page = participant_page(output, scans[1])
+    assert page == output / "sub-01.html"
+    links = Links(page)
+    assert all((page.parent / unquote(link)).is_file() for link in links.found)
+    text = page.read_text(encoding="utf-8")
+    assert "sub-01_run-1" in text and "sub-01_run-2" in text and "Gray Matter" in text
+    assert text.count("<img") == 4, "the brain and one protocol of each scan; the others on request"
+    for protocol in ("FAST", "FreeSurfer", "lesion", "brain"):
+        assert sum(f"seg-{protocol}_" in link and link.endswith(".png") for link in set(links.found)) == 2
+    assert not any("//" in link for link in links.found), "a page must work offline"
+
+
+def test_sessions_have_pages_of_their_own(tmp_path: Path) -> None:
+    one, two = (make_results(tmp_path, {"subject": "01", "session": label}) for label in ("1", "2"))
+    page = participant_page(tmp_path, one)
+    assert page.name == "sub-01_ses-1.html" and "ses-2" not in page.read_text()
+    assert participant_page(tmp_path, two).name == "sub-01_ses-2.html"
+
+
+def test_what_the_guard_found_is_shown_and_escaped(tmp_path: Path) -> None:
+    from bidsseg.bids.sidecars import write_json_atomic
+
+    scan = make_results(tmp_path, {"subject": "01"})
+    sidecar = tmp_path / f"sub-01/anat/sub-01_seg-FAST_desc-{MODEL}_dseg.json"
+    write_json_atomic(sidecar, {"Quality": 0.5, "InputFindings": ["NAN_VALUES: <3 voxels> were 0"], "Device": "cpu"})
+    write_json_atomic(sidecar.with_name(sidecar.name.replace("FAST", "FreeSurfer")), {"Quality": 0.5, "Notes": []})
+    text = participant_page(tmp_path, scan).read_text()
+    assert "NAN_VALUES: &lt;3 voxels&gt; were 0" in text and "0.500" in text
+
+
+def test_pages_and_pictures_are_small_and_the_same_each_time(tmp_path: Path) -> None:
+    contents = []
+    for _ in range(2):
+        page = participant_page(tmp_path, make_results(tmp_path, {"subject": "01"}, lesion=True))
+        files = [page, *(tmp_path / "sub-01" / "figures").iterdir()]
+        contents.append([path.read_bytes() for path in sorted(files)])
+        assert sum(map(len, contents[-1])) < 3e6
+        assert not list(tmp_path.rglob("*.part"))
+    assert contents[0] == contents[1]

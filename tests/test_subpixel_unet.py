@@ -1,0 +1,264 @@
+"""The network: shapes, windows, precision and size."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bidsseg.learning.recipe import load_recipe, shipped_recipes
+from bidsseg.models.card import Card
+from bidsseg.models.library import build
+from bidsseg.networks.subpixel_unet import ChannelNorm, SubpixelUNet, fold, unfold
+from bidsseg.segmentation import windows
+from bidsseg.segmentation.predict import Engine
+from bidsseg.segmentation.windows import HALO, features_of, in_windows, steps, window_sizes
+
+SHAPE = (32, 48, 16)
+
+
+def network(widths: tuple[int, ...] = (8, 16), coordinates: int = 3, **options: int) -> SubpixelUNet:
+    """A small one in which every residual branch says something."""
+    torch.manual_seed(0)
+    made = SubpixelUNet({"brain": 2}, coordinates=coordinates, widths=widths, features=4, last=8, **options)
+    for module in made.modules():
+        if isinstance(module, ChannelNorm):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, std=0.2)
+    return made.eval().requires_grad_(False)
+
+
+def scan(shape: tuple[int, ...] = SHAPE, channels: int = 1) -> tuple[Tensor, Tensor]:
+    """An image and coordinates."""
+    generator = torch.Generator().manual_seed(1)
+    image = torch.rand(1, channels, *shape, generator=generator)
+    return image, torch.rand(1, 3, *(n // 2 for n in shape), generator=generator)
+
+
+# -- the folded grid ---------------------------------------------------------------------------------------------------
+
+
+def test_unfold_is_the_inverse_of_fold() -> None:
+    x = torch.arange(2 * 3 * 4 * 6 * 8.0).reshape(2, 3, 4, 6, 8)
+    assert fold(x).shape == (2, 24, 2, 3, 4)
+    assert torch.equal(unfold(fold(x)), x)
+    y = torch.arange(2 * 16 * 2 * 3 * 4.0).reshape(2, 16, 2, 3, 4)
+    assert torch.equal(fold(unfold(y)), y)
+
+
+def test_folding_takes_each_block_of_voxels_into_channels() -> None:
+    x = torch.arange(4 * 4 * 6.0).reshape(1, 1, 4, 4, 6)
+    assert torch.equal(fold(x)[0, :, 1, 0, 2], x[0, 0, 2:4, 0:2, 4:6].flatten())
+
+
+def test_folding_does_not_ask_for_contiguous_memory() -> None:
+    x = torch.rand(1, 2, 4, 4, 4)
+    last = x.contiguous(memory_format=torch.channels_last_3d)
+    assert torch.equal(fold(last), fold(x))
+    assert torch.equal(unfold(fold(last).contiguous(memory_format=torch.channels_last_3d)), x)
+    assert torch.equal(fold(x[:, :, :2, 2:]), fold(x[:, :, :2, 2:].contiguous()))
+
+
+# -- the network -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("widths, multiple", [((8, 16), 4), ((8, 16, 16), 8), ((4, 4, 4, 4), 16)])
+def test_features_have_the_grid_of_the_image(widths: tuple[int, ...], multiple: int) -> None:
+    net = network(widths)
+    shape = (multiple, 2 * multiple, 3 * multiple)
+    image, position = scan(shape)
+    assert net.multiple == multiple
+    assert net.coarse(image, position).shape == (1, 8, *(n // 2 for n in shape))
+    assert net(image, position).shape == (1, 4, *shape)
+
+
+def test_several_images_and_no_coordinates() -> None:
+    net = network(coordinates=0, images=2)
+    image, _ = scan(channels=2)
+    assert net(image).shape == (1, 4, *SHAPE)
+    assert net(image.expand(3, -1, -1, -1, -1)).shape == (3, 4, *SHAPE)
+
+
+def test_features_at_points_are_those_of_the_whole() -> None:
+    net = network((8, 16, 16))
+    image, position = scan()
+    dense = net(image, position)[0].permute(1, 2, 3, 0)
+    points = torch.from_numpy(np.stack(np.unravel_index(np.arange(dense[..., 0].numel()), SHAPE), 1))
+    found = net.at(net.coarse(image, position), points)
+    assert torch.allclose(found.reshape(dense.shape), dense, atol=1e-5)
+    assert torch.allclose(net.at(net.coarse(image, position), points[[5, 5, 9]]), found[[5, 5, 9]])
+
+
+def test_the_gradient_reaches_every_parameter() -> None:
+    net = network((8, 16, 16)).train().requires_grad_()
+    image, position = scan()
+    points = torch.randint(16, (500, 3), generator=torch.Generator().manual_seed(0))
+    net.heads["brain"](net.at(net.coarse(image, position), points)).square().sum().backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_an_untrained_residual_passes_its_input_on() -> None:
+    net = SubpixelUNet({"brain": 2}, widths=(8, 16))
+    x = torch.rand(1, 16, 4, 4, 4)
+    assert torch.equal(net.bottom(x), x)
+
+
+def test_each_voxel_is_normalised_for_itself() -> None:
+    norm = ChannelNorm(6)
+    x = 100 * torch.rand(2, 6, 3, 4, 5)
+    found = norm(x)
+    assert torch.allclose(found.mean(1), torch.zeros(2, 3, 4, 5), atol=1e-5)
+    assert torch.allclose(found.std(1, correction=0), torch.ones(2, 3, 4, 5), atol=1e-2)
+    assert torch.allclose(norm(x[..., 2:3]), found[..., 2:3])
+
+
+def test_the_same_again_is_bit_by_bit_the_same() -> None:
+    net = network()
+    assert torch.equal(net(*scan()), net(*scan()))
+
+
+def test_half_precision_is_close_to_single() -> None:
+    net = network((8, 16, 16))
+    image, position = scan()
+    exact = net(image, position)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = net(image, position).float()
+    assert (rough - exact).norm() < 0.02 * exact.norm()
+
+
+# -- recipes -----------------------------------------------------------------------------------------------------------
+
+
+def expected_parameters(
+    regions: int, images: int, coordinates: int, widths: list[int], features: int, last: int
+) -> int:
+    """Counted by hand: kernels, and two numbers for each normalised channel."""
+
+    def conv(a: int, b: int, kernel: int = 3) -> int:
+        return a * b * kernel**3 + 2 * b
+
+    pairs = list(pairwise(widths))
+    down = sum(conv(a, b, 2) + 2 * conv(b, b) for a, b in pairs)
+    up = sum(a * b for a, b in pairs) + sum(2 * conv(a, a) for a in widths[1:-1])
+    ends = conv(8 * images + coordinates, widths[0]) + 2 * conv(widths[-1], widths[-1]) + conv(widths[0], last)
+    return down + up + ends + (last + 1) * 8 * features + (features + 1) * regions
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_size_of_the_networks_of_the_recipes(name: str) -> None:
+    recipe = load_recipe(name)
+    card = Card(recipe.name, recipe.title, ("T1w",), recipe.network, recipe.spacing_mm, tuple(recipe.heads), "")
+    made = build(card)
+    options = {key: value for key, value in recipe.network.items() if key != "name"}
+    regions = sum(head.out_features for head in made.heads.values())  # type: ignore[union-attr, operator, misc]
+    count = sum(p.numel() for p in made.parameters())
+    assert count == expected_parameters(regions, **options)
+    assert 2 * count < 16e6
+    assert all(n % made.multiple == 0 for n in recipe.sampling.shape)  # type: ignore[operator]
+
+
+def test_the_first_model_has_four_heads_of_these_sizes() -> None:
+    recipe = load_recipe("wholebrain")
+    card = Card(recipe.name, recipe.title, ("T1w",), recipe.network, recipe.spacing_mm, tuple(recipe.heads), "")
+    state = build(card).state_dict()
+    assert {name: state[f"heads.{name}.bias"].shape[0] for name in recipe.heads} == {
+        "BrainCOLOR": 135, "FAST": 4, "FreeSurfer": 36, "brain": 2,
+    }  # fmt: skip
+
+
+# -- windows -----------------------------------------------------------------------------------------------------------
+
+
+def test_steps_cover_an_axis_once() -> None:
+    for size, window, multiple in [
+        (160, 160, 16),
+        (160, 96, 16),
+        (192, 80, 16),
+        (64, 64, 4),
+        (100, 72, 4),
+        (96, 64, 32),
+    ]:
+        cores = steps(size, window, HALO, multiple)
+        assert [i for start, end in cores for i in range(start, end)] == list(range(size))
+        assert all(start % multiple == 0 for start, _ in cores)
+
+
+@pytest.mark.parametrize("memory_mb", [None, 10_000, 1000, 500, 100, 1])
+@pytest.mark.parametrize("multiple", [4, 16, 64, 128])
+def test_windows_fit_the_memory_as_far_as_they_may(memory_mb: int | None, multiple: int) -> None:
+    shape = (256, 384, 256)
+    engine = Engine(memory_mb=memory_mb)
+    sizes = window_sizes(shape, multiple, engine)
+    smallest = max(windows.SMALLEST_WINDOW, multiple)
+    voxels = np.inf if memory_mb is None else memory_mb * 1e6 / windows.BYTES_PER_VOXEL[engine.dtype]
+    assert all(smallest <= size <= whole for size, whole in zip(sizes, shape, strict=True))
+    assert np.prod(sizes) <= voxels or max(sizes) == smallest
+    if memory_mb is None:
+        assert sizes == list(shape)
+
+
+@pytest.mark.parametrize("shape", [(112, 8, 12), (12, 112, 8), (8, 12, 112), (112, 104, 8)])
+@pytest.mark.parametrize("coordinates", [0, 3])
+def test_windows_whose_halo_covers_what_a_voxel_sees_give_the_same(shape: tuple[int, ...], coordinates: int) -> None:
+    """With two levels a voxel sees 28 voxels to each side: fewer than the halo."""
+    net = network((4, 8), coordinates)
+    image, position = scan(shape)
+    known = position if coordinates else None
+    whole = in_windows(net, image, known, shape, "cpu", torch.float32)
+    parts = in_windows(net, image, known, (96, 96, 96), "cpu", torch.float32)
+    assert whole.shape == (*shape, 4)
+    assert torch.allclose(parts, whole, atol=1e-5)
+
+
+def test_windows_of_a_deep_network_differ_near_their_seams_alone() -> None:
+    """Four levels see further than the halo, yet what lies beyond it hardly counts."""
+    net = network((4, 8, 8, 8))
+    shape = (256, 32, 32)
+    image, position = scan(shape)
+    whole = in_windows(net, image, position, shape, "cpu", torch.float32)
+    parts = in_windows(net, image, position, (192, 32, 32), "cpu", torch.float32)
+    difference = (parts - whole).norm(dim=-1).mean((1, 2)) / whole.norm(dim=-1).mean()
+    seam = 192 - 2 * HALO
+    assert difference.max() < 0.05
+    assert difference[: seam - 96].max() < 1e-5
+    assert difference.argmax() in range(seam - 32, seam + 32)
+
+
+def test_windows_of_a_network_deeper_than_the_halo_lie_on_its_grid() -> None:
+    net = network((2,) * 6)
+    assert net.multiple == 64
+    shape = (192, 64, 64)
+    image, position = scan(shape)
+    found = in_windows(net, image, position, (128, 64, 64), "cpu", torch.float32)
+    whole = in_windows(net, image, position, shape, "cpu", torch.float32)
+    assert (found - whole).norm() < 0.1 * whole.norm()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_out_of_memory_falls_back_to_windows_and_says_so(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, notes = network(), []
+    image, position = scan((128, 64, 16))
+    tried = []
+
+    def attempt(*given: object) -> Tensor:
+        tried.append(given[3])
+        if len(tried) == 1:
+            raise error
+        return in_windows(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(windows, "HALO", 8)
+    monkeypatch.setattr(windows, "in_windows", attempt)
+    found = features_of(net, image, position, Engine(), notes)
+    assert found.shape == (128, 64, 16, 4)
+    assert tried == [[128, 64, 16], [64, 64, 16]]
+    assert notes == ["out of memory on cpu", "predicted in windows of 64x64x16 voxels on cpu to save memory"]
+
+
+def test_other_errors_are_not_taken_for_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def attempt(*_: object) -> Tensor:
+        raise RuntimeError("expected 9 channels")
+
+    monkeypatch.setattr(windows, "in_windows", attempt)
+    with pytest.raises(RuntimeError, match="9 channels"):
+        features_of(network(), *scan(), Engine(), [])

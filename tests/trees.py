@@ -1,0 +1,42 @@
+"""Output folders as the participant level leaves them, as far as tables and pages read them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bidsseg.bids.names import output_paths, with_extension
+from bidsseg.bids.query import Scan
+from bidsseg.bids.sidecars import write_json_atomic
+from bidsseg.labels.protocol import load_protocol
+from bidsseg.segmentation.volumes import volume_table
+
+MODEL = "wholebrain"
+
+
+def add_result(
+    output: Path,
+    entities: dict[str, str],
+    grey_voxels: int = 30,
+    *,
+    protocols: Sequence[str] = ("FAST",),
+    quality: float = 0.9,
+    model: str = MODEL,
+) -> None:
+    """Write what the group level reads of a scan: 10 voxels of CSF, so many of grey matter and 20 of white matter."""
+    paths = output_paths(Scan(entities, Path()), model, protocols)
+    for name in protocols:
+        protocol = load_protocol(name).scored()
+        labels = np.repeat(protocol.indices[1:4], [10, grey_voxels, 20]).reshape(-1, 1, 1)
+        soft = np.zeros(len(protocol.regions))
+        table = volume_table(protocol, labels, soft, 2.0, labels > 0)
+        path = output / paths.morph[name]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table.to_csv(path, sep="\t", index=False, na_rep="n/a")
+        write_json_atomic(with_extension(output / paths.dseg[name], ".json"), {"Quality": quality})
+
+
+def add_run(output: Path, stamp: str, model: str = MODEL, **fates: tuple[str, str]) -> None:
+    """Write the manifest of a run: outcome and reason by the key of a scan."""
+    scans = [{"scan": key, "outcome": outcome, "reason": reason} for key, (outcome, reason) in fates.items()]
+    write_json_atomic(output / "logs" / f"run-{stamp}.json", {"model": {"name": model}, "scans": scans})
