@@ -2,8 +2,8 @@
 
     python benchmarks/demo_dataset.py FOLDER
 
-Two participants: ``sub-template`` is the template as it is; ``sub-tilted`` is the same head scanned with a tilt, thicker
-slices, uneven brightness and noise.
+Two participants: ``sub-template`` is the template as it is; ``sub-tilted`` is the same head scanned with a tilt,
+thicker slices, uneven brightness and noise.
 """
 
 from __future__ import annotations

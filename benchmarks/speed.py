@@ -69,7 +69,7 @@ def dataset(folder: Path, scans: int) -> None:
 
 def run(folder: Path, model: str, participants: list[str]) -> float:
     """Seconds of a participant run."""
-    command = [sys.executable, RUN, folder / "bids", folder / "out", "participant", "--model", model]
+    command = [sys.executable, str(RUN), str(folder / "bids"), str(folder / "out"), "participant", "--model", model]
     started = time.monotonic()
     subprocess.run([*command, "--participant-label", *participants], check=True, capture_output=True)
     return time.monotonic() - started

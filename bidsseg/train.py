@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from bidsseg import __version__
-from bidsseg.errors import NothingSelected, TemporaryFailure, UsageError
-from bidsseg.settings import Settings
+from bidsseg.compute import choose_machine, keep_freed_memory
+from bidsseg.errors import DataError, NothingSelected, OutputNotWritable, TemporaryFailure, UsageError
+from bidsseg.settings import Report, Settings
+
+if TYPE_CHECKING:
+    from bidsseg.labels import Protocol
 
 
 def train_level(settings: Settings) -> Path:
@@ -19,9 +24,9 @@ def train_level(settings: Settings) -> Path:
     The participants of one fold are held out; the card states what the model reaches on them. TemporaryFailure (75) if
     it was told to stop before its time: run again with --resume.
     """
+    keep_freed_memory()
     import torch
 
-    from bidsseg.compute import choose_machine
     from bidsseg.labels import load_protocol
     from bidsseg.learning.datasets import load_cases, split
     from bidsseg.learning.loop import Plan, fit
@@ -38,8 +43,13 @@ def train_level(settings: Settings) -> Path:
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists() and not options.resume and not settings.overwrite:
         raise UsageError(f"{checkpoint} is there: give --resume to go on, --overwrite to start again")
-    if (folder / CARD).exists() and not settings.overwrite and not options.resume:
-        raise UsageError(f"{folder} holds a finished model: give --overwrite to train it again")
+    if (folder / CARD).exists() and not checkpoint.exists() and not settings.overwrite:
+        if not options.resume:
+            raise UsageError(f"{folder} holds a finished model: give --overwrite to train it again")
+        report.say(f"model: {folder} is finished")
+        return folder
+    heads = tuple(load_protocol(name).scored() for name in recipe.heads)
+    check_labels(options.labels, heads, report)
     cases = load_cases(settings, report)
     seen, unseen = split(cases, options.folds, options.fold)
     if not seen:
@@ -47,14 +57,16 @@ def train_level(settings: Settings) -> Path:
     report.say(f"{len(seen)} scans to learn from, {len(unseen)} held out: {', '.join(c.name for c in unseen)}")
     if settings.dry_run:
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputNotWritable(f"cannot make {folder}: {error.strerror}; choose another OUTPUT_DIR") from error
     if settings.overwrite and not options.resume:
         checkpoint.unlink(missing_ok=True)
 
     machine = choose_machine(settings)
     torch.set_num_threads(machine.threads)
     torch.manual_seed(options.seed)
-    heads = tuple(load_protocol(name).scored() for name in recipe.heads)
     plan = Plan(
         heads=heads,
         head_weights=tuple(recipe.heads.values()),
@@ -77,11 +89,18 @@ def train_level(settings: Settings) -> Path:
         sha256="",
         locator=recipe.locator,
         mirror=recipe.mirror,
+        description=recipe.description,
+        licence=recipe.licence,
+        citation=recipe.citation,
+        lesion="lesion" if "lesion" in recipe.heads else None,
         recipe=recipe.as_dict() | {"seed": options.seed},
         data=[f"{dataset}: {count} scans" for dataset, count in counted(seen).items()],
         code_version=__version__,
     )
     network = build(card)
+    multiple = int(network.multiple)  # type: ignore[arg-type]
+    if any(size % multiple for size in recipe.sampling.shape):
+        raise DataError(f"recipe {recipe.name}: every size in shape must be a multiple of {multiple} for this network")
     if options.init:
         copied = start_from(network, load_model(options.init).network)
         report.say(f"{copied} of {len(network.state_dict())} tensors taken from {options.init}")
@@ -96,6 +115,22 @@ def train_level(settings: Settings) -> Path:
     checkpoint.unlink(missing_ok=True)
     report.say(f"model: {folder} (use it with --model {folder})")
     return folder
+
+
+def check_labels(labels: Iterable[str], heads: Sequence[Protocol], report: Report) -> None:
+    """UsageError for annotations that say nothing of any head, a warning for heads of which none says anything."""
+    from bidsseg.labels import load_protocol, load_relation
+
+    taught: set[str] = set()
+    for name in labels:
+        known = {head.name for head in heads if load_relation(load_protocol(name), head) is not None}
+        if not known:
+            spoken = ", ".join(head.name for head in heads)
+            raise UsageError(f"--labels {name}=...: says nothing of the heads {spoken}; leave it out")
+        taught |= known
+    for head in heads:
+        if head.name not in taught:
+            report.warn(f"no --labels say anything of the head {head.name}, which learns nothing")
 
 
 def counted(cases: list) -> Mapping[str, int]:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small volumes: threads would only wait for each other
+
 import phantoms
 import pytest
 

@@ -58,8 +58,8 @@ def whole(app: App, label: str) -> bool:
     """Whether all outputs of a participant are there; otherwise none may be."""
     names = [path.name for path in (app.output / f"sub-{label}").rglob("*") if path.is_file()]
     assert not [name for name in names if name.endswith(".part")]
-    assert len(names) in (0, 17), names
-    return len(names) == 17
+    assert len(names) in (0, 21), names
+    return len(names) == 21
 
 
 # -- the call ----------------------------------------------------------------------------------------------------------

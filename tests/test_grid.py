@@ -125,6 +125,12 @@ def test_coarser_weights_stay_within_a_sixth_of_a_voxel(n: int, m: int, factor: 
     assert (np.abs((weights @ np.arange(n))[field] - position[field]) < 1 / 6).all()
 
 
+def test_a_coarser_grid_averages_what_it_skips() -> None:
+    weights = hat_weights(40, 1.0, 9, 4.0, 4.0)
+    assert ((weights > 0).sum(1) == 7).all()
+    assert np.allclose(weights[3, 13:20], [1 / 16, 2 / 16, 3 / 16, 4 / 16, 3 / 16, 2 / 16, 1 / 16])
+
+
 def test_weights_of_the_same_grid_are_the_identity() -> None:
     assert np.allclose(hat_weights(6, 1.3, 6, 1.3, 0.0), np.eye(6))
 

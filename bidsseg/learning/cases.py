@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from bidsseg.errors import DataError
 from bidsseg.image.grid import brain_frame, coordinates, normalise
 from bidsseg.labels import Protocol
 from bidsseg.learning.augment import (
@@ -192,12 +193,9 @@ def draw_points(brain: Tensor, case: Case, source: Tensor, sampling: Sampling, g
 
 def positions(values: np.ndarray, protocol: Protocol, where: str) -> Tensor:
     """Label values (X, Y, Z) as positions in the protocol's table; DataError for values it lacks."""
-    from bidsseg.errors import DataError
-
-    table = np.full(max(int(values.max(initial=0)), max(protocol.indices)) + 1, -1, np.int16)
-    table[list(protocol.indices)] = np.arange(len(protocol.indices))
-    found = table[values]
-    if (found < 0).any():
-        unknown = sorted(set(np.unique(values).tolist()) - set(protocol.indices))
+    unknown = np.setdiff1d(values, protocol.indices).tolist()
+    if unknown:
         raise DataError(f"{where}: the values {unknown[:5]} are not in the protocol {protocol.name}")
-    return torch.from_numpy(np.ascontiguousarray(found).astype(np.uint8))
+    table = np.zeros(max(protocol.indices) + 1, np.uint8 if len(protocol.indices) <= 256 else np.int16)
+    table[list(protocol.indices)] = np.arange(len(protocol.indices))
+    return torch.from_numpy(np.ascontiguousarray(table[values]))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bidsseg.bids.annotations import find_annotations, find_label_maps
+from bidsseg.bids.annotations import LabelMap, find_annotations, find_label_maps
 from bidsseg.bids.query import Scan, find_scans
 from bidsseg.errors import DataError, NothingSelected
 from bidsseg.image.grid import canonical_spacing, labels_to_grid, to_grid, whole_grid
@@ -26,37 +26,58 @@ def load_cases(settings: Settings, report: Report) -> list[Case]:
     """Every scan of the datasets with its annotations, and every label map without an image, sorted by name.
 
     Scans without any annotation are named and passed over; label maps in a folder of ``--labels`` for which no dataset
-    has an image are learned from by synthesis.
+    has an image, selected or not, are learned from by synthesis.
     """
     datasets = [settings.bids_dir, *settings.training.also]
-    protocols = {name: load_protocol(name) for name in settings.training.labels}
+    labels = settings.training.labels
+    protocols = {name: load_protocol(name) for name in labels}
     cases: list[Case] = []
     used: set[Path] = set()
+    owner = {folder: folder.name for folder in labels.values()}
     for dataset in datasets:
-        try:
-            scans = find_scans(dataset, participants=settings.participants or None, filters=settings.filters or None)
-        except NothingSelected:
-            continue
-        for scan in scans:
-            maps = {
-                name: path
-                for name, folder in settings.training.labels.items()
-                if (path := find_annotations(folder, scan, name)) is not None
-            }
-            if not maps:
-                report.warn(f"{dataset.name}/{scan.key}: no annotation, passed over")
-                continue
+        chosen = {scan.key for scan in scans_of(dataset, settings)}
+        for scan in scans_of(dataset):
+            found = {name: find_annotations(folder, scan, name) for name, folder in labels.items()}
+            maps = {name: path for name, path in found.items() if path is not None}
             used |= set(maps.values())
-            report.detail(f"reading {dataset.name}/{scan.key}")
-            cases.append(read_case(dataset, scan, maps, protocols))
-    for name, folder in settings.training.labels.items():
-        for found in find_label_maps(folder, name):
-            if found.path not in used:
-                report.detail(f"reading {folder.name}/{found.key}")
-                cases.append(read_label_map(f"{folder.name}/{found.key}", found.path, protocols[name]))
+            owner |= {labels[name]: dataset.name for name in maps}
+            if scan.key in chosen and maps:
+                report.detail(f"reading {dataset.name}/{scan.key}")
+                cases.append(read_case(dataset, scan, maps, protocols))
+            elif scan.key in chosen:
+                report.warn(f"{dataset.name}/{scan.key}: no annotation, passed over")
+    for name, folder in labels.items():
+        for label_map in find_label_maps(folder, name):
+            if label_map.path not in used and is_selected(label_map, settings):
+                case = f"{owner[folder]}/{label_map.key}"
+                report.detail(f"reading {case}")
+                cases.append(read_label_map(case, label_map.path, protocols[name]))
     if not cases:
         raise NothingSelected("no scan has an annotation: do the --labels folders belong to the datasets?")
     return sorted(cases, key=lambda case: case.name)
+
+
+def scans_of(dataset: Path, selection: Settings | None = None) -> list[Scan]:
+    """The scans of a dataset, all or those selected; none if there are no images."""
+    try:
+        if selection is None:
+            return find_scans(dataset)
+        return find_scans(
+            dataset,
+            participants=selection.participants or None,
+            sessions=selection.sessions or None,
+            filters=selection.filters or None,
+        )
+    except NothingSelected:
+        return []
+
+
+def is_selected(label_map: LabelMap, selection: Settings) -> bool:
+    """Whether a label map is of a participant and session that are asked for."""
+    subject, session = label_map.entities["subject"], label_map.entities.get("session")
+    return (not selection.participants or subject in selection.participants) and (
+        not selection.sessions or session in selection.sessions
+    )
 
 
 def read_case(dataset: Path, scan: Scan, maps: dict[str, Path], protocols: dict[str, Protocol]) -> Case:
@@ -112,4 +133,5 @@ def split(cases: Sequence[Case], folds: int, fold: int) -> tuple[list[Case], lis
 
 def person(case: Case) -> str:
     """Dataset and participant of a case: dataset/sub-01."""
-    return case.name.split("_")[0]
+    dataset, _, key = case.name.partition("/")
+    return f"{dataset}/{key.split('_')[0]}"

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
+from bidsseg.errors import DataError
+from bidsseg.image.files import replacing
 from bidsseg.labels import Protocol, load_relation
 from bidsseg.learning.augment import Intensity, Spatial
 from bidsseg.learning.cases import Case, Sample, Sampling, draw_sample
@@ -21,7 +25,7 @@ from bidsseg.learning.losses import Openness, marginal_cross_entropy, marginal_d
 
 @dataclass(frozen=True)
 class Optimiser:
-    """AdamW with a warm-up and a linear or cosine descent to zero.
+    """AdamW with a warm-up and a half-cosine descent to zero.
 
     Attributes:
         rate: greatest learning rate.
@@ -140,32 +144,23 @@ def fit(
     opt = plan.optimiser
     adam = torch.optim.AdamW(parameter_groups(network, opt.weight_decay), lr=opt.rate, betas=(0.9, 0.99))
     average = {name: value.detach().clone() for name, value in network.state_dict().items()}
-    generator = torch.Generator().manual_seed(plan.seed)
     relations = Relations(plan.heads)
     state = State()
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.is_file():
-        saved = torch.load(checkpoint, weights_only=True)
-        network.load_state_dict(saved["network"])
-        adam.load_state_dict(saved["adam"])
-        average = saved["average"]
-        generator.set_state(saved["generator"])
-        state = State(**saved["state"])
-    with_image = [case for case in cases if case.image is not None]
-    without = [case for case in cases if case.image is None]
+        average, state = read_checkpoint(checkpoint, network, adam)
     started = time.monotonic() - state.elapsed_s
     saved_at = time.monotonic()
-    next_check = max(check_every, math.floor(state.elapsed_s / budget_s / check_every + 1) * check_every)
+    done = max(0.0, (state.step - 1) / plan.steps, state.elapsed_s / budget_s)
+    next_check = math.floor(done / check_every + 1) * check_every
     running: dict[str, float] = {}
     network.train()
+    samples = drawn_ahead(cases, plan, state.step)
     while state.step < plan.steps:
         progress = max(state.step / plan.steps, state.elapsed_s / budget_s)
         if progress >= 1 or stop():
             break
-        synthetic = not with_image or (without and torch.rand((), generator=generator) < plan.synthetic_share)
-        pool = without if synthetic else with_image
-        case = pool[int(torch.randint(len(pool), (), generator=generator))]
-        sample = draw_sample(case, plan.sampling, plan.spatial, plan.intensity, plan.spacing_mm, generator)
+        sample = next(samples)
         for group in adam.param_groups:
             group["lr"] = opt.rate * rate_factor(progress, opt.warm_up)
         loss, parts = losses(network, sample, plan, relations, precision)
@@ -185,19 +180,45 @@ def fit(
         if state.step % 20 == 0:
             shown = " ".join(f"{name} {value:.3f}" for name, value in running.items())
             report(f"step {state.step} {state.elapsed_s / state.step:.2f} s/step {progress:.0%} {shown}")
-        if unseen and progress >= next_check:
-            next_check += check_every
+        if progress >= next_check:
+            next_check = math.floor(progress / check_every + 1) * check_every
             row = {"step": float(state.step), "elapsed_s": round(state.elapsed_s, 1), **running}
-            row.update(with_weights(network, average, lambda: evaluate(network, unseen, plan, precision)))
+            if unseen:
+                row.update(with_weights(network, average, lambda: evaluate(network, unseen, plan, precision)))
+                network.train()
             state.curve.append({name: round(value, 4) for name, value in row.items()})
-            report(f"unseen: {state.curve[-1]}")
-            network.train()
+            report(f"so far: {state.curve[-1]}")
         if time.monotonic() - saved_at > 180:
-            save_checkpoint(checkpoint, network, adam, average, generator, state)
+            save_checkpoint(checkpoint, network, adam, average, state)
             saved_at = time.monotonic()
-    save_checkpoint(checkpoint, network, adam, average, generator, state)
+    save_checkpoint(checkpoint, network, adam, average, state)
     network.load_state_dict(average)
     return state
+
+
+def drawn_ahead(cases: Sequence[Case], plan: Plan, first: int) -> Iterator[Sample]:
+    """The samples of all steps from the first on, each drawn while the step before it is computed.
+
+    A sample depends on the seed and its step alone, so that a run which goes on draws what it would have drawn.
+    """
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as drawer:
+        waiting = drawer.submit(draw, cases, plan, first)
+        for step in itertools.count(first + 1):
+            sample = waiting.result()
+            waiting = drawer.submit(draw, cases, plan, step)
+            yield sample
+
+
+def draw(cases: Sequence[Case], plan: Plan, step: int) -> Sample:
+    """The sample of one step."""
+    seed = np.random.SeedSequence([plan.seed % 2**32, step]).generate_state(1)[0]  # torch looks at 32 bits alone
+    generator = torch.Generator().manual_seed(int(seed))
+    with_image = [case for case in cases if case.image is not None]
+    without = [case for case in cases if case.image is None]
+    synthetic = not with_image or (without and torch.rand((), generator=generator) < plan.synthetic_share)
+    pool = without if synthetic else with_image
+    case = pool[int(torch.randint(len(pool), (), generator=generator))]
+    return draw_sample(case, plan.sampling, plan.spatial, plan.intensity, plan.spacing_mm, generator)
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -207,27 +228,24 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
 
 
+def read_checkpoint(path: Path, network: nn.Module, adam: torch.optim.Optimizer) -> tuple[dict[str, Tensor], State]:
+    """Puts network and optimiser back to where they were; returns the averaged weights and how far the run had come."""
+    try:
+        saved = torch.load(path, weights_only=True)
+        network.load_state_dict(saved["network"])
+        adam.load_state_dict(saved["adam"])
+        return saved["average"], State(**saved["state"])
+    except Exception as error:
+        raise DataError(f"{path}: damaged, or of another recipe; give --overwrite to start again") from error
+
+
 def save_checkpoint(
-    path: Path,
-    network: nn.Module,
-    adam: torch.optim.Optimizer,
-    average: dict[str, Tensor],
-    generator: Generator,
-    state: State,
+    path: Path, network: nn.Module, adam: torch.optim.Optimizer, average: dict[str, Tensor], state: State
 ) -> None:
     """Written whole or not at all."""
-    partial = path.with_suffix(".partial")
-    torch.save(
-        {
-            "network": network.state_dict(),
-            "adam": adam.state_dict(),
-            "average": average,
-            "generator": generator.get_state(),
-            "state": vars(state),
-        },
-        partial,
-    )
-    partial.replace(path)
+    saved = {"network": network.state_dict(), "adam": adam.state_dict(), "average": average, "state": vars(state)}
+    with replacing(path) as stream:
+        torch.save(saved, stream)
 
 
 def with_weights(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +29,9 @@ class Recipe:
     spacing_mm: float = 1.0
     locator: str | None = None
     mirror: bool = False
+    description: str = ""
+    licence: str = "unknown"
+    citation: Sequence[str] = ()
     synthetic_share: float = 0.33
     steps: int = 100_000
     spatial: Spatial = field(default_factory=Spatial)
@@ -36,11 +39,24 @@ class Recipe:
     optimiser: Optimiser = field(default_factory=Optimiser)
 
     def as_dict(self) -> dict[str, Any]:
-        """Every setting, defaults included, for the model's card."""
-        return asdict(self)
+        """How the model learns, defaults included; what its card says by itself is left out."""
+        learning = ("heads", "sampling", "synthetic_share", "steps", "spatial", "intensity", "optimiser")
+        return {key: value for key, value in asdict(self).items() if key in learning}
 
 
 PARTS: dict[str, type] = {"sampling": Sampling, "spatial": Spatial, "intensity": Intensity, "optimiser": Optimiser}
+KINDS: dict[str, Any] = {
+    "int": int,
+    "float": (int, float),
+    "bool": bool,
+    "str": str,
+    "str | None": str,
+    "tuple[int, int, int]": list,
+    "Sequence[str]": list,
+    "Mapping[str, float]": dict,
+    "Mapping[str, Any]": dict,
+}
+"""What TOML gives for a type."""
 
 
 def shipped_recipes() -> list[str]:
@@ -65,12 +81,16 @@ def load_recipe(name_or_path: str) -> Recipe:
     return checked(Recipe, values, str(path))
 
 
-def checked(kind: type[Part], values: dict[str, Any], where: str) -> Part:
-    """A dataclass from a table; DataError for unknown or missing keys."""
-    known = {entry.name for entry in fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise DataError(f"{where}: unknown key '{unknown[0]}'; known are {', '.join(sorted(known))}")
+def checked(kind: type[Part], values: Any, where: str) -> Part:
+    """A dataclass from a table; DataError for unknown or missing keys and for values of another kind."""
+    if not isinstance(values, dict):
+        raise DataError(f"{where}: must be a table")
+    known = {entry.name: KINDS.get(str(entry.type), object) for entry in fields(kind)}  # type: ignore[arg-type]
+    for name, value in values.items():
+        if name not in known:
+            raise DataError(f"{where}: unknown key '{name}'; known are {', '.join(sorted(known))}")
+        if not isinstance(value, known[name]):
+            raise DataError(f"{where}: {name} = {value!r} is of the wrong kind")
     if isinstance(values.get("shape"), list):
         values["shape"] = tuple(values["shape"])
     try:

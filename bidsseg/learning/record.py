@@ -32,7 +32,8 @@ def save_curve(curve: Sequence[dict[str, float]], folder: Path) -> None:
         axis.plot(table.step, table[name], label=name.removeprefix("dice "))
     for axis, title in ((left, "cross-entropy, training"), (right, "Dice, unseen scans")):
         axis.set(title=title, xlabel="step")
-        axis.legend(fontsize=6)
+        if axis.lines:
+            axis.legend(fontsize=6)
         axis.grid(alpha=0.3)
     figure.savefig(folder / "curve.png", dpi=120)
 

@@ -9,13 +9,15 @@ import pandas as pd
 import torch
 from torch import Generator
 
+from bidsseg.errors import DataError
 from bidsseg.image.volume import Volume
 from bidsseg.labels import Protocol, Relation, load_relation
 from bidsseg.learning.augment import Intensity, change_intensity
 from bidsseg.learning.cases import Annotation, Case
 from bidsseg.learning.synthesis import synthesise
 from bidsseg.models.library import Model
-from bidsseg.segmentation.predict import Segmentation, segment
+from bidsseg.segmentation.native import Segmentation
+from bidsseg.segmentation.predict import segment
 
 ERROR = "voxel error"
 """Name of the row that holds the share of wrong voxels inside the reference brain."""
@@ -31,7 +33,11 @@ def validate(
     rows: list[dict[str, object]] = []
     for case in cases:
         image = case.image if case.image is not None else synthetic_scan(case, t1w_like)
-        result = segment({"T1w": Volume(image.numpy(), np.eye(4))}, model, precision=precision)
+        try:
+            result = segment({"T1w": Volume(image.numpy(), np.eye(4))}, model, precision=precision)
+        except DataError as error:
+            say(f"{case.name}: {error}")
+            result = nothing(model, image.shape)
         for head in model.heads.values():
             for annotation, relation in comparable(case, head):
                 found = compare(result, head, annotation, relation)
@@ -40,6 +46,12 @@ def validate(
                 dice = [value for region, value in found.items() if region != ERROR]
                 say(f"{case.name}: {head.name} mean Dice {np.mean(dice):.3f}")
     return pd.DataFrame(rows, columns=["case", "head", "annotation", "region", "dice"])
+
+
+def nothing(model: Model, shape: Sequence[int]) -> Segmentation:
+    """What a model has found that found nothing."""
+    background = {name: np.zeros(shape, np.uint8) for name in model.heads}
+    return Segmentation(background, {}, np.zeros(shape, bool), np.zeros(shape, bool), 0.0)
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -76,7 +88,8 @@ def fixes_all(relation: Relation) -> bool:
 
 def compare(result: Segmentation, head: Protocol, annotation: Annotation, relation: Relation) -> dict[str, float]:
     """Dice by region name, and the voxel error."""
-    found = result.brain.astype(np.uint8) if head.name == "brain" else result.labels[head.name]
+    masks = {"brain": result.brain, "lesion": result.lesion}
+    found = result.labels[head.name] if head.name in result.labels else np.asarray(masks[head.name], np.uint8)
     values = annotation.values.numpy()
     sure = (relation.allowed.sum(1) == 1)[values]
     truth = np.array(head.indices)[relation.allowed.argmax(1)][values]

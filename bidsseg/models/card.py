@@ -52,7 +52,7 @@ class Card:
     folder: Path = field(default=Path(), compare=False)
 
     def __post_init__(self) -> None:
-        if not self.name.isalnum():
+        if not (self.name.isascii() and self.name.isalnum()):
             raise DataError(f"model name '{self.name}': letters and digits only, since it becomes desc-{self.name}")
         if self.spacing_mm <= 0 or not self.heads or not self.inputs:
             raise DataError(f"model {self.name}: the card needs a positive spacing_mm, heads and inputs")
@@ -104,8 +104,10 @@ def read_card(folder: Path) -> Card:
     path = folder / CARD
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        for key in ("inputs", "heads"):
-            values[key] = tuple(values[key])
+        for key, kind in (("inputs", list), ("heads", list), ("network", dict)):
+            if not isinstance(values[key], kind):
+                raise TypeError(f"{key} must be a {kind.__name__}")
+        values |= {"inputs": tuple(values["inputs"]), "heads": tuple(values["heads"])}
         return Card(**values, folder=folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not a model card ({error})") from error

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from bidsseg.errors import DataError, InputMissing
+from bidsseg.image.files import replacing
 from bidsseg.labels import Protocol, load_protocol
 from bidsseg.models.card import CARD, WEIGHTS, Card, find_card, shipped
 from bidsseg.networks.subpixel_unet import SubpixelUNet
@@ -20,10 +21,11 @@ NETWORKS: dict[str, type[nn.Module]] = {"subpixel-unet": SubpixelUNet}
 
 @dataclass(frozen=True)
 class Model:
-    """A network with trained weights and its card."""
+    """A network with trained weights, its card, and the model that finds the brain for it."""
 
     card: Card
     network: nn.Module
+    locator: Model | None = None
 
     @property
     def sha256(self) -> str:
@@ -56,7 +58,7 @@ def build(card: Card) -> nn.Module:
     outputs = {name: len(head_protocol(card, name).regions) for name in card.heads}
     try:
         return NETWORKS[kind](outputs=outputs, **options)
-    except TypeError as error:
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:
         raise DataError(f"model {card.name}: the card's network options do not fit {kind} ({error})") from error
 
 
@@ -73,17 +75,17 @@ def load_model(name_or_folder: str) -> Model:
     except Exception as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise DataError(f"model {card.name}: the weights do not fit the network on the card ({reason})") from error
-    return Model(card, network.eval().requires_grad_(False))
+    locator = load_model(card.locator) if card.locator else None
+    return Model(card, network.eval().requires_grad_(False), locator)
 
 
 def save_model(card: Card, weights: dict[str, Tensor], folder: Path) -> Card:
     """Writes card and weights (half precision) into a folder and returns the card with its checksum."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{WEIGHTS}.partial"
-    save_file({name: value.detach().half().contiguous() for name, value in weights.items()}, partial)
-    partial.replace(folder / WEIGHTS)
-    card = replace(card, sha256=checksum(folder / WEIGHTS), folder=folder)
-    (folder / CARD).write_text(card.to_json(), encoding="utf-8")
+    stored = save({name: value.detach().half().contiguous() for name, value in weights.items()})
+    card = replace(card, sha256=hashlib.sha256(stored).hexdigest(), folder=folder)
+    for name, content in ((WEIGHTS, stored), (CARD, card.to_json().encode())):
+        with replacing(folder / name) as stream:
+            stream.write(content)
     return card
 
 

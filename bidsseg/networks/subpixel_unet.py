@@ -30,11 +30,11 @@ class ChannelNorm(nn.Module):
         return x.permute(0, 4, 1, 2, 3)
 
 
-def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, bias: bool = False) -> nn.Sequential:
     """Convolution, normalisation, ReLU."""
     padding = 1 if kernel == 3 else 0
     return nn.Sequential(
-        nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=False), ChannelNorm(outputs), nn.ReLU()
+        nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=bias), ChannelNorm(outputs), nn.ReLU()
     )
 
 
@@ -74,14 +74,15 @@ class SubpixelUNet(nn.Module):
     ) -> None:
         super().__init__()
         self.features = features
-        self.stem = conv(8 * images + coordinates, widths[0])
+        # Without the bias the normalisation would make bright and dark tissue alike.
+        self.stem = conv(8 * images + coordinates, widths[0], bias=True)
         pairs = list(pairwise(widths))
         self.down = nn.ModuleList(nn.Sequential(conv(a, b, kernel=2, stride=2), Residual(b)) for a, b in pairs)
         self.bottom = Residual(widths[-1])
         self.reduce = nn.ModuleList(nn.Conv3d(b, a, 1, bias=False) for a, b in pairs)
         self.up = nn.ModuleList(Residual(a) for a, _ in pairs[1:])
         self.last = conv(widths[0], last)
-        self.unfold = nn.Conv3d(last, 8 * features, 1)
+        self.unfold = nn.Conv3d(last + 8 * images, 8 * features, 1)
         self.heads = nn.ModuleDict({name: nn.Linear(features, regions) for name, regions in outputs.items()})
 
     @property
@@ -90,8 +91,11 @@ class SubpixelUNet(nn.Module):
         return 2 ** (len(self.down) + 1)
 
     def coarse(self, image: Tensor, coordinates: Tensor | None = None) -> Tensor:
-        """Features at half resolution, (N, last, D/2, H/2, W/2), of images (N, C, D, H, W)."""
-        x = fold(image)
+        """Features at half resolution, (N, last + 8C, D/2, H/2, W/2), of images (N, C, D, H, W).
+
+        The brightness of the voxels themselves is passed on as it is: it decides between tissues at borders.
+        """
+        x = folded = fold(image).contiguous(memory_format=torch.channels_last_3d)
         if coordinates is not None:
             x = torch.cat([x, coordinates.to(x.dtype)], 1)
         levels = [self.stem(x.contiguous(memory_format=torch.channels_last_3d))]
@@ -101,7 +105,7 @@ class SubpixelUNet(nn.Module):
         for i in reversed(range(len(self.down))):
             x = F.interpolate(self.reduce[i](x), scale_factor=2, mode="trilinear") + levels[i]
             x = self.up[i - 1](x) if i > 0 else self.last(x)
-        return x
+        return torch.cat([x, folded.to(x.dtype)], 1)
 
     def at(self, coarse: Tensor, points: Tensor) -> Tensor:
         """Features (P, features) at voxels (P, 3) of the full grid, from the coarse ones (1, last, ...) of a volume."""

@@ -1,8 +1,8 @@
 """Reading the heads at every voxel of the native grid.
 
-The network gives features on the model grid and each head is one linear map of them. The features are interpolated at the
-native voxels of the brain and read there, a chunk of voxels at a time: no array of regions x voxels is ever held, and the
-answer is that of interpolating all logits.
+The network gives features on the model grid and each head is one linear map of them. The features are interpolated at
+the native voxels of the brain and read there, a chunk of voxels at a time: no array of regions x voxels is ever held,
+and the answer is that of interpolating all logits.
 """
 
 from __future__ import annotations
@@ -138,7 +138,8 @@ def read_heads(
         indices = np.array(model.heads[name].indices)
         readings[name] = Reading.empty(indices, shape, want_probabilities and asked, want_entropy and asked)
     flat = features.reshape(-1, features.shape[-1])
-    likely = np.flatnonzero(chance > LIKELY)
+    near = largest_piece(chance > LIKELY) if "brain" in weights else chance > LIKELY
+    likely = np.flatnonzero(near)
     for voxels in np.array_split(likely, max(1, len(likely) // CHUNK)):
         rows, share = corners(voxels, shape, spacing, grid)
         inside = F.embedding_bag(rows, flat, per_sample_weights=share.to(flat.dtype), mode="sum").float()
@@ -146,7 +147,7 @@ def read_heads(
             weight, bias = weights[name]
             readings[name].put(voxels, torch.addmm(bias, inside, weight.T))
     if "brain" in weights:
-        brain = largest_piece(chance > 0.5)
+        brain = largest_piece((chance > 0.5) & near)
     else:
         brain = largest_piece(np.any([readings[name].labels > 0 for name in names], 0).reshape(shape))
     if not brain.any():
@@ -210,9 +211,12 @@ def corners(voxels: np.ndarray, shape: tuple[int, ...], spacing: np.ndarray, gri
 
 def largest_piece(mask: np.ndarray) -> np.ndarray:
     """The largest connected piece of a mask, its holes filled."""
-    pieces, count = ndimage.label(mask)
-    if count == 0:
+    boxes = ndimage.find_objects(mask.astype(np.uint8))
+    if not boxes:
         return mask
+    found = np.zeros_like(mask)
+    pieces, _ = ndimage.label(mask[boxes[0]])
     sizes = np.bincount(pieces.ravel())
     sizes[0] = 0
-    return np.asarray(ndimage.binary_fill_holes(pieces == sizes.argmax()))
+    found[boxes[0]] = ndimage.binary_fill_holes(pieces == sizes.argmax())
+    return found

@@ -23,7 +23,7 @@ from bidsseg.image.grid import (
     whole_grid,
 )
 from bidsseg.image.volume import Volume
-from bidsseg.models.library import Model, load_model
+from bidsseg.models.library import Model
 from bidsseg.segmentation.native import Segmentation, largest_piece, read_heads
 from bidsseg.segmentation.windows import features_of
 
@@ -76,20 +76,20 @@ def segment(
     progress("labelling")
     with torch.inference_mode():
         result = read_heads(volume, grid, features, weights, model, want_probabilities, want_entropy)
-    result.device, result.precision, result.notes = device, precision, notes
+    result.device, result.precision, result.notes = device, precision, list(dict.fromkeys(notes))
     return result
 
 
 def model_input(
     volume: Volume, model: Model, engine: Engine, notes: list[str], progress: Callable[[str], None]
 ) -> tuple[Grid, Tensor, Tensor | None]:
-    """The model grid, the image (1, 1, D, H, W) on it and the coordinates (1, 3, D/2, H/2, W/2), if the model wants them."""
+    """The model grid, the image (1, 1, D, H, W) on it, coordinates (1, 3, D/2, H/2, W/2) if the model wants them."""
     card, multiple = model.card, int(model.network.multiple)  # type: ignore[arg-type]
-    if card.locator is None:
+    if model.locator is None:
         grid = whole_grid(volume, card.spacing_mm, multiple)
         return grid, normalise(to_grid(volume, grid), None)[None, None], None
     progress("finding the brain")
-    around, brain = find_brain(volume, load_model(card.locator), engine)
+    around, brain = find_brain(volume, model.locator, engine)
     grid = box_grid(around, brain.numpy() > 0.5, card.spacing_mm, card.margin_mm, multiple)
     mask = between(brain, around, grid) > 0.5
     shown = dilate(mask, round(2 / card.spacing_mm))
@@ -98,7 +98,7 @@ def model_input(
 
 
 def find_brain(volume: Volume, locator: Model, engine: Engine) -> tuple[Grid, Tensor]:
-    """The locator's grid and on it the brain's probability (D, H, W), 0 outside the largest piece."""
+    """The locator's grid and on it the brain's probability (D, H, W): 0 away from the largest piece, no holes in it."""
     grid, image, _ = model_input(volume, locator, engine, [], lambda stage: None)
     features = features_of(locator.network, image, None, engine, [])
     weight, bias = head_weights(locator)["brain"]
@@ -107,14 +107,14 @@ def find_brain(volume: Volume, locator: Model, engine: Engine) -> tuple[Grid, Te
     piece = largest_piece(probability.numpy() > 0.5)
     if piece.sum() * grid.spacing_mm**3 < SMALLEST_BRAIN_MM3:
         raise DataError("no brain found in the image: is it a T1w of a head, with the right orientation in its header?")
-    near = ndimage.binary_dilation(piece)
-    return grid, probability * torch.from_numpy(near)
+    rim = torch.from_numpy(ndimage.binary_dilation(piece))
+    return grid, torch.where(torch.from_numpy(piece), probability.clamp(min=0.5 + 1e-3), probability * rim)
 
 
 def head_weights(model: Model) -> dict[str, tuple[Tensor, Tensor]]:
-    """Weight (R, F) and bias (R,) of each head."""
+    """Weight (R, F) and bias (R,) of each head, on the CPU as the features are."""
     heads: Any = model.network.heads
-    return {name: (heads[name].weight.float(), heads[name].bias.float()) for name in model.card.heads}
+    return {name: (heads[name].weight.float().cpu(), heads[name].bias.float().cpu()) for name in model.card.heads}
 
 
 def mirrored_head(model: Model, name: str, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,512 @@
+"""The level train: from a labelled dataset to a model that can be used."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import phantoms
+import pytest
+import torch
+
+from bidsseg.cli import main
+from bidsseg.errors import DataError, NothingSelected, OutputNotWritable, TemporaryFailure, UsageError
+from bidsseg.image.volume import Volume
+from bidsseg.labels import load_protocol
+from bidsseg.learning import loop, validation
+from bidsseg.learning.cases import Sampling
+from bidsseg.learning.datasets import load_cases
+from bidsseg.learning.loop import Optimiser, Plan, draw, mean_dice, rate_factor
+from bidsseg.learning.recipe import load_recipe, shipped_recipes
+from bidsseg.models.card import CARD, WEIGHTS, read_card
+from bidsseg.models.library import load_model
+from bidsseg.segmentation.native import Segmentation
+from bidsseg.settings import Report, Settings, Training
+from bidsseg.train import Interruption, train_level
+
+SHAPE = (24, 28, 24)
+GRID = phantoms.grid(8.0, "LAS", SHAPE)
+HALF = np.diag([0.5, 0.5, 0.5, 1]) @ GRID
+"""Heads are half as large as the phantom, since 1 mm is what they are learned at."""
+RECIPE = """
+name = "tiny"
+title = "Tissue from next to nothing"
+spacing_mm = 3.0
+heads = { brain = 0.5, FAST = 1.0 }
+steps = 3
+
+[network]
+name = "subpixel-unet"
+coordinates = 0
+widths = [4, 8]
+features = 4
+last = 4
+
+[sampling]
+shape = [32, 32, 32]
+points = 500
+whole_head = true
+"""
+
+
+@dataclass
+class Told(Report):
+    """Remembers what it is told."""
+
+    said: list[str] = field(default_factory=list)
+    warned: list[str] = field(default_factory=list)
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+    def warn(self, message: str) -> None:
+        self.warned.append(message)
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Three participants, and their tissue as FAST gives it; a fourth has a label map alone."""
+    folder = tmp_path_factory.mktemp("labelled")
+    bids = phantoms.make_bids(folder / "bids", 3, spacing_mm=8.0, shape=SHAPE)
+    tissue = np.array([0, 1, 2, 3, 2], np.uint8)[phantoms.head(GRID, SHAPE, phantoms.LABEL)]
+    for number in range(1, 5):
+        name = f"sub-{number:02}"
+        phantoms.save(folder / "fast" / name / "anat" / f"{name}_seg-FAST_dseg.nii.gz", tissue, HALF)
+        if number < 4:
+            image = phantoms.noisy_head(GRID, SHAPE, seed=number)
+            phantoms.save(bids / name / "anat" / f"{name}_T1w.nii.gz", image, HALF)
+    return bids, folder / "fast"
+
+
+Ask = Callable[..., Settings]
+
+
+@pytest.fixture
+def ask(dataset: tuple[Path, Path], tmp_path: Path) -> Ask:
+    """Settings of a run: ``ask(recipe, overwrite=..., resume=..., ...)``; nobody is held out unless asked for."""
+
+    def settings(recipe: str = RECIPE, *, output: str = "out", overwrite: bool = False, **training: Any) -> Settings:
+        path = tmp_path / "recipe.toml"
+        path.write_text(recipe)
+        training = {"recipe": str(path), "labels": {"FAST": dataset[1]}, "fold": 4, **training}
+        return Settings(
+            dataset[0],
+            tmp_path / output,
+            precision="fp32",
+            n_cpus=1,
+            overwrite=overwrite,
+            training=Training(**training),
+            report=Told(),
+        )
+
+    return settings
+
+
+def told(settings: Settings) -> Told:
+    assert isinstance(settings.report, Told)
+    return settings.report
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_model(str(folder)).network.state_dict()
+
+
+def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the training be asked to stop once it has done so many steps."""
+    asked = []
+
+    def once_more(self: Interruption) -> bool:
+        asked.append(1)
+        return len(asked) > steps
+
+    monkeypatch.setattr(Interruption, "asked", once_more)
+
+
+# -- a model folder ----------------------------------------------------------------------------------------------------
+
+
+def test_training_leaves_a_model_with_its_record(ask: Ask) -> None:
+    settings = ask(folds=2, fold=0)
+    folder = train_level(settings)
+    assert folder == settings.output_dir / "models" / "tiny"
+    assert {path.name for path in folder.iterdir()} == {CARD, WEIGHTS, "curve.tsv", "curve.png", "validation.tsv"}
+
+    card = load_model(str(folder)).card
+    assert (card.name, card.title, card.inputs) == ("tiny", "Tissue from next to nothing", ("T1w",))
+    assert (card.spacing_mm, card.heads, card.lesion, card.locator) == (3.0, ("brain", "FAST"), None, None)
+    assert card.network == load_recipe(settings.training.recipe).network
+    assert card.data == ["bids: 2 scans"]
+    assert card.recipe["steps_done"] == card.recipe["steps"] == 3
+    assert card.recipe["optimiser"]["warm_up"] == Optimiser().warm_up
+    assert card.recipe["seed"] == 0
+    assert card.code_version
+    assert card.metrics["held_out"] == ["bids/sub-01", "bids/sub-03"]
+    assert set(card.dice) == {"brain", "FAST"}
+
+    curve = pd.read_csv(folder / "curve.tsv", sep="\t")
+    assert {"step", "elapsed_s", "FAST>FAST", "dice FAST>FAST", "dice FAST>brain"} <= set(curve.columns)
+    assert curve.step.is_monotonic_increasing
+    assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+    table = pd.read_csv(folder / "validation.tsv", sep="\t")
+    assert list(table.columns) == ["case", "head", "annotation", "region", "dice"]
+    assert set(table.case) == {"bids/sub-01", "bids/sub-03"}
+    assert set(table["head"]) == {"brain", "FAST"}
+    assert table.dice.between(0, 1).all()
+    regions = table[(table["head"] == "FAST") & (table.region != validation.ERROR)]
+    assert card.dice["FAST"] == pytest.approx(regions.groupby("case").dice.mean().mean(), abs=1e-4)
+
+    said = told(settings).said
+    assert said[0] == "2 scans to learn from, 2 held out: bids/sub-01, bids/sub-03"
+    assert said[-1].startswith(f"model: {folder}")
+
+
+def test_the_command_line_trains_and_uses_the_model(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ask()
+    words = [str(given.bids_dir), str(given.output_dir), "train", "--recipe", given.training.recipe,
+             "--labels", f"FAST={given.training.labels['FAST']}", "--folds", "2", "--n-cpus", "1"]  # fmt: skip
+    assert main(words) == 0
+    assert "2 scans to learn from" in capsys.readouterr().out
+    assert main(words) == 64
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([*words, "--resume"]) == 0
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_a_finished_model_is_not_lost(ask: Ask) -> None:
+    folder = train_level(ask())
+    before = (folder / CARD).read_bytes(), (folder / WEIGHTS).read_bytes()
+    with pytest.raises(UsageError, match="holds a finished model: give --overwrite"):
+        train_level(ask())
+    resumed = ask(resume=True)
+    assert train_level(resumed) == folder
+    assert "is finished" in told(resumed).said[-1]
+    assert before == ((folder / CARD).read_bytes(), (folder / WEIGHTS).read_bytes())
+    train_level(ask(overwrite=True, seed=1))
+    assert before[1] != (folder / WEIGHTS).read_bytes()
+
+
+def test_the_seed_decides(ask: Ask) -> None:
+    found = [weights(train_level(ask(output=f"out{n}", seed=seed))) for n, seed in enumerate((3, 3, 4))]
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert any(not torch.equal(found[0][name], found[2][name]) for name in found[0])
+
+
+def test_samples_differ_by_seed_and_step(ask: Ask) -> None:
+    given = ask()
+    cases = load_cases(given, given.report)
+    plan = Plan((load_protocol("FAST"),), (1.0,), Sampling((16, 16, 16), 50, whole_head=True), 5.0)
+    images = [
+        draw(cases, replace(plan, seed=seed), step).image for seed, step in ((0, 0), (0, 0), (0, 1), (1, 0), (1, 1))
+    ]
+    assert torch.equal(images[0], images[1])
+    assert all(not torch.equal(images[i], images[j]) for i in range(2, 5) for j in range(i))
+
+
+def test_weights_of_another_model_are_a_start(ask: Ask) -> None:
+    first = train_level(ask(RECIPE.replace("{ brain = 0.5, FAST = 1.0 }", "{ brain = 1.0 }")))
+    again = ask(
+        RECIPE.replace("tiny", "second").replace("steps = 3", "steps = 1\n[optimiser]\nrate = 0.0"), init=str(first)
+    )
+    second = weights(train_level(again))
+    shared = weights(first)
+    assert all(torch.allclose(second[name], value, atol=2e-3) for name, value in shared.items())
+    assert any(f"{len(shared)} of {len(shared) + 2} tensors taken from" in line for line in told(again).said)
+
+
+def test_nothing_is_held_out_of_a_fold_without_people(ask: Ask) -> None:
+    settings = ask()
+    folder = train_level(settings)
+    assert not (folder / "validation.tsv").exists()
+    assert read_card(folder).metrics == {}
+    assert "FAST>FAST" in pd.read_csv(folder / "curve.tsv", sep="\t").columns
+    assert (folder / "curve.png").exists()
+
+
+def test_lesions_learned_are_lesions_on_the_card(ask: Ask, dataset: tuple[Path, Path], tmp_path: Path) -> None:
+    lesions = (phantoms.head(GRID, SHAPE, phantoms.LABEL) == 4).astype(np.uint8)
+    for number in range(1, 4):
+        name = f"sub-{number:02}"
+        phantoms.save(tmp_path / "lesions" / name / "anat" / f"{name}_label-lesion_mask.nii.gz", lesions, HALF)
+    recipe = RECIPE.replace("{ brain = 0.5, FAST = 1.0 }", "{ brain = 0.5, lesion = 1.0 }")
+    settings = ask(recipe, labels={"FAST": dataset[1], "lesion": tmp_path / "lesions"}, fold=0)
+    folder = train_level(settings)
+    card = read_card(folder)
+    assert card.lesion == "lesion"
+    assert card.protocols == ()
+    assert "lesion" in set(pd.read_csv(folder / "validation.tsv", sep="\t")["head"])
+
+
+# -- stopping and going on ---------------------------------------------------------------------------------------------
+
+
+def test_a_stopped_run_goes_on_to_the_very_same_weights(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = RECIPE.replace("steps = 3", "steps = 5")
+    whole = train_level(ask(long, output="whole"))
+    with monkeypatch.context() as patched:
+        interrupt_after(2, patched)
+        with pytest.raises(TemporaryFailure, match=r"stopped after 2 steps.*--resume") as caught:
+            train_level(ask(long, output="parts"))
+    assert caught.value.code == 75
+    folder = ask(output="parts").output_dir / "models" / "tiny"
+    assert {path.name for path in folder.iterdir()} == {"checkpoint.pt", "curve.tsv", "curve.png"}
+    with pytest.raises(
+        UsageError, match=r"checkpoint\.pt is there: give --resume to go on, --overwrite to start again"
+    ):
+        train_level(ask(long, output="parts"))
+    assert train_level(ask(long, output="parts", resume=True)) == folder
+    one, other = weights(whole), weights(folder)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert (whole / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()
+    assert not (folder / "checkpoint.pt").exists()
+    assert read_card(folder).recipe["steps_done"] == 5
+    steps = [pd.read_csv(place / "curve.tsv", sep="\t").step.tolist() for place in (whole, folder)]
+    assert steps[0] == steps[1]
+
+
+def test_overwriting_starts_again(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        interrupt_after(2, patched)
+        with pytest.raises(TemporaryFailure):
+            train_level(ask())
+    settings = ask(overwrite=True)
+    whole = train_level(ask(output="whole"))
+    assert (train_level(settings) / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize("spoil", ["another network", "damaged"])
+def test_a_checkpoint_that_cannot_be_continued_is_named(spoil: str, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        interrupt_after(1, patched)
+        with pytest.raises(TemporaryFailure):
+            train_level(ask())
+    recipe = RECIPE
+    if spoil == "damaged":
+        (checkpoint,) = ask().output_dir.glob("models/tiny/checkpoint.pt")
+        checkpoint.write_bytes(checkpoint.read_bytes()[:2000])
+    else:
+        recipe = RECIPE.replace("widths = [4, 8]", "widths = [4, 12]")
+    with pytest.raises(DataError, match=r"checkpoint\.pt: damaged, or of another recipe; give --overwrite"):
+        train_level(ask(recipe, resume=True))
+
+
+def test_a_signal_stops_between_two_steps(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = loop.losses
+
+    def losses(*given: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return plain(*given)
+
+    monkeypatch.setattr(loop, "losses", losses)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(TemporaryFailure, match="after 1 steps"):
+        train_level(ask())
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_interruption_remembers_and_gives_back() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with Interruption() as interruption:
+        assert not interruption.asked()
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        assert interruption.asked()
+    assert interruption.asked()
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_the_time_budget_ends_a_run_with_a_model(ask: Ask) -> None:
+    settings = ask(RECIPE.replace("steps = 3", "steps = 100000"), time_budget_min=1 / 60)
+    folder = train_level(settings)
+    assert 1 <= read_card(folder).recipe["steps_done"] < 10_000
+    assert not (folder / "checkpoint.pt").exists()
+
+
+def test_a_broken_loss_does_not_spoil_the_weights(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, calls = loop.losses, []
+
+    def losses(*given: Any) -> Any:
+        loss, parts = plain(*given)
+        calls.append(1)
+        return (loss * float("nan") if len(calls) == 2 else loss), parts
+
+    monkeypatch.setattr(loop, "losses", losses)
+    assert all(torch.isfinite(value).all() for value in weights(train_level(ask())).values())
+
+
+def test_a_model_that_finds_no_brain_scores_zero(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    def segment(*_: Any, **__: Any) -> None:
+        raise DataError("the segmentation is empty")
+
+    monkeypatch.setattr(validation, "segment", segment)
+    settings = ask(fold=0)
+    card = read_card(train_level(settings))
+    assert card.dice == {"brain": 0, "FAST": 0}
+    assert any("the segmentation is empty" in line for line in told(settings).said)
+
+
+def test_dry_run_writes_nothing(ask: Ask) -> None:
+    settings = replace(ask(folds=2, fold=0), dry_run=True)
+    train_level(settings)
+    assert not settings.output_dir.exists()
+    assert "2 held out" in told(settings).said[0]
+
+
+# -- what cannot be trained --------------------------------------------------------------------------------------------
+
+
+def test_labels_are_needed(ask: Ask) -> None:
+    with pytest.raises(UsageError, match="--labels PROTOCOL=DERIVATIVES_DIR"):
+        train_level(ask(labels={}))
+
+
+def test_labels_that_say_nothing_of_any_head_are_refused(ask: Ask, dataset: tuple[Path, Path]) -> None:
+    with pytest.raises(UsageError, match=r"--labels FAST=.*nothing of the heads BrainCOLOR"):
+        train_level(ask(RECIPE.replace("{ brain = 0.5, FAST = 1.0 }", "{ BrainCOLOR = 1.0 }")))
+
+
+def test_a_head_that_nothing_teaches_is_named(ask: Ask) -> None:
+    settings = replace(ask(RECIPE.replace("FAST = 1.0", "FAST = 1.0, BrainCOLOR = 1.0")), dry_run=True)
+    train_level(settings)
+    assert told(settings).warned == ["no --labels say anything of the head BrainCOLOR, which learns nothing"]
+
+
+def test_somebody_must_be_left_to_learn_from(ask: Ask) -> None:
+    with pytest.raises(NothingSelected, match="fewer --folds or more data"):
+        train_level(replace(ask(fold=0), participants=("01",)))
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (("steps = 3", "stepz = 3"), "unknown key 'stepz'; known are .*steps"),
+        (("points = 500", "dots = 500"), r"\[sampling\]: unknown key 'dots'"),
+        (("steps = 3", "steps = 'many'"), "steps = 'many' is of the wrong kind"),
+        (("heads = { brain = 0.5, FAST = 1.0 }", "heads = ['brain']"), "heads = .* is of the wrong kind"),
+        (("steps = 3", "optimiser = 3"), r"\[optimiser\]: must be a table"),
+        (('title = "Tissue from next to nothing"', ""), "title"),
+        (("shape = [32, 32, 32]", ""), r"\[sampling\]: .*shape"),
+        (("steps = 3", "steps = "), "not a TOML file"),
+        (("[32, 32, 32]", "[32, 30, 32]"), "every size in shape must be a multiple of 4"),
+        (('"subpixel-unet"', '"perceptron"'), "no network 'perceptron'"),
+        (("features = 4", "depth = 4"), "options do not fit"),
+        (('name = "tiny"', 'name = "very-tiny"'), "letters and digits only"),
+        (("FAST = 1.0", "Brodmann = 1.0"), "no protocol 'Brodmann'"),
+    ],
+)
+def test_a_faulty_recipe_is_named(change: tuple[str, str], reason: str, ask: Ask) -> None:
+    settings = ask(RECIPE.replace(*change, 1))
+    with pytest.raises(DataError, match=reason):
+        train_level(settings)
+    assert not list(settings.output_dir.glob("models/*/*"))
+
+
+def test_recipe_errors_name_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(RECIPE.replace("steps", "stepz"))
+    with pytest.raises(DataError) as caught:
+        load_recipe(str(path))
+    assert str(caught.value).startswith(f"{path}: unknown key 'stepz'")
+    with pytest.raises(DataError, match=r"no recipe 'nosuch': .*wholebrain"):
+        load_recipe("nosuch")
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_can_be_read_and_stored(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    stored = json.loads(json.dumps(recipe.as_dict()))
+    assert stored["sampling"]["shape"] == list(recipe.sampling.shape)
+    assert all(load_protocol(head) for head in recipe.heads)
+
+
+def test_an_output_that_cannot_be_made(ask: Ask, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputNotWritable, match="choose another"):
+        train_level(replace(ask(), output_dir=tmp_path / "file" / "out"))
+
+
+# -- parts of the loop -------------------------------------------------------------------------------------------------
+
+
+def test_the_rate_rises_and_falls() -> None:
+    assert rate_factor(0.0, 0.04) == pytest.approx(0.05)
+    assert rate_factor(0.04, 0.04) == pytest.approx(1)
+    assert rate_factor(0.52, 0.04) == pytest.approx(0.5)
+    assert rate_factor(1.0, 0.04) == pytest.approx(0, abs=1e-9)
+    rates = [rate_factor(p, 0.1) for p in np.linspace(0, 1, 50)]
+    assert np.argmax(rates) in (5, 6)
+    assert all(0 <= rate <= 1 for rate in rates)
+
+
+def test_mean_dice_leaves_background_and_absent_regions_out() -> None:
+    truth, found = torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([0, 1, 1, 1, 2, 0])
+    assert mean_dice(found, truth, 4) == pytest.approx((2 * 2 / 5 + 2 * 1 / 3) / 2)
+
+
+def test_what_is_kept_is_the_running_mean_of_the_weights(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed: list[dict[str, torch.Tensor]] = []
+    plain_losses, plain_save = loop.losses, loop.save_checkpoint
+
+    def keep(network: torch.nn.Module) -> None:
+        passed.append({name: value.clone() for name, value in network.state_dict().items()})
+
+    def losses(network: torch.nn.Module, *given: Any) -> Any:
+        keep(network)
+        return plain_losses(network, *given)
+
+    def save_checkpoint(path: Path, network: torch.nn.Module, *given: Any) -> None:
+        keep(network)
+        plain_save(path, network, *given)
+
+    monkeypatch.setattr(loop, "losses", losses)
+    monkeypatch.setattr(loop, "save_checkpoint", save_checkpoint)
+    found = weights(train_level(ask(RECIPE.replace("steps = 3", "steps = 4"))))
+    assert len(passed) == 5
+    mean = passed[0]
+    for step, now in enumerate(passed[1:]):
+        decay = (1 + step) / (10 + step)
+        mean = {name: decay * value + (1 - decay) * now[name] for name, value in mean.items()}
+    assert all(torch.allclose(found[name], value, atol=2e-3) for name, value in mean.items())
+    assert any(not torch.allclose(found[name], value, atol=2e-3) for name, value in passed[0].items())
+
+
+def test_learning_lowers_the_loss(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    plain = loop.losses
+
+    def losses(*given: Any) -> Any:
+        loss, parts = plain(*given)
+        seen.append(loss.item())
+        return loss, parts
+
+    monkeypatch.setattr(loop, "losses", losses)
+    train_level(ask(RECIPE.replace("steps = 3", "steps = 40") + "\n[optimiser]\nrate = 0.03\n"))
+    assert np.mean(seen[-8:]) < 0.93 * np.mean(seen[:4])
+
+
+def test_validation_measures_against_the_annotation(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ask()
+    first = load_cases(given, given.report)[0]
+    truth = np.array(load_protocol("FAST").indices)[first.annotations[0].values.numpy()]
+    found = np.where(truth == 1, 2, truth).astype(np.uint8)
+
+    def segment(images: dict[str, Volume], *_: Any, **__: Any) -> Segmentation:
+        assert images["T1w"].shape == truth.shape
+        return Segmentation({"FAST": found}, {}, truth > 0, None, 1.0)
+
+    monkeypatch.setattr(validation, "segment", segment)
+    model = load_model(str(train_level(ask())))
+    table = validation.validate(model, [first], lambda _: None).set_index(["head", "region"]).dice
+    fluid, grey = (truth == 1).sum(), (truth == 2).sum()
+    assert table["brain", "Brain"] == 1
+    assert table["FAST", "White Matter"] == 1
+    assert table["FAST", "Cerebrospinal Fluid"] == 0
+    assert table["FAST", "Gray Matter"] == pytest.approx(2 * grey / (2 * grey + fluid))
+    assert table["FAST", validation.ERROR] == pytest.approx(fluid / (truth > 0).sum())
