@@ -105,7 +105,9 @@ def _list_models() -> int:
     from bidsseg.models.card import shipped
 
     for card in shipped():
-        print(f"{card.name}: {card.title}; needs {' + '.join(card.inputs)}, gives {', '.join(card.heads)}")
+        dice = ", ".join(f"{head} {value:.2f}" for head, value in card.dice.items())
+        measured = f"; Dice on people held out: {dice}; {card.size_mb:.0f} MB; {card.licence}" if dice else ""
+        print(f"{card.name}: {card.title}; needs {' + '.join(card.inputs)}, gives {', '.join(card.heads)}{measured}")
     return 0
 
 

@@ -59,13 +59,15 @@ def save_outcome(
 
 def metrics(table: pd.DataFrame, unseen: Sequence[Case]) -> dict[str, Any]:
     """The card's figures, with the people they were measured on."""
-    heads = {
-        str(row["head"]): {
+    heads: dict[str, Any] = {}
+    for _, row in summary(table).iterrows():
+        head, annotation = str(row["head"]), str(row["annotation"])
+        values = {
             "dice": round(float(row["dice"]), 4),
             "voxel_error": round(float(row["voxel_error"]), 4),
-            "annotation": str(row["annotation"]),
+            "annotation": annotation,
             "scans": int(row["cases"]),
         }
-        for _, row in summary(table).sort_values("cases").iterrows()
-    }
+        alone = (table[table["head"] == head]["annotation"] == annotation).all()
+        heads[head if alone or annotation == head else f"{head} ({annotation})"] = values
     return {"split": "participants held out from training", "held_out": [case.name for case in unseen], "heads": heads}

@@ -74,8 +74,17 @@ class Card:
 
     @property
     def dice(self) -> dict[str, float]:
-        """Mean Dice of each head on people held out, as far as it was measured."""
-        return {name: float(value["dice"]) for name, value in self.metrics.get("heads", {}).items()}
+        """Mean Dice of each head on people held out, as far as it was measured.
+
+        That against annotations in the head's own protocol; without such, the lowest against any other.
+        """
+        measured = {key: float(value["dice"]) for key, value in self.metrics.get("heads", {}).items()}
+        others = {head: [v for key, v in measured.items() if key.startswith(f"{head} (")] for head in self.heads}
+        return {
+            head: measured[head] if head in measured else min(others[head])
+            for head in self.heads
+            if head in measured or others[head]
+        }
 
     def to_json(self) -> str:
         """The card as it is stored."""
