@@ -48,8 +48,10 @@ class Plan:
     """What one run does.
 
     Attributes:
-        heads: protocol of each head, and the weight of its loss.
-        unlabelled_image_share: share of the steps that take a label map without image (synthesis).
+        heads: protocol of each head.
+        head_weights: weight of each head's loss, in the same order.
+        spacing_mm: voxel size of the samples.
+        synthetic_share: share of the steps that take a label map without image (synthesis).
         steps: number of steps; the run ends earlier when the time budget is used up.
     """
 

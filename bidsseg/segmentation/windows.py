@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from bidsseg.segmentation.predict import Engine
 
 BYTES_PER_VOXEL = {torch.bfloat16: 330, torch.float32: 600}
-"""Peak memory of a prediction for each voxel of the grid, measured (benchmarks/speed.py)."""
+"""Assumed peak memory of a prediction for each voxel of the grid: activations, and the features of two passes."""
 HALO = 32
 """Voxels around a window that are computed and thrown away."""
 SMALLEST_WINDOW = 64
@@ -64,7 +64,7 @@ def in_windows(
         where = None if position is None else position[:, :, *(slice(a // 2, b // 2) for a, b in outer)].to(device)
         with torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
             found = network(part, where)[0].permute(1, 2, 3, 0)
-        if len(found) == shape[0] and found.shape[:3] == shape:
+        if found.shape[:3] == shape:
             return found.cpu()
         if target is None:
             target = torch.empty((*shape, found.shape[-1]), dtype=found.dtype)
