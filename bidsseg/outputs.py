@@ -154,9 +154,9 @@ class Job:
         """Take away the record of an earlier run, so that a mixture never looks done, and what a killed run left."""
         try:
             self.record.unlink(missing_ok=True)
-            for path in self.paths.files:
-                for part in self._place(path).parent.glob(f".{glob.escape(path.name)}.*.part"):
-                    part.unlink(missing_ok=True)
+            subject = self.output_dir / f"sub-{self.scan.entities['subject']}"
+            for part in subject.rglob(f".{glob.escape(self.scan.key)}_*.part"):
+                part.unlink(missing_ok=True)
         except OSError as error:
             raise OutputNotWritable(f"{error.filename}: cannot be replaced: {error.strerror}; is it yours?") from error
 
