@@ -80,7 +80,8 @@ def choose_machine(settings: Settings) -> Machine:
 def keep_freed_memory() -> None:
     """Lets the C library keep large freed blocks for the next ones, instead of clearing new pages for each.
 
-    Training allocates the same large blocks in each step. Call it before torch is imported.
+    Training allocates the same large blocks in each step, segmenting in each pass and scan. Call it before torch is
+    imported.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     trim_threshold, mmap_max = -1, -4  # <malloc.h>

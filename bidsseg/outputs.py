@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -102,7 +102,7 @@ class Job:
 
     def write(self, images: Images, result: Segmentation, protocols: Mapping[str, Protocol]) -> None:
         """Write every output; the record comes last. ``protocols`` are those that the model's heads speak."""
-        from bidsseg.report import participant_page, write_figures
+        from bidsseg.report import write_figures
 
         self._clear()
         t1w, places = images.volumes["T1w"], self.paths
@@ -142,6 +142,19 @@ class Job:
             self._sidecar(places.morph[name], sidecars.morph_sidecar(name, *about))
         for name, place in places.dseg.items():
             self._sidecar(place, sidecars.dseg_sidecar(name, *about))
+        self.write_page()
+
+    def has_page(self) -> bool:
+        """Whether the page shows the scan: a run may be killed between the record and the page."""
+        page = self._place(self.paths.report)
+        return page.is_file() and page.stat().st_mtime_ns >= self.record.stat().st_mtime_ns
+
+    def write_page(self) -> None:
+        """Write the page on which the scan stands, from what lies in the output folder."""
+        from bidsseg.report import participant_page
+
+        page = self.paths.report.name
+        self._remove(self.output_dir.glob(f".{glob.escape(page)}.*.part"))
         participant_page(self.output_dir, self.scan)
 
     def _place(self, path: Path) -> Path:
@@ -152,11 +165,14 @@ class Job:
 
     def _clear(self) -> None:
         """Take away the record of an earlier run, so that a mixture never looks done, and what a killed run left."""
+        subject = self.output_dir / f"sub-{self.scan.entities['subject']}"
+        self._remove([self.record])
+        self._remove(subject.rglob(f".{glob.escape(self.scan.key)}_*.part"))
+
+    def _remove(self, files: Iterable[Path]) -> None:
         try:
-            self.record.unlink(missing_ok=True)
-            subject = self.output_dir / f"sub-{self.scan.entities['subject']}"
-            for part in subject.rglob(f".{glob.escape(self.scan.key)}_*.part"):
-                part.unlink(missing_ok=True)
+            for file in files:
+                file.unlink(missing_ok=True)
         except OSError as error:
             raise OutputNotWritable(f"{error.filename}: cannot be replaced: {error.strerror}; is it yours?") from error
 

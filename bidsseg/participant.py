@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from bidsseg.bids import names, query, validator
 from bidsseg.bids.sidecars import write_text_atomic
-from bidsseg.compute import peak_memory_mb
+from bidsseg.compute import keep_freed_memory, peak_memory_mb
 from bidsseg.errors import BidssegError, DataError, InputMissing, IOFailure, NothingSelected, OutputNotWritable
 from bidsseg.models.card import Card, find_card
 from bidsseg.outputs import Images, Job, write_root
@@ -55,6 +55,9 @@ def participant_level(settings: Settings) -> None:
         _list(settings, card, jobs, todo)
         return
     write_root(settings, card)
+    for job in jobs:
+        if job not in todo and not job.has_page():
+            job.write_page()
     log = RunLog(
         settings.output_dir / names.manifest_path(stamp()),
         settings.command,
@@ -131,6 +134,7 @@ class _Run:
         from bidsseg.compute import choose_machine
         from bidsseg.models.library import load_model
 
+        keep_freed_memory()
         asked = self.settings
         asked.report.start(len(jobs))
         tasks = [_Task(job, Entry(job.scan.key)) for job in jobs]

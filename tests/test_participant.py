@@ -261,6 +261,21 @@ def test_a_killed_run_goes_on_where_it_was(
     assert app.files() == resumed
 
 
+def test_a_page_that_a_killed_run_left_out_is_made(app: App) -> None:
+    assert app() == 0
+    segmented, page = app.fake.segmented, app.output / "sub-01.html"
+    whole = page.read_bytes()
+    page.unlink()
+    (app.output / ".sub-01.html.0123abcd.part").write_bytes(whole[:100])
+    stale = app.output / "sub-02.html"
+    stale.write_bytes(b"of an earlier scan")
+    os.utime(stale, (0, 0))
+    assert app() == 0
+    assert app.fake.segmented == segmented and page.read_bytes() == whole
+    assert b"of an earlier scan" not in stale.read_bytes()
+    assert not list(app.output.rglob("*.part"))
+
+
 def test_half_written_scans_never_look_done(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     assert app() == 0
     save_card(app.card, sha256="1" * 64)
