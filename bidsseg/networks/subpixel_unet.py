@@ -9,8 +9,8 @@ agree up to the receptive field, and training and inference compute the same fun
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -76,7 +76,7 @@ class SubpixelUNet(nn.Module):
         self.features = features
         # Without the bias the normalisation would make bright and dark tissue alike.
         self.stem = conv(8 * images + coordinates, widths[0], bias=True)
-        pairs = list(pairwise(widths))
+        pairs = list(itertools.pairwise(widths))
         self.down = nn.ModuleList(nn.Sequential(conv(a, b, kernel=2, stride=2), Residual(b)) for a, b in pairs)
         self.bottom = Residual(widths[-1])
         self.reduce = nn.ModuleList(nn.Conv3d(b, a, 1, bias=False) for a, b in pairs)
@@ -120,8 +120,19 @@ class SubpixelUNet(nn.Module):
         return F.relu(picked)
 
     def forward(self, image: Tensor, coordinates: Tensor | None = None) -> Tensor:
-        """Features (N, features, D, H, W) at full resolution."""
-        return F.relu(unfold(self.unfold(self.coarse(image, coordinates))))
+        """Features (N, features, D, H, W) at full resolution, channels last in memory.
+
+        ``unfold(self.unfold(coarse))`` would move every number alone; here whole lines of voxels move.
+        """
+        coarse = self.coarse(image, coordinates).permute(0, 2, 3, 4, 1)
+        n, d, h, w, channels = coarse.shape
+        assert self.unfold.bias is not None
+        weight = self.unfold.weight.view(2, 2, 2 * self.features, channels).to(coarse.dtype)
+        bias = self.unfold.bias.view(2, 2, 2 * self.features).to(coarse.dtype)
+        lines = coarse.new_empty((n, d, 2, h, 2, w, 2 * self.features))
+        for i, j in itertools.product(range(2), range(2)):
+            lines[:, :, i, :, j] = F.relu(F.linear(coarse, weight[i, j], bias[i, j]))
+        return lines.view(n, 2 * d, 2 * h, 2 * w, self.features).permute(0, 4, 1, 2, 3)
 
 
 def fold(x: Tensor) -> Tensor:
