@@ -224,23 +224,26 @@ def test_labels_on_their_own_grid_are_themselves_and_a_copy() -> None:
     spacing=st.floats(0.5, 3),
     margin=st.floats(0, 10),
     multiple=st.sampled_from([1, 8, 16]),
+    native=st.floats(0.3, 3),
 )
 def test_the_box_covers_the_mask_and_its_margin(
-    corners: tuple[tuple[int, int], ...], spacing: float, margin: float, multiple: int
+    corners: tuple[tuple[int, int], ...], spacing: float, margin: float, multiple: int, native: float
 ) -> None:
     whole = Grid(3.0, (-4.0, 2.5, 0.0), (20, 20, 20))
     mask = np.zeros(whole.shape, bool)
     mask[tuple(slice(min(pair), max(pair) + 1) for pair in corners)] = True
-    box = box_grid(whole, mask, spacing, margin, multiple)
+    box = box_grid(whole, mask, spacing, margin, multiple, np.full(3, native))
+    shift = native / 2 + 1e-6
     assert all(n % multiple == 0 for n in box.shape)
     for axis, pair in enumerate(corners):
         low = whole.origin_mm[axis] + (min(pair) - 0.5) * 3.0 - margin
         high = whole.origin_mm[axis] + (max(pair) + 0.5) * 3.0 + margin
         first, last = box.origin_mm[axis] - spacing / 2, box.origin_mm[axis] + (box.shape[axis] - 0.5) * spacing
-        assert first <= low + 1e-6
-        assert last >= high - 1e-6
+        assert first <= low + shift
+        assert last >= high - shift
+        assert box.origin_mm[axis] / native == pytest.approx(round(box.origin_mm[axis] / native), abs=1e-6)
         assert last - first < high - low + multiple * spacing + 1e-6
-        assert first + last == pytest.approx(low + high, abs=1e-6)
+        assert first + last == pytest.approx(low + high, abs=2 * shift)
 
 
 def test_between_takes_a_mask_to_where_it_is() -> None:

@@ -65,13 +65,19 @@ def whole_grid(volume: Volume, spacing_mm: float, multiple: int = 1) -> Grid:
     return Grid(spacing_mm, tuple(origin.tolist()), tuple(shape.tolist()))
 
 
-def box_grid(whole: Grid, mask: np.ndarray, spacing_mm: float, margin_mm: float, multiple: int) -> Grid:
-    """The grid around the True voxels of a mask (D, H, W) on another grid, with a margin."""
+def box_grid(
+    whole: Grid, mask: np.ndarray, spacing_mm: float, margin_mm: float, multiple: int, native_mm: np.ndarray
+) -> Grid:
+    """The grid around the True voxels of a mask (D, H, W) on another grid, with a margin, to half a native voxel.
+
+    Its first voxel is one of the scan's own, of spacing native_mm (3,), so that a scan of the grid's spacing is not
+    blurred by interpolation.
+    """
     found = np.argwhere(mask)
     low = np.array(whole.origin_mm) + (found.min(0) - 0.5) * whole.spacing_mm - margin_mm
     high = np.array(whole.origin_mm) + (found.max(0) + 0.5) * whole.spacing_mm + margin_mm
     shape = np.ceil((high - low) / spacing_mm / multiple).astype(int) * multiple
-    origin = (low + high) / 2 - (shape - 1) / 2 * spacing_mm
+    origin = np.rint(((low + high) / 2 - (shape - 1) / 2 * spacing_mm) / native_mm) * native_mm
     return Grid(spacing_mm, tuple(origin.tolist()), tuple(shape.tolist()))
 
 

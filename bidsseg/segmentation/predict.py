@@ -16,6 +16,7 @@ from bidsseg.image.grid import (
     between,
     box_grid,
     brain_frame,
+    canonical_spacing,
     coordinates,
     dilate,
     normalise,
@@ -90,7 +91,7 @@ def model_input(
         return grid, normalise(to_grid(volume, grid), None)[None, None], None
     progress("finding the brain")
     around, brain = find_brain(volume, model.locator, engine)
-    grid = box_grid(around, brain.numpy() > 0.5, card.spacing_mm, card.margin_mm, multiple)
+    grid = box_grid(around, brain.numpy() > 0.5, card.spacing_mm, card.margin_mm, multiple, canonical_spacing(volume))
     mask = between(brain, around, grid) > 0.5
     shown = dilate(mask, round(2 / card.spacing_mm))
     image = normalise(to_grid(volume, grid), shown)
