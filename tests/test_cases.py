@@ -30,7 +30,7 @@ from bidsseg.settings import Settings, Training
 STRUCTURES = load_protocol("FreeSurfer")
 FAST = load_protocol("FAST")
 SHAPE = (40, 44, 36)
-STILL = Spatial(rotation_deg=0, scale=0, shear=0, shift_mm=0, elastic_mm=0, ventricles_mm=0, flip=0)
+STILL = Spatial(rotation_deg=0, scale=0, shear=0, shift_mm=0, elastic_mm=0, ventricles_mm=0, flip=0, still=0)
 CALM = Intensity(gamma=0, bias=0, noise=0, blur=0)
 SAMPLING = Sampling(shape=(32, 32, 32), points=3000)
 
@@ -272,15 +272,30 @@ def test_intensity_without_strength_changes_nothing() -> None:
     assert torch.allclose(augment.change_intensity(image, CALM, 1.0, seeded()), image)
 
 
-def test_an_imperfect_strip_widens_the_brain_at_most_so_much() -> None:
+def test_an_imperfect_strip_widens_the_brain_at_least_and_at_most_so_much() -> None:
     brain = torch.zeros(12, 12, 12, dtype=torch.bool)
     brain[5:7, 5:7, 5:7] = True
-    for spread, margin in ((0.0, 0), (2.0, 1), (5.0, 2), (8.0, 4)):
-        found = synthesis.strip(brain, spread, 2.0)
+
+    def widened(voxels: int) -> torch.Tensor:
         expected = torch.zeros(24, 24, 24, dtype=torch.bool)
-        inside = slice(2 * (5 - margin), 2 * (7 + margin))
+        inside = slice(2 * (5 - voxels), 2 * (7 + voxels))
         expected[inside, inside, inside] = True
-        assert torch.equal(found, expected)
+        return expected
+
+    for inner_mm, least in ((0.0, 0), (2.0, 1), (5.0, 2), (8.0, 4)):
+        assert torch.equal(synthesis.strip(brain, inner_mm, 0.0, 2.0, seeded()), widened(least))
+    found = [synthesis.strip(brain, 2.0, 4.0, 2.0, seeded(seed)) for seed in range(8)]
+    for mask in found:
+        assert not (widened(1) & ~mask).any() and not (mask & ~widened(3)).any()
+    assert len({int(mask.sum()) for mask in found}) > 4
+
+
+def test_a_still_draw_interpolates_nothing() -> None:
+    for seed, shape in enumerate([(8, 10, 12), (7, 9, 10)]):
+        warp = augment.draw_warp(Spatial(still=1), shape, 1.0, torch.tensor([6.3, 5.5, 4.1]), None, seeded(seed))
+        assert torch.equal(warp.source, warp.source.round())
+        assert warp.source.shape == (*shape, 3)
+        assert (warp.source[1:, :, :, 0] - warp.source[:-1, :, :, 0]).unique().tolist() == [-1 if warp.mirrored else 1]
 
 
 # -- annotations -------------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ class Spatial:
         elastic_points: control points of that displacement along each axis.
         ventricles_mm: greatest widening of the ventricles, as ageing does; half of the draws have none.
         flip: probability of mirroring left and right.
+        still: share of the draws that are mirrored and moved by whole voxels alone, so that nothing is interpolated.
     """
 
     rotation_deg: float = 7.0
@@ -42,6 +43,7 @@ class Spatial:
     elastic_points: int = 6
     ventricles_mm: float = 6.0
     flip: float = 0.5
+    still: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,14 @@ def draw_warp(
     matrix = rotation(angles) @ (torch.eye(3) + spatial.shear * normal(3, 3))
     matrix = matrix * torch.exp(spatial.scale * (normal(3) + normal(1)))
     mirrored = uniform(0, 1, generator) < spatial.flip
-    if mirrored:
-        matrix = matrix * torch.tensor([-1.0, 1.0, 1.0])
+    mirror = torch.tensor([-1.0 if mirrored else 1.0, 1.0, 1.0])
     extent = [(n - 1) * spacing_mm for n in shape]
+    if uniform(0, 1, generator) < spatial.still:
+        half = torch.tensor(extent) / 2
+        first = (centre + spatial.shift_mm * normal(3) - half).round()
+        axes = [torch.linspace(-e / 2, e / 2, n) for e, n in zip(extent, shape, strict=True)]
+        return Warp(torch.stack(torch.meshgrid(*axes, indexing="ij"), -1) * mirror + first + half, mirrored)
+    matrix = matrix * mirror
     axes = [torch.linspace(-e / 2, e / 2, max(2, round(e / CONTROL_MM) + 1)) for e in extent]
     points = torch.stack(torch.meshgrid(*axes, indexing="ij"))
     source = torch.einsum("ij,jdhw->idhw", matrix, points)

@@ -134,7 +134,8 @@ def draw_sample(
         image = sample_image(case.image, warp)
     shown = torch.ones(sampling.shape, dtype=torch.bool)
     if not sampling.whole_head or uniform(0, 1, generator) < sampling.stripped:
-        shown = strip(brain, uniform(0, 8, generator), 2 * spacing_mm)
+        left = uniform(0, 6, generator), uniform(0, 16, generator)
+        shown = strip(brain, *left, 2 * spacing_mm, generator)
     if sampling.whole_head and uniform(0, 1, generator) < sampling.cut:
         shown = shown & field_of_view(sampling.shape, generator)
     image = normalise(image, shown if not sampling.whole_head else None)

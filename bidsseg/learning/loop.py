@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +22,7 @@ from bidsseg.labels import Protocol, load_relation
 from bidsseg.learning.augment import Intensity, Spatial
 from bidsseg.learning.cases import Case, Sample, Sampling, draw_sample
 from bidsseg.learning.losses import Openness, marginal_cross_entropy, marginal_dice
-
-
-@dataclass(frozen=True)
-class Optimiser:
-    """AdamW with a warm-up and a half-cosine descent to zero.
-
-    Attributes:
-        rate: greatest learning rate.
-        warm_up: share of the run in which the rate rises.
-        clip: greatest norm of the gradient.
-        average: decay of the running mean of the weights, which is what is kept.
-        dice: weight of the Dice term next to the cross-entropy.
-    """
-
-    rate: float = 2e-3
-    weight_decay: float = 1e-2
-    warm_up: float = 0.04
-    clip: float = 5.0
-    average: float = 0.995
-    dice: float = 0.5
+from bidsseg.learning.optimiser import Optimiser, Stepper
 
 
 @dataclass(frozen=True)
@@ -119,13 +101,6 @@ def losses(
     return total, parts
 
 
-def rate_factor(progress: float, warm_up: float) -> float:
-    """Share of the greatest learning rate at that share (0..1) of the run: linear rise, half-cosine descent."""
-    if progress < warm_up:
-        return 0.05 + 0.95 * progress / warm_up
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warm_up) / (1 - warm_up))))
-
-
 def fit(
     network: Any,
     cases: Sequence[Case],
@@ -144,33 +119,28 @@ def fit(
     """
     network = network.to(memory_format=torch.channels_last_3d)
     opt = plan.optimiser
-    adam = torch.optim.AdamW(parameter_groups(network, opt.weight_decay), lr=opt.rate, betas=(0.9, 0.99))
+    stepper = Stepper(network, opt)
     average = {name: value.detach().clone() for name, value in network.state_dict().items()}
     relations = Relations(plan.heads)
     state = State()
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.is_file():
-        average, state = read_checkpoint(checkpoint, network, adam)
+        average, state = read_checkpoint(checkpoint, network, stepper)
     started = time.monotonic() - state.elapsed_s
     saved_at = time.monotonic()
     done = max(0.0, (state.step - 1) / plan.steps, state.elapsed_s / budget_s)
     next_check = math.floor(done / check_every + 1) * check_every
     running: dict[str, float] = {}
     network.train()
-    samples = drawn_ahead(cases, plan, state.step)
+    samples = drawn(cases, plan, state.step)
     while state.step < plan.steps:
         progress = max(state.step / plan.steps, state.elapsed_s / budget_s)
         if progress >= 1 or stop():
             break
         sample = next(samples)
-        for group in adam.param_groups:
-            group["lr"] = opt.rate * rate_factor(progress, opt.warm_up)
         loss, parts = losses(network, sample, plan, relations, precision)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(network.parameters(), opt.clip)
-        if torch.isfinite(norm):
-            adam.step()
-        adam.zero_grad(set_to_none=True)
+        stepper.step(progress)
         decay = min(opt.average, (1 + state.step) / (10 + state.step))
         with torch.no_grad():
             for name, value in network.state_dict().items():
@@ -191,24 +161,24 @@ def fit(
             state.curve.append({name: round(value, 4) for name, value in row.items()})
             report(f"so far: {state.curve[-1]}")
         if time.monotonic() - saved_at > 180:
-            save_checkpoint(checkpoint, network, adam, average, state)
+            save_checkpoint(checkpoint, network, stepper, average, state)
             saved_at = time.monotonic()
-    save_checkpoint(checkpoint, network, adam, average, state)
+    save_checkpoint(checkpoint, network, stepper, average, state)
     network.load_state_dict(average)
     return state
 
 
-def drawn_ahead(cases: Sequence[Case], plan: Plan, first: int) -> Iterator[Sample]:
-    """The samples of all steps from the first on, each drawn while the step before it is computed.
+def drawn(cases: Sequence[Case], plan: Plan, first: int) -> Iterator[Sample]:
+    """The samples of all steps from the first on.
 
-    A sample depends on the seed and its step alone, so that a run which goes on draws what it would have drawn.
+    As many are drawn at once as the network has threads, one in each: drawing beside the network would make all of its
+    threads wait for the one that shares its core. A sample depends on the seed and its step alone, so that a run which
+    goes on draws what it would have drawn.
     """
-    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as drawer:
-        waiting = drawer.submit(draw, cases, plan, first)
-        for step in itertools.count(first + 1):
-            sample = waiting.result()
-            waiting = drawer.submit(draw, cases, plan, step)
-            yield sample
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as drawers:
+        for step in itertools.count(first, threads):
+            yield from list(drawers.map(partial(draw, cases, plan), range(step, step + threads)))
 
 
 def draw(cases: Sequence[Case], plan: Plan, step: int) -> Sample:
@@ -223,29 +193,21 @@ def draw(cases: Sequence[Case], plan: Plan, step: int) -> Sample:
     return draw_sample(case, plan.sampling, plan.spatial, plan.intensity, plan.spacing_mm, generator)
 
 
-def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for kernels and matrices, none for norms and biases."""
-    matrices = [p for p in network.parameters() if p.ndim > 1]
-    rest = [p for p in network.parameters() if p.ndim <= 1]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-
-
-def read_checkpoint(path: Path, network: nn.Module, adam: torch.optim.Optimizer) -> tuple[dict[str, Tensor], State]:
+def read_checkpoint(path: Path, network: nn.Module, stepper: Stepper) -> tuple[dict[str, Tensor], State]:
     """Puts network and optimiser back to where they were; returns the averaged weights and how far the run had come."""
     try:
         saved = torch.load(path, weights_only=True)
         network.load_state_dict(saved["network"])
-        adam.load_state_dict(saved["adam"])
+        stepper.load_state_dict(saved["optimiser"])
         return saved["average"], State(**saved["state"])
     except Exception as error:
         raise DataError(f"{path}: damaged, or of another recipe; give --overwrite to start again") from error
 
 
-def save_checkpoint(
-    path: Path, network: nn.Module, adam: torch.optim.Optimizer, average: dict[str, Tensor], state: State
-) -> None:
+def save_checkpoint(path: Path, network: nn.Module, stepper: Stepper, average: dict[str, Tensor], state: State) -> None:
     """Written whole or not at all."""
-    saved = {"network": network.state_dict(), "adam": adam.state_dict(), "average": average, "state": vars(state)}
+    saved = {"network": network.state_dict(), "average": average, "state": vars(state)}
+    saved["optimiser"] = stepper.state_dict()
     with replacing(path) as stream:
         torch.save(saved, stream)
 
@@ -269,7 +231,7 @@ def evaluate(network: Any, cases: Sequence[Case], plan: Plan, precision: torch.d
     Label maps without image are synthesised from a fixed seed, near the contrast of a T1w.
     """
     network.eval()
-    plain = Spatial(0, 0, 0, 0, 0, 2, 0, 0)
+    plain = Spatial(0, 0, 0, 0, 0, 2, 0, 0, still=1)
     calm = Intensity(0, 0, 0.02, 0, 1)
     scores: dict[str, list[float]] = {}
     for number, case in enumerate(cases):

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from bidsseg.errors import DataError
 from bidsseg.learning.augment import Intensity, Spatial
 from bidsseg.learning.cases import Sampling
-from bidsseg.learning.loop import Optimiser
+from bidsseg.learning.optimiser import Optimiser
 
 FOLDER = Path(__file__).parent / "recipes"
 Part = TypeVar("Part")

@@ -19,6 +19,8 @@ T1W = {0: None, 1: 0.55, 2: 0.85, 3: 0.15, 6: None, 7: 0.5, 8: 0.55, 9: 0.64, 10
 """Brightness of each class of the generic BIDS table in a T1w; None: anything."""
 NOT_BRAIN, BRIGHTEST = 6, 1.8
 """Tissue outside the brain, of which fat is brighter than anything in it."""
+PATCH_MM = 24.0
+"""Size of the places where a skull-stripping leaves more than elsewhere."""
 SPECIFIC = {"Thalamus": 0.7, "Pallidum": 0.78, "Ventral DC": 0.78, "Choroid": 0.35, "Vessel": 0.3, "Chiasm": 0.6}
 """Exceptions by name."""
 
@@ -64,13 +66,27 @@ def smooth(image: Tensor, sigma: float) -> Tensor:
     return image.contiguous()
 
 
-def strip(brain: Tensor, spread_mm: float, spacing_mm: float) -> Tensor:
-    """A mask widened by about that much, on a grid twice as fine: what an imperfect skull-stripping leaves.
+def strip(brain: Tensor, inner_mm: float, outer_mm: float, spacing_mm: float, generator: Generator) -> Tensor:
+    """What an imperfect skull-stripping leaves: the brain widened by about inner_mm, in random places by outer_mm more.
 
     Args:
         brain: booleans (D, H, W) on a grid of spacing_mm.
+
+    Returns:
+        Booleans (2D, 2H, 2W) on a grid twice as fine.
     """
-    x = brain[None, None].float()
-    for _ in range(round(spread_mm / spacing_mm)):
-        x = F.max_pool3d(x, 3, 1, 1)
+    sure = widen(brain[None, None].float(), inner_mm, spacing_mm)
+    size = [max(2, round(n * spacing_mm / PATCH_MM)) for n in brain.shape]
+    places = F.interpolate(torch.randn((1, 1, *size), generator=generator), size=list(brain.shape), mode="trilinear")
+    x = torch.where(places > 0.3, widen(sure, outer_mm, spacing_mm), sure)
     return F.interpolate(x, scale_factor=2, mode="nearest")[0, 0] > 0
+
+
+def widen(mask: Tensor, millimetres: float, spacing_mm: float) -> Tensor:
+    """A mask (1, 1, D, H, W) of zeros and ones, dilated by a cube, one axis after the other."""
+    reach = round(millimetres / spacing_mm)
+    for axis in range(3):
+        kernel, padding = [1, 1, 1], [0, 0, 0]
+        kernel[axis], padding[axis] = 2 * reach + 1, reach
+        mask = F.max_pool3d(mask, kernel, 1, padding)
+    return mask

@@ -1,0 +1,99 @@
+"""The optimiser: the kernels of a network are stepped by Muon, everything else by AdamW.
+
+Muon (Jordan et al. 2024; Liu et al. 2025, arXiv 2502.16982) takes the momentum of a matrix and makes its singular
+values alike, so that rare directions learn as fast as common ones. A kernel (O, I, D, H, W) is the matrix (O, D·H·W·I).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """How weights are changed: a linear warm-up of the rate, then a half-cosine descent to zero.
+
+    Attributes:
+        rate: greatest learning rate of AdamW.
+        kernel_rate: the same of Muon, which steps the kernels of the network; 0 leaves them to AdamW.
+        weight_decay: of kernels and matrices; norms and biases have none.
+        warm_up: share of the run in which the rate rises.
+        clip: greatest norm of the gradient.
+        average: decay of the running mean of the weights, which is what is kept.
+        dice: weight of the Dice term next to the cross-entropy.
+    """
+
+    rate: float = 2e-3
+    kernel_rate: float = 2e-2
+    weight_decay: float = 1e-2
+    warm_up: float = 0.04
+    clip: float = 5.0
+    average: float = 0.995
+    dice: float = 0.5
+
+
+class Stepper:
+    """Changes the weights of a network after each backward pass.
+
+    The network must be in the memory format (channels last) in which it stays: the matrices are views of its kernels.
+    """
+
+    def __init__(self, network: nn.Module, plan: Optimiser) -> None:
+        self.network, self.plan = network, plan
+        parameters = dict(network.named_parameters())
+        kernels = [p for name, p in parameters.items() if plan.kernel_rate > 0 and p.ndim == 5]
+        taken = {id(kernel) for kernel in kernels}
+        rest = [p for p in parameters.values() if id(p) not in taken]
+        self.matrices = [(kernel, nn.Parameter(as_matrix(kernel.data))) for kernel in kernels]
+        groups = [
+            {"params": [p for p in rest if p.ndim > 1], "weight_decay": plan.weight_decay},
+            {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.optimisers: list[tuple[float, torch.optim.Optimizer]] = [
+            (plan.rate, torch.optim.AdamW(groups, plan.rate, betas=(0.9, 0.99)))
+        ]
+        if self.matrices:
+            views = [matrix for _, matrix in self.matrices]
+            muon = torch.optim.Muon(
+                views, plan.kernel_rate, weight_decay=plan.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+            self.optimisers.append((plan.kernel_rate, muon))
+
+    def step(self, progress: float) -> None:
+        """One change, at that share (0..1) of the run; a gradient that is not finite changes nothing."""
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.plan.clip)
+        if torch.isfinite(norm):
+            for kernel, matrix in self.matrices:
+                matrix.grad = None if kernel.grad is None else as_matrix(kernel.grad)
+            factor = rate_factor(progress, self.plan.warm_up)
+            for rate, optimiser in self.optimisers:
+                for group in optimiser.param_groups:
+                    group["lr"] = rate * factor
+                optimiser.step()
+        self.network.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """What a checkpoint keeps."""
+        return [optimiser.state_dict() for _, optimiser in self.optimisers]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """Goes on from a checkpoint."""
+        for (_, optimiser), state in zip(self.optimisers, states, strict=True):
+            optimiser.load_state_dict(state)
+
+
+def as_matrix(kernel: Tensor) -> Tensor:
+    """A kernel (O, I, D, H, W) as (O, D·H·W·I); a view of one whose channels come last in memory."""
+    return kernel.permute(0, 2, 3, 4, 1).reshape(len(kernel), -1)
+
+
+def rate_factor(progress: float, warm_up: float) -> float:
+    """Share of the greatest learning rate at that share (0..1) of the run."""
+    if progress < warm_up:
+        return 0.05 + 0.95 * progress / warm_up
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warm_up) / (1 - warm_up))))
