@@ -98,7 +98,7 @@ def train_level(settings: Settings) -> Path:
         code_version=__version__,
     )
     network = build(card)
-    multiple = int(network.multiple)  # type: ignore[arg-type]
+    multiple = network.multiple
     if any(size % multiple for size in recipe.sampling.shape):
         raise DataError(f"recipe {recipe.name}: every size in shape must be a multiple of {multiple} for this network")
     if options.init:

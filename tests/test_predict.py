@@ -18,6 +18,7 @@ from bidsseg.labels import load_protocol
 from bidsseg.models import library
 from bidsseg.models.card import Card
 from bidsseg.models.library import Model, build, load_model, save_model
+from bidsseg.networks.network import Network
 from bidsseg.segmentation import windows
 from bidsseg.segmentation.native import Probabilities, largest_piece
 from bidsseg.segmentation.predict import segment
@@ -28,7 +29,7 @@ SHAPE = (32, 36, 32)
 FAST_HEADS = {"brain": [0, 1, 1, 1], "FAST": [0, 1, 2, 3]}
 
 
-class Brightness(nn.Module):
+class Brightness(Network):
     """Features are the classes 0, 1/3, 2/3 and 1 of brightness; each head names the region of each class."""
 
     multiple = 4
@@ -41,6 +42,9 @@ class Brightness(nn.Module):
             weight[regions, torch.arange(CLASSES)] = sharpness
             self.heads[name].weight = nn.Parameter(weight)
             nn.init.zeros_(self.heads[name].bias)  # type: ignore[arg-type]
+
+    def head(self, name: str) -> tuple[Tensor, Tensor]:
+        return self.heads[name].weight, self.heads[name].bias  # type: ignore[return-value]
 
     def forward(self, image: Tensor, position: Tensor | None = None) -> Tensor:
         classes = torch.arange(CLASSES).reshape(1, -1, 1, 1, 1) / 3

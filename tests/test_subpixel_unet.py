@@ -85,16 +85,16 @@ def test_features_at_points_are_those_of_the_whole() -> None:
     image, position = scan()
     dense = net(image, position)[0].permute(1, 2, 3, 0)
     points = torch.from_numpy(np.stack(np.unravel_index(np.arange(dense[..., 0].numel()), SHAPE), 1))
-    found = net.at(net.coarse(image, position), points)
+    found = net.at(image, position, points)
     assert torch.allclose(found.reshape(dense.shape), dense, atol=1e-5)
-    assert torch.allclose(net.at(net.coarse(image, position), points[[5, 5, 9]]), found[[5, 5, 9]])
+    assert torch.allclose(net.at(image, position, points[[5, 5, 9]]), found[[5, 5, 9]])
 
 
 def test_the_gradient_reaches_every_parameter() -> None:
     net = network((8, 16, 16)).train().requires_grad_()
     image, position = scan()
     points = torch.randint(16, (500, 3), generator=torch.Generator().manual_seed(0))
-    net.heads["brain"](net.at(net.coarse(image, position), points)).square().sum().backward()
+    net.heads["brain"](net.at(image, position, points)).square().sum().backward()
     assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 

@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from bidsseg.errors import DataError
 from bidsseg.image.files import replacing
@@ -23,6 +23,7 @@ from bidsseg.learning.augment import Intensity, Spatial
 from bidsseg.learning.cases import Case, Sample, Sampling, draw_sample
 from bidsseg.learning.losses import Openness, marginal_cross_entropy, marginal_dice
 from bidsseg.learning.optimiser import Optimiser, Stepper
+from bidsseg.networks.network import Network
 
 
 @dataclass(frozen=True)
@@ -75,15 +76,15 @@ class Relations:
 
 
 def losses(
-    network: Any, sample: Sample, plan: Plan, relations: Relations, precision: torch.dtype
+    network: Network, sample: Sample, plan: Plan, relations: Relations, precision: torch.dtype
 ) -> tuple[Tensor, dict[str, float]]:
     """The loss of a sample, and its parts for the curve.
 
     A head learns from the annotation in its own protocol where there is one, else from all that relate to it.
     """
     with torch.autocast("cpu", precision, enabled=precision != torch.float32):
-        features = network.at(network.coarse(sample.image, sample.coordinates), sample.points)
-        logits = {head.name: network.heads[head.name](features) for head in plan.heads}
+        features = network.at(sample.image, sample.coordinates, sample.points)
+        logits = {head.name: F.linear(features, *network.head(head.name)) for head in plan.heads}
     total = features.new_zeros((), dtype=torch.float32)
     parts: dict[str, float] = {}
     for head, weight in zip(plan.heads, plan.head_weights, strict=True):
@@ -102,7 +103,7 @@ def losses(
 
 
 def fit(
-    network: Any,
+    network: Network,
     cases: Sequence[Case],
     unseen: Sequence[Case],
     plan: Plan,
@@ -117,7 +118,7 @@ def fit(
 
     A checkpoint in the folder is continued. ``stop`` is asked after each step; True saves and returns.
     """
-    network = network.to(memory_format=torch.channels_last_3d)
+    network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     opt = plan.optimiser
     stepper = Stepper(network, opt)
     average = {name: value.detach().clone() for name, value in network.state_dict().items()}
@@ -193,7 +194,7 @@ def draw(cases: Sequence[Case], plan: Plan, step: int) -> Sample:
     return draw_sample(case, plan.sampling, plan.spatial, plan.intensity, plan.spacing_mm, generator)
 
 
-def read_checkpoint(path: Path, network: nn.Module, stepper: Stepper) -> tuple[dict[str, Tensor], State]:
+def read_checkpoint(path: Path, network: Network, stepper: Stepper) -> tuple[dict[str, Tensor], State]:
     """Puts network and optimiser back to where they were; returns the averaged weights and how far the run had come."""
     try:
         saved = torch.load(path, weights_only=True)
@@ -204,16 +205,16 @@ def read_checkpoint(path: Path, network: nn.Module, stepper: Stepper) -> tuple[d
         raise DataError(f"{path}: damaged, or of another recipe; give --overwrite to start again") from error
 
 
-def save_checkpoint(path: Path, network: nn.Module, stepper: Stepper, average: dict[str, Tensor], state: State) -> None:
+def save_checkpoint(path: Path, network: Network, stepper: Stepper, average: dict[str, Tensor], state: State) -> None:
     """Written whole or not at all."""
-    saved = {"network": network.state_dict(), "average": average, "state": vars(state)}
-    saved["optimiser"] = stepper.state_dict()
+    weights = {"network": network.state_dict(), "average": average}
+    saved = {**weights, "optimiser": stepper.state_dict(), "state": vars(state)}
     with replacing(path) as stream:
         torch.save(saved, stream)
 
 
 def with_weights(
-    network: nn.Module, weights: dict[str, Tensor], work: Callable[[], dict[str, float]]
+    network: Network, weights: dict[str, Tensor], work: Callable[[], dict[str, float]]
 ) -> dict[str, float]:
     """Does work with other weights in the network, then puts its own back."""
     own = {name: value.clone() for name, value in network.state_dict().items()}
@@ -225,7 +226,7 @@ def with_weights(
 
 
 @torch.no_grad()
-def evaluate(network: Any, cases: Sequence[Case], plan: Plan, precision: torch.dtype) -> dict[str, float]:
+def evaluate(network: Network, cases: Sequence[Case], plan: Plan, precision: torch.dtype) -> dict[str, float]:
     """Mean Dice of each head over unseen cases, on a tenth of the voxels of the grid, background left out.
 
     Label maps without image are synthesised from a fixed seed, near the contrast of a T1w.
@@ -241,7 +242,7 @@ def evaluate(network: Any, cases: Sequence[Case], plan: Plan, precision: torch.d
         )
         sample = draw_sample(case, sampling, plain, calm, plan.spacing_mm, generator)
         with torch.autocast("cpu", precision, enabled=precision != torch.float32):
-            features = network.at(network.coarse(sample.image, sample.coordinates), sample.points)
+            features = network.at(sample.image, sample.coordinates, sample.points)
         for head in plan.heads:
             for protocol, values in sample.values:
                 relation = load_relation(protocol, head)
@@ -250,7 +251,7 @@ def evaluate(network: Any, cases: Sequence[Case], plan: Plan, precision: torch.d
                 row = torch.from_numpy(relation.allowed)[values]
                 sure = row.sum(1) == 1
                 truth = row[sure].int().argmax(1)
-                found = network.heads[head.name](features[sure].float()).argmax(1)
+                found = F.linear(features[sure].float(), *network.head(head.name)).argmax(1)
                 dice = mean_dice(found, truth, len(head.regions))
                 scores.setdefault(f"dice {protocol.name}>{head.name}", []).append(dice)
     return {name: float(np.mean(values)) for name, values in scores.items()}

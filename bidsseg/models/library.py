@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from bidsseg.errors import DataError, InputMissing
 from bidsseg.image.files import replacing
 from bidsseg.labels import Protocol, load_protocol
 from bidsseg.models.card import CARD, WEIGHTS, Card, find_card, shipped
+from bidsseg.networks.network import Network
 from bidsseg.networks.subpixel_unet import SubpixelUNet
 
-NETWORKS: dict[str, type[nn.Module]] = {"subpixel-unet": SubpixelUNet}
+NETWORKS: dict[str, Callable[..., Network]] = {"subpixel-unet": SubpixelUNet}
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Model:
     """A network with trained weights, its card, and the model that finds the brain for it."""
 
     card: Card
-    network: nn.Module
+    network: Network
     locator: Model | None = None
 
     @property
@@ -49,7 +51,7 @@ def list_models() -> list[Card]:
     return shipped()
 
 
-def build(card: Card) -> nn.Module:
+def build(card: Card) -> Network:
     """The network of a card, not trained."""
     options = dict(card.network)
     kind = options.pop("name", "")

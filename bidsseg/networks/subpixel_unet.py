@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bidsseg.networks.network import Network
+
 
 class ChannelNorm(nn.Module):
     """Normalises the channels of each voxel. Input and output (N, C, D, H, W)."""
@@ -52,7 +54,7 @@ class Residual(nn.Module):
         return F.relu(x + self.norm(self.second(self.first(x))))
 
 
-class SubpixelUNet(nn.Module):
+class SubpixelUNet(Network):
     """Voxel features on the grid of the input; heads read them with one linear map each.
 
     Args:
@@ -77,6 +79,7 @@ class SubpixelUNet(nn.Module):
         # Without the bias the normalisation would make bright and dark tissue alike.
         self.stem = conv(8 * images + coordinates, widths[0], bias=True)
         pairs = list(itertools.pairwise(widths))
+        self.multiple = 2 ** len(widths)
         self.down = nn.ModuleList(nn.Sequential(conv(a, b, kernel=2, stride=2), Residual(b)) for a, b in pairs)
         self.bottom = Residual(widths[-1])
         self.reduce = nn.ModuleList(nn.Conv3d(b, a, 1, bias=False) for a, b in pairs)
@@ -84,11 +87,6 @@ class SubpixelUNet(nn.Module):
         self.last = conv(widths[0], last)
         self.unfold = nn.Conv3d(last + 8 * images, 8 * features, 1)
         self.heads = nn.ModuleDict({name: nn.Linear(features, regions) for name, regions in outputs.items()})
-
-    @property
-    def multiple(self) -> int:
-        """The number of voxels by which each axis of the grid must be divisible."""
-        return 2 ** (len(self.down) + 1)
 
     def coarse(self, image: Tensor, coordinates: Tensor | None = None) -> Tensor:
         """Features at half resolution, (N, last + 8C, D/2, H/2, W/2), of images (N, C, D, H, W).
@@ -107,8 +105,14 @@ class SubpixelUNet(nn.Module):
             x = self.up[i - 1](x) if i > 0 else self.last(x)
         return torch.cat([x, folded.to(x.dtype)], 1)
 
-    def at(self, coarse: Tensor, points: Tensor) -> Tensor:
-        """Features (P, features) at voxels (P, 3) of the full grid, from the coarse ones (1, last, ...) of a volume."""
+    def head(self, name: str) -> tuple[Tensor, Tensor]:
+        """Weight (R, features) and bias (R,) of a head."""
+        linear = self.heads[name]
+        return linear.weight, linear.bias  # type: ignore[return-value]
+
+    def at(self, image: Tensor, coordinates: Tensor | None, points: Tensor) -> Tensor:
+        """Features (P, features) at voxels (P, 3) of one image (1, C, D, H, W), unfolded there alone."""
+        coarse = self.coarse(image, coordinates)
         size = torch.tensor(coarse.shape[2:])
         half = points // 2
         flat = (half[:, 0] * size[1] + half[:, 1]) * size[2] + half[:, 2]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from scipy import ndimage
@@ -85,7 +84,7 @@ def model_input(
     volume: Volume, model: Model, engine: Engine, notes: list[str], progress: Callable[[str], None]
 ) -> tuple[Grid, Tensor, Tensor | None]:
     """The model grid, the image (1, 1, D, H, W) on it, coordinates (1, 3, D/2, H/2, W/2) if the model wants them."""
-    card, multiple = model.card, int(model.network.multiple)  # type: ignore[arg-type]
+    card, multiple = model.card, model.network.multiple
     if model.locator is None:
         grid = whole_grid(volume, card.spacing_mm, multiple)
         return grid, normalise(to_grid(volume, grid), None)[None, None], None
@@ -114,8 +113,8 @@ def find_brain(volume: Volume, locator: Model, engine: Engine) -> tuple[Grid, Te
 
 def head_weights(model: Model) -> dict[str, tuple[Tensor, Tensor]]:
     """Weight (R, F) and bias (R,) of each head, on the CPU as the features are."""
-    heads: Any = model.network.heads
-    return {name: (heads[name].weight.float().cpu(), heads[name].bias.float().cpu()) for name in model.card.heads}
+    heads = {name: model.network.head(name) for name in model.card.heads}
+    return {name: (weight.float().cpu(), bias.float().cpu()) for name, (weight, bias) in heads.items()}
 
 
 def mirrored_head(model: Model, name: str, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

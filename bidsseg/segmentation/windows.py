@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from bidsseg.networks.network import Network
 
 if TYPE_CHECKING:
     from bidsseg.segmentation.predict import Engine
@@ -19,7 +21,7 @@ HALO = 32
 SMALLEST_WINDOW = 64
 
 
-def features_of(network: Any, image: Tensor, position: Tensor | None, engine: Engine, notes: list[str]) -> Tensor:
+def features_of(network: Network, image: Tensor, position: Tensor | None, engine: Engine, notes: list[str]) -> Tensor:
     """Features (D, H, W, F), on the CPU, of an image (1, C, D, H, W) with coordinates (1, 3, D/2, H/2, W/2) or None."""
     sizes = window_sizes(image.shape[2:], network.multiple, engine)
     attempts = [(engine.device, sizes), (engine.device, [min(s, max(SMALLEST_WINDOW, s // 2)) for s in sizes])]
@@ -51,10 +53,10 @@ def window_sizes(shape: Sequence[int], multiple: int, engine: Engine) -> list[in
 
 @torch.inference_mode()
 def in_windows(
-    network: Any, image: Tensor, position: Tensor | None, window: Sequence[int], device: str, dtype: torch.dtype
+    network: Network, image: Tensor, position: Tensor | None, window: Sequence[int], device: str, dtype: torch.dtype
 ) -> Tensor:
     """Features (D, H, W, F) put together from windows that overlap by a halo; one window if it covers the image."""
-    network = network.to(device=device, memory_format=torch.channels_last_3d)
+    network = network.to(device=device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     shape = image.shape[2:]
     halo = -(-HALO // network.multiple) * network.multiple
     target: Tensor | None = None

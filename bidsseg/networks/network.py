@@ -1,0 +1,33 @@
+"""What the program asks of a network."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Network(nn.Module):
+    """Features of every voxel, and heads that read them with one linear map each.
+
+    All heads end in a convolution of one voxel, so that features can be interpolated, or picked at some voxels, before
+    the regions are read: regions x voxels numbers are never held.
+    """
+
+    multiple = 1
+    """The number of voxels by which each axis of the grid must be divisible."""
+
+    def forward(self, image: Tensor, coordinates: Tensor | None = None) -> Tensor:
+        """Features (N, F, D, H, W) of images (N, C, D, H, W).
+
+        Args:
+            coordinates: (N, 3, D/2, H/2, W/2) positions in the frame of the brain, for networks that take them.
+        """
+        raise NotImplementedError
+
+    def head(self, name: str) -> tuple[Tensor, Tensor]:
+        """Weight (R, F) and bias (R,) of a head: logits = features @ weight.T + bias."""
+        raise NotImplementedError
+
+    def at(self, image: Tensor, coordinates: Tensor | None, points: Tensor) -> Tensor:
+        """Features (P, F) at voxels (P, 3) of one image (1, C, D, H, W)."""
+        x, y, z = points.T
+        return self(image, coordinates)[0].permute(1, 2, 3, 0)[x, y, z]
