@@ -67,18 +67,7 @@ def train_level(settings: Settings) -> Path:
     machine = choose_machine(settings)
     torch.set_num_threads(machine.threads)
     torch.manual_seed(options.seed)
-    plan = Plan(
-        heads=heads,
-        head_weights=tuple(recipe.heads.values()),
-        sampling=recipe.sampling,
-        spacing_mm=recipe.spacing_mm,
-        spatial=recipe.spatial,
-        intensity=recipe.intensity,
-        optimiser=recipe.optimiser,
-        synthetic_share=recipe.synthetic_share,
-        steps=recipe.steps,
-        seed=options.seed,
-    )
+    plan = Plan(recipe, heads, options.seed)
     card = Card(
         name=recipe.name,
         title=recipe.title,

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,33 +20,19 @@ from bidsseg.errors import DataError
 from bidsseg.image.files import replacing
 from bidsseg.labels import Protocol, load_relation
 from bidsseg.learning.augment import Intensity, Spatial
-from bidsseg.learning.cases import Case, Sample, Sampling, draw_sample
+from bidsseg.learning.cases import Case, Sample, draw_sample
 from bidsseg.learning.losses import Openness, marginal_cross_entropy, marginal_dice
-from bidsseg.learning.optimiser import Optimiser, Stepper
+from bidsseg.learning.optimiser import Stepper
+from bidsseg.learning.recipe import Recipe
 from bidsseg.networks.network import Network
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What one run does.
+    """What one run does: a recipe, the protocols of its heads in the same order, and the seed of all that is drawn."""
 
-    Attributes:
-        heads: protocol of each head.
-        head_weights: weight of each head's loss, in the same order.
-        spacing_mm: voxel size of the samples.
-        synthetic_share: share of the steps that take a label map without image (synthesis).
-        steps: number of steps; the run ends earlier when the time budget is used up.
-    """
-
+    recipe: Recipe
     heads: tuple[Protocol, ...]
-    head_weights: tuple[float, ...]
-    sampling: Sampling
-    spacing_mm: float
-    spatial: Spatial = field(default_factory=Spatial)
-    intensity: Intensity = field(default_factory=Intensity)
-    optimiser: Optimiser = field(default_factory=Optimiser)
-    synthetic_share: float = 0.33
-    steps: int = 100_000
     seed: int = 0
 
 
@@ -87,7 +73,7 @@ def losses(
         logits = {head.name: F.linear(features, *network.head(head.name)) for head in plan.heads}
     total = features.new_zeros((), dtype=torch.float32)
     parts: dict[str, float] = {}
-    for head, weight in zip(plan.heads, plan.head_weights, strict=True):
+    for head, weight in zip(plan.heads, plan.recipe.heads.values(), strict=True):
         log_probability = torch.log_softmax(logits[head.name].float(), 1)
         own = [pair for pair in sample.values if pair[0].name == head.name]
         for protocol, annotated in own or sample.values:
@@ -96,7 +82,7 @@ def losses(
                 continue
             entropy = marginal_cross_entropy(log_probability, annotated, openness)
             overlap = marginal_dice(log_probability, annotated, openness)
-            total = total + weight * (entropy + plan.optimiser.dice * overlap)
+            total = total + weight * (entropy + plan.recipe.optimiser.dice * overlap)
             if protocol.name in (head.name, "head"):
                 parts[f"{protocol.name}>{head.name}"] = entropy.item()
     return total, parts
@@ -119,7 +105,7 @@ def fit(
     A checkpoint in the folder is continued. ``stop`` is asked after each step; True saves and returns.
     """
     network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    opt = plan.optimiser
+    opt = plan.recipe.optimiser
     stepper = Stepper(network, opt)
     average = {name: value.detach().clone() for name, value in network.state_dict().items()}
     relations = Relations(plan.heads)
@@ -129,13 +115,13 @@ def fit(
         average, state = read_checkpoint(checkpoint, network, stepper)
     started = time.monotonic() - state.elapsed_s
     saved_at = time.monotonic()
-    done = max(0.0, (state.step - 1) / plan.steps, state.elapsed_s / budget_s)
+    done = max(0.0, (state.step - 1) / plan.recipe.steps, state.elapsed_s / budget_s)
     next_check = math.floor(done / check_every + 1) * check_every
     running: dict[str, float] = {}
     network.train()
     samples = drawn(cases, plan, state.step)
-    while state.step < plan.steps:
-        progress = max(state.step / plan.steps, state.elapsed_s / budget_s)
+    while state.step < plan.recipe.steps:
+        progress = max(state.step / plan.recipe.steps, state.elapsed_s / budget_s)
         if progress >= 1 or stop():
             break
         sample = next(samples)
@@ -188,10 +174,11 @@ def draw(cases: Sequence[Case], plan: Plan, step: int) -> Sample:
     generator = torch.Generator().manual_seed(int(seed))
     with_image = [case for case in cases if case.image is not None]
     without = [case for case in cases if case.image is None]
-    synthetic = not with_image or (without and torch.rand((), generator=generator) < plan.synthetic_share)
+    synthetic = not with_image or (without and torch.rand((), generator=generator) < plan.recipe.synthetic_share)
     pool = without if synthetic else with_image
     case = pool[int(torch.randint(len(pool), (), generator=generator))]
-    return draw_sample(case, plan.sampling, plan.spatial, plan.intensity, plan.spacing_mm, generator)
+    recipe = plan.recipe
+    return draw_sample(case, recipe.sampling, recipe.spatial, recipe.intensity, recipe.spacing_mm, generator)
 
 
 def read_checkpoint(path: Path, network: Network, stepper: Stepper) -> tuple[dict[str, Tensor], State]:
@@ -234,13 +221,11 @@ def evaluate(network: Network, cases: Sequence[Case], plan: Plan, precision: tor
     network.eval()
     plain = Spatial(0, 0, 0, 0, 0, 2, 0, 0, still=1)
     calm = Intensity(0, 0, 0.02, 0, 1)
+    sampling = replace(plan.recipe.sampling, points=400_000, inside=0.0, balance=0.0, t1w_like=1.0, cut=0.0)
     scores: dict[str, list[float]] = {}
     for number, case in enumerate(cases):
         generator = torch.Generator().manual_seed(number)
-        sampling = Sampling(
-            plan.sampling.shape, 400_000, 0.0, 0.0, plan.sampling.whole_head, 1.0, plan.sampling.stripped, 0.0
-        )
-        sample = draw_sample(case, sampling, plain, calm, plan.spacing_mm, generator)
+        sample = draw_sample(case, sampling, plain, calm, plan.recipe.spacing_mm, generator)
         with torch.autocast("cpu", precision, enabled=precision != torch.float32):
             features = network.at(sample.image, sample.coordinates, sample.points)
         for head in plan.heads:
