@@ -43,9 +43,6 @@ class Brightness(Network):
             self.heads[name].weight = nn.Parameter(weight)
             nn.init.zeros_(self.heads[name].bias)  # type: ignore[arg-type]
 
-    def head(self, name: str) -> tuple[Tensor, Tensor]:
-        return self.heads[name].weight, self.heads[name].bias  # type: ignore[return-value]
-
     def forward(self, image: Tensor, position: Tensor | None = None) -> Tensor:
         classes = torch.arange(CLASSES).reshape(1, -1, 1, 1, 1) / 3
         return torch.relu(1 - 3 * (image - classes).abs())
@@ -183,7 +180,7 @@ def test_the_mean_with_the_mirror_image_exchanges_left_and_right(orientation: st
     network = {"name": "subpixel-unet", "coordinates": 0, "widths": [4, 8], "features": 8, "last": 8}
     card = Card("random", "", ("T1w",), network, 6.0, ("FreeSurfer",), "", mirror=True)
     made = build(card)
-    torch.nn.init.normal_(made.heads["FreeSurfer"].weight)  # type: ignore[index, union-attr, arg-type]
+    torch.nn.init.normal_(made.heads["FreeSurfer"].weight)
     save_model(card, made.state_dict(), tmp_path)
     model = load_model(str(tmp_path))
     affine = grid(orientation)
@@ -308,7 +305,7 @@ def test_probabilities_and_entropy(make: Make) -> None:
 def test_total_ignorance_has_entropy_one(make: Make) -> None:
     affine = grid()
     model = make(meaning={"brain": [0, 1, 1, 1], "FAST": [0, 1, 2, 3]})
-    model.network.heads["FAST"].weight.data.zero_()  # type: ignore[index, union-attr]
+    model.network.heads["FAST"].weight.data.zero_()  # type: ignore[operator]
     truth = tissue(affine)
     result = segment({"T1w": image_of(truth, affine)}, model, want_entropy=True)
     assert np.allclose(result.entropy["FAST"][truth > 0], 1)

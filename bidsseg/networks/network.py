@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -12,6 +13,7 @@ class Network(nn.Module):
     the regions are read: regions x voxels numbers are never held.
     """
 
+    heads: nn.ModuleDict
     multiple = 1
     """The number of voxels by which each axis of the grid must be divisible."""
 
@@ -25,7 +27,15 @@ class Network(nn.Module):
 
     def head(self, name: str) -> tuple[Tensor, Tensor]:
         """Weight (R, F) and bias (R,) of a head: logits = features @ weight.T + bias."""
-        raise NotImplementedError
+        linear = self.heads[name]
+        assert isinstance(linear, nn.Linear)
+        return linear.weight, linear.bias
+
+    def logits(self, image: Tensor, coordinates: Tensor | None = None) -> dict[str, Tensor]:
+        """Those of every head, (N, R, D, H, W), of images (N, C, D, H, W)."""
+        features = self(image, coordinates)
+        read = {name: self.head(name) for name in self.heads}
+        return {name: F.conv3d(features, weight[:, :, None, None, None], bias) for name, (weight, bias) in read.items()}
 
     def at(self, image: Tensor, coordinates: Tensor | None, points: Tensor) -> Tensor:
         """Features (P, F) at voxels (P, 3) of one image (1, C, D, H, W)."""

@@ -105,11 +105,6 @@ class SubpixelUNet(Network):
             x = self.up[i - 1](x) if i > 0 else self.last(x)
         return torch.cat([x, folded.to(x.dtype)], 1)
 
-    def head(self, name: str) -> tuple[Tensor, Tensor]:
-        """Weight (R, features) and bias (R,) of a head."""
-        linear = self.heads[name]
-        return linear.weight, linear.bias  # type: ignore[return-value]
-
     def at(self, image: Tensor, coordinates: Tensor | None, points: Tensor) -> Tensor:
         """Features (P, features) at voxels (P, 3) of one image (1, C, D, H, W), unfolded there alone."""
         coarse = self.coarse(image, coordinates)

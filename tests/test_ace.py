@@ -1,0 +1,256 @@
+"""Lesions and anatomy from datasets that know one of them each: ACE (Roulet et al. 2019, arXiv 1903.03445)."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bidsseg.errors import DataError
+from bidsseg.labels import Protocol, Region, load_protocol
+from bidsseg.labels.relation import identity, open_background, read_relation
+from bidsseg.learning.losses import Openness, marginal_cross_entropy
+from bidsseg.segmentation.merging import lesion_over_tissue
+
+
+def protocol(name: str, *indices: int) -> Protocol:
+    """Background and regions with those indices."""
+    return Protocol(name, tuple(Region(i, f"region {i}", f"r{i}", "#808080", None) for i in indices))
+
+
+JOINT = protocol("joint", 0, 1, 2, 3, 4, 5)
+ANATOMY = Openness.of(identity(protocol("anatomy", 0, 1, 2, 3), JOINT))
+LESION = Openness.of(open_background(protocol("lesions", 0, 4, 5), JOINT))
+"""Of a dataset whose annotations are 0, 4 or 5; the losses want their positions 0, 1 or 2."""
+HEALTHY, SICK = [0, 1, 2, 3], [4, 5]
+
+
+def lesion_dataset(regions: int, lesions: int) -> Openness:
+    """The last regions of the head are lesions."""
+    table = protocol("lesions", 0, *range(regions - lesions, regions))
+    return Openness.of(open_background(table, protocol("head", *range(regions))))
+
+
+def draw(voxels: int = 300, regions: int = 6) -> Tensor:
+    """Logits (P, C)."""
+    return 2 * torch.randn(voxels, regions, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def ace(logits: Tensor, values: Tensor, openness: Openness) -> Tensor:
+    return marginal_cross_entropy(torch.log_softmax(logits, 1), values, openness)
+
+
+# -- the loss ----------------------------------------------------------------------------------------------------------
+
+
+def test_both_forms_of_the_paper_s_loss() -> None:
+    logits = draw()
+    values = torch.arange(300) % 3
+    p = torch.softmax(logits, 1)
+    one_minus = stable = torch.tensor(0.0)
+    for i, value in enumerate(values.tolist()):
+        if value == 0:
+            one_minus = one_minus - torch.log(1 - p[i, SICK].sum())
+            stable = stable + torch.logsumexp(logits[i], 0) - torch.logsumexp(logits[i, HEALTHY], 0)
+        else:
+            one_minus = one_minus - torch.log(p[i, SICK[value - 1]])
+            stable = stable + torch.logsumexp(logits[i], 0) - logits[i, SICK[value - 1]]
+    loss = ace(logits, values, LESION).item()
+    assert loss == pytest.approx(one_minus.item() / 300, abs=1e-6)
+    assert loss == pytest.approx(stable.item() / 300, abs=1e-6)
+
+
+def test_background_means_what_its_dataset_means_by_it() -> None:
+    logits, background = draw(), torch.zeros(300, dtype=torch.long)
+    p = torch.softmax(logits, 1)
+    of_anatomy, of_lesions = ace(logits, background, ANATOMY), ace(logits, background, LESION)
+    assert of_anatomy.item() == pytest.approx(-p[:, 0].log().mean().item())
+    assert of_lesions.item() == pytest.approx(-p[:, HEALTHY].sum(1).log().mean().item())
+    assert of_lesions < of_anatomy - 0.5
+
+
+def test_the_relation_may_also_be_read_from_a_table(tmp_path: Path) -> None:
+    """As it must for the shipped lesion protocol, whose lesion is 1 and not the head's 4."""
+    tissues = load_protocol("FAST").regions
+    lesion = load_protocol("lesion")
+    head = Protocol("FASTlesion", (*tissues, replace(lesion.region(1), index=4)))
+    path = tmp_path / "table.tsv"
+    path.write_text("lesion\tFASTlesion\n0\t0 1 2 3\n1\t4\n")
+    found = read_relation(path, lesion, head).allowed
+    own_index = Protocol("lesion", (lesion.region(0), head.region(4)))
+    assert found.tolist() == [[True] * 4 + [False], [False] * 4 + [True]]
+    assert np.array_equal(found, open_background(own_index, head).allowed)
+
+
+def test_without_lesion_background_it_is_the_cross_entropy() -> None:
+    """T1: voxels of an anatomy dataset, and the lesions of a lesion dataset."""
+    logits = draw()
+    tissue, lesion = torch.arange(300) % 4, torch.arange(300) % 2
+    assert ace(logits, tissue, ANATOMY).item() == pytest.approx(F.cross_entropy(logits, tissue).item(), abs=1e-6)
+    expected = F.cross_entropy(logits, 4 + lesion)
+    assert ace(logits, 1 + lesion, LESION).item() == pytest.approx(expected.item(), abs=1e-6)
+    assert not LESION.exact  # else the marginal branch would not have been seen
+
+
+@pytest.mark.parametrize("regions, lesions", [(2, 1), (5, 1), (6, 2), (9, 4)])
+def test_uniform_logits(regions: int, lesions: int) -> None:
+    """T2."""
+    values = torch.zeros(7, dtype=torch.long)
+    loss = ace(torch.full((7, regions), 3.0), values, lesion_dataset(regions, lesions))
+    assert loss.item() == pytest.approx(-math.log((regions - lesions) / regions), abs=1e-6)
+
+
+@pytest.mark.parametrize("voxels", [1, 20])
+def test_gradient_at_lesion_background(voxels: int) -> None:
+    """T3, divided by the number of voxels that the loss is the mean of."""
+    logits = draw(voxels).requires_grad_()
+    ace(logits, torch.zeros(voxels, dtype=torch.long), LESION).backward()
+    p = torch.softmax(logits.detach(), 1)
+    sick = p[:, SICK].sum(1, keepdim=True)
+    expected = p.clone()
+    expected[:, HEALTHY] *= -sick / (1 - sick)
+    assert logits.grad is not None
+    assert torch.allclose(logits.grad * voxels, expected, atol=1e-12)
+    assert torch.allclose(logits.grad.sum(1), torch.zeros(voxels, dtype=torch.float64), atol=1e-12)
+
+
+def test_probability_may_move_between_healthy_regions_only() -> None:
+    """T4."""
+    p = torch.softmax(draw(), 1)
+    background = torch.zeros(300, dtype=torch.long)
+
+    def loss(probability: Tensor) -> float:
+        return marginal_cross_entropy(probability.log(), background, LESION).item()
+
+    healthy, to_lesion = p.clone(), p.clone()
+    healthy[:, HEALTHY] = p[:, HEALTHY].sum(1, keepdim=True) * torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=p.dtype)
+    to_lesion[:, 1], to_lesion[:, 4] = p[:, 1] / 2, p[:, 4] + p[:, 1] / 2
+    assert loss(healthy) == pytest.approx(loss(p), abs=1e-9)
+    assert loss(to_lesion) > loss(p) + 1e-3
+
+
+def test_one_lesion_and_nothing_else_is_the_binary_cross_entropy() -> None:
+    """T5."""
+    logits, values = draw(regions=2), torch.arange(300) % 2
+    binary = F.binary_cross_entropy_with_logits(logits[:, 1] - logits[:, 0], values.double())
+    assert ace(logits, values, lesion_dataset(2, 1)).item() == pytest.approx(binary.item(), abs=1e-9)
+
+
+@pytest.mark.parametrize("likely, expected", [(4, 2e4 - math.log(4)), (2, 0.0)])
+def test_extreme_logits(likely: int, expected: float) -> None:
+    """T6: in single precision, where 1 - P is 0 for a sure lesion; four healthy regions are equally improbable."""
+    logits = torch.full((1, 6), -1e4)
+    logits[0, likely] = 1e4
+    loss = ace(logits.requires_grad_(), torch.tensor([0]), LESION)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected, abs=0.01)
+    assert logits.grad is not None
+    slope = [-0.25] * 4 + [1.0, 0.0] if likely == 4 else [0.0] * 6
+    assert logits.grad[0].tolist() == pytest.approx(slope, abs=1e-3)
+
+
+# -- T7: a toy ---------------------------------------------------------------------------------------------------------
+
+TOY = protocol("toy", 0, 1, 2, 3)
+"""Air, two tissues, lesion."""
+TISSUES = Openness.of(identity(protocol("tissues", 0, 1, 2), TOY))
+LESIONS = Openness.of(open_background(protocol("lesion", 0, 3), TOY))
+NAIVE = Openness.of(identity(protocol("lesion", 0, 3), TOY))
+BRIGHTNESS = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0], [1.0, 2.0]])
+"""Of each class in two sequences."""
+OTHER_SCANNER = torch.tensor([0.0, 0.5])
+"""What the scanner of the lesion dataset adds; it tells a network which dataset it is looking at."""
+
+
+def toy(seed: int, lesions: bool, voxels: int = 2000) -> tuple[Tensor, Tensor]:
+    """Brightness (P, 2) and true class (P,) of the voxels of one dataset."""
+    generator = torch.Generator().manual_seed(seed)
+    share = torch.tensor([0.4, 0.3, 0.2, 0.1 * lesions])
+    truth = torch.multinomial(share, voxels, replacement=True, generator=generator)
+    noise = 0.1 * torch.randn(voxels, 2, generator=generator)
+    return BRIGHTNESS[truth] + lesions * OTHER_SCANNER + noise, truth
+
+
+def toy_dice(of_lesions: Openness) -> tuple[list[float], list[float]]:
+    """Dice overlap of each class in unseen voxels of the anatomy dataset, and of the lesion dataset.
+
+    Learned from the classes of an anatomy dataset without lesions, and from lesion or not of a lesion dataset, half of
+    the batch each.
+    """
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
+    optimiser = torch.optim.Adam(net.parameters(), lr=0.01)
+    (tissue, tissue_truth), (lesion, lesion_truth) = toy(1, False), toy(2, True)
+    for _ in range(200):
+        optimiser.zero_grad()
+        loss = ace(net(tissue), tissue_truth, TISSUES) + ace(net(lesion), (lesion_truth == 3).long(), of_lesions)
+        loss.backward()
+        optimiser.step()
+
+    def scores(seed: int, lesions: bool) -> list[float]:
+        voxels, truth = toy(seed, lesions)
+        found = net(voxels).argmax(1)
+        pairs = [(found == c, truth == c) for c in range(3 + lesions)]
+        return [(2 * (a & b).sum() / (a.sum() + b.sum())).item() for a, b in pairs]
+
+    return scores(3, False), scores(4, True)
+
+
+def test_ace_learns_every_class_from_disjoint_annotations() -> None:
+    in_anatomy, in_lesions = toy_dice(LESIONS)
+    assert min(in_anatomy) > 0.95
+    assert min(in_lesions) > 0.95
+
+
+def test_naive_cross_entropy_loses_the_tissues_of_the_lesion_dataset() -> None:
+    in_anatomy, (_, *tissues, lesion) = toy_dice(NAIVE)
+    assert min(in_anatomy) > 0.95
+    assert max(tissues) < 0.2
+    assert lesion > 0.95
+
+
+# -- T8: merging two networks' answers ---------------------------------------------------------------------------------
+
+
+def test_lesions_win_over_tissues() -> None:
+    tissue = np.arange(24, dtype=np.uint8).reshape(2, 3, 4) % 4
+    lesion = np.zeros((2, 3, 4), np.uint8)
+    lesion[0, 1], lesion[1, 0, 0] = 4, 5
+    merged = lesion_over_tissue(tissue, lesion)
+    assert merged.dtype == np.uint8
+    assert (merged[0, 1] == 4).all()
+    assert merged[1, 0, 0] == 5
+    assert np.array_equal(merged[lesion == 0], tissue[lesion == 0])
+    assert set(tissue[0, 1]) == {0, 1, 2, 3}  # over background too, and the input stays as it was
+
+
+def test_no_lesion_leaves_the_tissues() -> None:
+    tissue = np.arange(24, dtype=np.uint8).reshape(2, 3, 4) % 4
+    assert np.array_equal(lesion_over_tissue(tissue, np.zeros_like(tissue)), tissue)
+
+
+@pytest.mark.parametrize("lesion", [np.ones((1, 3, 4), np.uint8), np.ones((2, 3, 4), bool)])
+def test_only_label_maps_of_one_grid_are_merged(lesion: np.ndarray) -> None:
+    with pytest.raises(DataError):
+        lesion_over_tissue(np.zeros((2, 3, 4), np.uint8), lesion)
+
+
+# -- partial annotations (Dai et al. 2019, arXiv 1908.10851): one head for full and partial ones -----------------------
+
+
+def test_a_partial_annotation_that_names_everything_is_a_full_one() -> None:
+    logits, values = draw(), torch.arange(300) % 6
+    nothing_merged = Openness.of(open_background(protocol("partial", *range(6)), JOINT))
+    assert ace(logits, values, nothing_merged).item() == pytest.approx(F.cross_entropy(logits, values).item(), abs=1e-6)
+
+
+def test_the_background_of_a_partial_annotation_may_be_all_that_it_does_not_name() -> None:
+    logits, values = draw(), torch.arange(300) % 3
+    partial = Openness.of(open_background(protocol("partial", 0, 2, 5), JOINT))
+    p = torch.softmax(logits, 1)
+    told = torch.stack([p[:, [0, 1, 3, 4]].sum(1), p[:, 2], p[:, 5]], 1)
+    assert ace(logits, values, partial).item() == pytest.approx(F.nll_loss(told.log(), values).item(), abs=1e-6)
