@@ -1,0 +1,202 @@
+"""SegNet over a whole brain: every voxel of a mask classified, in stages that improve each other.
+
+De Brébisson & Montana 2015, arXiv 1502.02445, section 3.4. The patches of neighbouring voxels overlap, so the planar
+pathways are not computed patch by patch. A convolution gives the same value wherever it meets the same pixels; what
+differs between two patches is the phase of the pooling. Pooling at every pixel, followed by convolutions whose kernel
+is dilated by what the pooling skips, holds all phases at once (Giusti et al. 2013, arXiv 1302.1700; Li et al. 2014,
+arXiv 1412.4526), and each patch's map is read from it at every fourth pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bidsseg.learning.voxels import STEP, Surroundings, centroids_of, describe, surroundings
+from bidsseg.networks.segnet import MAP, PLANAR, POOL, WIDTH, SegNet
+
+SLAB = 16
+"""Slices of the first axis whose voxels are classified together, so that the maps of the planes need about 1 GB.
+
+Maps of the whole brain would take six times 50 numbers a voxel. The price is that slices on the other two axes are seen
+in windows that overlap from slab to slab, which costs little next to the fully connected layers.
+"""
+SLICES = 8
+"""Slices that pass through the convolutions together."""
+VOXELS = 4096
+"""Voxels that pass through the fully connected layers together."""
+STAGES = 5
+"""Segmentations with distances that are made at most."""
+
+
+# -- stages ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Staged:
+    """The last segmentation.
+
+    Attributes:
+        labels: (X, Y, Z), 0 outside the mask.
+        stages: how often it was made anew with the centroids of the one before.
+        settled: whether the last two are equal.
+    """
+
+    labels: Tensor
+    stages: int
+    settled: bool
+
+
+def segment_in_stages(
+    first: SegNet,
+    second: SegNet,
+    image: Tensor,
+    mask: Tensor,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    most: int = STAGES,
+) -> Staged:
+    """Labels of the True voxels of a mask (X, Y, Z), whose image (X, Y, Z) on an isotropic grid is scaled by them.
+
+    Args:
+        first: network without distances.
+        second: network that is also given the distances to the centroids of the segmentation before.
+        dtype: float32, or bfloat16 for products of matrices and convolutions.
+    """
+    seen = surroundings(image.to(device), mask.to(device))
+
+    def refine(labels: Tensor) -> Tensor:
+        return classify_voxels(second, seen, mask, centroids_of(labels, len(second.distance_mean)), dtype=dtype)
+
+    return until_settled(classify_voxels(first, seen, mask, dtype=dtype), refine, most)
+
+
+def until_settled(labels: Tensor, refine: Callable[[Tensor], Tensor], most: int = STAGES) -> Staged:
+    """Refines labels until nothing changes any more, or as often as is allowed."""
+    for stage in range(1, most + 1):
+        before, labels = labels, refine(labels)
+        if torch.equal(before, labels):
+            return Staged(labels, stage, True)
+    return Staged(labels, most, False)
+
+
+# -- one network over a brain ------------------------------------------------------------------------------------------
+
+
+def classify_voxels(
+    network: SegNet,
+    seen: Surroundings,
+    mask: Tensor,
+    centroids: Tensor | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The most likely region (X, Y, Z), int16 on the CPU, of each True voxel of a mask (X, Y, Z), 0 elsewhere.
+
+    The network is moved to where the image is, and put into its mode for evaluation.
+
+    Args:
+        centroids: (N, 3) voxels, for a network that is given distances.
+    """
+    device = seen.image.device
+    network = network.to(device).eval()
+    centroids = None if centroids is None else centroids.to(device)
+    voxels = torch.nonzero(mask).cpu()
+    labels = torch.zeros(mask.shape, dtype=torch.int16)
+    for points in voxels.split(voxels_of_slabs(mask)):
+        logits = slab_logits(network, seen, points.to(device), centroids, dtype)
+        labels[tuple(points.unbind(1))] = logits.argmax(1).to("cpu", torch.int16)
+    return labels
+
+
+@torch.inference_mode()
+def slab_logits(
+    network: SegNet, seen: Surroundings, voxels: Tensor, centroids: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """Logits (P, N+1) of voxels (P, 3) of the scan that lie close together."""
+    others = [group for group in network.groups if group not in PLANAR]
+    found = []
+    with torch.autocast(voxels.device.type, dtype, enabled=dtype != torch.float32):
+        maps = PlanarMaps(network, seen, voxels)
+        for points in voxels.split(VOXELS):
+            inputs = describe(seen, points, others, centroids=centroids, scale=network.scale)
+            parts = [
+                maps.at(group, points) if group in PLANAR else network.pathway(group, inputs[group])
+                for group in network.groups
+            ]
+            found.append(network.classify(torch.cat([part.to(dtype) for part in parts], 1)).float())
+    return torch.cat(found)
+
+
+def voxels_of_slabs(mask: Tensor) -> list[int]:
+    """How many True voxels each slab of slices along the first axis has, without the empty ones."""
+    counts = [int(slab.count_nonzero()) for slab in mask.split(SLAB)]
+    return [count for count in counts if count]
+
+
+class PlanarMaps:
+    """The planar pathways of all patches around the voxels of a slab.
+
+    Args:
+        points: (P, 3) voxels of the scan.
+    """
+
+    def __init__(self, network: SegNet, seen: Surroundings, points: Tensor) -> None:
+        self.planes = network.planes
+        self.seen = seen
+        local = seen.local(points)
+        self.low, high = local.amin(0), local.amax(0) + 1
+        self.maps: dict[str, list[Tensor]] = {}
+        for group in (group for group in network.groups if group in PLANAR):
+            step = step_of(group)
+            reach = step * (WIDTH // 2)
+            self.maps[group] = []
+            for i, axis in enumerate(self.planes):
+                image = seen.image if group == "fine" else seen.averaged[axis]
+                around = [0 if other == axis else reach for other in range(3)]
+                window = tuple(slice(int(a) - r, int(b) + r) for a, b, r in zip(self.low, high, around, strict=True))
+                slices = image[window].movedim(axis, 0)[:, None]
+                parts = [dense_plane(network, group, i, part) for part in slices.split(SLICES)]
+                self.maps[group].append(torch.cat(parts))
+
+    def at(self, group: str, points: Tensor) -> Tensor:
+        """What ``SegNet.pathway`` says of the group's patches around voxels (P, 3), (P, planes × 800)."""
+        every = torch.arange(MAP, device=points.device) * POOL**2 * step_of(group)
+        found = []
+        for axis, maps in zip(self.planes, self.maps[group], strict=True):
+            local = self.seen.local(points) - self.low
+            row, column = (local[:, i, None] + every for i in range(3) if i != axis)
+            read = maps[local[:, axis, None, None], row[:, :, None], column[:, None, :]]
+            found.append(read.permute(0, 3, 1, 2).flatten(1))
+        return torch.cat(found, 1)
+
+
+def dense_plane(network: SegNet, group: str, i: int, slices: Tensor) -> Tensor:
+    """What ``SegNet.plane`` says of every patch, (S, H', W', 50), from slices (S, 1, H, W).
+
+    The map of the patch whose first pixel is (h, w) stands at (h + 4ai, w + 4aj), i and j from 0 to 3, where a is the
+    distance of the pixels of a patch in voxels.
+    """
+    step = step_of(group)
+    first, second = network.first[group], network.second[group][i]  # type: ignore[index]
+    x = F.conv2d(slices, first.weight, first.bias, dilation=step)  # type: ignore[arg-type]
+    x = F.relu(greatest(x, step))
+    x = F.conv2d(x, second.weight, second.bias, dilation=POOL * step)
+    x = F.relu(greatest(x, POOL * step))
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def greatest(x: Tensor, step: int) -> Tensor:
+    """Max-pooling of (S, C, H, W) at every pixel over 2×2 pixels that are so far apart; torch's own is slower."""
+    x = torch.maximum(x[:, :, step:], x[:, :, :-step])
+    return torch.maximum(x[..., step:], x[..., :-step])
+
+
+def step_of(group: str) -> int:
+    """The distance in voxels of the pixels of a patch of a planar group."""
+    return STEP if group == "compressed" else 1
