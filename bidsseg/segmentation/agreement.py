@@ -1,0 +1,183 @@
+"""How well two label maps on one grid agree: overlap, surfaces and volumes, and their means over brains.
+
+Values of the regions of one brain are arrays of shape (R,), those of many brains (B, R). What is not defined is NaN and
+left out of every mean: all measures of a region that neither map has, distances of a region that only one map has, and
+relative volumes of a region that the reference lacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial import KDTree
+
+from bidsseg.errors import DataError
+from bidsseg.labels.protocol import Protocol
+
+Mask = Literal["own", "reference"]
+
+
+@dataclass(frozen=True, eq=False)
+class Agreement:
+    """Measures of one brain, each of shape (R,): one value for each scored region of a protocol but the background.
+
+    Attributes:
+        dice: 0 for a region that only one map has.
+        hausdorff95_mm, surface_distance_mm: see :func:`surface_distances`.
+        found_mm3, reference_mm3: volumes.
+        voxel_error: share of wrong voxels inside the reference brain, a single number.
+    """
+
+    dice: np.ndarray
+    hausdorff95_mm: np.ndarray
+    surface_distance_mm: np.ndarray
+    found_mm3: np.ndarray
+    reference_mm3: np.ndarray
+    voxel_error: float
+
+    @property
+    def volume_difference_mm3(self) -> np.ndarray:
+        """Found less reference; NaN for a region that neither map has."""
+        return np.where(np.isnan(self.dice), np.nan, self.found_mm3 - self.reference_mm3)
+
+    @property
+    def volume_difference_percent(self) -> np.ndarray:
+        """The same in percent of the reference; NaN for a region that the reference lacks."""
+        return _ratio(100 * (self.found_mm3 - self.reference_mm3), self.reference_mm3)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over brains, the ends of its 95 % interval (NaN for a single brain) and how many brains it is over."""
+
+    mean: float
+    low: float
+    high: float
+    brains: int
+
+
+def compare(
+    found: np.ndarray, reference: np.ndarray, protocol: Protocol, spacing_mm: Sequence[float], mask: Mask = "own"
+) -> Agreement:
+    """All measures of one brain.
+
+    Args:
+        found: label map (X, Y, Z) that is judged.
+        reference: label map (X, Y, Z) that is taken for true.
+        protocol: what the values of both mean.
+        spacing_mm: size of a voxel along each axis.
+        mask: see :func:`counted`.
+
+    Raises:
+        DataError: a map holds values that the protocol lacks.
+    """
+    found, reference = counted(found, reference, protocol, mask)
+    indices = [region.index for region in protocol.regions if region.scored and region.index != 0]
+    voxel_mm3 = float(np.prod(spacing_mm))
+    return Agreement(
+        dice(found, reference, indices),
+        *surface_distances(found, reference, indices, spacing_mm),
+        found_mm3=voxel_counts(found, indices) * voxel_mm3,
+        reference_mm3=voxel_counts(reference, indices) * voxel_mm3,
+        voxel_error=voxel_error(found, reference),
+    )
+
+
+def counted(
+    found: np.ndarray, reference: np.ndarray, protocol: Protocol, mask: Mask = "own"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both maps (X, Y, Z) with background wherever a voxel does not count.
+
+    Voxels that the reference gives to a region that is not scored do not count. With the mask ``reference``, no voxel
+    counts outside the reference brain, which is all that the reference labels: there a found label costs nothing, as if
+    the network had been told where the brain is. With ``own``, it does.
+    """
+    if found.shape != reference.shape:
+        raise ValueError(f"label maps of shapes {found.shape} and {reference.shape} lie on two grids")
+    for name, labels in (("label map", found), ("reference", reference)):
+        unknown = np.setdiff1d(labels, protocol.indices).tolist()
+        if unknown:
+            raise DataError(f"the {name} holds the values {unknown[:5]}, which {protocol.name} lacks")
+    unscored = [region.index for region in protocol.regions if not region.scored]
+    dropped = np.isin(reference, unscored)
+    outside = reference == 0 if mask == "reference" else False
+    found = np.where(dropped | outside | np.isin(found, unscored), 0, found)
+    return found, np.where(dropped, 0, reference)
+
+
+def dice(found: np.ndarray, reference: np.ndarray, indices: Sequence[int]) -> np.ndarray:
+    """Dice of each region, shape (R,)."""
+    both = voxel_counts(found[found == reference], indices)
+    return _ratio(2.0 * both, voxel_counts(found, indices) + voxel_counts(reference, indices))
+
+
+def voxel_error(found: np.ndarray, reference: np.ndarray) -> float:
+    """Share of the voxels labelled in the reference that have another label, or none, in the map that is judged."""
+    brain = reference != 0
+    return float((found[brain] != reference[brain]).mean()) if brain.any() else float("nan")
+
+
+def voxel_counts(labels: np.ndarray, indices: Sequence[int]) -> np.ndarray:
+    """Voxels of each region, integers of shape (R,)."""
+    return np.bincount(labels.ravel(), minlength=max(indices) + 1)[list(indices)]
+
+
+def surface_distances(
+    found: np.ndarray, reference: np.ndarray, indices: Sequence[int], spacing_mm: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """95 % Hausdorff distance and mean surface distance (mm) of each region, both of shape (R,).
+
+    The surface of a region is its voxels that share a face with another label or lie at the edge of the grid, and each
+    weighs the same. Every surface voxel of one map has a distance to the nearest of the other. The 95 % Hausdorff
+    distance is the larger of the two directions' 95th percentiles; the mean is over the voxels of both surfaces.
+    """
+    hausdorff95, mean = np.full(len(indices), np.nan), np.full(len(indices), np.nan)
+    surfaces = zip(_surfaces(found, indices, spacing_mm), _surfaces(reference, indices, spacing_mm), strict=True)
+    for i, (one, other) in enumerate(surfaces):
+        if len(one) and len(other):
+            # Not distance transforms: a single stray voxel would stretch the box of its region over the whole head.
+            there, back = KDTree(other).query(one)[0], KDTree(one).query(other)[0]
+            hausdorff95[i] = max(np.quantile(there, 0.95), np.quantile(back, 0.95))
+            mean[i] = np.concatenate([there, back]).mean()
+    return hausdorff95, mean
+
+
+def _surfaces(labels: np.ndarray, indices: Sequence[int], spacing_mm: Sequence[float]) -> Iterator[np.ndarray]:
+    """Places (N, 3) in mm of the surface voxels of each region; none for a region that is not there."""
+    boxes = ndimage.find_objects(labels, max(indices))
+    for index in indices:
+        box = boxes[index - 1]
+        if box is None:
+            yield np.empty((0, 3))
+            continue
+        region = labels[box] == index
+        surface = region & ~ndimage.binary_erosion(region)
+        yield (np.argwhere(surface) + [side.start for side in box]) * np.asarray(spacing_mm, float)
+
+
+def brain_means(values: np.ndarray) -> np.ndarray:
+    """Mean over the regions of each brain, (B, R) to (B,)."""
+    known = np.isfinite(values)
+    return _ratio(np.where(known, values, 0).sum(1), known.sum(1))
+
+
+def estimate(values: np.ndarray, draws: int = 10_000, seed: int = 0) -> Estimate:
+    """Mean over brains (B,) with the percentile bootstrap interval over brains; the same for the same seed.
+
+    Each scan counts as a brain of its own, so scans repeated on a person make the interval too narrow.
+    """
+    values = values[np.isfinite(values)]
+    low = high = float("nan")
+    if len(values) > 1:
+        means = np.random.default_rng(seed).choice(values, (draws, len(values))).mean(1)
+        low, high = (float(end) for end in np.quantile(means, [0.025, 0.975]))
+    return Estimate(float(values.mean()) if len(values) else float("nan"), low, high, len(values))
+
+
+def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+    """Quotient, NaN where the divisor is 0."""
+    return np.divide(top, bottom, out=np.full(np.shape(bottom), np.nan), where=bottom != 0)

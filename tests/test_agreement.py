@@ -1,0 +1,390 @@
+"""Agreement of label maps against MONAI, closed forms and plain formulas, and the script that measures folders."""
+
+import json
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from monai.metrics import DiceMetric, compute_average_surface_distance, compute_hausdorff_distance
+from PIL import Image
+from scipy import ndimage
+
+from bidsseg.bids.names import output_paths
+from bidsseg.bids.query import Scan
+from bidsseg.errors import DataError
+from bidsseg.image.nifti import write_labels
+from bidsseg.image.volume import Volume
+from bidsseg.labels import Protocol, Region
+from bidsseg.segmentation.agreement import (
+    brain_means,
+    compare,
+    counted,
+    dice,
+    estimate,
+    surface_distances,
+    voxel_error,
+)
+
+REGIONS = 4
+SCRIPT = Path(__file__).parent.parent / "benchmarks" / "agreement.py"
+
+
+def protocol(*indices: int, unscored: tuple[int, ...] = ()) -> Protocol:
+    """Background and regions with those indices."""
+    rows = [Region(i, f"region {i}", f"r{i}", "#808080", None, i not in unscored) for i in (0, *indices)]
+    return Protocol("test", tuple(rows))
+
+
+def blobs(seed: int, shape: tuple[int, int, int] = (26, 22, 18), regions: int = REGIONS) -> np.ndarray:
+    """A label map of smooth random regions, some of which lie at the edge of the grid."""
+    noise = np.random.default_rng(seed).normal(size=(regions + 1, *shape))
+    return np.stack([ndimage.gaussian_filter(field, 2.5) for field in noise]).argmax(0).astype(np.uint8)
+
+
+def one_hot(labels: np.ndarray, regions: int = REGIONS) -> torch.Tensor:
+    """(1, R + 1, X, Y, Z)."""
+    return torch.from_numpy(np.stack([labels == i for i in range(regions + 1)])[None].astype(np.float32))
+
+
+def cube(
+    start: tuple[int, int, int], side: int, value: int = 1, shape: tuple[int, int, int] = (20, 20, 20)
+) -> np.ndarray:
+    """A label map with one cube."""
+    labels = np.zeros(shape, np.uint8)
+    labels[tuple(slice(s, s + side) for s in start)] = value
+    return labels
+
+
+# -- MONAI -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (0.8, 1.3, 3.0)])
+@pytest.mark.parametrize("seed", range(3))
+def test_measures_are_those_of_monai(seed: int, spacing_mm: tuple[float, float, float]) -> None:
+    found, reference = blobs(seed), blobs(seed + 100)
+    ours = compare(found, reference, protocol(1, 2, 3, 4), spacing_mm)
+    y_pred, y = one_hot(found), one_hot(reference)
+    overlap = DiceMetric(include_background=False, reduction="none")(y_pred, y)[0]
+    hausdorff = compute_hausdorff_distance(y_pred, y, percentile=95, spacing=spacing_mm)[0]
+    mean = compute_average_surface_distance(y_pred, y, symmetric=True, spacing=spacing_mm)[0]
+    np.testing.assert_allclose(ours.dice, overlap, rtol=1e-5)
+    np.testing.assert_allclose(ours.hausdorff95_mm, hausdorff, rtol=1e-5)
+    np.testing.assert_allclose(ours.surface_distance_mm, mean, rtol=1e-5)
+    assert (ours.hausdorff95_mm > ours.surface_distance_mm).all()
+
+
+def test_labels_need_not_be_consecutive() -> None:
+    found, reference = blobs(5), blobs(6)
+    table = np.array([0, 7, 200, 1035, 12])
+    indices = [7, 12, 200, 1035]
+    far = compare(table[found], table[reference], protocol(*indices), (1, 1, 1))
+    near = compare(found, reference, protocol(1, 4, 2, 3), (1, 1, 1))
+    np.testing.assert_array_equal(far.dice, near.dice)
+    np.testing.assert_array_equal(far.hausdorff95_mm, near.hausdorff95_mm)
+
+
+# -- closed forms ------------------------------------------------------------------------------------------------------
+
+
+def test_equal_maps() -> None:
+    labels = blobs(0)
+    same = compare(labels, labels, protocol(1, 2, 3, 4), (1, 2, 3))
+    np.testing.assert_array_equal(same.dice, 1)
+    for zero in (
+        same.hausdorff95_mm,
+        same.surface_distance_mm,
+        same.volume_difference_mm3,
+        same.volume_difference_percent,
+    ):
+        np.testing.assert_array_equal(zero, 0)
+    assert same.voxel_error == 0
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("shift", [1, 2, 3])
+def test_shifted_cubes(axis: int, shift: int) -> None:
+    side, spacing_mm = 8, np.array([1.5, 1.5, 1.5])
+    spacing_mm[axis] = 0.5
+    start = [4, 4, 4]
+    reference = cube((4, 4, 4), side)
+    start[axis] += shift
+    found = cube((start[0], start[1], start[2]), side)
+    result = compare(found, reference, protocol(1), spacing_mm.tolist())
+    assert result.dice[0] == pytest.approx((side - shift) / side)
+    assert result.voxel_error == pytest.approx(shift / side)
+    # A sixth of the surface, the face left behind, is as far as the shift, and nothing is farther.
+    assert result.hausdorff95_mm[0] == pytest.approx(0.5 * shift)
+    assert result.volume_difference_mm3[0] == 0
+
+
+def test_mean_surface_distance_of_cubes_one_voxel_apart() -> None:
+    side, step_mm = 8, 0.7
+    surface = side**3 - (side - 2) ** 3
+    # One voxel off: the whole face that is left behind, and of the one that goes ahead all but its rim.
+    expected = step_mm * (side**2 + (side - 2) ** 2) / surface
+    _, mean = surface_distances(cube((5, 4, 4), side), cube((4, 4, 4), side), [1], (step_mm, 1, 2))
+    assert mean[0] == pytest.approx(expected)
+
+
+def test_distance_of_single_voxels_is_in_millimetres() -> None:
+    found, reference = cube((2, 3, 4), 1), cube((5, 7, 4), 1)
+    hausdorff95, mean = surface_distances(found, reference, [1], (2, 3, 5))
+    assert hausdorff95[0] == mean[0] == pytest.approx(np.hypot(3 * 2, 4 * 3))
+
+
+def test_five_percent_of_the_surface_may_be_anywhere() -> None:
+    reference = cube((2, 2, 2), 6, shape=(60, 20, 20))
+    found = reference.copy()
+    found[55, 10, 10] = 1
+    assert surface_distances(found, reference, [1], (1, 1, 1))[0][0] == 0
+    found[50:55, 8:12, 8:12] = 1
+    assert surface_distances(found, reference, [1], (1, 1, 1))[0][0] > 40
+
+
+def test_hausdorff_distance_is_the_worse_direction() -> None:
+    small, large = cube((8, 8, 8), 2), cube((4, 4, 4), 10)
+    one, other = (surface_distances(*pair, [1], (1, 1, 1)) for pair in ((small, large), (large, small)))
+    assert one == other
+    assert one[0][0] > 4  # the small cube is nowhere farther than 4 from the surface of the large one
+
+
+def test_volumes() -> None:
+    result = compare(cube((4, 4, 4), 4), cube((4, 4, 4), 8), protocol(1), (1, 0.5, 2))
+    assert (result.found_mm3[0], result.reference_mm3[0]) == (64, 512)
+    assert result.volume_difference_mm3[0] == 64 - 512
+    assert result.volume_difference_percent[0] == pytest.approx(-87.5)
+
+
+# -- what counts -------------------------------------------------------------------------------------------------------
+
+
+def test_absent_regions() -> None:
+    found, reference = cube((2, 2, 2), 3, 1), cube((10, 10, 10), 3, 2)
+    result = compare(found, reference, protocol(1, 2, 3), (1, 1, 1))
+    np.testing.assert_array_equal(result.dice, [0, 0, np.nan])
+    assert np.isnan(result.hausdorff95_mm).all()
+    assert np.isnan(result.surface_distance_mm).all()
+    np.testing.assert_array_equal(result.volume_difference_mm3, [27, -27, np.nan])
+    np.testing.assert_array_equal(result.volume_difference_percent, [np.nan, -100, np.nan])
+    assert brain_means(result.dice[None])[0] == 0
+    assert result.voxel_error == 1
+
+
+def test_an_empty_reference_has_no_voxel_error() -> None:
+    assert np.isnan(voxel_error(cube((0, 0, 0), 2), np.zeros((20, 20, 20), np.uint8)))
+
+
+def test_voxel_error_is_inside_the_reference_brain() -> None:
+    reference = np.array([[[0, 0, 1, 1, 2, 2, 2, 2]]])
+    found = np.array([[[1, 2, 1, 0, 1, 2, 2, 2]]])
+    assert voxel_error(found, reference) == pytest.approx(2 / 6)
+
+
+def test_outside_the_reference_brain_only_the_own_mask_counts() -> None:
+    reference, found = cube((4, 4, 4), 4), cube((4, 4, 4), 8)
+    own, inside = (compare(found, reference, protocol(1), (1, 1, 1), mask) for mask in ("own", "reference"))
+    assert own.dice[0] == pytest.approx(2 * 64 / (64 + 512))
+    assert inside.dice[0] == 1
+    assert inside.hausdorff95_mm[0] == 0
+    assert own.voxel_error == inside.voxel_error == 0
+
+
+def test_a_hole_in_the_brain_counts_under_both_masks() -> None:
+    reference = cube((4, 4, 4), 8)
+    found = reference.copy()
+    found[4:8] = 0
+    for mask in ("own", "reference"):
+        result = compare(found, reference, protocol(1), (1, 1, 1), mask)
+        assert result.dice[0] == pytest.approx(2 / 3)
+        assert result.voxel_error == pytest.approx(1 / 2)
+
+
+def test_regions_that_are_not_scored() -> None:
+    reference = np.array([[[0, 9, 9, 1, 1]]])
+    found = np.array([[[0, 1, 9, 1, 9]]])
+    kept, truth = counted(found, reference, protocol(1, 9, unscored=(9,)))
+    assert truth.tolist() == [[[0, 0, 0, 1, 1]]]
+    assert kept.tolist() == [[[0, 0, 0, 1, 0]]], "what is never scored is as good as no label"
+    result = compare(found, reference, protocol(1, 9, unscored=(9,)), (1, 1, 1))
+    assert result.dice.tolist() == [pytest.approx(2 / 3)]
+    assert result.voxel_error == 1 / 2
+
+
+def test_maps_that_cannot_be_compared() -> None:
+    labels = cube((0, 0, 0), 2)
+    with pytest.raises(DataError, match="reference holds the values \\[5\\]"):
+        compare(labels, cube((0, 0, 0), 2, 5), protocol(1), (1, 1, 1))
+    with pytest.raises(DataError, match="label map holds the values \\[-1\\]"):
+        compare(-labels.astype(int), labels, protocol(1), (1, 1, 1))
+    with pytest.raises(ValueError, match="two grids"):
+        compare(labels[1:], labels, protocol(1), (1, 1, 1))
+
+
+# -- means -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_mean_is_over_regions_and_then_over_brains() -> None:
+    values = np.array([[1.0, np.nan, np.nan], [0.0, 0.3, 0.6], [np.nan] * 3])
+    means = brain_means(values)
+    np.testing.assert_allclose(means, [1, 0.3, np.nan])
+    found = estimate(means)
+    assert found.mean == pytest.approx(0.65)
+    assert found.brains == 2
+
+
+def test_the_interval_is_that_of_the_mean() -> None:
+    values = np.random.default_rng(3).normal(0.7, 0.1, 400)
+    found = estimate(values)
+    half = 1.96 * values.std() / 20
+    assert found.mean == pytest.approx(values.mean())
+    np.testing.assert_allclose([found.mean - found.low, found.high - found.mean], half, rtol=0.05)
+
+
+def test_the_interval_is_the_same_for_the_same_seed() -> None:
+    values = np.random.default_rng(0).random(12)
+    assert estimate(values) == estimate(values)
+    assert estimate(values, seed=1) == estimate(values, seed=1) != estimate(values, seed=2)
+
+
+def test_the_interval_of_two_brains_reaches_from_one_to_the_other() -> None:
+    found = estimate(np.array([0.2, 0.8]))
+    assert (found.low, found.high) == (0.2, 0.8)
+
+
+def test_one_brain_or_none_has_no_interval() -> None:
+    one, none = estimate(np.array([0.5, np.nan])), estimate(np.array([np.nan]))
+    assert (one.mean, one.brains, none.brains) == (0.5, 1, 0)
+    assert np.isnan([one.low, one.high, none.mean, none.low]).all()
+
+
+# -- the script --------------------------------------------------------------------------------------------------------
+
+AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
+MOVED = np.array([[1, 0, 0, 30], [0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]], float)
+
+
+def save(path: Path, labels: np.ndarray, affine: np.ndarray = AFFINE) -> None:
+    write_labels(path, labels, Volume(labels, affine))
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Predictions of two models and references in FAST: two scans in both, three without a partner on their grid."""
+    out, manual = tmp_path / "out", tmp_path / "manual"
+    scans = [{"subject": "01"}, {"subject": "02", "session": "1", "run": "1"}]
+    for seed, entities in enumerate(scans):
+        reference = blobs(seed, regions=3)
+        found = np.where(blobs(9, regions=3) == 1, 2, reference)
+        scan = Scan(entities, Path())
+        save(out / output_paths(scan, "good", ["FAST"]).dseg["FAST"], found)
+        save(out / output_paths(scan, "poor", ["FAST"]).dseg["FAST"], np.roll(reference, 5, 0))
+        place = manual / "/".join(word for word in scan.key.split("_") if not word.startswith("run")) / "anat"
+        save(place / f"{scan.key}_seg-FAST_dseg.nii.gz", reference)
+    for name, place, affine in (
+        ("sub-03_seg-FAST_desc-good_dseg.nii.gz", out / "sub-03" / "anat", AFFINE),
+        ("sub-04_seg-FAST_dseg.nii.gz", manual / "sub-04" / "anat", AFFINE),
+        ("sub-05_seg-FAST_desc-good_dseg.nii.gz", out / "sub-05" / "anat", AFFINE),
+        ("sub-05_seg-FAST_dseg.nii.gz", manual / "sub-05" / "anat", MOVED),
+    ):
+        save(place / name, blobs(1, regions=3), affine)
+    return out, manual
+
+
+@pytest.fixture(scope="module")
+def main() -> Callable[[list[str]], None]:
+    function: Callable[[list[str]], None] = runpy.run_path(str(SCRIPT))["main"]
+    return function
+
+
+def test_the_script_measures_a_folder(
+    folders: tuple[Path, Path],
+    main: Callable[[list[str]], None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for mask in ("own", "reference"):
+        stem = str(tmp_path / "results" / mask)
+        main([*map(str, folders), "--protocol", "FAST", "--model", "good", "--mask", mask, "--output", stem])
+        table = pd.read_csv(f"{stem}.tsv", sep="\t")
+        assert table.groupby("case").size().to_dict() == {"sub-01": 3, "sub-02_ses-1_run-1": 3}
+        means = []
+        for seed, key in enumerate(["sub-01", "sub-02_ses-1_run-1"]):
+            reference = blobs(seed, regions=3)
+            found = np.where(blobs(9, regions=3) == 1, 2, reference)
+            if mask == "reference":
+                found[reference == 0] = 0
+            part = table[table.case == key]
+            np.testing.assert_allclose(part.dice, dice(found, reference, [1, 2, 3]), rtol=1e-4)
+            hausdorff95, _ = surface_distances(found, reference, [1, 2, 3], (1, 1, 2))
+            np.testing.assert_allclose(part.hausdorff95_mm, hausdorff95, rtol=1e-4)
+            np.testing.assert_allclose(part.reference_mm3, 2 * np.bincount(reference.ravel())[1:], rtol=1e-4)
+            means.append(dice(found, reference, [1, 2, 3]).mean())
+        report = json.loads(Path(f"{stem}.json").read_text(encoding="utf-8"))
+        assert (report["protocol"], report["model"], report["mask"]) == ("FAST", "good", mask)
+        assert report["brains"] == report["means"]["dice"]["brains"] == 2
+        assert report["means"]["dice"]["mean"] == pytest.approx(np.mean(means), rel=1e-4)
+        assert report["means"]["dice"]["low"] == pytest.approx(min(means), rel=1e-4)
+        assert report["cases"]["sub-01"]["dice"] == pytest.approx(means[0], rel=1e-4)
+        assert report["regions"]["White Matter"]["dice"]["brains"] == 2
+        assert len(report["passed_over"]) == 3
+        picture = np.asarray(Image.open(f"{stem}.png").convert("L"))
+        assert (picture < 128).mean() > 0.005
+        said = capsys.readouterr()
+        assert f"{np.mean(means):.3f}" in said.out
+        for person in ("sub-03", "sub-04", "sub-05"):
+            assert person in said.err
+    own, inside = (json.loads((tmp_path / "results" / f"{m}.json").read_text())["means"] for m in ("own", "reference"))
+    assert inside["dice"]["mean"] > own["dice"]["mean"]
+    assert inside["voxel_error"] == own["voxel_error"]
+
+
+@pytest.mark.parametrize(
+    "more, code, message",
+    [
+        ([], 64, "several models (good, poor)"),
+        (["--model", "other"], 18, "desc-other"),
+        (["--protocol", "BrainCOLOR"], 18, "seg-BrainCOLOR"),
+        (["--protocol", "nothing"], 65, "no protocol 'nothing'"),
+    ],
+)
+def test_the_script_says_what_is_wrong(
+    folders: tuple[Path, Path],
+    main: Callable[[list[str]], None],
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    code: int,
+    message: str,
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*map(str, folders), "--protocol", "FAST", *more])
+    assert stopped.value.code == code
+    assert message in capsys.readouterr().err
+
+
+def test_the_script_names_the_files_of_a_value_that_the_protocol_lacks(
+    folders: tuple[Path, Path], main: Callable[[list[str]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, manual = folders
+    save(manual / "sub-01" / "anat" / "sub-01_seg-FAST_dseg.nii.gz", blobs(0, regions=3) + np.uint8(7))
+    with pytest.raises(SystemExit) as stopped:
+        main([str(out), str(manual), "--protocol", "FAST", "--model", "good"])
+    assert stopped.value.code == 65
+    assert "sub-01_seg-FAST_dseg.nii.gz" in capsys.readouterr().err
+
+
+def test_the_only_model_need_not_be_named(
+    folders: tuple[Path, Path], main: Callable[[list[str]], None], tmp_path: Path
+) -> None:
+    out, manual = folders
+    main([str(manual), str(manual), "--protocol", "FAST", "--output", str(tmp_path / "self")])
+    report = json.loads((tmp_path / "self.json").read_text(encoding="utf-8"))
+    assert report["model"] is None
+    assert report["means"]["dice"] == {"mean": 1, "low": 1, "high": 1, "brains": 4}
+    for path in out.rglob("*desc-poor*"):
+        path.unlink()
+    main([str(out), str(manual), "--protocol", "FAST", "--output", str(tmp_path / "one")])
+    assert json.loads((tmp_path / "one.json").read_text(encoding="utf-8"))["model"] == "good"

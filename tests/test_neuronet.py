@@ -1,0 +1,461 @@
+"""NeuroNet: its size, its units, its decoders, and heads that share one encoder."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bidsseg.errors import DataError
+from bidsseg.labels import Protocol, Region
+from bidsseg.labels.relation import identity
+from bidsseg.learning.cases import positions
+from bidsseg.learning.losses import Openness, marginal_cross_entropy
+from bidsseg.networks.neuronet import NeuroNet, ResidualUnit, Tail, batch_norm, upsample
+
+ALL = {"fsl_fast": 4, "fsl_first": 16, "spm_tissue": 4, "malp_em": 139, "malp_em_tissue": 6}
+TISSUE = {name: ALL[name] for name in ("fsl_fast", "spm_tissue", "malp_em_tissue")}
+FIRST = (0, 10, 11, 12, 13, 16, 17, 18, 26, 49, 50, 51, 52, 53, 54, 58)
+"""Values in the label maps of FSL FIRST."""
+ENCODER = 2_431_952
+SMALL = {"tissue": 3, "parts": 5}
+ACTS = ["relu6", "lrelu0.1"]
+
+
+def network(outputs: dict[str, int] = SMALL, widths: tuple[int, ...] = (4, 6, 8), images: int = 1) -> NeuroNet:
+    """A small one in training, whose batch normalisations all say something."""
+    torch.manual_seed(0)
+    made = NeuroNet(outputs, images, widths)
+    shake(made)
+    return made
+
+
+def shake(module: nn.Module) -> None:
+    """Gives batch normalisations a past and weights of their own."""
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm3d):
+            for values in (norm.weight.data, norm.running_var):
+                assert values is not None
+                nn.init.uniform_(values, 0.5, 1.5)
+            for values in (norm.bias.data, norm.running_mean):
+                assert values is not None
+                nn.init.normal_(values, std=0.3)
+
+
+def scan(*shape: int, channels: int = 1, number: int = 1) -> Tensor:
+    return torch.randn(number, channels, *shape, generator=torch.Generator().manual_seed(1))
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def weight_of(conv: nn.Module) -> Tensor:
+    (weight,) = conv.parameters()
+    return weight
+
+
+def tf_same(x: Tensor, kernel: int, stride: int) -> Tensor:
+    """Zeros around it as TensorFlow's "same" defines them: what is needed, halved, and an odd one after."""
+    pads: list[int] = []
+    for size in reversed(x.shape[2:]):
+        needed = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+        pads += [needed // 2, needed - needed // 2]
+    return F.pad(x, pads)
+
+
+def normed(norm: nn.Module, x: Tensor) -> Tensor:
+    """Batch normalisation of prediction, in full."""
+    assert isinstance(norm, nn.BatchNorm3d)
+    assert norm.running_mean is not None and norm.running_var is not None
+    mean, variance, scale, shift = (
+        values.view(1, -1, 1, 1, 1) for values in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    )
+    return (x - mean) / (variance + 1e-3).sqrt() * scale + shift
+
+
+def transposed(x: Tensor) -> Tensor:
+    """Upsampling as published: a transposed convolution of each channel."""
+    taps = torch.tensor([0.25, 0.75, 0.75, 0.25], dtype=x.dtype)
+    kernel = torch.einsum("i,j,k->ijk", taps, taps, taps).expand(x.shape[1], 1, 4, 4, 4)
+    return F.conv_transpose3d(x, kernel, stride=2, padding=1, groups=x.shape[1])
+
+
+# -- size --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "outputs, parameters",
+    [
+        (ALL, 2_493_171),
+        (TISSUE, 2_435_464),
+        ({"fsl_fast": 4}, 2_432_952),
+        ({"fsl_first": 16}, 2_436_144),
+        ({"spm_tissue": 4}, 2_432_952),
+        ({"malp_em": 139}, 2_485_467),
+        ({"malp_em_tissue": 6}, 2_433_464),
+    ],
+    ids=lambda given: "+".join(given) if isinstance(given, dict) else None,
+)
+def test_number_of_parameters_of_the_variants(outputs: dict[str, int], parameters: int) -> None:
+    net = NeuroNet(outputs)
+    assert count(net) == parameters
+    assert all(p.requires_grad for p in net.parameters())
+
+
+def test_number_of_parameters_of_the_encoder() -> None:
+    net = NeuroNet(ALL)
+    encoder = nn.ModuleList([net.stem, net.scales])
+    kernels = sum(module.weight.numel() for module in encoder.modules() if isinstance(module, nn.Conv3d))
+    norms = sum(count(module) for module in encoder.modules() if isinstance(module, nn.BatchNorm3d))
+    assert (kernels, norms) == (2_430_384, 1_568)
+    assert count(encoder) == ENCODER
+
+
+@pytest.mark.parametrize("name, parameters", list(zip(ALL, (1_000, 4_192, 1_000, 53_515, 1_512), strict=True)))
+def test_number_of_parameters_of_a_tail(name: str, parameters: int) -> None:
+    net, regions = NeuroNet(ALL), ALL[name]
+    assert count(net.tails[name]) + count(net.heads[name]) == parameters == regions**2 + 246 * regions
+
+
+@pytest.mark.parametrize("widths", [(4, 6), (3, 6, 11), (8, 12, 16, 20, 24)])
+@pytest.mark.parametrize("images", [1, 2])
+def test_number_of_parameters_of_others(widths: tuple[int, ...], images: int) -> None:
+    """Counted by hand: kernels, and two numbers for each normalised channel."""
+    first = sum(64 * a * b + 27 * b * b + 2 * (a + b) for a, b in pairwise(widths))
+    second = sum(2 * 27 * b * b + 4 * b for b in widths[1:])
+    tails = sum(r * r + sum(widths) * r + 2 * r * (len(widths) - 1) for r in SMALL.values())
+    assert count(NeuroNet(SMALL, images, widths)) == 27 * images * widths[0] + first + second + tails
+
+
+def test_a_tail_as_wide_as_the_coarsest_scale_needs_no_conversion() -> None:
+    levels = [scan(16, 8, 8, channels=4), scan(8, 4, 4, channels=6)]
+    tail = Tail((4, 6), 6).eval()
+    assert count(tail) == 4 * 6 + 2 * 6
+    assert torch.allclose(tail(levels), transposed(levels[1]) + tail.skips[0](levels[0]), atol=1e-5)
+
+
+# -- layers ------------------------------------------------------------------------------------------------------------
+
+
+def test_features_have_16_to_128_channels_at_four_scales() -> None:
+    net = NeuroNet(TISSUE).eval()
+    with torch.no_grad():
+        levels = net.encode(scan(128, 16, 8))
+    assert [tuple(level.shape[1:]) for level in levels] == [
+        (16, 128, 16, 8), (32, 64, 8, 4), (64, 32, 4, 2), (128, 16, 2, 1),
+    ]  # fmt: skip
+    assert net.multiple == 8
+
+
+def test_no_convolution_has_a_bias_and_the_second_of_two_units_keeps_the_size() -> None:
+    net = NeuroNet(SMALL)
+    assert all(module.bias is None for module in net.modules() if isinstance(module, nn.Conv3d))
+    units = [module for module in net.modules() if isinstance(module, ResidualUnit)]
+    kernels = [[(m.kernel_size[0], m.stride[0]) for m in unit.modules() if isinstance(m, nn.Conv3d)] for unit in units]
+    assert kernels == [[(4, 2), (3, 1)], [(3, 1), (3, 1)]] * 3
+
+
+def test_the_stem_is_a_convolution_alone() -> None:
+    net, image = network(), scan(8, 8, 12)
+    plain = F.conv3d(tf_same(image, 3, 1), net.stem.weight)
+    assert torch.allclose(net.encode(image)[0], plain, atol=1e-5)
+    assert (plain < -1).any()
+    assert not torch.allclose(plain, F.relu6(plain))
+
+
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("inputs, outputs, stride", [(4, 8, 2), (6, 6, 1), (3, 6, 2)])
+def test_a_unit_is_the_plain_formula(inputs: int, outputs: int, stride: int, act: str) -> None:
+    torch.manual_seed(0)
+    unit = ResidualUnit(inputs, outputs, stride, act).eval()
+    shake(unit)
+    x = 6 * scan(8, 6, 4, channels=inputs, number=2)
+
+    def activation(x: Tensor) -> Tensor:
+        return x.clamp(0, 6) if act == "relu6" else torch.where(x > 0, x, 0.1 * x)
+
+    kernel = 4 if stride == 2 else 3
+    first, second = unit.first, unit.second
+    inner = F.conv3d(tf_same(activation(normed(first[0], x)), kernel, stride), weight_of(first[2]), stride=stride)
+    added = F.conv3d(tf_same(activation(normed(second[0], inner)), 3, 1), weight_of(second[2]))
+    passed = torch.zeros_like(added)
+    before = (outputs - inputs) // 2
+    passed[:, before : before + inputs] = F.max_pool3d(x, 2, 2) if stride == 2 else x
+    assert normed(first[0], x).max() > 6
+    assert torch.allclose(unit(x), passed + added, atol=1e-4)
+
+
+@pytest.mark.parametrize("inputs, outputs", [(16, 32), (32, 64), (64, 128)])
+def test_a_strided_unit_that_adds_nothing_passes_maxima_on_in_its_middle_channels(inputs: int, outputs: int) -> None:
+    unit = ResidualUnit(inputs, outputs, 2, "relu6")
+    for module in unit.modules():
+        if isinstance(module, nn.Conv3d):
+            nn.init.zeros_(module.weight)
+    x = scan(4, 6, 8, channels=inputs)
+    found, middle = unit(x), slice(inputs // 2, inputs // 2 + inputs)
+    blocks = x.reshape(1, inputs, 2, 2, 3, 2, 4, 2)
+    assert torch.equal(found[:, middle], blocks.amax((3, 5, 7)))
+    assert not found[:, : inputs // 2].any()
+    assert not found[:, inputs // 2 + inputs :].any()
+
+
+def test_a_strided_convolution_reads_one_voxel_before_and_one_after_each_pair() -> None:
+    """As TensorFlow's "same" has it at even sizes: output j reads the voxels 2j - 1 to 2j + 2."""
+    conv = ResidualUnit(1, 2, 2, "relu6").first[2]
+    nn.init.ones_(weight_of(conv))
+    for axis in range(3):
+        for voxel in range(8):
+            impulse = torch.zeros(1, 1, 8, 8, 8)
+            impulse.select(axis + 2, voxel)[:] = 1
+            seen = conv(impulse)[0, 0].sum([other for other in range(3) if other != axis])
+            assert [j for j in range(4) if seen[j] > 0] == [j for j in range(4) if 2 * j - 1 <= voxel <= 2 * j + 2]
+
+
+@pytest.mark.parametrize("act, kind", list(zip(ACTS, (nn.ReLU6, nn.LeakyReLU), strict=True)))
+def test_all_units_are_activated_alike_and_the_decoder_is_not(act: str, kind: type[nn.Module]) -> None:
+    net = NeuroNet(SMALL, act=act)
+    others = (nn.Conv3d, nn.BatchNorm3d, nn.Identity)
+    leaves = [module for module in net.scales.modules() if not list(module.children())]
+    assert [type(module) for module in leaves if not isinstance(module, others)] == [kind] * 12
+    assert all(isinstance(m, others) for tail in net.tails.values() for m in tail.modules() if not list(m.children()))
+
+
+def test_the_published_activation_is_the_default() -> None:
+    net = NeuroNet(SMALL)
+    assert sum(isinstance(module, nn.ReLU6) for module in net.modules()) == 12
+
+
+def test_an_unknown_activation_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'gelu', not one of relu6, lrelu0\.1"):
+        NeuroNet(SMALL, act="gelu")
+
+
+def test_batches_are_normalised_as_in_tensorflow() -> None:
+    norm, x = batch_norm(3), 0.05 * scan(6, 5, 4, channels=3, number=2) + 2
+    mean, variance = x.mean((0, 2, 3, 4)), x.var((0, 2, 3, 4), correction=0)
+    plain = (x - mean.view(1, 3, 1, 1, 1)) / (variance.view(1, 3, 1, 1, 1) + 1e-3).sqrt()
+    assert torch.allclose(norm(x), plain, atol=1e-5)
+    assert norm.running_mean is not None and norm.running_var is not None
+    assert torch.allclose(norm.running_mean, 0.01 * mean)
+    assert torch.allclose(norm.running_var, 0.99 + 0.01 * variance, atol=1e-5)
+    assert all(module.eps == 1e-3 for module in NeuroNet(SMALL).modules() if isinstance(module, nn.BatchNorm3d))
+
+
+def test_kernels_are_drawn_uniformly_as_wide_as_their_inputs_ask() -> None:
+    torch.manual_seed(0)
+    for name, module in NeuroNet(ALL).named_modules():
+        if isinstance(module, nn.Conv3d):
+            bound = math.sqrt(3 / (module.in_channels * math.prod(module.kernel_size)))
+            drawn = module.weight.detach().abs()
+            assert drawn.max() <= bound, name
+            if drawn.numel() > 1000:
+                assert drawn.max() > 0.98 * bound, name
+                assert drawn.mean().item() == pytest.approx(bound / 2, rel=0.06), name
+
+
+# -- decoders ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5), (1, 1, 1), (2, 1, 6)])
+def test_upsampling_is_the_published_transposed_convolution(shape: tuple[int, ...]) -> None:
+    x = scan(*shape, channels=3, number=2)
+    assert upsample(x).shape == (2, 3, *(2 * n for n in shape))
+    assert torch.allclose(upsample(x), transposed(x), atol=1e-5)
+
+
+def test_upsampling_a_constant_loses_a_quarter_at_each_face_of_the_border() -> None:
+    found = upsample(torch.full((1, 2, 3, 4, 5), 8.0))
+    expected = torch.full((1, 2, 6, 8, 10), 8.0)
+    for axis in range(2, 5):
+        for face in (0, -1):
+            expected.select(axis, face).mul_(0.75)
+    assert torch.allclose(found, expected)
+    assert found[0, 0, 0, 0, 0].item() == pytest.approx(8 * 0.75**3)
+
+
+def test_upsampling_is_linear_between_voxels() -> None:
+    ramp = torch.arange(5.0).view(1, 1, 5, 1, 1).expand(1, 1, 5, 3, 3)
+    assert torch.allclose(upsample(ramp)[0, 0, 1:-1, 2, 2], torch.arange(0.25, 4, 0.5))
+
+
+def test_a_tail_is_the_plain_formula() -> None:
+    net, image = network().eval(), scan(8, 12, 16, number=2)
+    levels, found = net.encode(image), net.logits(image)
+    for name in SMALL:
+        tail, last = net.tails[name], net.heads[name]
+        assert isinstance(tail, Tail)
+        scores = torch.einsum("rc,ncdhw->nrdhw", weight_of(tail.coarsest).flatten(1), levels[2])
+        for s in (1, 0):
+            conv, norm = tail.skips[s].children()
+            skip = torch.einsum("rc,ncdhw->nrdhw", weight_of(conv).flatten(1), levels[s])
+            scores = transposed(scores) + normed(norm, skip)
+        plain = torch.einsum("rc,ncdhw->nrdhw", weight_of(last).flatten(1), scores)
+        assert torch.allclose(found[name], plain, atol=1e-4)
+
+
+@pytest.mark.parametrize("factor", [2.5, -1.0])
+def test_decoders_are_linear(factor: float) -> None:
+    net = network(widths=(4, 6, 8, 10)).double().eval()
+    levels = [level.detach() for level in net.encode(scan(16, 8, 8).double())]
+
+    def decode(levels: list[Tensor]) -> dict[str, Tensor]:
+        return {name: net.heads[name](tail(levels)) for name, tail in net.tails.items()}
+
+    plain, nothing = decode(levels), decode([torch.zeros_like(level) for level in levels])
+    for name, found in decode([factor * level for level in levels]).items():
+        assert torch.allclose(found, factor * plain[name] + (1 - factor) * nothing[name], atol=1e-10)
+        assert nothing[name].abs().max() > 0.1
+
+
+def test_the_whole_network_is_not_linear() -> None:
+    net, image = network().eval(), scan(8, 8, 8)
+    plain, nothing = net(image), net(torch.zeros_like(image))
+    assert not torch.allclose(net(-image), 2 * nothing - plain, atol=0.1)
+
+
+# -- features and heads ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("widths, multiple", [((4, 6), 2), ((4, 6, 8), 4), ((2, 4, 6, 8), 8)])
+def test_features_have_the_grid_of_the_image(widths: tuple[int, ...], multiple: int) -> None:
+    net = network(widths=widths).eval()
+    shape = (multiple, 2 * multiple, 3 * multiple)
+    assert net.multiple == multiple
+    assert net(scan(*shape)).shape == (1, 8, *shape)
+
+
+def test_a_grid_that_cannot_be_halved_is_refused() -> None:
+    with pytest.raises(RuntimeError):
+        network().eval()(scan(8, 8, 10))
+
+
+def test_several_images_are_channels() -> None:
+    net = network(images=3).eval()
+    images = scan(8, 8, 8, channels=3, number=2)
+    without = images.clone()
+    without[:, 2] = 0
+    assert net(images).shape == (2, 8, 8, 8, 8)
+    assert not torch.allclose(net(without), net(images), atol=1e-2)
+
+
+def test_logits_are_what_each_head_reads_in_the_features() -> None:
+    net, image = network(SMALL | {"last": 2}).eval(), scan(8, 8, 16, number=2)
+    features, logits = net(image), net.logits(image)
+    assert list(logits) == ["tissue", "parts", "last"]
+    assert features.shape[1] == 10
+    for name, own in zip(logits, (slice(0, 3), slice(3, 8), slice(8, 10)), strict=True):
+        weight, bias = net.head(name)
+        regions = own.stop - own.start
+        assert weight.shape == (regions, 10)
+        assert torch.equal(bias, torch.zeros(regions))
+        others = weight.detach().clone()
+        others[:, own] = 0
+        assert not others.any()
+        assert logits[name].shape == (2, regions, 8, 8, 16)
+        plain = torch.einsum("rf,nfdhw->nrdhw", weight, features)
+        assert torch.allclose(logits[name], plain, atol=1e-4)
+
+
+def test_features_at_points_are_those_of_the_whole() -> None:
+    net, image = network().eval(), scan(8, 8, 12)
+    points = torch.tensor([[0, 0, 0], [7, 3, 11], [4, 4, 4]])
+    whole = net(image)
+    for found, (x, y, z) in zip(net.at(image, None, points), points.tolist(), strict=True):
+        assert torch.equal(found, whole[0, :, x, y, z])
+
+
+# -- learning ----------------------------------------------------------------------------------------------------------
+
+
+def loss(logits: dict[str, Tensor], values: dict[str, Tensor]) -> Tensor:
+    """Mean over heads of the mean cross-entropy of voxels."""
+    return torch.stack([F.cross_entropy(logits[name], values[name]) for name in logits]).mean()
+
+
+def draw_labels(regions: int, *shape: int) -> Tensor:
+    return torch.randint(regions, (1, *shape), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("heads", [2, 3, 5])
+def test_identical_heads_cost_and_teach_what_one_does(heads: int) -> None:
+    names = [f"head{i}" for i in range(heads)]
+    one, many = network({"head0": 4}).double(), network(dict.fromkeys(names, 4)).double()
+    state = {
+        key: value
+        for name in names
+        for key, value in ((key.replace("head0", name), value) for key, value in one.state_dict().items())
+    }
+    many.load_state_dict(state)
+    image, values = scan(8, 8, 16).double(), draw_labels(4, 8, 8, 16)
+    single, joint = (loss(net.logits(image), dict.fromkeys(net.heads, values)) for net in (one, many))
+    assert joint.item() == pytest.approx(single.item(), rel=1e-10)
+    single.backward()
+    joint.backward()
+    for alone, together in ((one.stem, many.stem), (one.scales, many.scales)):
+        for p, q in zip(alone.parameters(), together.parameters(), strict=True):
+            assert p.grad is not None and q.grad is not None
+            assert torch.allclose(p.grad, q.grad, atol=1e-10)
+    for name in names:
+        expected, found = weight_of(one.heads["head0"]).grad, weight_of(many.heads[name]).grad
+        assert expected is not None and found is not None
+        assert torch.allclose(found, expected / heads, atol=1e-10)
+
+
+def test_the_marginal_loss_of_identity_relations_is_the_published_one() -> None:
+    net, image = network(), scan(8, 8, 16)
+    values = {name: draw_labels(regions, 8, 8, 16) for name, regions in SMALL.items()}
+    logits = net.logits(image)
+    rows = []
+    for name, regions in SMALL.items():
+        table = Protocol(name, tuple(Region(i, f"region {i}", f"r{i}", "#808080", None) for i in range(regions)))
+        log_probability = torch.log_softmax(logits[name], 1)[0].flatten(1).T
+        openness = Openness.of(identity(table, table))
+        rows.append(marginal_cross_entropy(log_probability, values[name].flatten(), openness))
+    assert torch.stack(rows).mean().item() == pytest.approx(loss(logits, values).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("taught, other", [("tissue", "parts"), ("parts", "tissue")])
+def test_a_head_teaches_the_encoder_and_its_own_tail_alone(taught: str, other: str) -> None:
+    net, image = network(), scan(8, 8, 16)
+    F.cross_entropy(net.logits(image)[taught], draw_labels(SMALL[taught], 8, 8, 16)).backward()
+    learnt = {name for name, p in net.named_parameters() if p.grad is not None and p.grad.any()}
+    own = {name for name, _ in net.named_parameters() if not name.startswith((f"tails.{other}.", f"heads.{other}."))}
+    assert learnt == own
+
+
+def test_the_gradient_reaches_every_parameter_through_the_linear_heads() -> None:
+    net, points = network(), torch.randint(8, (300, 3), generator=torch.Generator().manual_seed(0))
+    features = net.at(scan(8, 8, 8), None, points)
+    sum(F.linear(features, *net.head(name)).square().sum() for name in SMALL).backward()  # type: ignore[union-attr]
+    assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_two_heads_learn_two_protocols_of_one_image() -> None:
+    torch.manual_seed(0)
+    net = NeuroNet({"tissue": 3, "side": 2}, widths=(8, 8, 8))
+    tissue = F.interpolate(draw_labels(3, 4, 4, 4)[None].float(), scale_factor=4)[0].long()
+    values = {"tissue": tissue, "side": (tissue == 2).long()}
+    image = (tissue - 1.0)[None] + 0.1 * scan(16, 16, 16)
+    optimiser = torch.optim.Adam(net.parameters(), lr=1e-2, eps=1e-5)
+    for _ in range(40):
+        optimiser.zero_grad()
+        loss(net.logits(image), values).backward()
+        optimiser.step()
+    for name, found in net.logits(image).items():
+        assert (found.argmax(1) == values[name]).float().mean() > 0.9, name
+
+
+def test_values_of_first_come_back_as_they_were() -> None:
+    table = Protocol("FIRST", tuple(Region(i, f"region {i}", f"r{i}", "#808080", None) for i in FIRST))
+    assert len(table.indices) == ALL["fsl_first"]
+    values = np.random.default_rng(0).permutation(np.tile(FIRST, 32)).reshape(8, 8, 8)
+    learnt = positions(values, table, "a label map")
+    assert set(learnt.flatten().tolist()) == set(range(16))
+    answered = F.one_hot(learnt.long(), 16).permute(3, 0, 1, 2)[None].float().argmax(1)[0]
+    assert np.array_equal(np.array(table.indices)[answered.numpy()], values)
+    with pytest.raises(DataError, match="14"):
+        positions(np.array([[[0, 14]]]), table, "a label map")
