@@ -76,6 +76,7 @@ def train_level(settings: Settings) -> Path:
         spacing_mm=recipe.spacing_mm,
         heads=tuple(recipe.heads),
         sha256="",
+        normalisation=recipe.normalisation,
         locator=recipe.locator,
         mirror=recipe.mirror,
         description=recipe.description,

@@ -298,6 +298,24 @@ def test_a_still_draw_interpolates_nothing() -> None:
         assert (warp.source[1:, :, :, 0] - warp.source[:-1, :, :, 0]).unique().tolist() == [-1 if warp.mirrored else 1]
 
 
+def test_every_voxel_may_be_read() -> None:
+    sampling = replace(SAMPLING, shape=(16, 20, 24), points=0)
+    sample = draw_sample(case(), sampling, STILL, CALM, 1.0, seeded())
+    assert len(sample.points) == 16 * 20 * 24 == len(sample.points.unique(dim=0))
+    assert all(len(values) == len(sample.points) for _, values in sample.values)
+
+
+def test_a_sample_from_anywhere_lies_in_the_scan() -> None:
+    sampling = replace(SAMPLING, shape=(16, 16, 16), points=0, whole_head=True, anywhere=True, stripped=0.0, cut=0.0)
+    still = replace(STILL, still=1)
+    counts = set()
+    for seed in range(12):
+        sample = draw_sample(case(), sampling, still, CALM, 1.0, seeded(seed), "zscore")
+        assert sample.image.mean().item() == pytest.approx(0, abs=1e-4)
+        counts.add(int((sample.values[0][1] > 0).sum()))
+    assert len(counts) > 6
+
+
 # -- annotations -------------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from nibabel.affines import apply_affine
 from nibabel.orientations import aff2axcodes
 
 from bidsseg.image.grid import (
+    NORMALISATIONS,
     Grid,
     between,
     box_grid,
@@ -286,7 +287,21 @@ def test_normalised_brightness_does_not_know_the_unit(scale: float, shift: float
     assert (plain[mask] == 0).float().mean() == pytest.approx(0.01, abs=0.003)
 
 
+def test_standardised_brightness_has_mean_0_and_deviation_1() -> None:
+    image = 40 + 7 * torch.randn(20, 20, 20, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(20, 20, 20, dtype=torch.bool)
+    mask[4:15] = True
+    found = NORMALISATIONS["zscore"](image, mask)
+    assert found[mask].mean().item() == pytest.approx(0, abs=1e-5)
+    assert found[mask].std(correction=0).item() == pytest.approx(1, abs=1e-5)
+    assert not found[~mask].any()
+    whole = NORMALISATIONS["zscore"](image, None)
+    assert torch.allclose(whole, (image - image.mean()) / image.std(correction=0), atol=1e-5)
+    assert torch.allclose(NORMALISATIONS["byte"](image, mask), 255 * normalise(image, mask))
+
+
 def test_normalising_nothing_is_possible() -> None:
+    assert torch.isfinite(NORMALISATIONS["zscore"](torch.ones(4, 4, 4), None)).all()
     assert torch.isfinite(normalise(torch.zeros(4, 4, 4), None)).all()
     assert torch.isfinite(normalise(torch.ones(4, 4, 4), torch.zeros(4, 4, 4, dtype=torch.bool))).all()
 

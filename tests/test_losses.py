@@ -127,6 +127,17 @@ def test_dice_is_over_the_regions_that_are_present() -> None:
     assert marginal_dice(log_probability, values, exact(REGIONS)).item() == pytest.approx(plain.item(), abs=1e-6)
 
 
+def test_squared_dice_is_the_plain_formula_and_counts_absent_regions() -> None:
+    log_probability, values = draw()
+    values[values == 3] = 1
+    p, truth = log_probability.exp(), F.one_hot(values, REGIONS).double()
+    plain = [2 * (p * truth)[:, c].sum() / (p[:, c].square().sum() + truth[:, c].sum()) for c in range(REGIONS)]
+    loss = marginal_dice(log_probability, values, exact(REGIONS), squared=True)
+    assert loss.item() == pytest.approx(1 - torch.stack(plain).mean().item(), abs=1e-6)
+    sure = torch.log_softmax(100.0 * truth, 1)
+    assert marginal_dice(sure, values, exact(REGIONS), squared=True).item() == pytest.approx(0, abs=1e-6)
+
+
 def test_dice_of_an_open_background_is_over_two_sets() -> None:
     openness = Openness.of(open_background(protocol("lesion", 0, 4), protocol("head", *range(REGIONS))))
     log_probability, values = draw(values=2)

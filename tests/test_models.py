@@ -172,6 +172,7 @@ def test_missing_weights_are_named(folder: Path) -> None:
     [
         ({"network": {"name": "transformer"}}, "no network 'transformer', known are subpixel-unet"),
         ({"network": {"widths": [4, 8]}}, "no network ''"),
+        ({"normalisation": "histogram"}, "no normalisation 'histogram', known are percentile"),
         ({"network": {**NETWORK, "depth": 7}}, "options do not fit.*depth"),
         ({"network": {**NETWORK, "widths": []}}, "options do not fit"),
         ({"network": {**NETWORK, "features": "many"}}, "options do not fit"),

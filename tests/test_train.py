@@ -489,6 +489,25 @@ def test_without_a_rate_of_their_own_kernels_are_stepped_by_adamw() -> None:
         assert torch.allclose(a, b, atol=1e-6)
 
 
+def test_a_constant_rate_stays() -> None:
+    assert {Optimiser(schedule="constant").rate_factor(p) for p in (0.0, 0.3, 1.0)} == {1.0}
+    assert Optimiser().rate_factor(1.0) == pytest.approx(0, abs=1e-9)
+    with pytest.raises(ValueError, match="no schedule 'stepwise'"):
+        Optimiser(schedule="stepwise")
+
+
+@pytest.mark.parametrize("each", [True, False])
+def test_gradients_are_shortened_together_or_each_alone(each: bool) -> None:
+    network = small_network()
+    for p in network.parameters():
+        p.grad = torch.full_like(p, 10.0)
+    Stepper(network, Optimiser(clip=1.0, clip_each=each)).clip()
+    norms = torch.stack([p.grad.norm() for p in network.parameters() if p.grad is not None])
+    together = norms.norm().item()
+    assert together == pytest.approx(2.0 if each else 1.0, rel=1e-3)
+    assert torch.allclose(norms, torch.ones(4), rtol=1e-3) == each
+
+
 def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
     network = small_network()
     stepper = Stepper(network, Optimiser())

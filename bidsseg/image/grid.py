@@ -6,7 +6,7 @@ turned: its axes are taken as the nearest anatomical ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import nibabel as nib
@@ -154,6 +154,25 @@ def normalise(image: Tensor, mask: Tensor | None) -> Tensor:
     low, high = percentiles(image, mask, (0.01, 0.99))
     scaled = ((image - low) / max(high - low, 1e-6)).clamp(0, 1.5)
     return scaled * mask if mask is not None else scaled
+
+
+def standardise(image: Tensor, mask: Tensor | None) -> Tensor:
+    """Brightness with mean 0 and standard deviation 1 over the mask, 0 outside; over the whole image without a mask."""
+    inside = image if mask is None else image[mask]
+    scaled = (image - inside.mean()) / inside.std(correction=0).clamp(min=1e-6)
+    return scaled * mask if mask is not None else scaled
+
+
+def to_byte_range(image: Tensor, mask: Tensor | None) -> Tensor:
+    """As ``normalise``, in the range 0 to 255 that FreeSurfer's images have."""
+    return 255 * normalise(image, mask)
+
+
+NORMALISATIONS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
+    "percentile": normalise,
+    "zscore": standardise,
+    "byte": to_byte_range,
+}
 
 
 def brain_frame(brain: Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from bidsseg.errors import DataError
-from bidsseg.image.grid import brain_frame, coordinates, normalise
+from bidsseg.image.grid import NORMALISATIONS, brain_frame, coordinates, normalise
 from bidsseg.labels import Protocol
 from bidsseg.learning.augment import (
     Intensity,
@@ -66,9 +66,10 @@ class Sampling:
 
     Attributes:
         shape: (D, H, W) voxels of the sample; all axes divisible by what the network asks.
-        points: voxels of the sample that the loss reads.
+        points: voxels of the sample that the loss reads; 0 for all.
         inside: share of those drawn inside the brain.
         balance: a region of n voxels is drawn in proportion to n ** (1 - balance) (0: as it is; 1: all alike).
+        anywhere: the sample may lie anywhere in the scan and not around the brain.
         whole_head: the sample shows the whole head and not the brain alone.
         t1w_like: share of synthetic images near the contrast of a T1w.
         stripped: share of whole-head samples whose skull is stripped.
@@ -83,6 +84,7 @@ class Sampling:
     t1w_like: float = 0.6
     stripped: float = 0.35
     cut: float = 0.4
+    anywhere: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,11 +118,21 @@ def towards_ventricles(annotation: Annotation) -> Tensor | None:
 
 
 def draw_sample(
-    case: Case, sampling: Sampling, spatial: Spatial, intensity: Intensity, spacing_mm: float, generator: Generator
+    case: Case,
+    sampling: Sampling,
+    spatial: Spatial,
+    intensity: Intensity,
+    spacing_mm: float,
+    generator: Generator,
+    normalisation: str = "percentile",
 ) -> Sample:
     """One random view of a case."""
     centre = case.centre
-    if sampling.whole_head:
+    if sampling.anywhere:
+        reach = (torch.tensor(case.brain.shape) - torch.tensor(sampling.shape) * spacing_mm).clamp(min=0) / 2
+        middle = (torch.tensor(case.brain.shape, dtype=torch.float32) - 1) / 2
+        centre = middle + reach * (2 * torch.rand(3, generator=generator) - 1)
+    elif sampling.whole_head:
         middle = (torch.tensor(case.brain.shape, dtype=torch.float32) - 1) / 2
         centre = centre + uniform(0, 1, generator) * (middle - centre)
     warp = draw_warp(spatial, sampling.shape, spacing_mm, centre, case.widening, generator)
@@ -138,9 +150,9 @@ def draw_sample(
         shown = strip(brain, *left, 2 * spacing_mm, generator)
     if sampling.whole_head and uniform(0, 1, generator) < sampling.cut:
         shown = shown & field_of_view(sampling.shape, generator)
-    image = normalise(image, shown if not sampling.whole_head else None)
-    image = change_intensity(image, intensity, spacing_mm, generator)
-    image = normalise(image * shown, shown if not sampling.whole_head else None)
+    mask = shown if not sampling.whole_head else None
+    image = change_intensity(normalise(image, mask), intensity, spacing_mm, generator)
+    image = NORMALISATIONS[normalisation](image * shown, mask)
     points = draw_points(brain & shown[::2, ::2, ::2], case, warp.source, sampling, generator)
     source = warp.source[points[:, 0], points[:, 1], points[:, 2]]
     sample = Sample(
@@ -177,8 +189,10 @@ def field_of_view(shape: Sequence[int], generator: Generator) -> Tensor:
 
 def draw_points(brain: Tensor, case: Case, source: Tensor, sampling: Sampling, generator: Generator) -> Tensor:
     """Voxels (P, 3) of the sample, mostly in the brain (D/2, H/2, W/2); rare regions more often than by their size."""
-    count = round(sampling.points * sampling.inside)
     shape = torch.tensor(sampling.shape)
+    if sampling.points == 0:
+        return torch.cartesian_prod(*(torch.arange(n) for n in sampling.shape))
+    count = round(sampling.points * sampling.inside)
     everywhere = (torch.rand((sampling.points - count, 3), generator=generator) * shape).long()
     blocks = torch.nonzero(brain)
     if count == 0 or len(blocks) == 0:

@@ -71,6 +71,7 @@ def losses(
     with torch.autocast("cpu", precision, enabled=precision != torch.float32):
         features = network.at(sample.image, sample.coordinates, sample.points)
         logits = {head.name: F.linear(features, *network.head(head.name)) for head in plan.heads}
+    loss = plan.recipe.loss
     total = features.new_zeros((), dtype=torch.float32)
     parts: dict[str, float] = {}
     for head, weight in zip(plan.heads, plan.recipe.heads.values(), strict=True):
@@ -81,8 +82,9 @@ def losses(
             if openness is None:
                 continue
             entropy = marginal_cross_entropy(log_probability, annotated, openness)
-            overlap = marginal_dice(log_probability, annotated, openness)
-            total = total + weight * (entropy + plan.recipe.optimiser.dice * overlap)
+            total = total + weight * loss.entropy * entropy
+            if loss.dice:
+                total = total + weight * loss.dice * marginal_dice(log_probability, annotated, openness, loss.squared)
             if protocol.name in (head.name, "head"):
                 parts[f"{protocol.name}>{head.name}"] = entropy.item()
     return total, parts
@@ -178,7 +180,8 @@ def draw(cases: Sequence[Case], plan: Plan, step: int) -> Sample:
     pool = without if synthetic else with_image
     case = pool[int(torch.randint(len(pool), (), generator=generator))]
     recipe = plan.recipe
-    return draw_sample(case, recipe.sampling, recipe.spatial, recipe.intensity, recipe.spacing_mm, generator)
+    changes = recipe.sampling, recipe.spatial, recipe.intensity
+    return draw_sample(case, *changes, recipe.spacing_mm, generator, recipe.normalisation)
 
 
 def read_checkpoint(path: Path, network: Network, stepper: Stepper) -> tuple[dict[str, Tensor], State]:
@@ -225,7 +228,8 @@ def evaluate(network: Network, cases: Sequence[Case], plan: Plan, precision: tor
     scores: dict[str, list[float]] = {}
     for number, case in enumerate(cases):
         generator = torch.Generator().manual_seed(number)
-        sample = draw_sample(case, sampling, plain, calm, plan.recipe.spacing_mm, generator)
+        recipe = plan.recipe
+        sample = draw_sample(case, sampling, plain, calm, recipe.spacing_mm, generator, recipe.normalisation)
         with torch.autocast("cpu", precision, enabled=precision != torch.float32):
             features = network.at(sample.image, sample.coordinates, sample.points)
         for head in plan.heads:

@@ -16,6 +16,22 @@ from torch import Tensor
 
 from bidsseg.labels import Relation
 
+SMOOTH = 1e-7
+"""Added to both parts of the squared Dice term."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What is lowered: the weights of the two terms, and the form of the second.
+
+    Attributes:
+        squared: whether the Dice term has squares in the denominator and counts absent regions, as E-NeuroNet's.
+    """
+
+    entropy: float = 1.0
+    dice: float = 0.5
+    squared: bool = False
+
 
 @dataclass(frozen=True)
 class Openness:
@@ -76,18 +92,25 @@ def marginal_cross_entropy(log_probability: Tensor, values: Tensor, openness: Op
     return (loss * weight).sum() / weight.sum().clamp(min=1)
 
 
-def marginal_dice(log_probability: Tensor, values: Tensor, openness: Openness) -> Tensor:
+def marginal_dice(log_probability: Tensor, values: Tensor, openness: Openness, squared: bool = False) -> Tensor:
     """One minus the mean Dice overlap of the sets that the annotation tells apart and that are present.
 
     For each set of regions the probabilities are summed, and compared over the voxels that surely lie inside or surely
     outside of it. With the identity this is the ordinary soft Dice of the regions present (Milletari et al. 2016, no
     squares). Shapes as in marginal_cross_entropy.
+
+    Args:
+        squared: with squares in the denominator, as published by Milletari et al., and with absent sets, which count as
+            found when nothing is predicted of them.
     """
     probability = log_probability.exp()
     if not openness.singletons:
         probability = probability @ openness.sets.T.to(probability.dtype)
     sure, target = openness.sure[values], openness.inside[values]
     both = (probability * target).sum(0)
+    if squared:
+        sizes = (probability.square() * sure).sum(0) + target.sum(0)
+        return 1 - ((2 * both + SMOOTH) / (sizes + SMOOTH)).mean()
     sizes = (probability * sure).sum(0) + target.sum(0)
     present = target.sum(0) > 0
     if not present.any():

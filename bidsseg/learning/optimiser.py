@@ -16,25 +16,38 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Optimiser:
-    """How weights are changed: a linear warm-up of the rate, then a half-cosine descent to zero.
+    """How weights are changed. The cosine schedule is a linear warm-up and then a half-cosine descent to zero.
 
     Attributes:
         rate: greatest learning rate of AdamW.
         kernel_rate: the same of Muon, which steps the kernels of the network; 0 leaves them to AdamW.
         weight_decay: of kernels and matrices; norms and biases have none.
         warm_up: share of the run in which the rate rises.
+        schedule: "cosine", or "constant" for a rate that stays what it is.
+        betas, eps: of AdamW.
         clip: greatest norm of the gradient.
-        average: decay of the running mean of the weights, which is what is kept.
-        dice: weight of the Dice term next to the cross-entropy.
+        clip_each: whether that holds for the gradient of each tensor and not for all together.
+        average: decay of the running mean of the weights, which is what is kept; 0 keeps the weights themselves.
     """
 
     rate: float = 2e-3
     kernel_rate: float = 2e-2
     weight_decay: float = 1e-2
     warm_up: float = 0.04
+    schedule: str = "cosine"
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = 1e-8
     clip: float = 5.0
+    clip_each: bool = False
     average: float = 0.995
-    dice: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("cosine", "constant"):
+            raise ValueError(f"no schedule '{self.schedule}': cosine or constant")
+
+    def rate_factor(self, progress: float) -> float:
+        """Share of the greatest rates at that share (0..1) of the run."""
+        return 1.0 if self.schedule == "constant" else rate_factor(progress, self.warm_up)
 
 
 class Stepper:
@@ -55,7 +68,7 @@ class Stepper:
             {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
         ]
         self.optimisers: list[tuple[float, torch.optim.Optimizer]] = [
-            (plan.rate, torch.optim.AdamW(groups, plan.rate, betas=(0.9, 0.99)))
+            (plan.rate, torch.optim.AdamW(groups, plan.rate, plan.betas, plan.eps))
         ]
         if self.matrices:
             views = [matrix for _, matrix in self.matrices]
@@ -66,16 +79,22 @@ class Stepper:
 
     def step(self, progress: float) -> None:
         """One change, at that share (0..1) of the run; a gradient that is not finite changes nothing."""
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.plan.clip)
-        if torch.isfinite(norm):
+        if torch.isfinite(self.clip()):
             for kernel, matrix in self.matrices:
                 matrix.grad = None if kernel.grad is None else as_matrix(kernel.grad)
-            factor = rate_factor(progress, self.plan.warm_up)
+            factor = self.plan.rate_factor(progress)
             for rate, optimiser in self.optimisers:
                 for group in optimiser.param_groups:
                     group["lr"] = rate * factor
                 optimiser.step()
         self.network.zero_grad(set_to_none=True)
+
+    def clip(self) -> Tensor:
+        """Shortens gradients that are too long; returns the norm of all before."""
+        parameters = list(self.network.parameters())
+        if not self.plan.clip_each:
+            return nn.utils.clip_grad_norm_(parameters, self.plan.clip)
+        return torch.stack([nn.utils.clip_grad_norm_(parameter, self.plan.clip) for parameter in parameters]).norm()
 
     def state_dict(self) -> list[dict[str, Any]]:
         """What a checkpoint keeps."""

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from bidsseg.errors import DataError
 from bidsseg.learning.augment import Intensity, Spatial
 from bidsseg.learning.cases import Sampling
+from bidsseg.learning.losses import Loss
 from bidsseg.learning.optimiser import Optimiser
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -27,6 +28,7 @@ class Recipe:
     network: Mapping[str, Any]
     sampling: Sampling
     spacing_mm: float = 1.0
+    normalisation: str = "percentile"
     locator: str | None = None
     mirror: bool = False
     description: str = ""
@@ -36,15 +38,22 @@ class Recipe:
     steps: int = 100_000
     spatial: Spatial = field(default_factory=Spatial)
     intensity: Intensity = field(default_factory=Intensity)
+    loss: Loss = field(default_factory=Loss)
     optimiser: Optimiser = field(default_factory=Optimiser)
 
     def as_dict(self) -> dict[str, Any]:
         """How the model learns, defaults included; what its card says by itself is left out."""
-        learning = ("heads", "sampling", "synthetic_share", "steps", "spatial", "intensity", "optimiser")
+        learning = ("heads", "sampling", "synthetic_share", "steps", "spatial", "intensity", "loss", "optimiser")
         return {key: value for key, value in asdict(self).items() if key in learning}
 
 
-PARTS: dict[str, type] = {"sampling": Sampling, "spatial": Spatial, "intensity": Intensity, "optimiser": Optimiser}
+PARTS: dict[str, type] = {
+    "sampling": Sampling,
+    "spatial": Spatial,
+    "intensity": Intensity,
+    "loss": Loss,
+    "optimiser": Optimiser,
+}
 KINDS: dict[str, Any] = {
     "int": int,
     "float": (int, float),
@@ -52,6 +61,7 @@ KINDS: dict[str, Any] = {
     "str": str,
     "str | None": str,
     "tuple[int, int, int]": list,
+    "tuple[float, float]": list,
     "Sequence[str]": list,
     "Mapping[str, float]": dict,
     "Mapping[str, Any]": dict,
@@ -91,9 +101,10 @@ def checked(kind: type[Part], values: Any, where: str) -> Part:
             raise DataError(f"{where}: unknown key '{name}'; known are {', '.join(sorted(known))}")
         if not isinstance(value, known[name]):
             raise DataError(f"{where}: {name} = {value!r} is of the wrong kind")
-    if isinstance(values.get("shape"), list):
-        values["shape"] = tuple(values["shape"])
+    for name in ("shape", "betas"):
+        if isinstance(values.get(name), list):
+            values[name] = tuple(values[name])
     try:
         return kind(**values)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise DataError(f"{where}: {str(error).split('__init__() ')[-1]}") from error

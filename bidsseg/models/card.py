@@ -23,6 +23,7 @@ class Card:
         inputs: suffixes of the images it reads, in channel order.
         network: name of the architecture and its options.
         spacing_mm: voxel size of the model grid.
+        normalisation: of the brightness on the model grid, a name in ``image.grid.NORMALISATIONS``.
         locator: name of the model that finds the brain first, None if this one sees the whole field of view.
         margin_mm: around the found brain.
         mirror: whether the mean of the scan and its mirror image is taken.
@@ -38,6 +39,7 @@ class Card:
     spacing_mm: float
     heads: tuple[str, ...]
     sha256: str
+    normalisation: str = "percentile"
     locator: str | None = None
     margin_mm: float = 6.0
     mirror: bool = False

@@ -13,12 +13,21 @@ from torch import Tensor
 
 from bidsseg.errors import DataError, InputMissing
 from bidsseg.image.files import replacing
+from bidsseg.image.grid import NORMALISATIONS
 from bidsseg.labels import Protocol, load_protocol
 from bidsseg.models.card import CARD, WEIGHTS, Card, find_card, shipped
+from bidsseg.networks.eneuronet import ENeuroNet
 from bidsseg.networks.network import Network
+from bidsseg.networks.neuronet import NeuroNet
 from bidsseg.networks.subpixel_unet import SubpixelUNet
+from bidsseg.networks.unet import UNet
 
-NETWORKS: dict[str, Callable[..., Network]] = {"subpixel-unet": SubpixelUNet}
+NETWORKS: dict[str, Callable[..., Network]] = {
+    "subpixel-unet": SubpixelUNet,
+    "neuronet": NeuroNet,
+    "unet": UNet,
+    "eneuronet": ENeuroNet,
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,9 @@ def build(card: Card) -> Network:
     kind = options.pop("name", "")
     if kind not in NETWORKS:
         raise DataError(f"model {card.name}: no network '{kind}', known are {', '.join(NETWORKS)}")
+    if card.normalisation not in NORMALISATIONS:
+        known = ", ".join(NORMALISATIONS)
+        raise DataError(f"model {card.name}: no normalisation '{card.normalisation}', known are {known}")
     outputs = {name: len(head_protocol(card, name).regions) for name in card.heads}
     try:
         return NETWORKS[kind](outputs=outputs, **options)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bidsseg.errors import DataError
 from bidsseg.image.grid import (
+    NORMALISATIONS,
     Grid,
     between,
     box_grid,
@@ -18,7 +19,6 @@ from bidsseg.image.grid import (
     canonical_spacing,
     coordinates,
     dilate,
-    normalise,
     to_grid,
     whole_grid,
 )
@@ -85,15 +85,16 @@ def model_input(
 ) -> tuple[Grid, Tensor, Tensor | None]:
     """The model grid, the image (1, 1, D, H, W) on it, coordinates (1, 3, D/2, H/2, W/2) if the model wants them."""
     card, multiple = model.card, model.network.multiple
+    normalised = NORMALISATIONS[card.normalisation]
     if model.locator is None:
         grid = whole_grid(volume, card.spacing_mm, multiple)
-        return grid, normalise(to_grid(volume, grid), None)[None, None], None
+        return grid, normalised(to_grid(volume, grid), None)[None, None], None
     progress("finding the brain")
     around, brain = find_brain(volume, model.locator, engine)
     grid = box_grid(around, brain.numpy() > 0.5, card.spacing_mm, card.margin_mm, multiple, canonical_spacing(volume))
     mask = between(brain, around, grid) > 0.5
     shown = dilate(mask, round(2 / card.spacing_mm))
-    image = normalise(to_grid(volume, grid), shown)
+    image = normalised(to_grid(volume, grid), shown)
     return grid, image[None, None], coordinates(grid.shape, *brain_frame(mask))
 
 
