@@ -173,6 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--labels", metavar="PROTOCOL=DIR", **several, help="derivative dataset with the annotations of a protocol")
     add("-d", "--derivatives", metavar="[NAME=]DIR", **several, help="derivative datasets that --labels may name")
     add("--also", metavar="BIDS_DIR", **several, help="learn from these datasets too")
+    add("--small", action="store_true", help="take the small scale of the recipe: a try on a laptop")
     add("--init", metavar="NAME|DIR", help="start from the weights of this model")
     add("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
     add("--time-budget", metavar="MINUTES", type=float, help="stop after this time and keep what is learnt")
@@ -223,6 +224,7 @@ def _settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
         command=("bidsseg", *words),
         training=Training(
             recipe=given.recipe,
+            small=given.small,
             labels=arguments.annotation_folders(given.labels, given.derivatives, bids_dir),
             also=[arguments.dataset(Path(folder)) for folder in given.also],
             resume=given.resume,

@@ -43,6 +43,7 @@ class Training:
 
     Attributes:
         recipe: name of a shipped recipe or a TOML file.
+        small: whether to take the small scale of the recipe.
         labels: for each protocol, the derivative dataset that holds its annotations.
         also: further BIDS datasets to learn from.
         resume: go on from the last checkpoint in the output folder.
@@ -53,6 +54,7 @@ class Training:
     """
 
     recipe: str = "wholebrain"
+    small: bool = False
     labels: Mapping[str, Path] = field(default_factory=dict)
     also: Sequence[Path] = ()
     resume: bool = False

@@ -36,7 +36,7 @@ def train_level(settings: Settings) -> Path:
     from bidsseg.models.library import build, load_model
 
     options, report = settings.training, settings.report
-    recipe = load_recipe(options.recipe)
+    recipe = load_recipe(options.recipe, options.small)
     if not options.labels:
         raise UsageError("train needs --labels PROTOCOL=DERIVATIVES_DIR, at least once")
     folder = settings.output_dir / "models" / recipe.name

@@ -25,8 +25,8 @@ from bidsseg.learning.datasets import load_cases
 from bidsseg.learning.loop import Plan, draw, mean_dice
 from bidsseg.learning.optimiser import Optimiser, Stepper, as_matrix, rate_factor
 from bidsseg.learning.recipe import Recipe, load_recipe, shipped_recipes
-from bidsseg.models.card import CARD, WEIGHTS, read_card
-from bidsseg.models.library import load_model
+from bidsseg.models.card import CARD, WEIGHTS, Card, read_card
+from bidsseg.models.library import build, load_model
 from bidsseg.networks.network import Network
 from bidsseg.segmentation.native import Segmentation
 from bidsseg.settings import Report, Settings, Training
@@ -426,10 +426,36 @@ def test_recipe_errors_name_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_shipped_recipes_can_be_read_and_stored(name: str) -> None:
     recipe = load_recipe(name)
-    assert recipe.name == name
+    assert recipe.name == name.replace("-", "")
     stored = json.loads(json.dumps(recipe.as_dict()))
     assert stored["sampling"]["shape"] == list(recipe.sampling.shape)
     assert all(load_protocol(head) for head in recipe.heads)
+
+
+PUBLISHED = [name for name in shipped_recipes() if load_recipe(name).network["name"] != "subpixel-unet"]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_small_scale_of_a_published_recipe_is_smaller(name: str) -> None:
+    full, small = load_recipe(name), load_recipe(name, small=True)
+    assert small.steps < full.steps
+    assert np.prod(small.sampling.shape) < np.prod(full.sampling.shape)
+    for recipe in full, small:
+        card = Card(recipe.name, recipe.title, ("T1w",), recipe.network, recipe.spacing_mm, tuple(recipe.heads), "")
+        assert all(n % build(card).multiple == 0 for n in recipe.sampling.shape)
+    assert small.optimiser == full.optimiser and small.loss == full.loss
+
+
+def test_a_small_scale_is_laid_over_the_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(RECIPE + "[small]\nsteps = 2\n[small.sampling]\npoints = 9\n[small.loss]\ndice = 0.0\n")
+    plain, small = load_recipe(str(path)), load_recipe(str(path), small=True)
+    assert (plain.steps, plain.sampling.points, plain.loss.dice) == (3, 500, 0.5)
+    assert (small.steps, small.sampling.points, small.loss.dice) == (2, 9, 0.0)
+    assert small.sampling.shape == plain.sampling.shape
+    path.write_text(RECIPE)
+    with pytest.raises(DataError, match="has no small scale"):
+        load_recipe(str(path), small=True)
 
 
 def test_an_output_that_cannot_be_made(ask: Ask, tmp_path: Path) -> None:

@@ -74,8 +74,12 @@ def shipped_recipes() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
-def load_recipe(name_or_path: str) -> Recipe:
-    """The shipped recipe of that name or the one in that file; DataError names what is wrong in it."""
+def load_recipe(name_or_path: str, small: bool = False) -> Recipe:
+    """The shipped recipe of that name or the one in that file; DataError names what is wrong in it.
+
+    Args:
+        small: whether the table ``[small]`` of the recipe, which has the form of a recipe, is laid over it.
+    """
     path = FOLDER / f"{name_or_path}.toml"
     if not path.is_file():
         path = Path(name_or_path)
@@ -85,10 +89,21 @@ def load_recipe(name_or_path: str) -> Recipe:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a TOML file ({error})") from error
+    scale = values.pop("small", None)
+    if small:
+        if not isinstance(scale, dict):
+            raise DataError(f"{path}: has no small scale: leave out --small, or add a table [small]")
+        values = merged(values, scale)
     for key, part in PARTS.items():
         if key in values:
             values[key] = checked(part, values[key], f"{path} [{key}]")
     return checked(Recipe, values, str(path))
+
+
+def merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """A table with the values of another laid over it, inner tables too."""
+    inner = {key: merged(values[key], over[key]) for key in over if isinstance(over[key], dict) and key in values}
+    return {**values, **over, **inner}
 
 
 def checked(kind: type[Part], values: Any, where: str) -> Part:

@@ -72,7 +72,7 @@ def build(card: Card) -> Network:
     outputs = {name: len(head_protocol(card, name).regions) for name in card.heads}
     try:
         return NETWORKS[kind](outputs=outputs, **options)
-    except (TypeError, ValueError, IndexError, RuntimeError) as error:
+    except (TypeError, ValueError, LookupError, RuntimeError) as error:
         raise DataError(f"model {card.name}: the card's network options do not fit {kind} ({error})") from error
 
 
