@@ -30,6 +30,7 @@ def train_level(settings: Settings) -> Path:
     from bidsseg.labels import load_protocol
     from bidsseg.learning.datasets import load_cases, split
     from bidsseg.learning.loop import Plan, fit
+    from bidsseg.learning.processes import Processes
     from bidsseg.learning.recipe import load_recipe
     from bidsseg.learning.record import save_curve, save_outcome
     from bidsseg.models.card import CARD, Card
@@ -48,6 +49,9 @@ def train_level(settings: Settings) -> Path:
             raise UsageError(f"{folder} holds a finished model: give --overwrite to train it again")
         report.say(f"model: {folder} is finished")
         return folder
+    machine = choose_machine(settings)
+    processes = Processes.join(machine.device)
+    report = settings.report if processes.first else Report()
     heads = tuple(load_protocol(name).scored() for name in recipe.heads)
     check_labels(options.labels, heads, report)
     cases = load_cases(settings, report)
@@ -63,8 +67,7 @@ def train_level(settings: Settings) -> Path:
         raise OutputNotWritable(f"cannot make {folder}: {error.strerror}; choose another OUTPUT_DIR") from error
     if settings.overwrite and not options.resume:
         checkpoint.unlink(missing_ok=True)
-
-    machine = choose_machine(settings)
+    processes.wait()
     torch.set_num_threads(machine.threads)
     torch.manual_seed(options.seed)
     plan = Plan(recipe, heads, options.seed)
@@ -97,11 +100,15 @@ def train_level(settings: Settings) -> Path:
     precision = torch.bfloat16 if machine.precision == "bf16" else torch.float32
     budget_s = (options.time_budget_min or 24 * 60) * 60
     with Interruption() as interruption:
-        state = fit(network, seen, unseen, plan, folder, budget_s, interruption.asked, report.say, precision)
+        state = fit(network, seen, unseen, plan, folder, budget_s, interruption.asked, report.say, precision, processes)
+    if not processes.first:
+        processes.leave()
+        return folder
     save_curve(state.curve, folder)
+    processes.leave()
     if interruption.asked():
         raise TemporaryFailure(f"stopped after {state.step} steps, all kept in {folder}: run again with --resume")
-    save_outcome(card, network, unseen, report.say, state, machine.precision, folder)
+    save_outcome(card, network.cpu(), unseen, report.say, state, machine.precision, folder)
     checkpoint.unlink(missing_ok=True)
     report.say(f"model: {folder} (use it with --model {folder})")
     return folder

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -34,6 +36,7 @@ from bidsseg.train import Interruption, train_level
 
 SHAPE = (24, 28, 24)
 GRID = phantoms.grid(8.0, "LAS", SHAPE)
+RUN = Path(__file__).parent.parent / "run.py"
 HALF = np.diag([0.5, 0.5, 0.5, 1]) @ GRID
 """Heads are half as large as the phantom, since 1 mm is what they are learned at."""
 RECIPE = """
@@ -462,6 +465,25 @@ def test_an_output_that_cannot_be_made(ask: Ask, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputNotWritable, match="choose another"):
         train_level(replace(ask(), output_dir=tmp_path / "file" / "out"))
+
+
+def test_two_processes_train_what_one_trains(dataset: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(RECIPE.replace("steps = 3", "steps = 3\nbatch = 4"))
+    found = []
+    for count in (1, 2):
+        out = tmp_path / f"out{count}"
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+        what = ["--recipe", recipe, "--labels", f"FAST={dataset[1]}", "--fold", "4"]
+        how = ["--precision", "fp32", "--device", "cpu", "--n-cpus", "1"]
+        command = [*torchrun, RUN, dataset[0], out, "train", *what, *how]
+        done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("scans to learn from") + done.stderr.count("scans to learn from") == 1
+        found.append(weights(out / "models" / "tiny"))
+    one, two = found
+    assert all(torch.allclose(one[name], two[name], atol=2e-3) for name in one)
+    assert any(value.abs().max() > 0.1 for value in one.values())
 
 
 # -- parts of the loop -------------------------------------------------------------------------------------------------

@@ -103,6 +103,12 @@ class Sample:
     points: Tensor
     values: list[tuple[Protocol, Tensor]] = field(default_factory=list)
 
+    def to(self, device: str | torch.device) -> Sample:
+        """The same on a device."""
+        coordinates = None if self.coordinates is None else self.coordinates.to(device)
+        values = [(protocol, at_points.to(device)) for protocol, at_points in self.values]
+        return Sample(self.image.to(device), coordinates, self.points.to(device), values)
+
 
 def towards_ventricles(annotation: Annotation) -> Tensor | None:
     """(3, x, y, z) direction of growing nearness of the ventricles, at most 1, on a 4 mm grid of a 1 mm label map."""

@@ -23,8 +23,11 @@ from bidsseg.learning.augment import Intensity, Spatial
 from bidsseg.learning.cases import Case, Sample, draw_sample
 from bidsseg.learning.losses import Openness, marginal_cross_entropy, marginal_dice
 from bidsseg.learning.optimiser import Stepper
+from bidsseg.learning.processes import Processes
 from bidsseg.learning.recipe import Recipe
 from bidsseg.networks.network import Network
+
+ALONE = Processes()
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ class State:
 class Relations:
     """The prepared relations from each annotation's protocol to each head, looked up once."""
 
-    def __init__(self, heads: Sequence[Protocol]) -> None:
-        self.heads = heads
+    def __init__(self, heads: Sequence[Protocol], device: str = "cpu") -> None:
+        self.heads, self.device = heads, device
         self.known: dict[tuple[str, str], Openness | None] = {}
 
     def get(self, annotation: Protocol, head: Protocol) -> Openness | None:
@@ -57,23 +60,23 @@ class Relations:
         key = (annotation.name, head.name)
         if key not in self.known:
             relation = load_relation(annotation, head)
-            self.known[key] = None if relation is None else Openness.of(relation)
+            self.known[key] = None if relation is None else Openness.of(relation, self.device)
         return self.known[key]
 
 
 def losses(
     network: Network, sample: Sample, plan: Plan, relations: Relations, precision: torch.dtype
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a sample, and its parts for the curve.
 
     A head learns from the annotation in its own protocol where there is one, else from all that relate to it.
     """
-    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+    with torch.autocast(sample.image.device.type, precision, enabled=precision != torch.float32):
         features = network.at(sample.image, sample.coordinates, sample.points)
         logits = {head.name: F.linear(features, *network.head(head.name)) for head in plan.heads}
     loss = plan.recipe.loss
     total = features.new_zeros((), dtype=torch.float32)
-    parts: dict[str, float] = {}
+    parts: dict[str, Tensor] = {}
     for head, weight in zip(plan.heads, plan.recipe.heads.values(), strict=True):
         log_probability = torch.log_softmax(logits[head.name].float(), 1)
         own = [pair for pair in sample.values if pair[0].name == head.name]
@@ -86,7 +89,7 @@ def losses(
             if loss.dice:
                 total = total + weight * loss.dice * marginal_dice(log_probability, annotated, openness, loss.squared)
             if protocol.name in (head.name, "head"):
-                parts[f"{protocol.name}>{head.name}"] = entropy.item()
+                parts[f"{protocol.name}>{head.name}"] = entropy.detach()
     return total, parts
 
 
@@ -100,17 +103,19 @@ def fit(
     stop: Callable[[], bool],
     report: Callable[[str], None],
     precision: torch.dtype = torch.bfloat16,
+    processes: Processes = ALONE,
     check_every: float = 0.1,
 ) -> State:
     """Trains the network in place until the steps or the time are used up; leaves the averaged weights in it.
 
-    A checkpoint in the folder is continued. ``stop`` is asked after each step; True saves and returns.
+    A checkpoint in the folder is continued. ``stop`` is asked after each step; True saves and returns. Several
+    processes share the samples of each step, so that their number changes the time that a run takes, not its result.
     """
-    network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    network = network.to(processes.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     opt = plan.recipe.optimiser
     stepper = Stepper(network, opt)
     average = {name: value.detach().clone() for name, value in network.state_dict().items()}
-    relations = Relations(plan.heads)
+    relations = Relations(plan.heads, processes.device)
     state = State()
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.is_file():
@@ -120,24 +125,26 @@ def fit(
     done = max(0.0, (state.step - 1) / plan.recipe.steps, state.elapsed_s / budget_s)
     next_check = math.floor(done / check_every + 1) * check_every
     running: dict[str, float] = {}
+    batch = plan.recipe.batch
     network.train()
-    samples = drawn(cases, plan, state.step)
+    samples = drawn(cases, plan, state.step, processes)
     while state.step < plan.recipe.steps:
-        progress = max(state.step / plan.recipe.steps, state.elapsed_s / budget_s)
-        if progress >= 1 or stop():
+        reached = max(state.step / plan.recipe.steps, state.elapsed_s / budget_s)
+        progress, told_to_stop = processes.agree(reached, stop())
+        if progress >= 1 or told_to_stop:
             break
-        sample = next(samples)
-        loss, parts = losses(network, sample, plan, relations, precision)
-        loss.backward()
+        for _ in range(processes.rank, batch, processes.count):
+            loss, parts = losses(network, next(samples).to(processes.device), plan, relations, precision)
+            (loss / batch).backward()
+        processes.add_gradients(network.parameters())
         stepper.step(progress)
-        decay = min(opt.average, (1 + state.step) / (10 + state.step))
-        with torch.no_grad():
-            for name, value in network.state_dict().items():
-                average[name].lerp_(value, 1 - decay)
+        update(average, network, min(opt.average, (1 + state.step) / (10 + state.step)))
         state.step += 1
         state.elapsed_s = time.monotonic() - started
         for name, value in parts.items():
-            running[name] = 0.95 * running.get(name, value) + 0.05 * value
+            running[name] = 0.95 * running.get(name, value.item()) + 0.05 * value.item()
+        if not processes.first:
+            continue
         if state.step % 20 == 0:
             shown = " ".join(f"{name} {value:.3f}" for name, value in running.items())
             report(f"step {state.step} {state.elapsed_s / state.step:.2f} s/step {progress:.0%} {shown}")
@@ -152,27 +159,41 @@ def fit(
         if time.monotonic() - saved_at > 180:
             save_checkpoint(checkpoint, network, stepper, average, state)
             saved_at = time.monotonic()
-    save_checkpoint(checkpoint, network, stepper, average, state)
+    if processes.first:
+        save_checkpoint(checkpoint, network, stepper, average, state)
     network.load_state_dict(average)
     return state
 
 
-def drawn(cases: Sequence[Case], plan: Plan, first: int) -> Iterator[Sample]:
-    """The samples of all steps from the first on.
+@torch.no_grad()
+def update(average: dict[str, Tensor], network: Network, decay: float) -> None:
+    """Moves the running mean of the weights towards those of the network; counters are taken as they are."""
+    for name, value in network.state_dict().items():
+        if value.is_floating_point():
+            average[name].lerp_(value, 1 - decay)
+        else:
+            average[name].copy_(value)
+
+
+def drawn(cases: Sequence[Case], plan: Plan, first: int, processes: Processes = ALONE) -> Iterator[Sample]:
+    """The samples of all steps from the first on, of which each process takes its part.
 
     As many are drawn at once as the network has threads, one in each: drawing beside the network would make all of its
-    threads wait for the one that shares its core. A sample depends on the seed and its step alone, so that a run which
-    goes on draws what it would have drawn.
+    threads wait for the one that shares its core. A sample depends on the seed and its number alone, so that a run
+    which goes on draws what it would have drawn.
     """
-    threads = torch.get_num_threads()
+    threads, batch = torch.get_num_threads(), plan.recipe.batch
+    numbers = (
+        step * batch + i for step in itertools.count(first) for i in range(processes.rank, batch, processes.count)
+    )
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as drawers:
-        for step in itertools.count(first, threads):
-            yield from list(drawers.map(partial(draw, cases, plan), range(step, step + threads)))
+        while True:
+            yield from list(drawers.map(partial(draw, cases, plan), itertools.islice(numbers, threads)))
 
 
-def draw(cases: Sequence[Case], plan: Plan, step: int) -> Sample:
-    """The sample of one step."""
-    seed = np.random.SeedSequence([plan.seed % 2**32, step]).generate_state(1)[0]  # torch looks at 32 bits alone
+def draw(cases: Sequence[Case], plan: Plan, number: int) -> Sample:
+    """One sample of a run, by its number."""
+    seed = np.random.SeedSequence([plan.seed % 2**32, number]).generate_state(1)[0]  # torch looks at 32 bits alone
     generator = torch.Generator().manual_seed(int(seed))
     with_image = [case for case in cases if case.image is not None]
     without = [case for case in cases if case.image is None]
@@ -222,6 +243,7 @@ def evaluate(network: Network, cases: Sequence[Case], plan: Plan, precision: tor
     Label maps without image are synthesised from a fixed seed, near the contrast of a T1w.
     """
     network.eval()
+    device = next(network.parameters()).device
     plain = Spatial(0, 0, 0, 0, 0, 2, 0, 0, still=1)
     calm = Intensity(0, 0, 0.02, 0, 1)
     sampling = replace(plan.recipe.sampling, points=400_000, inside=0.0, balance=0.0, t1w_like=1.0, cut=0.0)
@@ -229,15 +251,15 @@ def evaluate(network: Network, cases: Sequence[Case], plan: Plan, precision: tor
     for number, case in enumerate(cases):
         generator = torch.Generator().manual_seed(number)
         recipe = plan.recipe
-        sample = draw_sample(case, sampling, plain, calm, recipe.spacing_mm, generator, recipe.normalisation)
-        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        sample = draw_sample(case, sampling, plain, calm, recipe.spacing_mm, generator, recipe.normalisation).to(device)
+        with torch.autocast(sample.image.device.type, precision, enabled=precision != torch.float32):
             features = network.at(sample.image, sample.coordinates, sample.points)
         for head in plan.heads:
             for protocol, values in sample.values:
                 relation = load_relation(protocol, head)
                 if relation is None or (protocol.name != head.name and (relation.allowed.sum(1) > 1).mean() > 0.35):
                     continue
-                row = torch.from_numpy(relation.allowed)[values]
+                row = torch.from_numpy(relation.allowed).to(device)[values]
                 sure = row.sum(1) == 1
                 truth = row[sure].int().argmax(1)
                 found = F.linear(features[sure].float(), *network.head(head.name)).argmax(1)

@@ -52,9 +52,9 @@ class Openness:
     sure: Tensor
 
     @staticmethod
-    def of(relation: Relation) -> Openness:
+    def of(relation: Relation, device: str = "cpu") -> Openness:
         """Prepares a relation."""
-        allowed = torch.from_numpy(relation.allowed)
+        allowed = torch.from_numpy(relation.allowed).to(device)
         informative = ~allowed.all(1)
         sets = torch.unique(allowed[informative], dim=0).flip(0)
         overlap = allowed.float() @ sets.float().T
@@ -74,7 +74,8 @@ class Openness:
     @cached_property
     def singletons(self) -> bool:
         """Whether the sets are the regions themselves, in order."""
-        return self.sets.shape[0] == self.sets.shape[1] and bool((self.sets == torch.eye(len(self.sets)).bool()).all())
+        one_by_one = torch.eye(len(self.sets), dtype=torch.bool, device=self.sets.device)
+        return self.sets.shape == one_by_one.shape and bool((self.sets == one_by_one).all())
 
 
 def marginal_cross_entropy(log_probability: Tensor, values: Tensor, openness: Openness) -> Tensor:

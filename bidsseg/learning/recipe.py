@@ -20,7 +20,14 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained. ``heads`` gives each head's protocol and the weight of its loss."""
+    """How a model is trained.
+
+    Attributes:
+        heads: protocol of each head and the weight of its loss.
+        synthetic_share: share of the samples that are synthesised from a label map without image.
+        steps: number of steps; a run ends earlier when its time is used up.
+        batch: samples of each step, which several processes share.
+    """
 
     name: str
     title: str
@@ -36,6 +43,7 @@ class Recipe:
     citation: Sequence[str] = ()
     synthetic_share: float = 0.33
     steps: int = 100_000
+    batch: int = 1
     spatial: Spatial = field(default_factory=Spatial)
     intensity: Intensity = field(default_factory=Intensity)
     loss: Loss = field(default_factory=Loss)
@@ -43,7 +51,7 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """How the model learns, defaults included; what its card says by itself is left out."""
-        learning = ("heads", "sampling", "synthetic_share", "steps", "spatial", "intensity", "loss", "optimiser")
+        learning = ("heads", "synthetic_share", "steps", "batch", *PARTS)
         return {key: value for key, value in asdict(self).items() if key in learning}
 
 

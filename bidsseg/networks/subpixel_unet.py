@@ -108,14 +108,14 @@ class SubpixelUNet(Network):
     def at(self, image: Tensor, coordinates: Tensor | None, points: Tensor) -> Tensor:
         """Features (P, features) at voxels (P, 3) of one image (1, C, D, H, W), unfolded there alone."""
         coarse = self.coarse(image, coordinates)
-        size = torch.tensor(coarse.shape[2:])
+        _, height, width = coarse.shape[2:]
         half = points // 2
-        flat = (half[:, 0] * size[1] + half[:, 1]) * size[2] + half[:, 2]
+        flat = (half[:, 0] * height + half[:, 1]) * width + half[:, 2]
         rows = coarse[0].permute(1, 2, 3, 0).reshape(-1, coarse.shape[1])[flat]
         assert self.unfold.bias is not None
         unfolded = F.linear(rows, self.unfold.weight.flatten(1).to(rows.dtype), self.unfold.bias.to(rows.dtype))
-        parity = ((points % 2) * torch.tensor([4, 2, 1])).sum(1)
-        picked = unfolded.view(-1, 8, self.features)[torch.arange(len(points)), parity]
+        parity = 4 * (points[:, 0] % 2) + 2 * (points[:, 1] % 2) + points[:, 2] % 2
+        picked = unfolded.view(-1, 8, self.features)[torch.arange(len(points), device=points.device), parity]
         return F.relu(picked)
 
     def forward(self, image: Tensor, coordinates: Tensor | None = None) -> Tensor:

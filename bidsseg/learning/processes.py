@@ -1,0 +1,68 @@
+"""Several processes that train one network together, as ``torchrun`` starts them; or one alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Processes:
+    """All processes of a run, and which of them this one is."""
+
+    rank: int = 0
+    count: int = 1
+    device: str = "cpu"
+
+    @staticmethod
+    def join(device: str = "cpu") -> Processes:
+        """Those that torchrun tells of in the environment; this one alone without it.
+
+        Each takes the GPU of its number on its machine if the device is a GPU.
+        """
+        count = int(os.environ.get("WORLD_SIZE", "1"))
+        if count == 1:
+            return Processes(device=device)
+        if device != "cpu":
+            device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+            torch.cuda.set_device(device)
+        if not dist.is_initialized():
+            dist.init_process_group("gloo" if device == "cpu" else "nccl")
+        return Processes(int(os.environ["RANK"]), count, device)
+
+    @property
+    def first(self) -> bool:
+        """Whether this one speaks and writes for all."""
+        return self.rank == 0
+
+    def add_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Replaces each gradient by the sum of those of all processes."""
+        if self.count > 1:
+            for parameter in parameters:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                dist.all_reduce(parameter.grad)
+
+    def agree(self, *values: float) -> list[float]:
+        """The values of the first process."""
+        if self.count == 1:
+            return list(values)
+        told = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.broadcast(told, 0)
+        return told.tolist()
+
+    def wait(self) -> None:
+        """Waits for the others."""
+        if self.count > 1:
+            dist.barrier()
+
+    def leave(self) -> None:
+        """Waits for the others and parts from them."""
+        self.wait()
+        if self.count > 1:
+            dist.destroy_process_group()
