@@ -33,8 +33,10 @@ def train_level(settings: Settings) -> Path:
     from bidsseg.learning.processes import Processes
     from bidsseg.learning.recipe import load_recipe
     from bidsseg.learning.record import save_curve, save_outcome
+    from bidsseg.learning.voxel_loop import fit_voxels
     from bidsseg.models.card import CARD, Card
     from bidsseg.models.library import build, load_model
+    from bidsseg.segmentation.voxelwise import StagedSegNet
 
     options, report = settings.training, settings.report
     recipe = load_recipe(options.recipe, options.small)
@@ -92,6 +94,10 @@ def train_level(settings: Settings) -> Path:
     )
     network = build(card)
     multiple = network.multiple
+    if (recipe.voxels is not None) != isinstance(network, StagedSegNet):
+        raise DataError(f"recipe {recipe.name}: [voxels] goes with the network segnet, and only with it")
+    if recipe.voxels is not None and processes.count > 1:
+        raise UsageError(f"recipe {recipe.name}: learns voxel by voxel, in one process: start it without torchrun")
     if any(size % multiple for size in recipe.sampling.shape):
         raise DataError(f"recipe {recipe.name}: every size in shape must be a multiple of {multiple} for this network")
     if options.init:
@@ -100,7 +106,13 @@ def train_level(settings: Settings) -> Path:
     precision = torch.bfloat16 if machine.precision == "bf16" else torch.float32
     budget_s = (options.time_budget_min or 24 * 60) * 60
     with Interruption() as interruption:
-        state = fit(network, seen, unseen, plan, folder, budget_s, interruption.asked, report.say, precision, processes)
+        if recipe.voxels is None:
+            together = precision, processes
+            state = fit(network, seen, unseen, plan, folder, budget_s, interruption.asked, report.say, *together)
+        else:
+            assert isinstance(network, StagedSegNet)
+            alone = precision, processes.device
+            state = fit_voxels(network, seen, plan, folder, budget_s, interruption.asked, report.say, *alone)
     if not processes.first:
         processes.leave()
         return folder

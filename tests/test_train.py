@@ -441,6 +441,9 @@ PUBLISHED = [name for name in shipped_recipes() if load_recipe(name).network["na
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_small_scale_of_a_published_recipe_is_smaller(name: str) -> None:
     full, small = load_recipe(name), load_recipe(name, small=True)
+    if full.voxels is not None and small.voxels is not None:
+        assert small.voxels.per_scan * small.voxels.epochs < full.voxels.per_scan * full.voxels.epochs
+        return
     assert small.steps < full.steps
     assert np.prod(small.sampling.shape) < np.prod(full.sampling.shape)
     for recipe in full, small:

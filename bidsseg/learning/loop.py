@@ -111,7 +111,7 @@ def fit(
     A checkpoint in the folder is continued. ``stop`` is asked after each step; True saves and returns. Several
     processes share the samples of each step, so that their number changes the time that a run takes, not its result.
     """
-    network = network.to(processes.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    network = network.to(processes.device, memory_format=network.memory_format)  # type: ignore[call-overload]
     opt = plan.recipe.optimiser
     stepper = Stepper(network, opt)
     average = {name: value.detach().clone() for name, value in network.state_dict().items()}

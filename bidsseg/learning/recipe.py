@@ -19,11 +19,35 @@ Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
+class Voxels:
+    """How SegNet learns, voxel by voxel (arXiv 1502.02445, section 4).
+
+    Attributes:
+        per_scan: voxels of each scan to learn from.
+        validation: other voxels of each scan, on which the error is measured after each epoch.
+        batch: voxels of a step.
+        rate, momentum: of the gradient descent; the rate is halved at each of the epochs ``halve_at``.
+        patience: epochs to wait for an error that is at least 1 % lower.
+    """
+
+    per_scan: int = 20_000
+    validation: int = 2667
+    batch: int = 200
+    rate: float = 0.05
+    momentum: float = 0.5
+    halve_at: tuple[int, ...] = (40, 60, 80)
+    epochs: int = 300
+    patience: int = 10
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How a model is trained.
 
     Attributes:
         heads: protocol of each head and the weight of its loss.
+        sampling: what a sample is.
+        voxels: if given, a network like SegNet learns by it, voxel by voxel, and there are no samples.
         synthetic_share: share of the samples that are synthesised from a label map without image.
         steps: number of steps; a run ends earlier when its time is used up.
         batch: samples of each step, which several processes share.
@@ -33,7 +57,8 @@ class Recipe:
     title: str
     heads: Mapping[str, float]
     network: Mapping[str, Any]
-    sampling: Sampling
+    sampling: Sampling = field(default_factory=lambda: Sampling((128, 128, 128)))
+    voxels: Voxels | None = None
     spacing_mm: float = 1.0
     normalisation: str = "percentile"
     locator: str | None = None
@@ -57,6 +82,7 @@ class Recipe:
 
 PARTS: dict[str, type] = {
     "sampling": Sampling,
+    "voxels": Voxels,
     "spatial": Spatial,
     "intensity": Intensity,
     "loss": Loss,
@@ -70,6 +96,7 @@ KINDS: dict[str, Any] = {
     "str | None": str,
     "tuple[int, int, int]": list,
     "tuple[float, float]": list,
+    "tuple[int, ...]": list,
     "Sequence[str]": list,
     "Mapping[str, float]": dict,
     "Mapping[str, Any]": dict,
@@ -124,7 +151,7 @@ def checked(kind: type[Part], values: Any, where: str) -> Part:
             raise DataError(f"{where}: unknown key '{name}'; known are {', '.join(sorted(known))}")
         if not isinstance(value, known[name]):
             raise DataError(f"{where}: {name} = {value!r} is of the wrong kind")
-    for name in ("shape", "betas"):
+    for name in ("shape", "betas", "halve_at"):
         if isinstance(values.get(name), list):
             values[name] = tuple(values[name])
     try:

@@ -21,10 +21,12 @@ from bidsseg.networks.network import Network
 from bidsseg.networks.neuronet import NeuroNet
 from bidsseg.networks.subpixel_unet import SubpixelUNet
 from bidsseg.networks.unet import UNet
+from bidsseg.segmentation.voxelwise import StagedSegNet
 
 NETWORKS: dict[str, Callable[..., Network]] = {
     "subpixel-unet": SubpixelUNet,
     "neuronet": NeuroNet,
+    "segnet": StagedSegNet,
     "unet": UNet,
     "eneuronet": ENeuroNet,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,6 +17,9 @@ class Network(nn.Module):
     heads: nn.ModuleDict
     multiple = 1
     """The number of voxels by which each axis of the grid must be divisible."""
+
+    memory_format = torch.channels_last_3d
+    """How kernels and images lie in memory where 3-D convolutions are quick."""
 
     def forward(self, image: Tensor, coordinates: Tensor | None = None) -> Tensor:
         """Features (N, F, D, H, W) of images (N, C, D, H, W).

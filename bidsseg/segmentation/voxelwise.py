@@ -9,7 +9,7 @@ arXiv 1412.4526), and each patch's map is read from it at every fourth pixel.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bidsseg.learning.voxels import STEP, Surroundings, centroids_of, describe, surroundings
+from bidsseg.networks.network import Network
 from bidsseg.networks.segnet import MAP, PLANAR, POOL, WIDTH, SegNet
 
 SLAB = 16
@@ -31,6 +32,8 @@ VOXELS = 4096
 """Voxels that pass through the fully connected layers together."""
 STAGES = 5
 """Segmentations with distances that are made at most."""
+SURE = 20.0
+"""Logit of the background outside of the brain."""
 
 
 # -- stages ------------------------------------------------------------------------------------------------------------
@@ -85,6 +88,63 @@ def until_settled(labels: Tensor, refine: Callable[[Tensor], Tensor], most: int 
     return Staged(labels, most, False)
 
 
+class StagedSegNet(Network):
+    """Both networks of SegNet as one that is given a brain, and answers at every voxel of it.
+
+    Its features are the logits of the last stage, so that they can be interpolated and read as those of any network.
+    Outside of the brain, where the image is 0, they say background.
+
+    Args:
+        outputs: number of regions of the one head.
+        groups: inputs of the first network; the second is given the distances too.
+        hidden, scale, noise: see SegNet.
+        stages: segmentations with distances that are made at most.
+    """
+
+    memory_format = torch.preserve_format  # its convolutions are 2-D
+
+    def __init__(
+        self,
+        outputs: dict[str, int],
+        groups: Sequence[str] = ("fine", "compressed", "cube"),
+        hidden: Sequence[int] = (3000, 3000),
+        scale: str = "both",
+        noise: float = 0.2,
+        stages: int = STAGES,
+    ) -> None:
+        super().__init__()
+        self.first = SegNet(outputs, groups, hidden=hidden, scale=scale)
+        self.second = SegNet(outputs, (*groups, "distances"), hidden=hidden, scale=scale, noise=noise)
+        self.regions, self.stages = next(iter(outputs.values())), stages
+
+    def stage(self, number: int) -> SegNet:
+        """The first network (0) or the second (1)."""
+        return self.second if number else self.first
+
+    def head(self, name: str) -> tuple[Tensor, Tensor]:
+        """The identity (R, R), and no bias (R,)."""
+        return torch.eye(self.regions), torch.zeros(self.regions)
+
+    def forward(self, image: Tensor, coordinates: Tensor | None = None) -> Tensor:
+        """Logits (1, R, D, H, W) of a brain (1, 1, D, H, W)."""
+        mask = image[0, 0] != 0
+        dtype = torch.get_autocast_dtype(image.device.type) if torch.is_autocast_enabled(image.device.type) else None
+        seen = surroundings(image[0, 0], mask)
+        last = voxel_logits(self.first, seen, mask, dtype=dtype or torch.float32)
+
+        def refine(labels: Tensor) -> Tensor:
+            nonlocal last
+            centroids = centroids_of(labels, self.regions - 1)
+            last = voxel_logits(self.second, seen, mask, centroids, dtype=dtype or torch.float32)
+            return painted(mask, last)
+
+        until_settled(painted(mask, last), refine, self.stages)
+        found = torch.zeros((*mask.shape, self.regions), dtype=dtype or torch.float32)
+        found[..., 0] = SURE
+        found[mask.cpu()] = last.to(found.dtype)
+        return found.permute(3, 0, 1, 2)[None]
+
+
 # -- one network over a brain ------------------------------------------------------------------------------------------
 
 
@@ -103,14 +163,33 @@ def classify_voxels(
     Args:
         centroids: (N, 3) voxels, for a network that is given distances.
     """
+    return painted(mask, voxel_logits(network, seen, mask, centroids, dtype=dtype))
+
+
+def voxel_logits(
+    network: SegNet,
+    seen: Surroundings,
+    mask: Tensor,
+    centroids: Tensor | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Logits (P, N+1) of the P True voxels of a mask (X, Y, Z), float16 on the CPU; see classify_voxels."""
     device = seen.image.device
     network = network.to(device).eval()
     centroids = None if centroids is None else centroids.to(device)
     voxels = torch.nonzero(mask).cpu()
+    found = [
+        slab_logits(network, seen, points.to(device), centroids, dtype).to("cpu", torch.float16)
+        for points in voxels.split(voxels_of_slabs(mask))
+    ]
+    return torch.cat(found)
+
+
+def painted(mask: Tensor, logits: Tensor) -> Tensor:
+    """Label map (X, Y, Z), int16 on the CPU, of logits (P, N+1) at the P True voxels of a mask."""
     labels = torch.zeros(mask.shape, dtype=torch.int16)
-    for points in voxels.split(voxels_of_slabs(mask)):
-        logits = slab_logits(network, seen, points.to(device), centroids, dtype)
-        labels[tuple(points.unbind(1))] = logits.argmax(1).to("cpu", torch.int16)
+    labels[mask.cpu()] = logits.argmax(1).to(torch.int16)
     return labels
 
 

@@ -56,7 +56,7 @@ def in_windows(
     network: Network, image: Tensor, position: Tensor | None, window: Sequence[int], device: str, dtype: torch.dtype
 ) -> Tensor:
     """Features (D, H, W, F) put together from windows that overlap by a halo; one window if it covers the image."""
-    network = network.to(device=device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    network = network.to(device=device, memory_format=network.memory_format)  # type: ignore[call-overload]
     shape = image.shape[2:]
     halo = -(-HALO // network.multiple) * network.multiple
     target: Tensor | None = None

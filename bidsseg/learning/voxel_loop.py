@@ -1,0 +1,240 @@
+"""Training voxel by voxel, as SegNet is: two networks, of which the second is given distances to centroids.
+
+De Brébisson & Montana 2015, arXiv 1502.02445, sections 3.4 and 4: stochastic gradient descent on voxels drawn evenly
+from the labelled brains, until the error on other voxels of the same brains has not fallen for some epochs.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bidsseg.errors import DataError
+from bidsseg.image.files import replacing
+from bidsseg.labels import Protocol, load_relation
+from bidsseg.learning.cases import Case
+from bidsseg.learning.loop import Plan, State
+from bidsseg.learning.recipe import Voxels
+from bidsseg.learning.voxels import Surroundings, centroids_of, describe, distances, draw_voxels, surroundings
+from bidsseg.networks.segnet import SegNet
+from bidsseg.segmentation.voxelwise import StagedSegNet
+
+CHUNK = 20
+"""Batches whose inputs are made at once."""
+SAMPLE = 2000
+"""Voxels of each scan from which the scale of the distances is learnt."""
+
+
+@dataclass(frozen=True)
+class Brain:
+    """A labelled scan, ready to be looked at voxel by voxel.
+
+    Attributes:
+        labels: (X, Y, Z) positions in the head's protocol, -1 where the annotation tells nothing.
+        centroids: (N, 3) of the true regions.
+    """
+
+    name: str
+    seen: Surroundings
+    labels: Tensor
+    centroids: Tensor
+
+
+def brain_of(case: Case, head: Protocol) -> Brain:
+    """A case as SegNet learns from it; DataError unless an annotation says exactly which region a voxel is."""
+    if case.image is None:
+        raise DataError(f"{case.name}: has no image, and SegNet does not learn from synthesis")
+    for annotation in case.annotations:
+        relation = load_relation(annotation.protocol, head)
+        if relation is not None and annotation.protocol.name == head.name:
+            exact = torch.from_numpy(relation.allowed.sum(1) == 1)
+            values = annotation.values.long()
+            found = torch.from_numpy(relation.allowed.argmax(1))[values]
+            labels = torch.where(exact[values] & case.brain, found, -1)
+            centroids = centroids_of(labels.clamp(min=0), len(head.regions) - 1)
+            return Brain(case.name, surroundings(case.image, case.brain), labels, centroids)
+    raise DataError(f"{case.name}: no annotation in the protocol {head.name}")
+
+
+@dataclass
+class Progress:
+    """How far the training of one of the two networks has come."""
+
+    stage: int = 0
+    epoch: int = 0
+    best: float = float("inf")
+    waited: int = 0
+
+
+def fit_voxels(
+    network: StagedSegNet,
+    cases: Sequence[Case],
+    plan: Plan,
+    folder: Path,
+    budget_s: float,
+    stop: Callable[[], bool],
+    report: Callable[[str], None],
+    precision: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> State:
+    """Trains both networks in place, each for half of the time at most, and leaves the best weights of each in it.
+
+    A checkpoint in the folder is continued from the epoch that it was in. ``stop`` is asked after each chunk; True
+    returns what was reached at the end of the last epoch.
+    """
+    voxels = plan.recipe.voxels
+    assert voxels is not None
+    brains = [brain_of(case, plan.heads[0]) for case in cases]
+    state, progress = State(), Progress()
+    checkpoint = folder / "checkpoint.pt"
+    network.to(device)
+    trainer = Trainer(network.first, brains, voxels, plan.seed, precision, device)
+    if checkpoint.is_file():
+        saved = torch.load(checkpoint, weights_only=True)
+        state, progress = State(**saved["state"]), Progress(**saved["progress"])
+        network.load_state_dict(saved["network"])
+        trainer = Trainer(network.stage(progress.stage), brains, voxels, plan.seed, precision, device)
+        trainer.load_state_dict(saved["trainer"])
+    started = time.monotonic() - state.elapsed_s
+    while progress.stage < 2:
+        ends_at = started + budget_s * (progress.stage + 1) / 2
+        finished = progress.epoch >= voxels.epochs or progress.waited >= voxels.patience
+        if finished or time.monotonic() > ends_at:
+            trainer.keep_best()
+            progress = Progress(progress.stage + 1)
+            if progress.stage < 2:
+                trainer = Trainer(network.stage(progress.stage), brains, voxels, plan.seed, precision, device)
+            continue
+        steps = trainer.epoch(progress, ends_at, stop)
+        state.elapsed_s = time.monotonic() - started
+        if stop():
+            break
+        state.step += steps
+        error, entropy = trainer.error()
+        progress.epoch += 1
+        progress.waited += 1
+        if error < 0.99 * progress.best:
+            progress.best, progress.waited = error, 0
+            trainer.remember()
+        name = f"stage {progress.stage + 1}"
+        row = {"step": state.step, "elapsed_s": state.elapsed_s, f"{name} error": error, f"{name} entropy": entropy}
+        state.curve.append({key: round(value, 4) for key, value in row.items()})
+        report(f"{name} epoch {progress.epoch} error {error:.3f} after {state.elapsed_s:.0f} s")
+        saved = {"state": vars(state), "progress": asdict(progress), "network": network.state_dict()}
+        with replacing(checkpoint) as stream:
+            torch.save({**saved, "trainer": trainer.state_dict()}, stream)
+    trainer.keep_best()
+    return state
+
+
+class Trainer:
+    """Epochs of one network over the voxels that are drawn for it."""
+
+    def __init__(
+        self, network: SegNet, brains: Sequence[Brain], voxels: Voxels, seed: int, precision: torch.dtype, device: str
+    ) -> None:
+        self.network, self.brains, self.voxels, self.seed = network, brains, voxels, seed
+        self.precision, self.device = precision, device
+        self.descent = torch.optim.SGD(network.parameters(), voxels.rate, momentum=voxels.momentum)
+        generator = torch.Generator().manual_seed(seed)
+        drawn = [
+            draw_voxels(brain.labels + 1, voxels.per_scan + voxels.validation, generator).split(voxels.per_scan)
+            for brain in brains
+        ]
+        self.points = [parts[0] for parts in drawn]
+        self.others = [parts[1] if len(parts) > 1 else parts[0] for parts in drawn]
+        self.best = copy.deepcopy(network.state_dict())
+        if "distances" in network.groups:
+            sample = [
+                distances(points[:SAMPLE], brain.centroids, network.scale)
+                for brain, points in zip(brains, self.points, strict=True)
+            ]
+            network.learn_distances(torch.cat(sample).to(device))
+
+    def epoch(self, progress: Progress, ends_at: float, stop: Callable[[], bool]) -> int:
+        """One pass over all voxels in an order that the seed and the epoch decide; returns the number of steps.
+
+        It is cut short at that time of ``time.monotonic()``, and when it is told to stop.
+        """
+        generator = torch.Generator().manual_seed(self.seed + 1000 * progress.epoch + 1)
+        rate = self.voxels.rate * 0.5 ** sum(progress.epoch >= epoch for epoch in self.voxels.halve_at)
+        for group in self.descent.param_groups:
+            group["lr"] = rate
+        self.network.train()
+        steps = 0
+        for inputs, targets in self.batches(self.points, generator):
+            for some in torch.arange(len(targets)).split(self.voxels.batch):
+                self.descent.zero_grad(set_to_none=True)
+                loss = F.cross_entropy(self.logits(inputs, some), targets[some].to(self.device))
+                loss.backward()
+                self.descent.step()
+                steps += 1
+            if stop() or time.monotonic() > ends_at:
+                break
+        return steps
+
+    @torch.no_grad()
+    def error(self) -> tuple[float, float]:
+        """Share of wrong voxels, and cross-entropy, among those that were put aside."""
+        self.network.eval()
+        wrong, entropy, count = 0, 0.0, 0
+        for inputs, targets in self.batches(self.others, torch.Generator().manual_seed(self.seed)):
+            logits = self.logits(inputs, torch.arange(len(targets))).cpu()
+            wrong += int((logits.argmax(1) != targets).sum())
+            entropy += F.cross_entropy(logits, targets, reduction="sum").item()
+            count += len(targets)
+        return wrong / max(count, 1), entropy / max(count, 1)
+
+    def logits(self, inputs: dict[str, Tensor], some: Tensor) -> Tensor:
+        """Of some of the voxels of a chunk, (P, N+1)."""
+        with torch.autocast(self.device.split(":")[0], self.precision, enabled=self.precision != torch.float32):
+            return self.network({name: group[some].to(self.device) for name, group in inputs.items()}).float()
+
+    def batches(
+        self, points: Sequence[Tensor], generator: torch.Generator
+    ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        """Inputs and regions of chunks of voxels, all brains mixed."""
+        network = self.network
+        options: dict[str, Any] = {"planes": network.planes, "scale": network.scale}
+        owner = torch.cat([torch.full((len(some),), i) for i, some in enumerate(points)])
+        order = torch.randperm(len(owner), generator=generator)
+        every = torch.cat(list(points))
+        for chunk in order.split(CHUNK * self.voxels.batch):
+            inputs: list[dict[str, Tensor]] = []
+            targets, places = [], []
+            for i, brain in enumerate(self.brains):
+                mine = torch.nonzero(owner[chunk] == i)[:, 0]
+                if len(mine) == 0:
+                    continue
+                where = every[chunk[mine]]
+                inputs.append(describe(brain.seen, where, network.groups, centroids=brain.centroids, **options))
+                targets.append(brain.labels[tuple(where.unbind(1))])
+                places.append(mine)
+            back = torch.argsort(torch.cat(places))
+            joined = {name: torch.cat([part[name] for part in inputs])[back] for name in inputs[0]}
+            yield joined, torch.cat(targets)[back]
+
+    def remember(self) -> None:
+        """Keeps the weights as the best so far."""
+        self.best = copy.deepcopy(self.network.state_dict())
+
+    def keep_best(self) -> None:
+        """Puts the best weights into the network."""
+        self.network.load_state_dict(self.best)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps besides the weights."""
+        return {"descent": self.descent.state_dict(), "best": self.best}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Goes on from a checkpoint."""
+        self.descent.load_state_dict(saved["descent"])
+        self.best = saved["best"]

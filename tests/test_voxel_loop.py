@@ -1,0 +1,120 @@
+"""SegNet learns from labelled scans and then answers as any model."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bidsseg.errors import DataError
+from bidsseg.image.volume import Volume
+from bidsseg.labels import load_protocol
+from bidsseg.learning.cases import Annotation, Case, positions
+from bidsseg.learning.loop import Plan, State
+from bidsseg.learning.recipe import Recipe, Voxels
+from bidsseg.learning.voxel_loop import brain_of, fit_voxels
+from bidsseg.models.card import Card
+from bidsseg.models.library import Model
+from bidsseg.segmentation.predict import segment
+from bidsseg.segmentation.voxelwise import StagedSegNet
+
+FAST = load_protocol("FAST")
+SHAPE = (24, 28, 20)
+
+
+def labels() -> np.ndarray:
+    """Fluid around grey matter around white matter, in a box."""
+    values = np.zeros(SHAPE, np.uint8)
+    for value, margin in ((1, 4), (2, 6), (3, 8)):
+        values[margin:-margin, margin:-margin, margin:-margin] = value
+    return values
+
+
+def case(seed: int, image: bool = True) -> Case:
+    values = labels()
+    brightness = np.array([0.0, 20.0, 50.0, 80.0])[values]
+    noise = np.random.default_rng(seed).normal(0, 3, SHAPE) * (values > 0)
+    shown = torch.from_numpy((brightness + noise).astype(np.float32)) if image else None
+    annotation = Annotation(FAST, positions(values, FAST, "here"))
+    return Case(f"data/sub-{seed:02}", shown, (annotation,), torch.from_numpy(values > 0))
+
+
+def network() -> StagedSegNet:
+    torch.manual_seed(0)
+    return StagedSegNet({"FAST": 4}, groups=("coordinates", "fine"), hidden=(32,), stages=2)
+
+
+VOXELS = Voxels(per_scan=300, validation=80, batch=20, epochs=4, halve_at=(3,))
+PLAN = Plan(Recipe("tiny", "Tissue", {"FAST": 1.0}, {"name": "segnet"}, voxels=VOXELS), (FAST,))
+
+
+def fit(net: StagedSegNet, folder: Path, plan: Plan = PLAN, stop: Callable[[], bool] = lambda: False) -> State:
+    folder.mkdir(exist_ok=True)
+    return fit_voxels(net, [case(1), case(2)], plan, folder, 600, stop, lambda _: None)
+
+
+def test_both_stages_learn(tmp_path: Path) -> None:
+    net = network()
+    state = fit(net, tmp_path)
+    for stage in ("stage 1", "stage 2"):
+        errors = [row[f"{stage} error"] for row in state.curve if f"{stage} error" in row]
+        assert errors[-1] < 0.1 < 0.3
+        assert errors[-1] <= errors[0]
+    assert net.second.distance_sd.min() > 0.01 and not torch.equal(net.second.distance_sd, torch.ones(3))
+    assert state.step == sum(len(range(0, 600, 20)) for _ in state.curve)
+
+
+def test_the_trained_networks_segment_a_scan(tmp_path: Path) -> None:
+    net = network()
+    fit(net, tmp_path)
+    card = Card("tiny", "Tissue", ("T1w",), {"name": "segnet"}, 1.0, ("FAST",), "", normalisation="zscore")
+    unseen, truth = case(9), labels()
+    assert unseen.image is not None
+    logits = net.eval()(unseen.image[None, None])
+    assert logits.shape == (1, 4, *SHAPE)
+    found = np.array(FAST.indices)[logits[0].argmax(0).numpy()]
+    assert (found == truth)[truth > 0].mean() > 0.9
+    assert not found[truth == 0].any()
+    result = segment({"T1w": Volume(unseen.image.numpy(), np.eye(4))}, Model(card, net))
+    assert result.labels["FAST"].shape == SHAPE
+
+
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    straight = network()
+    fit(straight, tmp_path / "straight")
+    asked = 0
+
+    def stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 5
+
+    first = network()
+    broken = fit(first, tmp_path / "broken", stop=stop)
+    assert 0 < len(broken.curve) < 8
+    again = network()
+    fit(again, tmp_path / "broken")
+    for name, value in straight.state_dict().items():
+        assert torch.allclose(again.state_dict()[name], value, atol=1e-5), name
+
+
+def test_the_time_is_shared_by_both_stages(tmp_path: Path) -> None:
+    net = network()
+    (tmp_path / "out").mkdir()
+    state = fit_voxels(net, [case(1)], PLAN, tmp_path / "out", 1e-3, lambda: False, lambda _: None)
+    assert len(state.curve) <= 2
+
+
+def test_waiting_in_vain_ends_a_stage(tmp_path: Path) -> None:
+    voxels = replace(VOXELS, epochs=50, patience=1, rate=0.0)
+    plan = replace(PLAN, recipe=replace(PLAN.recipe, voxels=voxels))
+    assert len(fit(network(), tmp_path, plan).curve) == 4
+
+
+def test_cases_that_it_cannot_learn_from_are_named() -> None:
+    with pytest.raises(DataError, match="sub-03: has no image"):
+        brain_of(case(3, image=False), FAST)
+    with pytest.raises(DataError, match="sub-04: no annotation in the protocol BrainCOLOR"):
+        brain_of(case(4), load_protocol("BrainCOLOR").scored())
