@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bidsseg.errors import DataError
-from bidsseg.labels import Protocol, Region, load_protocol
+from bidsseg.labels import Protocol, Region, load_protocol, load_relation
 from bidsseg.labels.relation import identity, open_background, read_relation
 from bidsseg.learning.losses import Openness, marginal_cross_entropy
 from bidsseg.segmentation.merging import lesion_over_tissue
@@ -74,16 +74,18 @@ def test_background_means_what_its_dataset_means_by_it() -> None:
 
 
 def test_the_relation_may_also_be_read_from_a_table(tmp_path: Path) -> None:
-    """As it must for the shipped lesion protocol, whose lesion is 1 and not the head's 4."""
+    """It is what the names tell: the lesion of the shipped protocol is 1, and the head's is 4."""
     tissues = load_protocol("FAST").regions
     lesion = load_protocol("lesion")
     head = Protocol("FASTlesion", (*tissues, replace(lesion.region(1), index=4)))
     path = tmp_path / "table.tsv"
     path.write_text("lesion\tFASTlesion\n0\t0 1 2 3\n1\t4\n")
     found = read_relation(path, lesion, head).allowed
-    own_index = Protocol("lesion", (lesion.region(0), head.region(4)))
     assert found.tolist() == [[True] * 4 + [False], [False] * 4 + [True]]
-    assert np.array_equal(found, open_background(own_index, head).allowed)
+    by_name = load_relation(lesion, head)
+    assert by_name is not None
+    assert np.array_equal(found, by_name.allowed)
+    assert load_relation(lesion, load_protocol("FAST")) is None
 
 
 def test_without_lesion_background_it_is_the_cross_entropy() -> None:

@@ -147,7 +147,7 @@ def test_open_background_may_be_all_that_is_not_named() -> None:
 
 
 def test_open_background_names_only_regions_of_the_head() -> None:
-    with pytest.raises(DataError, match=r"lesion names regions that tissues lacks: \[7\]"):
+    with pytest.raises(DataError, match=r"lesion names regions that tissues lacks: region 7"):
         open_background(protocol("lesion", 0, 7), protocol("tissues", 0, 1))
 
 

@@ -52,20 +52,28 @@ def identity(annotation: Protocol, head: Protocol) -> Relation:
 def open_background(annotation: Protocol, head: Protocol) -> Relation:
     """The annotation names a few of the head's regions; its background may be any region that it does not name.
 
-    With lesions as the named regions this is ACE (Roulet et al. 2019, arXiv 1903.03445): the background of a lesion
-    dataset may be any non-lesion region.
+    Regions are the same if they have the same name, whatever their index. With lesions as the named regions this is ACE
+    (Roulet et al. 2019, arXiv 1903.03445): the background of a lesion dataset may be any non-lesion region.
     """
-    named = {region.index for region in annotation.regions if region.index != 0 and region.scored}
-    unknown = named - set(head.indices)
+    unknown = named_regions(annotation) - {region.name for region in head.regions}
     if unknown:
-        raise DataError(f"{annotation.name} names regions that {head.name} lacks: {sorted(unknown)[:5]}")
-    exact = identity(annotation, head).allowed
-    exact[annotation.indices.index(0)] = [region.index not in named for region in head.regions]
-    return Relation(annotation, head, exact)
+        raise DataError(f"{annotation.name} names regions that {head.name} lacks: {', '.join(sorted(unknown)[:5])}")
+    allowed = np.array([[a.name == c.name or not a.scored for c in head.regions] for a in annotation.regions])
+    named = named_regions(annotation)
+    allowed[annotation.indices.index(0)] = [region.name not in named for region in head.regions]
+    return Relation(annotation, head, allowed)
+
+
+def named_regions(annotation: Protocol) -> set[str]:
+    """The names of what a protocol tells apart from its background."""
+    return {region.name for region in annotation.regions if region.index != 0 and region.scored}
 
 
 def load_relation(annotation: Protocol, head: Protocol) -> Relation | None:
-    """Identity for equal protocols, else the shipped table ``<annotation>_<head>.tsv``, else None: nothing is known.
+    """What a voxel that is annotated in one protocol may be in another; None if nothing is known.
+
+    Equal protocols: the identity. Else the shipped table ``<annotation>_<head>.tsv``. Else, if the head has every
+    region that the annotation names, an annotation of these regions alone, whose background is open.
 
     The table has two columns named after the protocols: a value of the annotation, and the values it may be in the head
     separated by blanks. Values without a row are open.
@@ -73,7 +81,10 @@ def load_relation(annotation: Protocol, head: Protocol) -> Relation | None:
     if annotation.name == head.name:
         return identity(annotation, head)
     path = FOLDER / f"{annotation.name}_{head.name}.tsv"
-    return read_relation(path, annotation, head) if path.is_file() else None
+    if path.is_file():
+        return read_relation(path, annotation, head)
+    named = named_regions(annotation)
+    return open_background(annotation, head) if named and named <= {region.name for region in head.regions} else None
 
 
 def read_relation(path: Path, annotation: Protocol, head: Protocol) -> Relation:
