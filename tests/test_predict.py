@@ -385,7 +385,7 @@ def test_within_little_memory_the_labels_are_the_same(make: Make, monkeypatch: p
     affine = grid("LAS")
     scan = image_of(tissue(affine, SHAPE), affine)
     model = make(spacing_mm=2.5, mirror=True)
-    plenty, little = segment({"T1w": scan}, model), segment({"T1w": scan}, model, memory_mb=200)
+    plenty, little = segment({"T1w": scan}, model), segment({"T1w": scan}, model, memory_mb=220)
     assert plenty.notes == []
     assert len(little.notes) == 1
     assert "windows of 64x64x80 voxels on cpu" in little.notes[0]

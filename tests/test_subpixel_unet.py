@@ -198,9 +198,11 @@ def test_steps_cover_an_axis_once() -> None:
 def test_windows_fit_the_memory_as_far_as_they_may(memory_mb: int | None, multiple: int) -> None:
     shape = (256, 384, 256)
     engine = Engine(memory_mb=memory_mb)
-    sizes = window_sizes(shape, multiple, engine)
+    net = network()
+    net.multiple = multiple
+    sizes = window_sizes(shape, net, engine)
     smallest = max(windows.SMALLEST_WINDOW, multiple)
-    voxels = np.inf if memory_mb is None else memory_mb * 1e6 / windows.BYTES_PER_VOXEL[engine.dtype]
+    voxels = np.inf if memory_mb is None else memory_mb * 1e6 / (4 * net.numbers_per_voxel)
     assert all(smallest <= size <= whole for size, whole in zip(sizes, shape, strict=True))
     assert np.prod(sizes) <= voxels or max(sizes) == smallest
     if memory_mb is None:

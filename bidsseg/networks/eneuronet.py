@@ -196,6 +196,7 @@ class ENeuroNet(Network):
         super().__init__()
         share = DROPOUT[dropout]
         self.outputs = dict(outputs)
+        self.numbers_per_voxel = 64 + 3 * sum(outputs.values())
         self.trunk = Trunk(images, share, faithful)
         self.before = nn.ModuleDict(
             {name: nn.Sequential(nn.Conv3d(32, n, 3, padding=1), Activation(share)) for name, n in outputs.items()}

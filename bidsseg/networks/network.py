@@ -18,6 +18,8 @@ class Network(nn.Module):
     multiple = 1
     """The number of voxels by which each axis of the grid must be divisible."""
 
+    numbers_per_voxel = 165
+    """About how many numbers are held for each voxel of the grid: activations, and the features of two passes."""
     memory_format = torch.channels_last_3d
     """How kernels and images lie in memory where 3-D convolutions are quick."""
 

@@ -113,6 +113,7 @@ class NeuroNet(Network):
         if act not in ACTIVATIONS:
             raise ValueError(f"act is '{act}', not one of {', '.join(ACTIVATIONS)}")
         self.multiple = 2 ** (len(widths) - 1)
+        self.numbers_per_voxel = 4 * widths[0] + 3 * sum(outputs.values())
         self.stem = conv(images, widths[0], 3)
         self.scales = nn.ModuleList(
             nn.Sequential(ResidualUnit(a, b, 2, act), ResidualUnit(b, b, 1, act)) for a, b in itertools.pairwise(widths)

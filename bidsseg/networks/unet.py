@@ -51,6 +51,7 @@ class UNet(Network):
         super().__init__()
         pairs = list(itertools.pairwise(widths))
         self.multiple = 2 ** len(pairs)
+        self.numbers_per_voxel = 7 * widths[0]
         self.first = DoubleConv(images, widths[0])
         self.down = nn.ModuleList(nn.Sequential(nn.MaxPool3d(2), DoubleConv(a, b)) for a, b in pairs)
         self.enlarge = nn.ModuleList(nn.ConvTranspose3d(b, a, 2, stride=2, bias=False) for a, b in pairs)

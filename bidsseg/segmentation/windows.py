@@ -14,8 +14,6 @@ from bidsseg.networks.network import Network
 if TYPE_CHECKING:
     from bidsseg.segmentation.predict import Engine
 
-BYTES_PER_VOXEL = {torch.bfloat16: 330, torch.float32: 600}
-"""Assumed peak memory of a prediction for each voxel of the grid: activations, and the features of two passes."""
 HALO = 32
 """Voxels around a window that are computed and thrown away."""
 SMALLEST_WINDOW = 64
@@ -23,7 +21,7 @@ SMALLEST_WINDOW = 64
 
 def features_of(network: Network, image: Tensor, position: Tensor | None, engine: Engine, notes: list[str]) -> Tensor:
     """Features (D, H, W, F), on the CPU, of an image (1, C, D, H, W) with coordinates (1, 3, D/2, H/2, W/2) or None."""
-    sizes = window_sizes(image.shape[2:], network.multiple, engine)
+    sizes = window_sizes(image.shape[2:], network, engine)
     attempts = [(engine.device, sizes), (engine.device, [min(s, max(SMALLEST_WINDOW, s // 2)) for s in sizes])]
     attempts += [("cpu", sizes)] if engine.device != "cpu" else []
     for number, (device, window) in enumerate(attempts):
@@ -39,10 +37,11 @@ def features_of(network: Network, image: Tensor, position: Tensor | None, engine
     raise AssertionError("unreachable")
 
 
-def window_sizes(shape: Sequence[int], multiple: int, engine: Engine) -> list[int]:
+def window_sizes(shape: Sequence[int], network: Network, engine: Engine) -> list[int]:
     """The largest windows within the memory limit: the longest axis is halved until it fits."""
-    sizes = list(shape)
-    limit = float("inf") if engine.memory_mb is None else engine.memory_mb * 1e6 / BYTES_PER_VOXEL[engine.dtype]
+    sizes, multiple = list(shape), network.multiple
+    bytes_per_voxel = network.numbers_per_voxel * engine.dtype.itemsize
+    limit = float("inf") if engine.memory_mb is None else engine.memory_mb * 1e6 / bytes_per_voxel
     smallest = max(SMALLEST_WINDOW, multiple)
     while torch.Size(sizes).numel() > limit and max(sizes) > smallest:
         axis = sizes.index(max(sizes))
