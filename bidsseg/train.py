@@ -96,6 +96,8 @@ def train_level(settings: Settings) -> Path:
     multiple = network.multiple
     if (recipe.voxels is not None) != isinstance(network, StagedSegNet):
         raise DataError(f"recipe {recipe.name}: [voxels] goes with the network segnet, and only with it")
+    if recipe.voxels is None and processes.count > recipe.batch:
+        raise UsageError(f"{processes.count} processes share {recipe.batch} samples a step: set batch in the recipe")
     if recipe.voxels is not None and processes.count > 1:
         raise UsageError(f"recipe {recipe.name}: learns voxel by voxel, in one process: start it without torchrun")
     if any(size % multiple for size in recipe.sampling.shape):

@@ -478,12 +478,15 @@ def test_two_processes_train_what_one_trains(dataset: tuple[Path, Path], tmp_pat
         out = tmp_path / f"out{count}"
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
         what = ["--recipe", recipe, "--labels", f"FAST={dataset[1]}", "--fold", "4"]
-        how = ["--precision", "fp32", "--device", "cpu", "--n-cpus", "1"]
+        how = ["--precision", "fp32", "--device", "cpu", "--n-cpus", "1", "--overwrite"]
         command = [*torchrun, RUN, dataset[0], out, "train", *what, *how]
         done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("scans to learn from") + done.stderr.count("scans to learn from") == 1
         found.append(weights(out / "models" / "tiny"))
+    recipe.write_text(RECIPE)
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    assert "2 processes share 1 samples a step: set batch in the recipe" in done.stderr
     one, two = found
     assert all(torch.allclose(one[name], two[name], atol=2e-3) for name in one)
     assert any(value.abs().max() > 0.1 for value in one.values())

@@ -208,7 +208,7 @@ def draw(cases: Sequence[Case], plan: Plan, number: int) -> Sample:
 def read_checkpoint(path: Path, network: Network, stepper: Stepper) -> tuple[dict[str, Tensor], State]:
     """Puts network and optimiser back to where they were; returns the averaged weights and how far the run had come."""
     try:
-        saved = torch.load(path, weights_only=True)
+        saved = torch.load(path, weights_only=True, map_location=next(network.parameters()).device)
         network.load_state_dict(saved["network"])
         stepper.load_state_dict(saved["optimiser"])
         return saved["average"], State(**saved["state"])
