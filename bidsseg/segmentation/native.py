@@ -27,6 +27,10 @@ LIKELY = 0.05
 """Heads other than the brain's are read where the brain is at least this probable."""
 
 
+BRIDGE_MM = 3.0
+"""Half the width of what is cut off from the brain."""
+
+
 @dataclass(frozen=True)
 class Probabilities:
     """Of every region, kept where there may be brain; elsewhere it is surely background.
@@ -147,7 +151,7 @@ def read_heads(
             weight, bias = weights[name]
             readings[name].put(voxels, torch.addmm(bias, inside, weight.T))
     if "brain" in weights:
-        brain = largest_piece((chance > 0.5) & near)
+        brain = without_bridges(largest_piece((chance > 0.5) & near), spacing)
     else:
         brain = largest_piece(np.any([readings[name].labels > 0 for name in names], 0).reshape(shape))
     if not brain.any():
@@ -207,6 +211,24 @@ def corners(voxels: np.ndarray, shape: tuple[int, ...], spacing: np.ndarray, gri
         beyond = (position - low).float()[:, None]
         share = share * torch.where(up == 1, beyond, 1 - beyond)
     return rows, share
+
+
+def without_bridges(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """A mask without what hangs on it by bridges thinner than twice BRIDGE_MM, as at the base of the skull."""
+    boxes = ndimage.find_objects(mask.astype(np.uint8))
+    reach = np.rint(BRIDGE_MM / spacing).astype(int)
+    if not boxes or not reach.any():
+        return mask
+    inside = mask[boxes[0]]
+    core = np.pad(inside, 1).view(np.uint8)
+    for axis, n in enumerate(reach):
+        core = ndimage.minimum_filter1d(core, 2 * n + 1, axis)
+    grown = largest_piece(core > 0).view(np.uint8)
+    for axis, n in enumerate(reach):
+        grown = ndimage.maximum_filter1d(grown, 2 * n + 3, axis)
+    kept = np.zeros_like(mask)
+    kept[boxes[0]] = inside & (grown[1:-1, 1:-1, 1:-1] > 0)
+    return kept if kept.any() else mask
 
 
 def largest_piece(mask: np.ndarray) -> np.ndarray:

@@ -31,6 +31,10 @@ SMALLEST_BRAIN_MM3 = 100_000.0
 """Less than this is not a brain (a newborn's has about 300,000)."""
 
 
+SHOWN_MM = 2.0
+"""What a model sees around the brain that the locator found: its own brain head may widen the brain by so much."""
+
+
 @dataclass(frozen=True)
 class Engine:
     """Where and how networks run.
@@ -93,7 +97,7 @@ def model_input(
     around, brain = find_brain(volume, model.locator, engine)
     grid = box_grid(around, brain.numpy() > 0.5, card.spacing_mm, card.margin_mm, multiple, canonical_spacing(volume))
     mask = between(brain, around, grid) > 0.5
-    shown = dilate(mask, round(2 / card.spacing_mm))
+    shown = dilate(mask, round(SHOWN_MM / card.spacing_mm))
     image = normalised(to_grid(volume, grid), shown)
     return grid, image[None, None], coordinates(grid.shape, *brain_frame(mask))
 
