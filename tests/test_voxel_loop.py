@@ -60,7 +60,7 @@ def test_both_stages_learn(tmp_path: Path) -> None:
     state = fit(net, tmp_path)
     for stage in ("stage 1", "stage 2"):
         errors = [row[f"{stage} error"] for row in state.curve if f"{stage} error" in row]
-        assert errors[-1] < 0.1 < 0.3
+        assert errors[-1] < 0.1
         assert errors[-1] <= errors[0]
     assert net.second.distance_sd.min() > 0.01 and not torch.equal(net.second.distance_sd, torch.ones(3))
     assert state.step == sum(len(range(0, 600, 20)) for _ in state.curve)
@@ -77,6 +77,10 @@ def test_the_trained_networks_segment_a_scan(tmp_path: Path) -> None:
     found = np.array(FAST.indices)[logits[0].argmax(0).numpy()]
     assert (found == truth)[truth > 0].mean() > 0.9
     assert not found[truth == 0].any()
+    with torch.autocast("cpu", torch.bfloat16):
+        short = net(unseen.image[None, None])
+    assert short.dtype == torch.bfloat16
+    assert (short[0].argmax(0) == logits[0].argmax(0)).float().mean() > 0.95
     result = segment({"T1w": Volume(unseen.image.numpy(), np.eye(4))}, Model(card, net))
     assert result.labels["FAST"].shape == SHAPE
 

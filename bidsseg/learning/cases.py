@@ -69,7 +69,8 @@ class Sampling:
         points: voxels of the sample that the loss reads; 0 for all.
         inside: share of those drawn inside the brain.
         balance: a region of n voxels is drawn in proportion to n ** (1 - balance) (0: as it is; 1: all alike).
-        anywhere: the sample may lie anywhere in the scan and not around the brain.
+        anywhere: the sample may lie anywhere in the scan and not around the brain; its brightness is that of the whole
+            scan, normalised, and nothing of it is hidden or changed.
         whole_head: the sample shows the whole head and not the brain alone.
         t1w_like: share of synthetic images near the contrast of a T1w.
         stripped: share of whole-head samples whose skull is stripped.
@@ -156,9 +157,12 @@ def draw_sample(
         shown = strip(brain, *left, 2 * spacing_mm, generator)
     if sampling.whole_head and uniform(0, 1, generator) < sampling.cut:
         shown = shown & field_of_view(sampling.shape, generator)
-    mask = shown if not sampling.whole_head else None
-    image = change_intensity(normalise(image, mask), intensity, spacing_mm, generator)
-    image = NORMALISATIONS[normalisation](image * shown, mask)
+    if sampling.anywhere and case.image is not None:
+        image = sample_image(NORMALISATIONS[normalisation](case.image, None), warp)
+    else:
+        mask = shown if not sampling.whole_head else None
+        image = change_intensity(normalise(image, mask), intensity, spacing_mm, generator)
+        image = NORMALISATIONS[normalisation](image * shown, mask)
     points = draw_points(brain & shown[::2, ::2, ::2], case, warp.source, sampling, generator)
     source = warp.source[points[:, 0], points[:, 1], points[:, 2]]
     sample = Sample(

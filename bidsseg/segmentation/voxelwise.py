@@ -127,19 +127,19 @@ class StagedSegNet(Network):
 
     def forward(self, image: Tensor, coordinates: Tensor | None = None) -> Tensor:
         """Logits (1, R, D, H, W) of a brain (1, 1, D, H, W)."""
-        mask = image[0, 0] != 0
-        dtype = torch.get_autocast_dtype(image.device.type) if torch.is_autocast_enabled(image.device.type) else None
+        kind, mask = image.device.type, image[0, 0] != 0
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
         seen = surroundings(image[0, 0], mask)
-        last = voxel_logits(self.first, seen, mask, dtype=dtype or torch.float32)
+        with torch.autocast(kind, enabled=False):  # where it is wanted it is asked for within
+            last = voxel_logits(self.first, seen, mask, dtype=dtype)
 
-        def refine(labels: Tensor) -> Tensor:
-            nonlocal last
-            centroids = centroids_of(labels, self.regions - 1)
-            last = voxel_logits(self.second, seen, mask, centroids, dtype=dtype or torch.float32)
-            return painted(mask, last)
+            def refine(labels: Tensor) -> Tensor:
+                nonlocal last
+                last = voxel_logits(self.second, seen, mask, centroids_of(labels, self.regions - 1), dtype=dtype)
+                return painted(mask, last)
 
-        until_settled(painted(mask, last), refine, self.stages)
-        found = torch.zeros((*mask.shape, self.regions), dtype=dtype or torch.float32)
+            until_settled(painted(mask, last), refine, self.stages)
+        found = torch.zeros((*mask.shape, self.regions), dtype=dtype)
         found[..., 0] = SURE
         found[mask.cpu()] = last.to(found.dtype)
         return found.permute(3, 0, 1, 2)[None]
