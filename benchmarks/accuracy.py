@@ -13,9 +13,6 @@ import argparse
 import time
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -30,8 +27,9 @@ def main() -> None:
     options = parser.parse_args()
 
     from bidsseg.learning.datasets import load_cases, split
-    from bidsseg.learning.validation import summary, validate
+    from bidsseg.learning.validation import ERROR, summary, validate
     from bidsseg.models.library import load_model
+    from bidsseg.segmentation.agreement import estimate
     from bidsseg.settings import Report, Settings, Training
 
     labels = {name: Path(folder) for name, folder in (word.split("=", 1) for word in options.labels)}
@@ -44,22 +42,15 @@ def main() -> None:
     print(f"{len(cases)} scans, {(time.monotonic() - started) / len(cases):.1f} s each\n")
     for _, row in summary(table).iterrows():
         part = table[(table["head"] == row["head"]) & (table["annotation"] == row["annotation"])]
-        low, high = interval(part)
+        mean = estimate(part[part.region != ERROR].groupby("case").dice.mean().to_numpy())
         print(
             f"{row['head']} (against {row['annotation']}, {row['cases']} scans): "
-            f"Dice {row['dice']:.3f} [{low:.3f}, {high:.3f}], voxel error {row['voxel_error']:.3f}"
+            f"Dice {mean.mean:.3f} [{mean.low:.3f}, {mean.high:.3f}], voxel error {row['voxel_error']:.3f}"
         )
-        worst = part.groupby("region").dice.mean().drop("voxel error").nsmallest(5)
+        worst = part.groupby("region").dice.mean().drop(ERROR).nsmallest(5)
         print("  lowest: " + ", ".join(f"{name} {value:.2f}" for name, value in worst.items()))
     if options.table:
         table.to_csv(options.table, sep="\t", index=False, float_format="%.4f")
-
-
-def interval(table: pd.DataFrame, draws: int = 2000) -> tuple[float, float]:
-    """Bootstrap 95 % interval over scans of the mean Dice."""
-    scans = table[table.region != "voxel error"].groupby("case").dice.mean().to_numpy()
-    means = np.random.default_rng(0).choice(scans, (draws, len(scans))).mean(1)
-    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
 if __name__ == "__main__":

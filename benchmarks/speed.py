@@ -79,6 +79,7 @@ def parts(scan: Path, model_name: str) -> None:
     """Stages, precision and windows, for the scan."""
     from bidsseg.image.nifti import read_image
     from bidsseg.models.library import load_model
+    from bidsseg.segmentation.agreement import dice
     from bidsseg.segmentation.predict import Engine, model_input, segment
     from bidsseg.segmentation.windows import features_of
 
@@ -102,7 +103,7 @@ def parts(scan: Path, model_name: str) -> None:
         found[name] = next(iter(result.labels.values()))
     print(f"network on {'x'.join(map(str, grid.shape))} voxels, one pass:")
     for name, value in seconds.items():
-        agreement = mean_dice(found[name], found["bf16, whole"])
+        agreement = np.nanmean(dice(found[name], found["bf16, whole"], range(1, found[name].max() + 1)))
         print(f"  {name + ':':22}{value:6.2f} s, labels agree with bf16, whole: Dice {agreement:.4f}")
     flops = operations(model.network, image, position)
     rate, best = flops / seconds["bf16, whole"], peak_rate()
@@ -117,14 +118,6 @@ def timed(work: Callable[[], object], repeats: int = 3) -> float:
         work()
         times.append(time.monotonic() - started)
     return min(times)
-
-
-def mean_dice(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean Dice over the labels present in either, background left out."""
-    size = int(max(a.max(), b.max())) + 1
-    both = np.bincount(a[a == b], minlength=size)[1:]
-    total = (np.bincount(a.ravel(), minlength=size) + np.bincount(b.ravel(), minlength=size))[1:]
-    return float((2 * both[total > 0] / total[total > 0]).mean())
 
 
 def operations(network: nn.Module, image: torch.Tensor, position: torch.Tensor | None) -> float:

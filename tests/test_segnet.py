@@ -22,7 +22,7 @@ from bidsseg.learning.voxels import (
 )
 from bidsseg.networks.segnet import WIDTH, SegNet
 from bidsseg.segmentation import voxelwise
-from bidsseg.segmentation.voxelwise import classify_voxels, segment_in_stages, slab_logits, until_settled
+from bidsseg.segmentation.voxelwise import painted, segment_in_stages, slab_logits, until_settled, voxel_logits
 
 ALL = ("fine", "compressed", "cube", "distances")
 REGIONS = 4
@@ -368,10 +368,10 @@ def test_slabs_and_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     mask[6:9] = False
     seen = surroundings(scan(), mask)
     monkeypatch.setattr(voxelwise, "SLAB", 100)
-    whole = classify_voxels(net, seen, mask)
+    whole = painted(mask, voxel_logits(net, seen, mask))
     for name, value in [("SLAB", 3), ("SLICES", 2), ("VOXELS", 50)]:
         monkeypatch.setattr(voxelwise, name, value)
-    assert torch.equal(classify_voxels(net, seen, mask), whole)
+    assert torch.equal(painted(mask, voxel_logits(net, seen, mask)), whole)
 
 
 def test_only_voxels_of_the_mask_are_labelled() -> None:
@@ -381,7 +381,7 @@ def test_only_voxels_of_the_mask_are_labelled() -> None:
     last.bias.data[0] -= 100
     mask = brain & (scan(seed=3) > 50)
     seen, centroids = surroundings(scan(), brain), centroids_of(parts(brain), REGIONS - 1)
-    found = classify_voxels(net, seen, mask, centroids)
+    found = painted(mask, voxel_logits(net, seen, mask, centroids))
     assert found.shape == mask.shape
     assert torch.equal(found > 0, mask)
     points = torch.nonzero(mask)
@@ -413,10 +413,10 @@ def test_each_stage_is_given_the_centroids_of_the_one_before() -> None:
     first, second = small(("fine", "compressed", "cube")), small(("cube", "distances"))
     image, mask = scan(), ellipsoid()
     seen = surroundings(image, mask)
-    labels = classify_voxels(first, seen, mask)
+    labels = painted(mask, voxel_logits(first, seen, mask))
     for stage in range(1, 4):
-        before, labels = labels, classify_voxels(second, seen, mask, centroids_of(labels, REGIONS - 1))
-        result = segment_in_stages(first, second, image, mask, most=stage)
+        before, labels = labels, painted(mask, voxel_logits(second, seen, mask, centroids_of(labels, REGIONS - 1)))
+        result, _ = segment_in_stages(first, second, image, mask, most=stage)
         assert torch.equal(result.labels, labels)
         assert result.settled == torch.equal(before, labels)
         if result.settled:
@@ -440,5 +440,5 @@ def test_it_learns_what_three_regions_look_like() -> None:
         optimiser.zero_grad()
         F.cross_entropy(net(inputs), truth).backward()
         optimiser.step()
-    found = classify_voxels(net, seen, mask, centroids)
+    found = painted(mask, voxel_logits(net, seen, mask, centroids))
     assert (found == labels)[mask].float().mean() > 0.9

@@ -464,6 +464,18 @@ def test_a_small_scale_is_laid_over_the_recipe(tmp_path: Path) -> None:
         load_recipe(str(path), small=True)
 
 
+def test_a_recipe_says_only_what_differs_from_its_base(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('base = "neuronet"\nname = "mine"\nheads = { FAST = 1.0 }\n[sampling]\npoints = 7\n')
+    mine, base = load_recipe(str(path)), load_recipe("neuronet")
+    assert mine.heads == {"FAST": 1.0}
+    assert mine.sampling == replace(base.sampling, points=7)
+    assert replace(mine, name=base.name, heads=base.heads, sampling=base.sampling) == base
+    path.write_text('base = "nosuch"\nname = "mine"\n')
+    with pytest.raises(DataError, match=r"base = 'nosuch' is not another of .*neuronet"):
+        load_recipe(str(path))
+
+
 def test_an_output_that_cannot_be_made(ask: Ask, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputNotWritable, match="choose another"):

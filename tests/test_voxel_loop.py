@@ -14,7 +14,7 @@ from bidsseg.labels import load_protocol
 from bidsseg.learning.cases import Annotation, Case, positions
 from bidsseg.learning.loop import Plan, State
 from bidsseg.learning.recipe import Recipe, Voxels
-from bidsseg.learning.voxel_loop import brain_of, fit_voxels
+from bidsseg.learning.voxel_loop import fit_voxels, labelled_brain
 from bidsseg.models.card import Card
 from bidsseg.models.library import Model
 from bidsseg.segmentation.predict import segment
@@ -119,6 +119,6 @@ def test_waiting_in_vain_ends_a_stage(tmp_path: Path) -> None:
 
 def test_cases_that_it_cannot_learn_from_are_named() -> None:
     with pytest.raises(DataError, match="sub-03: has no image"):
-        brain_of(case(3, image=False), FAST)
+        labelled_brain(case(3, image=False), FAST)
     with pytest.raises(DataError, match="sub-04: no annotation in the protocol BrainCOLOR"):
-        brain_of(case(4), load_protocol("BrainCOLOR").scored())
+        labelled_brain(case(4), load_protocol("BrainCOLOR").scored())

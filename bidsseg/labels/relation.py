@@ -55,11 +55,11 @@ def open_background(annotation: Protocol, head: Protocol) -> Relation:
     Regions are the same if they have the same name, whatever their index. With lesions as the named regions this is ACE
     (Roulet et al. 2019, arXiv 1903.03445): the background of a lesion dataset may be any non-lesion region.
     """
-    unknown = named_regions(annotation) - {region.name for region in head.regions}
+    named = named_regions(annotation)
+    unknown = named - {region.name for region in head.regions}
     if unknown:
         raise DataError(f"{annotation.name} names regions that {head.name} lacks: {', '.join(sorted(unknown)[:5])}")
     allowed = np.array([[a.name == c.name or not a.scored for c in head.regions] for a in annotation.regions])
-    named = named_regions(annotation)
     allowed[annotation.indices.index(0)] = [region.name not in named for region in head.regions]
     return Relation(annotation, head, allowed)
 

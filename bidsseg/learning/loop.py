@@ -7,9 +7,11 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -119,7 +121,10 @@ def fit(
     state = State()
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.is_file():
-        average, state = read_checkpoint(checkpoint, network, stepper)
+        with continuing(checkpoint, processes.device) as saved:
+            network.load_state_dict(saved["network"])
+            stepper.load_state_dict(saved["optimiser"])
+            average, state = saved["average"], State(**saved["state"])
     started = time.monotonic() - state.elapsed_s
     saved_at = time.monotonic()
     done = max(0.0, (state.step - 1) / plan.recipe.steps, state.elapsed_s / budget_s)
@@ -205,15 +210,13 @@ def draw(cases: Sequence[Case], plan: Plan, number: int) -> Sample:
     return draw_sample(case, *changes, recipe.spacing_mm, generator, recipe.normalisation)
 
 
-def read_checkpoint(path: Path, network: Network, stepper: Stepper) -> tuple[dict[str, Tensor], State]:
-    """Puts network and optimiser back to where they were; returns the averaged weights and how far the run had come."""
+@contextmanager
+def continuing(checkpoint: Path, device: str | torch.device) -> Iterator[dict[str, Any]]:
+    """What a checkpoint holds, to be put back; DataError if it is damaged or does not fit."""
     try:
-        saved = torch.load(path, weights_only=True, map_location=next(network.parameters()).device)
-        network.load_state_dict(saved["network"])
-        stepper.load_state_dict(saved["optimiser"])
-        return saved["average"], State(**saved["state"])
+        yield torch.load(checkpoint, weights_only=True, map_location=device)
     except Exception as error:
-        raise DataError(f"{path}: damaged, or of another recipe; give --overwrite to start again") from error
+        raise DataError(f"{checkpoint}: damaged, or of another recipe; give --overwrite to start again") from error
 
 
 def save_checkpoint(path: Path, network: Network, stepper: Stepper, average: dict[str, Tensor], state: State) -> None:

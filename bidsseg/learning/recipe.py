@@ -120,10 +120,7 @@ def load_recipe(name_or_path: str, small: bool = False) -> Recipe:
         path = Path(name_or_path)
     if not path.is_file():
         raise DataError(f"no recipe '{name_or_path}': give a TOML file or one of {', '.join(shipped_recipes())}")
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a TOML file ({error})") from error
+    values = table(path)
     scale = values.pop("small", None)
     if small:
         if not isinstance(scale, dict):
@@ -135,9 +132,24 @@ def load_recipe(name_or_path: str, small: bool = False) -> Recipe:
     return checked(Recipe, values, str(path))
 
 
+def table(path: Path) -> dict[str, Any]:
+    """The content of a recipe's file, laid over that of the shipped recipe that it names as its ``base``."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a TOML file ({error})") from error
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if base not in shipped_recipes() or base == path.stem:
+        raise DataError(f"{path}: base = {base!r} is not another of {', '.join(shipped_recipes())}")
+    return merged(table(FOLDER / f"{base}.toml"), values)
+
+
 def merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """A table with the values of another laid over it, inner tables too."""
-    inner = {key: merged(values[key], over[key]) for key in over if isinstance(over[key], dict) and key in values}
+    """A table with the values of another laid over it, inner tables too; heads are those of one recipe alone."""
+    tables = [key for key in over if isinstance(over[key], dict) and key in values and key != "heads"]
+    inner = {key: merged(values[key], over[key]) for key in tables}
     return {**values, **over, **inner}
 
 

@@ -21,7 +21,7 @@ from bidsseg.errors import DataError
 from bidsseg.image.files import replacing
 from bidsseg.labels import Protocol, load_relation
 from bidsseg.learning.cases import Case
-from bidsseg.learning.loop import Plan, State
+from bidsseg.learning.loop import Plan, State, continuing
 from bidsseg.learning.recipe import Voxels
 from bidsseg.learning.voxels import Surroundings, centroids_of, describe, distances, draw_voxels, surroundings
 from bidsseg.networks.segnet import SegNet
@@ -48,7 +48,7 @@ class Brain:
     centroids: Tensor
 
 
-def brain_of(case: Case, head: Protocol) -> Brain:
+def labelled_brain(case: Case, head: Protocol) -> Brain:
     """A case as SegNet learns from it; DataError unless an annotation says exactly which region a voxel is."""
     if case.image is None:
         raise DataError(f"{case.name}: has no image, and SegNet does not learn from synthesis")
@@ -92,17 +92,21 @@ def fit_voxels(
     """
     voxels = plan.recipe.voxels
     assert voxels is not None
-    brains = [brain_of(case, plan.heads[0]) for case in cases]
+    brains = [labelled_brain(case, plan.heads[0]) for case in cases]
     state, progress = State(), Progress()
     checkpoint = folder / "checkpoint.pt"
     network.to(device)
-    trainer = Trainer(network.first, brains, voxels, plan.seed, precision, device)
+
+    def trainer_of(stage: int) -> Trainer:
+        return Trainer(network.stage(stage), brains, voxels, plan.seed, precision, device)
+
+    trainer = trainer_of(0)
     if checkpoint.is_file():
-        saved = torch.load(checkpoint, weights_only=True)
-        state, progress = State(**saved["state"]), Progress(**saved["progress"])
-        network.load_state_dict(saved["network"])
-        trainer = Trainer(network.stage(progress.stage), brains, voxels, plan.seed, precision, device)
-        trainer.load_state_dict(saved["trainer"])
+        with continuing(checkpoint, device) as saved:
+            state, progress = State(**saved["state"]), Progress(**saved["progress"])
+            network.load_state_dict(saved["network"])
+            trainer = trainer_of(progress.stage)
+            trainer.load_state_dict(saved["trainer"])
     started = time.monotonic() - state.elapsed_s
     while progress.stage < 2:
         ends_at = started + budget_s * (progress.stage + 1) / 2
@@ -111,7 +115,7 @@ def fit_voxels(
             trainer.keep_best()
             progress = Progress(progress.stage + 1)
             if progress.stage < 2:
-                trainer = Trainer(network.stage(progress.stage), brains, voxels, plan.seed, precision, device)
+                trainer = trainer_of(progress.stage)
             continue
         steps = trainer.epoch(progress, ends_at, stop)
         state.elapsed_s = time.monotonic() - started

@@ -25,8 +25,6 @@ CHUNK = 1 << 16
 """Voxels read at a time."""
 LIKELY = 0.05
 """Heads other than the brain's are read where the brain is at least this probable."""
-
-
 BRIDGE_MM = 3.0
 """Half the width of what is cut off from the brain."""
 
@@ -214,7 +212,11 @@ def corners(voxels: np.ndarray, shape: tuple[int, ...], spacing: np.ndarray, gri
 
 
 def without_bridges(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """A mask without what hangs on it by bridges thinner than twice BRIDGE_MM, as at the base of the skull."""
+    """A mask (X, Y, Z) without what hangs on it by bridges thinner than twice BRIDGE_MM, as at the base of the skull.
+
+    Args:
+        spacing: (3,) mm.
+    """
     boxes = ndimage.find_objects(mask.astype(np.uint8))
     reach = np.rint(BRIDGE_MM / spacing).astype(int)
     if not boxes or not reach.any():

@@ -29,8 +29,6 @@ from bidsseg.segmentation.windows import features_of
 
 SMALLEST_BRAIN_MM3 = 100_000.0
 """Less than this is not a brain (a newborn's has about 300,000)."""
-
-
 SHOWN_MM = 2.0
 """What a model sees around the brain that the locator found: its own brain head may widen the brain by so much."""
 

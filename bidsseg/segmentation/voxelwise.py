@@ -60,23 +60,27 @@ def segment_in_stages(
     image: Tensor,
     mask: Tensor,
     *,
-    device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     most: int = STAGES,
-) -> Staged:
-    """Labels of the True voxels of a mask (X, Y, Z), whose image (X, Y, Z) on an isotropic grid is scaled by them.
+) -> tuple[Staged, Tensor]:
+    """Labels of the P True voxels of a mask (X, Y, Z), and their last logits (P, N+1), float16 on the CPU.
 
     Args:
         first: network without distances.
         second: network that is also given the distances to the centroids of the segmentation before.
+        image: (X, Y, Z) on an isotropic grid; it is scaled by the voxels of the mask.
         dtype: float32, or bfloat16 for products of matrices and convolutions.
     """
-    seen = surroundings(image.to(device), mask.to(device))
+    seen = surroundings(image, mask)
+    logits = voxel_logits(first, seen, mask, dtype=dtype)
 
     def refine(labels: Tensor) -> Tensor:
-        return classify_voxels(second, seen, mask, centroids_of(labels, len(second.distance_mean)), dtype=dtype)
+        nonlocal logits
+        centroids = centroids_of(labels, len(second.distance_mean))
+        logits = voxel_logits(second, seen, mask, centroids, dtype=dtype)
+        return painted(mask, logits)
 
-    return until_settled(classify_voxels(first, seen, mask, dtype=dtype), refine, most)
+    return until_settled(painted(mask, logits), refine, most), logits
 
 
 def until_settled(labels: Tensor, refine: Callable[[Tensor], Tensor], most: int = STAGES) -> Staged:
@@ -129,16 +133,8 @@ class StagedSegNet(Network):
         """Logits (1, R, D, H, W) of a brain (1, 1, D, H, W)."""
         kind, mask = image.device.type, image[0, 0] != 0
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
-        seen = surroundings(image[0, 0], mask)
         with torch.autocast(kind, enabled=False):  # where it is wanted it is asked for within
-            last = voxel_logits(self.first, seen, mask, dtype=dtype)
-
-            def refine(labels: Tensor) -> Tensor:
-                nonlocal last
-                last = voxel_logits(self.second, seen, mask, centroids_of(labels, self.regions - 1), dtype=dtype)
-                return painted(mask, last)
-
-            until_settled(painted(mask, last), refine, self.stages)
+            _, last = segment_in_stages(self.first, self.second, image[0, 0], mask, dtype=dtype, most=self.stages)
         found = torch.zeros((*mask.shape, self.regions), dtype=dtype)
         found[..., 0] = SURE
         found[mask.cpu()] = last.to(found.dtype)
@@ -146,24 +142,6 @@ class StagedSegNet(Network):
 
 
 # -- one network over a brain ------------------------------------------------------------------------------------------
-
-
-def classify_voxels(
-    network: SegNet,
-    seen: Surroundings,
-    mask: Tensor,
-    centroids: Tensor | None = None,
-    *,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """The most likely region (X, Y, Z), int16 on the CPU, of each True voxel of a mask (X, Y, Z), 0 elsewhere.
-
-    The network is moved to where the image is, and put into its mode for evaluation.
-
-    Args:
-        centroids: (N, 3) voxels, for a network that is given distances.
-    """
-    return painted(mask, voxel_logits(network, seen, mask, centroids, dtype=dtype))
 
 
 def voxel_logits(
@@ -174,7 +152,13 @@ def voxel_logits(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Logits (P, N+1) of the P True voxels of a mask (X, Y, Z), float16 on the CPU; see classify_voxels."""
+    """Logits (P, N+1) of the P True voxels of a mask (X, Y, Z), float16 on the CPU.
+
+    The network is moved to where the image is, and put into its mode for evaluation.
+
+    Args:
+        centroids: (N, 3) voxels, for a network that is given distances.
+    """
     device = seen.image.device
     network = network.to(device).eval()
     centroids = None if centroids is None else centroids.to(device)
