@@ -195,8 +195,10 @@ def coordinates(shape: Sequence[int], centre: np.ndarray, half: np.ndarray) -> T
 
 
 def dilate(mask: Tensor, voxels: int) -> Tensor:
-    """Booleans (D, H, W) widened by that many voxels."""
+    """Booleans (D, H, W) widened by a cube that reaches that many voxels, one axis after the other."""
     x = mask[None, None].float()
-    for _ in range(voxels):
-        x = F.max_pool3d(x, 3, 1, 1)
+    for axis in range(3):
+        kernel, padding = [1, 1, 1], [0, 0, 0]
+        kernel[axis], padding[axis] = 2 * voxels + 1, voxels
+        x = F.max_pool3d(x, kernel, 1, padding)
     return x[0, 0] > 0

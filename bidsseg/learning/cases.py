@@ -134,13 +134,11 @@ def draw_sample(
     normalisation: str = "percentile",
 ) -> Sample:
     """One random view of a case."""
-    centre = case.centre
+    centre, middle = case.centre, (torch.tensor(case.brain.shape, dtype=torch.float32) - 1) / 2
     if sampling.anywhere:
         reach = (torch.tensor(case.brain.shape) - torch.tensor(sampling.shape) * spacing_mm).clamp(min=0) / 2
-        middle = (torch.tensor(case.brain.shape, dtype=torch.float32) - 1) / 2
         centre = middle + reach * (2 * torch.rand(3, generator=generator) - 1)
     elif sampling.whole_head:
-        middle = (torch.tensor(case.brain.shape, dtype=torch.float32) - 1) / 2
         centre = centre + uniform(0, 1, generator) * (middle - centre)
     warp = draw_warp(spatial, sampling.shape, spacing_mm, centre, case.widening, generator)
     brain = sample_labels(case.brain, warp.source[::2, ::2, ::2])
@@ -150,16 +148,15 @@ def draw_sample(
         t1w_like = uniform(0, 1, generator) < sampling.t1w_like
         image = synthesise(values, first.protocol, t1w_like, generator)
     else:
-        image = sample_image(case.image, warp)
+        whole = NORMALISATIONS[normalisation](case.image, None) if sampling.anywhere else case.image
+        image = sample_image(whole, warp)
     shown = torch.ones(sampling.shape, dtype=torch.bool)
     if not sampling.whole_head or uniform(0, 1, generator) < sampling.stripped:
         left = uniform(0, 6, generator), uniform(0, 16, generator)
         shown = strip(brain, *left, 2 * spacing_mm, generator)
     if sampling.whole_head and uniform(0, 1, generator) < sampling.cut:
         shown = shown & field_of_view(sampling.shape, generator)
-    if sampling.anywhere and case.image is not None:
-        image = sample_image(NORMALISATIONS[normalisation](case.image, None), warp)
-    else:
+    if case.image is None or not sampling.anywhere:
         mask = shown if not sampling.whole_head else None
         image = change_intensity(normalise(image, mask), intensity, spacing_mm, generator)
         image = NORMALISATIONS[normalisation](image * shown, mask)

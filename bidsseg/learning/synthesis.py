@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from bidsseg.image.grid import dilate
 from bidsseg.labels import Protocol
 from bidsseg.learning.augment import uniform
 
@@ -75,18 +76,8 @@ def strip(brain: Tensor, inner_mm: float, outer_mm: float, spacing_mm: float, ge
     Returns:
         Booleans (2D, 2H, 2W) on a grid twice as fine.
     """
-    sure = widen(brain[None, None].float(), inner_mm, spacing_mm)
+    sure = dilate(brain, round(inner_mm / spacing_mm))
     size = [max(2, round(n * spacing_mm / PATCH_MM)) for n in brain.shape]
     places = F.interpolate(torch.randn((1, 1, *size), generator=generator), size=list(brain.shape), mode="trilinear")
-    x = torch.where(places > 0.3, widen(sure, outer_mm, spacing_mm), sure)
-    return F.interpolate(x, scale_factor=2, mode="nearest")[0, 0] > 0
-
-
-def widen(mask: Tensor, millimetres: float, spacing_mm: float) -> Tensor:
-    """A mask (1, 1, D, H, W) of zeros and ones, dilated by a cube, one axis after the other."""
-    reach = round(millimetres / spacing_mm)
-    for axis in range(3):
-        kernel, padding = [1, 1, 1], [0, 0, 0]
-        kernel[axis], padding[axis] = 2 * reach + 1, reach
-        mask = F.max_pool3d(mask, kernel, 1, padding)
-    return mask
+    left = torch.where(places[0, 0] > 0.3, dilate(sure, round(outer_mm / spacing_mm)), sure)
+    return F.interpolate(left[None, None].float(), scale_factor=2, mode="nearest")[0, 0] > 0
