@@ -25,17 +25,21 @@ class Voxels:
     Attributes:
         per_scan: voxels of each scan to learn from.
         validation: other voxels of each scan, on which the error is measured after each epoch.
+        fresh: whether other voxels are drawn for each epoch, and not the same ones again.
         batch: voxels of a step.
         rate, momentum: of the gradient descent; the rate is halved at each of the epochs ``halve_at``.
+        adam: whether Adam takes the place of gradient descent; its rate falls to 0 along half a cosine.
         patience: epochs to wait for an error that is at least 1 % lower.
     """
 
     per_scan: int = 20_000
     validation: int = 2667
+    fresh: bool = False
     batch: int = 200
     rate: float = 0.05
     momentum: float = 0.5
     halve_at: tuple[int, ...] = (40, 60, 80)
+    adam: bool = False
     epochs: int = 300
     patience: int = 10
 

@@ -22,6 +22,7 @@ from bidsseg.image.files import replacing
 from bidsseg.labels import Protocol, load_relation
 from bidsseg.learning.cases import Case
 from bidsseg.learning.loop import Plan, State, continuing
+from bidsseg.learning.optimiser import rate_factor
 from bidsseg.learning.recipe import Voxels
 from bidsseg.learning.voxels import Surroundings, centroids_of, describe, distances, draw_voxels, surroundings
 from bidsseg.networks.segnet import SegNet
@@ -117,7 +118,7 @@ def fit_voxels(
             if progress.stage < 2:
                 trainer = trainer_of(progress.stage)
             continue
-        steps = trainer.epoch(progress, ends_at, stop)
+        steps = trainer.epoch(progress, budget_s / 2, ends_at, stop)
         state.elapsed_s = time.monotonic() - started
         if stop():
             break
@@ -147,14 +148,17 @@ class Trainer:
     ) -> None:
         self.network, self.brains, self.voxels, self.seed = network, brains, voxels, seed
         self.precision, self.device = precision, device
-        self.descent = torch.optim.SGD(network.parameters(), voxels.rate, momentum=voxels.momentum)
+        self.descent: torch.optim.Optimizer = (
+            torch.optim.Adam(network.parameters(), voxels.rate)
+            if voxels.adam
+            else torch.optim.SGD(network.parameters(), voxels.rate, momentum=voxels.momentum)
+        )
         generator = torch.Generator().manual_seed(seed)
-        drawn = [
-            draw_voxels(brain.labels + 1, voxels.per_scan + voxels.validation, generator).split(voxels.per_scan)
-            for brain in brains
+        drawn = [draw_voxels(brain.labels + 1, voxels.per_scan + voxels.validation, generator) for brain in brains]
+        self.others = [points[len(points) - min(voxels.validation, len(points) // 2) :] for points in drawn]
+        self.points = [
+            points[: len(points) - len(others)] for points, others in zip(drawn, self.others, strict=True)
         ]
-        self.points = [parts[0] for parts in drawn]
-        self.others = [parts[1] if len(parts) > 1 else parts[0] for parts in drawn]
         self.best = copy.deepcopy(network.state_dict())
         if "distances" in network.groups:
             sample = [
@@ -163,19 +167,22 @@ class Trainer:
             ]
             network.learn_distances(torch.cat(sample).to(device))
 
-    def epoch(self, progress: Progress, ends_at: float, stop: Callable[[], bool]) -> int:
+    def epoch(self, progress: Progress, time_s: float, ends_at: float, stop: Callable[[], bool]) -> int:
         """One pass over all voxels in an order that the seed and the epoch decide; returns the number of steps.
 
-        It is cut short at that time of ``time.monotonic()``, and when it is told to stop.
+        The network has time_s for all epochs, until ends_at of ``time.monotonic()``. The pass is cut short there, and
+        when it is told to stop.
         """
         generator = torch.Generator().manual_seed(self.seed + 1000 * progress.epoch + 1)
-        rate = self.voxels.rate * 0.5 ** sum(progress.epoch >= epoch for epoch in self.voxels.halve_at)
-        for group in self.descent.param_groups:
-            group["lr"] = rate
+        points = self.drawn(generator) if self.voxels.fresh else self.points
+        total = sum(len(some) for some in points) / self.voxels.batch
         self.network.train()
         steps = 0
-        for inputs, targets in self.batches(self.points, generator):
+        for inputs, targets in self.batches(points, generator):
             for some in torch.arange(len(targets)).split(self.voxels.batch):
+                used = 1 - (ends_at - time.monotonic()) / time_s
+                for group in self.descent.param_groups:
+                    group["lr"] = self.rate(progress.epoch + steps / total, used)
                 self.descent.zero_grad(set_to_none=True)
                 loss = F.cross_entropy(self.logits(inputs, some), targets[some].to(self.device))
                 loss.backward()
@@ -184,6 +191,22 @@ class Trainer:
             if stop() or time.monotonic() > ends_at:
                 break
         return steps
+
+    def drawn(self, generator: torch.Generator) -> list[Tensor]:
+        """Other voxels of each brain, none of which the error is measured on."""
+        found = []
+        for brain, others in zip(self.brains, self.others, strict=True):
+            labels = brain.labels.clone()
+            labels[tuple(others.unbind(1))] = -1
+            found.append(draw_voxels(labels + 1, self.voxels.per_scan, generator))
+        return found
+
+    def rate(self, epochs: float, used: float) -> float:
+        """The learning rate after so many epochs, when that share (0..1) of the time is used."""
+        voxels = self.voxels
+        if voxels.adam:
+            return voxels.rate * rate_factor(min(1.0, max(epochs / voxels.epochs, used)), 0.0)
+        return voxels.rate * 0.5 ** sum(epochs >= epoch for epoch in voxels.halve_at)
 
     @torch.no_grad()
     def error(self) -> tuple[float, float]:

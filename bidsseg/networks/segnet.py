@@ -24,7 +24,6 @@ KERNEL, POOL = 5, 2
 KERNELS = (20, 50)
 MAP = 4
 """Width of what two convolutions and poolings leave of a patch."""
-CUBE_NEURONS = 1000
 SCALES = ("D", "zscore", "both")
 
 
@@ -39,6 +38,7 @@ class SegNet(nn.Module):
         hidden: neurons of the layers after the pathways meet.
         scale: what makes distances alike between brains: "D" (mean distance of two centroids, section 3.1.2), "zscore"
             (mean and standard deviation over the training sample) or "both".
+        cube_neurons: of each of the two layers that read the 3-D patch.
         noise: standard deviation of what is added to the scaled distances in training (section 3.4; the paper gives no
             value).
     """
@@ -54,6 +54,7 @@ class SegNet(nn.Module):
         hidden: Sequence[int] = (3000, 3000),
         scale: str = "both",
         noise: float = 0.2,
+        cube_neurons: int = 1000,
     ) -> None:
         super().__init__()
         if len(outputs) != 1 or not groups or not set(groups) <= set(GROUPS) or scale not in SCALES:
@@ -68,12 +69,12 @@ class SegNet(nn.Module):
             {group: nn.ModuleList(nn.Conv2d(few, many, KERNEL) for _ in self.planes) for group in planar}
         )
         if "cube" in self.groups:
-            self.cube = nn.Sequential(*connected(CUBE**3, CUBE_NEURONS, CUBE_NEURONS))
+            self.cube = nn.Sequential(*connected(CUBE**3, cube_neurons, cube_neurons))
         self.register_buffer("distance_mean", torch.zeros(regions - 1))
         self.register_buffer("distance_sd", torch.ones(regions - 1))
         width = {
             **dict.fromkeys(PLANAR, len(self.planes) * many * MAP**2),
-            "cube": CUBE_NEURONS,
+            "cube": cube_neurons,
             "coordinates": 3,
             "distances": regions - 1,
         }

@@ -101,7 +101,7 @@ class StagedSegNet(Network):
     Args:
         outputs: number of regions of the one head.
         groups: inputs of the first network; the second is given the distances too.
-        hidden, scale, noise: see SegNet.
+        hidden, scale, noise, cube_neurons: see SegNet.
         stages: segmentations with distances that are made at most.
     """
 
@@ -114,11 +114,14 @@ class StagedSegNet(Network):
         hidden: Sequence[int] = (3000, 3000),
         scale: str = "both",
         noise: float = 0.2,
+        cube_neurons: int = 1000,
         stages: int = STAGES,
     ) -> None:
         super().__init__()
-        self.first = SegNet(outputs, groups, hidden=hidden, scale=scale)
-        self.second = SegNet(outputs, (*groups, "distances"), hidden=hidden, scale=scale, noise=noise)
+        self.first = SegNet(outputs, groups, hidden=hidden, scale=scale, cube_neurons=cube_neurons)
+        self.second = SegNet(
+            outputs, (*groups, "distances"), hidden=hidden, scale=scale, noise=noise, cube_neurons=cube_neurons
+        )
         self.regions, self.stages = next(iter(outputs.values())), stages
 
     def stage(self, number: int) -> SegNet:
