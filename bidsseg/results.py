@@ -88,9 +88,7 @@ class Fate:
     reason: str
 
 
-def find_results(
-    output_dir: Path, participants: Iterable[str] = (), sessions: Iterable[str] = ()
-) -> Iterator[Result]:
+def find_results(output_dir: Path, participants: Iterable[str] = (), sessions: Iterable[str] = ()) -> Iterator[Result]:
     """Every result in an output folder, one participant at a time in natural order.
 
     Args:

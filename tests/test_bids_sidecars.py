@@ -79,7 +79,7 @@ def test_doi_of_the_source(tmp_path: Path) -> None:
 
 def test_descriptions_of_several_models_gather(tmp_path: Path) -> None:
     bids_dir, output = make_tree(tmp_path / "bids"), tmp_path / "out"
-    sidecars.write_root_files(output, bids_dir, {"one": "The first,\nwith \t\"quotes\""})
+    sidecars.write_root_files(output, bids_dir, {"one": 'The first,\nwith \t"quotes"'})
     sidecars.write_root_files(output, bids_dir, {"two": "The second"})
     sidecars.write_root_files(output, bids_dir, {"two": "The second, better"})
     text = (output / "descriptions.tsv").read_text(encoding="utf-8")

@@ -77,7 +77,10 @@ def test_scans_without_a_result_have_a_row_with_the_reason_in_its_status(bids: P
     told = run(bids, output)
     rows = rows_of(output / f"group_seg-FAST_desc-{MODEL}_morph.tsv")
     assert [(row["participant_id"], row["status"]) for row in rows] == [
-        ("sub-01", "missing"), ("sub-02", "done"), ("sub-03", "failed"), ("sub-10", "missing"),
+        ("sub-01", "missing"),
+        ("sub-02", "done"),
+        ("sub-03", "failed"),
+        ("sub-10", "missing"),
     ]
     assert rows[0]["GM"] == "n/a" and rows[0]["quality"] == "n/a"
     assert "1 scans, 1 failed, 2 missing" in told.results[0]

@@ -67,9 +67,7 @@ def find_label_maps(dataset_dir: Path, seg: str) -> list[LabelMap]:
     Raises:
         InputMissing: there is no such folder.
     """
-    places = [
-        place for subject in folders(dataset_dir, "sub-") for place in (subject, *folders(subject, "ses-"))
-    ]
+    places = [place for subject in folders(dataset_dir, "sub-") for place in (subject, *folders(subject, "ses-"))]
     return [
         LabelMap(image.entities, image.path)
         for place in places

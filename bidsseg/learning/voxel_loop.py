@@ -156,9 +156,7 @@ class Trainer:
         generator = torch.Generator().manual_seed(seed)
         drawn = [draw_voxels(brain.labels + 1, voxels.per_scan + voxels.validation, generator) for brain in brains]
         self.others = [points[len(points) - min(voxels.validation, len(points) // 2) :] for points in drawn]
-        self.points = [
-            points[: len(points) - len(others)] for points, others in zip(drawn, self.others, strict=True)
-        ]
+        self.points = [points[: len(points) - len(others)] for points, others in zip(drawn, self.others, strict=True)]
         self.best = copy.deepcopy(network.state_dict())
         if "distances" in network.groups:
             sample = [

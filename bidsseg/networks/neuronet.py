@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -68,8 +69,43 @@ def upsample(x: Tensor) -> Tensor:
     return doubled[..., 2:-2, 2:-2, 2:-2]
 
 
+@dataclass(frozen=True)
+class Moments:
+    """Mean (C,) and covariance (C, C) of features over all their voxels, and the number of these."""
+
+    mean: Tensor
+    covariance: Tensor
+    count: int
+
+    @staticmethod
+    def of(features: Tensor) -> Moments:
+        """Those of features (N, C, D, H, W), in single precision at least."""
+        with torch.autocast(features.device.type, enabled=False):
+            rows = features.movedim(1, -1).flatten(0, -2)
+            rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+            mean = rows.mean(0)
+            rows = rows - mean
+            return Moments(mean, rows.T @ rows / len(rows), len(rows))
+
+
+def joined(levels: Sequence[Tensor]) -> Tensor:
+    """The features of all scales, the finest first, side by side on the grid of the finest.
+
+    To each scale between the finest and the coarsest belongs a channel of ones, which is smaller at the border of the
+    grid once it is upsampled.
+    """
+    x = levels[-1]
+    for level in reversed(levels[1:-1]):
+        x = torch.cat([level, torch.ones_like(level[:, :1]), upsample(x)], 1)
+    return torch.cat([levels[0], upsample(x)], 1)
+
+
 class Tail(nn.Module):
-    """Scores of one head's regions, summed from the coarsest scale to the finest.
+    """How one head reads all scales: scores of its regions at each, normalised but for the coarsest, and added up.
+
+    Scores are linear in the encoder's features, and so is the upsampling, which treats all channels alike. The features
+    can therefore be upsampled first, once for all heads, and the mean and deviation of a score follow from the moments
+    of the features: no head ever holds its scores at all voxels.
 
     Args:
         widths: channels of the encoder's features, the finest first.
@@ -80,16 +116,52 @@ class Tail(nn.Module):
         self.coarsest = nn.Identity() if widths[-1] == regions else conv(widths[-1], regions, 1)
         self.skips = nn.ModuleList(nn.Sequential(conv(width, regions, 1), batch_norm(regions)) for width in widths[:-1])
 
-    def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        """(N, regions, D, H, W), of the encoder's features at 1, 1/2, 1/4 ... of the grid's resolution."""
-        x = self.coarsest(levels[-1])
-        for skip, level in zip(reversed(self.skips), reversed(levels[:-1]), strict=True):
-            x = upsample(x) + skip(level)
-        return x
+    def forward(self, moments: Sequence[Moments]) -> tuple[Tensor, Tensor]:
+        """Weight (R, F) and bias (R,) of the sum of the scores, for NeuroNet's features.
+
+        Args:
+            moments: of the encoder's features at each scale but the coarsest; in evaluation they are not needed, since
+                running means take their place.
+        """
+        columns, shifts = [], []
+        for i, skip in enumerate(self.skips):
+            score, norm = skip.children()
+            assert isinstance(score, nn.Conv3d) and isinstance(norm, nn.BatchNorm3d)
+            weight, shift = normalised(score.weight.flatten(1), norm, moments[i] if self.training else None)
+            columns.append(weight)
+            shifts.append(shift)
+        if isinstance(self.coarsest, nn.Conv3d):
+            columns.append(self.coarsest.weight.flatten(1))
+        else:
+            columns.append(torch.eye(len(shifts[0])).to(shifts[0]))
+        for i, shift in enumerate(shifts[1:], 1):
+            columns[i] = torch.cat([columns[i], shift[:, None]], 1)
+        return torch.cat(columns, 1), shifts[0]
+
+
+def normalised(weight: Tensor, norm: nn.BatchNorm3d, moments: Moments | None) -> tuple[Tensor, Tensor]:
+    """Weight (R, C) and bias (R,) of scores that are batch-normalised after they were read with that weight.
+
+    Args:
+        moments: of what they are read from, from which the running means of the normalisation learn too; None to use
+            these instead.
+    """
+    assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
+    if moments is None:
+        mean, variance = norm.running_mean, norm.running_var
+    else:
+        mean, variance = weight @ moments.mean, ((weight @ moments.covariance) * weight).sum(1)
+        with torch.no_grad():
+            unbiased = variance * (moments.count / max(moments.count - 1, 1))
+            norm.running_mean.lerp_(mean, norm.momentum)
+            norm.running_var.lerp_(unbiased, norm.momentum)
+            norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+    slope = norm.weight * torch.rsqrt(variance + norm.eps)
+    return slope[:, None] * weight, norm.bias - slope * mean
 
 
 class NeuroNet(Network):
-    """Voxel features of each head's tail, side by side; its 1³ convolution reads its own alone.
+    """The encoder's features of all scales at every voxel, which each head reads through its tail.
 
     The paper's variants differ in their outputs alone: FSL FAST (4 regions), FSL FIRST (16), SPM (4), MALP-EM (139) and
     MALP-EM's tissues (6), each with the background. "all" has the five (2,493,171 parameters), "tissue" has FAST, SPM
@@ -113,7 +185,7 @@ class NeuroNet(Network):
         if act not in ACTIVATIONS:
             raise ValueError(f"act is '{act}', not one of {', '.join(ACTIVATIONS)}")
         self.multiple = 2 ** (len(widths) - 1)
-        self.numbers_per_voxel = 4 * widths[0] + 3 * sum(outputs.values())
+        self.numbers_per_voxel = 4 * widths[0] + 3 * sum(widths)
         self.stem = conv(images, widths[0], 3)
         self.scales = nn.ModuleList(
             nn.Sequential(ResidualUnit(a, b, 2, act), ResidualUnit(b, b, 1, act)) for a, b in itertools.pairwise(widths)
@@ -121,6 +193,7 @@ class NeuroNet(Network):
         self.tails = nn.ModuleDict({name: Tail(widths, regions) for name, regions in outputs.items()})
         self.heads = nn.ModuleDict({name: conv(regions, regions, 1) for name, regions in outputs.items()})
         self.apply(initialise)
+        self.moments: list[Moments] = []
 
     def encode(self, image: Tensor) -> list[Tensor]:
         """Features (N, widths[s], D/2ˢ, H/2ˢ, W/2ˢ) of each scale s, of images (N, C, D, H, W)."""
@@ -130,21 +203,21 @@ class NeuroNet(Network):
         return levels
 
     def forward(self, image: Tensor, coordinates: Tensor | None = None) -> Tensor:
-        """Features (N, F, D, H, W) of images (N, C, D, H, W); F is the sum of the regions of all heads."""
+        """Features (N, F, D, H, W) of images (N, C, D, H, W)."""
         levels = self.encode(image)
-        return torch.cat([tail(levels) for tail in self.tails.values()], 1)
+        if self.training:
+            self.moments = [Moments.of(level) for level in levels[:-1]]
+        return joined(levels)
 
     def head(self, name: str) -> tuple[Tensor, Tensor]:
-        """Weight (R, F), zero for the features of other heads, and bias (R,), all zero, of a head."""
-        weights = {key: next(module.parameters()).flatten(1) for key, module in self.heads.items()}
-        own = weights[name]
-        others = [own if key == name else own.new_zeros(len(own), len(weight)) for key, weight in weights.items()]
-        return torch.cat(others, 1), own.new_zeros(len(own))
+        """Weight (R, F) and bias (R,) of a head.
 
-    def logits(self, image: Tensor, coordinates: Tensor | None = None) -> dict[str, Tensor]:
-        """Those of every head, (N, R, D, H, W), of images (N, C, D, H, W)."""
-        levels = self.encode(image)
-        return {name: self.heads[name](tail(levels)) for name, tail in self.tails.items()}
+        In training they depend on the features that ``forward`` made last, as batch normalisation does.
+        """
+        last = next(self.heads[name].parameters()).flatten(1)
+        with torch.autocast(last.device.type, enabled=False):
+            weight, bias = self.tails[name](self.moments)
+            return last @ weight, last @ bias
 
 
 def initialise(module: nn.Module) -> None:
