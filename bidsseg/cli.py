@@ -179,6 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--time-budget", metavar="MINUTES", type=float, help="stop after this time and keep what is learnt")
     add("--folds", metavar="K", type=int, default=Training.folds, help="parts of the participants [%(default)s]")
     add("--fold", metavar="I", type=int, default=Training.fold, help="hold out this part, from 0 [%(default)s]")
+    add("--hold-out", metavar="LABEL", **several, help="hold out these participants in place of a fold")
     add("--seed", metavar="N", type=int, default=Training.seed, help="of all that is random [%(default)s]")
 
     add = parser.add_argument_group("other").add_argument
@@ -232,6 +233,7 @@ def _settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
             time_budget_min=given.time_budget,
             folds=given.folds,
             fold=given.fold,
+            hold_out=arguments.labels("sub", given.hold_out),
             seed=given.seed,
         ),
         report=Terminal(verbose=given.verbose),

@@ -51,6 +51,7 @@ class Training:
         time_budget_min: stop cleanly after so many minutes.
         folds: number of folds of a cross-validation by participant.
         fold: the fold, counted from 0, that is held out.
+        hold_out: labels without ``sub-`` of participants that are held out in place of a fold.
     """
 
     recipe: str = "wholebrain"
@@ -62,6 +63,7 @@ class Training:
     time_budget_min: float | None = None
     folds: int = 5
     fold: int = 0
+    hold_out: Sequence[str] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:

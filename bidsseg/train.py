@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def train_level(settings: Settings) -> Path:
     """Trains the recipe on everything that is labelled and returns the model folder.
 
-    The participants of one fold are held out; the card states what the model reaches on them. TemporaryFailure (75) if
-    it was told to stop before its time: run again with --resume.
+    The participants of one fold, or those named, are held out; the card states what the model reaches on them.
+    TemporaryFailure (75) if it was told to stop before its time: run again with --resume.
     """
     keep_freed_memory()
     import torch
@@ -57,7 +57,7 @@ def train_level(settings: Settings) -> Path:
     heads = tuple(load_protocol(name).scored() for name in recipe.heads)
     check_labels(options.labels, heads, report)
     cases = load_cases(settings, report)
-    seen, unseen = split(cases, options.folds, options.fold)
+    seen, unseen = split(cases, options.folds, options.fold, options.hold_out)
     if not seen:
         raise NothingSelected("no labelled participant is left to learn from: fewer --folds or more data")
     report.say(f"{len(seen)} scans to learn from, {len(unseen)} held out: {', '.join(c.name for c in unseen)}")
@@ -84,6 +84,7 @@ def train_level(settings: Settings) -> Path:
         normalisation=recipe.normalisation,
         locator=recipe.locator,
         mirror=recipe.mirror,
+        bits=recipe.bits,
         description=recipe.description,
         licence=recipe.licence,
         citation=recipe.citation,

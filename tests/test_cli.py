@@ -126,6 +126,7 @@ VALUES = {
     "--time-budget": ["1.5"],
     "--folds": ["3"],
     "--fold": ["1"],
+    "--hold-out": ["01"],
     "--seed": ["4"],
 }
 

@@ -238,6 +238,13 @@ def test_nothing_is_held_out_of_a_fold_without_people(ask: Ask) -> None:
     assert (folder / "curve.png").exists()
 
 
+def test_participants_can_be_held_out_by_name(ask: Ask) -> None:
+    folder = train_level(ask(hold_out=("02",)))
+    assert read_card(folder).metrics["held_out"] == ["bids/sub-02"]
+    with pytest.raises(UsageError, match="--hold-out 07: no participant"):
+        train_level(ask(hold_out=("02", "07")))
+
+
 def test_lesions_learned_are_lesions_on_the_card(ask: Ask, dataset: tuple[Path, Path], tmp_path: Path) -> None:
     lesions = (phantoms.head(GRID, SHAPE, phantoms.LABEL) == 4).astype(np.uint8)
     for number in range(1, 4):

@@ -10,7 +10,7 @@ import torch
 
 from bidsseg.bids.annotations import LabelMap, find_annotations, find_label_maps
 from bidsseg.bids.query import Scan, find_scans
-from bidsseg.errors import DataError, NothingSelected
+from bidsseg.errors import DataError, NothingSelected, UsageError
 from bidsseg.image.grid import canonical_spacing, labels_to_grid, to_grid, whole_grid
 from bidsseg.image.nifti import read_image, read_labels
 from bidsseg.image.volume import Volume
@@ -122,13 +122,25 @@ def brain_of(annotations: Iterable[Annotation]) -> torch.Tensor | None:
     return torch.from_numpy(surely)[annotation.values.long()]
 
 
-def split(cases: Sequence[Case], folds: int, fold: int) -> tuple[list[Case], list[Case]]:
-    """Cases to learn from and cases held out. Every ``folds``-th participant of each dataset is held out."""
-    held: set[str] = set()
-    for dataset in sorted({case.name.split("/")[0] for case in cases}):
+def split(cases: Sequence[Case], folds: int, fold: int, hold_out: Sequence[str] = ()) -> tuple[list[Case], list[Case]]:
+    """Cases to learn from and cases held out: every ``folds``-th participant of each dataset.
+
+    Args:
+        hold_out: labels of the participants to hold out instead; UsageError if there is no case of one.
+    """
+    held = {person(case) for case in cases if label(case) in hold_out}
+    missing = set(hold_out) - {label(case) for case in cases}
+    if missing:
+        raise UsageError(f"--hold-out {sorted(missing)[0]}: no participant of this label has an annotation")
+    for dataset in () if hold_out else sorted({case.name.split("/")[0] for case in cases}):
         people = sorted({person(case) for case in cases if case.name.split("/")[0] == dataset})
         held |= set(people[fold::folds])
     return [c for c in cases if person(c) not in held], [c for c in cases if person(c) in held]
+
+
+def label(case: Case) -> str:
+    """The participant of a case, without ``sub-``."""
+    return person(case).rpartition("sub-")[2]
 
 
 def person(case: Case) -> str:

@@ -67,9 +67,14 @@ class Relations:
 
 
 def losses(
-    network: Network, sample: Sample, plan: Plan, relations: Relations, precision: torch.dtype
+    network: Network,
+    sample: Sample,
+    plan: Plan,
+    relations: Relations,
+    precision: torch.dtype,
+    progress: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of a sample, and its parts for the curve.
+    """The loss of a sample at that share (0..1) of the run, and its parts for the curve.
 
     A head learns from the annotation in its own protocol where there is one, else from all that relate to it.
     """
@@ -80,6 +85,8 @@ def losses(
     total = features.new_zeros((), dtype=torch.float32)
     parts: dict[str, Tensor] = {}
     for head, weight in zip(plan.heads, plan.recipe.heads.values(), strict=True):
+        if head.name in plan.recipe.fading:
+            weight *= 1 - progress
         log_probability = torch.log_softmax(logits[head.name].float(), 1)
         own = [pair for pair in sample.values if pair[0].name == head.name]
         for protocol, annotated in own or sample.values:
@@ -139,7 +146,7 @@ def fit(
         if progress >= 1 or told_to_stop:
             break
         for _ in range(processes.rank, batch, processes.count):
-            loss, parts = losses(network, next(samples).to(processes.device), plan, relations, precision)
+            loss, parts = losses(network, next(samples).to(processes.device), plan, relations, precision, progress)
             (loss / batch).backward()
         processes.add_gradients(network.parameters())
         stepper.step(progress)

@@ -52,6 +52,8 @@ class Recipe:
         heads: protocol of each head and the weight of its loss.
         sampling: what a sample is.
         voxels: if given, a network like SegNet learns by it, voxel by voxel, and there are no samples.
+        bits: of each number of the finished model, 16, or 8 for one that would be too large.
+        fading: heads whose weight falls to 0 along the run.
         synthetic_share: share of the samples that are synthesised from a label map without image.
         steps: number of steps; a run ends earlier when its time is used up.
         batch: samples of each step, which several processes share.
@@ -67,9 +69,11 @@ class Recipe:
     normalisation: str = "percentile"
     locator: str | None = None
     mirror: bool = False
+    bits: int = 16
     description: str = ""
     licence: str = "unknown"
     citation: Sequence[str] = ()
+    fading: Sequence[str] = ()
     synthetic_share: float = 0.33
     steps: int = 100_000
     batch: int = 1
@@ -78,9 +82,16 @@ class Recipe:
     loss: Loss = field(default_factory=Loss)
     optimiser: Optimiser = field(default_factory=Optimiser)
 
+    def __post_init__(self) -> None:
+        unknown = set(self.fading) - set(self.heads)
+        if unknown:
+            raise ValueError(f"fading names {sorted(unknown)[0]}, which is none of the heads")
+        if self.bits not in (8, 16):
+            raise ValueError(f"bits = {self.bits}: give 8 or 16")
+
     def as_dict(self) -> dict[str, Any]:
         """How the model learns, defaults included; what its card says by itself is left out."""
-        learning = ("heads", "synthetic_share", "steps", "batch", *PARTS)
+        learning = ("heads", "fading", "synthetic_share", "steps", "batch", *PARTS)
         return {key: value for key, value in asdict(self).items() if key in learning}
 
 

@@ -28,6 +28,7 @@ class Card:
         margin_mm: around the found brain.
         mirror: whether the mean of the scan and its mirror image is taken.
         heads: protocols that the network answers in.
+        bits: of each stored number, 16 or 8.
         lesion: the head that holds lesions, None without.
         metrics: figures with their split, as the validation printed them.
     """
@@ -43,6 +44,7 @@ class Card:
     locator: str | None = None
     margin_mm: float = 6.0
     mirror: bool = False
+    bits: int = 16
     lesion: str | None = None
     description: str = ""
     licence: str = "unknown"

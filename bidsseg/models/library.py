@@ -16,6 +16,7 @@ from bidsseg.image.files import replacing
 from bidsseg.image.grid import NORMALISATIONS
 from bidsseg.labels import Protocol, load_protocol
 from bidsseg.models.card import CARD, WEIGHTS, Card, find_card, shipped
+from bidsseg.models.weights import packed, unpacked
 from bidsseg.networks.eneuronet import ENeuroNet
 from bidsseg.networks.network import Network
 from bidsseg.networks.neuronet import NeuroNet
@@ -87,7 +88,7 @@ def load_model(name_or_folder: str) -> Model:
         raise DataError(f"model {card.name}: {card.weights} does not have the checksum on its card; fetch it again")
     network = build(card)
     try:
-        network.load_state_dict({name: value.float() for name, value in load_file(card.weights).items()})
+        network.load_state_dict(unpacked(load_file(card.weights)))
     except Exception as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise DataError(f"model {card.name}: the weights do not fit the network on the card ({reason})") from error
@@ -96,8 +97,8 @@ def load_model(name_or_folder: str) -> Model:
 
 
 def save_model(card: Card, weights: dict[str, Tensor], folder: Path) -> Card:
-    """Writes card and weights (half precision) into a folder and returns the card with its checksum."""
-    stored = save({name: value.detach().half().contiguous() for name, value in weights.items()})
+    """Writes card and weights into a folder and returns the card with its checksum."""
+    stored = save(packed(weights, card.bits))
     card = replace(card, sha256=hashlib.sha256(stored).hexdigest(), folder=folder)
     for name, content in ((WEIGHTS, stored), (CARD, card.to_json().encode())):
         with replacing(folder / name) as stream:

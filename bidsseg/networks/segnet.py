@@ -97,7 +97,7 @@ class SegNet(nn.Module):
             inputs: each of the network's groups; ``fine`` and ``compressed`` are (P, planes, 29, 29), ``cube`` is
                 (P, 13, 13, 13), ``coordinates`` (P, 3), ``distances`` (P, N).
         """
-        return self.classify(torch.cat([self.pathway(group, inputs[group]) for group in self.groups], 1))
+        return self.joint(torch.cat([self.pathway(group, inputs[group]) for group in self.groups], 1))
 
     def pathway(self, group: str, x: Tensor) -> Tensor:
         """What the network makes of one group before the pathways meet, (P, neurons)."""
@@ -115,9 +115,19 @@ class SegNet(nn.Module):
         x = F.relu(F.max_pool2d(self.first[group](patches[:, None]), POOL))
         return F.relu(F.max_pool2d(self.second[group][i](x), POOL)).flatten(1)  # type: ignore[index]
 
-    def classify(self, joined: Tensor) -> Tensor:
-        """Logits (P, N+1) of what all pathways say, (P, neurons), in the order of the groups."""
-        return self.joint(joined)
+    def joining(self, x: Tensor, group: str | None = None) -> Tensor:
+        """What the first layer after the pathways makes of some of them, (P, neurons), before it is rectified.
+
+        Args:
+            x: what the distances' pathway says, which stands last, if that is the group; else what all others say, to
+                which the bias is added.
+        """
+        layer = self.joint[0]
+        assert isinstance(layer, nn.Linear)
+        last = layer.in_features - (len(self.distance_mean) if "distances" in self.groups else 0)
+        if group == "distances":
+            return F.linear(x, layer.weight[:, last:])
+        return F.linear(x, layer.weight[:, :last], layer.bias)
 
 
 def connected(*neurons: int) -> list[nn.Module]:
