@@ -1,0 +1,97 @@
+"""Which inputs tell SegNet the region of a voxel: table 1 of de Brébisson and Montana 2015 (arXiv 1502.02445).
+
+    python benchmarks/segnet_inputs.py OASIS TABLE.tsv [--seeds 3]
+
+A network for each row of the table learns from voxels of ten brains of the BIDS dataset OASIS (annotations in its
+derivative ``manual``), all with the small scale of the recipe ``segnet``, but for fewer epochs. Prints the share of
+wrong voxels, as published among other voxels of the same brains, and among voxels of five brains that none learns from;
+distances are those to the centroids of the true regions. Rows that TABLE.tsv has already are not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from claims import HELD_OUT
+
+from bidsseg.compute import keep_freed_memory
+from bidsseg.labels import load_protocol
+from bidsseg.learning.datasets import load_cases, split
+from bidsseg.learning.recipe import load_recipe
+from bidsseg.learning.voxel_loop import Brain, Progress, Trainer, labelled_brain
+from bidsseg.networks.segnet import SegNet
+from bidsseg.settings import Report, Settings, Training
+
+INPUTS: dict[str, tuple[float, tuple[str, ...], tuple[int, ...]]] = {
+    "one 2D patch": (0.607, ("fine",), (1,)),
+    "coordinates": (0.410, ("coordinates",), ()),
+    "distances": (0.305, ("distances",), ()),
+    "3D patch": (0.303, ("cube",), ()),
+    "three compressed patches": (0.207, ("compressed",), (0, 1, 2)),
+    "three 2D patches": (0.175, ("fine",), (0, 1, 2)),
+    "three and three compressed": (0.124, ("fine", "compressed"), (0, 1, 2)),
+    "all (SegNet)": (0.105, ("fine", "compressed", "cube", "distances"), (0, 1, 2)),
+}
+"""Error as published, groups of inputs, axes of the planes."""
+EPOCHS, PER_SCAN = 3, 5000
+COLUMNS = ["inputs", "seed", "published", "same_brains", "unseen_brains", "seconds"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("oasis", type=Path)
+    parser.add_argument("table", type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    keep_freed_memory()
+    seen, unseen = brains(options.oasis)
+    rows = pd.read_csv(options.table, sep="\t").to_dict("records") if options.table.is_file() else []
+    for seed in range(options.seeds):
+        for name, (published, groups, planes) in INPUTS.items():
+            if any(row["inputs"] == name and row["seed"] == seed for row in rows):
+                continue
+            started = time.monotonic()
+            same, other = errors(seen, unseen, groups, planes, seed)
+            figures = (name, seed, published, same, other, time.monotonic() - started)
+            rows.append(dict(zip(COLUMNS, figures, strict=True)))
+            pd.DataFrame(rows).to_csv(options.table, sep="\t", index=False, float_format="%.4f")
+            print(f"{name}, seed {seed}: {same:.3f} (published {published:.3f}), unseen brains {other:.3f}", flush=True)
+    means = pd.DataFrame(rows).groupby("inputs")[COLUMNS[2:]].mean()
+    print(means.sort_values("published", ascending=False).round(3).to_string())
+
+
+def brains(oasis: Path) -> tuple[list[Brain], list[Brain]]:
+    """Those to learn from, and the others."""
+    labels = {"BrainCOLOR": oasis / "derivatives" / "manual"}
+    cases = load_cases(Settings(oasis, Path("never-written"), training=Training(labels=labels)), Report())
+    head = load_protocol("BrainCOLOR").scored()
+    seen, unseen = split(cases, 2, 0, HELD_OUT)
+    return [labelled_brain(case, head) for case in seen], [labelled_brain(case, head) for case in unseen]
+
+
+def errors(
+    seen: list[Brain], unseen: list[Brain], groups: tuple[str, ...], planes: tuple[int, ...], seed: int
+) -> tuple[float, float]:
+    """Share of wrong voxels in the brains that a new network learned from, and in others."""
+    recipe = load_recipe("segnet", small=True)
+    assert recipe.voxels is not None
+    voxels = replace(recipe.voxels, per_scan=PER_SCAN, validation=2000, epochs=EPOCHS)
+    options: dict[str, Any] = {"hidden": recipe.network["hidden"], "cube_neurons": recipe.network["cube_neurons"]}
+    torch.manual_seed(seed)
+    outputs = {"BrainCOLOR": len(load_protocol("BrainCOLOR").scored().regions)}
+    network = SegNet(outputs, groups, planes or (0, 1, 2), **options)
+    others = Trainer(network, unseen, voxels, seed, torch.bfloat16, "cpu")
+    trainer = Trainer(network, seen, voxels, seed, torch.bfloat16, "cpu")  # made last: it scales the distances
+    for epoch in range(EPOCHS):
+        trainer.epoch(Progress(epoch=epoch), 1e9, time.monotonic() + 1e9, lambda: False)
+    return trainer.error()[0], others.error()[0]
+
+
+if __name__ == "__main__":
+    main()
