@@ -56,8 +56,9 @@ class ResidualUnit(nn.Module):
         self.second = nn.Sequential(batch_norm(outputs), activation(), conv(outputs, outputs, 3))
 
     def forward(self, x: Tensor) -> Tensor:
+        changed = self.second(self.first(x))
         passed = F.max_pool3d(x, 2) if self.stride == 2 else x
-        return F.pad(passed, (0,) * 6 + self.zeros) + self.second(self.first(x))
+        return F.pad(passed.to(changed.dtype), (0,) * 6 + self.zeros) + changed
 
 
 def upsample(x: Tensor) -> Tensor:
@@ -65,7 +66,8 @@ def upsample(x: Tensor) -> Tensor:
 
     The same as a transposed convolution of each channel, stride 2, with (1, 3, 3, 1) / 4 along each axis.
     """
-    doubled = F.interpolate(F.pad(x, (1,) * 6), scale_factor=2, mode="trilinear")
+    with torch.autocast(x.device.type, enabled=False):  # which would make it take twice the memory
+        doubled = F.interpolate(F.pad(x, (1,) * 6), scale_factor=2, mode="trilinear")
     return doubled[..., 2:-2, 2:-2, 2:-2]
 
 
