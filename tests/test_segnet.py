@@ -389,6 +389,18 @@ def test_only_voxels_of_the_mask_are_labelled() -> None:
     assert torch.equal(found[mask].long(), logits.argmax(1))
 
 
+def test_a_network_that_starts_from_one_without_distances_answers_as_it_does() -> None:
+    first, second = small(("fine", "cube")), small(("fine", "cube", "distances"))
+    second.start_from(first)
+    mask = ellipsoid()
+    points = torch.nonzero(mask)
+    inputs = describe(
+        surroundings(scan(), mask), points, second.groups, centroids=centroids_of(parts(mask), REGIONS - 1)
+    )
+    with torch.inference_mode():
+        assert torch.allclose(second.eval()(inputs), first.eval()(inputs), atol=1e-5)
+
+
 # -- stages ------------------------------------------------------------------------------------------------------------
 
 

@@ -29,6 +29,7 @@ class Voxels:
         batch: voxels of a step.
         rate, momentum: of the gradient descent; the rate is halved at each of the epochs ``halve_at``.
         adam: whether Adam takes the place of gradient descent; its rate falls to 0 along half a cosine.
+        warm: whether the second network starts from the first, and learns the distances alone from nothing.
         patience: epochs to wait for an error that is at least 1 % lower.
     """
 
@@ -40,6 +41,7 @@ class Voxels:
     momentum: float = 0.5
     halve_at: tuple[int, ...] = (40, 60, 80)
     adam: bool = False
+    warm: bool = False
     epochs: int = 300
     patience: int = 10
 

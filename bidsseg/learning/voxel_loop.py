@@ -116,6 +116,8 @@ def fit_voxels(
             trainer.keep_best()
             progress = Progress(progress.stage + 1)
             if progress.stage < 2:
+                if voxels.warm:
+                    network.second.start_from(network.first)
                 trainer = trainer_of(progress.stage)
             continue
         steps = trainer.epoch(progress, budget_s / 2, ends_at, stop)

@@ -90,6 +90,17 @@ class SegNet(nn.Module):
             self.distance_mean.copy_(sample.mean(0))
             self.distance_sd.copy_(sample.std(0, correction=0).clamp(min=1e-6))
 
+    @torch.no_grad()
+    def start_from(self, other: SegNet) -> None:
+        """Takes the weights of the same network without distances, to which it gives no weight yet."""
+        own, given = self.state_dict(), other.state_dict()
+        for name, value in own.items():
+            if value.shape == given[name].shape:
+                value.copy_(given[name])
+            else:
+                value.zero_()
+                value[:, : given[name].shape[1]] = given[name]
+
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Logits (P, N+1) of P voxels.
 
