@@ -13,6 +13,7 @@ from bidsseg.learning.augment import Intensity, Spatial
 from bidsseg.learning.cases import Sampling
 from bidsseg.learning.losses import Loss
 from bidsseg.learning.optimiser import Optimiser
+from bidsseg.learning.registration import Registration
 
 FOLDER = Path(__file__).parent / "recipes"
 Part = TypeVar("Part")
@@ -51,6 +52,7 @@ class Recipe:
         synthetic_share: share of the samples that are synthesised from a label map without image.
         steps: number of steps; a run ends earlier when its time is used up.
         batch: samples of each step, which several processes share.
+        registration: if given, samples are moved onto unlabelled scans too.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Recipe:
     intensity: Intensity = field(default_factory=Intensity)
     loss: Loss = field(default_factory=Loss)
     optimiser: Optimiser = field(default_factory=Optimiser)
+    registration: Registration | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """How the model learns, defaults included; what its card says by itself is left out."""
@@ -87,6 +90,7 @@ PARTS: dict[str, type] = {
     "intensity": Intensity,
     "loss": Loss,
     "optimiser": Optimiser,
+    "registration": Registration,
 }
 KINDS: dict[str, Any] = {
     "int": int,
