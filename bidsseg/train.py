@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -28,14 +30,16 @@ def train_level(settings: Settings) -> Path:
     import torch
 
     from bidsseg.labels import load_protocol
-    from bidsseg.learning.datasets import load_cases, split
+    from bidsseg.learning.datasets import load_cases, person, split
     from bidsseg.learning.loop import Plan, fit
     from bidsseg.learning.processes import Processes
     from bidsseg.learning.recipe import load_recipe
     from bidsseg.learning.record import save_curve, save_outcome
+    from bidsseg.learning.registration_loop import WEIGHTS, fit_mover
     from bidsseg.learning.voxel_loop import fit_voxels
     from bidsseg.models.card import CARD, Card
     from bidsseg.models.library import build, load_model
+    from bidsseg.segmentation.predict import Engine, find_brain
     from bidsseg.segmentation.voxelwise import StagedSegNet
 
     options, report = settings.training, settings.report
@@ -56,19 +60,32 @@ def train_level(settings: Settings) -> Path:
     report = settings.report if processes.first else Report()
     heads = tuple(load_protocol(name).scored() for name in recipe.heads)
     check_labels(options.labels, heads, report)
-    cases = load_cases(settings, report)
-    seen, unseen = split(cases, options.folds, options.fold, options.hold_out)
+    locate = None
+    if recipe.registration is not None:
+        if recipe.locator is None:
+            raise DataError(f"recipe {recipe.name}: [registration] finds the brains of unlabelled scans: set locator")
+        engine = Engine(processes.device, machine.precision)
+        locate = partial(find_brain, locator=load_model(recipe.locator), engine=engine)
+    cases = load_cases(settings, report, locate)
+    seen, unseen = split([case for case in cases if case.annotations], options.folds, options.fold, options.hold_out)
+    held = {person(case) for case in unseen}
+    unlabelled = [case for case in cases if not case.annotations and person(case) not in held]
     if not seen:
         raise NothingSelected("no labelled participant is left to learn from: fewer --folds or more data")
     report.say(f"{len(seen)} scans to learn from, {len(unseen)} held out: {', '.join(c.name for c in unseen)}")
+    if recipe.registration is not None:
+        if not unlabelled:
+            raise UsageError(f"recipe {recipe.name}: no scan is without annotation: give some with --also BIDS_DIR")
+        report.say(f"{len(unlabelled)} scans without annotation to move them onto")
     if settings.dry_run:
         return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputNotWritable(f"cannot make {folder}: {error.strerror}; choose another OUTPUT_DIR") from error
-    if settings.overwrite and not options.resume:
-        checkpoint.unlink(missing_ok=True)
+    if not options.resume:
+        for left in (checkpoint, folder / WEIGHTS):
+            left.unlink(missing_ok=True)
     processes.wait()
     torch.set_num_threads(machine.threads)
     torch.manual_seed(options.seed)
@@ -111,6 +128,10 @@ def train_level(settings: Settings) -> Path:
     with Interruption() as interruption:
         if recipe.voxels is None:
             together = precision, processes
+            if recipe.registration is not None:
+                told = interruption.asked, report.say
+                mover, spent_s = fit_mover(seen, unlabelled, plan, folder, budget_s, *told, *together)
+                plan, budget_s = replace(plan, mover=mover), max(1.0, budget_s - spent_s)
             state = fit(network, seen, unseen, plan, folder, budget_s, interruption.asked, report.say, *together)
         else:
             assert isinstance(network, StagedSegNet)

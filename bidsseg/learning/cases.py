@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -17,6 +17,7 @@ from bidsseg.labels import Protocol
 from bidsseg.learning.augment import (
     Intensity,
     Spatial,
+    Warp,
     change_intensity,
     draw_warp,
     sample_image,
@@ -43,7 +44,7 @@ class Case:
 
     Attributes:
         image: brightness, or None for a label map without an image, which is then synthesised.
-        annotations: label maps on the same grid; the first drives the synthesis.
+        annotations: label maps on the same grid; the first drives the synthesis. None for an unlabelled scan.
         brain: booleans.
         widening: (3, x, y, z) direction towards the ventricles on a 4 mm grid, or None.
     """
@@ -132,8 +133,9 @@ def draw_sample(
     spacing_mm: float,
     generator: Generator,
     normalisation: str = "percentile",
+    move: Callable[[Warp], Warp] | None = None,
 ) -> Sample:
-    """One random view of a case."""
+    """One random view of a case, its voxels moved further if so wanted."""
     centre, middle = case.centre, (torch.tensor(case.brain.shape, dtype=torch.float32) - 1) / 2
     if sampling.anywhere:
         reach = (torch.tensor(case.brain.shape) - torch.tensor(sampling.shape) * spacing_mm).clamp(min=0) / 2
@@ -141,6 +143,8 @@ def draw_sample(
     elif sampling.whole_head:
         centre = centre + uniform(0, 1, generator) * (middle - centre)
     warp = draw_warp(spatial, sampling.shape, spacing_mm, centre, case.widening, generator)
+    if move is not None:
+        warp = move(warp)
     brain = sample_labels(case.brain, warp.source[::2, ::2, ::2])
     if case.image is None:
         first = case.annotations[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,22 +11,26 @@ import torch
 from bidsseg.bids.annotations import LabelMap, find_annotations, find_label_maps
 from bidsseg.bids.query import Scan, find_scans
 from bidsseg.errors import DataError, NothingSelected, UsageError
-from bidsseg.image.grid import canonical_spacing, labels_to_grid, to_grid, whole_grid
+from bidsseg.image.grid import Grid, between, canonical_spacing, labels_to_grid, to_grid, whole_grid
 from bidsseg.image.nifti import read_image, read_labels
 from bidsseg.image.volume import Volume
 from bidsseg.labels import Protocol, load_protocol, load_relation
 from bidsseg.learning.cases import Annotation, Case, positions, towards_ventricles
 from bidsseg.settings import Report, Settings
 
+Locate = Callable[[Volume], tuple[Grid, torch.Tensor]]
+"""Finds the brain of a scan: a grid, and the brain's probability on it (``segmentation.predict.find_brain``)."""
+
 LEARNING_MM = 1.0
 """Cases are kept on a grid of this spacing; samples are drawn from it at the spacing of the recipe."""
 
 
-def load_cases(settings: Settings, report: Report) -> list[Case]:
+def load_cases(settings: Settings, report: Report, locate: Locate | None = None) -> list[Case]:
     """Every scan of the datasets with its annotations, and every label map without an image, sorted by name.
 
-    Scans without any annotation are named and passed over; label maps in a folder of ``--labels`` for which no dataset
-    has an image, selected or not, are learned from by synthesis.
+    Scans without any annotation are named and passed over, or, if there is something that finds their brain, are cases
+    without annotations; label maps in a folder of ``--labels`` for which no dataset has an image, selected or not, are
+    learned from by synthesis.
     """
     datasets = [settings.bids_dir, *settings.training.also]
     labels = settings.training.labels
@@ -44,6 +48,9 @@ def load_cases(settings: Settings, report: Report) -> list[Case]:
             if scan.key in chosen and maps:
                 report.detail(f"reading {dataset.name}/{scan.key}")
                 cases.append(read_case(dataset, scan, maps, protocols))
+            elif scan.key in chosen and locate is not None:
+                report.detail(f"reading {dataset.name}/{scan.key}, without annotation")
+                cases.append(read_unlabelled(dataset, scan, locate))
             elif scan.key in chosen:
                 report.warn(f"{dataset.name}/{scan.key}: no annotation, passed over")
     for name, folder in labels.items():
@@ -52,7 +59,7 @@ def load_cases(settings: Settings, report: Report) -> list[Case]:
                 case = f"{owner[folder]}/{label_map.key}"
                 report.detail(f"reading {case}")
                 cases.append(read_label_map(case, label_map.path, protocols[name]))
-    if not cases:
+    if not any(case.annotations for case in cases):
         raise NothingSelected("no scan has an annotation: do the --labels folders belong to the datasets?")
     return sorted(cases, key=lambda case: case.name)
 
@@ -92,6 +99,17 @@ def read_case(dataset: Path, scan: Scan, maps: dict[str, Path], protocols: dict[
         values = labels_to_grid(labels.data, labels.affine, grid, canonical_spacing(labels))
         annotations.append(Annotation(protocols[name], positions(values, protocols[name], str(path))))
     return finish(f"{dataset.name}/{scan.key}", to_grid(volume, grid), annotations)
+
+
+def read_unlabelled(dataset: Path, scan: Scan, locate: Locate) -> Case:
+    """A scan without annotations; DataError if no brain is found in it."""
+    volume, _ = read_image(scan.t1w)
+    grid = whole_grid(volume, LEARNING_MM)
+    try:
+        around, brain = locate(volume)
+    except DataError as error:
+        raise DataError(f"{scan.t1w}: {error}") from error
+    return Case(f"{dataset.name}/{scan.key}", to_grid(volume, grid), (), between(brain, around, grid) > 0.5)
 
 
 def read_label_map(name: str, path: Path, protocol: Protocol) -> Case:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor, nn
 
 from bidsseg.errors import DataError
 from bidsseg.image.files import replacing
@@ -27,6 +27,7 @@ from bidsseg.learning.losses import Openness, marginal_cross_entropy, marginal_d
 from bidsseg.learning.optimiser import Stepper
 from bidsseg.learning.processes import Processes
 from bidsseg.learning.recipe import Recipe
+from bidsseg.learning.registration import Mover
 from bidsseg.networks.network import Network
 
 ALONE = Processes()
@@ -34,11 +35,16 @@ ALONE = Processes()
 
 @dataclass(frozen=True)
 class Plan:
-    """What one run does: a recipe, the protocols of its heads in the same order, and the seed of all that is drawn."""
+    """What one run does: a recipe, the protocols of its heads in the same order, and the seed of all that is drawn.
+
+    Attributes:
+        mover: what moves samples onto unlabelled scans, if the recipe wants it.
+    """
 
     recipe: Recipe
     heads: tuple[Protocol, ...]
     seed: int = 0
+    mover: Mover | None = None
 
 
 @dataclass
@@ -205,16 +211,26 @@ def drawn(cases: Sequence[Case], plan: Plan, first: int, processes: Processes = 
 
 def draw(cases: Sequence[Case], plan: Plan, number: int) -> Sample:
     """One sample of a run, by its number."""
-    seed = np.random.SeedSequence([plan.seed % 2**32, number]).generate_state(1)[0]  # torch looks at 32 bits alone
-    generator = torch.Generator().manual_seed(int(seed))
+    generator = seeded(plan.seed, number)
     with_image = [case for case in cases if case.image is not None]
     without = [case for case in cases if case.image is None]
     synthetic = not with_image or (without and torch.rand((), generator=generator) < plan.recipe.synthetic_share)
     pool = without if synthetic else with_image
     case = pool[int(torch.randint(len(pool), (), generator=generator))]
     recipe = plan.recipe
-    changes = recipe.sampling, recipe.spatial, recipe.intensity
-    return draw_sample(case, *changes, recipe.spacing_mm, generator, recipe.normalisation)
+    spatial, move = recipe.spatial, None
+    if plan.mover is not None and case.image is not None:
+        apart = seeded(plan.seed, number, 1)  # samples that are not moved are those of a run without registration
+        if torch.rand((), generator=apart) < plan.mover.share:
+            spatial, move = replace(spatial, still=1.0), partial(plan.mover.move, case, generator=apart)
+    changes = recipe.sampling, spatial, recipe.intensity
+    return draw_sample(case, *changes, recipe.spacing_mm, generator, recipe.normalisation, move)
+
+
+def seeded(seed: int, *numbers: int) -> Generator:
+    """A generator of draws that depend on the seed and the numbers alone."""
+    state = np.random.SeedSequence([seed % 2**32, *numbers]).generate_state(1)[0]  # torch looks at 32 bits alone
+    return Generator().manual_seed(int(state))
 
 
 @contextmanager
@@ -226,7 +242,7 @@ def continuing(checkpoint: Path, device: str | torch.device) -> Iterator[dict[st
         raise DataError(f"{checkpoint}: damaged, or of another recipe; give --overwrite to start again") from error
 
 
-def save_checkpoint(path: Path, network: Network, stepper: Stepper, average: dict[str, Tensor], state: State) -> None:
+def save_checkpoint(path: Path, network: nn.Module, stepper: Stepper, average: dict[str, Tensor], state: State) -> None:
     """Written whole or not at all."""
     weights = {"network": network.state_dict(), "average": average}
     saved = {**weights, "optimiser": stepper.state_dict(), "state": vars(state)}

@@ -13,6 +13,7 @@ from bidsseg.learning.augment import Intensity, Spatial
 from bidsseg.learning.cases import Sampling
 from bidsseg.learning.losses import Loss
 from bidsseg.learning.optimiser import Optimiser
+from bidsseg.learning.registration import Registration
 
 FOLDER = Path(__file__).parent / "recipes"
 Part = TypeVar("Part")
@@ -59,6 +60,7 @@ class Recipe:
         synthetic_share: share of the samples that are synthesised from a label map without image.
         steps: number of steps; a run ends earlier when its time is used up.
         batch: samples of each step, which several processes share.
+        registration: if given, samples are moved onto unlabelled scans too.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Recipe:
     intensity: Intensity = field(default_factory=Intensity)
     loss: Loss = field(default_factory=Loss)
     optimiser: Optimiser = field(default_factory=Optimiser)
+    registration: Registration | None = None
 
     def __post_init__(self) -> None:
         unknown = set(self.fading) - set(self.heads)
@@ -104,6 +107,7 @@ PARTS: dict[str, type] = {
     "intensity": Intensity,
     "loss": Loss,
     "optimiser": Optimiser,
+    "registration": Registration,
 }
 KINDS: dict[str, Any] = {
     "int": int,

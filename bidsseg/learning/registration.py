@@ -1,0 +1,82 @@
+"""Labelled scans moved onto scans that nobody has annotated (Oberoi et al. 2021, see ``networks.dfnet``).
+
+Of an unlabelled scan the segmenter sees the anatomy alone: brightness and labels are those of the scan that is moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from bidsseg.image.grid import normalise
+from bidsseg.learning.augment import Spatial, Warp, draw_warp, sample_image, sample_labels
+from bidsseg.learning.cases import Case
+from bidsseg.networks.dfnet import DFNet, warp_whole_voxels
+
+
+@dataclass(frozen=True)
+class Registration:
+    """How samples are moved onto unlabelled scans.
+
+    Attributes:
+        share: of the samples that are moved so, and not otherwise.
+        steps: of the training of DFNet, which ends earlier when a quarter of the run's time is used up.
+        rate: learning rate of its Adam.
+        smoothness: weight of the displacement's roughness in its loss.
+    """
+
+    share: float = 0.3333
+    steps: int = 10_000
+    rate: float = 1e-4
+    smoothness: float = 1.0
+
+
+@dataclass(frozen=True)
+class Mover:
+    """Moves labelled scans onto unlabelled ones.
+
+    Attributes:
+        network: a trained DFNet.
+        targets: unlabelled brains (1, 1, D, H, W) as ``placed`` gives them.
+        share: of the samples that are to be moved.
+        precision: type of the network's activations.
+    """
+
+    network: DFNet
+    targets: Sequence[Tensor]
+    share: float
+    precision: torch.dtype = torch.bfloat16
+
+    @torch.no_grad()
+    def move(self, case: Case, warp: Warp, generator: Generator) -> Warp:
+        """The placement of a sample, moved by whole voxels of its grid onto a random unlabelled brain.
+
+        As each voxel takes the source of another one, image and labels move together and nothing is interpolated.
+        """
+        fixed = self.targets[int(torch.randint(len(self.targets), (), generator=generator))]
+        moving = shown(case, warp)
+        displacement = displace(self.network, moving, fixed, self.precision).cpu()
+        source, _ = warp_whole_voxels(warp.source.permute(3, 0, 1, 2)[None], moving[0], displacement)
+        return Warp(source[0].permute(1, 2, 3, 0).contiguous(), warp.mirrored)
+
+
+def displace(network: DFNet, moving: Tensor, fixed: Tensor, precision: torch.dtype) -> Tensor:
+    """The displacement (N, 3, D, H, W), in voxels, from one image to another, on the network's device."""
+    device = next(network.parameters()).device
+    with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+        return network(moving.to(device), fixed.to(device)).float()
+
+
+def placed(case: Case, shape: Sequence[int], spacing_mm: float) -> Tensor:
+    """The brain of a scan in the middle of a sample's grid, (1, 1, D, H, W), as DFNet sees it."""
+    unchanged = Spatial(0, 0, 0, 0, 0, 2, 0, 0, still=1)
+    return shown(case, draw_warp(unchanged, shape, spacing_mm, case.centre, None, Generator()))
+
+
+def shown(case: Case, warp: Warp) -> Tensor:
+    """The brain of a scan, and nothing else of it, on a sample's grid (1, 1, D, H, W), brightness in about 0 to 1."""
+    assert case.image is not None
+    return normalise(sample_image(case.image, warp), sample_labels(case.brain, warp.source))[None, None]

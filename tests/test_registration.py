@@ -1,0 +1,360 @@
+"""Samples moved onto unlabelled scans, and the DFNet that moves them."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import phantoms
+import pytest
+import torch
+from torch import Tensor
+
+from bidsseg.errors import DataError, TemporaryFailure, UsageError
+from bidsseg.image.grid import Grid, whole_grid
+from bidsseg.image.volume import Volume
+from bidsseg.labels import load_protocol
+from bidsseg.learning.augment import Intensity, Spatial, Warp, sample_image, sample_labels
+from bidsseg.learning.cases import Annotation, Case, Sampling
+from bidsseg.learning.datasets import load_cases
+from bidsseg.learning.loop import Plan, draw
+from bidsseg.learning.recipe import Recipe, load_recipe
+from bidsseg.learning.registration import Mover, Registration, displace, placed
+from bidsseg.learning.registration_loop import WEIGHTS, fit_mover, pair
+from bidsseg.models import card, library
+from bidsseg.networks.dfnet import DFNet, similarity_loss, warp
+from bidsseg.segmentation import predict
+from bidsseg.settings import Report, Settings, Training
+from bidsseg.train import Interruption, train_level
+
+SHAPE = (16, 16, 16)
+FAST = load_protocol("FAST")
+
+
+class Constant(DFNet):
+    """The same displacement everywhere."""
+
+    def __init__(self, *shift: float) -> None:
+        super().__init__()
+        self.shift = torch.tensor(shift).view(1, 3, 1, 1, 1)
+
+    def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
+        return self.shift.expand(1, 3, *moving.shape[2:])
+
+
+def ellipsoid(*half: float, shape: tuple[int, ...] = (40, 40, 40), shift: float = 0.0) -> Tensor:
+    """Booleans, in the middle of a volume but for a shift along the first axis."""
+    axes = [torch.arange(n) - (n - 1) / 2 for n in shape]
+    x, y, z = torch.meshgrid(*axes, indexing="ij")
+    return ((x - shift) / half[0]) ** 2 + (y / half[1]) ** 2 + (z / half[2]) ** 2 <= 1
+
+
+def case(name: str, *half: float) -> Case:
+    """A brain of three tissues, shell in shell, with a little texture."""
+    values = sum(ellipsoid(*(share * h for h in half)).to(torch.uint8) for share in (1.0, 0.8, 0.6))
+    assert isinstance(values, Tensor)
+    texture = 5 * torch.rand(values.shape, generator=torch.Generator().manual_seed(len(name)))
+    return Case(name, 60.0 * values + texture, (Annotation(FAST, values),), values > 0)
+
+
+CASES = [case("a", 14, 16, 12), case("bb", 12, 17, 14), case("ccc", 16, 13, 13)]
+RECIPE = Recipe(
+    "tiny",
+    "Tissue",
+    {"FAST": 1.0},
+    {},
+    Sampling(SHAPE, 0),
+    spacing_mm=2.0,
+    registration=Registration(share=0.5, steps=2),
+    spatial=Spatial(still=0.5),
+    intensity=Intensity(0, 0, 0, 0),
+)
+PLAN = Plan(RECIPE, (FAST,))
+
+
+LARGER = replace(RECIPE, sampling=Sampling((32, 16, 16), 0))
+"""The normalisations of DFNet need more than one voxel where it is coarsest."""
+
+
+def mover(network: DFNet, share: float = 1.0) -> Mover:
+    targets = [placed(target, SHAPE, 2.0) for target in CASES[1:]]
+    return Mover(network.eval().requires_grad_(False), targets, share, torch.float32)
+
+
+def wild() -> DFNet:
+    """A DFNet that is not trained, and moves by some voxels."""
+    torch.manual_seed(0)
+    network = DFNet()
+    network.displacement.weight.data *= 8
+    return network
+
+
+def centred(shift: float = 0.0) -> Warp:
+    axes = [torch.arange(n) * 2 + 4.0 for n in SHAPE]
+    return Warp(torch.stack(torch.meshgrid(*axes, indexing="ij"), -1) + shift, False)
+
+
+# -- samples -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shift", [(0, 0, 0), (2, 0, -1), (-3, 1, 0), (0.4, -0.4, 1.6)])
+def test_image_and_labels_are_moved_alike_by_whole_voxels(shift: tuple[float, ...]) -> None:
+    before, given = centred(), CASES[0]
+    after = mover(Constant(*shift)).move(given, before, torch.Generator())
+    assert given.image is not None
+    whole = [round(s) for s in shift]
+    inside = tuple(slice(max(0, -s), n - max(0, s)) for s, n in zip(whole, SHAPE, strict=True))
+    for take in (
+        lambda placement: sample_image(given.image, placement),
+        lambda placement: sample_labels(given.annotations[0].values, placement.source),
+    ):
+        rolled = take(before).roll([-s for s in whole], (0, 1, 2))
+        assert torch.equal(take(after)[inside], rolled[inside])
+    last = mover(Constant(100, 0, 0)).move(given, before, torch.Generator()).source
+    assert torch.equal(last, before.source[-1:].expand_as(last))
+
+
+def test_a_moved_sample_has_no_new_values_and_takes_no_brightness_of_the_target() -> None:
+    plan = replace(PLAN, mover=mover(wild()))
+    bright = replace(plan, mover=replace(plan.mover, targets=[5 * target for target in plan.mover.targets]))
+    texture = set(CASES[0].image[CASES[0].brain].tolist())
+    place = mover(wild()).move(CASES[0], centred(), torch.Generator().manual_seed(0))
+    assert not torch.equal(place.source, centred().source)
+    shown = sample_image(CASES[0].image, place)[sample_labels(CASES[0].brain, place.source)]
+    assert min(min(abs(value - known) for known in texture) for value in shown[::50].tolist()) < 1e-3
+    for number in range(4):
+        sample, other = draw(CASES[:1], plan, number), draw(CASES[:1], bright, number)
+        still = draw(CASES[:1], replace(PLAN, recipe=replace(RECIPE, spatial=Spatial(still=1.0))), number)
+        assert set(sample.values[0][1].tolist()) <= set(CASES[0].annotations[0].values.unique().tolist())
+        assert not torch.equal(sample.values[0][1], still.values[0][1])
+        assert sample.image.max() <= 1.5 and other.image.max() <= 1.5
+
+
+def test_a_sample_shows_what_its_labels_say() -> None:
+    """Moved or not: each tissue has a brightness of its own, so that the image gives the labels away."""
+    case = replace(CASES[0], image=60.0 * CASES[0].annotations[0].values)
+    sample = draw([case], replace(PLAN, mover=mover(wild())), 0)
+    brightness, values = sample.image.flatten(), sample.values[0][1]
+    levels = [brightness[values == value] for value in range(1, 4)]
+    assert all(len(level) > 20 for level in levels)
+    assert all(level.max() - level.min() < 1e-4 for level in levels)
+    assert levels[0][0] < levels[1][0] < levels[2][0]
+
+
+def test_samples_that_are_not_moved_are_those_of_a_run_without_registration() -> None:
+    numbers = range(18)
+    plain = [draw(CASES, PLAN, number).image for number in numbers]
+    never = [draw(CASES, replace(PLAN, mover=mover(wild(), 0.0)), number).image for number in numbers]
+    assert all(torch.equal(a, b) for a, b in zip(plain, never, strict=True))
+    third = [draw(CASES, replace(PLAN, mover=mover(wild(), 1 / 3)), number).image for number in numbers]
+    again = [draw(CASES, replace(PLAN, mover=mover(wild(), 1 / 3)), number).image for number in numbers]
+    assert all(torch.equal(a, b) for a, b in zip(third, again, strict=True))
+    moved = sum(not torch.equal(a, b) for a, b in zip(plain, third, strict=True))
+    assert 2 <= moved <= 10
+
+
+def test_a_placed_brain_is_all_that_is_seen_of_a_scan() -> None:
+    whole = replace(CASES[0], image=CASES[0].image + 40)
+    image = placed(whole, SHAPE, 2.0)
+    assert image.shape == (1, 1, *SHAPE)
+    brain = sample_labels(whole.brain, centred(-0.5).source) | sample_labels(whole.brain, centred(0.5).source)
+    assert image.max() <= 1.5 and not image[0, 0][~brain].any()
+    assert torch.equal(image, placed(whole, SHAPE, 2.0))
+
+
+# -- DFNet -------------------------------------------------------------------------------------------------------------
+
+
+def test_pairs_are_two_brains_by_number() -> None:
+    brains = [torch.full((1, 1, 1, 1, 1), float(i)) for i in range(4)]
+    drawn = [tuple(int(brain) for brain in pair(brains, 0, number)) for number in range(60)]
+    assert set(drawn) == {(i, j) for i in range(4) for j in range(4) if i != j}
+    assert drawn == [tuple(int(brain) for brain in pair(brains, 0, number)) for number in range(60)]
+    assert drawn != [tuple(int(brain) for brain in pair(brains, 1, number)) for number in range(60)]
+
+
+def test_dfnet_learns_to_make_brains_alike(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    recipe = replace(LARGER, registration=Registration(0.3, steps=20, rate=3e-3, smoothness=0.1))
+    said: list[str] = []
+    given = CASES, CASES[1:], replace(PLAN, recipe=recipe), tmp_path, 1000.0, lambda: False, said.append, torch.float32
+    found, spent_s = fit_mover(*given)
+    assert (tmp_path / WEIGHTS).is_file() and not (tmp_path / "checkpoint.pt").exists()
+    assert found.share == 0.3 and len(found.targets) == 2 and spent_s > 0
+    assert said[0].startswith("registration step 20")
+    brains = [placed(case, LARGER.sampling.shape, 2.0) for case in CASES]
+    pairs = [(a, b) for a in brains for b in brains if a is not b]
+    network = found.network.train()  # twenty steps are too few for the running means of its normalisations
+    for a, b in pairs:
+        assert similarity_loss(warp(a, displace(network, a, b, torch.float32)), b) < 0.95 * similarity_loss(a, b)
+    _, again_s = fit_mover(*given)
+    assert abs(again_s - spent_s) < 0.1 and len(said) == 1
+
+
+def test_dfnet_takes_a_part_of_the_time_alone(tmp_path: Path) -> None:
+    said: list[str] = []
+    recipe = replace(LARGER, registration=Registration(steps=100_000))
+    budget_s = 4.0
+    _, spent_s = fit_mover(
+        CASES, CASES, replace(PLAN, recipe=recipe), tmp_path, budget_s, lambda: False, said.append, torch.float32
+    )
+    assert 0.25 * budget_s <= spent_s < budget_s
+
+
+def test_one_labelled_scan_is_not_enough(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="two labelled scans"):
+        fit_mover(CASES[:1], CASES, PLAN, tmp_path, 10.0, lambda: False, lambda _: None)
+
+
+# -- the level ---------------------------------------------------------------------------------------------------------
+
+HEAD = (24, 28, 24)
+HALF = np.diag([0.5, 0.5, 0.5, 1]) @ phantoms.grid(8.0, "LAS", HEAD)
+TEXT = """
+base = "eneuronet-registration"
+name = "tiny"
+spacing_mm = 3.0
+heads = { FAST = 1.0 }
+steps = 3
+[sampling]
+shape = [32, 16, 16]
+[registration]
+share = 0.5
+steps = 2
+"""
+
+
+@dataclass
+class Told(Report):
+    said: list[str] = field(default_factory=list)
+    warned: list[str] = field(default_factory=list)
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+    def warn(self, message: str) -> None:
+        self.warned.append(message)
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """Two labelled participants, their FAST labels, and a dataset of two that nobody has labelled."""
+    folder = tmp_path_factory.mktemp("datasets")
+    labelled = phantoms.make_bids(folder / "bids", 2, spacing_mm=8.0, shape=HEAD)
+    other = phantoms.make_bids(folder / "other", 4, spacing_mm=8.0, shape=HEAD)
+    tissue = np.array([0, 1, 2, 3, 2], np.uint8)[phantoms.head(phantoms.grid(8.0, "LAS", HEAD), HEAD, phantoms.LABEL)]
+    for number in (1, 2):
+        name = f"sub-{number:02}"
+        phantoms.save(folder / "fast" / name / "anat" / f"{name}_seg-FAST_dseg.nii.gz", tissue, HALF)
+        shutil.rmtree(other / name)  # it would be taken for the labelled one of that name
+        for bids, seed in ((labelled, number), (other, number + 2)):
+            image = phantoms.noisy_head(phantoms.grid(8.0, "LAS", HEAD), HEAD, seed=seed)
+            phantoms.save(bids / f"sub-{seed:02}" / "anat" / f"sub-{seed:02}_T1w.nii.gz", image, HALF)
+    return labelled, folder / "fast", other
+
+
+def find_brain(volume: Volume, locator: Any, engine: Any) -> tuple[Grid, Tensor]:
+    """In place of the locator: an ellipsoid as large as the phantom's brain."""
+    assert locator.card.name == "locator"
+    grid = whole_grid(volume, 2.0)
+    return grid, 0.9 * ellipsoid(18, 23, 20, shape=grid.shape).float()
+
+
+Ask = Callable[..., Settings]
+
+
+@pytest.fixture
+def ask(datasets: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
+    """Settings of a run, with the unlabelled dataset unless told otherwise."""
+    monkeypatch.setattr(predict, "find_brain", find_brain)
+
+    def settings(text: str = TEXT, output: str = "out", **training: Any) -> Settings:
+        path = tmp_path / "recipe.toml"
+        path.write_text(text)
+        labelled, fast, other = datasets
+        training = {"recipe": str(path), "labels": {"FAST": fast}, "fold": 4, "also": [other], **training}
+        return Settings(
+            labelled, tmp_path / output, precision="fp32", n_cpus=1, training=Training(**training), report=Told()
+        )
+
+    return settings
+
+
+def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(Interruption, "asked", lambda self: asked.append(1) or len(asked) > steps)  # type: ignore[func-returns-value]
+
+
+def test_unlabelled_scans_are_cases_without_annotations(ask: Ask, datasets: tuple[Path, Path, Path]) -> None:
+    settings = ask()
+    cases = load_cases(settings, settings.report, lambda volume: find_brain(volume, library.load_model("locator"), 0))
+    assert [case.name for case in cases] == ["bids/sub-01", "bids/sub-02", "other/sub-03", "other/sub-04"]
+    assert [len(case.annotations) for case in cases] == [1, 1, 0, 0]
+    found, labelled = cases[2], cases[0]
+    assert found.image is not None and found.image.shape == found.brain.shape == labelled.brain.shape
+    both = (found.brain & labelled.brain).sum() * 2 / (found.brain.sum() + labelled.brain.sum())
+    assert both > 0.8
+    plain = load_cases(settings, settings.report)
+    assert [case.name for case in plain] == ["bids/sub-01", "bids/sub-02"]
+    assert isinstance(settings.report, Told)
+    assert [line.split(":")[0] for line in settings.report.warned] == ["other/sub-03", "other/sub-04"]
+
+
+def test_a_model_and_its_dfnet(ask: Ask) -> None:
+    settings = ask()
+    folder = train_level(settings)
+    assert {path.name for path in folder.iterdir()} == {card.CARD, card.WEIGHTS, WEIGHTS, "curve.tsv", "curve.png"}
+    stored = card.read_card(folder)
+    assert stored.recipe["registration"] == {"share": 0.5, "steps": 2, "rate": 1e-4, "smoothness": 1.0}
+    assert stored.data == ["bids: 2 scans"]
+    assert library.load_model(str(folder)).network is not None
+    assert isinstance(settings.report, Told)
+    assert "2 scans without annotation to move them onto" in settings.report.said
+    assert settings.report.warned == []
+
+
+def test_a_run_stopped_at_any_time_goes_on_to_the_very_same_weights(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train_level(ask(output="whole"))
+    for steps, done in ((1, "stopped after 1 steps of registration"), (3, "stopped after 2 steps,")):
+        with monkeypatch.context() as patched:
+            interrupt_after(steps, patched)
+            with pytest.raises(TemporaryFailure, match=done):
+                train_level(ask(output="parts", resume=steps > 1))
+        with pytest.raises(UsageError, match="give --resume to go on"):
+            train_level(ask(output="parts"))
+    folder = train_level(ask(output="parts", resume=True))
+    for name in (card.WEIGHTS, WEIGHTS):
+        one, other = (library.load_file(place / name) for place in (whole, folder))
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_without_an_unlabelled_scan_it_says_what_to_give(ask: Ask) -> None:
+    settings = ask(also=[])
+    with pytest.raises(UsageError, match="--also BIDS_DIR"):
+        train_level(settings)
+    assert not settings.output_dir.exists()
+
+
+def test_a_recipe_with_registration_needs_a_locator(ask: Ask) -> None:
+    text = TEXT.replace('base = "eneuronet-registration"', 'title = "Tissue"') + '[network]\nname = "eneuronet"\n'
+    with pytest.raises(DataError, match="set locator"):
+        train_level(ask(text))
+
+
+def test_an_unlabelled_scan_without_a_brain_is_named(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(*_: Any, **__: Any) -> None:
+        raise DataError("no brain found in the image")
+
+    monkeypatch.setattr(predict, "find_brain", nothing)
+    with pytest.raises(DataError, match=r"other.*sub-03_T1w\.nii\.gz: no brain found"):
+        train_level(ask())
+
+
+def test_the_shipped_recipe_is_eneuronets_but_for_registration() -> None:
+    for small in (False, True):
+        recipe, base = load_recipe("eneuronet-registration", small), load_recipe("eneuronet", small)
+        assert recipe.registration is not None and recipe.registration.share == pytest.approx(1 / 3, abs=1e-3)
+        same = {name: getattr(base, name) for name in ("name", "title", "description")}
+        assert replace(recipe, registration=None, **same) == base
