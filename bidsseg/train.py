@@ -56,7 +56,7 @@ def train_level(settings: Settings) -> Path:
     report = settings.report if processes.first else Report()
     heads = tuple(load_protocol(name).scored() for name in recipe.heads)
     check_labels(options.labels, heads, report)
-    cases = load_cases(settings, report)
+    cases = load_cases(settings, report, recipe.inputs)
     seen, unseen = split(cases, options.folds, options.fold)
     if not seen:
         raise NothingSelected("no labelled participant is left to learn from: fewer --folds or more data")
@@ -76,7 +76,7 @@ def train_level(settings: Settings) -> Path:
     card = Card(
         name=recipe.name,
         title=recipe.title,
-        inputs=("T1w",),
+        inputs=tuple(recipe.inputs),
         network=recipe.network,
         spacing_mm=recipe.spacing_mm,
         heads=tuple(recipe.heads),

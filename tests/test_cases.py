@@ -59,7 +59,7 @@ def case(image: bool = True, *, head: bool = False) -> Case:
     ramp = torch.arange(float(SHAPE[0])).reshape(-1, 1, 1).expand(SHAPE) + 10
     brain = torch.from_numpy(values > 0)
     widening = towards_ventricles(annotations[0])
-    return Case("data/sub-01", ramp * brain if image else None, tuple(annotations), brain, widening)
+    return Case("data/sub-01", (ramp * brain)[None] if image else None, tuple(annotations), brain, widening)
 
 
 def same(one: Sample, other: Sample) -> bool:
@@ -214,7 +214,8 @@ def test_looking_up_is_linear_between_voxels() -> None:
 def test_an_image_sampled_at_its_own_voxels_is_itself() -> None:
     image = torch.rand(5, 6, 7, generator=seeded())
     at = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in image.shape), indexing="ij"), -1)
-    assert torch.allclose(augment.sample_image(image, augment.Warp(at, False)), image, atol=1e-6)
+    channels = torch.stack([image, 1 - image])
+    assert torch.allclose(augment.sample_image(channels, augment.Warp(at, False)), channels, atol=1e-6)
     whole = (100 * image).to(torch.uint8)
     assert torch.equal(augment.sample_labels(whole, at + 0.3), whole)
     assert not augment.sample_labels(whole, at + 10).any()
@@ -310,7 +311,7 @@ def test_a_sample_from_anywhere_lies_in_the_scan() -> None:
     sampling = replace(SAMPLING, shape=(16, 16, 16), points=0, whole_head=True, anywhere=True)
     still, given = replace(STILL, still=1), case()
     assert given.image is not None
-    whole = NORMALISATIONS["zscore"](given.image, None)
+    whole = NORMALISATIONS["zscore"](given.image[0], None)
     counts = set()
     for seed in range(12):
         sample = draw_sample(given, sampling, still, Intensity(), 1.0, seeded(seed), "zscore")
@@ -430,10 +431,10 @@ def test_cases_of_a_dataset(tissues: Settings) -> None:
     assert warnings == ["my_data/sub-04: no annotation, passed over"]
     first = cases[0]
     assert first.image is not None
-    assert first.image.shape == first.brain.shape == first.annotations[0].values.shape
+    assert first.image.shape[1:] == first.brain.shape == first.annotations[0].values.shape
     assert all(n in (192, 224) for n in first.brain.shape)
-    inside = first.image[first.brain].mean()
-    assert inside > 2 * first.image[~first.brain].mean()
+    (image,) = first.image
+    assert image[first.brain].mean() > 2 * image[~first.brain].mean()
     assert torch.equal(first.brain, first.annotations[0].values > 0)
 
 

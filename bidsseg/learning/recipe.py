@@ -13,6 +13,7 @@ from bidsseg.learning.augment import Intensity, Spatial
 from bidsseg.learning.cases import Sampling
 from bidsseg.learning.losses import Loss
 from bidsseg.learning.optimiser import Optimiser
+from bidsseg.models.card import check_inputs
 
 FOLDER = Path(__file__).parent / "recipes"
 Part = TypeVar("Part")
@@ -46,6 +47,7 @@ class Recipe:
 
     Attributes:
         heads: protocol of each head and the weight of its loss.
+        inputs: suffixes of the images that the network reads, in channel order, the T1w first.
         sampling: what a sample is.
         voxels: if given, a network like SegNet learns by it, voxel by voxel, and there are no samples.
         synthetic_share: share of the samples that are synthesised from a label map without image.
@@ -57,6 +59,7 @@ class Recipe:
     title: str
     heads: Mapping[str, float]
     network: Mapping[str, Any]
+    inputs: Sequence[str] = ("T1w",)
     sampling: Sampling = field(default_factory=lambda: Sampling((128, 128, 128)))
     voxels: Voxels | None = None
     spacing_mm: float = 1.0
@@ -73,6 +76,9 @@ class Recipe:
     intensity: Intensity = field(default_factory=Intensity)
     loss: Loss = field(default_factory=Loss)
     optimiser: Optimiser = field(default_factory=Optimiser)
+
+    def __post_init__(self) -> None:
+        check_inputs(self.inputs, f"recipe {self.name}")
 
     def as_dict(self) -> dict[str, Any]:
         """How the model learns, defaults included; what its card says by itself is left out."""
