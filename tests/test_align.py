@@ -45,8 +45,9 @@ def left_over(found: Motion, truth: np.ndarray) -> Motion:
     return Motion.of(found.matrix @ truth, blobs(FIXED, SHAPE, T1W))
 
 
-@pytest.mark.parametrize("distance_mm, angle_degrees", [(0, 0), (4, 3), (15, 10), (60, 0)])
-@pytest.mark.parametrize("where", ["affine", "voxels"])
+@pytest.mark.parametrize(
+    "where, distance_mm, angle_degrees", [("affine", 4, 3), ("affine", 60, 0), ("voxels", 15, 10), ("voxels", 0, 0)]
+)
 def test_a_known_motion_is_found(where: str, distance_mm: float, angle_degrees: float) -> None:
     truth = motion(distance_mm, angle_degrees)
     affine, shape = THICK
@@ -131,7 +132,11 @@ def test_what_is_read_says_how_it_was_moved(distance_mm: float, tmp_path: Path) 
 
 
 def information(one: np.ndarray, other: np.ndarray) -> float:
-    """Mutual information of two images where both show something."""
+    """Mutual information of two images of thick slices, where both show something.
+
+    Smoothed: where slices meet exactly nothing is interpolated, and such an image looks better for its sharpness alone.
+    """
+    one, other = (ndimage.gaussian_filter(image, (3, 3, 1)) for image in (one, other))
     both = (one > 0) & (other > 0)
     joint = np.histogram2d(one[both], other[both], 48)[0] / both.sum()
     alone = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)

@@ -154,14 +154,14 @@ def draw_sample(
     else:
         whole = normalise_each(case.image, None, normalisation) if sampling.anywhere else case.image
         image = sample_image(whole, warp)
-    if images > 1 and uniform(0, 1, generator) < sampling.missing:
-        image[1:] = 0
     shown = torch.ones(sampling.shape, dtype=torch.bool)
     if not sampling.whole_head or uniform(0, 1, generator) < sampling.stripped:
         left = uniform(0, 6, generator), uniform(0, 16, generator)
         shown = strip(brain, *left, 2 * spacing_mm, generator)
     if sampling.whole_head and uniform(0, 1, generator) < sampling.cut:
         shown = shown & field_of_view(sampling.shape, generator)
+    if images > 1 and uniform(0, 1, generator) < sampling.missing:
+        image[1:] = 0
     if case.image is None or not sampling.anywhere:
         mask = shown if not sampling.whole_head else None
         there = [i for i, channel in enumerate(image) if i == 0 or channel.any()]
