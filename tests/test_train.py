@@ -224,7 +224,8 @@ def test_inputs_that_no_model_reads_are_refused(inputs: str, ask: Ask) -> None:
 
 def test_a_network_reads_as_many_images_as_there_are_inputs(ask: Ask) -> None:
     both = RECIPE.replace("steps = 3", 'steps = 3\ninputs = ["T1w", "FLAIR"]')
-    for recipe in (RECIPE.replace("last = 4", "last = 4\nimages = 2"), both.replace("last = 4", "last = 4\nimages = 1")):
+    for recipe, images in ((RECIPE, 2), (both, 1)):
+        recipe = recipe.replace("last = 4", f"last = 4\nimages = {images}")
         with pytest.raises(DataError, match=r"images = \d does not fit its inputs"):
             train_level(ask(recipe))
     card = Card("one", "", ("T1w", "FLAIR"), {"name": "segnet"}, 1.0, ("FAST",), "")
