@@ -34,11 +34,12 @@ def main() -> None:
 
     labels = {name: Path(folder) for name, folder in (word.split("=", 1) for word in options.labels)}
     settings = Settings(options.bids_dir, Path("never-written"), training=Training(labels=labels, also=options.also))
-    cases = load_cases(settings, Report())
+    model = load_model(options.model)
+    cases = load_cases(settings, Report(), model.card.inputs)
     if options.folds:
         cases = split(cases, options.folds, options.fold)[1]
     started = time.monotonic()
-    table = validate(load_model(options.model), cases, print, options.precision)
+    table = validate(model, cases, print, options.precision)
     print(f"{len(cases)} scans, {(time.monotonic() - started) / len(cases):.1f} s each\n")
     for _, row in summary(table).iterrows():
         part = table[(table["head"] == row["head"]) & (table["annotation"] == row["annotation"])]

@@ -90,7 +90,7 @@ def parts(scan: Path, model_name: str) -> None:
     ends = [t for _, t in stages[1:]] + [time.monotonic()]
     for (stage, start), end in zip(stages, ends, strict=True):
         print(f"  {stage + ':':22}{end - start:6.2f} s")
-    grid, image, position = model_input(volume, model, Engine("cpu", "bf16"), [], lambda stage: None)
+    grid, image, position = model_input({"T1w": volume}, model, Engine("cpu", "bf16"), [], lambda stage: None)
     found, seconds = {}, {}
     for name, engine in {
         "bf16, whole": Engine("cpu", "bf16"),

@@ -15,9 +15,8 @@ from bidsseg.bids import sidecars
 from bidsseg.bids.names import OutputPaths, output_paths, root_path, with_extension
 from bidsseg.bids.query import Scan
 from bidsseg.errors import OutputNotWritable, UsageError
-from bidsseg.image.guard import Finding
-from bidsseg.image.nifti import read_image, write_labels, write_map, write_maps
-from bidsseg.image.volume import Volume
+from bidsseg.image.align import Images, read_aligned
+from bidsseg.image.nifti import write_labels, write_map, write_maps
 from bidsseg.labels.protocol import Protocol
 from bidsseg.models.card import Card, find_card
 from bidsseg.results import read_json
@@ -29,14 +28,6 @@ if TYPE_CHECKING:
 
 ENDS = 1 << 16
 """Bytes at both ends of a compressed file that stand for the whole: the last eight are a checksum of its content."""
-
-
-@dataclass(frozen=True, eq=False)
-class Images:
-    """The images of one scan by suffix (``T1w``, ``FLAIR``), each on its own grid, and what the guard said."""
-
-    volumes: dict[str, Volume]
-    findings: list[Finding]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +58,7 @@ class Job:
     @property
     def sources(self) -> list[Path]:
         """The images that the model reads, the T1w first."""
-        flair = [self.scan.flair] if "FLAIR" in self.card.inputs and self.scan.flair is not None else []
-        return [self.scan.t1w, *flair]
+        return list(self.scan.images(self.card.inputs).values())
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
@@ -93,12 +83,8 @@ class Job:
         return all((self.output_dir / path).is_file() for path in self.paths.files)
 
     def read(self) -> Images:
-        """The images of the scan."""
-        volumes, findings = {}, []
-        for suffix, path in zip(("T1w", "FLAIR"), self.sources, strict=False):
-            volumes[suffix], found = read_image(path)
-            findings += found
-        return Images(volumes, findings)
+        """The images that the model reads, on the grid of the T1w."""
+        return read_aligned(self.scan.images(self.card.inputs))
 
     def write(self, images: Images, result: Segmentation, protocols: Mapping[str, Protocol]) -> None:
         """Write every output; the record comes last. ``protocols`` are those that the model's heads speak."""
@@ -114,7 +100,7 @@ class Job:
             "Quality": round(float(result.quality), 4),
             "Device": result.device,
             "Precision": result.precision,
-            "Notes": list(result.notes),
+            "Notes": [*images.notes, *result.notes],
             "InputFindings": [f"{finding.code}: {finding.message}" for finding in images.findings],
         }
         about = (self.sources, self.bids_dir, details)

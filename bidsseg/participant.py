@@ -17,8 +17,9 @@ from bidsseg.bids import names, query, validator
 from bidsseg.bids.sidecars import write_text_atomic
 from bidsseg.compute import keep_freed_memory, peak_memory_mb
 from bidsseg.errors import BidssegError, DataError, InputMissing, IOFailure, NothingSelected, OutputNotWritable
+from bidsseg.image.align import Images
 from bidsseg.models.card import Card, find_card
-from bidsseg.outputs import Images, Job, write_root
+from bidsseg.outputs import Job, write_root
 from bidsseg.runlog import Entry, RunLog, crash_text, stamp
 from bidsseg.settings import Settings
 
@@ -166,6 +167,7 @@ class _Run:
     def _read(self, task: _Task) -> Images:
         images = task.job.read()
         task.entry.findings = [asdict(finding) for finding in images.findings]
+        task.entry.notes = list(images.notes)
         for finding in images.findings:
             self.settings.report.warn(f"{task.entry.scan}: {finding.message} [{finding.code}]")
         return images
@@ -184,7 +186,7 @@ class _Run:
             want_entropy=asked.entropy,
             progress=lambda stage: asked.report.stage(scan.key, stage),
         )
-        task.entry.notes = list(result.notes)
+        task.entry.notes += result.notes
         for note in result.notes:
             asked.report.warn(f"{scan.key}: {note}")
         if not result.brain.any() or not all(labels.any() for labels in result.labels.values()):

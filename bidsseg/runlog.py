@@ -15,7 +15,7 @@ from typing import Any
 from bidsseg import __version__
 from bidsseg.bids.sidecars import write_json_atomic
 
-PACKAGES = ("torch", "numpy", "nibabel", "pybids", "pandas", "scipy")
+PACKAGES = ("torch", "numpy", "nibabel", "pybids", "pandas", "scipy", "SimpleITK")
 SAVE_EVERY_S = 10.0
 
 

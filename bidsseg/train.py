@@ -66,7 +66,7 @@ def train_level(settings: Settings) -> Path:
             raise DataError(f"recipe {recipe.name}: [registration] finds the brains of unlabelled scans: set locator")
         engine = Engine(processes.device, machine.precision)
         locate = partial(find_brain, locator=load_model(recipe.locator), engine=engine)
-    cases = load_cases(settings, report, locate)
+    cases = load_cases(settings, report, recipe.inputs, locate)
     seen, unseen = split([case for case in cases if case.annotations], options.folds, options.fold, options.hold_out)
     held = {person(case) for case in unseen}
     unlabelled = [case for case in cases if not case.annotations and person(case) not in held]
@@ -93,7 +93,7 @@ def train_level(settings: Settings) -> Path:
     card = Card(
         name=recipe.name,
         title=recipe.title,
-        inputs=("T1w",),
+        inputs=tuple(recipe.inputs),
         network=recipe.network,
         spacing_mm=recipe.spacing_mm,
         heads=tuple(recipe.heads),

@@ -59,7 +59,7 @@ def case(image: bool = True, *, head: bool = False) -> Case:
     ramp = torch.arange(float(SHAPE[0])).reshape(-1, 1, 1).expand(SHAPE) + 10
     brain = torch.from_numpy(values > 0)
     widening = towards_ventricles(annotations[0])
-    return Case("data/sub-01", ramp * brain if image else None, tuple(annotations), brain, widening)
+    return Case("data/sub-01", (ramp * brain)[None] if image else None, tuple(annotations), brain, widening)
 
 
 def same(one: Sample, other: Sample) -> bool:
@@ -214,7 +214,8 @@ def test_looking_up_is_linear_between_voxels() -> None:
 def test_an_image_sampled_at_its_own_voxels_is_itself() -> None:
     image = torch.rand(5, 6, 7, generator=seeded())
     at = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in image.shape), indexing="ij"), -1)
-    assert torch.allclose(augment.sample_image(image, augment.Warp(at, False)), image, atol=1e-6)
+    channels = torch.stack([image, 1 - image])
+    assert torch.allclose(augment.sample_image(channels, augment.Warp(at, False)), channels, atol=1e-6)
     whole = (100 * image).to(torch.uint8)
     assert torch.equal(augment.sample_labels(whole, at + 0.3), whole)
     assert not augment.sample_labels(whole, at + 10).any()
@@ -310,13 +311,62 @@ def test_a_sample_from_anywhere_lies_in_the_scan() -> None:
     sampling = replace(SAMPLING, shape=(16, 16, 16), points=0, whole_head=True, anywhere=True)
     still, given = replace(STILL, still=1), case()
     assert given.image is not None
-    whole = NORMALISATIONS["zscore"](given.image, None)
+    whole = NORMALISATIONS["zscore"](given.image[0], None)
     counts = set()
     for seed in range(12):
         sample = draw_sample(given, sampling, still, Intensity(), 1.0, seeded(seed), "zscore")
         assert (sample.image.reshape(-1, 1) - whole.unique()).abs().amin(1).max() < 1e-3
         counts.add(int((sample.values[0][1] > 0).sum()))
     assert len(counts) > 6
+
+
+# -- several images ----------------------------------------------------------------------------------------------------
+
+
+def two_images(flair: bool = True) -> Case:
+    """A case whose second image is ten times as bright and grows along another axis, or is missing."""
+    known = case()
+    assert known.image is not None
+    ramp = torch.arange(float(SHAPE[2])).expand(SHAPE) + 10
+    return replace(known, image=torch.cat([known.image, 10 * flair * ramp[None] * known.brain]))
+
+
+@pytest.mark.parametrize("changes", [{}, {"whole_head": True}, {"whole_head": True, "anywhere": True}])
+@pytest.mark.parametrize("normalisation", ["percentile", "zscore"])
+def test_each_image_is_normalised_by_itself(changes: dict[str, bool], normalisation: str) -> None:
+    """Both are those of the single images, in the same place."""
+    sampling, given = replace(SAMPLING, **changes, stripped=0, cut=0), two_images()  # type: ignore[arg-type]
+    assert given.image is not None
+    sample = draw_sample(given, sampling, STILL, CALM, 1.0, seeded(), normalisation, 2)
+    assert sample.image.shape == (1, 2, 32, 32, 32)
+    for i in range(2):
+        single = replace(given, image=given.image[i : i + 1])
+        alone = draw_sample(single, sampling, STILL, CALM, 1.0, seeded(), normalisation)
+        assert torch.allclose(sample.image[0, i], alone.image[0, 0], atol=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{}, {"whole_head": True}, {"whole_head": True, "anywhere": True}])
+@pytest.mark.parametrize("normalisation", ["percentile", "zscore", "byte"])
+def test_a_missing_image_stays_zero(changes: dict[str, bool], normalisation: str) -> None:
+    sampling = replace(SAMPLING, **changes)  # type: ignore[arg-type]
+    for given, share in ((two_images(flair=False), 0.0), (two_images(), 1.0), (case(image=False), 1.0)):
+        asked = replace(sampling, missing=share)
+        image = draw_sample(given, asked, Spatial(), Intensity(), 1.0, seeded(), normalisation, 2).image
+        assert image.shape == (1, 2, 32, 32, 32)
+        assert image[0, 0].any() and not image[0, 1].any()
+
+
+def test_images_are_hidden_as_often_as_asked() -> None:
+    sampling = replace(SAMPLING, shape=(16, 16, 16), points=100, missing=0.3)
+    drawn = (draw_sample(two_images(), sampling, STILL, CALM, 2.0, seeded(seed), images=2) for seed in range(100))
+    assert 20 <= sum(not sample.image[0, 1].any() for sample in drawn) <= 40
+
+
+def test_synthetic_images_of_the_same_labels_have_contrasts_of_their_own() -> None:
+    values = case().annotations[0].values
+    one, other = synthesis.synthesise_each(values, STRUCTURES, True, 2, seeded())
+    assert torch.equal(one, synthesis.synthesise(values, STRUCTURES, True, seeded()))
+    assert (one - other).abs()[values > 0].mean() > 0.05
 
 
 # -- annotations -------------------------------------------------------------------------------------------------------
@@ -430,11 +480,32 @@ def test_cases_of_a_dataset(tissues: Settings) -> None:
     assert warnings == ["my_data/sub-04: no annotation, passed over"]
     first = cases[0]
     assert first.image is not None
-    assert first.image.shape == first.brain.shape == first.annotations[0].values.shape
+    assert first.image.shape[1:] == first.brain.shape == first.annotations[0].values.shape
     assert all(n in (192, 224) for n in first.brain.shape)
-    inside = first.image[first.brain].mean()
-    assert inside > 2 * first.image[~first.brain].mean()
+    (image,) = first.image
+    assert image[first.brain].mean() > 2 * image[~first.brain].mean()
     assert torch.equal(first.brain, first.annotations[0].values > 0)
+
+
+def test_the_flair_is_read_with_the_t1w(tissues: Settings) -> None:
+    """One on the grid of the T1w, one on another grid, and none."""
+    anat = {number: tissues.bids_dir / f"sub-0{number}" / "anat" for number in (1, 2, 3)}
+    affine, thick = phantoms.grid(8.0, "LAS", (24, 28, 24)), phantoms.grid((8, 4, 8), "PSR", (28, 50, 24))
+    for number, where, shape in ((1, affine, (24, 28, 24)), (2, thick, (28, 50, 24))):
+        bright = phantoms.head(where, shape, phantoms.FLAIR_INTENSITY)
+        phantoms.save(anat[number] / f"sub-0{number}_FLAIR.nii.gz", bright, where)
+    told: list[str] = []
+    tissues.report.detail = told.append  # type: ignore[method-assign]
+    cases = load_cases(tissues, tissues.report, ("T1w", "FLAIR"))
+    assert [None if c.image is None else len(c.image) for c in cases] == [2, 2, 2, None]
+    for known in cases[:2]:
+        assert known.image is not None
+        grey, white = (known.image[:, known.annotations[0].values == value].mean(1) for value in (2, 3))
+        assert grey[0] < white[0] and grey[1] > white[1]
+    assert cases[2].image is not None and not cases[2].image[1].any()
+    assert any(line.startswith("my_data/sub-02: FLAIR moved by") for line in told)
+    assert "my_data/sub-03: has no FLAIR" in told
+    assert not any(line.startswith("my_data/sub-01: ") for line in told)
 
 
 def test_participants_that_are_not_asked_for_are_not_synthesised(tissues: Settings) -> None:

@@ -335,6 +335,10 @@ def test_a_model_that_needs_flair_says_who_has_none(sessions: App, capsys: pytes
         "sub-01_ses-1_run-1_T1w.nii.gz",
         "sub-01_ses-1_run-1_FLAIR.nii.gz",
     ]
+    (note,) = sidecar["Notes"]
+    assert note.startswith("FLAIR moved by 0.") and note.endswith("° to fit the T1w")
+    assert note in next(e["notes"] for e in sessions.manifest["scans"] if e["scan"] == "sub-01_ses-1_run-1")
+    assert note not in err
     assert sessions(model=lesions) == 0
     assert sessions.fake.segmented == 6
 

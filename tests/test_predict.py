@@ -58,11 +58,24 @@ class Side(Brightness):
         return torch.cat([1 - inside, inside * left, inside * (1 - left), 0 * inside], 1)
 
 
+class SecondImage(Brightness):
+    """Tells the classes by the second of two images."""
+
+    def __init__(self, outputs: dict[str, int], meaning: dict[str, list[int]], images: int = 1) -> None:
+        super().__init__(outputs, meaning)
+        assert images == 2
+
+    def forward(self, image: Tensor, position: Tensor | None = None) -> Tensor:
+        assert image.shape[1] == 2
+        return super().forward(image[:, 1:], position)
+
+
 @pytest.fixture(autouse=True)
 def networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The networks above, known by name."""
     monkeypatch.setitem(library.NETWORKS, "brightness", Brightness)
     monkeypatch.setitem(library.NETWORKS, "side", Side)
+    monkeypatch.setitem(library.NETWORKS, "second", SecondImage)
 
 
 Make = Callable[..., Model]
@@ -75,7 +88,8 @@ def make(tmp_path: Path) -> Make:
     def write(name: str = "tissue", meaning: Any = None, network: str = "brightness", **values: Any) -> Model:
         meaning = meaning or FAST_HEADS
         values = {"spacing_mm": 6.0, "heads": tuple(meaning), **values}
-        card = Card(name=name, title="By hand", inputs=("T1w",), sha256="",
+        values = {"inputs": ("T1w",), **values}
+        card = Card(name=name, title="By hand", sha256="",
                     network={"name": network, "meaning": meaning}, **values)  # fmt: skip
         save_model(card, build(card).state_dict(), tmp_path / name)
         return load_model(str(tmp_path / name))
@@ -276,6 +290,32 @@ def test_a_scan_without_a_brain_is_refused(two_step: Model, make: Make) -> None:
             segment({"T1w": Volume(data.astype(np.float32), affine)}, two_step)
     with pytest.raises(DataError, match="empty"):
         segment({"T1w": Volume(nothing, affine)}, make())
+
+
+# -- several images ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("memory_mb", [None, 30])
+def test_the_second_image_lies_on_the_first(
+    mirror: bool, memory_mb: int | None, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The T1w, in which the brain is found, tells nothing else, and the FLAIR is as bright as it likes."""
+    monkeypatch.setattr(windows, "HALO", 8)
+    make("locator", {"brain": [0, 0, 1, 1]})
+    options = {"inputs": ("T1w", "FLAIR"), "locator": str(tmp_path / "locator"), "spacing_mm": 2.0, "mirror": mirror}
+    model = make(network="second", **options)
+    affine = grid("LAS")
+    scan, brain = whole_head(affine)
+    truth = tissue(affine)
+    images = {"T1w": scan, "FLAIR": Volume(0.01 * image_of(truth, affine).data * brain, affine)}
+    result = segment(images, model, memory_mb=memory_mb)
+    assert bool(result.notes) == (memory_mb is not None)
+    assert dice(result.labels["FAST"] == 3, truth == 3) > 0.95
+    with pytest.raises(DataError, match="the FLAIR does not lie on the grid of the T1w"):
+        segment({**images, "FLAIR": image_of(truth, grid("RAS"))}, model)
+    with pytest.raises(DataError, match="empty"):  # a missing image is dark everywhere
+        segment({"T1w": scan}, model)
 
 
 # -- what is said besides labels ---------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """Samples moved onto unlabelled scans, and the DFNet that moves them."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def case(name: str, *half: float) -> Case:
     values = sum(ellipsoid(*(share * h for h in half)).to(torch.uint8) for share in (1.0, 0.8, 0.6))
     assert isinstance(values, Tensor)
     texture = 5 * torch.rand(values.shape, generator=torch.Generator().manual_seed(len(name)))
-    return Case(name, 60.0 * values + texture, (Annotation(FAST, values),), values > 0)
+    return Case(name, (60.0 * values + texture)[None], (Annotation(FAST, values),), values > 0)
 
 
 CASES = [case("a", 14, 16, 12), case("bb", 12, 17, 14), case("ccc", 16, 13, 13)]
@@ -65,7 +66,7 @@ RECIPE = Recipe(
     "Tissue",
     {"FAST": 1.0},
     {},
-    Sampling(SHAPE, 0),
+    sampling=Sampling(SHAPE, 0),
     spacing_mm=2.0,
     registration=Registration(share=0.5, steps=2),
     spatial=Spatial(still=0.5),
@@ -107,7 +108,7 @@ def test_image_and_labels_are_moved_alike_by_whole_voxels(shift: tuple[float, ..
     whole = [round(s) for s in shift]
     inside = tuple(slice(max(0, -s), n - max(0, s)) for s, n in zip(whole, SHAPE, strict=True))
     for take in (
-        lambda placement: sample_image(given.image, placement),
+        lambda placement: sample_image(given.image, placement)[0],
         lambda placement: sample_labels(given.annotations[0].values, placement.source),
     ):
         rolled = take(before).roll([-s for s in whole], (0, 1, 2))
@@ -119,10 +120,10 @@ def test_image_and_labels_are_moved_alike_by_whole_voxels(shift: tuple[float, ..
 def test_a_moved_sample_has_no_new_values_and_takes_no_brightness_of_the_target() -> None:
     plan = replace(PLAN, mover=mover(wild()))
     bright = replace(plan, mover=replace(plan.mover, targets=[5 * target for target in plan.mover.targets]))
-    texture = set(CASES[0].image[CASES[0].brain].tolist())
+    texture = set(CASES[0].image[0, CASES[0].brain].tolist())
     place = mover(wild()).move(CASES[0], centred(), torch.Generator().manual_seed(0))
     assert not torch.equal(place.source, centred().source)
-    shown = sample_image(CASES[0].image, place)[sample_labels(CASES[0].brain, place.source)]
+    shown = sample_image(CASES[0].image, place)[0, sample_labels(CASES[0].brain, place.source)]
     assert min(min(abs(value - known) for known in texture) for value in shown[::50].tolist()) < 1e-3
     for number in range(4):
         sample, other = draw(CASES[:1], plan, number), draw(CASES[:1], bright, number)
@@ -134,7 +135,7 @@ def test_a_moved_sample_has_no_new_values_and_takes_no_brightness_of_the_target(
 
 def test_a_sample_shows_what_its_labels_say() -> None:
     """Moved or not: each tissue has a brightness of its own, so that the image gives the labels away."""
-    case = replace(CASES[0], image=60.0 * CASES[0].annotations[0].values)
+    case = replace(CASES[0], image=60.0 * CASES[0].annotations[0].values[None])
     sample = draw([case], replace(PLAN, mover=mover(wild())), 0)
     brightness, values = sample.image.flatten(), sample.values[0][1]
     levels = [brightness[values == value] for value in range(1, 4)]
@@ -255,10 +256,10 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path
     return labelled, folder / "fast", other
 
 
-def find_brain(volume: Volume, locator: Any, engine: Any) -> tuple[Grid, Tensor]:
+def find_brain(images: Mapping[str, Volume], locator: Any, engine: Any) -> tuple[Grid, Tensor]:
     """In place of the locator: an ellipsoid as large as the phantom's brain."""
     assert locator.card.name == "locator"
-    grid = whole_grid(volume, 2.0)
+    grid = whole_grid(images["T1w"], 2.0)
     return grid, 0.9 * ellipsoid(18, 23, 20, shape=grid.shape).float()
 
 
@@ -289,7 +290,8 @@ def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unlabelled_scans_are_cases_without_annotations(ask: Ask, datasets: tuple[Path, Path, Path]) -> None:
     settings = ask()
-    cases = load_cases(settings, settings.report, lambda volume: find_brain(volume, library.load_model("locator"), 0))
+    locate = partial(find_brain, locator=library.load_model("locator"), engine=None)
+    cases = load_cases(settings, settings.report, locate=locate)
     assert [case.name for case in cases] == ["bids/sub-01", "bids/sub-02", "other/sub-03", "other/sub-04"]
     assert [len(case.annotations) for case in cases] == [1, 1, 0, 0]
     found, labelled = cases[2], cases[0]

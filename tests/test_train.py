@@ -197,6 +197,42 @@ def test_a_finished_model_is_not_lost(ask: Ask) -> None:
     assert before[1] != (folder / WEIGHTS).read_bytes()
 
 
+def test_a_model_learns_from_t1w_and_flair(ask: Ask, dataset: tuple[Path, Path]) -> None:
+    """One of three scans has a FLAIR, on another grid; a fourth is synthesised."""
+    thick = phantoms.grid((4, 8, 8), "PSR", (56, 24, 24))
+    flair = dataset[0] / "sub-01" / "anat" / "sub-01_FLAIR.nii.gz"
+    image = phantoms.noisy_head(thick, (56, 24, 24), phantoms.FLAIR_INTENSITY)
+    phantoms.save(flair, image, np.diag([0.5, 0.5, 0.5, 1]) @ thick)
+    try:
+        recipe = RECIPE.replace("steps = 3", 'steps = 3\ninputs = ["T1w", "FLAIR"]') + "missing = 0.3\n"
+        folder = train_level(ask(recipe, folds=4, fold=3))
+    finally:
+        flair.unlink()
+    model = load_model(str(folder))
+    assert model.card.inputs == ("T1w", "FLAIR")
+    assert "images" not in model.card.network
+    assert model.card.recipe["sampling"]["missing"] == 0.3
+    assert len(pd.read_csv(folder / "validation.tsv", sep="\t"))
+    assert model.network(torch.zeros(1, 2, 16, 16, 16)).shape == (1, 4, 16, 16, 16)
+
+
+@pytest.mark.parametrize("inputs", ['["FLAIR"]', '["FLAIR", "T1w"]', '["T1w", "T2w"]', "[]"])
+def test_inputs_that_no_model_reads_are_refused(inputs: str, ask: Ask) -> None:
+    with pytest.raises(DataError, match=r'tiny: inputs must be \["T1w"\] or \["T1w", "FLAIR"\]'):
+        train_level(ask(RECIPE.replace("steps = 3", f"steps = 3\ninputs = {inputs}")))
+
+
+def test_a_network_reads_as_many_images_as_there_are_inputs(ask: Ask) -> None:
+    both = RECIPE.replace("steps = 3", 'steps = 3\ninputs = ["T1w", "FLAIR"]')
+    for recipe, images in ((RECIPE, 2), (both, 1)):
+        recipe = recipe.replace("last = 4", f"last = 4\nimages = {images}")
+        with pytest.raises(DataError, match=r"images = \d does not fit its inputs"):
+            train_level(ask(recipe))
+    card = Card("one", "", ("T1w", "FLAIR"), {"name": "segnet"}, 1.0, ("FAST",), "")
+    with pytest.raises(DataError, match="segnet reads one image, and inputs names T1w and FLAIR"):
+        build(card)
+
+
 def test_the_seed_decides(ask: Ask) -> None:
     found = [weights(train_level(ask(output=f"out{n}", seed=seed))) for n, seed in enumerate((3, 3, 4))]
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])

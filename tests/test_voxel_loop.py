@@ -36,7 +36,7 @@ def case(seed: int, image: bool = True) -> Case:
     values = labels()
     brightness = np.array([0.0, 20.0, 50.0, 80.0])[values]
     noise = np.random.default_rng(seed).normal(0, 3, SHAPE) * (values > 0)
-    shown = torch.from_numpy((brightness + noise).astype(np.float32)) if image else None
+    shown = torch.from_numpy((brightness + noise).astype(np.float32))[None] if image else None
     annotation = Annotation(FAST, positions(values, FAST, "here"))
     return Case(f"data/sub-{seed:02}", shown, (annotation,), torch.from_numpy(values > 0))
 
@@ -72,16 +72,16 @@ def test_the_trained_networks_segment_a_scan(tmp_path: Path) -> None:
     card = Card("tiny", "Tissue", ("T1w",), {"name": "segnet"}, 1.0, ("FAST",), "", normalisation="zscore")
     unseen, truth = case(9), labels()
     assert unseen.image is not None
-    logits = net.eval()(unseen.image[None, None])
+    logits = net.eval()(unseen.image[None])
     assert logits.shape == (1, 4, *SHAPE)
     found = np.array(FAST.indices)[logits[0].argmax(0).numpy()]
     assert (found == truth)[truth > 0].mean() > 0.9
     assert not found[truth == 0].any()
     with torch.autocast("cpu", torch.bfloat16):
-        short = net(unseen.image[None, None])
+        short = net(unseen.image[None])
     assert short.dtype == torch.bfloat16
     assert (short[0].argmax(0) == logits[0].argmax(0)).float().mean() > 0.95
-    result = segment({"T1w": Volume(unseen.image.numpy(), np.eye(4))}, Model(card, net))
+    result = segment({"T1w": Volume(unseen.image[0].numpy(), np.eye(4))}, Model(card, net))
     assert result.labels["FAST"].shape == SHAPE
 
 

@@ -43,6 +43,11 @@ class Scan:
         """The source entities as in file names: ``sub-01_ses-1_run-1``."""
         return build_name(self.entities)
 
+    def images(self, suffixes: Iterable[str]) -> dict[str, Path]:
+        """Those of the suffixes ``T1w`` and ``FLAIR`` that are asked for, in that order, as far as there are any."""
+        found = {"T1w": self.t1w, "FLAIR": self.flair}
+        return {suffix: path for suffix in suffixes if (path := found[suffix]) is not None}
+
 
 @dataclass(frozen=True)
 class Selection:

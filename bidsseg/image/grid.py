@@ -6,7 +6,7 @@ turned: its axes are taken as the nearest anatomical ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import nibabel as nib
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bidsseg.errors import DataError
 from bidsseg.image.volume import Volume
 
 SAMPLE = 60_000
@@ -113,6 +114,18 @@ def to_grid(volume: Volume, grid: Grid) -> Tensor:
     return resample(torch.from_numpy(np.ascontiguousarray(data, np.float32)), weights)
 
 
+def stack(images: Mapping[str, Volume], inputs: Sequence[str], grid: Grid) -> Tensor:
+    """The images of a scan on the model grid, (C, D, H, W), in the order of inputs; a missing one is 0 everywhere.
+
+    They must all lie on the grid of the first, see ``image.align``; DataError if one does not.
+    """
+    first = images[inputs[0]]
+    for suffix in inputs:
+        if suffix in images and not images[suffix].on_grid_of(first):
+            raise DataError(f"the {suffix} does not lie on the grid of the {inputs[0]}: align it first")
+    return torch.stack([to_grid(images[i], grid) if i in images else torch.zeros(grid.shape) for i in inputs])
+
+
 def between(mask: Tensor, source: Grid, target: Grid) -> Tensor:
     """A float array (D, H, W) on one grid, linearly interpolated on another of the same scan."""
     origin = np.subtract(target.origin_mm, source.origin_mm)
@@ -173,6 +186,11 @@ NORMALISATIONS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
     "zscore": standardise,
     "byte": to_byte_range,
 }
+
+
+def normalise_each(images: Tensor, mask: Tensor | None, normalisation: str) -> Tensor:
+    """The channels (C, D, H, W), each normalised by itself; a missing one stays 0."""
+    return torch.stack([NORMALISATIONS[normalisation](channel, mask) for channel in images])
 
 
 def brain_frame(brain: Tensor) -> tuple[np.ndarray, np.ndarray]:

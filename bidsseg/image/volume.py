@@ -43,6 +43,10 @@ class Volume:
         """Distance between neighbouring voxel centres along each axis, shape (3,), millimetres."""
         return voxel_sizes(self.affine)
 
+    def on_grid_of(self, other: "Volume") -> bool:
+        """Whether its voxels are those of another image, to 0.01 mm."""
+        return self.shape == other.shape and np.allclose(self.affine, other.affine, atol=0.01)
+
     @property
     def orientation(self) -> str:
         """Anatomical direction in which each index grows, e.g. ``'LAS'``."""

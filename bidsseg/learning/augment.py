@@ -122,10 +122,10 @@ def look_up(values: Tensor, source: Tensor, outside: str = "zeros") -> Tensor:
 
 
 def sample_image(image: Tensor, warp: Warp) -> Tensor:
-    """The image (X, Y, Z) on the model grid (D, H, W), linearly, 0 outside."""
-    size = torch.tensor(image.shape, dtype=torch.float32)
+    """The channels (C, X, Y, Z) on the model grid, (C, D, H, W), linearly, 0 outside."""
+    size = torch.tensor(image.shape[1:], dtype=torch.float32)
     grid = (warp.source / (size - 1) * 2 - 1).flip(-1)
-    return F.grid_sample(image[None, None], grid[None], mode="bilinear", align_corners=True)[0, 0]
+    return F.grid_sample(image[None], grid[None], mode="bilinear", align_corners=True)[0]
 
 
 def sample_labels(labels: Tensor, source: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from bidsseg.errors import DataError
-from bidsseg.image.grid import NORMALISATIONS, brain_frame, coordinates, normalise
+from bidsseg.image.grid import brain_frame, coordinates, normalise, normalise_each
 from bidsseg.labels import Protocol
 from bidsseg.learning.augment import (
     Intensity,
@@ -24,7 +24,7 @@ from bidsseg.learning.augment import (
     sample_labels,
     uniform,
 )
-from bidsseg.learning.synthesis import strip, synthesise
+from bidsseg.learning.synthesis import strip, synthesise_each
 
 VENTRICLES = 3
 """Value of fluid in the generic BIDS table."""
@@ -43,7 +43,8 @@ class Case:
     """One scan on a 1 mm RAS grid (X, Y, Z).
 
     Attributes:
-        image: brightness, or None for a label map without an image, which is then synthesised.
+        image: (C, X, Y, Z) brightness, a channel for each input, 0 everywhere where it is missing; or None for a label
+            map without an image, which is then synthesised.
         annotations: label maps on the same grid; the first drives the synthesis. None for an unlabelled scan.
         brain: booleans.
         widening: (3, x, y, z) direction towards the ventricles on a 4 mm grid, or None.
@@ -76,6 +77,7 @@ class Sampling:
         t1w_like: share of synthetic images near the contrast of a T1w.
         stripped: share of whole-head samples whose skull is stripped.
         cut: share of whole-head samples with a part of the field of view missing.
+        missing: share of the samples that lack all images but the first, so that a network learns to do without.
     """
 
     shape: tuple[int, int, int]
@@ -87,6 +89,7 @@ class Sampling:
     stripped: float = 0.35
     cut: float = 0.4
     anywhere: bool = False
+    missing: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class Sample:
     """Network input and annotated voxels.
 
     Attributes:
-        image: (1, 1, D, H, W).
+        image: (1, C, D, H, W).
         coordinates: (1, 3, D/2, H/2, W/2) or None.
         points: (P, 3) voxels.
         values: for each annotation its protocol and the values (P,) at the points.
@@ -133,9 +136,14 @@ def draw_sample(
     spacing_mm: float,
     generator: Generator,
     normalisation: str = "percentile",
+    images: int = 1,
     move: Callable[[Warp], Warp] | None = None,
 ) -> Sample:
-    """One random view of a case, its voxels moved further if so wanted."""
+    """One random view of a case, with so many channels; each is changed and normalised by itself.
+
+    Args:
+        move: moves its voxels further.
+    """
     centre, middle = case.centre, (torch.tensor(case.brain.shape, dtype=torch.float32) - 1) / 2
     if sampling.anywhere:
         reach = (torch.tensor(case.brain.shape) - torch.tensor(sampling.shape) * spacing_mm).clamp(min=0) / 2
@@ -150,9 +158,9 @@ def draw_sample(
         first = case.annotations[0]
         values = sample_labels(first.values, warp.source)
         t1w_like = uniform(0, 1, generator) < sampling.t1w_like
-        image = synthesise(values, first.protocol, t1w_like, generator)
+        image = synthesise_each(values, first.protocol, t1w_like, images, generator)
     else:
-        whole = NORMALISATIONS[normalisation](case.image, None) if sampling.anywhere else case.image
+        whole = normalise_each(case.image, None, normalisation) if sampling.anywhere else case.image
         image = sample_image(whole, warp)
     shown = torch.ones(sampling.shape, dtype=torch.bool)
     if not sampling.whole_head or uniform(0, 1, generator) < sampling.stripped:
@@ -160,14 +168,18 @@ def draw_sample(
         shown = strip(brain, *left, 2 * spacing_mm, generator)
     if sampling.whole_head and uniform(0, 1, generator) < sampling.cut:
         shown = shown & field_of_view(sampling.shape, generator)
+    if images > 1 and uniform(0, 1, generator) < sampling.missing:
+        image[1:] = 0
     if case.image is None or not sampling.anywhere:
         mask = shown if not sampling.whole_head else None
-        image = change_intensity(normalise(image, mask), intensity, spacing_mm, generator)
-        image = NORMALISATIONS[normalisation](image * shown, mask)
+        there = [i for i, channel in enumerate(image) if i == 0 or channel.any()]
+        changed = [change_intensity(normalise(image[i], mask), intensity, spacing_mm, generator) for i in there]
+        image = torch.zeros_like(image)
+        image[there] = normalise_each(torch.stack(changed) * shown, mask, normalisation)
     points = draw_points(brain & shown[::2, ::2, ::2], case, warp.source, sampling, generator)
     source = warp.source[points[:, 0], points[:, 1], points[:, 2]]
     sample = Sample(
-        image=image[None, None],
+        image=image[None],
         coordinates=None if sampling.whole_head else jittered_coordinates(brain, generator),
         points=points,
     )

@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from bidsseg.bids.annotations import LabelMap, find_annotations, find_label_maps
 from bidsseg.bids.query import Scan, find_scans
 from bidsseg.errors import DataError, NothingSelected, UsageError
-from bidsseg.image.grid import Grid, between, canonical_spacing, labels_to_grid, to_grid, whole_grid
-from bidsseg.image.nifti import read_image, read_labels
+from bidsseg.image.align import read_aligned
+from bidsseg.image.grid import Grid, between, canonical_spacing, labels_to_grid, stack, whole_grid
+from bidsseg.image.nifti import read_labels
 from bidsseg.image.volume import Volume
 from bidsseg.labels import Protocol, load_protocol, load_relation
 from bidsseg.learning.cases import Annotation, Case, positions, towards_ventricles
 from bidsseg.settings import Report, Settings
 
-Locate = Callable[[Volume], tuple[Grid, torch.Tensor]]
+Locate = Callable[[Mapping[str, Volume]], tuple[Grid, torch.Tensor]]
 """Finds the brain of a scan: a grid, and the brain's probability on it (``segmentation.predict.find_brain``)."""
 
 LEARNING_MM = 1.0
 """Cases are kept on a grid of this spacing; samples are drawn from it at the spacing of the recipe."""
 
 
-def load_cases(settings: Settings, report: Report, locate: Locate | None = None) -> list[Case]:
+def load_cases(
+    settings: Settings, report: Report, inputs: Sequence[str] = ("T1w",), locate: Locate | None = None
+) -> list[Case]:
     """Every scan of the datasets with its annotations, and every label map without an image, sorted by name.
 
     Scans without any annotation are named and passed over, or, if there is something that finds their brain, are cases
     without annotations; label maps in a folder of ``--labels`` for which no dataset has an image, selected or not, are
     learned from by synthesis.
+
+    Args:
+        inputs: suffixes of the images that are read, the T1w first; a scan may lack the others.
     """
     datasets = [settings.bids_dir, *settings.training.also]
     labels = settings.training.labels
@@ -47,10 +52,10 @@ def load_cases(settings: Settings, report: Report, locate: Locate | None = None)
             owner |= {labels[name]: dataset.name for name in maps}
             if scan.key in chosen and maps:
                 report.detail(f"reading {dataset.name}/{scan.key}")
-                cases.append(read_case(dataset, scan, maps, protocols))
+                cases.append(read_case(dataset, scan, maps, protocols, inputs, report))
             elif scan.key in chosen and locate is not None:
                 report.detail(f"reading {dataset.name}/{scan.key}, without annotation")
-                cases.append(read_unlabelled(dataset, scan, locate))
+                cases.append(read_unlabelled(dataset, scan, inputs, locate))
             elif scan.key in chosen:
                 report.warn(f"{dataset.name}/{scan.key}: no annotation, passed over")
     for name, folder in labels.items():
@@ -87,29 +92,40 @@ def is_selected(label_map: LabelMap, selection: Settings) -> bool:
     )
 
 
-def read_case(dataset: Path, scan: Scan, maps: dict[str, Path], protocols: dict[str, Protocol]) -> Case:
-    """A scan and its annotations, which must lie on its grid."""
-    volume, _ = read_image(scan.t1w)
+def read_case(
+    dataset: Path,
+    scan: Scan,
+    maps: dict[str, Path],
+    protocols: dict[str, Protocol],
+    inputs: Sequence[str],
+    report: Report,
+) -> Case:
+    """A scan and its annotations, which must lie on the grid of its T1w; an image that it lacks is all zeros."""
+    name = f"{dataset.name}/{scan.key}"
+    images = read_aligned(scan.images(inputs))
+    for note in [*images.notes, *(f"has no {suffix}" for suffix in inputs if suffix not in images.volumes)]:
+        report.detail(f"{name}: {note}")
+    volume = images.volumes[inputs[0]]
     grid = whole_grid(volume, LEARNING_MM)
     annotations = []
-    for name, path in maps.items():
+    for protocol, path in maps.items():
         labels = read_labels(path)
-        if labels.shape != volume.shape or not np.allclose(labels.affine, volume.affine, atol=1e-2):
+        if not labels.on_grid_of(volume):
             raise DataError(f"{path}: not on the grid of {scan.t1w.name}")
         values = labels_to_grid(labels.data, labels.affine, grid, canonical_spacing(labels))
-        annotations.append(Annotation(protocols[name], positions(values, protocols[name], str(path))))
-    return finish(f"{dataset.name}/{scan.key}", to_grid(volume, grid), annotations)
+        annotations.append(Annotation(protocols[protocol], positions(values, protocols[protocol], str(path))))
+    return finish(name, stack(images.volumes, inputs, grid), annotations)
 
 
-def read_unlabelled(dataset: Path, scan: Scan, locate: Locate) -> Case:
+def read_unlabelled(dataset: Path, scan: Scan, inputs: Sequence[str], locate: Locate) -> Case:
     """A scan without annotations; DataError if no brain is found in it."""
-    volume, _ = read_image(scan.t1w)
-    grid = whole_grid(volume, LEARNING_MM)
+    images = read_aligned(scan.images(inputs)).volumes
+    grid = whole_grid(images[inputs[0]], LEARNING_MM)
     try:
-        around, brain = locate(volume)
+        around, brain = locate(images)
     except DataError as error:
         raise DataError(f"{scan.t1w}: {error}") from error
-    return Case(f"{dataset.name}/{scan.key}", to_grid(volume, grid), (), between(brain, around, grid) > 0.5)
+    return Case(f"{dataset.name}/{scan.key}", stack(images, inputs, grid), (), between(brain, around, grid) > 0.5)
 
 
 def read_label_map(name: str, path: Path, protocol: Protocol) -> Case:

@@ -14,6 +14,7 @@ from bidsseg.learning.cases import Sampling
 from bidsseg.learning.losses import Loss
 from bidsseg.learning.optimiser import Optimiser
 from bidsseg.learning.registration import Registration
+from bidsseg.models.card import check_inputs
 
 FOLDER = Path(__file__).parent / "recipes"
 Part = TypeVar("Part")
@@ -53,6 +54,7 @@ class Recipe:
 
     Attributes:
         heads: protocol of each head and the weight of its loss.
+        inputs: suffixes of the images that the network reads, in channel order, the T1w first.
         sampling: what a sample is.
         voxels: if given, a network like SegNet learns by it, voxel by voxel, and there are no samples.
         bits: of each number of the finished model, 16, or 8 for one that would be too large.
@@ -67,6 +69,7 @@ class Recipe:
     title: str
     heads: Mapping[str, float]
     network: Mapping[str, Any]
+    inputs: Sequence[str] = ("T1w",)
     sampling: Sampling = field(default_factory=lambda: Sampling((128, 128, 128)))
     voxels: Voxels | None = None
     spacing_mm: float = 1.0
@@ -93,6 +96,7 @@ class Recipe:
             raise ValueError(f"fading names {sorted(unknown)[0]}, which is none of the heads")
         if self.bits not in (8, 16):
             raise ValueError(f"bits = {self.bits}: give 8 or 16")
+        check_inputs(self.inputs, f"recipe {self.name}")
 
     def as_dict(self) -> dict[str, Any]:
         """How the model learns, defaults included; what its card says by itself is left out."""

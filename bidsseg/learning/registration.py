@@ -79,4 +79,4 @@ def placed(case: Case, shape: Sequence[int], spacing_mm: float) -> Tensor:
 def shown(case: Case, warp: Warp) -> Tensor:
     """The brain of a scan, and nothing else of it, on a sample's grid (1, 1, D, H, W), brightness in about 0 to 1."""
     assert case.image is not None
-    return normalise(sample_image(case.image, warp), sample_labels(case.brain, warp.source))[None, None]
+    return normalise(sample_image(case.image[:1], warp)[0], sample_labels(case.brain, warp.source))[None, None]

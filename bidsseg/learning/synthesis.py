@@ -55,6 +55,11 @@ def synthesise(labels: Tensor, protocol: Protocol, t1w_like: bool, generator: Ge
     return smooth(image, uniform(0.3, 0.9, generator))
 
 
+def synthesise_each(labels: Tensor, protocol: Protocol, t1w_like: bool, images: int, generator: Generator) -> Tensor:
+    """So many images (C, D, H, W) of the same labels, of which at most the first is like a T1w."""
+    return torch.stack([synthesise(labels, protocol, t1w_like and i == 0, generator) for i in range(images)])
+
+
 def smooth(image: Tensor, sigma: float) -> Tensor:
     """Gaussian smoothing of (D, H, W) with a three-point kernel of that standard deviation in voxels."""
     side = math.exp(-0.5 / sigma**2)

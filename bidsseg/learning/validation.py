@@ -14,7 +14,7 @@ from bidsseg.image.volume import Volume
 from bidsseg.labels import Protocol, Relation, load_relation
 from bidsseg.learning.augment import Intensity, change_intensity
 from bidsseg.learning.cases import Annotation, Case
-from bidsseg.learning.synthesis import synthesise
+from bidsseg.learning.synthesis import synthesise_each
 from bidsseg.models.library import Model
 from bidsseg.segmentation.native import Segmentation
 from bidsseg.segmentation.predict import segment
@@ -32,12 +32,14 @@ def validate(
     """
     rows: list[dict[str, object]] = []
     for case in cases:
-        image = case.image if case.image is not None else synthetic_scan(case, t1w_like)
+        inputs = model.card.inputs
+        image = case.image if case.image is not None else synthetic_scan(case, t1w_like, len(inputs))
+        images = {name: Volume(channel.numpy(), np.eye(4)) for name, channel in zip(inputs, image, strict=True)}
         try:
-            result = segment({"T1w": Volume(image.numpy(), np.eye(4))}, model, precision=precision)
+            result = segment(images, model, precision=precision)
         except DataError as error:
             say(f"{case.name}: {error}")
-            result = nothing(model, image.shape)
+            result = nothing(model, case.brain.shape)
         for head in model.heads.values():
             for annotation, relation in comparable(case, head):
                 found = compare(result, head, annotation, relation)
@@ -64,12 +66,13 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     return result.reset_index()
 
 
-def synthetic_scan(case: Case, t1w_like: bool) -> torch.Tensor:
-    """A whole-head image (X, Y, Z) of a label map, always the same one for a case."""
+def synthetic_scan(case: Case, t1w_like: bool, images: int = 1) -> torch.Tensor:
+    """Whole-head images (C, X, Y, Z) of a label map, always the same ones for a case."""
     generator = Generator().manual_seed(sum(case.name.encode()))
     first = case.annotations[0]
-    image = synthesise(first.values, first.protocol, t1w_like, generator)
-    return 1000 * change_intensity(image, Intensity(gamma=0.0, blur=0.0), 1.0, generator)
+    channels = synthesise_each(first.values, first.protocol, t1w_like, images, generator)
+    plain = Intensity(gamma=0.0, blur=0.0)
+    return 1000 * torch.stack([change_intensity(channel, plain, 1.0, generator) for channel in channels])
 
 
 def comparable(case: Case, head: Protocol) -> list[tuple[Annotation, Relation]]:

@@ -61,7 +61,7 @@ def labelled_brain(case: Case, head: Protocol) -> Brain:
             found = torch.from_numpy(relation.allowed.argmax(1))[values]
             labels = torch.where(exact[values] & case.brain, found, -1)
             centroids = centroids_of(labels.clamp(min=0), len(head.regions) - 1)
-            return Brain(case.name, surroundings(case.image, case.brain), labels, centroids)
+            return Brain(case.name, surroundings(case.image[0], case.brain), labels, centroids)
     raise DataError(f"{case.name}: no annotation in the protocol {head.name}")
 
 

@@ -11,6 +11,8 @@ from typing import Any
 from bidsseg.errors import DataError, InputMissing
 
 FOLDER = Path(__file__).parent / "shipped"
+INPUTS = (("T1w",), ("T1w", "FLAIR"))
+"""Images that a model may read; the first places the grid, and the brain is found in it."""
 CARD, WEIGHTS = "card.json", "weights.safetensors"
 
 
@@ -60,6 +62,7 @@ class Card:
             raise DataError(f"model name '{self.name}': letters and digits only, since it becomes desc-{self.name}")
         if self.spacing_mm <= 0 or not self.heads or not self.inputs:
             raise DataError(f"model {self.name}: the card needs a positive spacing_mm, heads and inputs")
+        check_inputs(self.inputs, f"model {self.name}")
 
     @property
     def protocols(self) -> tuple[str, ...]:
@@ -94,6 +97,12 @@ class Card:
         """The card as it is stored."""
         values = {key: value for key, value in vars(self).items() if key != "folder"}
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+
+
+def check_inputs(inputs: Sequence[str], where: str) -> None:
+    """DataError for inputs that no model may read."""
+    if tuple(inputs) not in INPUTS:
+        raise DataError(f"{where}: inputs must be {' or '.join(json.dumps(known) for known in INPUTS)}")
 
 
 def shipped() -> list[Card]:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 
 from safetensors.torch import load_file, save
@@ -64,7 +65,7 @@ def list_models() -> list[Card]:
 
 
 def build(card: Card) -> Network:
-    """The network of a card, not trained."""
+    """The network of a card, not trained; it has as many channels as the card has inputs."""
     options = dict(card.network)
     kind = options.pop("name", "")
     if kind not in NETWORKS:
@@ -72,6 +73,13 @@ def build(card: Card) -> Network:
     if card.normalisation not in NORMALISATIONS:
         known = ", ".join(NORMALISATIONS)
         raise DataError(f"model {card.name}: no normalisation '{card.normalisation}', known are {known}")
+    count = len(card.inputs)
+    if options.setdefault("images", count) != count:
+        raise DataError(f"model {card.name}: images = {options['images']} does not fit its inputs; leave it out")
+    if "images" not in signature(NETWORKS[kind]).parameters:
+        if count > 1:
+            raise DataError(f"model {card.name}: {kind} reads one image, and inputs names {' and '.join(card.inputs)}")
+        del options["images"]
     outputs = {name: len(head_protocol(card, name).regions) for name in card.heads}
     try:
         return NETWORKS[kind](outputs=outputs, **options)

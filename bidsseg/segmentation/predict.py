@@ -11,7 +11,6 @@ from torch import Tensor
 
 from bidsseg.errors import DataError
 from bidsseg.image.grid import (
-    NORMALISATIONS,
     Grid,
     between,
     box_grid,
@@ -19,7 +18,8 @@ from bidsseg.image.grid import (
     canonical_spacing,
     coordinates,
     dilate,
-    to_grid,
+    normalise_each,
+    stack,
     whole_grid,
 )
 from bidsseg.image.volume import Volume
@@ -62,11 +62,16 @@ def segment(
     want_entropy: bool = False,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Segmentation:
-    """Segments one scan; images are keyed by suffix. DataError if there is no brain to be found."""
-    volume = images["T1w"]
+    """Segments one scan. DataError if there is no brain to be found, or if an image lies on another grid.
+
+    Args:
+        images: by suffix, all on the grid of the first that the model reads, which the answer lies on too; see
+            ``image.align``. The others may be missing, if the model has learned to do without.
+    """
+    volume = images[model.card.inputs[0]]
     engine = Engine(device, precision, memory_mb)
     notes: list[str] = []
-    grid, image, position = model_input(volume, model, engine, notes, progress)
+    grid, image, position = model_input(images, model, engine, notes, progress)
     progress("segmenting")
     features = features_of(model.network, image, position, engine, notes)
     weights = head_weights(model)
@@ -83,26 +88,31 @@ def segment(
 
 
 def model_input(
-    volume: Volume, model: Model, engine: Engine, notes: list[str], progress: Callable[[str], None]
+    images: Mapping[str, Volume], model: Model, engine: Engine, notes: list[str], progress: Callable[[str], None]
 ) -> tuple[Grid, Tensor, Tensor | None]:
-    """The model grid, the image (1, 1, D, H, W) on it, coordinates (1, 3, D/2, H/2, W/2) if the model wants them."""
+    """The model grid, the images (1, C, D, H, W) on it, coordinates (1, 3, D/2, H/2, W/2) if the model wants them.
+
+    The first image places the grid, and the brain is found in it. Each is normalised by itself.
+    """
     card, multiple = model.card, model.network.multiple
-    normalised = NORMALISATIONS[card.normalisation]
+    volume = images[card.inputs[0]]
+    shown, position = None, None
     if model.locator is None:
         grid = whole_grid(volume, card.spacing_mm, multiple)
-        return grid, normalised(to_grid(volume, grid), None)[None, None], None
-    progress("finding the brain")
-    around, brain = find_brain(volume, model.locator, engine)
-    grid = box_grid(around, brain.numpy() > 0.5, card.spacing_mm, card.margin_mm, multiple, canonical_spacing(volume))
-    mask = between(brain, around, grid) > 0.5
-    shown = dilate(mask, round(SHOWN_MM / card.spacing_mm))
-    image = normalised(to_grid(volume, grid), shown)
-    return grid, image[None, None], coordinates(grid.shape, *brain_frame(mask))
+    else:
+        progress("finding the brain")
+        around, brain = find_brain(images, model.locator, engine)
+        found = brain.numpy() > 0.5
+        grid = box_grid(around, found, card.spacing_mm, card.margin_mm, multiple, canonical_spacing(volume))
+        mask = between(brain, around, grid) > 0.5
+        shown = dilate(mask, round(SHOWN_MM / card.spacing_mm))
+        position = coordinates(grid.shape, *brain_frame(mask))
+    return grid, normalise_each(stack(images, card.inputs, grid), shown, card.normalisation)[None], position
 
 
-def find_brain(volume: Volume, locator: Model, engine: Engine) -> tuple[Grid, Tensor]:
+def find_brain(images: Mapping[str, Volume], locator: Model, engine: Engine) -> tuple[Grid, Tensor]:
     """The locator's grid and on it the brain's probability (D, H, W): 0 away from the largest piece, no holes in it."""
-    grid, image, _ = model_input(volume, locator, engine, [], lambda stage: None)
+    grid, image, _ = model_input(images, locator, engine, [], lambda stage: None)
     features = features_of(locator.network, image, None, engine, [])
     weight, bias = head_weights(locator)["brain"]
     logits = features.float() @ weight.T + bias

@@ -1,0 +1,115 @@
+"""The images of one scan on the grid of the first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from nibabel.affines import apply_affine
+
+from bidsseg.errors import DataError, UsageError
+from bidsseg.image.guard import Finding, refusal
+from bidsseg.image.nifti import read_image
+from bidsseg.image.volume import Volume
+
+FAR_MM, FAR_DEGREES = 20.0, 15.0
+"""Hardly anyone moves further between two images of a session."""
+
+
+@dataclass(frozen=True, eq=False)
+class Motion:
+    """How an image was moved to fit another.
+
+    Attributes:
+        matrix: (4, 4), from where a point lay to where it lies now, RAS+ mm; rigid.
+        distance_mm: how far what now lies in the middle of the other image was moved.
+        angle_degrees: of the rotation, about whatever axis.
+    """
+
+    matrix: np.ndarray
+    distance_mm: float
+    angle_degrees: float
+
+    @staticmethod
+    def of(matrix: np.ndarray, fixed: Volume) -> Motion:
+        """The motion of that matrix, which moves an image to fit another."""
+        middle = apply_affine(fixed.affine, (np.array(fixed.shape) - 1) / 2)
+        distance = np.linalg.norm(apply_affine(np.linalg.inv(matrix), middle) - middle)
+        cosine = (np.trace(matrix[:3, :3]) - 1) / 2
+        return Motion(matrix, float(distance), float(np.degrees(np.arccos(np.clip(cosine, -1, 1)))))
+
+    def __str__(self) -> str:
+        return f"moved by {self.distance_mm:.1f} mm and {self.angle_degrees:.1f}°"
+
+    @property
+    def far(self) -> bool:
+        """Whether it is more than people move between two images of a session."""
+        return self.distance_mm > FAR_MM or self.angle_degrees > FAR_DEGREES
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """The images of one scan by suffix (``T1w``, ``FLAIR``), all on the grid of the first.
+
+    Attributes:
+        findings: what the guard said of them.
+        notes: how they were moved.
+    """
+
+    volumes: dict[str, Volume]
+    findings: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_aligned(paths: Mapping[str, Path]) -> Images:
+    """Reads the images of one scan, by suffix, and brings all to the grid of the first.
+
+    Raises:
+        InputMissing, DataError: one cannot be used, see ``read_image``, or does not fit the first.
+        UsageError: SimpleITK is needed and not installed.
+    """
+    first, *others = paths
+    volume, findings = read_image(paths[first])
+    images = Images({first: volume}, findings)
+    for suffix in others:
+        moving, findings = read_image(paths[suffix])
+        images.findings.extend(Finding(finding.code, f"{suffix}: {finding.message}") for finding in findings)
+        try:
+            images.volumes[suffix], motion = align(moving, volume)
+        except DataError as error:
+            raise DataError(f"{paths[suffix]}: {error}") from error
+        if motion is not None:
+            note = f"{suffix} {motion} to fit the {first}"
+            images.notes.append(note)
+            if motion.far:
+                images.findings.append(Finding("MOVED_FAR", f"{note}: look whether they are of one session."))
+    return images
+
+
+def align(moving: Volume, fixed: Volume) -> tuple[Volume, Motion | None]:
+    """An image on the grid of another of the same head, moved rigidly to fit it.
+
+    Args:
+        moving: of any contrast and on any grid, in RAS+ mm.
+
+    Returns:
+        Volume of fixed's shape, linearly interpolated, 0 outside of moving's field of view, the same at every call; and
+        the motion. The image as it is, and None, if it lies on the very same grid.
+
+    Raises:
+        DataError: the two do not overlap.
+        UsageError: SimpleITK is needed and not installed.
+    """
+    if moving.on_grid_of(fixed):
+        return moving, None
+    try:
+        from bidsseg.image.registration import register
+    except ImportError as error:
+        raise UsageError('to align a FLAIR on another grid needs SimpleITK: pip install "bidsseg[flair]"') from error
+    try:
+        data, matrix = register(moving, fixed)
+    except RuntimeError as error:
+        raise refusal("CANNOT_BE_ALIGNED", "cannot be aligned to the T1w: is it of the same head?") from error
+    return Volume(data, fixed.affine, fixed.header), Motion.of(matrix, fixed)

@@ -1,0 +1,98 @@
+"""Rigid registration of two images by mutual information, with SimpleITK, which has to be installed.
+
+Mattes et al. 2003, doi:10.1109/TMI.2003.809072. SimpleITK measures in LPS; what is given and returned is RAS+.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from operator import itemgetter
+
+import numpy as np
+import SimpleITK as sitk
+from nibabel.affines import from_matvec
+
+from bidsseg.image.volume import Volume
+
+LEVELS_MM = (6.0, 3.0, 2.0)
+"""Resolutions at which the images are compared, one after the other."""
+SAMPLES = 30_000
+"""Voxels that are compared at each level, drawn from the seed."""
+SEED = 1
+BINS = 32
+LONGEST_STEP_MM, SHORTEST_STEP_MM, STEPS = 2.0, 0.01, 200
+TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+# Sums of several threads differ from run to run in their last digits; a registration's own number is not enough.
+sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+
+
+def register(moving: Volume, fixed: Volume) -> tuple[np.ndarray, np.ndarray]:
+    """Moves an image to fit another of the same head, whatever their contrasts and grids.
+
+    The search begins where the headers place the images and where their centres of mass meet; the better one goes on.
+
+    Returns:
+        The moved image on the grid of fixed, linearly interpolated, 0 outside of its field of view; and the motion
+        (4, 4), from where a point lay to where it lies now, RAS+ mm.
+
+    Raises:
+        RuntimeError: the images do not overlap.
+    """
+    still, moved = image_of(fixed), image_of(moving)
+    transform = search(moved, still)
+    data = sitk.GetArrayFromImage(sitk.Resample(moved, still, transform, sitk.sitkLinear, 0.0)).T
+    return data, np.linalg.inv(TO_LPS @ matrix_of(transform) @ TO_LPS)
+
+
+def image_of(volume: Volume) -> sitk.Image:
+    """A volume with its place in LPS."""
+    image = sitk.GetImageFromArray(volume.data.T.astype(np.float32))
+    affine = TO_LPS @ volume.affine
+    image.SetSpacing(volume.spacing_mm.tolist())
+    image.SetDirection((affine[:3, :3] / volume.spacing_mm).ravel().tolist())
+    image.SetOrigin(affine[:3, 3].tolist())
+    return image
+
+
+def matrix_of(transform: sitk.Transform) -> np.ndarray:
+    """The (4, 4) matrix of an affine transform."""
+    origin = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
+    columns = [np.array(transform.TransformPoint(axis)) - origin for axis in np.eye(3).tolist()]
+    return from_matvec(np.stack(columns, 1), origin)
+
+
+def search(moving: sitk.Image, fixed: sitk.Image) -> sitk.Transform:
+    """The rigid transform from points of fixed to those of moving."""
+    method = sitk.ImageRegistrationMethod()
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetMetricAsMattesMutualInformation(BINS)
+    method.SetMetricSamplingStrategy(method.RANDOM)
+    method.SetOptimizerAsRegularStepGradientDescent(LONGEST_STEP_MM, SHORTEST_STEP_MM, STEPS, relaxationFactor=0.8)
+    method.SetOptimizerScalesFromPhysicalShift()
+    candidates = starts(moving, fixed)
+    for spacing_mm in LEVELS_MM:
+        pair = coarse(fixed, spacing_mm), coarse(moving, spacing_mm)
+        method.SetMetricSamplingPercentage(min(1.0, SAMPLES / pair[0].GetNumberOfPixels()), SEED)
+        fits = []
+        for candidate in candidates:
+            method.SetInitialTransform(candidate)
+            with suppress(RuntimeError):  # there one image lies beside the other
+                fits.append((method.Execute(*pair), method.GetMetricValue()))
+        if not fits:
+            raise RuntimeError("the images do not overlap")
+        candidates = [min(fits, key=itemgetter(1))[0]]
+    return candidates[0]
+
+
+def starts(moving: sitk.Image, fixed: sitk.Image) -> list[sitk.Transform]:
+    """Where the search begins: as the headers say, and with one centre of mass on the other."""
+    centred = sitk.Euler3DTransform(sitk.CenteredTransformInitializer(fixed, moving, sitk.Euler3DTransform()))
+    as_headers_say = sitk.Euler3DTransform()
+    as_headers_say.SetCenter(centred.GetCenter())
+    return [as_headers_say, centred]
+
+
+def coarse(image: sitk.Image, spacing_mm: float) -> sitk.Image:
+    """Means of blocks of about that size, along the axes on which the image is finer."""
+    return sitk.BinShrink(image, [max(1, round(spacing_mm / spacing)) for spacing in image.GetSpacing()])
