@@ -148,8 +148,7 @@ def counted(cases: list) -> Mapping[str, int]:
     """How many cases each dataset gives; a case's name is dataset/participant."""
     counts: dict[str, int] = {}
     for case in cases:
-        dataset = case.name.split("/")[0]
-        counts[dataset] = counts.get(dataset, 0) + 1
+        counts[case.dataset] = counts.get(case.dataset, 0) + 1
     return counts
 
 

@@ -11,15 +11,21 @@ import torch
 from bidsseg.bids.annotations import LabelMap, find_annotations, find_label_maps
 from bidsseg.bids.query import Scan, find_scans
 from bidsseg.errors import DataError, NothingSelected
-from bidsseg.image.grid import canonical_spacing, labels_to_grid, to_grid, whole_grid
+from bidsseg.image.grid import between, canonical_spacing, labels_to_grid, to_grid, whole_grid
 from bidsseg.image.nifti import read_image, read_labels
 from bidsseg.image.volume import Volume
 from bidsseg.labels import Protocol, load_protocol, load_relation
 from bidsseg.learning.cases import Annotation, Case, positions, towards_ventricles
+from bidsseg.models.library import load_model
+from bidsseg.segmentation.predict import Engine, find_brain
 from bidsseg.settings import Report, Settings
 
 LEARNING_MM = 1.0
 """Cases are kept on a grid of this spacing; samples are drawn from it at the spacing of the recipe."""
+EMPTY, LARGEST_BRAIN_MM3 = 0.3, 2.2e6
+"""A stripped image is 0 in at least that share of its voxels, and no more than so much is left."""
+LOCATOR = "locator"
+"""The model that finds the brain where neither annotation nor image tells."""
 
 
 def load_cases(settings: Settings, report: Report) -> list[Case]:
@@ -103,12 +109,34 @@ def read_label_map(name: str, path: Path, protocol: Protocol) -> Case:
 
 
 def finish(name: str, image: torch.Tensor | None, annotations: list[Annotation]) -> Case:
-    """Adds what is derived from the annotations: the brain, and where the ventricles are."""
+    """Adds what is derived: the brain, and where the ventricles are.
+
+    Where no annotation tells the brain, as those of lesions alone, the image does; the brain is then an annotation too.
+    """
     brain = brain_of(annotations)
+    if brain is None and image is not None:
+        brain = image != 0 if is_stripped(image) else located(name, image)
+        annotations = [*annotations, Annotation(load_protocol("brain"), brain.to(torch.uint8))]
     if brain is None or not brain.any():
         raise DataError(f"{name}: no annotation says where the brain is (a relation to the protocol 'brain' is needed)")
     widening = next((w for a in annotations if (w := towards_ventricles(a)) is not None), None)
     return Case(name, image, tuple(annotations), brain, widening)
+
+
+def is_stripped(image: torch.Tensor) -> bool:
+    """Whether an image (X, Y, Z) on a 1 mm grid shows a brain alone."""
+    shown = int((image != 0).sum())
+    return shown <= min((1 - EMPTY) * image.numel(), LARGEST_BRAIN_MM3)
+
+
+def located(name: str, image: torch.Tensor) -> torch.Tensor:
+    """Where the locator finds the brain in an image (X, Y, Z) on a 1 mm grid; DataError if it finds none."""
+    volume = Volume(image.numpy(), np.eye(4))
+    try:
+        grid, probability = find_brain(volume, load_model(LOCATOR), Engine())
+    except DataError as error:
+        raise DataError(f"{name}: no annotation says where the brain is, and {error}") from error
+    return between(probability, grid, whole_grid(volume, LEARNING_MM)) > 0.5
 
 
 def brain_of(annotations: Iterable[Annotation]) -> torch.Tensor | None:
@@ -125,8 +153,8 @@ def brain_of(annotations: Iterable[Annotation]) -> torch.Tensor | None:
 def split(cases: Sequence[Case], folds: int, fold: int) -> tuple[list[Case], list[Case]]:
     """Cases to learn from and cases held out. Every ``folds``-th participant of each dataset is held out."""
     held: set[str] = set()
-    for dataset in sorted({case.name.split("/")[0] for case in cases}):
-        people = sorted({person(case) for case in cases if case.name.split("/")[0] == dataset})
+    for dataset in sorted({case.dataset for case in cases}):
+        people = sorted({person(case) for case in cases if case.dataset == dataset})
         held |= set(people[fold::folds])
     return [c for c in cases if person(c) not in held], [c for c in cases if person(c) in held]
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from bidsseg.errors import DataError
 from bidsseg.image.files import replacing
 from bidsseg.labels import Protocol, load_relation
+from bidsseg.labels.relation import closed_background
 from bidsseg.learning.augment import Intensity, Spatial
 from bidsseg.learning.cases import Case, Sample, draw_sample
 from bidsseg.learning.losses import Openness, marginal_cross_entropy, marginal_dice
@@ -51,10 +52,14 @@ class State:
 
 
 class Relations:
-    """The prepared relations from each annotation's protocol to each head, looked up once."""
+    """The prepared relations from each annotation's protocol to each head, looked up once.
 
-    def __init__(self, heads: Sequence[Protocol], device: str = "cpu") -> None:
-        self.heads, self.device = heads, device
+    Args:
+        naive: close the background of every annotation (see Loss).
+    """
+
+    def __init__(self, heads: Sequence[Protocol], device: str = "cpu", naive: bool = False) -> None:
+        self.heads, self.device, self.naive = heads, device, naive
         self.known: dict[tuple[str, str], Openness | None] = {}
 
     def get(self, annotation: Protocol, head: Protocol) -> Openness | None:
@@ -62,6 +67,8 @@ class Relations:
         key = (annotation.name, head.name)
         if key not in self.known:
             relation = load_relation(annotation, head)
+            if relation is not None and self.naive:
+                relation = closed_background(relation)
             self.known[key] = None if relation is None else Openness.of(relation, self.device)
         return self.known[key]
 
@@ -117,7 +124,7 @@ def fit(
     opt = plan.recipe.optimiser
     stepper = Stepper(network, opt)
     average = {name: value.detach().clone() for name, value in network.state_dict().items()}
-    relations = Relations(plan.heads, processes.device)
+    relations = Relations(plan.heads, processes.device, plan.recipe.loss.naive)
     state = State()
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.is_file():
@@ -200,6 +207,9 @@ def draw(cases: Sequence[Case], plan: Plan, number: int) -> Sample:
     """One sample of a run, by its number."""
     seed = np.random.SeedSequence([plan.seed % 2**32, number]).generate_state(1)[0]  # torch looks at 32 bits alone
     generator = torch.Generator().manual_seed(int(seed))
+    if plan.recipe.balanced:
+        datasets = sorted({case.dataset for case in cases})
+        cases = [case for case in cases if case.dataset == datasets[number % len(datasets)]]
     with_image = [case for case in cases if case.image is not None]
     without = [case for case in cases if case.image is None]
     synthetic = not with_image or (without and torch.rand((), generator=generator) < plan.recipe.synthetic_share)

@@ -51,6 +51,7 @@ class Recipe:
         synthetic_share: share of the samples that are synthesised from a label map without image.
         steps: number of steps; a run ends earlier when its time is used up.
         batch: samples of each step, which several processes share.
+        balanced: whether the datasets take turns, sample by sample; else every case is drawn equally often.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Recipe:
     synthetic_share: float = 0.33
     steps: int = 100_000
     batch: int = 1
+    balanced: bool = False
     spatial: Spatial = field(default_factory=Spatial)
     intensity: Intensity = field(default_factory=Intensity)
     loss: Loss = field(default_factory=Loss)
@@ -76,7 +78,7 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """How the model learns, defaults included; what its card says by itself is left out."""
-        learning = ("heads", "synthetic_share", "steps", "batch", *PARTS)
+        learning = ("heads", "synthetic_share", "steps", "batch", "balanced", *PARTS)
         return {key: value for key, value in asdict(self).items() if key in learning}
 
 
