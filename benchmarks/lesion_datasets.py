@@ -14,8 +14,10 @@ grid. As in the setting of ACE (Roulet et al. 2019, arXiv 1903.03445) each train
   they are. Labels, in ``derivatives/truth``: tissue and lesion (FASTlesion).
 
 No head is in two of the sets, and no mask of a patient is in ``both``: people to learn from and to be tested on are
-disjoint. People of ``lesions`` share six heads: hold out none of them to measure anything.
-The same DATA gives the same images. Prints the lesion volume of each person, and how much of a mask was kept.
+disjoint. People of ``lesions`` share six heads, so measure nothing on those held out of it. No two people have the same
+name, since a label map would be taken for that of a namesake. The same DATA gives the same images.
+
+Prints the lesion volume of each person, and how much of a mask was kept.
 """
 
 from __future__ import annotations
@@ -80,7 +82,7 @@ def main(data: Path, out: Path) -> None:
     ):
         describe(out / dataset, derivative, protocol)
         for label in heads:
-            name, generator = f"sub-{label}", seeded(f"{dataset}/{label}")
+            name, generator = f"sub-{dataset}{label}", seeded(f"{dataset}/{label}")
             values = placed(read_head(data, label), AS_DRAWN, generator)
             lesions = mapped_to(LESION)[values.long()]
             if dataset == "anatomy":
@@ -112,7 +114,7 @@ def placed(head: Case, spatial: Spatial, generator: Generator) -> Tensor:
     return sample_labels(head.annotations[0].values, warp.source)
 
 
-def mapped_to(*values: int) -> Tensor:
+def mapped_to(*values: int | None) -> Tensor:
     """(R,) which regions of HEAD have one of these values in the generic table."""
     return torch.tensor([region.mapping in values for region in HEAD.regions])
 

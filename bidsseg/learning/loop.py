@@ -97,7 +97,7 @@ def losses(
             total = total + weight * loss.entropy * entropy
             if loss.dice:
                 total = total + weight * loss.dice * marginal_dice(log_probability, annotated, openness, loss.squared)
-            if protocol.name in (head.name, "head"):
+            if protocol.name in (head.name, "head") or len(plan.heads) == 1:
                 parts[f"{protocol.name}>{head.name}"] = entropy.detach()
     return total, parts
 

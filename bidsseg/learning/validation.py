@@ -127,7 +127,7 @@ def compare(result: Segmentation, head: Protocol, annotation: Annotation, relati
     size = max(head.indices) + 1
     both = np.bincount(truth[truth == found], minlength=size)
     total = np.bincount(truth, minlength=size) + np.bincount(found, minlength=size)
-    meant = [r for r, reached in zip(head.regions, relation.allowed.any(0), strict=True) if reached and r.index]
+    meant = [head.regions[i] for i in np.flatnonzero(relation.allowed.any(axis=0)) if head.regions[i].index]
     scores = {r.name: 2 * both[r.index] / total[r.index] for r in meant if total[r.index]}
     inside = truth > 0
     return scores | {ERROR: float((truth[inside] != found[inside]).mean())}
