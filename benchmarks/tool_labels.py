@@ -22,6 +22,9 @@ from bidsseg.image.nifti import read_image, write_labels
 from bidsseg.image.volume import Volume
 from bidsseg.labels import load_protocol
 
+TAIL_PERCENT = 1.0
+"""Of the voxels of the brain, at either end of the brightness."""
+
 
 def main(bids_dir: Path, out: Path) -> None:
     """Writes the label map of every scan that has none yet."""
@@ -57,8 +60,15 @@ def tissue_classes(volume: Volume) -> np.ndarray:
     image = ants.from_numpy(volume.data.astype(np.float32), spacing=spacing)
     brain = ants.from_numpy((volume.data > 0).astype(np.float32), spacing=spacing)
     even = ants.n4_bias_field_correction(image, mask=brain)
+    even = even.new_image_like(within_tails(even.numpy(), volume.data > 0))
     found = ants.atropos(a=even, x=brain, i="kmeans[3]", m="[0.1,1x1x1]", c="[5,0]")["segmentation"].numpy()
     return by_brightness(np.rint(found).astype(np.uint8), even.numpy())
+
+
+def within_tails(image: np.ndarray, brain: np.ndarray) -> np.ndarray:
+    """The image without its extremes in the brain: a few bright vessels would become a class of their own."""
+    low, high = np.percentile(image[brain], (TAIL_PERCENT, 100 - TAIL_PERCENT))
+    return image.clip(low, high)
 
 
 def by_brightness(classes: np.ndarray, image: np.ndarray) -> np.ndarray:

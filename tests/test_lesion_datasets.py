@@ -161,3 +161,10 @@ def test_classes_are_numbered_by_brightness() -> None:
     classes = np.array([[[0, 2, 2, 3, 1, 1]]], np.uint8)
     image = np.array([[[0, 10, 12, 90, 50, 51]]], np.float32)
     assert script("tool_labels").by_brightness(classes, image).tolist() == [[[0, 1, 1, 3, 2, 2]]]
+
+
+def test_a_few_bright_vessels_do_not_widen_the_range_of_brightness() -> None:
+    image = np.concatenate([np.linspace(10, 100, 1000), [5000.0] * 5, [-80.0] * 5]).reshape(1, 1, -1)
+    clipped = script("tool_labels").within_tails(image, np.ones(image.shape, bool))
+    assert 10 <= clipped.min() < 12 and 98 < clipped.max() <= 100
+    assert np.array_equal(clipped[..., 20:-30], image[..., 20:-30])

@@ -145,9 +145,11 @@ def fit(
         progress, told_to_stop = processes.agree(reached, stop())
         if progress >= 1 or told_to_stop:
             break
+        parts: dict[str, Tensor] = {}
         for _ in range(processes.rank, batch, processes.count):
-            loss, parts = losses(network, next(samples).to(processes.device), plan, relations, precision)
+            loss, of_sample = losses(network, next(samples).to(processes.device), plan, relations, precision)
             (loss / batch).backward()
+            parts |= of_sample
         processes.add_gradients(network.parameters())
         stepper.step(progress)
         update(average, network, min(opt.average, (1 + state.step) / (10 + state.step)))
