@@ -1,10 +1,13 @@
 """Dice of a model on labelled scans, through the whole way that a user's scan takes.
 
     python benchmarks/accuracy.py BIDS_DIR --labels PROTOCOL=DERIVATIVES_DIR ... [--also BIDS_DIR] --folds 5 --fold 0
+    python benchmarks/accuracy.py BIDS_DIR --labels FASTlesion=DIR --model TISSUE --lesion-model LESION
 
 With --folds only the participants of that fold are used: those that ``train`` with the same folds held out. Prints,
 for each head, the mean over regions and then over scans with a bootstrap 95 % interval over scans, the share of wrong
-voxels inside the reference brain, and the regions with the lowest Dice; writes one row a region to --table.
+voxels inside the reference brain, and the regions with the lowest Dice, or all if they are few; writes one row a region
+to --table. With --lesion-model the lesions of that model are laid over the tissues (FAST) of the other, as in the
+Multi-UNet baseline of ACE.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ def main() -> None:
     parser.add_argument("--labels", nargs="+", action="extend", required=True, metavar="PROTOCOL=DIR")
     parser.add_argument("--also", nargs="+", default=[], type=Path, metavar="BIDS_DIR")
     parser.add_argument("--model", default="wholebrain")
+    parser.add_argument("--lesion-model")
     parser.add_argument("--folds", type=int, default=0, help="0: all participants")
     parser.add_argument("--fold", type=int, default=0)
     parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])
@@ -35,11 +39,13 @@ def main() -> None:
     labels = {name: Path(folder) for name, folder in (word.split("=", 1) for word in options.labels)}
     settings = Settings(options.bids_dir, Path("never-written"), training=Training(labels=labels, also=options.also))
     model = load_model(options.model)
-    cases = load_cases(settings, Report(), model.card.inputs)
+    lesion_model = load_model(options.lesion_model) if options.lesion_model else None
+    models = [model] if lesion_model is None else [model, lesion_model]
+    cases = load_cases(settings, Report(), max((each.card.inputs for each in models), key=len))
     if options.folds:
         cases = split(cases, options.folds, options.fold)[1]
     started = time.monotonic()
-    table = validate(model, cases, print, options.precision)
+    table = validate(model, cases, print, options.precision, lesion_model=lesion_model)
     print(f"{len(cases)} scans, {(time.monotonic() - started) / len(cases):.1f} s each\n")
     for _, row in summary(table).iterrows():
         part = table[(table["head"] == row["head"]) & (table["annotation"] == row["annotation"])]
@@ -48,8 +54,13 @@ def main() -> None:
             f"{row['head']} (against {row['annotation']}, {row['cases']} scans): "
             f"Dice {mean.mean:.3f} [{mean.low:.3f}, {mean.high:.3f}], voxel error {row['voxel_error']:.3f}"
         )
-        worst = part.groupby("region").dice.mean().drop(ERROR).nsmallest(5)
-        print("  lowest: " + ", ".join(f"{name} {value:.2f}" for name, value in worst.items()))
+        worst = part[part.region != ERROR].groupby("region").dice.mean().nsmallest(5)
+        if part.region.nunique() - 1 <= len(worst):
+            for name in worst.index:
+                mean = estimate(part[part.region == name].dice.to_numpy())
+                print(f"  {name} ({mean.brains} scans): Dice {mean.mean:.3f} [{mean.low:.3f}, {mean.high:.3f}]")
+        else:
+            print("  lowest: " + ", ".join(f"{name} {value:.2f}" for name, value in worst.items()))
     if options.table:
         table.to_csv(options.table, sep="\t", index=False, float_format="%.4f")
 

@@ -6,7 +6,6 @@ import os
 import signal
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -39,7 +38,6 @@ def train_level(settings: Settings) -> Path:
     from bidsseg.learning.voxel_loop import fit_voxels
     from bidsseg.models.card import CARD, Card
     from bidsseg.models.library import build, load_model
-    from bidsseg.segmentation.predict import Engine, find_brain
     from bidsseg.segmentation.voxelwise import StagedSegNet
 
     options, report = settings.training, settings.report
@@ -60,13 +58,7 @@ def train_level(settings: Settings) -> Path:
     report = settings.report if processes.first else Report()
     heads = tuple(load_protocol(name).scored() for name in recipe.heads)
     check_labels(options.labels, heads, report)
-    locate = None
-    if recipe.registration is not None:
-        if recipe.locator is None:
-            raise DataError(f"recipe {recipe.name}: [registration] finds the brains of unlabelled scans: set locator")
-        engine = Engine(processes.device, machine.precision)
-        locate = partial(find_brain, locator=load_model(recipe.locator), engine=engine)
-    cases = load_cases(settings, report, recipe.inputs, locate)
+    cases = load_cases(settings, report, recipe.inputs, unlabelled=recipe.registration is not None)
     seen, unseen = split([case for case in cases if case.annotations], options.folds, options.fold, options.hold_out)
     held = {person(case) for case in unseen}
     unlabelled = [case for case in cases if not case.annotations and person(case) not in held]
@@ -162,7 +154,7 @@ def check_labels(labels: Iterable[str], heads: Sequence[Protocol], report: Repor
             raise UsageError(f"--labels {name}=...: says nothing of the heads {spoken}; leave it out")
         taught |= known
     for head in heads:
-        if head.name not in taught:
+        if head.name not in {*taught, "brain"}:  # the brain is found where no labels tell it
             report.warn(f"no --labels say anything of the head {head.name}, which learns nothing")
 
 
@@ -170,8 +162,7 @@ def counted(cases: list) -> Mapping[str, int]:
     """How many cases each dataset gives; a case's name is dataset/participant."""
     counts: dict[str, int] = {}
     for case in cases:
-        dataset = case.name.split("/")[0]
-        counts[dataset] = counts.get(dataset, 0) + 1
+        counts[case.dataset] = counts.get(case.dataset, 0) + 1
     return counts
 
 

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +14,15 @@ from torch import Tensor, nn
 from bidsseg.errors import DataError
 from bidsseg.labels import Protocol, Region, load_protocol, load_relation
 from bidsseg.labels.relation import identity, open_background, read_relation
-from bidsseg.learning.losses import Openness, marginal_cross_entropy
-from bidsseg.segmentation.merging import lesion_over_tissue
+from bidsseg.learning import loop, validation
+from bidsseg.learning.cases import Annotation, Case, Sampling
+from bidsseg.learning.loop import Plan, Relations
+from bidsseg.learning.losses import Loss, Openness, marginal_cross_entropy
+from bidsseg.learning.recipe import load_recipe
+from bidsseg.learning.validation import ERROR, comparable, compare
+from bidsseg.segmentation.merging import JOINT as JOINT_HEAD
+from bidsseg.segmentation.merging import lesion_over_tissue, with_lesions
+from bidsseg.segmentation.native import Segmentation
 
 
 def protocol(name: str, *indices: int) -> Protocol:
@@ -256,3 +264,89 @@ def test_the_background_of_a_partial_annotation_may_be_all_that_it_does_not_name
     p = torch.softmax(logits, 1)
     told = torch.stack([p[:, [0, 1, 3, 4]].sum(1), p[:, 2], p[:, 5]], 1)
     assert ace(logits, values, partial).item() == pytest.approx(F.nll_loss(told.log(), values).item(), abs=1e-6)
+
+
+# -- how the program trains and measures it ----------------------------------------------------------------------------
+
+FAST, LESION_MASK = load_protocol("FAST"), load_protocol("lesion")
+
+
+def case(name: str, protocol: Protocol, values: Tensor) -> Case:
+    return Case(
+        name, values[None].float() + 1, (Annotation(protocol, values),), torch.ones(values.shape, dtype=torch.bool)
+    )
+
+
+@pytest.mark.parametrize("naive", [False, True])
+def test_the_background_of_a_naive_recipe_is_background(naive: bool) -> None:
+    relations = Relations([JOINT_HEAD], naive=naive)
+    of_lesions, of_tissue = relations.get(LESION_MASK, JOINT_HEAD), relations.get(FAST, JOINT_HEAD)
+    assert of_lesions is not None and of_tissue is not None
+    assert of_lesions.allowed[0].tolist() == [True, *[not naive] * 3, False]
+    assert of_lesions.allowed[1].tolist() == [False] * 4 + [True]
+    assert of_tissue.allowed.tolist() == torch.eye(5, dtype=torch.bool)[:4].tolist()
+
+
+def test_datasets_take_turns() -> None:
+    recipe = replace(load_recipe("ace"), inputs=("T1w",), sampling=Sampling((8, 8, 8), points=0, centre="region"))
+    many = [case(f"anatomy/sub-{i}", FAST, torch.ones(12, 12, 12, dtype=torch.uint8)) for i in range(9)]
+    few = [case("lesions/sub-1", LESION_MASK, torch.ones(12, 12, 12, dtype=torch.uint8))]
+    samples = [loop.draw([*many, *few], Plan(recipe, (JOINT_HEAD,)), number) for number in range(8)]
+    assert [sample.values[0][0].name for sample in samples] == ["FAST", "lesion"] * 4
+    uneven = replace(recipe, balanced=False)
+    names = [loop.draw([*many, *few], Plan(uneven, (JOINT_HEAD,)), number).values[0][0].name for number in range(8)]
+    assert names.count("lesion") < 4
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_the_baselines_differ_from_ace_in_what_they_are_named_for(small: bool) -> None:
+    ace, *others = (load_recipe(name, small) for name in ("ace", "ace-naive-ce", "ace-naive-dice"))
+    assert (ace.loss.naive, ace.loss.entropy, ace.loss.dice) == (False, 1.0, 0.0)
+    assert [(o.loss.naive, o.loss.entropy, o.loss.dice) for o in others] == [(True, 1.0, 0.0), (True, 0.0, 1.0)]
+    tissue, lesion = load_recipe("multi-unet", small), load_recipe("multi-unet-lesion", small)
+    assert (list(ace.heads), list(tissue.heads), list(lesion.heads)) == (["FASTlesion"], ["FAST"], ["lesion", "brain"])
+    for other in (*others, tissue, lesion):
+        same = replace(ace, name="", title="", description="", heads={}, loss=Loss())
+        assert replace(other, name="", title="", description="", heads={}, loss=Loss()) == same
+
+
+def answer(labels: dict[str, np.ndarray], lesion: np.ndarray | None = None) -> Segmentation:
+    first = next(iter(labels.values()), lesion)
+    assert first is not None
+    return Segmentation(labels, {}, first > 0, lesion, 1.0)
+
+
+def test_two_models_are_joined_in_one_protocol() -> None:
+    tissue = np.array([[[0, 1, 2, 3]]], np.uint8)
+    lesion = np.array([[[True, False, False, True]]])
+    joined = with_lesions(answer({"FAST": tissue}), answer({}, lesion))
+    assert joined.labels["FASTlesion"].tolist() == [[[4, 1, 2, 4]]]
+    assert joined.labels["FASTlesion"].dtype == np.uint8
+    with pytest.raises(DataError, match="head FAST and one with the head lesion"):
+        with_lesions(answer({"FAST": tissue}), answer({"FAST": tissue}))
+
+
+def test_two_models_are_measured_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.tensor([[[0, 1, 2, 3, 3, 4, 4, 4]]], dtype=torch.uint8)
+    tissue = np.array([[[0, 1, 2, 3, 3, 3, 2, 2]]], np.uint8)
+    of_tissue, of_lesions = (SimpleNamespace(card=SimpleNamespace(inputs=("T1w",))) for _ in range(2))
+    answers = {id(of_tissue): answer({"FAST": tissue}), id(of_lesions): answer({"FAST": tissue}, values.numpy() == 4)}
+    monkeypatch.setattr(validation, "segment", lambda images, model, precision: answers[id(model)])
+    people = [case("both/sub-1", JOINT_HEAD, values)]
+    table = validation.validate(of_tissue, people, lambda line: None, lesion_model=of_lesions)  # type: ignore[arg-type]
+    assert set(table["head"]) == {"FASTlesion"}
+    assert dict(zip(table.region, table.dice, strict=True)) == {
+        "Cerebrospinal Fluid": 1.0, "Gray Matter": 1.0, "White Matter": 1.0, "Lesion": 1.0, ERROR: 0.0,
+    }  # fmt: skip
+
+
+def test_a_head_is_measured_on_what_each_dataset_knows() -> None:
+    found = {"FASTlesion": np.array([[[0, 1, 2, 3, 3, 4, 4, 4]]], np.uint8)}
+    healthy = case("anatomy/sub-1", FAST, torch.tensor([[[0, 1, 2, 3, 3, 3, 2, 2]]], dtype=torch.uint8))
+    sick = case("lesions/sub-1", LESION_MASK, torch.tensor([[[0, 0, 0, 0, 1, 1, 1, 1]]], dtype=torch.uint8))
+    ((annotation, relation),) = comparable(healthy, JOINT_HEAD)
+    scores = compare(answer(found), JOINT_HEAD, annotation, relation)
+    expected = {"Cerebrospinal Fluid": 1.0, "Gray Matter": 0.5, "White Matter": 0.8, ERROR: 3 / 7}
+    assert scores == pytest.approx(expected)
+    ((annotation, relation),) = comparable(sick, JOINT_HEAD)
+    assert compare(answer(found), JOINT_HEAD, annotation, relation) == pytest.approx({"Lesion": 6 / 7, ERROR: 0.25})

@@ -11,15 +11,17 @@ import torch
 from torch import Generator
 
 from bidsseg.errors import DataError, InputMissing, NothingSelected
-from bidsseg.image.grid import NORMALISATIONS
+from bidsseg.image.grid import NORMALISATIONS, Grid, whole_grid
+from bidsseg.image.volume import Volume
 from bidsseg.labels import Protocol, Region, load_protocol
-from bidsseg.learning import augment, synthesis
+from bidsseg.learning import augment, datasets, synthesis
 from bidsseg.learning.augment import Intensity, Spatial
 from bidsseg.learning.cases import (
     Annotation,
     Case,
     Sample,
     Sampling,
+    draw_centre,
     draw_sample,
     field_of_view,
     positions,
@@ -320,6 +322,27 @@ def test_a_sample_from_anywhere_lies_in_the_scan() -> None:
     assert len(counts) > 6
 
 
+def test_a_sample_lies_around_any_region_equally_often() -> None:
+    given = case()
+    values = given.finest.values.clone()
+    values[12:15, 14:17, 12:15] = STRUCTURES.indices.index(25)  # a lesion of 27 voxels
+    given = replace(given, annotations=(Annotation(STRUCTURES, values),))
+    drawn = [draw_centre(given, seeded(seed)).long() for seed in range(600)]
+    assert all(given.brain[tuple(place)] for place in drawn)
+    count = torch.bincount(torch.stack([values[tuple(place)] for place in drawn]).long())
+    assert (count[count > 0] > 80).all() and (count > 0).sum() == 6  # of 100 each
+    sampling = replace(SAMPLING, centre="region", points=0)
+    for seed in range(6):
+        sample = draw_sample(given, sampling, replace(STILL, still=1), CALM, 1.0, seeded(seed))
+        at_centre = sample.values[0][1].reshape(sampling.shape)[15:17, 15:17, 15:17]
+        assert values[tuple(draw_centre(given, seeded(seed)).long())] in at_centre
+
+
+def test_only_known_centres() -> None:
+    with pytest.raises(ValueError, match="no centre 'lesion': brain or region"):
+        replace(SAMPLING, centre="lesion")
+
+
 # -- several images ----------------------------------------------------------------------------------------------------
 
 
@@ -569,10 +592,58 @@ def test_nothing_to_learn_from(tissues: Settings, tmp_path: Path) -> None:
         load_cases(lost, lost.report)
 
 
-def test_lesions_alone_do_not_say_where_the_brain_is(tissues: Settings, tmp_path: Path) -> None:
+@pytest.fixture
+def lesions(tissues: Settings, tmp_path: Path) -> Settings:
+    """One of the participants with the lesions alone."""
     affine = phantoms.grid(8.0, "LAS", (24, 28, 24))
-    lesions = (phantoms.head(affine, (24, 28, 24), phantoms.LABEL) == 4).astype(np.uint8)
-    phantoms.save(tmp_path / "manual" / "sub-01" / "anat" / "sub-01_label-lesion_mask.nii.gz", lesions, affine)
-    asked = replace(tissues, training=Training(labels={"lesion": tmp_path / "manual"}))
-    with pytest.raises(DataError, match="my_data/sub-01: no annotation says where the brain is"):
-        load_cases(asked, asked.report)
+    values = (phantoms.head(affine, (24, 28, 24), phantoms.LABEL) == 4).astype(np.uint8)
+    phantoms.save(tmp_path / "manual" / "sub-01" / "anat" / "sub-01_label-lesion_mask.nii.gz", values, affine)
+    return replace(tissues, training=Training(labels={"lesion": tmp_path / "manual"}))
+
+
+def test_the_brain_of_a_stripped_scan_with_lesions_alone_is_what_is_left_of_it(lesions: Settings) -> None:
+    affine = np.diag([0.5, 0.5, 0.5, 1]) @ phantoms.grid(8.0, "LAS", (24, 28, 24))
+    values = phantoms.head(2 * affine, (24, 28, 24), phantoms.LABEL)
+    anat = lesions.bids_dir / "sub-01" / "anat"
+    phantoms.save(anat / "sub-01_T1w.nii.gz", values.astype(np.int16) * 100, affine)
+    mask = lesions.training.labels["lesion"] / "sub-01" / "anat" / "sub-01_label-lesion_mask.nii.gz"
+    phantoms.save(mask, (values == 4).astype(np.uint8), affine)
+    (found,) = load_cases(lesions, lesions.report)
+    assert found.image is not None
+    assert torch.equal(found.brain, found.image[0] != 0)
+    assert 1 < found.brain.sum().item() / (64 * (values > 0).sum()) < 1.3  # 4 mm voxels are interpolated
+    assert [a.protocol.name for a in found.annotations] == ["lesion", "brain"]
+    assert torch.equal(found.annotations[1].values > 0, found.brain)
+    assert found.finest is found.annotations[0]
+
+
+@pytest.mark.parametrize("empty, litres, stripped", [(0.8, 1.3, True), (0.6, 2.5, False), (0.1, 1.3, False)])
+def test_a_head_without_air_is_not_taken_for_a_brain(empty: float, litres: float, stripped: bool) -> None:
+    image = torch.zeros(round(litres * 1e6 / (1 - empty)))
+    image[: round(litres * 1e6)] = 1
+    assert datasets.is_stripped(image) == stripped
+
+
+def test_the_locator_finds_the_brain_of_a_head_with_lesions_alone(
+    lesions: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find(images: dict[str, Volume], model: object, engine: object) -> tuple[Grid, torch.Tensor]:
+        grid = whole_grid(images["T1w"], 4.0)
+        return grid, torch.ones(grid.shape) * (torch.arange(grid.shape[0]) < grid.shape[0] // 2)[:, None, None]
+
+    monkeypatch.setattr(datasets, "find_brain", find)
+    (found,) = load_cases(lesions, lesions.report)
+    half = len(found.brain) // 2
+    assert found.brain[: half - 4].all() and not found.brain[half + 4 :].any()
+
+
+def test_lesions_alone_do_not_say_where_the_brain_is(lesions: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(*_: object) -> None:
+        raise DataError("no brain found in the image")
+
+    monkeypatch.setattr(datasets, "find_brain", find)
+    with pytest.raises(DataError, match=r"my_data/sub-01: no brain found"):
+        load_cases(lesions, lesions.report)
+    (lesions.bids_dir / "sub-01" / "anat" / "sub-01_T1w.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"my_data/sub-01: no annotation|manual/sub-01: no annotation"):
+        load_cases(lesions, lesions.report)

@@ -8,7 +8,7 @@ import pytest
 
 from bidsseg.errors import DataError
 from bidsseg.labels import Protocol, Region, Relation, load_protocol, load_relation, shipped_protocols
-from bidsseg.labels.relation import FOLDER, identity, open_background, read_relation
+from bidsseg.labels.relation import FOLDER, closed_background, identity, open_background, read_relation
 
 TABLES = sorted(path.stem for path in FOLDER.glob("*.tsv"))
 GENERIC = {"WM": 2, "CSF": 3}
@@ -124,7 +124,7 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_protocol_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(DataError, match=r"'Brodmann'.*BrainCOLOR, FAST, FreeSurfer"):
+    with pytest.raises(DataError, match=r"'Brodmann'.*BrainCOLOR, FAST, FASTlesion, FreeSurfer"):
         load_protocol("Brodmann")
 
 
@@ -177,7 +177,8 @@ def test_the_tables_that_the_first_model_needs_are_shipped() -> None:
 def test_shipped_tables_reach_every_region_and_leave_open_only_what_is_not_scored(table: str) -> None:
     relation = shipped(table)
     open_rows = relation.allowed.all(1)
-    assert relation.allowed.any(0).all()
+    reached = relation.allowed.any(0)
+    assert reached.all() or (table, reached.tolist()) == ("FAST_FASTlesion", [True] * 4 + [False])  # healthy people
     for region, is_open in zip(relation.annotation.regions[1:], open_rows[1:], strict=True):
         assert not (is_open and region.scored), region.name
 
@@ -210,6 +211,34 @@ def test_the_way_through_another_protocol_allows_what_the_direct_one_says(table:
     through = there.allowed.astype(int) @ onwards.allowed.astype(int)
     contradicted = direct.allowed & (through == 0) & ~direct.allowed.all(1)[:, None]
     assert [first.regions[i].name for i in np.flatnonzero(contradicted.any(1))] == []
+
+
+def test_lesions_and_tissues_relate_both_ways() -> None:
+    joint, fast, lesion = (load_protocol(name) for name in ("FASTlesion", "FAST", "lesion"))
+    found = {(a.name, b.name): load_relation(a, b) for a in (joint, fast, lesion) for b in (joint, fast, lesion)}
+    rows = {pair: [np.flatnonzero(row).tolist() for row in r.allowed] for pair, r in found.items() if r is not None}
+    assert rows["FAST", "FASTlesion"] == [[0], [1], [2], [3]]
+    assert rows["lesion", "FASTlesion"] == [[0, 1, 2, 3], [4]]
+    assert rows["FASTlesion", "lesion"] == [[0], [0], [0], [0], [1]]
+    assert rows["FASTlesion", "FAST"] == [[0], [1], [2], [3], [2, 3]]
+    for name in ("FreeSurfer", "head"):
+        finer = load_protocol(name)
+        one, other = load_relation(finer, joint), load_relation(finer, fast)
+        assert one is not None and other is not None
+        sick = np.array([region.mapping == 7 for region in finer.regions])
+        assert np.array_equal(one.allowed[~sick, :4], other.allowed[~sick])
+        assert one.allowed[sick].tolist() == [[False] * 4 + [True]] * sick.sum()
+
+
+def test_atropos_and_fast_draw_tissue_each_in_its_own_way() -> None:
+    atropos, fast = load_protocol("Atropos"), load_protocol("FAST")
+    assert [r.abbreviation for r in atropos.regions] == [r.abbreviation for r in fast.regions]
+    assert load_relation(atropos, fast) is load_relation(fast, atropos) is None
+
+
+def test_a_closed_background_is_background() -> None:
+    relation = open_background(protocol("lesion", 0, 3), protocol("tissues", 0, 1, 2, 3))
+    assert closed_background(relation).allowed.tolist() == [[True, False, False, False], [False, False, False, True]]
 
 
 def test_tissues_agree_with_the_generic_table() -> None:

@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from bidsseg.errors import DataError, TemporaryFailure, UsageError
 from bidsseg.image.grid import Grid, whole_grid
 from bidsseg.image.volume import Volume
 from bidsseg.labels import load_protocol
+from bidsseg.learning import datasets as reading
 from bidsseg.learning.augment import Intensity, Spatial, Warp, sample_image, sample_labels
 from bidsseg.learning.cases import Annotation, Case, Sampling
 from bidsseg.learning.datasets import load_cases
@@ -26,7 +26,6 @@ from bidsseg.learning.registration import Mover, Registration, displace, placed
 from bidsseg.learning.registration_loop import WEIGHTS, fit_mover, pair
 from bidsseg.models import card, library
 from bidsseg.networks.dfnet import DFNet, similarity_loss, warp
-from bidsseg.segmentation import predict
 from bidsseg.settings import Report, Settings, Training
 from bidsseg.train import Interruption, train_level
 
@@ -269,7 +268,7 @@ Ask = Callable[..., Settings]
 @pytest.fixture
 def ask(datasets: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
     """Settings of a run, with the unlabelled dataset unless told otherwise."""
-    monkeypatch.setattr(predict, "find_brain", find_brain)
+    monkeypatch.setattr(reading, "find_brain", find_brain)
 
     def settings(text: str = TEXT, output: str = "out", **training: Any) -> Settings:
         path = tmp_path / "recipe.toml"
@@ -290,12 +289,11 @@ def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unlabelled_scans_are_cases_without_annotations(ask: Ask, datasets: tuple[Path, Path, Path]) -> None:
     settings = ask()
-    locate = partial(find_brain, locator=library.load_model("locator"), engine=None)
-    cases = load_cases(settings, settings.report, locate=locate)
+    cases = load_cases(settings, settings.report, unlabelled=True)
     assert [case.name for case in cases] == ["bids/sub-01", "bids/sub-02", "other/sub-03", "other/sub-04"]
     assert [len(case.annotations) for case in cases] == [1, 1, 0, 0]
     found, labelled = cases[2], cases[0]
-    assert found.image is not None and found.image.shape == found.brain.shape == labelled.brain.shape
+    assert found.image is not None and found.image.shape[1:] == found.brain.shape == labelled.brain.shape
     both = (found.brain & labelled.brain).sum() * 2 / (found.brain.sum() + labelled.brain.sum())
     assert both > 0.8
     plain = load_cases(settings, settings.report)
@@ -339,18 +337,12 @@ def test_without_an_unlabelled_scan_it_says_what_to_give(ask: Ask) -> None:
     assert not settings.output_dir.exists()
 
 
-def test_a_recipe_with_registration_needs_a_locator(ask: Ask) -> None:
-    text = TEXT.replace('base = "eneuronet-registration"', 'title = "Tissue"') + '[network]\nname = "eneuronet"\n'
-    with pytest.raises(DataError, match="set locator"):
-        train_level(ask(text))
-
-
 def test_an_unlabelled_scan_without_a_brain_is_named(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(*_: Any, **__: Any) -> None:
         raise DataError("no brain found in the image")
 
-    monkeypatch.setattr(predict, "find_brain", nothing)
-    with pytest.raises(DataError, match=r"other.*sub-03_T1w\.nii\.gz: no brain found"):
+    monkeypatch.setattr(reading, "find_brain", nothing)
+    with pytest.raises(DataError, match="other/sub-03: no brain found"):
         train_level(ask())
 
 

@@ -64,6 +64,13 @@ def open_background(annotation: Protocol, head: Protocol) -> Relation:
     return Relation(annotation, head, allowed)
 
 
+def closed_background(relation: Relation) -> Relation:
+    """The same, but background is background: the naive baselines of ACE (Roulet et al. 2019, arXiv 1903.03445)."""
+    allowed = relation.allowed.copy()
+    allowed[relation.annotation.indices.index(0)] = np.array(relation.head.indices) == 0
+    return Relation(relation.annotation, relation.head, allowed)
+
+
 def named_regions(annotation: Protocol) -> set[str]:
     """The names of what a protocol tells apart from its background."""
     return {region.name for region in annotation.regions if region.index != 0 and region.scored}

@@ -56,6 +56,21 @@ class Case:
     brain: Tensor
     widening: Tensor | None = None
 
+    @property
+    def dataset(self) -> str:
+        """The dataset it is of: a name is dataset/participant."""
+        return self.name.split("/")[0]
+
+    @property
+    def kind(self) -> tuple[str, ...]:
+        """The protocols that it is annotated in."""
+        return tuple(sorted(annotation.protocol.name for annotation in self.annotations))
+
+    @property
+    def finest(self) -> Annotation:
+        """The annotation of most regions."""
+        return max(self.annotations, key=lambda annotation: len(annotation.protocol.regions))
+
     @cached_property
     def centre(self) -> Tensor:
         """Voxel (3,) in the middle of the brain."""
@@ -73,6 +88,8 @@ class Sampling:
         balance: a region of n voxels is drawn in proportion to n ** (1 - balance) (0: as it is; 1: all alike).
         anywhere: the sample may lie anywhere in the scan and not around the brain; its brightness is that of the whole
             scan, normalised, and nothing of it is hidden or changed.
+        centre: what the sample lies around: the middle of the "brain", or a voxel of a "region" drawn evenly from
+            those that are annotated in the brain.
         whole_head: the sample shows the whole head and not the brain alone.
         t1w_like: share of synthetic images near the contrast of a T1w.
         stripped: share of whole-head samples whose skull is stripped.
@@ -90,6 +107,11 @@ class Sampling:
     cut: float = 0.4
     anywhere: bool = False
     missing: float = 0.0
+    centre: str = "brain"
+
+    def __post_init__(self) -> None:
+        if self.centre not in ("brain", "region"):
+            raise ValueError(f"no centre '{self.centre}': brain or region")
 
 
 @dataclass(frozen=True)
@@ -148,6 +170,8 @@ def draw_sample(
     if sampling.anywhere:
         reach = (torch.tensor(case.brain.shape) - torch.tensor(sampling.shape) * spacing_mm).clamp(min=0) / 2
         centre = middle + reach * (2 * torch.rand(3, generator=generator) - 1)
+    elif sampling.centre == "region":
+        centre = draw_centre(case, generator)
     elif sampling.whole_head:
         centre = centre + uniform(0, 1, generator) * (middle - centre)
     warp = draw_warp(spatial, sampling.shape, spacing_mm, centre, case.widening, generator)
@@ -191,6 +215,15 @@ def draw_sample(
     return sample
 
 
+def draw_centre(case: Case, generator: Generator) -> Tensor:
+    """A voxel (3,) of the brain: all regions of the finest annotation equally often, however small."""
+    values = case.finest.values
+    present = values[case.brain].unique()
+    region = present[torch.randint(len(present), (), generator=generator)]
+    places = torch.nonzero(case.brain & (values == region))
+    return places[torch.randint(len(places), (), generator=generator)].float()
+
+
 def jittered_coordinates(brain: Tensor, generator: Generator) -> Tensor:
     """Coordinates in the frame of a brain (D/2, H/2, W/2), as uncertain as the frame of an unseen scan is."""
     centre, half = brain_frame(brain)
@@ -222,8 +255,7 @@ def draw_points(brain: Tensor, case: Case, source: Tensor, sampling: Sampling, g
         return everywhere
     points = 2 * blocks[torch.randint(len(blocks), (3 * count,), generator=generator)]
     points += torch.randint(2, points.shape, generator=generator)
-    finest = max(case.annotations, key=lambda annotation: len(annotation.protocol.regions))
-    values = sample_labels(finest.values, source[points[:, 0], points[:, 1], points[:, 2]]).long()
+    values = sample_labels(case.finest.values, source[points[:, 0], points[:, 1], points[:, 2]]).long()
     weight = torch.bincount(values).float()[values] ** -sampling.balance
     points = points[torch.multinomial(weight, count, generator=generator)]
     return torch.cat([points, everywhere])

@@ -2,39 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from bidsseg.bids.annotations import LabelMap, find_annotations, find_label_maps
 from bidsseg.bids.query import Scan, find_scans
 from bidsseg.errors import DataError, NothingSelected, UsageError
 from bidsseg.image.align import read_aligned
-from bidsseg.image.grid import Grid, between, canonical_spacing, labels_to_grid, stack, whole_grid
+from bidsseg.image.grid import between, canonical_spacing, labels_to_grid, stack, whole_grid
 from bidsseg.image.nifti import read_labels
 from bidsseg.image.volume import Volume
 from bidsseg.labels import Protocol, load_protocol, load_relation
 from bidsseg.learning.cases import Annotation, Case, positions, towards_ventricles
+from bidsseg.models.library import load_model
+from bidsseg.segmentation.predict import Engine, find_brain
 from bidsseg.settings import Report, Settings
-
-Locate = Callable[[Mapping[str, Volume]], tuple[Grid, torch.Tensor]]
-"""Finds the brain of a scan: a grid, and the brain's probability on it (``segmentation.predict.find_brain``)."""
 
 LEARNING_MM = 1.0
 """Cases are kept on a grid of this spacing; samples are drawn from it at the spacing of the recipe."""
+EMPTY, LARGEST_BRAIN_MM3 = 0.3, 2.2e6
+"""A stripped image is 0 in at least that share of its voxels, and no more than so much is left."""
+LOCATOR = "locator"
+"""The model that finds the brain where neither annotation nor image tells."""
 
 
 def load_cases(
-    settings: Settings, report: Report, inputs: Sequence[str] = ("T1w",), locate: Locate | None = None
+    settings: Settings, report: Report, inputs: Sequence[str] = ("T1w",), unlabelled: bool = False
 ) -> list[Case]:
     """Every scan of the datasets with its annotations, and every label map without an image, sorted by name.
 
-    Scans without any annotation are named and passed over, or, if there is something that finds their brain, are cases
-    without annotations; label maps in a folder of ``--labels`` for which no dataset has an image, selected or not, are
-    learned from by synthesis.
+    Scans without any annotation are named and passed over; label maps in a folder of ``--labels`` for which no dataset
+    has an image, selected or not, are learned from by synthesis.
 
     Args:
+        unlabelled: whether scans without any annotation are cases too, without annotations.
         inputs: suffixes of the images that are read, the T1w first; a scan may lack the others.
     """
     datasets = [settings.bids_dir, *settings.training.also]
@@ -53,9 +57,9 @@ def load_cases(
             if scan.key in chosen and maps:
                 report.detail(f"reading {dataset.name}/{scan.key}")
                 cases.append(read_case(dataset, scan, maps, protocols, inputs, report))
-            elif scan.key in chosen and locate is not None:
+            elif scan.key in chosen and unlabelled:
                 report.detail(f"reading {dataset.name}/{scan.key}, without annotation")
-                cases.append(read_unlabelled(dataset, scan, inputs, locate))
+                cases.append(read_unlabelled(dataset, scan, inputs))
             elif scan.key in chosen:
                 report.warn(f"{dataset.name}/{scan.key}: no annotation, passed over")
     for name, folder in labels.items():
@@ -117,15 +121,12 @@ def read_case(
     return finish(name, stack(images.volumes, inputs, grid), annotations)
 
 
-def read_unlabelled(dataset: Path, scan: Scan, inputs: Sequence[str], locate: Locate) -> Case:
-    """A scan without annotations; DataError if no brain is found in it."""
+def read_unlabelled(dataset: Path, scan: Scan, inputs: Sequence[str]) -> Case:
+    """A scan without annotations."""
     images = read_aligned(scan.images(inputs)).volumes
-    grid = whole_grid(images[inputs[0]], LEARNING_MM)
-    try:
-        around, brain = locate(images)
-    except DataError as error:
-        raise DataError(f"{scan.t1w}: {error}") from error
-    return Case(f"{dataset.name}/{scan.key}", stack(images, inputs, grid), (), between(brain, around, grid) > 0.5)
+    image = stack(images, inputs, whole_grid(images[inputs[0]], LEARNING_MM))
+    name = f"{dataset.name}/{scan.key}"
+    return Case(name, image, (), brain_in(name, image[0]))
 
 
 def read_label_map(name: str, path: Path, protocol: Protocol) -> Case:
@@ -137,12 +138,39 @@ def read_label_map(name: str, path: Path, protocol: Protocol) -> Case:
 
 
 def finish(name: str, image: torch.Tensor | None, annotations: list[Annotation]) -> Case:
-    """Adds what is derived from the annotations: the brain, and where the ventricles are."""
+    """Adds what is derived: the brain, and where the ventricles are.
+
+    Where no annotation tells the brain, as those of lesions alone, the image does; the brain is then an annotation too.
+    """
     brain = brain_of(annotations)
+    if brain is None and image is not None:
+        brain = brain_in(name, image[0])
+        annotations = [*annotations, Annotation(load_protocol("brain"), brain.to(torch.uint8))]
     if brain is None or not brain.any():
         raise DataError(f"{name}: no annotation says where the brain is (a relation to the protocol 'brain' is needed)")
     widening = next((w for a in annotations if (w := towards_ventricles(a)) is not None), None)
     return Case(name, image, tuple(annotations), brain, widening)
+
+
+def brain_in(name: str, image: torch.Tensor) -> torch.Tensor:
+    """All that a stripped image (X, Y, Z) on a 1 mm grid shows, else where the locator finds the brain.
+
+    DataError if it finds none.
+    """
+    if is_stripped(image):
+        return image != 0
+    volume = Volume(image.numpy(), np.eye(4))
+    try:
+        grid, probability = find_brain({"T1w": volume}, load_model(LOCATOR), Engine())
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+    return between(probability, grid, whole_grid(volume, LEARNING_MM)) > 0.5
+
+
+def is_stripped(image: torch.Tensor) -> bool:
+    """Whether an image (X, Y, Z) on a 1 mm grid shows a brain alone."""
+    shown = int((image != 0).sum())
+    return shown <= min((1 - EMPTY) * image.numel(), LARGEST_BRAIN_MM3)
 
 
 def brain_of(annotations: Iterable[Annotation]) -> torch.Tensor | None:
@@ -166,8 +194,8 @@ def split(cases: Sequence[Case], folds: int, fold: int, hold_out: Sequence[str] 
     missing = set(hold_out) - {label(case) for case in cases}
     if missing:
         raise UsageError(f"--hold-out {sorted(missing)[0]}: no participant of this label has an annotation")
-    for dataset in () if hold_out else sorted({case.name.split("/")[0] for case in cases}):
-        people = sorted({person(case) for case in cases if case.name.split("/")[0] == dataset})
+    for dataset in () if hold_out else sorted({case.dataset for case in cases}):
+        people = sorted({person(case) for case in cases if case.dataset == dataset})
         held |= set(people[fold::folds])
     return [c for c in cases if person(c) not in held], [c for c in cases if person(c) in held]
 

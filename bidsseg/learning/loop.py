@@ -21,6 +21,7 @@ from torch import Generator, Tensor, nn
 from bidsseg.errors import DataError
 from bidsseg.image.files import replacing
 from bidsseg.labels import Protocol, load_relation
+from bidsseg.labels.relation import closed_background
 from bidsseg.learning.augment import Intensity, Spatial
 from bidsseg.learning.cases import Case, Sample, draw_sample
 from bidsseg.learning.losses import Openness, marginal_cross_entropy, marginal_dice
@@ -57,10 +58,14 @@ class State:
 
 
 class Relations:
-    """The prepared relations from each annotation's protocol to each head, looked up once."""
+    """The prepared relations from each annotation's protocol to each head, looked up once.
 
-    def __init__(self, heads: Sequence[Protocol], device: str = "cpu") -> None:
-        self.heads, self.device = heads, device
+    Args:
+        naive: close the background of every annotation (see Loss).
+    """
+
+    def __init__(self, heads: Sequence[Protocol], device: str = "cpu", naive: bool = False) -> None:
+        self.heads, self.device, self.naive = heads, device, naive
         self.known: dict[tuple[str, str], Openness | None] = {}
 
     def get(self, annotation: Protocol, head: Protocol) -> Openness | None:
@@ -68,6 +73,8 @@ class Relations:
         key = (annotation.name, head.name)
         if key not in self.known:
             relation = load_relation(annotation, head)
+            if relation is not None and self.naive:
+                relation = closed_background(relation)
             self.known[key] = None if relation is None else Openness.of(relation, self.device)
         return self.known[key]
 
@@ -103,7 +110,7 @@ def losses(
             total = total + weight * loss.entropy * entropy
             if loss.dice:
                 total = total + weight * loss.dice * marginal_dice(log_probability, annotated, openness, loss.squared)
-            if protocol.name in (head.name, "head"):
+            if protocol.name in (head.name, "head") or len(plan.heads) == 1:
                 parts[f"{protocol.name}>{head.name}"] = entropy.detach()
     return total, parts
 
@@ -130,7 +137,7 @@ def fit(
     opt = plan.recipe.optimiser
     stepper = Stepper(network, opt)
     average = {name: value.detach().clone() for name, value in network.state_dict().items()}
-    relations = Relations(plan.heads, processes.device)
+    relations = Relations(plan.heads, processes.device, plan.recipe.loss.naive)
     state = State()
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.is_file():
@@ -151,9 +158,12 @@ def fit(
         progress, told_to_stop = processes.agree(reached, stop())
         if progress >= 1 or told_to_stop:
             break
+        parts: dict[str, Tensor] = {}
         for _ in range(processes.rank, batch, processes.count):
-            loss, parts = losses(network, next(samples).to(processes.device), plan, relations, precision, progress)
+            sample = next(samples).to(processes.device)
+            loss, of_sample = losses(network, sample, plan, relations, precision, progress)
             (loss / batch).backward()
+            parts |= of_sample
         processes.add_gradients(network.parameters())
         stepper.step(progress)
         update(average, network, min(opt.average, (1 + state.step) / (10 + state.step)))
@@ -212,6 +222,9 @@ def drawn(cases: Sequence[Case], plan: Plan, first: int, processes: Processes = 
 def draw(cases: Sequence[Case], plan: Plan, number: int) -> Sample:
     """One sample of a run, by its number."""
     generator = seeded(plan.seed, number)
+    if plan.recipe.balanced:
+        kinds = sorted({case.kind for case in cases})
+        cases = [case for case in cases if case.kind == kinds[number % len(kinds)]]
     with_image = [case for case in cases if case.image is not None]
     without = [case for case in cases if case.image is None]
     synthetic = not with_image or (without and torch.rand((), generator=generator) < plan.recipe.synthetic_share)

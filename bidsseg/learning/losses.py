@@ -26,11 +26,14 @@ class Loss:
 
     Attributes:
         squared: whether the Dice term has squares in the denominator and counts absent regions, as E-NeuroNet's.
+        naive: whether the background of every annotation is taken for the head's background, as in the baselines of
+            ACE, even where it may be more.
     """
 
     entropy: float = 1.0
     dice: float = 0.5
     squared: bool = False
+    naive: bool = False
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,8 @@ class Recipe:
         synthetic_share: share of the samples that are synthesised from a label map without image.
         steps: number of steps; a run ends earlier when its time is used up.
         batch: samples of each step, which several processes share.
+        balanced: whether scans with different kinds of annotation take turns, sample by sample; else every case is
+            drawn equally often.
         registration: if given, samples are moved onto unlabelled scans too.
     """
 
@@ -84,6 +86,7 @@ class Recipe:
     synthetic_share: float = 0.33
     steps: int = 100_000
     batch: int = 1
+    balanced: bool = False
     spatial: Spatial = field(default_factory=Spatial)
     intensity: Intensity = field(default_factory=Intensity)
     loss: Loss = field(default_factory=Loss)
@@ -100,7 +103,7 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """How the model learns, defaults included; what its card says by itself is left out."""
-        learning = ("heads", "fading", "synthetic_share", "steps", "batch", *PARTS)
+        learning = ("heads", "fading", "synthetic_share", "steps", "batch", "balanced", *PARTS)
         return {key: value for key, value in asdict(self).items() if key in learning}
 
 

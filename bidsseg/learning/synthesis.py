@@ -7,34 +7,54 @@ draws stay near the contrast of a T1w, since most scans are.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from bidsseg.image.grid import dilate
-from bidsseg.labels import Protocol
+from bidsseg.labels import Protocol, Region
 from bidsseg.learning.augment import uniform
 
 T1W = {0: None, 1: 0.55, 2: 0.85, 3: 0.15, 6: None, 7: 0.5, 8: 0.55, 9: 0.64, 10: 0.8, 11: 0.55}
 """Brightness of each class of the generic BIDS table in a T1w; None: anything."""
+FLAIR = {0: None, 1: 0.6, 2: 0.5, 3: 0.08, 6: None, 7: 0.9, 8: 0.62, 9: 0.58, 10: 0.52, 11: 0.6}
+"""The same in a FLAIR."""
 NOT_BRAIN, BRIGHTEST = 6, 1.8
 """Tissue outside the brain, of which fat is brighter than anything in it."""
 PATCH_MM = 24.0
 """Size of the places where a skull-stripping leaves more than elsewhere."""
 SPECIFIC = {"Thalamus": 0.7, "Pallidum": 0.78, "Ventral DC": 0.78, "Choroid": 0.35, "Vessel": 0.3, "Chiasm": 0.6}
-"""Exceptions by name."""
+"""Exceptions by name, in a T1w."""
+CONTRASTS: Mapping[str, tuple[Mapping[int, float | None], Mapping[str, float]]] = {
+    "T1w": (T1W, SPECIFIC),
+    "FLAIR": (FLAIR, {"Pallidum": 0.5, "Choroid": 0.45, "Vessel": 0.2}),
+}
+"""By the suffix of an image: brightness of the classes, and exceptions by name."""
 
 
-def brightness(protocol: Protocol, t1w_like: bool, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the brightness of each region, both (R,); left and right are alike."""
+def expected(region: Region, contrast: str) -> float | None:
+    """Mean brightness of a region in an image of that suffix, about 0..1; None if it may be anything."""
+    classes, exceptions = CONTRASTS[contrast]
+    return next((v for word, v in exceptions.items() if word in region.name), classes.get(region.mapping or 0))
+
+
+def brightness(
+    protocol: Protocol, realistic: bool, generator: Generator, contrast: str = "T1w"
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the brightness of each region, both (R,); left and right are alike.
+
+    Args:
+        realistic: near the contrast; else any brightness.
+    """
     means = torch.rand(len(protocol.regions), generator=generator)
-    if t1w_like:
+    if realistic:
         outside = torch.tensor([region.mapping in (None, NOT_BRAIN) for region in protocol.regions])
         means[outside] *= BRIGHTEST
         jitter = 0.06 * torch.randn(len(means), generator=generator)
         for i, region in enumerate(protocol.regions):
-            value = next((v for word, v in SPECIFIC.items() if word in region.name), T1W.get(region.mapping or 0))
+            value = expected(region, contrast)
             if value is not None:
                 means[i] = (value + jitter[i]).clamp(0.02, 1)
     spread = 0.01 + 0.07 * torch.rand(len(means), generator=generator)
@@ -46,9 +66,15 @@ def brightness(protocol: Protocol, t1w_like: bool, generator: Generator) -> tupl
     return means, spread
 
 
-def synthesise(labels: Tensor, protocol: Protocol, t1w_like: bool, generator: Generator) -> Tensor:
-    """An image (D, H, W) in about 0..1 from positions in the protocol's table, (D, H, W) integers."""
-    means, spread = brightness(protocol, t1w_like, generator)
+def synthesise(
+    labels: Tensor, protocol: Protocol, realistic: bool, generator: Generator, contrast: str = "T1w"
+) -> Tensor:
+    """An image (D, H, W) in about 0..1 from positions in the protocol's table, (D, H, W) integers.
+
+    Args:
+        realistic: near the contrast that the images of a suffix have; else any.
+    """
+    means, spread = brightness(protocol, realistic, generator, contrast)
     flat = labels.long()
     texture = torch.randn(labels.shape, generator=generator)
     image = means[flat] + spread[flat] * texture

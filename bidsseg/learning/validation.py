@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,10 +12,12 @@ from torch import Generator
 from bidsseg.errors import DataError
 from bidsseg.image.volume import Volume
 from bidsseg.labels import Protocol, Relation, load_relation
+from bidsseg.labels.relation import identity
 from bidsseg.learning.augment import Intensity, change_intensity
 from bidsseg.learning.cases import Annotation, Case
 from bidsseg.learning.synthesis import synthesise_each
 from bidsseg.models.library import Model
+from bidsseg.segmentation.merging import JOINT, with_lesions
 from bidsseg.segmentation.native import Segmentation
 from bidsseg.segmentation.predict import segment
 
@@ -24,23 +26,34 @@ ERROR = "voxel error"
 
 
 def validate(
-    model: Model, cases: Sequence[Case], say: Callable[[str], None], precision: str = "fp32", t1w_like: bool = True
+    model: Model,
+    cases: Sequence[Case],
+    say: Callable[[str], None],
+    precision: str = "fp32",
+    t1w_like: bool = True,
+    lesion_model: Model | None = None,
 ) -> pd.DataFrame:
     """Dice of every region of every head on every case; columns case, head, annotation, region, dice.
 
     Regions absent from both are left out; so are voxels whose annotation leaves open what they are.
+
+    Args:
+        lesion_model: another model, whose lesions are laid over the tissues of this one before it is measured.
     """
+    heads = model.heads if lesion_model is None else {JOINT.name: JOINT}
+    inputs = max((m.card.inputs for m in (model, lesion_model) if m is not None), key=len)
     rows: list[dict[str, object]] = []
     for case in cases:
-        inputs = model.card.inputs
         image = case.image if case.image is not None else synthetic_scan(case, t1w_like, len(inputs))
-        images = {name: Volume(channel.numpy(), np.eye(4)) for name, channel in zip(inputs, image, strict=True)}
+        scan = {name: Volume(channel.numpy(), np.eye(4)) for name, channel in zip(inputs, image, strict=True)}
         try:
-            result = segment(images, model, precision=precision)
+            result = segment(scan, model, precision=precision)
+            if lesion_model is not None:
+                result = with_lesions(result, segment(scan, lesion_model, precision=precision))
         except DataError as error:
             say(f"{case.name}: {error}")
-            result = nothing(model, case.brain.shape)
-        for head in model.heads.values():
+            result = nothing(heads, case.brain.shape)
+        for head in heads.values():
             for annotation, relation in comparable(case, head):
                 found = compare(result, head, annotation, relation)
                 base = {"case": case.name, "head": head.name, "annotation": annotation.protocol.name}
@@ -50,9 +63,9 @@ def validate(
     return pd.DataFrame(rows, columns=["case", "head", "annotation", "region", "dice"])
 
 
-def nothing(model: Model, shape: Sequence[int]) -> Segmentation:
+def nothing(heads: Iterable[str], shape: Sequence[int]) -> Segmentation:
     """What a model has found that found nothing."""
-    background = {name: np.zeros(shape, np.uint8) for name in model.heads}
+    background = {name: np.zeros(shape, np.uint8) for name in heads}
     return Segmentation(background, {}, np.zeros(shape, bool), np.zeros(shape, bool), 0.0)
 
 
@@ -76,11 +89,18 @@ def synthetic_scan(case: Case, t1w_like: bool, images: int = 1) -> torch.Tensor:
 
 
 def comparable(case: Case, head: Protocol) -> list[tuple[Annotation, Relation]]:
-    """The annotation in the head's own protocol, else those that fix most of the head's regions by a relation."""
+    """What to measure a head against, and the relation by which.
+
+    The annotation in the head's own protocol; else one that fixes all of the head's regions; else all whose values mean
+    one region each (those regions are measured), and all in whose coarser protocol the head's answer can be given (the
+    relation is then from the head to the annotation).
+    """
     pairs = [(a, r) for a in case.annotations if (r := load_relation(a.protocol, head)) is not None]
     own = [pair for pair in pairs if pair[0].protocol.name == head.name]
     fixed = [pair for pair in pairs if fixes_all(pair[1])]
-    return own or fixed[-1:]
+    exact = [pair for pair in pairs if is_exact(pair[1])]
+    coarser = [(a, r) for a in case.annotations if (r := load_relation(head, a.protocol)) is not None and is_exact(r)]
+    return own or fixed[-1:] or exact or coarser
 
 
 def fixes_all(relation: Relation) -> bool:
@@ -89,10 +109,19 @@ def fixes_all(relation: Relation) -> bool:
     return bool(single.any(0).all())
 
 
+def is_exact(relation: Relation) -> bool:
+    """Whether each value of the annotation means one region of the head."""
+    return bool((relation.allowed.sum(1) == 1).all())
+
+
 def compare(result: Segmentation, head: Protocol, annotation: Annotation, relation: Relation) -> dict[str, float]:
     """Dice by region name, and the voxel error."""
     masks = {"brain": result.brain, "lesion": result.lesion}
     found = result.labels[head.name] if head.name in result.labels else np.asarray(masks[head.name], np.uint8)
+    if relation.annotation is head and head is not annotation.protocol:
+        head, finer = annotation.protocol, relation
+        found = np.array(head.indices)[finer.allowed.argmax(1)[finer.rows[found]]]
+        relation = identity(head, head)
     values = annotation.values.numpy()
     sure = (relation.allowed.sum(1) == 1)[values]
     truth = np.array(head.indices)[relation.allowed.argmax(1)][values]
@@ -100,6 +129,7 @@ def compare(result: Segmentation, head: Protocol, annotation: Annotation, relati
     size = max(head.indices) + 1
     both = np.bincount(truth[truth == found], minlength=size)
     total = np.bincount(truth, minlength=size) + np.bincount(found, minlength=size)
-    scores = {r.name: 2 * both[r.index] / total[r.index] for r in head.regions if r.index and total[r.index]}
+    meant = [head.regions[i] for i in np.flatnonzero(relation.allowed.any(axis=0)) if head.regions[i].index]
+    scores = {r.name: 2 * both[r.index] / total[r.index] for r in meant if total[r.index]}
     inside = truth > 0
     return scores | {ERROR: float((truth[inside] != found[inside]).mean())}

@@ -1,0 +1,244 @@
+"""Write three BIDS datasets with synthetic T1w and FLAIR, to learn lesions with anatomy (ACE) and to measure it.
+
+    python benchmarks/lesion_datasets.py DATA OUT
+
+DATA has label maps of whole heads with white-matter lesions (``heads``, protocol head) and lesion masks of patients in
+MNI space (``ms/derivatives/manual``). Images are made from the label maps: skull-stripped, 1 mm, T1w and FLAIR on one
+grid. As in the setting of ACE (Roulet et al. 2019, arXiv 1903.03445) each training set labels one thing alone:
+
+- ``lesions``: a patient for each mask, but for the one whose real images DATA has. Anatomy: the heads PATIENTS by
+  turns, each time bent differently; the mask is fitted to it. Labels, in ``derivatives/manual``: the lesions alone.
+- ``anatomy``: the heads HEALTHY, their lesions taken for white matter. Labels, in ``derivatives/fast``: tissue as FAST
+  names it; where the label map leaves two tissues open, the one of the nearer brightness in a T1w.
+- ``both``, never to be learned from: the heads TESTED, those with the largest lesions (4 to 45 ml), which they keep as
+  they are. Labels, in ``derivatives/truth``: tissue and lesion (FASTlesion).
+
+No head is in two of the sets, and no mask of a patient is in ``both``: people to learn from and to be tested on are
+disjoint. People of ``lesions`` share six heads, so measure nothing on those held out of it. No two people have the same
+name, since a label map would be taken for that of a namesake. The same DATA gives the same images.
+
+Prints the lesion volume of each person, and how much of a mask was kept.
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import Generator, Tensor
+
+from bidsseg.bids.annotations import find_label_maps
+from bidsseg.bids.sidecars import BIDS_VERSION, write_json_atomic, write_text_atomic
+from bidsseg.image.grid import brain_frame, canonical, dilate
+from bidsseg.image.nifti import read_labels, write_labels, write_map
+from bidsseg.image.volume import Volume
+from bidsseg.labels import Protocol, Region, load_protocol, load_relation
+from bidsseg.learning.augment import Intensity, Spatial, change_intensity, draw_warp, sample_labels
+from bidsseg.learning.cases import Case
+from bidsseg.learning.datasets import read_label_map
+from bidsseg.learning.synthesis import expected, synthesise
+
+HEALTHY = ("02", "03", "07", "10", "13", "18")
+PATIENTS = ("04", "08", "09", "17", "19", "20")
+TESTED = ("01", "05", "06", "11", "12", "14", "15", "16")
+
+HEAD = load_protocol("head")
+WHITE, FLUID, STEM, LESION = 2, 3, 10, 7
+"""Values of the generic BIDS table."""
+AS_DRAWN = Spatial(shift_mm=0, flip=0, still=1)
+BENT = Spatial(rotation_deg=5, scale=0.05, shift_mm=0, elastic_mm=4, ventricles_mm=5, flip=0, still=0)
+SCANNER = Intensity(gamma=0.1, bias=0.25, noise=0.04, blur=0.4, thickest_mm=3.0)
+FAINTEST = 0.35
+"""Of lesions: contrast to the white matter, as a share of the full one."""
+MARGIN = 8
+"""Voxels around the brain."""
+SMALLEST = 3
+"""Voxels of a lesion."""
+
+
+def main(data: Path, out: Path) -> None:
+    """Write the datasets; files that are there already are written again with the same content."""
+    describe(out / "lesions", "manual", "lesion")
+    found = find_label_maps(data / "ms" / "derivatives" / "manual", "lesion")
+    masks = [mask for mask in found if not (data / "ms" / mask.key / "anat").is_dir()]
+    template = template_frame()
+    for number, mask in enumerate(masks):
+        head, generator = read_head(data, PATIENTS[number % len(PATIENTS)]), seeded(f"lesions/{mask.key}")
+        values = healthy(placed(head, BENT, generator))
+        drawn = fitted(read_labels(mask.path), template, values)
+        lesions = inside_tissue(drawn, values)
+        print(f"lesions/{mask.key}: {head.name}, {lesions.sum()} mm³, {lesions.sum() / drawn.sum():.0%} of the mask")
+        folder = out / "lesions"
+        write_images(folder, mask.key, values, lesions, generator)
+        write_annotation(folder / "derivatives" / "manual", mask.key, "label-lesion_mask", lesions.numpy())
+    for dataset, derivative, protocol, heads in (
+        ("anatomy", "fast", "FAST", HEALTHY),
+        ("both", "truth", "FASTlesion", TESTED),
+    ):
+        describe(out / dataset, derivative, protocol)
+        for label in heads:
+            name, generator = f"sub-{dataset}{label}", seeded(f"{dataset}/{label}")
+            values = placed(read_head(data, label), AS_DRAWN, generator)
+            lesions = mapped_to(LESION)[values.long()]
+            if dataset == "anatomy":
+                values, lesions = healthy(values), torch.zeros_like(lesions)
+            print(f"{dataset}/{name}: {lesions.sum()} mm³")
+            write_images(out / dataset, name, healthy(values), lesions, generator)
+            tissue = in_protocol(values, load_protocol(protocol))
+            write_annotation(out / dataset / "derivatives" / derivative, name, f"seg-{protocol}_dseg", tissue)
+
+
+def seeded(name: str) -> Generator:
+    return Generator().manual_seed(zlib.crc32(name.encode()))
+
+
+# -- anatomy -----------------------------------------------------------------------------------------------------------
+
+
+def read_head(data: Path, label: str) -> Case:
+    path = data / "heads" / f"sub-{label}" / "anat" / f"sub-{label}_seg-head_dseg.nii.gz"
+    return read_label_map(f"head {label}", path, HEAD)
+
+
+def placed(head: Case, spatial: Spatial, generator: Generator) -> Tensor:
+    """The label map (X, Y, Z) around the brain, moved and bent, as positions in the table of HEAD."""
+    extent = torch.nonzero(head.brain)
+    shape = (extent.amax(0) - extent.amin(0) + 1 + 2 * MARGIN).tolist()
+    centre = (extent.amax(0) + extent.amin(0)).float() / 2
+    warp = draw_warp(spatial, shape, 1.0, centre, head.widening, generator)
+    return sample_labels(head.annotations[0].values, warp.source)
+
+
+def mapped_to(*values: int | None) -> Tensor:
+    """(R,) which regions of HEAD have one of these values in the generic table."""
+    return torch.tensor([region.mapping in values for region in HEAD.regions])
+
+
+def healthy(values: Tensor) -> Tensor:
+    """The same anatomy with white matter in place of lesions."""
+    position = {region.name: i for i, region in enumerate(HEAD.regions)}
+    table = torch.arange(len(HEAD.regions), dtype=values.dtype)
+    for side in ("Left", "Right"):
+        table[position[f"{side} White Matter Lesion"]] = position[f"{side} Cerebral White Matter"]
+    return table[values.long()]
+
+
+def in_protocol(values: Tensor, protocol: Protocol) -> np.ndarray:
+    """Label map (X, Y, Z) in a protocol that HEAD relates to; of several regions the nearest in brightness."""
+    relation = load_relation(HEAD, protocol)
+    assert relation is not None
+    table = np.zeros(len(HEAD.regions), np.uint8)
+    for row, region in enumerate(HEAD.regions):
+        allowed = [protocol.regions[i] for i in np.flatnonzero(relation.allowed[row])]
+        table[row] = min(allowed, key=lambda other: abs(in_t1w(other) - in_t1w(region))).index
+    return table[values.numpy()]
+
+
+def in_t1w(region: Region) -> float:
+    return expected(region, "T1w") or 0.0
+
+
+def brain_of(values: Tensor) -> Tensor:
+    return torch.from_numpy(in_protocol(values, load_protocol("brain"))) > 0
+
+
+# -- lesions -----------------------------------------------------------------------------------------------------------
+
+
+def template_frame() -> tuple[np.ndarray, np.ndarray]:
+    """Middle and half extent (3,) of the template brain in MNI space, RAS+ mm."""
+    from nilearn.datasets import load_mni152_brain_mask
+
+    mask = load_mni152_brain_mask(resolution=1)
+    brain = canonical(np.asarray(mask.dataobj) > 0, mask.affine)
+    centre, half = brain_frame(torch.from_numpy(np.ascontiguousarray(brain)))
+    return centre + origin_mm(mask.affine, brain.shape), half
+
+
+def origin_mm(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """(3,) place of the first voxel of a 1 mm image after it was turned to R, A, S."""
+    last = affine[:3, :3] @ (np.array(shape) - 1) + affine[:3, 3]
+    return np.minimum(affine[:3, 3], last)
+
+
+def fitted(mask: Volume, template: tuple[np.ndarray, np.ndarray], values: Tensor) -> Tensor:
+    """A 1 mm mask in MNI space on a brain (X, Y, Z): moved and stretched as the template fits it along each axis."""
+    found = torch.from_numpy(np.ascontiguousarray(canonical(mask.data > 0, mask.affine)))
+    centre, half = brain_frame(brain_of(values))
+    origin = origin_mm(mask.affine, mask.shape)
+    axes = [
+        torch.from_numpy((np.arange(n) - centre[i]) / half[i] * template[1][i] + template[0][i] - origin[i])
+        for i, n in enumerate(values.shape)
+    ]
+    return sample_labels(found, torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).float())
+
+
+def inside_tissue(mask: Tensor, values: Tensor) -> Tensor:
+    """What of a mask lies in white matter, brain stem or the rim of grey matter beside them, without specks."""
+    white = mapped_to(WHITE, STEM)[values.long()]
+    rim = dilate(white, 1) & brain_of(values) & ~mapped_to(FLUID, None)[values.long()]
+    pieces, _ = ndimage.label((mask & (white | rim)).numpy())
+    size = np.bincount(pieces.ravel())
+    size[0] = 0
+    return torch.from_numpy((size >= SMALLEST)[pieces])
+
+
+# -- images ------------------------------------------------------------------------------------------------------------
+
+
+def write_images(folder: Path, name: str, values: Tensor, lesions: Tensor, generator: Generator) -> None:
+    """T1w and FLAIR of a brain (X, Y, Z) with lesions, some of which are faint."""
+    pieces, count = ndimage.label(lesions.numpy())
+    strength = FAINTEST + (1 - FAINTEST) * torch.rand(count + 1, generator=generator)
+    strength[0] = 0
+    strength = F.max_pool3d(strength[torch.from_numpy(pieces).long()][None, None], 3, 1, 1)[0, 0]
+    lesion = next(i for i, region in enumerate(HEAD.regions) if region.mapping == LESION)
+    sick = torch.where(lesions, lesion, values)
+    for suffix in ("T1w", "FLAIR"):
+        state = generator.get_state()
+        without = synthesise(values, HEAD, True, generator, suffix)
+        generator.set_state(state)
+        image = without + strength * (synthesise(sick, HEAD, True, generator, suffix) - without)
+        image = change_intensity(image, SCANNER, 1.0, generator).clamp(min=0.01) * brain_of(values)
+        path = folder / name / "anat" / f"{name}_{suffix}.nii.gz"
+        write_map(path, (image / image.max()).numpy(), on_grid(values))
+        write_json_atomic(path.with_name(f"{name}_{suffix}.json"), {"SkullStripped": True})
+
+
+def on_grid(values: Tensor) -> Volume:
+    """A volume of 1 mm in R, A, S order with its middle at 0."""
+    affine = np.eye(4)
+    affine[:3, 3] = -(np.array(values.shape) - 1) / 2
+    return Volume(values.numpy(), affine)
+
+
+# -- datasets ----------------------------------------------------------------------------------------------------------
+
+
+def describe(folder: Path, derivative: str, protocol: str) -> None:
+    """The files at the top of a dataset and of its labels."""
+    common = {"Name": f"Synthetic brains: {folder.name}", "BIDSVersion": BIDS_VERSION}
+    write_json_atomic(folder / "dataset_description.json", {**common, "DatasetType": "raw"})
+    write_text_atomic(folder / "README.md", "Images made from label maps, see benchmarks/lesion_datasets.py.\n")
+    labels = folder / "derivatives" / derivative
+    generated = {"DatasetType": "derivative", "GeneratedBy": [{"Name": "bidsseg/benchmarks/lesion_datasets.py"}]}
+    write_json_atomic(labels / "dataset_description.json", {**common, **generated})
+    if protocol != "lesion":
+        write_text_atomic(labels / f"seg-{protocol}_dseg.tsv", load_protocol(protocol).to_tsv())
+
+
+def write_annotation(folder: Path, name: str, ending: str, labels: np.ndarray) -> None:
+    path = folder / name / "anat" / f"{name}_{ending}.nii.gz"
+    write_labels(path, labels, on_grid(torch.from_numpy(labels)))
+    kind = {"Type": "Lesion"} if ending.endswith("mask") else {}
+    sidecar = {"Manual": False, "SpatialReference": "orig", **kind}
+    write_json_atomic(path.with_name(f"{name}_{ending}.json"), sidecar)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
