@@ -1,12 +1,13 @@
 """The claims of the papers, tested on the data at hand: trains what is compared and prints how it compares.
 
-    python benchmarks/claims.py CLAIM OASIS OUT [--seeds 3] [--report]
+    python benchmarks/claims.py CLAIM DATA OUT [--seeds 3] [--report]
 
-CLAIM is one of those below, OASIS the BIDS dataset with the derivatives ``manual`` and ``fast`` (for neuronet also
-``atropos``, made by ``tool_labels.py``). Every run is a ``bidsseg ... train`` with a recipe that is written to OUT; it
-learns from the same people for the same number of steps as those that it is compared with, and is measured on five
-people whom none of them learns from. A run that is finished is not done again, and one that was stopped goes on: the
-same command continues. ``--report`` prints what is there and trains nothing.
+CLAIM is one of those below; DATA is a folder with the BIDS datasets ``oasis``, ``ds002748``, ``heads`` and ``ms``.
+Labels of another tool and images with lesions are made in OUT first, where a claim needs them. Every run is a
+``bidsseg ... train`` with a recipe that is written to OUT; it learns from the same people for the same number of steps
+as those that it is compared with, and is measured on people whom none of them learns from. A run that is finished is
+not done again, and one that was stopped goes on: the same command continues. ``--report`` prints what is there and
+trains nothing.
 
 Prints for each run the Dice (mean over regions, then over seeds and people) with a bootstrap 95 % interval over people,
 and the difference to the run it is measured against, paired by person and seed. Writes OUT/CLAIM.tsv with a row for
@@ -21,7 +22,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,126 +39,197 @@ GRID: Mapping[str, Any] = {"spacing_mm": 3.0}
 """Of every run: a coarse grid, on which a run takes minutes on two cores."""
 
 
+MANUAL, FAST = {"BrainCOLOR": "oasis/derivatives/manual"}, {"FAST": "oasis/derivatives/fast"}
+ATROPOS, LESION_SETS = "atropos", "lesion_sets"
+"""Made in OUT by ``tool_labels.py`` and ``lesion_datasets.py``."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One training.
 
     Attributes:
         recipe: the shipped recipe of which the small scale is taken.
-        labels: protocols of the annotations.
+        labels: protocols and folders of the annotations, in DATA or OUT.
         changes: laid over the small scale of the recipe.
         against: the run that it is measured against.
         init: the run whose model it starts from.
         full: how many people have full (BrainCOLOR) annotations; None for all.
+        datasets: whose images are learned from.
+        test: the dataset that it is measured on; None for the people held out.
+        lesions_of: the run whose lesions are laid over its tissues before it is measured.
     """
 
     name: str
     recipe: str
-    labels: Sequence[str]
+    labels: Mapping[str, str]
     changes: Mapping[str, Any] = field(default_factory=dict)
     against: str | None = None
     init: str | None = None
     full: int | None = None
+    datasets: Sequence[str] = ("oasis",)
+    test: str | None = None
+    lesions_of: str | None = None
 
 
 def neuronet() -> list[Run]:
     """One network with all heads is as good as a network for each (Rajchl et al. 2018)."""
     small = {**GRID, "steps": 900, "sampling": {"shape": [48, 48, 48], "points": 30_000}}
-    heads = {"BrainCOLOR": "BrainCOLOR", "FAST": "FAST", "Atropos": "Atropos", "FreeSurfer": "BrainCOLOR"}
+    heads = {"BrainCOLOR": MANUAL, "FAST": FAST, "Atropos": {"Atropos": ATROPOS}, "FreeSurfer": MANUAL}
     together = {**small, "heads": dict.fromkeys(heads, 1 / len(heads))}
-    runs = [
-        Run(f"only {head}", "neuronet", [labels], {**small, "heads": {head: 1.0}}, "all heads")
-        for head, labels in heads.items()
+    every = {protocol: folder for labels in heads.values() for protocol, folder in labels.items()}
+    first = "all heads"
+    return [
+        Run(first, "neuronet", every, together),
+        *(Run(f"only {head}", "neuronet", own, {**small, "heads": {head: 1.0}}, first) for head, own in heads.items()),
     ]
-    return [Run("all heads", "neuronet", sorted(set(heads.values())), together), *runs]
+
+
+def ace() -> list[Run]:
+    """ACE is as good as a network for tissue and one for lesions; naive losses are worse (Roulet et al. 2019)."""
+    small = {"steps": 600}
+    lesions = {"lesion": f"{LESION_SETS}/lesions/derivatives/manual"}
+    tissue = {"FAST": f"{LESION_SETS}/anatomy/derivatives/fast"}
+    places = f"{LESION_SETS}/anatomy", f"{LESION_SETS}/lesions"
+    both = f"{LESION_SETS}/both"
+    first = Run("ACE", "ace", tissue | lesions, small, datasets=places, test=both)
+    return [
+        first,
+        Run("lesions alone", "multi-unet-lesion", lesions, small, datasets=places[1:]),
+        Run("Multi-UNet", "multi-unet", tissue, small, first.name, None, None, places[:1], both, "lesions alone"),
+        replace(first, name="naive cross-entropy", recipe="ace-naive-ce", against=first.name),
+        replace(first, name="naive Dice", recipe="ace-naive-dice", against=first.name),
+    ]
 
 
 def partial() -> list[Run]:
     """Automatic partial annotations help where full ones are few (Dai et al. 2019)."""
-    small = {**GRID, "steps": 4, "sampling": {"shape": [48, 64, 56], "points": 16_000}}
-    runs = [Run("pretrain", "partial-pretrain", ["FAST"], small)]
+    small = {**GRID, "steps": 500, "sampling": {"shape": [48, 64, 56], "points": 16_000}}
+    runs = [Run("pretrain", "partial-pretrain", FAST, small)]
     for full in (1, 2, 5, 10):
-        both, alone = ["BrainCOLOR", "FAST"], ["BrainCOLOR"]
-        first = f"full only, {full}"
+        first, joint = f"full only, {full}", f"joint, {full}"
         runs += [
-            Run(first, "partial-full", alone, small, None, None, full),
-            Run(f"pretrain, then full, {full}", "partial-full", alone, small, first, "pretrain", full),
-            Run(f"joint, {full}", "partial-joint", both, small, first, None, full),
-            Run(f"joint, then full, {full}", "partial-joint-finetune", alone, small, first, f"joint, {full}", full),
+            Run(first, "partial-full", MANUAL, small, None, None, full),
+            Run(f"pretrain, then full, {full}", "partial-full", MANUAL, small, first, "pretrain", full),
+            Run(joint, "partial-joint", MANUAL | FAST, small, first, None, full),
+            Run(f"joint, then full, {full}", "partial-joint-finetune", MANUAL, small, first, joint, full),
         ]
     return runs
 
 
 def eneuronet() -> list[Run]:
-    """E-NeuroNet is better than a U-Net in the same time, and registration augments better than elastic changes."""
+    """E-NeuroNet is better than a U-Net, and registration augments better than elastic changes (Oberoi et al. 2021)."""
     sampling = {"shape": [48, 64, 48], "points": 16_000}
     small = {**GRID, "steps": 500, "sampling": sampling, "heads": {"FreeSurfer": 1.0}}
     first = "E-NeuroNet, elastic"
+    both = ("oasis", "ds002748")
     return [
-        Run(first, "eneuronet", ["BrainCOLOR"], small),
-        Run("U-Net, elastic", "eneuronet", ["BrainCOLOR"], {**small, "network": {"name": "unet"}}, first),
-        Run("E-NeuroNet, registration", "eneuronet-registration", ["BrainCOLOR"], small, first),
+        Run(first, "eneuronet", MANUAL, small),
+        Run("U-Net, elastic", "eneuronet", MANUAL, {**small, "network": {"name": "unet"}}, first),
+        Run("E-NeuroNet, registration", "eneuronet-registration", MANUAL, small, first, datasets=both),
     ]
 
 
-CLAIMS = {claim.__name__: claim for claim in (neuronet, partial, eneuronet)}
+CLAIMS = {claim.__name__: claim for claim in (neuronet, ace, partial, eneuronet)}
+RUN = Path(__file__).parents[1] / "run.py"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("claim", choices=CLAIMS)
-    parser.add_argument("oasis", type=Path)
+    parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--report", action="store_true", help="print what is there and train nothing")
     options = parser.parse_args()
-    runs, out = CLAIMS[options.claim](), options.out / options.claim
+    runs, data, out = CLAIMS[options.claim](), options.data, options.out
+    if not options.report:
+        prepare(runs, data, out)
     for seed in range(0 if options.report else options.seeds):
         for run in runs:
-            train(run, seed, options.oasis, out)
-    table = collected(runs, out, options.seeds)
-    table.to_csv(options.out / f"{options.claim}.tsv", sep="\t", index=False, float_format="%.4f")
+            train(run, seed, data, out, out / options.claim)
+            measure(run, seed, out, out / options.claim)
+    table = collected(runs, out / options.claim, options.seeds)
+    table.to_csv(out / f"{options.claim}.tsv", sep="\t", index=False, float_format="%.4f")
     for line in report(runs, table):
         print(line)
 
 
-def train(run: Run, seed: int, oasis: Path, out: Path) -> None:
+def prepare(runs: Sequence[Run], data: Path, out: Path) -> None:
+    """Makes the labels and the datasets that the runs need and DATA does not hold."""
+    needed = {folder.split("/")[0] for run in runs for folder in run.labels.values()}
+    made = {ATROPOS: ("tool_labels.py", data / "oasis"), LESION_SETS: ("lesion_datasets.py", data)}
+    for name, (script, source) in made.items():
+        if name in needed and not (out / name).is_dir():
+            part = out / f"{name}.part"
+            call([Path(__file__).parent / script, source, part])
+            part.rename(out / name)
+
+
+def call(words: Sequence[object], log: Path | None = None) -> None:
+    """Runs a Python script with its arguments; what it says goes to a file, if one is given."""
+    command = [sys.executable, *(str(word) for word in words)]
+    if log is None:
+        subprocess.run(command, check=True)
+        return
+    with log.open("a") as stream:
+        subprocess.run(command, check=True, stdout=stream, stderr=stream)
+
+
+def train(run: Run, seed: int, data: Path, out: Path, runs: Path) -> None:
     """Trains unless it is done."""
-    folder = place(run, seed, out)
-    if (model(folder) / "validation.tsv").is_file():
+    folder = place(run.name, seed, runs)
+    if (model(folder) / "card.json").is_file() and not (model(folder) / "checkpoint.pt").is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)
     recipe = folder / "recipe.toml"
     recipe.write_text(f'base = "{run.recipe}"\nname = "run"\n\n{toml("small", run.changes)}')
-    labels = [f"{protocol}={label_folder(protocol, run.full, oasis, out)}" for protocol in run.labels]
-    words = [
-        sys.executable,
-        Path(__file__).parents[1] / "run.py",
-        oasis,
-        folder,
-        "train",
-        "--recipe",
-        recipe,
-        "--small",
-        "--labels",
-        *labels,
-    ]
-    words += ["--hold-out", *HELD_OUT, "--seed", seed, "--resume", "--verbose"]
-    if run.init:
-        words += ["--init", model(out / run.init / f"seed{seed}")]
+
+    def where(name: str) -> Path:
+        return (out if name.split("/")[0] in (ATROPOS, LESION_SETS) else data) / name
+
+    labels = [f"{protocol}={some(where(name), protocol, run.full, runs)}" for protocol, name in run.labels.items()]
+    first, *also = (where(name) for name in run.datasets)
+    held_out = ["--folds", 1000, "--fold", 999] if run.datasets[0] != "oasis" else ["--hold-out", *HELD_OUT]
+    words = [RUN, first, folder, "train", "--recipe", recipe, "--small", "--labels", *labels, *held_out]
+    words += ["--also", *also] if also else []
+    words += ["--init", model(place(run.init, seed, runs))] if run.init else []
     print(f"{run.name}, seed {seed} ...", flush=True)
-    with (folder / "log.txt").open("a") as log:
-        subprocess.run([str(word) for word in words], check=True, stdout=log, stderr=log)
+    call([*words, "--seed", seed, "--resume", "--verbose"], folder / "log.txt")
 
 
-def place(run: Run, seed: int, out: Path) -> Path:
+def measure(run: Run, seed: int, out: Path, runs: Path) -> None:
+    """Measures a run on its test dataset, unless that is done."""
+    folder = place(run.name, seed, runs)
+    if run.test is None or table_of(folder).is_file():
+        return
+    words = [
+        Path(__file__).parent / "accuracy.py",
+        out / run.test,
+        "--model",
+        model(folder),
+        "--table",
+        folder / "part",
+    ]
+    words += ["--labels", f"FASTlesion={out / run.test / 'derivatives' / 'truth'}"]
+    words += ["--lesion-model", model(place(run.lesions_of, seed, runs))] if run.lesions_of else []
+    call(words, folder / "log.txt")
+    (folder / "part").rename(table_of(folder))
+
+
+def place(name: str, seed: int, runs: Path) -> Path:
     """The output folder of a run."""
-    return out / run.name / f"seed{seed}"
+    return runs / name / f"seed{seed}"
 
 
 def model(folder: Path) -> Path:
     """The model in the output folder of a run."""
     return folder / "models" / "run"
+
+
+def table_of(folder: Path) -> Path:
+    """The Dice of a run on the people that it is measured on."""
+    return model(folder) / "validation.tsv"
 
 
 def toml(table: str, values: Mapping[str, Any]) -> str:
@@ -168,29 +240,31 @@ def toml(table: str, values: Mapping[str, Any]) -> str:
     return "\n".join([f"[{table}]", *lines, "", *parts])
 
 
-def label_folder(protocol: str, full: int | None, oasis: Path, out: Path) -> Path:
-    """The derivatives of a protocol; of full annotations only those of some people and of those held out, as links."""
-    folder = oasis / "derivatives" / {"BrainCOLOR": "manual"}.get(protocol, protocol.lower())
+def some(folder: Path, protocol: str, full: int | None, runs: Path) -> Path:
+    """Annotations; of full ones only those of some people and of those held out, as links."""
     if full is None or protocol != "BrainCOLOR":
         return folder.resolve()
-    some = out / f"full{full}"
-    shutil.rmtree(some, ignore_errors=True)
-    some.mkdir(parents=True)
-    shutil.copy(folder / "dataset_description.json", some)
+    chosen = runs / f"full{full}"
+    shutil.rmtree(chosen, ignore_errors=True)
+    chosen.mkdir(parents=True)
+    shutil.copy(folder / "dataset_description.json", chosen)
     for person in (*ORDER[:full], *HELD_OUT):
-        (some / f"sub-{person}").symlink_to((folder / f"sub-{person}").resolve())
-    return some.resolve()
+        (chosen / f"sub-{person}").symlink_to((folder / f"sub-{person}").resolve())
+    return chosen.resolve()
 
 
-def collected(runs: Sequence[Run], out: Path, seeds: int) -> pd.DataFrame:
-    """Of every finished run the Dice and the voxel error of each head and person."""
+def collected(runs: Sequence[Run], folder: Path, seeds: int) -> pd.DataFrame:
+    """Of every finished run the Dice and the voxel error of each head, or region of FASTlesion, and person."""
     rows = []
     for run in runs:
         for seed in range(seeds):
-            path = model(place(run, seed, out)) / "validation.tsv"
+            path = table_of(place(run.name, seed, folder))
             if not path.is_file():
                 continue
-            for (head, person), part in pd.read_csv(path, sep="\t").groupby(["head", "case"]):
+            found = pd.read_csv(path, sep="\t")
+            joint = (found["head"] == "FASTlesion") & (found.region != ERROR)
+            found.loc[joint, "head"] = found.region[joint].where(found.region[joint] == "Lesion", "Tissue")
+            for (head, person), part in found[found["head"] != "FASTlesion"].groupby(["head", "case"]):
                 error = part.region == ERROR
                 figures = {"dice": part[~error].dice.mean(), "voxel_error": part[error].dice.mean()}
                 rows.append({"run": run.name, "seed": seed, "head": head, "person": person, **figures})
