@@ -64,6 +64,10 @@ def train_level(settings: Settings) -> Path:
     unlabelled = [case for case in cases if not case.annotations and person(case) not in held]
     if not seen:
         raise NothingSelected("no labelled participant is left to learn from: fewer --folds or more data")
+    watched = unseen
+    if recipe.keep == "best":
+        seen, watched = split(seen, 5, 4)  # nobody of fewer than five
+        report.say(f"the best weights are those that do best on {', '.join(c.name for c in watched)}")
     report.say(f"{len(seen)} scans to learn from, {len(unseen)} held out: {', '.join(c.name for c in unseen)}")
     if recipe.registration is not None:
         if not unlabelled:
@@ -124,7 +128,7 @@ def train_level(settings: Settings) -> Path:
                 told = interruption.asked, report.say
                 mover, spent_s = fit_mover(seen, unlabelled, plan, folder, budget_s, *told, *together)
                 plan, budget_s = replace(plan, mover=mover), max(1.0, budget_s - spent_s)
-            state = fit(network, seen, unseen, plan, folder, budget_s, interruption.asked, report.say, *together)
+            state = fit(network, seen, watched, plan, folder, budget_s, interruption.asked, report.say, *together)
         else:
             assert isinstance(network, StagedSegNet)
             alone = precision, processes.device

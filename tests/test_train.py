@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -346,6 +347,37 @@ def test_a_checkpoint_that_cannot_be_continued_is_named(spoil: str, ask: Ask, mo
         recipe = RECIPE.replace("widths = [4, 8]", "widths = [4, 12]")
     with pytest.raises(DataError, match=r"checkpoint\.pt: damaged, or of another recipe; give --overwrite"):
         train_level(ask(recipe, resume=True))
+
+
+@pytest.mark.parametrize("keep, kept", [("best", 1), ("last", 3)])
+def test_the_weights_kept_are_those_that_the_recipe_asks_for(
+    keep: str, kept: int, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ask()
+    recipe = replace(load_recipe(settings.training.recipe), keep=keep, steps=4)
+    scores, seen = [0.2, 0.6, 0.4, 0.5], []
+
+    def evaluate(network: Network, *_: Any) -> dict[str, float]:
+        seen.append({name: value.clone() for name, value in network.state_dict().items()})
+        return {"dice one": scores[len(seen) - 1], "dice two": 0.1}
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    cases = load_cases(settings, settings.report)
+    heads = tuple(load_protocol(name).scored() for name in recipe.heads)
+    network = build(Card("tiny", "Tissue", ("T1w",), recipe.network, 3.0, tuple(recipe.heads), ""))
+    never = partial(bool, False)  # type: ignore[var-annotated]
+    loop.fit(network, cases, cases[:1], loop.Plan(recipe, heads), tmp_path, 600, never, str, check_every=0.2)
+    if keep == "last":
+        seen.append(network.state_dict())
+    assert len(seen) == 4
+    assert not torch.equal(next(iter(seen[0].values())), next(iter(seen[1].values())))
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, seen[kept][name]), name
+
+
+def test_fewer_than_five_participants_are_all_learned_from(ask: Ask) -> None:
+    settings = ask(RECIPE.replace("steps = 3", 'steps = 1\nkeep = "best"'))
+    assert read_card(train_level(settings)).data == ["bids: 4 scans"]
 
 
 def test_a_signal_stops_between_two_steps(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:

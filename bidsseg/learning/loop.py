@@ -50,10 +50,15 @@ class Plan:
 
 @dataclass
 class State:
-    """How far a run has come; everything a checkpoint holds besides weights."""
+    """How far a run has come; everything a checkpoint holds besides weights.
+
+    Attributes:
+        best: the highest mean Dice on scans that are watched, so far.
+    """
 
     step: int = 0
     elapsed_s: float = 0.0
+    best: float = -1.0
     curve: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -118,7 +123,7 @@ def losses(
 def fit(
     network: Network,
     cases: Sequence[Case],
-    unseen: Sequence[Case],
+    watched: Sequence[Case],
     plan: Plan,
     folder: Path,
     budget_s: float,
@@ -130,13 +135,15 @@ def fit(
 ) -> State:
     """Trains the network in place until the steps or the time are used up; leaves the averaged weights in it.
 
+    They are the last, or, if the recipe keeps the best, those with the highest mean Dice on the cases that are watched.
     A checkpoint in the folder is continued. ``stop`` is asked after each step; True saves and returns. Several
     processes share the samples of each step, so that their number changes the time that a run takes, not its result.
     """
     network = network.to(processes.device, memory_format=network.memory_format)  # type: ignore[call-overload]
     opt = plan.recipe.optimiser
     stepper = Stepper(network, opt)
-    average = {name: value.detach().clone() for name, value in network.state_dict().items()}
+    average = copied(network.state_dict())
+    best = average
     relations = Relations(plan.heads, processes.device, plan.recipe.loss.naive)
     state = State()
     checkpoint = folder / "checkpoint.pt"
@@ -144,14 +151,27 @@ def fit(
         with continuing(checkpoint, processes.device) as saved:
             network.load_state_dict(saved["network"])
             stepper.load_state_dict(saved["optimiser"])
-            average, state = saved["average"], State(**saved["state"])
+            average, best, state = saved["average"], saved["best"], State(**saved["state"])
     started = time.monotonic() - state.elapsed_s
     saved_at = time.monotonic()
     done = max(0.0, (state.step - 1) / plan.recipe.steps, state.elapsed_s / budget_s)
     next_check = math.floor(done / check_every + 1) * check_every
     running: dict[str, float] = {}
-    batch = plan.recipe.batch
+    batch, keeps_best = plan.recipe.batch, plan.recipe.keep == "best" and bool(watched)
     network.train()
+
+    def check() -> None:
+        nonlocal best
+        row = {"step": float(state.step), "elapsed_s": round(state.elapsed_s, 1), **running}
+        if watched:
+            scores = with_weights(network, average, lambda: evaluate(network, watched, plan, precision))
+            network.train()
+            row |= scores
+            if np.mean(list(scores.values())) > state.best:
+                state.best, best = float(np.mean(list(scores.values()))), copied(average)
+        state.curve.append({name: round(value, 4) for name, value in row.items()})
+        report(f"so far: {state.curve[-1]}")
+
     samples = drawn(cases, plan, state.step, processes)
     while state.step < plan.recipe.steps:
         reached = max(state.step / plan.recipe.steps, state.elapsed_s / budget_s)
@@ -178,19 +198,21 @@ def fit(
             report(f"step {state.step} {state.elapsed_s / state.step:.2f} s/step {progress:.0%} {shown}")
         if progress >= next_check:
             next_check = math.floor(progress / check_every + 1) * check_every
-            row = {"step": float(state.step), "elapsed_s": round(state.elapsed_s, 1), **running}
-            if unseen:
-                row.update(with_weights(network, average, lambda: evaluate(network, unseen, plan, precision)))
-                network.train()
-            state.curve.append({name: round(value, 4) for name, value in row.items()})
-            report(f"so far: {state.curve[-1]}")
+            check()
         if time.monotonic() - saved_at > 180:
-            save_checkpoint(checkpoint, network, stepper, average, state)
+            save_checkpoint(checkpoint, network, stepper, state, average=average, best=best)
             saved_at = time.monotonic()
     if processes.first:
-        save_checkpoint(checkpoint, network, stepper, average, state)
-    network.load_state_dict(average)
+        if keeps_best and not stop():
+            check()
+        save_checkpoint(checkpoint, network, stepper, state, average=average, best=best)
+    network.load_state_dict(best if keeps_best else average)
     return state
+
+
+def copied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same numbers, which change no more."""
+    return {name: value.detach().clone() for name, value in weights.items()}
 
 
 @torch.no_grad()
@@ -256,10 +278,11 @@ def continuing(checkpoint: Path, device: str | torch.device) -> Iterator[dict[st
         raise DataError(f"{checkpoint}: damaged, or of another recipe; give --overwrite to start again") from error
 
 
-def save_checkpoint(path: Path, network: nn.Module, stepper: Stepper, average: dict[str, Tensor], state: State) -> None:
-    """Written whole or not at all."""
-    weights = {"network": network.state_dict(), "average": average}
-    saved = {**weights, "optimiser": stepper.state_dict(), "state": vars(state)}
+def save_checkpoint(
+    path: Path, network: nn.Module, stepper: Stepper, state: State, **others: dict[str, Tensor]
+) -> None:
+    """Written whole or not at all, with other weights that the run goes on with."""
+    saved = {**others, "network": network.state_dict(), "optimiser": stepper.state_dict(), "state": vars(state)}
     with replacing(path) as stream:
         torch.save(saved, stream)
 

@@ -62,6 +62,8 @@ class Recipe:
         synthetic_share: share of the samples that are synthesised from a label map without image.
         steps: number of steps; a run ends earlier when its time is used up.
         batch: samples of each step, which several processes share.
+        keep: weights of the finished model: the last, or the best on every fifth participant of those left to learn
+            from, from whom it then does not learn.
         balanced: whether scans with different kinds of annotation take turns, sample by sample; else every case is
             drawn equally often.
         registration: if given, samples are moved onto unlabelled scans too.
@@ -86,6 +88,7 @@ class Recipe:
     synthetic_share: float = 0.33
     steps: int = 100_000
     batch: int = 1
+    keep: str = "last"
     balanced: bool = False
     spatial: Spatial = field(default_factory=Spatial)
     intensity: Intensity = field(default_factory=Intensity)
@@ -99,11 +102,13 @@ class Recipe:
             raise ValueError(f"fading names {sorted(unknown)[0]}, which is none of the heads")
         if self.bits not in (8, 16):
             raise ValueError(f"bits = {self.bits}: give 8 or 16")
+        if self.keep not in ("last", "best"):
+            raise ValueError(f"keep = {self.keep!r}: give last or best")
         check_inputs(self.inputs, f"recipe {self.name}")
 
     def as_dict(self) -> dict[str, Any]:
         """How the model learns, defaults included; what its card says by itself is left out."""
-        learning = ("heads", "fading", "synthetic_share", "steps", "batch", "balanced", *PARTS)
+        learning = ("heads", "fading", "synthetic_share", "steps", "batch", "keep", "balanced", *PARTS)
         return {key: value for key, value in asdict(self).items() if key in learning}
 
 

@@ -90,7 +90,7 @@ def train(
         used_up, told_to_stop = processes.agree(state.elapsed_s >= budget_s, stop())
         if told_to_stop:
             if processes.first:
-                save_checkpoint(checkpoint, network, stepper, {}, state)
+                save_checkpoint(checkpoint, network, stepper, state)
             raise TemporaryFailure(
                 f"stopped after {state.step} steps of registration, all kept in {folder}: run again with --resume"
             )
@@ -111,7 +111,7 @@ def train(
         if state.step % 20 == 0:
             report(f"registration step {state.step} {state.elapsed_s / state.step:.2f} s/step unlike {running:.4f}")
         if time.monotonic() - saved_at > 180:
-            save_checkpoint(checkpoint, network, stepper, {}, state)
+            save_checkpoint(checkpoint, network, stepper, state)
             saved_at = time.monotonic()
     if processes.first:
         checkpoint.unlink(missing_ok=True)
