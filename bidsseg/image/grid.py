@@ -181,10 +181,16 @@ def to_byte_range(image: Tensor, mask: Tensor | None) -> Tensor:
     return 255 * normalise(image, mask)
 
 
+def unchanged(image: Tensor, mask: Tensor | None) -> Tensor:
+    """Brightness as it was scanned, 0 outside the mask; for networks that have a scale of their own."""
+    return image if mask is None else image * mask
+
+
 NORMALISATIONS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
     "percentile": normalise,
     "zscore": standardise,
     "byte": to_byte_range,
+    "none": unchanged,
 }
 
 

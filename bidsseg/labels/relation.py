@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bidsseg.errors import DataError
-from bidsseg.labels.protocol import Protocol
+from bidsseg.labels.protocol import Protocol, load_protocol, shipped_protocols
 
 FOLDER = Path(__file__).parent / "relations"
 
@@ -95,7 +95,12 @@ def load_relation(annotation: Protocol, head: Protocol) -> Relation | None:
 
 
 def read_relation(path: Path, annotation: Protocol, head: Protocol) -> Relation:
-    """The relation in that table (see load_relation)."""
+    """The relation in that table (see load_relation).
+
+    Rows of regions that the shipped protocol of the annotation's name has, and the annotation has not, are passed over.
+    """
+    shipped = load_protocol(annotation.name).indices if annotation.name in shipped_protocols() else ()
+    left_out = set(shipped) - set(annotation.indices)
     with path.open(encoding="utf-8", newline="") as stream:
         rows = list(csv.reader(stream, delimiter="\t"))
     if rows[:1] != [[annotation.name, head.name]]:
@@ -104,6 +109,8 @@ def read_relation(path: Path, annotation: Protocol, head: Protocol) -> Relation:
     for row in rows[1:]:
         try:
             value, targets = int(row[0]), [int(word) for word in row[1].split()]
+            if value in left_out:
+                continue
             allowed[annotation.indices.index(value)] = np.isin(head.indices, targets)
             missing = set(targets) - set(head.indices)
         except (ValueError, IndexError) as error:

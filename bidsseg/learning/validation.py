@@ -91,22 +91,22 @@ def synthetic_scan(case: Case, t1w_like: bool, images: int = 1) -> torch.Tensor:
 def comparable(case: Case, head: Protocol) -> list[tuple[Annotation, Relation]]:
     """What to measure a head against, and the relation by which.
 
-    The annotation in the head's own protocol; else one that fixes all of the head's regions; else all whose values mean
-    one region each (those regions are measured), and all in whose coarser protocol the head's answer can be given (the
-    relation is then from the head to the annotation).
+    The annotation in the head's own protocol; else the one that fixes most of the head's regions, if more than half;
+    else all whose values mean one region each, and all in whose coarser protocol the head's answer can be given (the
+    relation is then from the head to the annotation). Only the regions that are fixed are measured.
     """
     pairs = [(a, r) for a in case.annotations if (r := load_relation(a.protocol, head)) is not None]
     own = [pair for pair in pairs if pair[0].protocol.name == head.name]
-    fixed = [pair for pair in pairs if fixes_all(pair[1])]
+    fixed = [pair for pair in pairs if fixed_regions(pair[1]).mean() > 0.5]
+    fixed.sort(key=lambda pair: fixed_regions(pair[1]).sum())
     exact = [pair for pair in pairs if is_exact(pair[1])]
     coarser = [(a, r) for a in case.annotations if (r := load_relation(head, a.protocol)) is not None and is_exact(r)]
     return own or fixed[-1:] or exact or coarser
 
 
-def fixes_all(relation: Relation) -> bool:
-    """Whether each region of the head is what some value of the annotation surely means."""
-    single = relation.allowed[relation.allowed.sum(1) == 1]
-    return bool(single.any(0).all())
+def fixed_regions(relation: Relation) -> np.ndarray:
+    """For each region of the head, whether some value of the annotation surely means it."""
+    return relation.allowed[relation.allowed.sum(1) == 1].any(0)
 
 
 def is_exact(relation: Relation) -> bool:
@@ -129,7 +129,7 @@ def compare(result: Segmentation, head: Protocol, annotation: Annotation, relati
     size = max(head.indices) + 1
     both = np.bincount(truth[truth == found], minlength=size)
     total = np.bincount(truth, minlength=size) + np.bincount(found, minlength=size)
-    meant = [head.regions[i] for i in np.flatnonzero(relation.allowed.any(axis=0)) if head.regions[i].index]
+    meant = [head.regions[i] for i in np.flatnonzero(fixed_regions(relation)) if head.regions[i].index]
     scores = {r.name: 2 * both[r.index] / total[r.index] for r in meant if total[r.index]}
     inside = truth > 0
     return scores | {ERROR: float((truth[inside] != found[inside]).mean())}

@@ -175,11 +175,12 @@ def first_layer(network: SegNet, seen: Surroundings, mask: Tensor, dtype: torch.
     device = seen.image.device
     network = network.to(device).eval()
     voxels = torch.nonzero(mask).cpu()
-    found = [
-        slab_layer(network, seen, points.to(device), dtype).to("cpu", dtype)
-        for points in voxels.split(voxels_of_slabs(mask))
-    ]
-    return torch.cat(found)
+    found = torch.empty((len(voxels), network.joint[0].out_features), dtype=dtype)  # type: ignore[arg-type]
+    done = 0
+    for points in voxels.split(voxels_of_slabs(mask)):
+        found[done : done + len(points)] = slab_layer(network, seen, points.to(device), dtype)
+        done += len(points)
+    return found
 
 
 @torch.inference_mode()
