@@ -96,6 +96,7 @@ def train_level(settings: Settings) -> Path:
         sha256="",
         normalisation=recipe.normalisation,
         locator=recipe.locator,
+        shown_mm=recipe.shown_mm,
         mirror=recipe.mirror,
         bits=recipe.bits,
         description=recipe.description,

@@ -57,6 +57,7 @@ class Recipe:
         inputs: suffixes of the images that the network reads, in channel order, the T1w first.
         sampling: what a sample is.
         voxels: if given, a network like SegNet learns by it, voxel by voxel, and there are no samples.
+        shown_mm: how far beyond the brain that the locator finds the finished model sees.
         bits: of each number of the finished model, 16, or 8 for one that would be too large.
         fading: heads whose weight falls to 0 along the run.
         synthetic_share: share of the samples that are synthesised from a label map without image.
@@ -79,6 +80,7 @@ class Recipe:
     spacing_mm: float = 1.0
     normalisation: str = "percentile"
     locator: str | None = None
+    shown_mm: float = 2.0
     mirror: bool = False
     bits: int = 16
     description: str = ""

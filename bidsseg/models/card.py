@@ -28,6 +28,7 @@ class Card:
         normalisation: of the brightness on the model grid, a name in ``image.grid.NORMALISATIONS``.
         locator: name of the model that finds the brain first, None if this one sees the whole field of view.
         margin_mm: around the found brain.
+        shown_mm: how far beyond the found brain the network sees; a brain head may widen the brain by so much.
         mirror: whether the mean of the scan and its mirror image is taken.
         heads: protocols that the network answers in.
         bits: of each stored number, 16 or 8.
@@ -45,6 +46,7 @@ class Card:
     normalisation: str = "percentile"
     locator: str | None = None
     margin_mm: float = 6.0
+    shown_mm: float = 2.0
     mirror: bool = False
     bits: int = 16
     lesion: str | None = None

@@ -29,8 +29,6 @@ from bidsseg.segmentation.windows import features_of
 
 SMALLEST_BRAIN_MM3 = 100_000.0
 """Less than this is not a brain (a newborn's has about 300,000)."""
-SHOWN_MM = 2.0
-"""What a model sees around the brain that the locator found: its own brain head may widen the brain by so much."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def model_input(
         found = brain.numpy() > 0.5
         grid = box_grid(around, found, card.spacing_mm, card.margin_mm, multiple, canonical_spacing(volume))
         mask = between(brain, around, grid) > 0.5
-        shown = dilate(mask, round(SHOWN_MM / card.spacing_mm))
+        shown = dilate(mask, round(card.shown_mm / card.spacing_mm))
         position = coordinates(grid.shape, *brain_frame(mask))
     return grid, normalise_each(stack(images, card.inputs, grid), shown, card.normalisation)[None], position
 

@@ -47,11 +47,13 @@ class Staged:
         labels: (X, Y, Z), 0 outside the mask.
         stages: how often it was made anew with the centroids of the one before.
         settled: whether the last two are equal.
+        first: what they were before any stage.
     """
 
     labels: Tensor
     stages: int
     settled: bool
+    first: Tensor
 
 
 def segment_in_stages(
@@ -86,11 +88,12 @@ def segment_in_stages(
 
 def until_settled(labels: Tensor, refine: Callable[[Tensor], Tensor], most: int = STAGES) -> Staged:
     """Refines labels until nothing changes any more, or as often as is allowed."""
+    first = labels
     for stage in range(1, most + 1):
         before, labels = labels, refine(labels)
         if torch.equal(before, labels):
-            return Staged(labels, stage, True)
-    return Staged(labels, most, False)
+            return Staged(labels, stage, True, first)
+    return Staged(labels, most, False, first)
 
 
 class StagedSegNet(Network):

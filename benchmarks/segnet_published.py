@@ -1,0 +1,81 @@
+"""SegNet in the convention of its paper: it is given the true brain of each scan, and measured inside of it.
+
+    python benchmarks/segnet_published.py OASIS [--model segnet] [--folds 5 --fold 0]
+
+De Brébisson and Montana 2015 (arXiv 1502.02445) took the brain, its box and the scale of the brightness from the manual
+labels (derivative ``manual``), at test too. ``accuracy.py`` measures what a user gets, who has no such mask.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bidsseg.compute import keep_freed_memory
+from bidsseg.labels import load_protocol
+from bidsseg.learning.datasets import load_cases, split
+from bidsseg.learning.voxel_loop import labelled_brain
+from bidsseg.models.library import load_model
+from bidsseg.segmentation.agreement import estimate
+from bidsseg.segmentation.voxelwise import StagedSegNet, segment_in_stages
+from bidsseg.settings import Report, Settings, Training
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("oasis", type=Path)
+    parser.add_argument("--model", default="segnet")
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--fold", type=int, default=0)
+    options = parser.parse_args()
+    keep_freed_memory()
+    labels = {"BrainCOLOR": options.oasis / "derivatives" / "manual"}
+    settings = Settings(options.oasis, Path("never-written"), training=Training(labels=labels))
+    _, unseen = split(load_cases(settings, Report()), options.folds, options.fold)
+    network = load_model(options.model).network
+    assert isinstance(network, StagedSegNet)
+    head = load_protocol("BrainCOLOR").scored()
+    dice, errors, first_errors = [], [], []
+    for case in unseen:
+        assert case.image is not None
+        truth = labelled_brain(case, head).labels
+        first, final, seconds, stages = segmentations(network, case.image[0], case.brain)
+        scored = truth >= 0
+        dice.append(mean_dice(final[scored], truth[scored], len(head.regions)))
+        errors.append(float((final != truth)[scored & (truth > 0)].float().mean()))
+        first_errors.append(float((first != truth)[scored & (truth > 0)].float().mean()))
+        print(
+            f"{case.name}: Dice {dice[-1]:.3f}, voxel error {errors[-1]:.3f} ({first_errors[-1]:.3f} after the first "
+            f"network), {stages} stages, {seconds:.0f} s, {int(case.brain.sum()) * 2 / seconds:,.0f} voxels/s",
+            flush=True,
+        )
+    mean = estimate(np.array(dice))
+    print(f"Dice {mean.mean:.3f} [{mean.low:.3f}, {mean.high:.3f}] (published .725)")
+    print(f"voxel error {np.mean(errors):.3f} (published .163), {np.mean(first_errors):.3f} after the first network")
+
+
+def segmentations(
+    network: StagedSegNet, image: torch.Tensor, brain: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, float, int]:
+    """Labels (X, Y, Z) after the first network and at the end, seconds, and the number of stages."""
+    started = time.monotonic()
+    options = {"dtype": torch.bfloat16, "most": network.stages}
+    staged, logits = segment_in_stages(network.first, network.second, image, brain, **options)  # type: ignore[arg-type]
+    seconds = time.monotonic() - started
+    del logits
+    return staged.first.long(), staged.labels.long(), seconds, staged.stages
+
+
+def mean_dice(found: torch.Tensor, truth: torch.Tensor, regions: int) -> float:
+    """Mean over the regions in either, background left out."""
+    both = torch.bincount(truth[found == truth], minlength=regions)[1:]
+    sizes = (torch.bincount(found, minlength=regions) + torch.bincount(truth, minlength=regions))[1:]
+    return float((2 * both[sizes > 0] / sizes[sizes > 0]).mean())
+
+
+if __name__ == "__main__":
+    main()
