@@ -81,7 +81,8 @@ def test_the_trained_networks_segment_a_scan(tmp_path: Path) -> None:
         short = net(unseen.image[None])
     assert short.dtype == torch.bfloat16
     assert (short[0].argmax(0) == logits[0].argmax(0)).float().mean() > 0.95
-    result = segment({"T1w": Volume(unseen.image[0].numpy(), np.eye(4))}, Model(card, net))
+    result = segment({"T1w": Volume(unseen.image[0].numpy(), np.eye(4))}, Model(card, net), memory_mb=1)
+    assert not result.notes  # never in windows
     assert result.labels["FAST"].shape == SHAPE
 
 

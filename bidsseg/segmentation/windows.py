@@ -21,8 +21,9 @@ SMALLEST_WINDOW = 64
 
 def features_of(network: Network, image: Tensor, position: Tensor | None, engine: Engine, notes: list[str]) -> Tensor:
     """Features (D, H, W, F), on the CPU, of an image (1, C, D, H, W) with coordinates (1, 3, D/2, H/2, W/2) or None."""
-    sizes = window_sizes(image.shape[2:], network, engine)
-    attempts = [(engine.device, sizes), (engine.device, [min(s, max(SMALLEST_WINDOW, s // 2)) for s in sizes])]
+    sizes = list(image.shape[2:]) if network.whole else window_sizes(image.shape[2:], network, engine)
+    smaller = [min(s, max(SMALLEST_WINDOW, s // 2)) for s in sizes]
+    attempts = [(engine.device, sizes)] + ([] if network.whole else [(engine.device, smaller)])
     attempts += [("cpu", sizes)] if engine.device != "cpu" else []
     for number, (device, window) in enumerate(attempts):
         if any(w < s for w, s in zip(window, image.shape[2:], strict=True)):
