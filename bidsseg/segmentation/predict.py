@@ -110,8 +110,8 @@ def model_input(
 
 def find_brain(images: Mapping[str, Volume], locator: Model, engine: Engine) -> tuple[Grid, Tensor]:
     """The locator's grid and on it the brain's probability (D, H, W): 0 away from the largest piece, no holes in it."""
-    grid, image, _ = model_input(images, locator, engine, [], lambda stage: None)
-    features = features_of(locator.network, image, None, engine, [])
+    grid, image, position = model_input(images, locator, engine, [], lambda stage: None)
+    features = features_of(locator.network, image, position, engine, [])
     weight, bias = head_weights(locator)["brain"]
     logits = features.float() @ weight.T + bias
     probability = torch.softmax(logits, -1)[..., 1]
