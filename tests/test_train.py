@@ -244,7 +244,7 @@ def test_samples_differ_by_seed_and_step(ask: Ask) -> None:
     given = ask()
     cases = load_cases(given, given.report)
     sampling = Sampling((16, 16, 16), 50, whole_head=True)
-    recipe = Recipe("tiny", "Tissue", {"FAST": 1.0}, {}, sampling, spacing_mm=5.0)
+    recipe = Recipe("tiny", "Tissue", {"FAST": 1.0}, {}, sampling=sampling, spacing_mm=5.0)
     plan = Plan(recipe, (load_protocol("FAST"),))
     images = [
         draw(cases, replace(plan, seed=seed), step).image for seed, step in ((0, 0), (0, 0), (0, 1), (1, 0), (1, 1))
@@ -279,7 +279,7 @@ def test_participants_can_be_held_out_by_name(ask: Ask) -> None:
     folder = train_level(ask(hold_out=("02",)))
     assert read_card(folder).metrics["held_out"] == ["bids/sub-02"]
     with pytest.raises(UsageError, match="--hold-out 07: no participant"):
-        train_level(ask(hold_out=("02", "07")))
+        train_level(ask(hold_out=("02", "07"), output="other"))
 
 
 def test_lesions_learned_are_lesions_on_the_card(ask: Ask, dataset: tuple[Path, Path], tmp_path: Path) -> None:
@@ -676,9 +676,9 @@ def test_what_is_kept_is_the_running_mean_of_the_weights(ask: Ask, monkeypatch: 
         keep(network)
         return plain_losses(network, *given)
 
-    def save_checkpoint(path: Path, network: Network, *given: Any) -> None:
+    def save_checkpoint(path: Path, network: Network, *given: Any, **others: Any) -> None:
         keep(network)
-        plain_save(path, network, *given)
+        plain_save(path, network, *given, **others)
 
     monkeypatch.setattr(loop, "losses", losses)
     monkeypatch.setattr(loop, "save_checkpoint", save_checkpoint)
