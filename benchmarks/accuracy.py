@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--labels", nargs="+", action="extend", required=True, metavar="PROTOCOL=DIR")
     parser.add_argument("--also", nargs="+", default=[], type=Path, metavar="BIDS_DIR")
     parser.add_argument("--model", default="wholebrain")
-    parser.add_argument("--lesion-model")
+    parser.add_argument("--lesion-model", help="its lesions are laid over the tissues of --model")
     parser.add_argument("--folds", type=int, default=0, help="0: all participants")
     parser.add_argument("--fold", type=int, default=0)
     parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])

@@ -19,6 +19,7 @@ from bidsseg.compute import keep_freed_memory
 from bidsseg.labels import load_protocol
 from bidsseg.learning.cases import Case
 from bidsseg.learning.datasets import load_cases, split
+from bidsseg.learning.loop import mean_dice
 from bidsseg.learning.voxel_loop import labelled_brain
 from bidsseg.learning.voxels import describe, surroundings
 from bidsseg.models.library import load_model
@@ -69,10 +70,9 @@ def segmentations(
 ) -> tuple[torch.Tensor, torch.Tensor, float, int]:
     """Labels (X, Y, Z) after the first network and at the end, seconds, and the number of stages."""
     started = time.monotonic()
-    options = {"dtype": torch.bfloat16, "most": network.stages}
-    staged, logits = segment_in_stages(network.first, network.second, image, brain, **options)  # type: ignore[arg-type]
+    both = network.first, network.second
+    staged, _ = segment_in_stages(*both, image, brain, dtype=torch.bfloat16, most=network.stages)
     seconds = time.monotonic() - started
-    del logits
     return staged.first.long(), staged.labels.long(), seconds, staged.stages
 
 
@@ -87,13 +87,6 @@ def naive_rate(network: StagedSegNet, case: Case) -> float:
         for some in points.split(NAIVE):
             net(describe(seen, some, net.groups))
     return len(points) / (time.monotonic() - started)
-
-
-def mean_dice(found: torch.Tensor, truth: torch.Tensor, regions: int) -> float:
-    """Mean over the regions in either, background left out."""
-    both = torch.bincount(truth[found == truth], minlength=regions)[1:]
-    sizes = (torch.bincount(found, minlength=regions) + torch.bincount(truth, minlength=regions))[1:]
-    return float((2 * both[sizes > 0] / sizes[sizes > 0]).mean())
 
 
 if __name__ == "__main__":

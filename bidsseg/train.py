@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -34,7 +35,8 @@ def train_level(settings: Settings) -> Path:
     from bidsseg.learning.processes import Processes
     from bidsseg.learning.recipe import load_recipe
     from bidsseg.learning.record import save_curve, save_outcome
-    from bidsseg.learning.registration_loop import WEIGHTS, fit_mover
+    from bidsseg.learning.registration_loop import DFNET, fit_mover
+    from bidsseg.learning.state import Conditions
     from bidsseg.learning.voxel_loop import fit_voxels
     from bidsseg.models.card import CARD, Card
     from bidsseg.models.library import build, load_model
@@ -80,31 +82,18 @@ def train_level(settings: Settings) -> Path:
     except OSError as error:
         raise OutputNotWritable(f"cannot make {folder}: {error.strerror}; choose another OUTPUT_DIR") from error
     if not options.resume:
-        for left in (checkpoint, folder / WEIGHTS):
+        for left in (checkpoint, folder / DFNET):
             left.unlink(missing_ok=True)
     processes.wait()
     torch.set_num_threads(machine.threads)
     torch.manual_seed(options.seed)
     plan = Plan(recipe, heads, options.seed)
     card = Card(
-        name=recipe.name,
-        title=recipe.title,
-        inputs=tuple(recipe.inputs),
-        network=recipe.network,
-        spacing_mm=recipe.spacing_mm,
-        heads=tuple(recipe.heads),
+        **recipe.on_card(),
         sha256="",
-        normalisation=recipe.normalisation,
-        locator=recipe.locator,
-        shown_mm=recipe.shown_mm,
-        mirror=recipe.mirror,
-        bits=recipe.bits,
-        description=recipe.description,
-        licence=recipe.licence,
-        citation=recipe.citation,
         lesion="lesion" if "lesion" in recipe.heads else None,
         recipe=recipe.as_dict() | {"seed": options.seed},
-        data=[f"{dataset}: {count} scans" for dataset, count in counted(seen).items()],
+        data=[f"{dataset}: {count} scans" for dataset, count in Counter(case.dataset for case in seen).items()],
         code_version=__version__,
     )
     network = build(card)
@@ -123,17 +112,15 @@ def train_level(settings: Settings) -> Path:
     precision = torch.bfloat16 if machine.precision == "bf16" else torch.float32
     budget_s = (options.time_budget_min or 24 * 60) * 60
     with Interruption() as interruption:
-        if recipe.voxels is None:
-            together = precision, processes
-            if recipe.registration is not None:
-                told = interruption.asked, report.say
-                mover, spent_s = fit_mover(seen, unlabelled, plan, folder, budget_s, *told, *together)
-                plan, budget_s = replace(plan, mover=mover), max(1.0, budget_s - spent_s)
-            state = fit(network, seen, watched, plan, folder, budget_s, interruption.asked, report.say, *together)
+        conditions = Conditions(folder, budget_s, interruption.asked, report.say, precision, processes)
+        if recipe.registration is not None:
+            mover, spent_s = fit_mover(seen, unlabelled, plan, conditions)
+            plan = replace(plan, mover=mover)
+            conditions = replace(conditions, budget_s=max(1.0, budget_s - spent_s))
+        if isinstance(network, StagedSegNet):
+            state = fit_voxels(network, seen, plan, conditions)
         else:
-            assert isinstance(network, StagedSegNet)
-            alone = precision, processes.device
-            state = fit_voxels(network, seen, plan, folder, budget_s, interruption.asked, report.say, *alone)
+            state = fit(network, seen, watched, plan, conditions)
     if not processes.first:
         processes.leave()
         return folder
@@ -161,14 +148,6 @@ def check_labels(labels: Iterable[str], heads: Sequence[Protocol], report: Repor
     for head in heads:
         if head.name not in {*taught, "brain"}:  # the brain is found where no labels tell it
             report.warn(f"no --labels say anything of the head {head.name}, which learns nothing")
-
-
-def counted(cases: list) -> Mapping[str, int]:
-    """How many cases each dataset gives; a case's name is dataset/participant."""
-    counts: dict[str, int] = {}
-    for case in cases:
-        counts[case.dataset] = counts.get(case.dataset, 0) + 1
-    return counts
 
 
 def start_from(network, other) -> int:  # type: ignore[no-untyped-def]

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import phantoms
 import pytest
 import torch
+from told import Told
 from torch import Tensor
 
 from bidsseg.errors import DataError, TemporaryFailure, UsageError
@@ -23,10 +24,11 @@ from bidsseg.learning.datasets import load_cases
 from bidsseg.learning.loop import Plan, draw
 from bidsseg.learning.recipe import Recipe, load_recipe
 from bidsseg.learning.registration import Mover, Registration, displace, placed
-from bidsseg.learning.registration_loop import WEIGHTS, fit_mover, pair
+from bidsseg.learning.registration_loop import DFNET, fit_mover, pair
+from bidsseg.learning.state import Conditions
 from bidsseg.models import card, library
 from bidsseg.networks.dfnet import DFNet, similarity_loss, warp
-from bidsseg.settings import Report, Settings, Training
+from bidsseg.settings import Settings, Training
 from bidsseg.train import Interruption, train_level
 
 SHAPE = (16, 16, 16)
@@ -179,9 +181,9 @@ def test_dfnet_learns_to_make_brains_alike(tmp_path: Path) -> None:
     torch.manual_seed(0)
     recipe = replace(LARGER, registration=Registration(0.3, steps=20, rate=3e-3, smoothness=0.1))
     said: list[str] = []
-    given = CASES, CASES[1:], replace(PLAN, recipe=recipe), tmp_path, 1000.0, lambda: False, said.append, torch.float32
+    given = CASES, CASES[1:], replace(PLAN, recipe=recipe), Conditions(tmp_path, 1000.0, lambda: False, said.append)
     found, spent_s = fit_mover(*given)
-    assert (tmp_path / WEIGHTS).is_file() and not (tmp_path / "checkpoint.pt").exists()
+    assert (tmp_path / DFNET).is_file() and not (tmp_path / "checkpoint.pt").exists()
     assert found.share == 0.3 and len(found.targets) == 2 and spent_s > 0
     assert said[0].startswith("registration step 20")
     brains = [placed(case, LARGER.sampling.shape, 2.0) for case in CASES]
@@ -197,15 +199,14 @@ def test_dfnet_takes_a_part_of_the_time_alone(tmp_path: Path) -> None:
     said: list[str] = []
     recipe = replace(LARGER, registration=Registration(steps=100_000))
     budget_s = 4.0
-    _, spent_s = fit_mover(
-        CASES, CASES, replace(PLAN, recipe=recipe), tmp_path, budget_s, lambda: False, said.append, torch.float32
-    )
+    conditions = Conditions(tmp_path, budget_s, lambda: False, said.append)
+    _, spent_s = fit_mover(CASES, CASES, replace(PLAN, recipe=recipe), conditions)
     assert 0.25 * budget_s <= spent_s < budget_s
 
 
 def test_one_labelled_scan_is_not_enough(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="two labelled scans"):
-        fit_mover(CASES[:1], CASES, PLAN, tmp_path, 10.0, lambda: False, lambda _: None)
+        fit_mover(CASES[:1], CASES, PLAN, Conditions(tmp_path, 10.0, lambda: False, lambda _: None))
 
 
 # -- the level ---------------------------------------------------------------------------------------------------------
@@ -224,18 +225,6 @@ shape = [32, 16, 16]
 share = 0.5
 steps = 2
 """
-
-
-@dataclass
-class Told(Report):
-    said: list[str] = field(default_factory=list)
-    warned: list[str] = field(default_factory=list)
-
-    def say(self, message: str) -> None:
-        self.said.append(message)
-
-    def warn(self, message: str) -> None:
-        self.warned.append(message)
 
 
 @pytest.fixture(scope="module")
@@ -305,7 +294,7 @@ def test_unlabelled_scans_are_cases_without_annotations(ask: Ask, datasets: tupl
 def test_a_model_and_its_dfnet(ask: Ask) -> None:
     settings = ask()
     folder = train_level(settings)
-    assert {path.name for path in folder.iterdir()} == {card.CARD, card.WEIGHTS, WEIGHTS, "curve.tsv", "curve.png"}
+    assert {path.name for path in folder.iterdir()} == {card.CARD, card.WEIGHTS, DFNET, "curve.tsv", "curve.png"}
     stored = card.read_card(folder)
     assert stored.recipe["registration"] == {"share": 0.5, "steps": 2, "rate": 1e-4, "smoothness": 1.0}
     assert stored.data == ["bids: 2 scans"]
@@ -325,7 +314,7 @@ def test_a_run_stopped_at_any_time_goes_on_to_the_very_same_weights(ask: Ask, mo
         with pytest.raises(UsageError, match="give --resume to go on"):
             train_level(ask(output="parts"))
     folder = train_level(ask(output="parts", resume=True))
-    for name in (card.WEIGHTS, WEIGHTS):
+    for name in (card.WEIGHTS, DFNET):
         one, other = (library.load_file(place / name) for place in (whole, folder))
         assert all(torch.equal(one[key], other[key]) for key in one)
 

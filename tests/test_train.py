@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pandas as pd
 import phantoms
 import pytest
 import torch
+from told import Told
 
 from bidsseg.cli import main
 from bidsseg.errors import DataError, NothingSelected, OutputNotWritable, TemporaryFailure, UsageError
@@ -28,11 +29,12 @@ from bidsseg.learning.datasets import load_cases
 from bidsseg.learning.loop import Plan, draw, mean_dice
 from bidsseg.learning.optimiser import Optimiser, Stepper, as_matrix, rate_factor
 from bidsseg.learning.recipe import Recipe, load_recipe, shipped_recipes
+from bidsseg.learning.state import Conditions
 from bidsseg.models.card import CARD, WEIGHTS, Card, read_card
 from bidsseg.models.library import build, load_model
 from bidsseg.networks.network import Network
 from bidsseg.segmentation.native import Segmentation
-from bidsseg.settings import Report, Settings, Training
+from bidsseg.settings import Settings, Training
 from bidsseg.train import Interruption, train_level
 
 SHAPE = (24, 28, 24)
@@ -59,20 +61,6 @@ shape = [32, 32, 32]
 points = 500
 whole_head = true
 """
-
-
-@dataclass
-class Told(Report):
-    """Remembers what it is told."""
-
-    said: list[str] = field(default_factory=list)
-    warned: list[str] = field(default_factory=list)
-
-    def say(self, message: str) -> None:
-        self.said.append(message)
-
-    def warn(self, message: str) -> None:
-        self.warned.append(message)
 
 
 @pytest.fixture(scope="session")
@@ -366,7 +354,8 @@ def test_the_weights_kept_are_those_that_the_recipe_asks_for(
     heads = tuple(load_protocol(name).scored() for name in recipe.heads)
     network = build(Card("tiny", "Tissue", ("T1w",), recipe.network, 3.0, tuple(recipe.heads), ""))
     never = partial(bool, False)  # type: ignore[var-annotated]
-    loop.fit(network, cases, cases[:1], loop.Plan(recipe, heads), tmp_path, 600, never, str, check_every=0.2)
+    conditions = Conditions(tmp_path, 600, never, lambda _: None)
+    loop.fit(network, cases, cases[:1], loop.Plan(recipe, heads), conditions, check_every=0.2)
     if keep == "last":
         seen.append(network.state_dict())
     assert len(seen) == 4

@@ -12,8 +12,9 @@ from bidsseg.errors import DataError
 from bidsseg.image.volume import Volume
 from bidsseg.labels import load_protocol
 from bidsseg.learning.cases import Annotation, Case, positions
-from bidsseg.learning.loop import Plan, State
+from bidsseg.learning.loop import Plan
 from bidsseg.learning.recipe import Recipe, Voxels
+from bidsseg.learning.state import Conditions, State
 from bidsseg.learning.voxel_loop import fit_voxels, labelled_brain
 from bidsseg.models.card import Card
 from bidsseg.models.library import Model
@@ -52,7 +53,7 @@ PLAN = Plan(Recipe("tiny", "Tissue", {"FAST": 1.0}, {"name": "segnet"}, voxels=V
 
 def fit(net: StagedSegNet, folder: Path, plan: Plan = PLAN, stop: Callable[[], bool] = lambda: False) -> State:
     folder.mkdir(exist_ok=True)
-    return fit_voxels(net, [case(1), case(2)], plan, folder, 600, stop, lambda _: None)
+    return fit_voxels(net, [case(1), case(2)], plan, Conditions(folder, 600, stop, lambda _: None))
 
 
 def test_both_stages_learn(tmp_path: Path) -> None:
@@ -108,7 +109,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path) -> None
 def test_the_time_is_shared_by_both_stages(tmp_path: Path) -> None:
     net = network()
     (tmp_path / "out").mkdir()
-    state = fit_voxels(net, [case(1)], PLAN, tmp_path / "out", 1e-3, lambda: False, lambda _: None)
+    state = fit_voxels(net, [case(1)], PLAN, Conditions(tmp_path / "out", 1e-3, lambda: False, lambda _: None))
     assert len(state.curve) <= 2
 
 

@@ -38,8 +38,8 @@ def load_cases(
     has an image, selected or not, are learned from by synthesis.
 
     Args:
-        unlabelled: whether scans without any annotation are cases too, without annotations.
         inputs: suffixes of the images that are read, the T1w first; a scan may lack the others.
+        unlabelled: whether scans without any annotation are cases too, without annotations.
     """
     datasets = [settings.bids_dir, *settings.training.also]
     labels = settings.training.labels
@@ -54,12 +54,9 @@ def load_cases(
             maps = {name: path for name, path in found.items() if path is not None}
             used |= set(maps.values())
             owner |= {labels[name]: dataset.name for name in maps}
-            if scan.key in chosen and maps:
-                report.detail(f"reading {dataset.name}/{scan.key}")
+            if scan.key in chosen and (maps or unlabelled):
+                report.detail(f"reading {dataset.name}/{scan.key}{'' if maps else ', without annotation'}")
                 cases.append(read_case(dataset, scan, maps, protocols, inputs, report))
-            elif scan.key in chosen and unlabelled:
-                report.detail(f"reading {dataset.name}/{scan.key}, without annotation")
-                cases.append(read_unlabelled(dataset, scan, inputs))
             elif scan.key in chosen:
                 report.warn(f"{dataset.name}/{scan.key}: no annotation, passed over")
     for name, folder in labels.items():
@@ -121,14 +118,6 @@ def read_case(
     return finish(name, stack(images.volumes, inputs, grid), annotations)
 
 
-def read_unlabelled(dataset: Path, scan: Scan, inputs: Sequence[str]) -> Case:
-    """A scan without annotations."""
-    images = read_aligned(scan.images(inputs)).volumes
-    image = stack(images, inputs, whole_grid(images[inputs[0]], LEARNING_MM))
-    name = f"{dataset.name}/{scan.key}"
-    return Case(name, image, (), brain_in(name, image[0]))
-
-
 def read_label_map(name: str, path: Path, protocol: Protocol) -> Case:
     """A label map from which images are synthesised."""
     labels: Volume = read_labels(path)
@@ -145,7 +134,8 @@ def finish(name: str, image: torch.Tensor | None, annotations: list[Annotation])
     brain = brain_of(annotations)
     if brain is None and image is not None:
         brain = brain_in(name, image[0])
-        annotations = [*annotations, Annotation(load_protocol("brain"), brain.to(torch.uint8))]
+        if annotations:
+            annotations = [*annotations, Annotation(load_protocol("brain"), brain.to(torch.uint8))]
     if brain is None or not brain.any():
         raise DataError(f"{name}: no annotation says where the brain is (a relation to the protocol 'brain' is needed)")
     widening = next((w for a in annotations if (w := towards_ventricles(a)) is not None), None)

@@ -7,19 +7,14 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
-from bidsseg.errors import DataError
-from bidsseg.image.files import replacing
 from bidsseg.labels import Protocol, load_relation
 from bidsseg.labels.relation import closed_background
 from bidsseg.learning.augment import Intensity, Spatial
@@ -29,9 +24,8 @@ from bidsseg.learning.optimiser import Stepper
 from bidsseg.learning.processes import Processes
 from bidsseg.learning.recipe import Recipe
 from bidsseg.learning.registration import Mover
+from bidsseg.learning.state import CHECKPOINT_EVERY_S, Conditions, State, resumed, save_checkpoint
 from bidsseg.networks.network import Network
-
-ALONE = Processes()
 
 
 @dataclass(frozen=True)
@@ -46,20 +40,6 @@ class Plan:
     heads: tuple[Protocol, ...]
     seed: int = 0
     mover: Mover | None = None
-
-
-@dataclass
-class State:
-    """How far a run has come; everything a checkpoint holds besides weights.
-
-    Attributes:
-        best: the highest mean Dice on scans that are watched, so far.
-    """
-
-    step: int = 0
-    elapsed_s: float = 0.0
-    best: float = -1.0
-    curve: list[dict[str, float]] = field(default_factory=list)
 
 
 class Relations:
@@ -125,33 +105,23 @@ def fit(
     cases: Sequence[Case],
     watched: Sequence[Case],
     plan: Plan,
-    folder: Path,
-    budget_s: float,
-    stop: Callable[[], bool],
-    report: Callable[[str], None],
-    precision: torch.dtype = torch.bfloat16,
-    processes: Processes = ALONE,
+    conditions: Conditions,
     check_every: float = 0.1,
 ) -> State:
     """Trains the network in place until the steps or the time are used up; leaves the averaged weights in it.
 
     They are the last, or, if the recipe keeps the best, those with the highest mean Dice on the cases that are watched.
-    A checkpoint in the folder is continued. ``stop`` is asked after each step; True saves and returns. Several
-    processes share the samples of each step, so that their number changes the time that a run takes, not its result.
+    A checkpoint is continued. Several processes share the samples of each step, so that their number changes the time
+    that a run takes, not its result.
     """
+    processes, precision, budget_s = conditions.processes, conditions.precision, conditions.budget_s
     network = network.to(processes.device, memory_format=network.memory_format)  # type: ignore[call-overload]
     opt = plan.recipe.optimiser
     stepper = Stepper(network, opt)
-    average = copied(network.state_dict())
-    best = average
     relations = Relations(plan.heads, processes.device, plan.recipe.loss.naive)
-    state = State()
-    checkpoint = folder / "checkpoint.pt"
-    if checkpoint.is_file():
-        with continuing(checkpoint, processes.device) as saved:
-            network.load_state_dict(saved["network"])
-            stepper.load_state_dict(saved["optimiser"])
-            average, best, state = saved["average"], saved["best"], State(**saved["state"])
+    state, saved = resumed(conditions, network, stepper)
+    average = saved.get("average") or copied(network.state_dict())
+    best = saved.get("best") or average
     started = time.monotonic() - state.elapsed_s
     saved_at = time.monotonic()
     done = max(0.0, (state.step - 1) / plan.recipe.steps, state.elapsed_s / budget_s)
@@ -167,15 +137,16 @@ def fit(
             scores = with_weights(network, average, lambda: evaluate(network, watched, plan, precision))
             network.train()
             row |= scores
-            if np.mean(list(scores.values())) > state.best:
-                state.best, best = float(np.mean(list(scores.values()))), copied(average)
+            mean = float(np.mean(list(scores.values())))
+            if mean > state.best:
+                state.best, best = mean, copied(average)
         state.curve.append({name: round(value, 4) for name, value in row.items()})
-        report(f"so far: {state.curve[-1]}")
+        conditions.report(f"so far: {state.curve[-1]}")
 
     samples = drawn(cases, plan, state.step, processes)
     while state.step < plan.recipe.steps:
         reached = max(state.step / plan.recipe.steps, state.elapsed_s / budget_s)
-        progress, told_to_stop = processes.agree(reached, stop())
+        progress, told_to_stop = processes.agree(reached, conditions.stop())
         if progress >= 1 or told_to_stop:
             break
         parts: dict[str, Tensor] = {}
@@ -195,17 +166,17 @@ def fit(
             continue
         if state.step % 20 == 0:
             shown = " ".join(f"{name} {value:.3f}" for name, value in running.items())
-            report(f"step {state.step} {state.elapsed_s / state.step:.2f} s/step {progress:.0%} {shown}")
+            conditions.report(f"step {state.step} {state.elapsed_s / state.step:.2f} s/step {progress:.0%} {shown}")
         if progress >= next_check:
             next_check = math.floor(progress / check_every + 1) * check_every
             check()
-        if time.monotonic() - saved_at > 180:
-            save_checkpoint(checkpoint, network, stepper, state, average=average, best=best)
+        if time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
+            save_checkpoint(conditions.checkpoint, network, stepper, state, average=average, best=best)
             saved_at = time.monotonic()
     if processes.first:
-        if keeps_best and not stop():
+        if keeps_best and not conditions.stop():
             check()
-        save_checkpoint(checkpoint, network, stepper, state, average=average, best=best)
+        save_checkpoint(conditions.checkpoint, network, stepper, state, average=average, best=best)
     network.load_state_dict(best if keeps_best else average)
     return state
 
@@ -225,7 +196,7 @@ def update(average: dict[str, Tensor], network: Network, decay: float) -> None:
             average[name].copy_(value)
 
 
-def drawn(cases: Sequence[Case], plan: Plan, first: int, processes: Processes = ALONE) -> Iterator[Sample]:
+def drawn(cases: Sequence[Case], plan: Plan, first: int, processes: Processes) -> Iterator[Sample]:
     """The samples of all steps from the first on, of which each process takes its part.
 
     As many are drawn at once as the network has threads, one in each: drawing beside the network would make all of its
@@ -267,24 +238,6 @@ def seeded(seed: int, *numbers: int) -> Generator:
     """A generator of draws that depend on the seed and the numbers alone."""
     state = np.random.SeedSequence([seed % 2**32, *numbers]).generate_state(1)[0]  # torch looks at 32 bits alone
     return Generator().manual_seed(int(state))
-
-
-@contextmanager
-def continuing(checkpoint: Path, device: str | torch.device) -> Iterator[dict[str, Any]]:
-    """What a checkpoint holds, to be put back; DataError if it is damaged or does not fit."""
-    try:
-        yield torch.load(checkpoint, weights_only=True, map_location=device)
-    except Exception as error:
-        raise DataError(f"{checkpoint}: damaged, or of another recipe; give --overwrite to start again") from error
-
-
-def save_checkpoint(
-    path: Path, network: nn.Module, stepper: Stepper, state: State, **others: dict[str, Tensor]
-) -> None:
-    """Written whole or not at all, with other weights that the run goes on with."""
-    saved = {**others, "network": network.state_dict(), "optimiser": stepper.state_dict(), "state": vars(state)}
-    with replacing(path) as stream:
-        torch.save(saved, stream)
 
 
 def with_weights(

@@ -14,7 +14,7 @@ from bidsseg.learning.cases import Sampling
 from bidsseg.learning.losses import Loss
 from bidsseg.learning.optimiser import Optimiser
 from bidsseg.learning.registration import Registration
-from bidsseg.models.card import check_inputs
+from bidsseg.models.card import Card, check_inputs
 
 FOLDER = Path(__file__).parent / "recipes"
 Part = TypeVar("Part")
@@ -108,12 +108,18 @@ class Recipe:
             raise ValueError(f"keep = {self.keep!r}: give last or best")
         check_inputs(self.inputs, f"recipe {self.name}")
 
+    def on_card(self) -> dict[str, Any]:
+        """What the card of the finished model takes over as it is."""
+        shared = {name: getattr(self, name) for name in ON_CARD}
+        return {**shared, "inputs": tuple(self.inputs), "heads": tuple(self.heads)}
+
     def as_dict(self) -> dict[str, Any]:
         """How the model learns, defaults included; what its card says by itself is left out."""
-        learning = ("heads", "fading", "synthetic_share", "steps", "batch", "keep", "balanced", *PARTS)
-        return {key: value for key, value in asdict(self).items() if key in learning}
+        return {key: value for key, value in asdict(self).items() if key == "heads" or key not in ON_CARD}
 
 
+ON_CARD = {entry.name for entry in fields(Recipe)} & {entry.name for entry in fields(Card)}
+"""What a recipe and a card have in common."""
 PARTS: dict[str, type] = {
     "sampling": Sampling,
     "voxels": Voxels,

@@ -11,7 +11,7 @@ import pandas as pd
 from torch import nn
 
 from bidsseg.learning.cases import Case
-from bidsseg.learning.loop import State
+from bidsseg.learning.state import State
 from bidsseg.learning.validation import summary, validate
 from bidsseg.models.card import Card
 from bidsseg.models.library import load_model, save_model

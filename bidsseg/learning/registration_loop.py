@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from safetensors import safe_open
@@ -14,13 +14,13 @@ from torch import Tensor
 from bidsseg.errors import TemporaryFailure, UsageError
 from bidsseg.image.files import replacing
 from bidsseg.learning.cases import Case
-from bidsseg.learning.loop import ALONE, Plan, State, continuing, save_checkpoint, seeded
+from bidsseg.learning.loop import Plan, seeded
 from bidsseg.learning.optimiser import Optimiser, Stepper
-from bidsseg.learning.processes import Processes
 from bidsseg.learning.registration import Mover, displace, placed
+from bidsseg.learning.state import CHECKPOINT_EVERY_S, Conditions, resumed, save_checkpoint
 from bidsseg.networks.dfnet import DFNet, roughness, similarity_loss, warp
 
-WEIGHTS = "dfnet.safetensors"
+DFNET = "dfnet.safetensors"
 BUDGET_SHARE = 0.25
 """The part of a run's time that the training of DFNet may take."""
 
@@ -29,12 +29,7 @@ def fit_mover(
     cases: Sequence[Case],
     unlabelled: Sequence[Case],
     plan: Plan,
-    folder: Path,
-    budget_s: float,
-    stop: Callable[[], bool],
-    report: Callable[[str], None],
-    precision: torch.dtype = torch.bfloat16,
-    processes: Processes = ALONE,
+    conditions: Conditions,
 ) -> tuple[Mover, float]:
     """What moves the cases onto the unlabelled scans, and the seconds of the budget that its training has taken.
 
@@ -44,53 +39,41 @@ def fit_mover(
     registration, recipe = plan.recipe.registration, plan.recipe
     assert registration is not None
     place = recipe.sampling.shape, recipe.spacing_mm
-    if not (folder / WEIGHTS).is_file():
+    weights = conditions.folder / DFNET
+    if not weights.is_file():
         brains = [placed(case, *place) for case in cases if case.image is not None]
         if len(brains) < 2:
             raise UsageError(f"recipe {recipe.name}: [registration] needs two labelled scans to learn from, or more")
-        train(brains, plan, folder, BUDGET_SHARE * budget_s, stop, report, precision, processes)
-        processes.wait()
+        train(brains, plan, replace(conditions, budget_s=BUDGET_SHARE * conditions.budget_s))
+        conditions.processes.wait()
     network = DFNet()
-    with safe_open(folder / WEIGHTS, "pt") as stored:
+    with safe_open(weights, "pt") as stored:
         network.load_state_dict({name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
         spent_s = float(stored.metadata()["elapsed_s"])
-    network = network.to(processes.device).eval().requires_grad_(False)
+    network = network.to(conditions.device).eval().requires_grad_(False)
     targets = [placed(case, *place) for case in unlabelled]
-    return Mover(network, targets, registration.share, precision), spent_s
+    return Mover(network, targets, registration.share, conditions.precision), spent_s
 
 
-def train(
-    brains: Sequence[Tensor],
-    plan: Plan,
-    folder: Path,
-    budget_s: float,
-    stop: Callable[[], bool],
-    report: Callable[[str], None],
-    precision: torch.dtype,
-    processes: Processes,
-) -> None:
+def train(brains: Sequence[Tensor], plan: Plan, conditions: Conditions) -> None:
     """Trains DFNet on random pairs of brains (1, 1, D, H, W), and keeps it in the folder."""
     registration, batch = plan.recipe.registration, plan.recipe.batch
     assert registration is not None
+    processes, folder = conditions.processes, conditions.folder
     network = DFNet().to(processes.device)
     adam = Optimiser(
         rate=registration.rate, kernel_rate=0, weight_decay=0, warm_up=0, schedule="constant", betas=(0.9, 0.999)
     )
-    stepper, state = Stepper(network, adam), State()
-    checkpoint = folder / "checkpoint.pt"
-    if checkpoint.is_file():
-        with continuing(checkpoint, processes.device) as saved:
-            network.load_state_dict(saved["network"])
-            stepper.load_state_dict(saved["optimiser"])
-            state = State(**saved["state"])
+    stepper = Stepper(network, adam)
+    state, _ = resumed(conditions, network, stepper)
     started = time.monotonic() - state.elapsed_s
     saved_at = time.monotonic()
     running: float | None = None
     while state.step < registration.steps:
-        used_up, told_to_stop = processes.agree(state.elapsed_s >= budget_s, stop())
+        used_up, told_to_stop = processes.agree(state.elapsed_s >= conditions.budget_s, conditions.stop())
         if told_to_stop:
             if processes.first:
-                save_checkpoint(checkpoint, network, stepper, state)
+                save_checkpoint(conditions.checkpoint, network, stepper, state)
             raise TemporaryFailure(
                 f"stopped after {state.step} steps of registration, all kept in {folder}: run again with --resume"
             )
@@ -98,7 +81,7 @@ def train(
             break
         for i in range(processes.rank, batch, processes.count):
             moving, fixed = (brain.to(processes.device) for brain in pair(brains, plan.seed, state.step * batch + i))
-            displacement = displace(network, moving, fixed, precision)
+            displacement = displace(network, moving, fixed, conditions.precision)
             unlike = similarity_loss(warp(moving, displacement), fixed)
             ((unlike + registration.smoothness * roughness(displacement)) / batch).backward()
             running = 0.95 * (unlike.item() if running is None else running) + 0.05 * unlike.item()
@@ -109,14 +92,15 @@ def train(
         if not processes.first:
             continue
         if state.step % 20 == 0:
-            report(f"registration step {state.step} {state.elapsed_s / state.step:.2f} s/step unlike {running:.4f}")
-        if time.monotonic() - saved_at > 180:
-            save_checkpoint(checkpoint, network, stepper, state)
+            pace = state.elapsed_s / state.step
+            conditions.report(f"registration step {state.step} {pace:.2f} s/step unlike {running:.4f}")
+        if time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
+            save_checkpoint(conditions.checkpoint, network, stepper, state)
             saved_at = time.monotonic()
     if processes.first:
-        checkpoint.unlink(missing_ok=True)
+        conditions.checkpoint.unlink(missing_ok=True)
         tensors = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
-        with replacing(folder / WEIGHTS) as stream:
+        with replacing(folder / DFNET) as stream:
             stream.write(save(tensors, {"steps": str(state.step), "elapsed_s": f"{state.elapsed_s:.1f}"}))
 
 

@@ -10,7 +10,6 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,12 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bidsseg.errors import DataError
-from bidsseg.image.files import replacing
 from bidsseg.labels import Protocol, load_relation
 from bidsseg.learning.cases import Case
-from bidsseg.learning.loop import Plan, State, continuing
+from bidsseg.learning.loop import Plan
 from bidsseg.learning.optimiser import rate_factor
 from bidsseg.learning.recipe import Voxels
+from bidsseg.learning.state import Conditions, State, continuing, save_checkpoint
 from bidsseg.learning.voxels import Surroundings, centroids_of, describe, distances, draw_voxels, surroundings
 from bidsseg.networks.segnet import SegNet
 from bidsseg.segmentation.voxelwise import StagedSegNet
@@ -75,39 +74,29 @@ class Progress:
     waited: int = 0
 
 
-def fit_voxels(
-    network: StagedSegNet,
-    cases: Sequence[Case],
-    plan: Plan,
-    folder: Path,
-    budget_s: float,
-    stop: Callable[[], bool],
-    report: Callable[[str], None],
-    precision: torch.dtype = torch.float32,
-    device: str = "cpu",
-) -> State:
+def fit_voxels(network: StagedSegNet, cases: Sequence[Case], plan: Plan, conditions: Conditions) -> State:
     """Trains both networks in place, each for half of the time at most, and leaves the best weights of each in it.
 
-    A checkpoint in the folder is continued from the epoch that it was in. ``stop`` is asked after each chunk; True
-    returns what was reached at the end of the last epoch.
+    A checkpoint is continued from the epoch that it was in. ``stop`` is asked after each chunk; what is returned then
+    is the end of the last epoch.
     """
     voxels = plan.recipe.voxels
     assert voxels is not None
     brains = [labelled_brain(case, plan.heads[0]) for case in cases]
     state, progress = State(), Progress()
-    checkpoint = folder / "checkpoint.pt"
+    device, budget_s, stop = conditions.device, conditions.budget_s, conditions.stop
     network.to(device)
 
     def trainer_of(stage: int) -> Trainer:
-        return Trainer(network.stage(stage), brains, voxels, plan.seed, precision, device)
+        return Trainer(network.stage(stage), brains, voxels, plan.seed, conditions.precision, device)
 
     trainer = trainer_of(0)
-    if checkpoint.is_file():
-        with continuing(checkpoint, device) as saved:
+    if conditions.checkpoint.is_file():
+        with continuing(conditions) as saved:
             state, progress = State(**saved["state"]), Progress(**saved["progress"])
             network.load_state_dict(saved["network"])
             trainer = trainer_of(progress.stage)
-            trainer.load_state_dict(saved["trainer"])
+            trainer.load_state_dict(saved["optimiser"])
     started = time.monotonic() - state.elapsed_s
     while progress.stage < 2:
         ends_at = started + budget_s * (progress.stage + 1) / 2
@@ -120,7 +109,11 @@ def fit_voxels(
                     network.second.start_from(network.first)
                 trainer = trainer_of(progress.stage)
             continue
-        steps = trainer.epoch(progress, budget_s / 2, ends_at, stop)
+
+        def used(ends_at: float = ends_at) -> float:
+            return 1 - (ends_at - time.monotonic()) / (budget_s / 2)
+
+        steps = trainer.epoch(progress, used, stop)
         state.elapsed_s = time.monotonic() - started
         if stop():
             break
@@ -134,10 +127,8 @@ def fit_voxels(
         name = f"stage {progress.stage + 1}"
         row = {"step": state.step, "elapsed_s": state.elapsed_s, f"{name} error": error, f"{name} entropy": entropy}
         state.curve.append({key: round(value, 4) for key, value in row.items()})
-        report(f"{name} epoch {progress.epoch} error {error:.3f} after {state.elapsed_s:.0f} s")
-        saved = {"state": vars(state), "progress": asdict(progress), "network": network.state_dict()}
-        with replacing(checkpoint) as stream:
-            torch.save({**saved, "trainer": trainer.state_dict()}, stream)
+        conditions.report(f"{name} epoch {progress.epoch} error {error:.3f} after {state.elapsed_s:.0f} s")
+        save_checkpoint(conditions.checkpoint, network, trainer, state, progress=asdict(progress))
     trainer.keep_best()
     return state
 
@@ -167,11 +158,11 @@ class Trainer:
             ]
             network.learn_distances(torch.cat(sample).to(device))
 
-    def epoch(self, progress: Progress, time_s: float, ends_at: float, stop: Callable[[], bool]) -> int:
+    def epoch(self, progress: Progress, used: Callable[[], float], stop: Callable[[], bool]) -> int:
         """One pass over all voxels in an order that the seed and the epoch decide; returns the number of steps.
 
-        The network has time_s for all epochs, until ends_at of ``time.monotonic()``. The pass is cut short there, and
-        when it is told to stop.
+        ``used`` tells the share of the time for all epochs that is used up. The pass is cut short at 1, and when it is
+        told to stop.
         """
         generator = torch.Generator().manual_seed(self.seed + 1000 * progress.epoch + 1)
         points = self.drawn(generator) if self.voxels.fresh else self.points
@@ -180,15 +171,14 @@ class Trainer:
         steps = 0
         for inputs, targets in self.batches(points, generator):
             for some in torch.arange(len(targets)).split(self.voxels.batch):
-                used = 1 - (ends_at - time.monotonic()) / time_s
                 for group in self.descent.param_groups:
-                    group["lr"] = self.rate(progress.epoch + steps / total, used)
+                    group["lr"] = self.rate(progress.epoch + steps / total, used())
                 self.descent.zero_grad(set_to_none=True)
                 loss = F.cross_entropy(self.logits(inputs, some), targets[some].to(self.device))
                 loss.backward()
                 self.descent.step()
                 steps += 1
-            if stop() or time.monotonic() > ends_at:
+            if stop() or used() > 1:
                 break
         return steps
 

@@ -81,7 +81,7 @@ class SegNet(nn.Module):
         joined = sum(width[group] for group in self.groups)
         self.joint = nn.Sequential(*connected(joined, *hidden), nn.Linear([joined, *hidden][-1], regions))
         self.apply(initialise)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on a CPU
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.no_grad()
     def learn_distances(self, sample: Tensor) -> None:

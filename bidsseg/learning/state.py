@@ -1,0 +1,102 @@
+"""How a training is run, how far it has come, and the checkpoint that it goes on from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from bidsseg.errors import DataError
+from bidsseg.image.files import replacing
+from bidsseg.learning.processes import Processes
+
+CHECKPOINT_EVERY_S = 180
+
+
+class Keeper(Protocol):
+    """What can be kept in a checkpoint and put back."""
+
+    def state_dict(self) -> Any:
+        """What a checkpoint keeps."""
+
+    def load_state_dict(self, saved: Any, /) -> Any:
+        """Goes on from a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How a training is run, which changes its time and its record and not what is learnt.
+
+    Attributes:
+        folder: of the model, where the checkpoint is kept.
+        budget_s: seconds until it ends, those before its checkpoint included.
+        stop: asked after each step; True saves and returns.
+        report: told how it goes.
+        precision: type of the activations.
+    """
+
+    folder: Path
+    budget_s: float
+    stop: Callable[[], bool]
+    report: Callable[[str], None]
+    precision: torch.dtype = torch.float32
+    processes: Processes = field(default_factory=Processes)
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file that the training goes on from."""
+        return self.folder / "checkpoint.pt"
+
+    @property
+    def device(self) -> str:
+        """Where this process computes."""
+        return self.processes.device
+
+
+@dataclass
+class State:
+    """How far a training has come; everything a checkpoint holds besides weights.
+
+    Attributes:
+        best: the highest mean Dice on scans that are watched, so far.
+    """
+
+    step: int = 0
+    elapsed_s: float = 0.0
+    best: float = -1.0
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+
+def resumed(conditions: Conditions, network: nn.Module, optimiser: Keeper) -> tuple[State, dict[str, Any]]:
+    """How far the training has come, and what else was kept; network and optimiser are put back to where they were.
+
+    Without a checkpoint it begins, and nothing was kept.
+    """
+    if not conditions.checkpoint.is_file():
+        return State(), {}
+    with continuing(conditions) as saved:
+        network.load_state_dict(saved["network"])
+        optimiser.load_state_dict(saved["optimiser"])
+        return State(**saved["state"]), saved
+
+
+@contextmanager
+def continuing(conditions: Conditions) -> Iterator[dict[str, Any]]:
+    """What the checkpoint holds, to be put back; DataError if it is damaged or does not fit."""
+    checkpoint = conditions.checkpoint
+    try:
+        yield torch.load(checkpoint, weights_only=True, map_location=conditions.device)
+    except Exception as error:
+        raise DataError(f"{checkpoint}: damaged, or of another recipe; give --overwrite to start again") from error
+
+
+def save_checkpoint(path: Path, network: nn.Module, optimiser: Keeper, state: State, **others: Any) -> None:
+    """Written whole or not at all, with what else the training goes on with."""
+    saved = {**others, "network": network.state_dict(), "optimiser": optimiser.state_dict(), "state": vars(state)}
+    with replacing(path) as stream:
+        torch.save(saved, stream)
