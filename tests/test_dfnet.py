@@ -36,16 +36,16 @@ def smooth(matrix: Tensor) -> Tensor:
 def test_number_of_parameters() -> None:
     net = DFNet()
     assert sum(p.numel() for p in net.parameters()) == 1_800_723
-    norms = sum(p.numel() for m in net.modules() if isinstance(m, nn.BatchNorm3d) for p in m.parameters())
+    norms = sum(p.numel() for m in net.modules() if isinstance(m, nn.InstanceNorm3d) for p in m.parameters())
     assert norms == 8_064
     assert 1_800_723 - norms == 1_792_659
 
 
-def test_batch_norms_follow_the_last_convolution_of_blocks_and_the_projections() -> None:
+def test_normalisations_follow_the_last_convolution_of_blocks_and_the_projections() -> None:
     net = DFNet()
-    norms = {name: module for name, module in net.named_modules() if isinstance(module, nn.BatchNorm3d)}
+    norms = {name: module for name, module in net.named_modules() if isinstance(module, nn.InstanceNorm3d)}
     assert Counter(module.num_features for module in norms.values()) == {32: 4, 64: 9, 128: 12, 256: 7}
-    assert all((module.eps, module.momentum) == (1e-3, 0.01) for module in norms.values())
+    assert all(module.eps == 1e-3 and module.affine for module in norms.values())
     blocks = {name: module for name, module in net.named_modules() if isinstance(module, Block)}
     expected = {f"{name}.last.1" for name in blocks}
     expected |= {f"{name}.shortcut.1" for name, block in blocks.items() if not isinstance(block.shortcut, nn.Identity)}
@@ -54,15 +54,15 @@ def test_batch_norms_follow_the_last_convolution_of_blocks_and_the_projections()
 
 
 def test_the_trunk_is_that_of_eneuronet() -> None:
-    """With normalisations that change nothing."""
+    """But for the normalisations."""
     torch.manual_seed(0)
     net, segmenter = DFNet().eval().requires_grad_(False), ENeuroNet({"a": 2}, images=2).requires_grad_(False)
     weights = {name.replace(".last.0.", ".last.").replace(".shortcut.0.", ".shortcut."): value
                for name, value in net.trunk.state_dict().items()}  # fmt: skip
     segmenter.trunk.load_state_dict({name: weights[name] for name in segmenter.trunk.state_dict()})
     for module in net.modules():
-        if isinstance(module, nn.BatchNorm3d):
-            module.running_var.fill_(1 - module.eps)  # type: ignore[union-attr]
+        if isinstance(module, nn.InstanceNorm3d):
+            module.forward = lambda x: x  # type: ignore[method-assign]
     image = draw(1, 2, 16, 32, 16)
     assert torch.allclose(net.trunk(image), segmenter.trunk(image), atol=1e-5)
 
@@ -72,7 +72,7 @@ def test_a_displacement_has_the_grid_of_the_images() -> None:
     moving, fixed = draw(2, 1, 16, 32, 48), draw(2, 1, 16, 32, 48, seed=1)
     found = net(moving, fixed)
     assert found.shape == (2, 3, 16, 32, 48)
-    assert torch.allclose(net(moving[1:], fixed[1:]), found[1:], atol=1e-5)
+    assert torch.allclose(net(moving[1:], fixed[1:]), found[1:], atol=1e-4)
     assert not torch.allclose(net(fixed, moving), found, atol=1e-3)
     assert net.multiple == 16
     with pytest.raises(ValueError, match="divisible by 16"):

@@ -24,14 +24,15 @@ class Registration:
     Attributes:
         share: of the samples that are moved so, and not otherwise.
         steps: of the training of DFNet, which ends earlier when a quarter of the run's time is used up.
-        rate: learning rate of its Adam.
+        rate, kernel_rate: greatest learning rates of AdamW and Muon, see ``Optimiser``.
         smoothness: weight of the displacement's roughness in its loss.
     """
 
     share: float = 0.3333
     steps: int = 10_000
-    rate: float = 1e-4
-    smoothness: float = 1.0
+    rate: float = 1e-3
+    kernel_rate: float = 2e-2
+    smoothness: float = 0.05
 
 
 @dataclass(frozen=True)

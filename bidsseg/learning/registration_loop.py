@@ -61,23 +61,22 @@ def train(brains: Sequence[Tensor], plan: Plan, conditions: Conditions) -> None:
     assert registration is not None
     processes, folder = conditions.processes, conditions.folder
     network = DFNet().to(processes.device)
-    adam = Optimiser(
-        rate=registration.rate, kernel_rate=0, weight_decay=0, warm_up=0, schedule="constant", betas=(0.9, 0.999)
-    )
-    stepper = Stepper(network, adam)
+    optimiser = Optimiser(rate=registration.rate, kernel_rate=registration.kernel_rate, weight_decay=0.0)
+    stepper = Stepper(network, optimiser)
     state, _ = resumed(conditions, network, stepper)
     started = time.monotonic() - state.elapsed_s
     saved_at = time.monotonic()
     running: float | None = None
     while state.step < registration.steps:
-        used_up, told_to_stop = processes.agree(state.elapsed_s >= conditions.budget_s, conditions.stop())
+        reached = max(state.step / registration.steps, state.elapsed_s / conditions.budget_s)
+        progress, told_to_stop = processes.agree(reached, conditions.stop())
         if told_to_stop:
             if processes.first:
                 save_checkpoint(conditions.checkpoint, network, stepper, state)
             raise TemporaryFailure(
                 f"stopped after {state.step} steps of registration, all kept in {folder}: run again with --resume"
             )
-        if used_up:
+        if progress >= 1:
             break
         for i in range(processes.rank, batch, processes.count):
             moving, fixed = (brain.to(processes.device) for brain in pair(brains, plan.seed, state.step * batch + i))
@@ -86,7 +85,7 @@ def train(brains: Sequence[Tensor], plan: Plan, conditions: Conditions) -> None:
             ((unlike + registration.smoothness * roughness(displacement)) / batch).backward()
             running = 0.95 * (unlike.item() if running is None else running) + 0.05 * unlike.item()
         processes.add_gradients(network.parameters())
-        stepper.step(0.0)
+        stepper.step(progress)
         state.step += 1
         state.elapsed_s = time.monotonic() - started
         if not processes.first:

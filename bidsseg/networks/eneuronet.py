@@ -71,7 +71,7 @@ class Block(nn.Module):
         grouped: the convolution of eight paths, which may halve or double the resolution.
         outputs: channels of the output.
         shortcut: projects the input to the output's size; None where it has it.
-        normed: whether the last convolution and the shortcut are followed by a batch normalisation.
+        normed: whether the last convolution and the shortcut are normalised.
     """
 
     def __init__(
@@ -100,8 +100,12 @@ class Block(nn.Module):
 
 
 def with_norm(conv: nn.Conv3d | nn.ConvTranspose3d, normed: bool) -> nn.Module:
-    """The convolution, followed by a batch normalisation with TensorFlow's defaults if so wanted."""
-    return nn.Sequential(conv, nn.BatchNorm3d(conv.out_channels, eps=1e-3, momentum=0.01)) if normed else conv
+    """The convolution, followed by a normalisation of each channel of each sample if so wanted.
+
+    That is a batch normalisation of one pair at a time, without running means, with which DFNet went astray on the
+    very pairs that it had learned from.
+    """
+    return nn.Sequential(conv, nn.InstanceNorm3d(conv.out_channels, eps=1e-3, affine=True)) if normed else conv
 
 
 def encoder_stage(
@@ -143,7 +147,7 @@ class Trunk(nn.Module):
         dropout: share of the activations that is dropped in training.
         faithful: whether the decoder's grouped convolutions read the first half of their input alone. The published
             code does so, because it cuts the input into groups that are as wide as those of the output.
-        normed: whether the blocks have batch normalisations.
+        normed: whether the blocks normalise.
     """
 
     def __init__(self, images: int, dropout: float = 0.0, faithful: bool = True, normed: bool = False) -> None:
