@@ -87,7 +87,7 @@ def neuronet() -> list[Run]:
 
 def ace() -> list[Run]:
     """ACE is as good as a network for tissue and one for lesions; naive losses are worse (Roulet et al. 2019)."""
-    small = {"steps": 600}
+    small = {"steps": 500, "sampling": {"shape": [48, 48, 48]}}
     lesions = {"lesion": f"{LESION_SETS}/lesions/derivatives/manual"}
     tissue = {"FAST": f"{LESION_SETS}/anatomy/derivatives/fast"}
     places = f"{LESION_SETS}/anatomy", f"{LESION_SETS}/lesions"
@@ -120,7 +120,7 @@ def partial() -> list[Run]:
 def eneuronet() -> list[Run]:
     """E-NeuroNet is better than a U-Net, and registration augments better than elastic changes (Oberoi et al. 2021)."""
     sampling = {"shape": [48, 64, 48], "points": 16_000}
-    small = {**GRID, "steps": 500, "sampling": sampling, "heads": {"FreeSurfer": 1.0}}
+    small = {**GRID, "steps": 500, "sampling": sampling, "heads": {"FreeSurfer": 1.0}, "optimiser": {"rate": 1e-3}}
     first = "E-NeuroNet, elastic"
     both = ("oasis", "ds002748")
     return [
