@@ -91,7 +91,7 @@ class Sampling:
         centre: what the sample lies around: the middle of the "brain", or a voxel of a "region" drawn evenly from
             those that are annotated in the brain.
         whole_head: the sample shows the whole head and not the brain alone.
-        t1w_like: share of synthetic images near the contrast of a T1w.
+        realistic: share of synthetic images near the contrast of their kind; the others have any.
         stripped: share of whole-head samples whose skull is stripped.
         cut: share of whole-head samples with a part of the field of view missing.
         missing: share of the samples that lack all images but the first, so that a network learns to do without.
@@ -102,7 +102,7 @@ class Sampling:
     inside: float = 0.85
     balance: float = 0.3
     whole_head: bool = False
-    t1w_like: float = 0.6
+    realistic: float = 0.6
     stripped: float = 0.35
     cut: float = 0.4
     anywhere: bool = False
@@ -112,6 +112,25 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.centre not in ("brain", "region"):
             raise ValueError(f"no centre '{self.centre}': brain or region")
+
+
+@dataclass(frozen=True)
+class View:
+    """How cases are shown in training.
+
+    Attributes:
+        sampling, spatial, intensity: where a sample lies, how it is moved, and how its brightness is changed.
+        spacing_mm: of the sample's grid.
+        normalisation: of brightness, see ``image.grid``.
+        inputs: suffixes of the images.
+    """
+
+    sampling: Sampling
+    spatial: Spatial
+    intensity: Intensity
+    spacing_mm: float
+    normalisation: str = "percentile"
+    inputs: Sequence[str] = ("T1w",)
 
 
 @dataclass(frozen=True)
@@ -150,22 +169,13 @@ def towards_ventricles(annotation: Annotation) -> Tensor | None:
     return gradient / gradient.norm(dim=0).max().clamp(min=1e-6)
 
 
-def draw_sample(
-    case: Case,
-    sampling: Sampling,
-    spatial: Spatial,
-    intensity: Intensity,
-    spacing_mm: float,
-    generator: Generator,
-    normalisation: str = "percentile",
-    images: int = 1,
-    move: Callable[[Warp], Warp] | None = None,
-) -> Sample:
-    """One random view of a case, with so many channels; each is changed and normalised by itself.
+def draw_sample(case: Case, view: View, generator: Generator, move: Callable[[Warp], Warp] | None = None) -> Sample:
+    """One random view of a case; each of its images is changed and normalised by itself.
 
     Args:
         move: moves its voxels further.
     """
+    sampling, intensity, spacing_mm, normalisation = view.sampling, view.intensity, view.spacing_mm, view.normalisation
     centre, middle = case.centre, (torch.tensor(case.brain.shape, dtype=torch.float32) - 1) / 2
     if sampling.anywhere:
         reach = (torch.tensor(case.brain.shape) - torch.tensor(sampling.shape) * spacing_mm).clamp(min=0) / 2
@@ -174,15 +184,15 @@ def draw_sample(
         centre = draw_centre(case, generator)
     elif sampling.whole_head:
         centre = centre + uniform(0, 1, generator) * (middle - centre)
-    warp = draw_warp(spatial, sampling.shape, spacing_mm, centre, case.widening, generator)
+    warp = draw_warp(view.spatial, sampling.shape, spacing_mm, centre, case.widening, generator)
     if move is not None:
         warp = move(warp)
     brain = sample_labels(case.brain, warp.source[::2, ::2, ::2])
     if case.image is None:
         first = case.annotations[0]
         values = sample_labels(first.values, warp.source)
-        t1w_like = uniform(0, 1, generator) < sampling.t1w_like
-        image = synthesise_each(values, first.protocol, t1w_like, images, generator)
+        realistic = uniform(0, 1, generator) < sampling.realistic
+        image = synthesise_each(values, first.protocol, realistic, view.inputs, generator)
     else:
         whole = normalise_each(case.image, None, normalisation) if sampling.anywhere else case.image
         image = sample_image(whole, warp)
@@ -192,7 +202,7 @@ def draw_sample(
         shown = strip(brain, *left, 2 * spacing_mm, generator)
     if sampling.whole_head and uniform(0, 1, generator) < sampling.cut:
         shown = shown & field_of_view(sampling.shape, generator)
-    if images > 1 and uniform(0, 1, generator) < sampling.missing:
+    if len(view.inputs) > 1 and uniform(0, 1, generator) < sampling.missing:
         image[1:] = 0
     if case.image is None or not sampling.anywhere:
         mask = shown if not sampling.whole_head else None

@@ -229,9 +229,7 @@ def draw(cases: Sequence[Case], plan: Plan, number: int) -> Sample:
         apart = seeded(plan.seed, number, 1)  # samples that are not moved are those of a run without registration
         if torch.rand((), generator=apart) < plan.mover.share:
             spatial, move = replace(spatial, still=1.0), partial(plan.mover.move, case, generator=apart)
-    changes = recipe.sampling, spatial, recipe.intensity
-    images = len(recipe.inputs)
-    return draw_sample(case, *changes, recipe.spacing_mm, generator, recipe.normalisation, images, move)
+    return draw_sample(case, replace(recipe.view, spatial=spatial), generator, move)
 
 
 def seeded(seed: int, *numbers: int) -> Generator:
@@ -262,14 +260,13 @@ def evaluate(network: Network, cases: Sequence[Case], plan: Plan, precision: tor
     device = next(network.parameters()).device
     plain = Spatial(0, 0, 0, 0, 0, 2, 0, 0, still=1)
     calm = Intensity(0, 0, 0.02, 0, 1)
-    whole = replace(plan.recipe.sampling, t1w_like=1.0, cut=0.0, missing=0.0)
+    whole = replace(plan.recipe.sampling, realistic=1.0, cut=0.0, missing=0.0)
     sampling = replace(whole, points=400_000, inside=0.0, balance=0.0)
+    view = replace(plan.recipe.view, sampling=sampling, spatial=plain, intensity=calm)
     scores: dict[str, list[float]] = {}
     for number, case in enumerate(cases):
         generator = torch.Generator().manual_seed(number)
-        recipe = plan.recipe
-        form = recipe.spacing_mm, generator, recipe.normalisation, len(recipe.inputs)
-        sample = draw_sample(case, sampling, plain, calm, *form).to(device)
+        sample = draw_sample(case, view, generator).to(device)
         with torch.autocast(sample.image.device.type, precision, enabled=precision != torch.float32):
             features = network.at(sample.image, sample.coordinates, sample.points)
         for head in plan.heads:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from bidsseg.errors import DataError
 from bidsseg.learning.augment import Intensity, Spatial
-from bidsseg.learning.cases import Sampling
+from bidsseg.learning.cases import Sampling, View
 from bidsseg.learning.losses import Loss
 from bidsseg.learning.optimiser import Optimiser
 from bidsseg.learning.registration import Registration
@@ -107,6 +107,11 @@ class Recipe:
         if self.keep not in ("last", "best"):
             raise ValueError(f"keep = {self.keep!r}: give last or best")
         check_inputs(self.inputs, f"recipe {self.name}")
+
+    @property
+    def view(self) -> View:
+        """How cases are shown."""
+        return View(self.sampling, self.spatial, self.intensity, self.spacing_mm, self.normalisation, self.inputs)
 
     def on_card(self) -> dict[str, Any]:
         """What the card of the finished model takes over as it is."""

@@ -7,7 +7,7 @@ draws stay near the contrast of a T1w, since most scans are.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -81,9 +81,11 @@ def synthesise(
     return smooth(image, uniform(0.3, 0.9, generator))
 
 
-def synthesise_each(labels: Tensor, protocol: Protocol, t1w_like: bool, images: int, generator: Generator) -> Tensor:
-    """So many images (C, D, H, W) of the same labels, of which at most the first is like a T1w."""
-    return torch.stack([synthesise(labels, protocol, t1w_like and i == 0, generator) for i in range(images)])
+def synthesise_each(
+    labels: Tensor, protocol: Protocol, realistic: bool, inputs: Sequence[str], generator: Generator
+) -> Tensor:
+    """An image of the same labels for each suffix, (C, D, H, W)."""
+    return torch.stack([synthesise(labels, protocol, realistic, generator, suffix) for suffix in inputs])
 
 
 def smooth(image: Tensor, sigma: float) -> Tensor:

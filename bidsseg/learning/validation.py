@@ -30,7 +30,6 @@ def validate(
     cases: Sequence[Case],
     say: Callable[[str], None],
     precision: str = "fp32",
-    t1w_like: bool = True,
     lesion_model: Model | None = None,
 ) -> pd.DataFrame:
     """Dice of every region of every head on every case; columns case, head, annotation, region, dice.
@@ -44,7 +43,7 @@ def validate(
     inputs = max((m.card.inputs for m in (model, lesion_model) if m is not None), key=len)
     rows: list[dict[str, object]] = []
     for case in cases:
-        image = case.image if case.image is not None else synthetic_scan(case, t1w_like, len(inputs))
+        image = case.image if case.image is not None else synthetic_scan(case, inputs)
         scan = {name: Volume(channel.numpy(), np.eye(4)) for name, channel in zip(inputs, image, strict=True)}
         try:
             result = segment(scan, model, precision=precision)
@@ -79,11 +78,11 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     return result.reset_index()
 
 
-def synthetic_scan(case: Case, t1w_like: bool, images: int = 1) -> torch.Tensor:
+def synthetic_scan(case: Case, inputs: Sequence[str]) -> torch.Tensor:
     """Whole-head images (C, X, Y, Z) of a label map, always the same ones for a case."""
     generator = Generator().manual_seed(sum(case.name.encode()))
     first = case.annotations[0]
-    channels = synthesise_each(first.values, first.protocol, t1w_like, images, generator)
+    channels = synthesise_each(first.values, first.protocol, True, inputs, generator)
     plain = Intensity(gamma=0.0, blur=0.0)
     return 1000 * torch.stack([change_intensity(channel, plain, 1.0, generator) for channel in channels])
 
@@ -92,16 +91,15 @@ def comparable(case: Case, head: Protocol) -> list[tuple[Annotation, Relation]]:
     """What to measure a head against, and the relation by which.
 
     The annotation in the head's own protocol; else the one that fixes most of the head's regions, if more than half;
-    else all whose values mean one region each, and all in whose coarser protocol the head's answer can be given (the
-    relation is then from the head to the annotation). Only the regions that are fixed are measured.
+    else all in whose coarser protocol the head's answer can be given (the relation is then from the head to the
+    annotation). Only the regions that are fixed are measured.
     """
     pairs = [(a, r) for a in case.annotations if (r := load_relation(a.protocol, head)) is not None]
     own = [pair for pair in pairs if pair[0].protocol.name == head.name]
     fixed = [pair for pair in pairs if fixed_regions(pair[1]).mean() > 0.5]
     fixed.sort(key=lambda pair: fixed_regions(pair[1]).sum())
-    exact = [pair for pair in pairs if is_exact(pair[1])]
     coarser = [(a, r) for a in case.annotations if (r := load_relation(head, a.protocol)) is not None and is_exact(r)]
-    return own or fixed[-1:] or exact or coarser
+    return own or fixed[-1:] or coarser
 
 
 def fixed_regions(relation: Relation) -> np.ndarray:

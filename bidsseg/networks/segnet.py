@@ -79,6 +79,7 @@ class SegNet(nn.Module):
             "distances": regions - 1,
         }
         joined = sum(width[group] for group in self.groups)
+        self.seen = joined - (width["distances"] if "distances" in self.groups else 0)
         self.joint = nn.Sequential(*connected(joined, *hidden), nn.Linear([joined, *hidden][-1], regions))
         self.apply(initialise)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -126,19 +127,13 @@ class SegNet(nn.Module):
         x = F.relu(F.max_pool2d(self.first[group](patches[:, None]), POOL))
         return F.relu(F.max_pool2d(self.second[group][i](x), POOL)).flatten(1)  # type: ignore[index]
 
-    def joining(self, x: Tensor, group: str | None = None) -> Tensor:
-        """What the first layer after the pathways makes of some of them, (P, neurons), before it is rectified.
+    def joined(self, seen: Tensor) -> Tensor:
+        """What the first layer after the pathways makes of all but the distances, (P, neurons), not yet rectified."""
+        return F.linear(seen, self.joint[0].weight[:, : self.seen], self.joint[0].bias)  # type: ignore[index,arg-type]
 
-        Args:
-            x: what the distances' pathway says, which stands last, if that is the group; else what all others say, to
-                which the bias is added.
-        """
-        layer = self.joint[0]
-        assert isinstance(layer, nn.Linear)
-        last = layer.in_features - (len(self.distance_mean) if "distances" in self.groups else 0)
-        if group == "distances":
-            return F.linear(x, layer.weight[:, last:])
-        return F.linear(x, layer.weight[:, :last], layer.bias)
+    def joined_distances(self, distances: Tensor) -> Tensor:
+        """What it adds to that for what the distances' pathway says."""
+        return F.linear(distances, self.joint[0].weight[:, self.seen :])  # type: ignore[index]
 
 
 def connected(*neurons: int) -> list[nn.Module]:

@@ -201,7 +201,7 @@ def with_distances(
                 if centroids is None:
                     raise ValueError("distances are asked for but no centroids are given")
                 far = distances(points.to(device), centroids.to(device), network.scale)
-                layer = layer + network.joining(network.pathway("distances", far), "distances")
+                layer = layer + network.joined_distances(network.pathway("distances", far))
             logits = network.joint[1:](layer)
         found.append(logits.to("cpu", torch.float32 if dtype == torch.float32 else torch.float16))
     return torch.cat(found)
@@ -227,7 +227,7 @@ def slab_layer(network: SegNet, seen: Surroundings, voxels: Tensor, dtype: torch
                 maps.at(group, points) if group in PLANAR else network.pathway(group, inputs[group]) for group in groups
             ]
             joined = torch.cat([part.to(dtype) for part in parts], 1) if parts else seen.image.new_zeros(len(points), 0)
-            found.append(network.joining(joined))
+            found.append(network.joined(joined))
     return torch.cat(found)
 
 

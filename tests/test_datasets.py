@@ -1,0 +1,223 @@
+"""Datasets that are learned from: which participants, which annotations, and where the brain is."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import phantoms
+import pytest
+import torch
+
+from bidsseg.errors import DataError, InputMissing, NothingSelected
+from bidsseg.image.grid import Grid, whole_grid
+from bidsseg.image.volume import Volume
+from bidsseg.labels import load_protocol
+from bidsseg.learning import datasets
+from bidsseg.learning.cases import Case
+from bidsseg.learning.datasets import load_cases, person, split
+from bidsseg.settings import Settings, Training
+
+FAST = load_protocol("FAST")
+
+
+def named(names: Sequence[str]) -> list[Case]:
+    return [Case(name, None, (), torch.ones(2, 2, 2, dtype=torch.bool)) for name in names]
+
+
+def test_a_participant_is_never_on_both_sides() -> None:
+    names = [
+        f"{dataset}/sub-{person:02}_ses-{session}"
+        for dataset in ("one", "an_other", "a-third_set")
+        for person in range(11)
+        for session in (1, 2)
+    ]
+    held_once: list[str] = []
+    for fold in range(4):
+        seen, unseen = split(named(names), 4, fold)
+        assert sorted(c.name for c in [*seen, *unseen]) == sorted(names)
+        assert not {person(c) for c in seen} & {person(c) for c in unseen}
+        assert len({person(c).split("/")[0] for c in unseen}) == 3
+        held_once += [c.name for c in unseen]
+    assert sorted(held_once) == sorted(names)
+
+
+def test_people_of_different_datasets_are_different() -> None:
+    assert [person(c) for c in named(["a_b/sub-01_ses-1", "a/sub-01", "heads/sub-01_run-2"])] == [
+        "a_b/sub-01", "a/sub-01", "heads/sub-01",
+    ]  # fmt: skip
+
+
+def save_labels(folder: Path, stem: str, spacing_mm: float = 4.0, shape: tuple[int, int, int] = (24, 28, 24)) -> Path:
+    """Tissue of the phantom on the grid of `phantoms.make_bids`, its lesion as grey matter."""
+    affine = phantoms.grid(spacing_mm, "LAS", shape)
+    tissue = np.array([0, 1, 2, 3, 2], np.uint8)[phantoms.head(affine, shape, phantoms.LABEL)]
+    place = folder.joinpath(*(part for part in stem.split("_") if part.startswith(("sub-", "ses-"))), "anat")
+    return phantoms.save(place / f"{stem}_seg-FAST_dseg.nii.gz", tissue, affine)
+
+
+@pytest.fixture
+def tissues(tmp_path: Path) -> Settings:
+    """Three participants with T1w and tissue, one without annotation, one with an annotation alone."""
+    bids = phantoms.make_bids(tmp_path / "my_data", 4, spacing_mm=8.0, shape=(24, 28, 24))
+    folder = tmp_path / "derivatives" / "fast"
+    for number in (1, 2, 3, 5):
+        save_labels(folder, f"sub-{number:02}", 8.0)
+    return Settings(bids, tmp_path / "out", training=Training(labels={"FAST": folder}))
+
+
+def test_cases_of_a_dataset(tissues: Settings) -> None:
+    warnings: list[str] = []
+    report = tissues.report
+    report.warn = warnings.append  # type: ignore[method-assign]
+    cases = load_cases(tissues, report)
+    assert [(c.name, c.image is not None) for c in cases] == [
+        ("my_data/sub-01", True), ("my_data/sub-02", True), ("my_data/sub-03", True), ("my_data/sub-05", False),
+    ]  # fmt: skip
+    assert warnings == ["my_data/sub-04: no annotation, passed over"]
+    first = cases[0]
+    assert first.image is not None
+    assert first.image.shape[1:] == first.brain.shape == first.annotations[0].values.shape
+    assert all(n in (192, 224) for n in first.brain.shape)
+    (image,) = first.image
+    assert image[first.brain].mean() > 2 * image[~first.brain].mean()
+    assert torch.equal(first.brain, first.annotations[0].values > 0)
+
+
+def test_the_flair_is_read_with_the_t1w(tissues: Settings) -> None:
+    """One on the grid of the T1w, one on another grid, and none."""
+    anat = {number: tissues.bids_dir / f"sub-0{number}" / "anat" for number in (1, 2, 3)}
+    affine, thick = phantoms.grid(8.0, "LAS", (24, 28, 24)), phantoms.grid((8, 4, 8), "PSR", (28, 50, 24))
+    for number, where, shape in ((1, affine, (24, 28, 24)), (2, thick, (28, 50, 24))):
+        bright = phantoms.head(where, shape, phantoms.FLAIR_INTENSITY)
+        phantoms.save(anat[number] / f"sub-0{number}_FLAIR.nii.gz", bright, where)
+    told: list[str] = []
+    tissues.report.detail = told.append  # type: ignore[method-assign]
+    cases = load_cases(tissues, tissues.report, ("T1w", "FLAIR"))
+    assert [None if c.image is None else len(c.image) for c in cases] == [2, 2, 2, None]
+    for known in cases[:2]:
+        assert known.image is not None
+        grey, white = (known.image[:, known.annotations[0].values == value].mean(1) for value in (2, 3))
+        assert grey[0] < white[0] and grey[1] > white[1]
+    assert cases[2].image is not None and not cases[2].image[1].any()
+    assert any(line.startswith("my_data/sub-02: FLAIR moved by") for line in told)
+    assert "my_data/sub-03: has no FLAIR" in told
+    assert not any(line.startswith("my_data/sub-01: ") for line in told)
+
+
+def test_participants_that_are_not_asked_for_are_not_synthesised(tissues: Settings) -> None:
+    found = {}
+    for labels_asked in (("01",), ("02", "05")):
+        asked = replace(tissues, participants=labels_asked)
+        found[labels_asked] = [(c.name, c.image is not None) for c in load_cases(asked, asked.report)]
+    assert found == {
+        ("01",): [("my_data/sub-01", True)],
+        ("02", "05"): [("my_data/sub-02", True), ("my_data/sub-05", False)],
+    }
+
+
+def test_scans_that_a_filter_leaves_out_are_not_synthesised(tissues: Settings) -> None:
+    folder = tissues.training.labels["FAST"]
+    raw = tissues.bids_dir / "sub-01" / "anat"
+    (raw / "sub-01_T1w.nii.gz").rename(raw / "sub-01_acq-fast_T1w.nii.gz")
+    save_labels(folder, "sub-01_acq-fast", 8.0)
+    (folder / "sub-01" / "anat" / "sub-01_seg-FAST_dseg.nii.gz").unlink()
+    asked = replace(tissues, filters={"t1w": {"acquisition": "fast"}})
+    assert [(c.name, c.image is not None) for c in load_cases(asked, asked.report)] == [
+        ("my_data/sub-01_acq-fast", True), ("my_data/sub-05", False),
+    ]  # fmt: skip
+
+
+def test_label_maps_alone_are_cases(tissues: Settings, tmp_path: Path) -> None:
+    heads = tmp_path / "heads"
+    save_labels(heads, "sub-07", 8.0)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    asked = replace(tissues, bids_dir=empty, training=Training(labels={"FAST": heads}))
+    (found,) = load_cases(asked, asked.report)
+    assert found.name == "heads/sub-07"
+    assert found.image is None
+
+
+def test_an_annotation_on_another_grid_is_named(tissues: Settings) -> None:
+    path = save_labels(tissues.training.labels["FAST"], "sub-01", 7.9)
+    with pytest.raises(
+        DataError, match=r"sub-01_seg-FAST_dseg\.nii\.gz: not on the grid of sub-01_T1w\.nii\.gz"
+    ) as caught:
+        load_cases(tissues, tissues.report)
+    assert str(path) in str(caught.value)
+
+
+def test_an_annotation_with_foreign_values_is_named(tissues: Settings) -> None:
+    affine = phantoms.grid(8.0, "LAS", (24, 28, 24))
+    path = tissues.training.labels["FAST"] / "sub-02" / "anat" / "sub-02_seg-FAST_dseg.nii.gz"
+    phantoms.save(path, phantoms.head(affine, (24, 28, 24), phantoms.LABEL), affine)
+    with pytest.raises(DataError, match=r"\[4\] are not in the protocol FAST") as caught:
+        load_cases(tissues, tissues.report)
+    assert str(path) in str(caught.value)
+
+
+def test_nothing_to_learn_from(tissues: Settings, tmp_path: Path) -> None:
+    other = replace(tissues, training=Training(labels={"FreeSurfer": tissues.training.labels["FAST"]}))
+    with pytest.raises(NothingSelected, match="--labels"):
+        load_cases(other, other.report)
+    lost = replace(tissues, training=Training(labels={"FAST": tmp_path / "lost"}))
+    with pytest.raises(InputMissing, match="lost"):
+        load_cases(lost, lost.report)
+
+
+@pytest.fixture
+def lesions(tissues: Settings, tmp_path: Path) -> Settings:
+    """One of the participants with the lesions alone."""
+    affine = phantoms.grid(8.0, "LAS", (24, 28, 24))
+    values = (phantoms.head(affine, (24, 28, 24), phantoms.LABEL) == 4).astype(np.uint8)
+    phantoms.save(tmp_path / "manual" / "sub-01" / "anat" / "sub-01_label-lesion_mask.nii.gz", values, affine)
+    return replace(tissues, training=Training(labels={"lesion": tmp_path / "manual"}))
+
+
+def test_the_brain_of_a_stripped_scan_with_lesions_alone_is_what_is_left_of_it(lesions: Settings) -> None:
+    affine = np.diag([0.5, 0.5, 0.5, 1]) @ phantoms.grid(8.0, "LAS", (24, 28, 24))
+    values = phantoms.head(2 * affine, (24, 28, 24), phantoms.LABEL)
+    anat = lesions.bids_dir / "sub-01" / "anat"
+    phantoms.save(anat / "sub-01_T1w.nii.gz", values.astype(np.int16) * 100, affine)
+    mask = lesions.training.labels["lesion"] / "sub-01" / "anat" / "sub-01_label-lesion_mask.nii.gz"
+    phantoms.save(mask, (values == 4).astype(np.uint8), affine)
+    (found,) = load_cases(lesions, lesions.report)
+    assert found.image is not None
+    assert torch.equal(found.brain, found.image[0] != 0)
+    assert 1 < found.brain.sum().item() / (64 * (values > 0).sum()) < 1.3  # 4 mm voxels are interpolated
+    assert [a.protocol.name for a in found.annotations] == ["lesion", "brain"]
+    assert torch.equal(found.annotations[1].values > 0, found.brain)
+    assert found.finest is found.annotations[0]
+
+
+@pytest.mark.parametrize("empty, litres, stripped", [(0.8, 1.3, True), (0.6, 2.5, False), (0.1, 1.3, False)])
+def test_a_head_without_air_is_not_taken_for_a_brain(empty: float, litres: float, stripped: bool) -> None:
+    image = torch.zeros(round(litres * 1e6 / (1 - empty)))
+    image[: round(litres * 1e6)] = 1
+    assert datasets.is_stripped(image) == stripped
+
+
+def test_the_locator_finds_the_brain_of_a_head_with_lesions_alone(
+    lesions: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find(images: dict[str, Volume], model: object, engine: object) -> tuple[Grid, torch.Tensor]:
+        grid = whole_grid(images["T1w"], 4.0)
+        return grid, torch.ones(grid.shape) * (torch.arange(grid.shape[0]) < grid.shape[0] // 2)[:, None, None]
+
+    monkeypatch.setattr(datasets, "find_brain", find)
+    (found,) = load_cases(lesions, lesions.report)
+    half = len(found.brain) // 2
+    assert found.brain[: half - 4].all() and not found.brain[half + 4 :].any()
+
+
+def test_lesions_alone_do_not_say_where_the_brain_is(lesions: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(*_: object) -> None:
+        raise DataError("no brain found in the image")
+
+    monkeypatch.setattr(datasets, "find_brain", find)
+    with pytest.raises(DataError, match=r"my_data/sub-01: no brain found"):
+        load_cases(lesions, lesions.report)
+    (lesions.bids_dir / "sub-01" / "anat" / "sub-01_T1w.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"my_data/sub-01: no annotation|manual/sub-01: no annotation"):
+        load_cases(lesions, lesions.report)
