@@ -6,8 +6,9 @@ CLAIM is one of those below; DATA is a folder with the BIDS datasets ``oasis``, 
 Labels of another tool and images with lesions are made in OUT first, where a claim needs them. Every run is a
 ``bidsseg ... train`` with a recipe that is written to OUT; it learns from the same people for the same number of steps
 as those that it is compared with, and is measured on people whom none of them learns from. A run that is finished is
-not done again, and one that was stopped goes on: the same command continues. ``--report`` prints what is there and
-trains nothing.
+not done again, and one that was stopped goes on: the same command continues. A seed with all of its runs in
+OUT/CLAIM.tsv counts as finished too: put a table of docs/claims there to add seeds to it. ``--report`` prints what is
+there and trains nothing.
 
 Prints for each run the Dice (mean over regions, then over seeds and people) with a bootstrap 95 % interval over people,
 and the difference to the run it is measured against, paired by person and seed. Writes OUT/CLAIM.tsv with a row for
@@ -28,6 +29,7 @@ from typing import Any
 
 import pandas as pd
 
+from bidsseg.bids.sidecars import write_text_atomic
 from bidsseg.learning.validation import ERROR
 from bidsseg.segmentation.agreement import estimate
 
@@ -130,6 +132,7 @@ def eneuronet() -> list[Run]:
     ]
 
 
+COLUMNS = ["run", "seed", "head", "person", "dice", "voxel_error"]
 CLAIMS = {claim.__name__: claim for claim in (neuronet, ace, partial, eneuronet)}
 RUN = Path(__file__).parents[1] / "run.py"
 
@@ -143,14 +146,19 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="print what is there and train nothing")
     options = parser.parse_args()
     runs, data, out = CLAIMS[options.claim](), options.data, options.out
+    path = out / f"{options.claim}.tsv"
+    table = finished(runs, path)
+    known = set(table.seed)
     if not options.report:
         prepare(runs, data, out)
-    for seed in range(0 if options.report else options.seeds):
-        for run in runs:
-            train(run, seed, data, out, out / options.claim)
-            measure(run, seed, out, out / options.claim)
-    table = collected(runs, out / options.claim, options.seeds)
-    table.to_csv(out / f"{options.claim}.tsv", sep="\t", index=False, float_format="%.4f")
+    for seed in range(options.seeds):
+        for run in () if seed in known else runs:
+            if not options.report:
+                train(run, seed, data, out, out / options.claim)
+                measure(run, seed, out, out / options.claim)
+            table = pd.concat([table, collected(run, seed, out / options.claim)])
+            if not options.report:
+                write_text_atomic(path, table.to_csv(sep="\t", index=False, float_format="%.4f"))
     for line in report(runs, table):
         print(line)
 
@@ -253,22 +261,32 @@ def some(folder: Path, protocol: str, full: int | None, runs: Path) -> Path:
     return chosen.resolve()
 
 
-def collected(runs: Sequence[Run], folder: Path, seeds: int) -> pd.DataFrame:
-    """Of every finished run the Dice and the voxel error of each head, or region of FASTlesion, and person."""
+def finished(runs: Sequence[Run], path: Path) -> pd.DataFrame:
+    """The rows of a table whose seeds have all runs, with columns COLUMNS."""
+    if not path.is_file():
+        return pd.DataFrame(columns=COLUMNS)
+    table = pd.read_csv(path, sep="\t")
+    return table[table.groupby("seed").run.transform("nunique") >= len(measured(runs))]
+
+
+def measured(runs: Sequence[Run]) -> list[Run]:
+    """The runs with rows in the table: that of the lesions alone is measured with the tissue that it is joined to."""
+    return [run for run in runs if run.test is not None or run.datasets[0] == "oasis"]
+
+
+def collected(run: Run, seed: int, folder: Path) -> pd.DataFrame:
+    """Of a finished run the Dice and the voxel error of each head, or region of FASTlesion, and person."""
     rows = []
-    for run in runs:
-        for seed in range(seeds):
-            path = table_of(place(run.name, seed, folder))
-            if not path.is_file():
-                continue
-            found = pd.read_csv(path, sep="\t")
-            joint = (found["head"] == "FASTlesion") & (found.region != ERROR)
-            found.loc[joint, "head"] = found.region[joint].where(found.region[joint] == "Lesion", "Tissue")
-            for (head, person), part in found[found["head"] != "FASTlesion"].groupby(["head", "case"]):
-                error = part.region == ERROR
-                figures = {"dice": part[~error].dice.mean(), "voxel_error": part[error].dice.mean()}
-                rows.append({"run": run.name, "seed": seed, "head": head, "person": person, **figures})
-    return pd.DataFrame(rows, columns=["run", "seed", "head", "person", "dice", "voxel_error"])
+    path = table_of(place(run.name, seed, folder))
+    if path.is_file():
+        found = pd.read_csv(path, sep="\t")
+        joint = (found["head"] == "FASTlesion") & (found.region != ERROR)
+        found.loc[joint, "head"] = found.region[joint].where(found.region[joint] == "Lesion", "Tissue")
+        for (head, person), part in found[found["head"] != "FASTlesion"].groupby(["head", "case"]):
+            error = part.region == ERROR
+            figures = {"dice": part[~error].dice.mean(), "voxel_error": part[error].dice.mean()}
+            rows.append({"run": run.name, "seed": seed, "head": head, "person": person, **figures})
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def report(runs: Sequence[Run], table: pd.DataFrame) -> list[str]:
