@@ -8,16 +8,17 @@ grid. As in the setting of ACE (Roulet et al. 2019, arXiv 1903.03445) each train
 
 - ``lesions``: a patient for each mask, but for the one whose real images DATA has. Anatomy: the heads PATIENTS by
   turns, each time bent differently; the mask is fitted to it. Labels, in ``derivatives/manual``: the lesions alone.
-- ``anatomy``: the heads HEALTHY, their lesions taken for white matter. Labels, in ``derivatives/fast``: tissue as FAST
+- ``anatomy``: the heads HEALTHY. Labels, in ``derivatives/fast``: tissue as FAST
   names it; where the label map leaves two tissues open, the one of the nearer brightness in a T1w.
-- ``both``, never to be learned from: the heads TESTED, those with the largest lesions (4 to 45 ml), which they keep as
-  they are. Labels, in ``derivatives/truth``: tissue and lesion (FASTlesion).
+- ``both``, never to be learned from: patients as well, but of the heads TESTED, and each with a mask of its own, every
+  third one. Labels, in ``derivatives/truth``: tissue and lesion (FASTlesion).
 
-No head is in two of the sets, and no mask of a patient is in ``both``: people to learn from and to be tested on are
-disjoint. People of ``lesions`` share six heads, so measure nothing on those held out of it. No two people have the same
-name, since a label map would be taken for that of a namesake. The same DATA gives the same images.
+No head and no mask is in two of the sets: people to learn from and to be tested on are disjoint. The heads' own lesions
+are taken for white matter everywhere. People of ``lesions`` share six heads, so measure nothing on those held out of
+it. No two people have the same name, since a label map would be taken for that of a namesake. The same DATA gives the
+same images.
 
-Prints the lesion volume of each person, and how much of a mask was kept.
+Prints the lesion volume of each patient, and how much of a mask was kept.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Generator, Tensor
 
-from bidsseg.bids.annotations import find_label_maps
+from bidsseg.bids.annotations import LabelMap, find_label_maps
 from bidsseg.bids.sidecars import BIDS_VERSION, write_json_atomic, write_text_atomic
 from bidsseg.image.grid import brain_frame, canonical, dilate
 from bidsseg.image.nifti import read_labels, write_labels, write_map
@@ -63,34 +64,37 @@ SMALLEST = 3
 
 def main(data: Path, out: Path) -> None:
     """Write the datasets; files that are there already are written again with the same content."""
-    describe(out / "lesions", "manual", "lesion")
     found = find_label_maps(data / "ms" / "derivatives" / "manual", "lesion")
     masks = [mask for mask in found if not (data / "ms" / mask.key / "anat").is_dir()]
+    tested = masks[:: len(masks) // len(TESTED)][: len(TESTED)]
     template = template_frame()
-    for number, mask in enumerate(masks):
-        head, generator = read_head(data, PATIENTS[number % len(PATIENTS)]), seeded(f"lesions/{mask.key}")
-        values = healthy(placed(head, BENT, generator))
-        drawn = fitted(read_labels(mask.path), template, values)
-        lesions = inside_tissue(drawn, values)
-        print(f"lesions/{mask.key}: {head.name}, {lesions.sum()} mm³, {lesions.sum() / drawn.sum():.0%} of the mask")
-        folder = out / "lesions"
+
+    folder, labels = out / "lesions", out / "lesions" / "derivatives" / "manual"
+    describe(folder, labels, "lesion")
+    for number, mask in enumerate(mask for mask in masks if mask not in tested):
+        generator = seeded(f"lesions/{mask.key}")
+        values = healthy(placed(read_head(data, PATIENTS[number % len(PATIENTS)]), BENT, generator))
+        lesions = lesions_of(mask, template, values)
         write_images(folder, mask.key, values, lesions, generator)
-        write_annotation(folder / "derivatives" / "manual", mask.key, "label-lesion_mask", lesions.numpy())
-    for dataset, derivative, protocol, heads in (
-        ("anatomy", "fast", "FAST", HEALTHY),
-        ("both", "truth", "FASTlesion", TESTED),
-    ):
-        describe(out / dataset, derivative, protocol)
-        for label in heads:
-            name, generator = f"sub-{dataset}{label}", seeded(f"{dataset}/{label}")
-            values = placed(read_head(data, label), AS_DRAWN, generator)
-            lesions = mapped_to(LESION)[values.long()]
-            if dataset == "anatomy":
-                values, lesions = healthy(values), torch.zeros_like(lesions)
-            print(f"{dataset}/{name}: {lesions.sum()} mm³")
-            write_images(out / dataset, name, healthy(values), lesions, generator)
-            tissue = in_protocol(values, load_protocol(protocol))
-            write_annotation(out / dataset / "derivatives" / derivative, name, f"seg-{protocol}_dseg", tissue)
+        write_annotation(labels, mask.key, "label-lesion_mask", lesions.numpy())
+
+    folder, labels = out / "anatomy", out / "anatomy" / "derivatives" / "fast"
+    describe(folder, labels, "FAST")
+    for label in HEALTHY:
+        name, generator = f"sub-anatomy{label}", seeded(f"anatomy/{label}")
+        values = healthy(placed(read_head(data, label), AS_DRAWN, generator))
+        write_images(folder, name, values, torch.zeros_like(values, dtype=torch.bool), generator)
+        write_annotation(labels, name, "seg-FAST_dseg", in_protocol(values, load_protocol("FAST")))
+
+    folder, labels = out / "both", out / "both" / "derivatives" / "truth"
+    describe(folder, labels, "FASTlesion")
+    for label, mask in zip(TESTED, tested, strict=True):
+        name, generator = f"sub-both{label}", seeded(f"both/{label}")
+        values = healthy(placed(read_head(data, label), AS_DRAWN, generator))
+        lesions = lesions_of(mask, template, values)
+        write_images(folder, name, values, lesions, generator)
+        truth = in_protocol(torch.where(lesions, lesion_position(), values), load_protocol("FASTlesion"))
+        write_annotation(labels, name, "seg-FASTlesion_dseg", truth)
 
 
 def seeded(name: str) -> Generator:
@@ -178,6 +182,19 @@ def fitted(mask: Volume, template: tuple[np.ndarray, np.ndarray], values: Tensor
     return sample_labels(found, torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).float())
 
 
+def lesions_of(mask: LabelMap, template: tuple[np.ndarray, np.ndarray], values: Tensor) -> Tensor:
+    """A patient's lesions, booleans (X, Y, Z), on a brain without."""
+    drawn = fitted(read_labels(mask.path), template, values)
+    lesions = inside_tissue(drawn, values)
+    print(f"{mask.key}: {lesions.sum()} mm³, {lesions.sum() / drawn.sum():.0%} of the mask", flush=True)
+    return lesions
+
+
+def lesion_position() -> int:
+    """Of the first lesion in the table of HEAD."""
+    return next(i for i, region in enumerate(HEAD.regions) if region.mapping == LESION)
+
+
 def inside_tissue(mask: Tensor, values: Tensor) -> Tensor:
     """What of a mask lies in white matter, brain stem or the rim of grey matter beside them, without specks."""
     white = mapped_to(WHITE, STEM)[values.long()]
@@ -197,8 +214,7 @@ def write_images(folder: Path, name: str, values: Tensor, lesions: Tensor, gener
     strength = FAINTEST + (1 - FAINTEST) * torch.rand(count + 1, generator=generator)
     strength[0] = 0
     strength = F.max_pool3d(strength[torch.from_numpy(pieces).long()][None, None], 3, 1, 1)[0, 0]
-    lesion = next(i for i, region in enumerate(HEAD.regions) if region.mapping == LESION)
-    sick = torch.where(lesions, lesion, values)
+    sick = torch.where(lesions, lesion_position(), values)
     for suffix in ("T1w", "FLAIR"):
         state = generator.get_state()
         without = synthesise(values, HEAD, True, generator, suffix)
@@ -220,12 +236,11 @@ def on_grid(values: Tensor) -> Volume:
 # -- datasets ----------------------------------------------------------------------------------------------------------
 
 
-def describe(folder: Path, derivative: str, protocol: str) -> None:
+def describe(folder: Path, labels: Path, protocol: str) -> None:
     """The files at the top of a dataset and of its labels."""
     common = {"Name": f"Synthetic brains: {folder.name}", "BIDSVersion": BIDS_VERSION}
     write_json_atomic(folder / "dataset_description.json", {**common, "DatasetType": "raw"})
     write_text_atomic(folder / "README.md", "Images made from label maps, see benchmarks/lesion_datasets.py.\n")
-    labels = folder / "derivatives" / derivative
     generated = {"DatasetType": "derivative", "GeneratedBy": [{"Name": "bidsseg/benchmarks/lesion_datasets.py"}]}
     write_json_atomic(labels / "dataset_description.json", {**common, **generated})
     if protocol != "lesion":

@@ -42,14 +42,14 @@ def making(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Three heads, a patient's mask on a grid of 1 mm, and another whose images are there."""
+    """Three heads, two patients' masks on a grid of 1 mm, and another whose images are there."""
     labels = HEADS[phantoms.head(2 * AFFINE, SHAPE, phantoms.LABEL)]
     for number in (1, 2, 3):
         name = f"sub-0{number}"
         phantoms.save(tmp_path / "heads" / name / "anat" / f"{name}_seg-head_dseg.nii.gz", labels, AFFINE)
     shape, affine = (90, 100, 90), phantoms.grid(1.0, "LAS", (90, 100, 90))
     mask = (phantoms.head(2 * affine, shape, phantoms.LABEL) == 4).astype(np.uint8)
-    for name in ("sub-07", "sub-08"):
+    for name in ("sub-06", "sub-07", "sub-08"):
         stem = f"{name}_space-MNI152_label-lesion_mask.nii.gz"
         phantoms.save(tmp_path / "ms" / "derivatives" / "manual" / name / "anat" / stem, mask, affine)
     (tmp_path / "ms" / "sub-08" / "anat").mkdir(parents=True)
