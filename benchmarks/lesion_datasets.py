@@ -6,10 +6,11 @@ DATA has label maps of whole heads with white-matter lesions (``heads``, protoco
 MNI space (``ms/derivatives/manual``). Images are made from the label maps: skull-stripped, 1 mm, T1w and FLAIR on one
 grid. As in the setting of ACE (Roulet et al. 2019, arXiv 1903.03445) each training set labels one thing alone:
 
-- ``lesions``: a patient for each mask, but for the one whose real images DATA has. Anatomy: the heads PATIENTS by
-  turns, each time bent differently; the mask is fitted to it. Labels, in ``derivatives/manual``: the lesions alone.
-- ``anatomy``: the heads HEALTHY. Labels, in ``derivatives/fast``: tissue as FAST
-  names it; where the label map leaves two tissues open, the one of the nearer brightness in a T1w.
+- ``lesions``: a patient for each mask, but for those of ``both`` and the one whose real images DATA has. Anatomy: the
+  heads PATIENTS by turns, each time bent differently; the mask is fitted to it. Labels, in ``derivatives/manual``: the
+  lesions alone.
+- ``anatomy``: the heads HEALTHY. Labels, in ``derivatives/fast``: tissue as FAST names it; where the label map leaves
+  two tissues open, the one of the nearer brightness in a T1w.
 - ``both``, never to be learned from: patients as well, but of the heads TESTED, and each with a mask of its own, every
   third one. Labels, in ``derivatives/truth``: tissue and lesion (FASTlesion).
 

@@ -60,10 +60,11 @@ def train_level(settings: Settings) -> Path:
     report = settings.report if processes.first else Report()
     heads = tuple(load_protocol(name).scored() for name in recipe.heads)
     check_labels(options.labels, heads, report)
-    cases = load_cases(settings, report, recipe.inputs, unlabelled=recipe.registration is not None)
+    unlabelled, synthetic = recipe.registration is not None, recipe.synthetic_share > 0
+    cases = load_cases(settings, report, recipe.inputs, unlabelled, synthetic)
     seen, unseen = split([case for case in cases if case.annotations], options.folds, options.fold, options.hold_out)
     held = {person(case) for case in unseen}
-    unlabelled = [case for case in cases if not case.annotations and person(case) not in held]
+    targets = [case for case in cases if not case.annotations and person(case) not in held]
     if not seen:
         raise NothingSelected("no labelled participant is left to learn from: fewer --folds or more data")
     watched = unseen
@@ -72,9 +73,9 @@ def train_level(settings: Settings) -> Path:
         report.say(f"the best weights are those that do best on {', '.join(c.name for c in watched)}")
     report.say(f"{len(seen)} scans to learn from, {len(unseen)} held out: {', '.join(c.name for c in unseen)}")
     if recipe.registration is not None:
-        if not unlabelled:
+        if not targets:
             raise UsageError(f"recipe {recipe.name}: no scan is without annotation: give some with --also BIDS_DIR")
-        report.say(f"{len(unlabelled)} scans without annotation to move them onto")
+        report.say(f"{len(targets)} scans without annotation to move them onto")
     if settings.dry_run:
         return folder
     try:
@@ -114,7 +115,7 @@ def train_level(settings: Settings) -> Path:
     with Interruption() as interruption:
         conditions = Conditions(folder, budget_s, interruption.asked, report.say, precision, processes)
         if recipe.registration is not None:
-            mover, spent_s = fit_mover(seen, unlabelled, plan, conditions)
+            mover, spent_s = fit_mover(seen, targets, plan, conditions)
             plan = replace(plan, mover=mover)
             conditions = replace(conditions, budget_s=max(1.0, budget_s - spent_s))
         if isinstance(network, StagedSegNet):

@@ -8,6 +8,7 @@ import numpy as np
 import phantoms
 import pytest
 import torch
+from told import Told
 
 from bidsseg.errors import DataError, InputMissing, NothingSelected
 from bidsseg.image.grid import Grid, whole_grid
@@ -137,6 +138,26 @@ def test_label_maps_alone_are_cases(tissues: Settings, tmp_path: Path) -> None:
     (found,) = load_cases(asked, asked.report)
     assert found.name == "heads/sub-07"
     assert found.image is None
+
+
+def test_label_maps_alone_are_named_where_no_images_are_made(tissues: Settings) -> None:
+    report = Told()
+    found = load_cases(tissues, report, synthetic=False)
+    assert found and all(case.image is not None for case in found)
+    (warned,) = [line for line in report.warned if "no image belongs to it" in line]
+    assert "sub-05_seg-FAST_dseg.nii.gz" in warned
+    nobody = replace(tissues, participants=("05",))
+    with pytest.raises(NothingSelected, match="no scan has an annotation"):
+        load_cases(nobody, nobody.report, synthetic=False)
+
+
+def test_an_annotation_that_is_not_of_integers_is_named(tissues: Settings) -> None:
+    affine = phantoms.grid(8.0, "LAS", (24, 28, 24))
+    path = tissues.training.labels["FAST"] / "sub-02" / "anat" / "sub-02_seg-FAST_dseg.nii.gz"
+    phantoms.save(path, np.full((24, 28, 24), 1.5, np.float32), affine)
+    with pytest.raises(DataError, match="integer") as caught:
+        load_cases(tissues, tissues.report)
+    assert str(path) in str(caught.value)
 
 
 def test_an_annotation_on_another_grid_is_named(tissues: Settings) -> None:

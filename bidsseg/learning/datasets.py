@@ -30,16 +30,21 @@ LOCATOR = "locator"
 
 
 def load_cases(
-    settings: Settings, report: Report, inputs: Sequence[str] = ("T1w",), unlabelled: bool = False
+    settings: Settings,
+    report: Report,
+    inputs: Sequence[str] = ("T1w",),
+    unlabelled: bool = False,
+    synthetic: bool = True,
 ) -> list[Case]:
     """Every scan of the datasets with its annotations, and every label map without an image, sorted by name.
 
-    Scans without any annotation are named and passed over; label maps in a folder of ``--labels`` for which no dataset
-    has an image, selected or not, are learned from by synthesis.
+    What cannot be learned from is named and passed over: scans without any annotation, and label maps in a folder of
+    ``--labels`` for which no dataset has an image, selected or not.
 
     Args:
         inputs: suffixes of the images that are read, the T1w first; a scan may lack the others.
         unlabelled: whether scans without any annotation are cases too, without annotations.
+        synthetic: whether label maps without an image are cases too, from which images are synthesised.
     """
     datasets = [settings.bids_dir, *settings.training.also]
     labels = settings.training.labels
@@ -61,7 +66,11 @@ def load_cases(
                 report.warn(f"{dataset.name}/{scan.key}: no annotation, passed over")
     for name, folder in labels.items():
         for label_map in find_label_maps(folder, name):
-            if label_map.path not in used and is_selected(label_map, settings):
+            if label_map.path in used or not is_selected(label_map, settings):
+                continue
+            if not synthetic:
+                report.warn(f"{label_map.path}: no image belongs to it, passed over")
+            else:
                 case = f"{owner[folder]}/{label_map.key}"
                 report.detail(f"reading {case}")
                 cases.append(read_label_map(case, label_map.path, protocols[name]))
