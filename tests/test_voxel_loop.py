@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from bidsseg.errors import DataError
 from bidsseg.image.volume import Volume
@@ -65,6 +66,15 @@ def test_both_stages_learn(tmp_path: Path) -> None:
         assert errors[-1] <= errors[0]
     assert net.second.distance_sd.min() > 0.01 and not torch.equal(net.second.distance_sd, torch.ones(3))
     assert state.step == sum(len(range(0, 600, 20)) for _ in state.curve)
+
+
+def test_logits_are_those_of_its_head() -> None:
+    net = network().eval().requires_grad_(False)
+    image = F.pad(torch.rand(1, 1, 6, 6, 6), (2,) * 6)
+    logits = net.logits(image)
+    assert list(logits) == ["FAST"] and logits["FAST"].shape == (1, 4, 10, 10, 10)
+    background = logits["FAST"].argmax(1) == 0
+    assert background[image[:, 0] == 0].all() and not background[image[:, 0] > 0].all()
 
 
 def test_the_trained_networks_segment_a_scan(tmp_path: Path) -> None:

@@ -127,7 +127,8 @@ class StagedSegNet(Network):
         self.second = SegNet(
             outputs, (*groups, "distances"), hidden=hidden, scale=scale, noise=noise, cube_neurons=cube_neurons
         )
-        self.regions, self.stages = next(iter(outputs.values())), stages
+        ((self.name, self.regions),) = outputs.items()
+        self.stages = stages
 
     def stage(self, number: int) -> SegNet:
         """The first network (0) or the second (1)."""
@@ -136,6 +137,10 @@ class StagedSegNet(Network):
     def head(self, name: str) -> tuple[Tensor, Tensor]:
         """The identity (R, R), and no bias (R,)."""
         return torch.eye(self.regions), torch.zeros(self.regions)
+
+    def logits(self, image: Tensor, coordinates: Tensor | None = None) -> dict[str, Tensor]:
+        """Those of the one head, (1, R, D, H, W)."""
+        return {self.name: self(image, coordinates)}
 
     def forward(self, image: Tensor, coordinates: Tensor | None = None) -> Tensor:
         """Logits (1, R, D, H, W) of a brain (1, 1, D, H, W)."""
