@@ -92,7 +92,7 @@ def train_level(settings: Settings) -> Path:
     card = Card(
         **recipe.on_card(),
         sha256="",
-        lesion="lesion" if "lesion" in recipe.heads else None,
+        lesion=next((head.name for head in heads if head.lesions), None),
         recipe=recipe.as_dict() | {"seed": options.seed},
         data=[f"{dataset}: {count} scans" for dataset, count in Counter(case.dataset for case in seen).items()],
         code_version=__version__,

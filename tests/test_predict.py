@@ -381,6 +381,16 @@ def test_lesions_have_a_mask_and_no_label_map(make: Make) -> None:
     assert np.array_equal(result.lesion, truth == 2)
 
 
+def test_lesions_among_tissues_have_a_mask_too(make: Make) -> None:
+    affine = grid()
+    truth = tissue(affine)
+    model = make(meaning={"FASTlesion": [0, 1, 4, 3]}, lesion="FASTlesion")
+    result = segment({"T1w": image_of(truth, affine)}, model)
+    assert np.array_equal(result.labels["FASTlesion"], np.array([0, 1, 4, 3])[truth])
+    assert result.lesion is not None
+    assert np.array_equal(result.lesion, truth == 2)
+
+
 def test_a_model_without_a_brain_head_calls_brain_what_it_labels(make: Make) -> None:
     affine = grid()
     truth = tissue(affine)

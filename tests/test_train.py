@@ -270,18 +270,21 @@ def test_participants_can_be_held_out_by_name(ask: Ask) -> None:
         train_level(ask(hold_out=("02", "07"), output="other"))
 
 
-def test_lesions_learned_are_lesions_on_the_card(ask: Ask, dataset: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("head", ["lesion", "FASTlesion"])
+def test_lesions_learned_are_lesions_on_the_card(
+    head: str, ask: Ask, dataset: tuple[Path, Path], tmp_path: Path
+) -> None:
     lesions = (phantoms.head(GRID, SHAPE, phantoms.LABEL) == 4).astype(np.uint8)
     for number in range(1, 4):
         name = f"sub-{number:02}"
         phantoms.save(tmp_path / "lesions" / name / "anat" / f"{name}_label-lesion_mask.nii.gz", lesions, HALF)
-    recipe = RECIPE.replace("{ brain = 0.5, FAST = 1.0 }", "{ brain = 0.5, lesion = 1.0 }")
+    recipe = RECIPE.replace("{ brain = 0.5, FAST = 1.0 }", f"{{ brain = 0.5, {head} = 1.0 }}")
     settings = ask(recipe, labels={"FAST": dataset[1], "lesion": tmp_path / "lesions"}, fold=0)
     folder = train_level(settings)
     card = read_card(folder)
-    assert card.lesion == "lesion"
-    assert card.protocols == ()
-    assert "lesion" in set(pd.read_csv(folder / "validation.tsv", sep="\t")["head"])
+    assert card.lesion == head
+    assert card.protocols == tuple({head} - {"lesion"})
+    assert head in set(pd.read_csv(folder / "validation.tsv", sep="\t")["head"])
 
 
 # -- stopping and going on ---------------------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ from bidsseg.errors import DataError
 
 FOLDER = Path(__file__).parent / "protocols"
 SIDES = {"Left": "Right", "Right": "Left"}
+LESION = 7
+"""Value of lesions in the generic BIDS table."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ class Protocol:
     def indices(self) -> tuple[int, ...]:
         """The value of every region, in table order."""
         return tuple(region.index for region in self.regions)
+
+    @cached_property
+    def lesions(self) -> tuple[int, ...]:
+        """The values of lesions."""
+        return tuple(region.index for region in self.regions if region.mapping == LESION)
 
     def scored(self) -> Protocol:
         """The same protocol without the regions that are never scored: what a head speaks."""

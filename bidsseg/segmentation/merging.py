@@ -35,6 +35,6 @@ def with_lesions(tissue: Segmentation, lesion: Segmentation) -> Segmentation:
     """What a model for FAST's tissues says of a scan, with the lesions that another model finds in it, as JOINT."""
     if "FAST" not in tissue.labels or lesion.lesion is None:
         raise DataError("a model with the head FAST and one with the head lesion are needed to join their answers")
-    index = JOINT.indices[-1]
+    (index,) = JOINT.lesions
     joined = lesion_over_tissue(tissue.labels["FAST"], np.where(lesion.lesion, index, 0).astype(np.uint8))
     return replace(tissue, labels={JOINT.name: joined}, lesion=lesion.lesion)

@@ -160,13 +160,16 @@ def read_heads(
     def native(values: np.ndarray) -> np.ndarray:
         return from_canonical(values.reshape(*shape, *values.shape[1:]), volume.affine)
 
+    lesion = None
+    if model.card.lesion is not None:
+        lesion = native(np.isin(readings[model.card.lesion].labels, model.heads[model.card.lesion].lesions))
     written = {name: readings[name] for name in names if name in model.card.protocols}
     quality = readings[names[0]].certainty[brain.reshape(-1)] if names else chance[brain]
     return Segmentation(
         labels={name: native(reading.labels) for name, reading in written.items()},
         soft_mm3={name: reading.soft * volume.voxel_volume_mm3 for name, reading in written.items()},
         brain=from_canonical(brain, volume.affine),
-        lesion=native(readings[model.card.lesion].labels > 0) if model.card.lesion else None,
+        lesion=lesion,
         quality=float(quality.mean(dtype=np.float64)),
         probabilities={
             name: Probabilities(volume.shape, volume.affine, likely, np.concatenate(reading.probabilities))
