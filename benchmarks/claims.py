@@ -156,7 +156,7 @@ def main() -> None:
             if not options.report:
                 train(run, seed, data, out, out / options.claim)
                 measure(run, seed, out, out / options.claim)
-            table = pd.concat([table, collected(run, seed, out / options.claim)])
+            table = pd.concat([table, collected(run, seed, out / options.claim)]).infer_objects()
             if not options.report:
                 write_text_atomic(path, table.to_csv(sep="\t", index=False, float_format="%.4f"))
     for line in report(runs, table):
