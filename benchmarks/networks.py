@@ -68,8 +68,11 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
             started = time.perf_counter()
             features = network(image, position)
             weight, bias = network.head("head")
-            for part in features[0].flatten(1).split(1_000_000, 1):  # the regions of all voxels at once are too much
-                (weight.to(part.dtype) @ part + bias[:, None].to(part.dtype)).argmax(0)
+            rows = features[0].permute(1, 2, 3, 0).flatten(0, 2)
+            weight, bias = weight.to(rows.dtype), bias.to(rows.dtype)
+            for part in rows.split(1_000_000):  # the regions of all voxels at once are too much
+                (part @ weight.T + bias).argmax(1)
+            del features, rows, part
             if device == "cuda":
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - started)

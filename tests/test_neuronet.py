@@ -465,3 +465,12 @@ def test_values_of_first_come_back_as_they_were() -> None:
     assert np.array_equal(np.array(table.indices)[answered.numpy()], values)
     with pytest.raises(DataError, match="14"):
         positions(np.array([[[0, 14]]]), table, "a label map")
+
+
+def test_without_gradients_features_are_the_same() -> None:
+    net = NeuroNet({"a": 3}).eval()
+    image = torch.rand(1, 1, 16, 24, 16)
+    learned = net(image)
+    with torch.inference_mode():
+        found = net(image)
+    assert learned.requires_grad and torch.allclose(found, learned, atol=1e-6)

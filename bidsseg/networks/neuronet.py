@@ -25,6 +25,9 @@ from bidsseg.networks.network import Network
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu6": nn.ReLU6, "lrelu0.1": partial(nn.LeakyReLU, 0.1)}
 """Of the residual units. The training script asks for the leaky ReLU, but the units never hear of it and use ReLU6."""
 
+AT_ONCE = 32
+"""Channels that are upsampled together where nothing is learned."""
+
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv3d:
     """Convolution without a bias: (N, inputs, D, H, W) to (N, outputs, D, H, W), or half of each axis at stride 2."""
@@ -98,8 +101,26 @@ def joined(levels: Sequence[Tensor]) -> Tensor:
     """
     x = levels[-1]
     for level in reversed(levels[1:-1]):
-        x = torch.cat([level, torch.ones_like(level[:, :1]), upsample(x)], 1)
-    return torch.cat([levels[0], upsample(x)], 1)
+        x = beside(torch.cat([level, torch.ones_like(level[:, :1])], 1), x)
+    return beside(levels[0], x)
+
+
+def beside(level: Tensor, coarse: Tensor) -> Tensor:
+    """Features (N, C + K, 2D, 2H, 2W): those of a scale, and behind them coarser ones (N, K, D, H, W) upsampled.
+
+    Where nothing is learned they are upsampled a few at a time, straight into their places: the features of a scan are
+    by far the largest that is held, and would else be held three times.
+    """
+    if torch.is_grad_enabled():
+        return torch.cat([level, upsample(coarse)], 1)
+    count = level.shape[1]
+    shape = len(level), count + coarse.shape[1], *level.shape[2:]
+    found = level.new_empty(shape).contiguous(memory_format=torch.channels_last_3d)
+    found[:, :count] = level
+    for start in range(0, coarse.shape[1], AT_ONCE):
+        few = coarse[:, start : start + AT_ONCE]
+        found[:, count + start : count + start + few.shape[1]] = upsample(few)
+    return found
 
 
 class Tail(nn.Module):
@@ -187,7 +208,7 @@ class NeuroNet(Network):
         if act not in ACTIVATIONS:
             raise ValueError(f"act is '{act}', not one of {', '.join(ACTIVATIONS)}")
         self.multiple = 2 ** (len(widths) - 1)
-        self.numbers_per_voxel = 4 * widths[0] + 3 * sum(widths)
+        self.numbers_per_voxel = 8 * widths[0] + sum(widths)
         self.stem = conv(images, widths[0], 3)
         self.scales = nn.ModuleList(
             nn.Sequential(ResidualUnit(a, b, 2, act), ResidualUnit(b, b, 1, act)) for a, b in itertools.pairwise(widths)
