@@ -89,7 +89,7 @@ def neuronet() -> list[Run]:
 
 def ace() -> list[Run]:
     """ACE is as good as a network for tissue and one for lesions; naive losses are worse (Roulet et al. 2019)."""
-    small = {"steps": 600, "batch": 4, "sampling": {"shape": [32, 32, 32], "points": 6000}}
+    small = {**GRID, "steps": 500, "sampling": {"shape": [48, 64, 56], "points": 16_000}}
     lesions = {"lesion": f"{LESION_SETS}/lesions/derivatives/manual"}
     tissue = {"FAST": f"{LESION_SETS}/anatomy/derivatives/fast"}
     places = f"{LESION_SETS}/anatomy", f"{LESION_SETS}/lesions"

@@ -288,7 +288,7 @@ def test_the_background_of_a_naive_recipe_is_background(naive: bool) -> None:
 
 
 def test_datasets_take_turns() -> None:
-    recipe = replace(load_recipe("ace"), inputs=("T1w",), sampling=Sampling((8, 8, 8), points=0, centre="region"))
+    recipe = replace(load_recipe("ace"), inputs=("T1w",), sampling=Sampling((8, 8, 8), points=0))
     many = [case(f"anatomy/sub-{i}", FAST, torch.ones(12, 12, 12, dtype=torch.uint8)) for i in range(9)]
     few = [case("lesions/sub-1", LESION_MASK, torch.ones(12, 12, 12, dtype=torch.uint8))]
     samples = [loop.draw([*many, *few], Plan(recipe, (JOINT_HEAD,)), number) for number in range(8)]

@@ -18,7 +18,6 @@ from bidsseg.learning.cases import (
     Sample,
     Sampling,
     View,
-    draw_centre,
     draw_sample,
     field_of_view,
     positions,
@@ -317,27 +316,6 @@ def test_a_sample_from_anywhere_lies_in_the_scan() -> None:
         assert (sample.image.reshape(-1, 1) - whole.unique()).abs().amin(1).max() < 1e-3
         counts.add(int((sample.values[0][1] > 0).sum()))
     assert len(counts) > 6
-
-
-def test_a_sample_lies_around_any_region_equally_often() -> None:
-    given = case()
-    values = given.finest.values.clone()
-    values[12:15, 14:17, 12:15] = STRUCTURES.indices.index(25)  # a lesion of 27 voxels
-    given = replace(given, annotations=(Annotation(STRUCTURES, values),))
-    drawn = [draw_centre(given, seeded(seed)).long() for seed in range(600)]
-    assert all(given.brain[tuple(place)] for place in drawn)
-    count = torch.bincount(torch.stack([values[tuple(place)] for place in drawn]).long())
-    assert (count[count > 0] > 80).all() and (count > 0).sum() == 6  # of 100 each
-    sampling = replace(SAMPLING, centre="region", points=0)
-    for seed in range(6):
-        sample = draw_sample(given, View(sampling, replace(STILL, still=1), CALM, 1.0), seeded(seed))
-        at_centre = sample.values[0][1].reshape(sampling.shape)[15:17, 15:17, 15:17]
-        assert values[tuple(draw_centre(given, seeded(seed)).long())] in at_centre
-
-
-def test_only_known_centres() -> None:
-    with pytest.raises(ValueError, match="no centre 'lesion': brain or region"):
-        replace(SAMPLING, centre="lesion")
 
 
 # -- several images ----------------------------------------------------------------------------------------------------

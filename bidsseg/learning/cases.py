@@ -88,8 +88,6 @@ class Sampling:
         balance: a region of n voxels is drawn in proportion to n ** (1 - balance) (0: as it is; 1: all alike).
         anywhere: the sample may lie anywhere in the scan and not around the brain; its brightness is that of the whole
             scan, normalised, and nothing of it is hidden or changed.
-        centre: what the sample lies around: the middle of the "brain", or a voxel of a "region" drawn evenly from
-            those that are annotated in the brain.
         whole_head: the sample shows the whole head and not the brain alone.
         realistic: share of synthetic images near the contrast of their kind; the others have any.
         stripped: share of whole-head samples whose skull is stripped.
@@ -107,11 +105,6 @@ class Sampling:
     cut: float = 0.4
     anywhere: bool = False
     missing: float = 0.0
-    centre: str = "brain"
-
-    def __post_init__(self) -> None:
-        if self.centre not in ("brain", "region"):
-            raise ValueError(f"no centre '{self.centre}': brain or region")
 
 
 @dataclass(frozen=True)
@@ -180,8 +173,6 @@ def draw_sample(case: Case, view: View, generator: Generator, move: Callable[[Wa
     if sampling.anywhere:
         reach = (torch.tensor(case.brain.shape) - torch.tensor(sampling.shape) * spacing_mm).clamp(min=0) / 2
         centre = middle + reach * (2 * torch.rand(3, generator=generator) - 1)
-    elif sampling.centre == "region":
-        centre = draw_centre(case, generator)
     elif sampling.whole_head:
         centre = centre + uniform(0, 1, generator) * (middle - centre)
     warp = draw_warp(view.spatial, sampling.shape, spacing_mm, centre, case.widening, generator)
@@ -223,15 +214,6 @@ def draw_sample(case: Case, view: View, generator: Generator, move: Callable[[Wa
             at_points = torch.tensor(annotation.protocol.partners())[at_points]
         sample.values.append((annotation.protocol, at_points))
     return sample
-
-
-def draw_centre(case: Case, generator: Generator) -> Tensor:
-    """A voxel (3,) of the brain: all regions of the finest annotation equally often, however small."""
-    values = case.finest.values
-    present = values[case.brain].unique()
-    region = present[torch.randint(len(present), (), generator=generator)]
-    places = torch.nonzero(case.brain & (values == region))
-    return places[torch.randint(len(places), (), generator=generator)].float()
 
 
 def jittered_coordinates(brain: Tensor, generator: Generator) -> Tensor:
