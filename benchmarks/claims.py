@@ -126,12 +126,13 @@ def eneuronet() -> list[Run]:
     """E-NeuroNet is better than a U-Net, and registration augments better than elastic changes (Oberoi et al. 2021)."""
     sampling = {"shape": [48, 64, 48], "points": 16_000}
     small = {**GRID, "steps": 500, "sampling": sampling, "heads": {"FreeSurfer": 1.0}}
+    moved = {**small, "registration": {"steps": 500}}
     first = "E-NeuroNet, elastic"
     both = ("oasis", "ds002748")
     return [
         Run(first, "eneuronet", MANUAL, small),
         Run("U-Net, elastic", "eneuronet", MANUAL, {**small, "network": {"name": "unet"}}, first),
-        Run("E-NeuroNet, registration", "eneuronet-registration", MANUAL, small, first, datasets=both),
+        Run("E-NeuroNet, registration", "eneuronet-registration", MANUAL, moved, first, datasets=both),
     ]
 
 
