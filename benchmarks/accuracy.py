@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--also", nargs="+", default=[], type=Path, metavar="BIDS_DIR")
     parser.add_argument("--model", default="wholebrain")
     parser.add_argument("--lesion-model", help="its lesions are laid over the tissues of --model")
+    parser.add_argument("--images-only", action="store_true", help="pass over label maps without an image")
     parser.add_argument("--folds", type=int, default=0, help="0: all participants")
     parser.add_argument("--fold", type=int, default=0)
     parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])
@@ -41,7 +42,8 @@ def main() -> None:
     model = load_model(options.model)
     lesion_model = load_model(options.lesion_model) if options.lesion_model else None
     models = [model] if lesion_model is None else [model, lesion_model]
-    cases = load_cases(settings, Report(), max((each.card.inputs for each in models), key=len))
+    inputs = max((each.card.inputs for each in models), key=len)
+    cases = load_cases(settings, Report(), inputs, synthetic=not options.images_only)
     if options.folds:
         cases = split(cases, options.folds, options.fold)[1]
     started = time.monotonic()
