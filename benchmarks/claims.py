@@ -300,7 +300,8 @@ def report(runs: Sequence[Run], table: pd.DataFrame) -> list[str]:
         for head, own in table[table.run == run.name].groupby("head"):
             mean = estimate(own.groupby("person").dice.mean().to_numpy())
             line = f"{run.name}: {head} Dice {mean.mean:.3f} [{mean.low:.3f}, {mean.high:.3f}], "
-            line += f"voxel error {own.voxel_error.mean():.3f}, {own.seed.nunique()} seeds"
+            line += "" if own.voxel_error.isna().all() else f"voxel error {own.voxel_error.mean():.3f}, "
+            line += f"{own.seed.nunique()} seeds"
             other = table[(table.run == run.against) & (table["head"] == head)]
             pairs = own.merge(other, on=["seed", "person"], suffixes=("", "_other"))
             if len(pairs):
