@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bidsseg.errors import DataError
+from bidsseg.image.nifti import read_image, read_labels
 from bidsseg.labels import Protocol, Region, load_protocol, load_relation
 from bidsseg.labels.relation import identity, open_background, read_relation
 from bidsseg.learning import loop, validation
@@ -20,9 +21,11 @@ from bidsseg.learning.loop import Plan, Relations
 from bidsseg.learning.losses import Loss, Openness, marginal_cross_entropy
 from bidsseg.learning.recipe import load_recipe
 from bidsseg.learning.validation import ERROR, comparable, compare
+from bidsseg.models.library import load_model
 from bidsseg.segmentation.merging import JOINT as JOINT_HEAD
 from bidsseg.segmentation.merging import lesion_over_tissue, with_lesions
 from bidsseg.segmentation.native import Segmentation
+from bidsseg.segmentation.predict import segment
 
 
 def protocol(name: str, *indices: int) -> Protocol:
@@ -351,3 +354,16 @@ def test_a_head_is_measured_on_what_each_dataset_knows() -> None:
     assert scores == pytest.approx(expected)
     ((annotation, relation),) = comparable(sick, JOINT_HEAD)
     assert compare(answer(found), JOINT_HEAD, annotation, relation) == pytest.approx({"Lesion": 6 / 7, ERROR: 0.25})
+
+
+@pytest.mark.data
+def test_the_shipped_model_finds_the_lesions_of_a_patient(testdata: Path) -> None:
+    """It has learnt from images made of label maps alone; the mask is the consensus of three raters."""
+    scans = {name: read_image(testdata / f"ms/sub-26/anat/sub-26_{name}.nii.gz")[0] for name in ("T1w", "FLAIR")}
+    stem = "sub-26_space-MNI152_label-lesion_mask.nii.gz"
+    truth = read_labels(testdata / "ms/derivatives/manual/sub-26/anat" / stem)
+    assert truth.on_grid_of(scans["T1w"])
+    found = segment(scans, load_model("ace"), precision="bf16").lesion
+    assert found is not None
+    both, either = found & (truth.data > 0), found.sum() + (truth.data > 0).sum()
+    assert 2 * both.sum() / either > 0.5
