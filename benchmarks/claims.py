@@ -6,9 +6,8 @@ CLAIM is one of those below; DATA is a folder with the BIDS datasets ``oasis``, 
 Labels of another tool and images with lesions are made in OUT first, where a claim needs them. Every run is a
 ``bidsseg ... train`` with a recipe that is written to OUT; it learns from the same people for the same number of steps
 as those that it is compared with, and is measured on people whom none of them learns from. A run that is finished is
-not done again, and one that was stopped goes on: the same command continues. A seed with all of its runs in
-OUT/CLAIM.tsv counts as finished too: put a table of docs/claims there to add seeds to it. ``--report`` prints what is
-there and trains nothing.
+not done again, and one that was stopped goes on: the same command continues. A run in OUT/CLAIM.tsv counts as finished
+too: put a table of docs/claims there to add to it. ``--report`` prints that table and trains nothing.
 
 Prints for each run the Dice (mean over regions, then over seeds and people) with a bootstrap 95 % interval over people,
 and the difference to the run it is measured against, paired by person and seed. Writes OUT/CLAIM.tsv with a row for
@@ -151,17 +150,18 @@ def main() -> None:
     options = parser.parse_args()
     runs, data, out = CLAIMS[options.claim](), options.data, options.out
     path = out / f"{options.claim}.tsv"
-    table = finished(runs, path)
-    known = set(table.seed)
+    table = pd.read_csv(path, sep="\t") if path.is_file() else pd.DataFrame(columns=COLUMNS)
     if not options.report:
         prepare(runs, data, out)
-    for seed in range(options.seeds):
-        for run in () if seed in known else runs:
-            if not options.report:
+        for seed in range(options.seeds):
+            for run in runs:
+                if not wanted(run, seed, runs, table):
+                    continue
                 train(run, seed, data, out, out / options.claim)
                 measure(run, seed, out, out / options.claim)
-            table = pd.concat([table, collected(run, seed, out / options.claim)]).infer_objects()
-            if not options.report:
+                own = (table.run == run.name) & (table.seed == seed)
+                found = collected(run, seed, out / options.claim)
+                table = pd.concat([table[~own], found]).infer_objects()
                 write_text_atomic(path, table.to_csv(sep="\t", index=False, float_format="%.4f"))
     for line in report(runs, table):
         print(line)
@@ -265,17 +265,15 @@ def some(folder: Path, protocol: str, full: int | None, runs: Path) -> Path:
     return chosen.resolve()
 
 
-def finished(runs: Sequence[Run], path: Path) -> pd.DataFrame:
-    """The rows of a table whose seeds have all runs, with columns COLUMNS."""
-    if not path.is_file():
-        return pd.DataFrame(columns=COLUMNS)
-    table = pd.read_csv(path, sep="\t")
-    return table[table.groupby("seed").run.transform("nunique") >= len(measured(runs))]
+def wanted(run: Run, seed: int, runs: Sequence[Run], table: pd.DataFrame) -> bool:
+    """Whether a run has to be there: its rows are not in the table yet, or those of a run that needs its model.
 
-
-def measured(runs: Sequence[Run]) -> list[Run]:
-    """The runs with rows in the table: that of the lesions alone is measured with the tissue that it is joined to."""
-    return [run for run in runs if run.test is not None or run.datasets[0] == "oasis"]
+    That of the lesions alone has no rows: it is measured with the tissue that it is joined to.
+    """
+    missing = table[(table.run == run.name) & (table.seed == seed)].empty
+    has_rows = run.test is not None or run.datasets[0] == "oasis"
+    needing = [other for other in runs if run.name in (other.init, other.lesions_of)]
+    return (missing and has_rows) or any(wanted(other, seed, runs, table) for other in needing)
 
 
 def collected(run: Run, seed: int, folder: Path) -> pd.DataFrame:

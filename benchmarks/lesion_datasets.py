@@ -50,7 +50,7 @@ PATIENTS = ("04", "08", "09", "17", "19", "20")
 TESTED = ("01", "05", "06", "11", "12", "14", "15", "16")
 
 HEAD = load_protocol("head")
-WHITE, FLUID, STEM, LESION = 2, 3, 10, 7
+WHITE, FLUID, STEM = 2, 3, 10
 """Values of the generic BIDS table."""
 AS_DRAWN = Spatial(shift_mm=0, flip=0, still=1)
 BENT = Spatial(rotation_deg=5, scale=0.05, shift_mm=0, elastic_mm=4, ventricles_mm=5, flip=0, still=0)
@@ -193,7 +193,7 @@ def lesions_of(mask: LabelMap, template: tuple[np.ndarray, np.ndarray], values: 
 
 def lesion_position() -> int:
     """Of the first lesion in the table of HEAD."""
-    return next(i for i, region in enumerate(HEAD.regions) if region.mapping == LESION)
+    return HEAD.indices.index(HEAD.lesions[0])
 
 
 def inside_tissue(mask: Tensor, values: Tensor) -> Tensor:

@@ -60,8 +60,13 @@ def train_level(settings: Settings) -> Path:
     report = settings.report if processes.first else Report()
     heads = tuple(load_protocol(name).scored() for name in recipe.heads)
     check_labels(options.labels, heads, report)
-    unlabelled, synthetic = recipe.registration is not None, recipe.synthetic_share > 0
-    cases = load_cases(settings, report, recipe.inputs, unlabelled, synthetic)
+    cases = load_cases(
+        settings,
+        report,
+        recipe.inputs,
+        unlabelled=recipe.registration is not None,
+        synthetic=recipe.synthetic_share > 0,
+    )
     seen, unseen = split([case for case in cases if case.annotations], options.folds, options.fold, options.hold_out)
     held = {person(case) for case in unseen}
     targets = [case for case in cases if not case.annotations and person(case) not in held]

@@ -1,11 +1,13 @@
 """Datasets made for benchmarks: synthetic people with lesions, and tissue classes of another tool."""
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import phantoms
 import pytest
 import torch
@@ -26,6 +28,7 @@ def script(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look for their types
     spec.loader.exec_module(module)
     return module
 
@@ -168,3 +171,14 @@ def test_a_few_bright_vessels_do_not_widen_the_range_of_brightness() -> None:
     clipped = script("tool_labels").within_tails(image, np.ones(image.shape, bool))
     assert 10 <= clipped.min() < 12 and 98 < clipped.max() <= 100
     assert np.array_equal(clipped[..., 20:-30], image[..., 20:-30])
+
+
+def test_claims_are_not_tested_twice() -> None:
+    claims = script("claims")
+    runs = claims.ace()
+    lesions, joined = next(r for r in runs if r.test is None), next(r for r in runs if r.lesions_of is not None)
+    rows = [{"run": run.name, "seed": 0} for run in runs if run is not lesions]
+    every, without = pd.DataFrame(rows), pd.DataFrame([row for row in rows if row["run"] != joined.name])
+    assert not any(claims.wanted(run, 0, runs, every) for run in runs)
+    assert all(claims.wanted(run, 1, runs, every) for run in runs)
+    assert [run for run in runs if claims.wanted(run, 0, runs, without)] == [lesions, joined]

@@ -453,6 +453,15 @@ def test_a_head_that_nothing_teaches_is_named(ask: Ask) -> None:
     assert told(settings).warned == ["no --labels say anything of the head BrainCOLOR, which learns nothing"]
 
 
+def test_label_maps_without_images_are_left_to_recipes_that_make_some(ask: Ask) -> None:
+    settings = ask("synthetic_share = 0.0" + RECIPE)
+    train_level(replace(settings, dry_run=True))
+    assert ["no image belongs to it" in line for line in told(settings).warned].count(True) == 1
+    settings = ask()
+    train_level(replace(settings, dry_run=True))
+    assert not any("no image belongs to it" in line for line in told(settings).warned)
+
+
 def test_somebody_must_be_left_to_learn_from(ask: Ask) -> None:
     with pytest.raises(NothingSelected, match="fewer --folds or more data"):
         train_level(replace(ask(fold=0), participants=("01",)))

@@ -102,8 +102,8 @@ class Block(nn.Module):
 def with_norm(conv: nn.Conv3d | nn.ConvTranspose3d, normed: bool) -> nn.Module:
     """The convolution, followed by a normalisation of each channel of each sample if so wanted.
 
-    That is a batch normalisation of one pair at a time, without running means, with which DFNet went astray on the
-    very pairs that it had learned from.
+    That is a batch normalisation of one sample, which is what DFNet is given at a time, without running means: a short
+    training leaves these far from the mean and variance of any one pair.
     """
     return nn.Sequential(conv, nn.InstanceNorm3d(conv.out_channels, eps=1e-3, affine=True)) if normed else conv
 
