@@ -19,11 +19,10 @@ from bidsseg.compute import keep_freed_memory
 from bidsseg.labels import load_protocol
 from bidsseg.learning.cases import Case
 from bidsseg.learning.datasets import load_cases, split
-from bidsseg.learning.loop import mean_dice
 from bidsseg.learning.voxel_loop import labelled_brain
 from bidsseg.learning.voxels import describe, surroundings
 from bidsseg.models.library import load_model
-from bidsseg.segmentation.agreement import estimate
+from bidsseg.segmentation import agreement
 from bidsseg.segmentation.voxelwise import StagedSegNet, segment_in_stages
 from bidsseg.settings import Report, Settings, Training
 
@@ -51,7 +50,8 @@ def main() -> None:
         truth = labelled_brain(case, head).labels
         first, final, seconds, stages = segmentations(network, case.image[0], case.brain)
         scored = truth >= 0
-        dice.append(mean_dice(final[scored], truth[scored], len(head.regions)))
+        regions = agreement.dice(final[scored].numpy(), truth[scored].numpy(), range(1, len(head.regions)))
+        dice.append(float(np.nanmean(regions)))
         errors.append(float((final != truth)[scored & (truth > 0)].float().mean()))
         first_errors.append(float((first != truth)[scored & (truth > 0)].float().mean()))
         print(
@@ -60,7 +60,7 @@ def main() -> None:
             flush=True,
         )
     print(f"patch by patch: {naive_rate(network, unseen[0]):,.0f} voxels/s")
-    mean = estimate(np.array(dice))
+    mean = agreement.estimate(np.array(dice))
     print(f"Dice {mean.mean:.3f} [{mean.low:.3f}, {mean.high:.3f}] (published .725)")
     print(f"voxel error {np.mean(errors):.3f} (published .163), {np.mean(first_errors):.3f} after the first network")
 

@@ -345,15 +345,15 @@ def test_two_models_are_measured_as_one(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_head_is_measured_on_what_each_dataset_knows() -> None:
-    found = {"FASTlesion": np.array([[[0, 1, 2, 3, 3, 4, 4, 4]]], np.uint8)}
+    found = np.array([[[0, 1, 2, 3, 3, 4, 4, 4]]], np.uint8)
     healthy = case("anatomy/sub-1", FAST, torch.tensor([[[0, 1, 2, 3, 3, 3, 2, 2]]], dtype=torch.uint8))
     sick = case("lesions/sub-1", LESION_MASK, torch.tensor([[[0, 0, 0, 0, 1, 1, 1, 1]]], dtype=torch.uint8))
-    ((annotation, relation),) = comparable(healthy, JOINT_HEAD)
-    scores = compare(answer(found), JOINT_HEAD, annotation, relation)
+    ((annotation, relation),) = comparable(healthy.annotations, JOINT_HEAD)
+    scores = compare(found, JOINT_HEAD, annotation, relation)
     expected = {"Cerebrospinal Fluid": 1.0, "Gray Matter": 0.5, "White Matter": 0.8, ERROR: 3 / 7}
     assert scores == pytest.approx(expected)
-    ((annotation, relation),) = comparable(sick, JOINT_HEAD)
-    assert compare(answer(found), JOINT_HEAD, annotation, relation) == pytest.approx({"Lesion": 6 / 7, ERROR: 0.25})
+    ((annotation, relation),) = comparable(sick.annotations, JOINT_HEAD)
+    assert compare(found, JOINT_HEAD, annotation, relation) == pytest.approx({"Lesion": 6 / 7, ERROR: 0.25})
 
 
 @pytest.mark.data

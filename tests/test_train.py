@@ -22,11 +22,11 @@ from told import Told
 from bidsseg.cli import main
 from bidsseg.errors import DataError, NothingSelected, OutputNotWritable, TemporaryFailure, UsageError
 from bidsseg.image.volume import Volume
-from bidsseg.labels import load_protocol
+from bidsseg.labels import load_protocol, load_relation
 from bidsseg.learning import loop, validation
-from bidsseg.learning.cases import Sampling
+from bidsseg.learning.cases import Sample, Sampling
 from bidsseg.learning.datasets import load_cases
-from bidsseg.learning.loop import Plan, draw, mean_dice
+from bidsseg.learning.loop import Plan, draw
 from bidsseg.learning.optimiser import Optimiser
 from bidsseg.learning.recipe import Recipe, load_recipe, shipped_recipes
 from bidsseg.learning.state import Conditions
@@ -583,11 +583,6 @@ def test_two_processes_train_what_one_trains(dataset: tuple[Path, Path], tmp_pat
 # -- parts of the loop -------------------------------------------------------------------------------------------------
 
 
-def test_mean_dice_leaves_background_and_absent_regions_out() -> None:
-    truth, found = torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([0, 1, 1, 1, 2, 0])
-    assert mean_dice(found, truth, 4) == pytest.approx((2 * 2 / 5 + 2 * 1 / 3) / 2)
-
-
 def test_what_is_kept_is_the_running_mean_of_the_weights(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     passed: list[dict[str, torch.Tensor]] = []
     plain_losses, plain_save = loop.losses, loop.save_checkpoint
@@ -648,3 +643,30 @@ def test_validation_measures_against_the_annotation(ask: Ask, monkeypatch: pytes
     assert table["FAST", "Cerebrospinal Fluid"] == 0
     assert table["FAST", "Gray Matter"] == pytest.approx(2 * grey / (2 * grey + fluid))
     assert table["FAST", validation.ERROR] == pytest.approx(fluid / (truth > 0).sum())
+
+
+def test_a_head_is_watched_by_what_an_annotation_fixes_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """BrainCOLOR leaves open most of FreeSurfer's table: white matter, of which it has none, does not count."""
+    manual, head = load_protocol("BrainCOLOR"), load_protocol("FreeSurfer").scored()
+    relation = load_relation(manual, head)
+    assert relation is not None
+    values = torch.arange(len(manual.regions))
+    truth = torch.from_numpy(relation.allowed).int().argmax(1)
+
+    class Knowing(torch.nn.Linear):
+        def at(self, *_: Any) -> torch.Tensor:
+            return torch.nn.functional.one_hot(truth, len(head.regions)).float()
+
+        def head(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.eye(len(head.regions)), self.bias
+
+    network = Knowing(1, 1)
+    sample = Sample(torch.zeros(1), None, torch.zeros(0, 3), [(manual, values)])
+    monkeypatch.setattr(loop, "draw_sample", lambda *_: sample)
+    recipe = load_recipe("eneuronet", small=True)
+    plan = Plan(replace(recipe, heads={"FreeSurfer": 1.0}), (head,))
+    torch.nn.init.zeros_(network.bias)
+    case: Any = None
+    assert loop.evaluate(network, [case], plan, torch.float32) == {"dice BrainCOLOR>FreeSurfer": 1.0}  # type: ignore[arg-type]
+    truth[relation.allowed.sum(1) == 1] = 0
+    assert loop.evaluate(network, [case], plan, torch.float32) == {"dice BrainCOLOR>FreeSurfer": 0.0}  # type: ignore[arg-type]

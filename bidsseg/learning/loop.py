@@ -18,13 +18,14 @@ from torch import Generator, Tensor
 from bidsseg.labels import Protocol, load_relation
 from bidsseg.labels.relation import closed_background
 from bidsseg.learning.augment import Intensity, Spatial
-from bidsseg.learning.cases import Case, Sample, draw_sample
+from bidsseg.learning.cases import Annotation, Case, Sample, draw_sample
 from bidsseg.learning.losses import Openness, marginal_cross_entropy, marginal_dice
 from bidsseg.learning.optimiser import Stepper
 from bidsseg.learning.processes import Processes
 from bidsseg.learning.recipe import Recipe
 from bidsseg.learning.registration import Mover
 from bidsseg.learning.state import CHECKPOINT_EVERY_S, Conditions, State, resumed, save_checkpoint
+from bidsseg.learning.validation import ERROR, comparable, compare
 from bidsseg.networks.network import Network
 
 
@@ -137,7 +138,7 @@ def fit(
             scores = with_weights(network, average, lambda: evaluate(network, watched, plan, precision))
             network.train()
             row |= scores
-            mean = float(np.mean(list(scores.values())))
+            mean = float(np.mean(list(scores.values()))) if scores else -math.inf
             if mean > state.best:
                 state.best, best = mean, copied(average)
         state.curve.append({name: round(value, 4) for name, value in row.items()})
@@ -252,7 +253,8 @@ def with_weights(
 
 @torch.no_grad()
 def evaluate(network: Network, cases: Sequence[Case], plan: Plan, precision: torch.dtype) -> dict[str, float]:
-    """Mean Dice of each head over unseen cases, on a tenth of the voxels of the grid, background left out.
+    """Mean Dice of each head over unseen cases, on a tenth of the voxels of the grid; nothing of a head that no
+    annotation fixes.
 
     Label maps without image are synthesised from a fixed seed, near the contrast of a T1w.
     """
@@ -269,22 +271,12 @@ def evaluate(network: Network, cases: Sequence[Case], plan: Plan, precision: tor
         sample = draw_sample(case, view, generator).to(device)
         with torch.autocast(sample.image.device.type, precision, enabled=precision != torch.float32):
             features = network.at(sample.image, sample.coordinates, sample.points)
+        annotations = [Annotation(protocol, values.cpu()) for protocol, values in sample.values]
         for head in plan.heads:
-            for protocol, values in sample.values:
-                relation = load_relation(protocol, head)
-                if relation is None or (protocol.name != head.name and (relation.allowed.sum(1) > 1).mean() > 0.35):
-                    continue
-                row = torch.from_numpy(relation.allowed).to(device)[values]
-                sure = row.sum(1) == 1
-                truth = row[sure].int().argmax(1)
-                found = F.linear(features[sure].float(), *network.head(head.name)).argmax(1)
-                dice = mean_dice(found, truth, len(head.regions))
-                scores.setdefault(f"dice {protocol.name}>{head.name}", []).append(dice)
+            answer = F.linear(features.float(), *network.head(head.name)).argmax(1).cpu()
+            for annotation, relation in comparable(annotations, head):
+                found = compare(np.array(head.indices)[answer], head, annotation, relation)
+                dice = [value for region, value in found.items() if region != ERROR]
+                if dice:
+                    scores.setdefault(f"dice {annotation.protocol.name}>{head.name}", []).append(float(np.mean(dice)))
     return {name: float(np.mean(values)) for name, values in scores.items()}
-
-
-def mean_dice(found: Tensor, truth: Tensor, regions: int) -> float:
-    """Mean Dice over the regions present in either, background left out. Inputs (P,) positions."""
-    both = torch.bincount(truth[found == truth], minlength=regions)[1:]
-    sizes = (torch.bincount(found, minlength=regions) + torch.bincount(truth, minlength=regions))[1:]
-    return float((2 * both[sizes > 0] / sizes[sizes > 0]).mean())

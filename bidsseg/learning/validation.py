@@ -17,6 +17,7 @@ from bidsseg.learning.augment import Intensity, change_intensity
 from bidsseg.learning.cases import Annotation, Case
 from bidsseg.learning.synthesis import synthesise_each
 from bidsseg.models.library import Model
+from bidsseg.segmentation.agreement import dice, voxel_error
 from bidsseg.segmentation.merging import JOINT, with_lesions
 from bidsseg.segmentation.native import Segmentation
 from bidsseg.segmentation.predict import segment
@@ -53,12 +54,12 @@ def validate(
             say(f"{case.name}: {error}")
             result = nothing(heads, case.brain.shape)
         for head in heads.values():
-            for annotation, relation in comparable(case, head):
-                found = compare(result, head, annotation, relation)
+            for annotation, relation in comparable(case.annotations, head):
+                found = compare(indices_of(result, head), head, annotation, relation)
                 base = {"case": case.name, "head": head.name, "annotation": annotation.protocol.name}
                 rows += [base | {"region": region, "dice": value} for region, value in found.items()]
-                dice = [value for region, value in found.items() if region != ERROR]
-                say(f"{case.name}: {head.name} mean Dice {np.mean(dice):.3f}")
+                mean = np.mean([value for region, value in found.items() if region != ERROR])
+                say(f"{case.name}: {head.name} mean Dice {mean:.3f}")
     return pd.DataFrame(rows, columns=["case", "head", "annotation", "region", "dice"])
 
 
@@ -87,18 +88,24 @@ def synthetic_scan(case: Case, inputs: Sequence[str]) -> torch.Tensor:
     return 1000 * torch.stack([change_intensity(channel, plain, 1.0, generator) for channel in channels])
 
 
-def comparable(case: Case, head: Protocol) -> list[tuple[Annotation, Relation]]:
+def indices_of(result: Segmentation, head: Protocol) -> np.ndarray:
+    """What was found for a head: an index of a region for each voxel."""
+    masks = {"brain": result.brain, "lesion": result.lesion}
+    return result.labels[head.name] if head.name in result.labels else np.asarray(masks[head.name], np.uint8)
+
+
+def comparable(annotations: Sequence[Annotation], head: Protocol) -> list[tuple[Annotation, Relation]]:
     """What to measure a head against, and the relation by which.
 
     The annotation in the head's own protocol; else the one that fixes most of the head's regions, if more than half;
     else all in whose coarser protocol the head's answer can be given (the relation is then from the head to the
     annotation). Only the regions that are fixed are measured.
     """
-    pairs = [(a, r) for a in case.annotations if (r := load_relation(a.protocol, head)) is not None]
+    pairs = [(a, r) for a in annotations if (r := load_relation(a.protocol, head)) is not None]
     own = [pair for pair in pairs if pair[0].protocol.name == head.name]
     fixed = [pair for pair in pairs if fixed_regions(pair[1]).mean() > 0.5]
     fixed.sort(key=lambda pair: fixed_regions(pair[1]).sum())
-    coarser = [(a, r) for a in case.annotations if (r := load_relation(head, a.protocol)) is not None and is_exact(r)]
+    coarser = [(a, r) for a in annotations if (r := load_relation(head, a.protocol)) is not None and is_exact(r)]
     return own or fixed[-1:] or coarser
 
 
@@ -112,10 +119,8 @@ def is_exact(relation: Relation) -> bool:
     return bool((relation.allowed.sum(1) == 1).all())
 
 
-def compare(result: Segmentation, head: Protocol, annotation: Annotation, relation: Relation) -> dict[str, float]:
-    """Dice by region name, and the voxel error."""
-    masks = {"brain": result.brain, "lesion": result.lesion}
-    found = result.labels[head.name] if head.name in result.labels else np.asarray(masks[head.name], np.uint8)
+def compare(found: np.ndarray, head: Protocol, annotation: Annotation, relation: Relation) -> dict[str, float]:
+    """Dice by region name, and the voxel error, of region indices in the shape of the annotation."""
     if relation.annotation is head and head is not annotation.protocol:
         head, finer = annotation.protocol, relation
         found = np.array(head.indices)[finer.allowed.argmax(1)[finer.rows[found]]]
@@ -124,10 +129,7 @@ def compare(result: Segmentation, head: Protocol, annotation: Annotation, relati
     sure = (relation.allowed.sum(1) == 1)[values]
     truth = np.array(head.indices)[relation.allowed.argmax(1)][values]
     truth, found = truth[sure], found[sure]
-    size = max(head.indices) + 1
-    both = np.bincount(truth[truth == found], minlength=size)
-    total = np.bincount(truth, minlength=size) + np.bincount(found, minlength=size)
     meant = [head.regions[i] for i in np.flatnonzero(fixed_regions(relation)) if head.regions[i].index]
-    scores = {r.name: 2 * both[r.index] / total[r.index] for r in meant if total[r.index]}
-    inside = truth > 0
-    return scores | {ERROR: float((truth[inside] != found[inside]).mean())}
+    measured = dice(found, truth, [region.index for region in meant])
+    scores = {region.name: float(value) for region, value in zip(meant, measured, strict=True) if np.isfinite(value)}
+    return scores | {ERROR: voxel_error(found, truth)}
