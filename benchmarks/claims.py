@@ -17,6 +17,7 @@ each run, seed, head and person.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import shutil
 import subprocess
@@ -42,7 +43,7 @@ GRID: Mapping[str, Any] = {"spacing_mm": 3.0}
 
 MANUAL, FAST = {"BrainCOLOR": "oasis/derivatives/manual"}, {"FAST": "oasis/derivatives/fast"}
 ATROPOS, LESION_SETS = "atropos", "lesion_sets"
-"""Made in OUT by ``tool_labels.py`` and ``lesion_datasets.py``."""
+"""Made in OUT by ``tool_labels.py`` and ``lesion_datasets.py``, the latter anew for each seed, which is its fold."""
 
 
 @dataclass(frozen=True)
@@ -126,15 +127,19 @@ def partial() -> list[Run]:
 
 
 def eneuronet() -> list[Run]:
-    """E-NeuroNet is better than a U-Net, and registration augments better than elastic changes (Oberoi et al. 2021)."""
+    """E-NeuroNet is better than a U-Net, and registration augments better than elastic changes (Oberoi et al. 2021).
+
+    Kernels of the U-Net, which normalises, are stepped as fast as those of the other U-Nets.
+    """
     sampling = {"shape": [48, 64, 48], "points": 16_000}
     small = {**GRID, "steps": 500, "sampling": sampling, "heads": {"FreeSurfer": 1.0}}
+    unet = {**small, "network": {"name": "unet"}, "optimiser": {"kernel_rate": 0.02}}
     moved = {**small, "registration": {"steps": 500}}
     first = "E-NeuroNet, elastic"
     both = ("oasis", "ds002748")
     return [
         Run(first, "eneuronet", MANUAL, small),
-        Run("U-Net, elastic", "eneuronet", MANUAL, {**small, "network": {"name": "unet"}}, first),
+        Run("U-Net, elastic", "eneuronet", MANUAL, unet, first),
         Run("E-NeuroNet, registration", "eneuronet-registration", MANUAL, moved, first, datasets=both),
     ]
 
@@ -156,13 +161,12 @@ def main() -> None:
     path = out / f"{options.claim}.tsv"
     table = pd.read_csv(path, sep="\t") if path.is_file() else pd.DataFrame(columns=COLUMNS)
     if not options.report:
-        prepare(runs, data, out)
         for seed in range(options.seeds):
-            for run in runs:
-                if not wanted(run, seed, runs, table):
-                    continue
+            missing = [run for run in runs if wanted(run, seed, runs, table)]
+            prepare(missing, seed, data, out)
+            for run in missing:
                 train(run, seed, data, out, out / options.claim)
-                measure(run, seed, out, out / options.claim)
+                measure(run, seed, data, out, out / options.claim)
                 own = (table.run == run.name) & (table.seed == seed)
                 found = collected(run, seed, out / options.claim)
                 table = pd.concat([table[~own], found]).infer_objects()
@@ -171,15 +175,26 @@ def main() -> None:
         print(line)
 
 
-def prepare(runs: Sequence[Run], data: Path, out: Path) -> None:
+def prepare(runs: Sequence[Run], seed: int, data: Path, out: Path) -> None:
     """Makes the labels and the datasets that the runs need and DATA does not hold."""
-    needed = {folder.split("/")[0] for run in runs for folder in run.labels.values()}
-    made = {ATROPOS: ("tool_labels.py", data / "oasis"), LESION_SETS: ("lesion_datasets.py", data)}
-    for name, (script, source) in made.items():
-        if name in needed and not (out / name).is_dir():
-            part = out / f"{name}.part"
-            call([Path(__file__).parent / script, source, part])
-            part.rename(out / name)
+    needed = {place_of(folder, seed, data, out) for run in runs for folder in run.labels.values()}
+    made = [
+        (out / ATROPOS, "tool_labels.py", data / "oasis", ()),
+        (out / f"{LESION_SETS}{seed}", "lesion_datasets.py", data, (seed,)),
+    ]
+    for folder, script, source, more in made:
+        if any(path.is_relative_to(folder) for path in needed) and not folder.is_dir():
+            part = folder.with_name(f"{folder.name}.part")
+            call([Path(__file__).parent / script, source, part, *more])
+            part.rename(folder)
+
+
+def place_of(name: str, seed: int, data: Path, out: Path) -> Path:
+    """Where a dataset or its labels lie."""
+    first, *others = name.split("/")
+    if first == LESION_SETS:
+        return out.joinpath(f"{first}{seed}", *others)
+    return (out if first == ATROPOS else data) / name
 
 
 def call(words: Sequence[object], log: Path | None = None) -> None:
@@ -201,9 +216,7 @@ def train(run: Run, seed: int, data: Path, out: Path, runs: Path) -> None:
     recipe = folder / "recipe.toml"
     recipe.write_text(f'base = "{run.recipe}"\nname = "run"\n\n{toml("small", run.changes)}')
 
-    def where(name: str) -> Path:
-        return (out if name.split("/")[0] in (ATROPOS, LESION_SETS) else data) / name
-
+    where = functools.partial(place_of, seed=seed, data=data, out=out)
     labels = [f"{protocol}={some(where(name), protocol, run.full, runs)}" for protocol, name in run.labels.items()]
     first, *also = (where(name) for name in run.datasets)
     held_out = ["--folds", 1000, "--fold", 999] if run.datasets[0] != "oasis" else ["--hold-out", *HELD_OUT]
@@ -214,20 +227,14 @@ def train(run: Run, seed: int, data: Path, out: Path, runs: Path) -> None:
     call([*words, "--seed", seed, "--resume", "--verbose"], folder / "log.txt")
 
 
-def measure(run: Run, seed: int, out: Path, runs: Path) -> None:
+def measure(run: Run, seed: int, data: Path, out: Path, runs: Path) -> None:
     """Measures a run on its test dataset, unless that is done."""
     folder = place(run.name, seed, runs)
     if run.test is None or table_of(folder).is_file():
         return
-    words = [
-        Path(__file__).parent / "accuracy.py",
-        out / run.test,
-        "--model",
-        model(folder),
-        "--table",
-        folder / "part",
-    ]
-    words += ["--labels", f"FASTlesion={out / run.test / 'derivatives' / 'truth'}"]
+    test = place_of(run.test, seed, data, out)
+    words = [Path(__file__).parent / "accuracy.py", test, "--model", model(folder), "--table", folder / "part"]
+    words += ["--labels", f"FASTlesion={test / 'derivatives' / 'truth'}"]
     words += ["--lesion-model", model(place(run.lesions_of, seed, runs))] if run.lesions_of else []
     call(words, folder / "log.txt")
     (folder / "part").rename(table_of(folder))

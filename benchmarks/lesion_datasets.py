@@ -1,6 +1,6 @@
 """Write three BIDS datasets with synthetic T1w and FLAIR, to learn lesions with anatomy (ACE) and to measure it.
 
-    python benchmarks/lesion_datasets.py DATA OUT
+    python benchmarks/lesion_datasets.py DATA OUT [FOLD]
 
 DATA has label maps of whole heads with white-matter lesions (``heads``, protocol head) and lesion masks of patients in
 MNI space (``ms/derivatives/manual``). Images are made from the label maps: skull-stripped, 1 mm, T1w and FLAIR on one
@@ -14,10 +14,10 @@ grid. As in the setting of ACE (Roulet et al. 2019, arXiv 1903.03445) each train
 - ``both``, never to be learned from: patients as well, but of the heads TESTED, and each with a mask of its own, every
   third one. Labels, in ``derivatives/truth``: tissue and lesion (FASTlesion).
 
-No head and no mask is in two of the sets: people to learn from and to be tested on are disjoint. The heads' own lesions
-are taken for white matter everywhere. People of ``lesions`` share six heads, so measure nothing on those held out of
-it. No two people have the same name, since a label map would be taken for that of a namesake. The same DATA gives the
-same images.
+No head and no mask is in two of the sets: people to learn from and to be tested on are disjoint. FOLD (0, the default,
+to 2) gives other heads and other masks to be tested on. The heads' own lesions are taken for white matter everywhere.
+People of ``lesions`` share six heads, so measure nothing on those held out of it. No two people have the same name,
+since a label map would be taken for that of a namesake. The same DATA gives the same images.
 
 Prints the lesion volume of each patient, and how much of a mask was kept.
 """
@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import sys
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,25 +64,26 @@ SMALLEST = 3
 """Voxels of a lesion."""
 
 
-def main(data: Path, out: Path) -> None:
+def main(data: Path, out: Path, fold: int = 0) -> None:
     """Write the datasets; files that are there already are written again with the same content."""
+    heads_tested, heads_healthy, heads_of_patients = roles(fold)
     found = find_label_maps(data / "ms" / "derivatives" / "manual", "lesion")
     masks = [mask for mask in found if not (data / "ms" / mask.key / "anat").is_dir()]
-    tested = masks[:: len(masks) // len(TESTED)][: len(TESTED)]
+    tested = masks[fold :: len(masks) // len(TESTED)][: len(TESTED)]
     template = template_frame()
 
     folder, labels = out / "lesions", out / "lesions" / "derivatives" / "manual"
     describe(folder, labels, "lesion")
     for number, mask in enumerate(mask for mask in masks if mask not in tested):
         generator = seeded(f"lesions/{mask.key}")
-        values = healthy(placed(read_head(data, PATIENTS[number % len(PATIENTS)]), BENT, generator))
+        values = healthy(placed(read_head(data, heads_of_patients[number % len(PATIENTS)]), BENT, generator))
         lesions = lesions_of(mask, template, values)
         write_images(folder, mask.key, values, lesions, generator)
         write_annotation(labels, mask.key, "label-lesion_mask", lesions.numpy())
 
     folder, labels = out / "anatomy", out / "anatomy" / "derivatives" / "fast"
     describe(folder, labels, "FAST")
-    for label in HEALTHY:
+    for label in heads_healthy:
         name, generator = f"sub-anatomy{label}", seeded(f"anatomy/{label}")
         values = healthy(placed(read_head(data, label), AS_DRAWN, generator))
         write_images(folder, name, values, torch.zeros_like(values, dtype=torch.bool), generator)
@@ -89,13 +91,22 @@ def main(data: Path, out: Path) -> None:
 
     folder, labels = out / "both", out / "both" / "derivatives" / "truth"
     describe(folder, labels, "FASTlesion")
-    for label, mask in zip(TESTED, tested, strict=True):
+    for label, mask in zip(heads_tested, tested, strict=True):
         name, generator = f"sub-both{label}", seeded(f"both/{label}")
         values = healthy(placed(read_head(data, label), AS_DRAWN, generator))
         lesions = lesions_of(mask, template, values)
         write_images(folder, name, values, lesions, generator)
         truth = in_protocol(torch.where(lesions, lesion_position(), values), load_protocol("FASTlesion"))
         write_annotation(labels, name, "seg-FASTlesion_dseg", truth)
+
+
+def roles(fold: int) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
+    """Heads to be tested on, of healthy people and of patients; each fold goes on where the one before had stopped."""
+    heads = [*TESTED, *HEALTHY, *PATIENTS]
+    first = fold * len(TESTED)
+    heads = heads[first:] + heads[:first]
+    others = heads[len(TESTED) :]
+    return heads[: len(TESTED)], others[: len(HEALTHY)], others[len(HEALTHY) :]
 
 
 def seeded(name: str) -> Generator:
@@ -257,4 +268,4 @@ def write_annotation(folder: Path, name: str, ending: str, labels: np.ndarray) -
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:]))

@@ -158,6 +158,12 @@ def test_people_to_learn_from_are_not_those_to_be_tested_on() -> None:
     module = script("lesion_datasets")
     kinds = [set(kind) for kind in (module.HEALTHY, module.PATIENTS, module.TESTED)]
     assert sum(map(len, kinds)) == len(set().union(*kinds)) == 20
+    folds = [module.roles(fold) for fold in range(3)]
+    assert [tuple(map(set, fold)) for fold in folds[:1]] == [(kinds[2], kinds[0], kinds[1])]
+    for fold in folds:
+        assert [len(heads) for heads in fold] == [8, 6, 6]
+        assert len(set().union(*fold)) == 20
+    assert len({head for tested, _, _ in folds for head in tested}) == 20
 
 
 def test_classes_are_numbered_by_brightness() -> None:
