@@ -31,13 +31,14 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="TSV with one row for each scan, head and region")
     options = parser.parse_args()
 
+    from bidsseg.arguments import annotation_folders
     from bidsseg.learning.datasets import load_cases, split
     from bidsseg.learning.validation import ERROR, summary, validate
     from bidsseg.models.library import load_model
     from bidsseg.segmentation.agreement import estimate
     from bidsseg.settings import Report, Settings, Training
 
-    labels = {name: Path(folder) for name, folder in (word.split("=", 1) for word in options.labels)}
+    labels = annotation_folders(options.labels, [], options.bids_dir)
     settings = Settings(options.bids_dir, Path("never-written"), training=Training(labels=labels, also=options.also))
     model = load_model(options.model)
     lesion_model = load_model(options.lesion_model) if options.lesion_model else None

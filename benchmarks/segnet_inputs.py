@@ -68,7 +68,7 @@ def main() -> None:
 
 def brains(oasis: Path) -> tuple[list[Brain], list[Brain]]:
     """Those to learn from, and the others."""
-    labels = {"BrainCOLOR": oasis / "derivatives" / "manual"}
+    labels = {"BrainCOLOR": [oasis / "derivatives" / "manual"]}
     cases = load_cases(Settings(oasis, Path("never-written"), training=Training(labels=labels)), Report())
     head = load_protocol("BrainCOLOR").scored()
     seen, unseen = split(cases, 2, 0, HELD_OUT)

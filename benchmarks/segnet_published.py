@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--fold", type=int, default=0)
     options = parser.parse_args()
     keep_freed_memory()
-    labels = {"BrainCOLOR": options.oasis / "derivatives" / "manual"}
+    labels = {"BrainCOLOR": [options.oasis / "derivatives" / "manual"]}
     settings = Settings(options.oasis, Path("never-written"), training=Training(labels=labels))
     _, unseen = split(load_cases(settings, Report()), options.folds, options.fold)
     network = load_model(options.model).network

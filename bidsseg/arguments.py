@@ -67,13 +67,13 @@ def _entries(path: Path) -> list[str]:
     return entries
 
 
-def annotation_folders(pairs: Sequence[str], derivatives: Sequence[str], bids_dir: Path) -> dict[str, Path]:
-    """For each protocol its derivative dataset: a folder, the name of a ``-d``, or a name below ``derivatives/``."""
+def annotation_folders(pairs: Sequence[str], derivatives: Sequence[str], bids_dir: Path) -> dict[str, list[Path]]:
+    """For each protocol its derivative datasets: a folder, the name of a ``-d``, or a name below ``derivatives/``."""
     named = {}
     for entry in derivatives:
         name, equals, path = entry.rpartition("=")
         named[name if equals else Path(path).name] = dataset(Path(path))
-    found = {}
+    found: dict[str, list[Path]] = {}
     for pair in pairs:
         protocol, _, where = pair.partition("=")
         if not (protocol and where):
@@ -82,7 +82,7 @@ def annotation_folders(pairs: Sequence[str], derivatives: Sequence[str], bids_di
         folder = next((place for place in places if place is not None and place.is_dir()), None)
         if folder is None:
             raise InputMissing(f"--labels: there is no derivative dataset {where}: give its folder, or name it with -d")
-        found[protocol] = folder
+        found[protocol] = list(dict.fromkeys([*found.get(protocol, []), folder]))
     return found
 
 

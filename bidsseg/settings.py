@@ -44,7 +44,7 @@ class Training:
     Attributes:
         recipe: name of a shipped recipe or a TOML file.
         small: whether to take the small scale of the recipe.
-        labels: for each protocol, the derivative dataset that holds its annotations.
+        labels: for each protocol, the derivative datasets that hold its annotations.
         also: further BIDS datasets to learn from.
         resume: go on from the last checkpoint in the output folder.
         init: model (name or folder) whose weights are the start.
@@ -56,7 +56,7 @@ class Training:
 
     recipe: str = "wholebrain"
     small: bool = False
-    labels: Mapping[str, Path] = field(default_factory=dict)
+    labels: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     also: Sequence[Path] = ()
     resume: bool = False
     init: str | None = None

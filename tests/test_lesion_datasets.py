@@ -63,9 +63,9 @@ def test_three_datasets_that_the_loaders_read(making: ModuleType, data: Path, tm
     out = tmp_path / "out"
     making.main(data, out)
     labels = {
-        "lesion": out / "lesions" / "derivatives" / "manual",
-        "FAST": out / "anatomy" / "derivatives" / "fast",
-        "FASTlesion": out / "both" / "derivatives" / "truth",
+        "lesion": [out / "lesions" / "derivatives" / "manual"],
+        "FAST": [out / "anatomy" / "derivatives" / "fast"],
+        "FASTlesion": [out / "both" / "derivatives" / "truth"],
     }
     training = Training(labels=labels, also=[out / "anatomy", out / "both"])
     settings = Settings(out / "lesions", tmp_path / "never", training=training)

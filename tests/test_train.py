@@ -88,7 +88,7 @@ def ask(dataset: tuple[Path, Path], tmp_path: Path) -> Ask:
     def settings(recipe: str = RECIPE, *, output: str = "out", overwrite: bool = False, **training: Any) -> Settings:
         path = tmp_path / "recipe.toml"
         path.write_text(recipe)
-        training = {"recipe": str(path), "labels": {"FAST": dataset[1]}, "fold": 4, **training}
+        training = {"recipe": str(path), "labels": {"FAST": [dataset[1]]}, "fold": 4, **training}
         return Settings(
             dataset[0],
             tmp_path / output,
@@ -164,7 +164,7 @@ def test_training_leaves_a_model_with_its_record(ask: Ask) -> None:
 def test_the_command_line_trains_and_uses_the_model(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
     given = ask()
     words = [str(given.bids_dir), str(given.output_dir), "train", "--recipe", given.training.recipe,
-             "--labels", f"FAST={given.training.labels['FAST']}", "--folds", "2", "--n-cpus", "1"]  # fmt: skip
+             "--labels", f"FAST={given.training.labels['FAST'][0]}", "--folds", "2", "--n-cpus", "1"]  # fmt: skip
     assert main(words) == 0
     assert "2 scans to learn from" in capsys.readouterr().out
     assert main(words) == 64
@@ -279,7 +279,7 @@ def test_lesions_learned_are_lesions_on_the_card(
         name = f"sub-{number:02}"
         phantoms.save(tmp_path / "lesions" / name / "anat" / f"{name}_label-lesion_mask.nii.gz", lesions, HALF)
     recipe = RECIPE.replace("{ brain = 0.5, FAST = 1.0 }", f"{{ brain = 0.5, {head} = 1.0 }}")
-    settings = ask(recipe, labels={"FAST": dataset[1], "lesion": tmp_path / "lesions"}, fold=0)
+    settings = ask(recipe, labels={"FAST": [dataset[1]], "lesion": [tmp_path / "lesions"]}, fold=0)
     folder = train_level(settings)
     card = read_card(folder)
     assert card.lesion == head

@@ -47,24 +47,30 @@ def load_cases(
         synthetic: whether label maps without an image are cases too, from which images are synthesised.
     """
     datasets = [settings.bids_dir, *settings.training.also]
-    labels = settings.training.labels
-    protocols = {name: load_protocol(name) for name in labels}
+    labels = [(name, folder) for name, folders in settings.training.labels.items() for folder in folders]
+    protocols = {name: load_protocol(name) for name, _ in labels}
     cases: list[Case] = []
     used: set[Path] = set()
-    owner = {folder: folder.name for folder in labels.values()}
+    owner = {folder: folder.name for _, folder in labels}
     for dataset in datasets:
+        own = [(name, folder) for name, folder in labels if may_annotate(folder, dataset, datasets)]
         chosen = {scan.key for scan in scans_of(dataset, settings)}
         for scan in scans_of(dataset):
-            found = {name: find_annotations(folder, scan, name) for name, folder in labels.items()}
-            maps = {name: path for name, path in found.items() if path is not None}
+            maps: dict[str, Path] = {}
+            for name, folder in own:
+                path = find_annotations(folder, scan, name)
+                if path is not None and name in maps:
+                    raise DataError(f"{maps[name]} and {path} both annotate {dataset.name}/{scan.key}: give one folder")
+                if path is not None:
+                    maps[name] = path
+                    owner[folder] = dataset.name
             used |= set(maps.values())
-            owner |= {labels[name]: dataset.name for name in maps}
             if scan.key in chosen and (maps or unlabelled):
                 report.detail(f"reading {dataset.name}/{scan.key}{'' if maps else ', without annotation'}")
                 cases.append(read_case(dataset, scan, maps, protocols, inputs, report))
             elif scan.key in chosen:
                 report.warn(f"{dataset.name}/{scan.key}: no annotation, passed over")
-    for name, folder in labels.items():
+    for name, folder in labels:
         for label_map in find_label_maps(folder, name):
             if label_map.path in used or not is_selected(label_map, settings):
                 continue
@@ -77,6 +83,12 @@ def load_cases(
     if not any(case.annotations for case in cases):
         raise NothingSelected("no scan has an annotation: do the --labels folders belong to the datasets?")
     return sorted(cases, key=lambda case: case.name)
+
+
+def may_annotate(folder: Path, dataset: Path, datasets: Sequence[Path]) -> bool:
+    """Whether the annotations in a folder may be those of a dataset: one that lies in another dataset belongs there."""
+    holders = [other for other in datasets if folder.resolve().is_relative_to(other.resolve())]
+    return not holders or dataset in holders
 
 
 def scans_of(dataset: Path, selection: Settings | None = None) -> list[Scan]:
