@@ -23,13 +23,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from bidsseg.bids.sidecars import write_text_atomic
+from bidsseg.learning.recipe import load_recipe
 from bidsseg.learning.validation import ERROR
 from bidsseg.segmentation.agreement import estimate
 
@@ -75,8 +76,10 @@ class Run:
 
 
 def neuronet() -> list[Run]:
-    """One network with all heads is as good as a network for each (Rajchl et al. 2018)."""
-    small = {**GRID, "steps": 900, "sampling": {"shape": [48, 48, 48], "points": 30_000}}
+    """One network with all heads is as good as a network for each (Rajchl et al. 2018), by the published optimiser."""
+    adam = asdict(load_recipe("neuronet").optimiser)
+    sampling = {"shape": [48, 48, 48], "points": 30_000}
+    small = {**GRID, "steps": 900, "sampling": sampling, "optimiser": adam}
     heads = {"BrainCOLOR": MANUAL, "FAST": FAST, "Atropos": {"Atropos": ATROPOS}, "FreeSurfer": MANUAL}
     together = {**small, "heads": dict.fromkeys(heads, 1 / len(heads))}
     every = {protocol: folder for labels in heads.values() for protocol, folder in labels.items()}

@@ -186,16 +186,8 @@ def test_group_runs_after_scans_that_failed(
 def test_training_flags(bids: Path, tmp_path: Path, calls: list[tuple[str, Settings]]) -> None:
     for folder in ("derivatives/manual", "derivatives/fast"):
         (bids / folder).mkdir(parents=True)
-    words = [
-        "train",
-        "--labels",
-        "BrainCOLOR=mine",
-        f"FAST={bids}/derivatives/fast",
-        "--labels",
-        "brain=manual",
-        "brain=mine",
-        "FAST=mine",
-    ]
+    words = ["train", "--labels", "BrainCOLOR=mine", f"FAST={bids}/derivatives/fast", "--labels", "brain=manual"]
+    words += ["--labels", "brain=mine", "FAST=mine"]
     words += ["-d", f"mine={bids}/derivatives/manual", "--also", str(tmp_path), "--recipe", "segnet", "--resume"]
     words += ["--time-budget", "90", "--folds", "3", "--fold", "2", "--seed", "7", "--init", "wholebrain"]
     assert main([str(bids), str(tmp_path / "out"), *words]) == 0
