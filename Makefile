@@ -1,7 +1,8 @@
-# make demo   a first run: environment, a small dataset, participant and group level, and where the results are
-# make test   environment and tests; BIDSSEG_TESTDATA names the folder of the real data, if there is one
-# make lint   style and types
-# make venv   the environment alone (.venv); later runs need no network
+# make demo        a first run: environment, a small dataset, participant and group level, and where the results are
+# make test        environment and tests; BIDSSEG_TESTDATA names the folder of the real data, if there is one
+# make lint        style and types
+# make boutiques   the descriptors of the command line in boutiques/
+# make venv        the environment alone (.venv); later runs need no network
 #
 # PYTHON=...    the Python (3.11 or newer) to make the environment with
 # PIP_FLAGS=... for the first installation, e.g. "--extra-index-url https://download.pytorch.org/whl/cpu"
@@ -12,7 +13,7 @@ PY := .venv/bin/python
 STAMP := .venv/installed
 DEMO := demo
 
-.PHONY: demo test lint venv clean
+.PHONY: demo test lint boutiques venv clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -29,6 +30,10 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+
+boutiques: $(STAMP)
+	$(PY) run.py --bids-exec-spec > boutiques/bidsseg.json
+	$(PY) run.py --bids-exec-spec train > boutiques/bidsseg_train.json
 
 venv: $(STAMP)
 

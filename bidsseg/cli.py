@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import signal
 import sys
@@ -17,20 +18,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from bidsseg import __version__, arguments
 from bidsseg.compute import prepare_surroundings
-from bidsseg.errors import BidssegError, UnknownLevel, UsageError
+from bidsseg.errors import EXIT_CODES, BidssegError, UnknownLevel, UsageError
 from bidsseg.settings import LEVELS, Report, Settings, Training
 
 if TYPE_CHECKING:
     from bidsseg.bids.query import Filters
 
-EPILOG = """\
+CODES = "\n".join(f" {code:2}  {meaning}" for code, meaning in EXIT_CODES.items())
+EPILOG = f"""\
 exit codes:
-  0  everything asked for is there       65  the data cannot be used: every scan failed
-  1  some scans failed (see logs/)       66  input missing or unreadable
- 16  the input is not valid BIDS         73  output cannot be created
- 17  unknown analysis level              74  reading or writing broke off (disk full)
- 18  no scan selected                    75  stopped before the end: run again (train: with --resume)
- 64  wrong usage
+{CODES}
 
 A scan that is done is skipped until its image or the model changes, or --overwrite is given. A run that was
 stopped goes on where it was when the same command is given again.
@@ -48,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = _parser().parse_intermixed_args(words)
         if given.list_models:
             return _list_models()
+        if given.bids_exec_spec:
+            return _print_descriptor(given.bids_exec_spec)
         levels = _levels(given.level)
         settings = _settings(given, words)
         prepare_surroundings(settings)
@@ -111,6 +110,13 @@ def _list_models() -> int:
     return 0
 
 
+def _print_descriptor(level: str) -> int:
+    from bidsseg.descriptor import descriptor
+
+    print(json.dumps(descriptor(_parser(), level == "train"), indent=2))
+    return 0
+
+
 class _Parser(argparse.ArgumentParser):
     """Takes every long flag with hyphens or underscores and raises instead of exiting with 2."""
 
@@ -142,7 +148,8 @@ def _parser() -> argparse.ArgumentParser:
     add("level", metavar="LEVEL", nargs="*", help="participant: each scan; group: tables over all; train: a new model")
 
     add = parser.add_argument_group("which scans").add_argument
-    add("--participant-label", metavar="LABEL", **several, help="these only, 'sub-' optional; or a text file of labels")
+    add("--participant-label", "--subject-label", metavar="LABEL", **several,
+        help="these only, 'sub-' optional; or a text file of labels")  # fmt: skip
     add("--session-label", metavar="LABEL", **several, help="these only, 'ses-' optional; or a text file of labels")
     add("--bids-filter-file", metavar="FILE", type=Path,
         help="JSON with the entities that t1w and flair must have; null = absent, '*' = any value")  # fmt: skip
@@ -183,6 +190,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", metavar="N", type=int, default=Training.seed, help="of all that is random [%(default)s]")
 
     add = parser.add_argument_group("other").add_argument
+    add("--bids-exec-spec", nargs="?", const="participant", choices=("participant", "train"),
+        help="print the Boutiques descriptor of participant and group, or of train, and stop")  # fmt: skip
     add("--version", action="version", version=f"bidsseg {__version__}")
     add("-v", "--verbose", action="store_true", help="tell more")
     return parser

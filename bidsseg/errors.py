@@ -4,6 +4,21 @@ Messages are one line and say what to do about it. Codes from 64 up follow ``sys
 those that BIDS Apps share.
 """
 
+EXIT_CODES = {
+    0: "everything asked for is there",
+    1: "some scans failed (see logs/)",
+    16: "the input is not valid BIDS",
+    17: "unknown analysis level",
+    18: "no scan selected",
+    64: "wrong usage",
+    65: "the data cannot be used: every scan failed",
+    66: "input missing or unreadable",
+    73: "output cannot be created",
+    74: "reading or writing broke off (disk full)",
+    75: "stopped before the end: run again (train: with --resume)",
+}
+"""Of the command line."""
+
 
 class BidssegError(Exception):
     """Any failure that is reported without a traceback."""

@@ -104,6 +104,7 @@ def test_list_models(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 
 VALUES = {
     "--participant-label": ["01", "02"],
+    "--subject-label": ["01", "02"],
     "--session-label": ["1"],
     "--bids-filter-file": ["{tmp}/filters.json"],
     "--bids-database-dir": ["{tmp}/index"],
@@ -133,7 +134,7 @@ VALUES = {
 
 def long_flags() -> list[str]:
     flags = [flag for action in cli._parser()._actions for flag in action.option_strings if flag.startswith("--")]
-    return sorted(set(flags) - {"--help", "--version", "--list-models"})
+    return sorted(set(flags) - {"--help", "--version", "--list-models", "--bids-exec-spec"})
 
 
 @pytest.mark.parametrize("flag", long_flags())

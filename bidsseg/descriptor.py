@@ -1,0 +1,138 @@
+"""The command line as a Boutiques descriptor (schema 0.5), which launchers and the BIDS Apps specification ask for."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from typing import Any
+
+from bidsseg import __version__
+from bidsseg.errors import EXIT_CODES
+from bidsseg.settings import LEVELS
+
+IDS = {"participant_label": "SubjectLabel", "session_label": "SessionLabel"}
+"""Names that the BIDS Apps execution specification reserves."""
+OF_TRAIN_ALONE = "learning (level train)"
+"""Title of the parser's group."""
+NOT_OF_TRAIN = {"model", "probseg", "entropy", "stop_on_first_crash"}
+NEVER = {"help", "version", "list_models", "bids_exec_spec", "bids_dir", "output_dir", "level"}
+"""Answered without a dataset, or said by the positional inputs."""
+
+
+def descriptor(parser: argparse.ArgumentParser, training: bool = False) -> dict[str, Any]:
+    """That of the levels participant and group, or that of the level train."""
+    options = list(_options(parser, training))
+    level = "train" if training else "[ANALYSIS_LEVEL]"
+    keys = " ".join(option["value-key"] for option in options)
+    levels = [] if training else [_LEVEL]
+    return {
+        "name": "bidsseg train" if training else "bidsseg",
+        "tool-version": __version__,
+        "author": "The bidsseg developers",
+        "description": f"{parser.description} Level{' train' if training else 's participant and group'}.",
+        "schema-version": "0.5",
+        "command-line": f"mkdir -p [OUTPUT_DIR]; bidsseg [BIDS_DIR] [OUTPUT_DIR] {level} {keys}",
+        "container-image": {"type": "docker", "image": f"bidsseg:{__version__}", "entrypoint": True},
+        "inputs": [_INPUT, *_OUTPUTS, *levels, *options],
+        "groups": [_ONE_OUTPUT],
+        "output-files": [
+            {
+                "id": "output_dir",
+                "name": "Output folder",
+                "description": "A BIDS derivative dataset; of train: models/NAME.",
+                "path-template": "[OUTPUT_DIR]",
+                "optional": False,
+            }
+        ],
+        "error-codes": [{"code": code, "description": text} for code, text in EXIT_CODES.items() if code],
+        "suggested-resources": {"cpu-cores": 4, "ram": 8, "walltime-estimate": 86400 if training else 60},
+        "tags": {"domain": ["neuroinformatics", "mri", "bids-app"]},
+        "custom": {"BIDSAppSpecVersion": "0.1.0.dev"},
+    }
+
+
+_INPUT = {
+    "id": "InputDataset",
+    "name": "BIDS dataset",
+    "description": "The dataset, in BIDS form; never written to.",
+    "type": "File",
+    "value-key": "[BIDS_DIR]",
+    "optional": False,
+}
+_OUTPUTS = [
+    {
+        "id": "OutputLocation",
+        "name": "Output folder",
+        "description": "Made if missing; earlier results stay.",
+        "type": "String",
+        "value-key": "[OUTPUT_DIR]",
+        "optional": True,
+    },
+    {
+        "id": "EarlierOutput",
+        "name": "Earlier output folder",
+        "description": "The output of an earlier run, to go on in it: what the level group reads.",
+        "type": "File",
+        "value-key": "[OUTPUT_DIR]",
+        "optional": True,
+    },
+]
+_ONE_OUTPUT = {
+    "id": "Output",
+    "name": "Output",
+    "description": "A new folder by its name, or that of an earlier run.",
+    "members": ["OutputLocation", "EarlierOutput"],
+    "mutually-exclusive": True,
+    "one-is-required": True,
+}
+_LEVEL = {
+    "id": "AnalysisLevel",
+    "name": "Analysis level",
+    "description": "participant: each scan; group: tables over all.",
+    "type": "String",
+    "value-key": "[ANALYSIS_LEVEL]",
+    "value-choices": [level for level in LEVELS if level != "train"],
+    "list": True,
+    "optional": False,
+}
+
+
+def _options(parser: argparse.ArgumentParser, training: bool) -> Iterable[dict[str, Any]]:
+    """Every flag that means something at the levels, in the order of the parser."""
+    for group in parser._action_groups:
+        if group.title == OF_TRAIN_ALONE and not training:
+            continue
+        for action in group._group_actions:
+            if action.dest not in NEVER and not (training and action.dest in NOT_OF_TRAIN):
+                yield _input(action)
+
+
+def _input(action: argparse.Action) -> dict[str, Any]:
+    """A flag as the descriptor says it."""
+    flag = next(word for word in action.option_strings if word.startswith("--"))
+    words = flag.removeprefix("--").replace("-", " ")
+    found: dict[str, Any] = {
+        "id": IDS.get(action.dest, words.replace(" ", "_")),
+        "name": words.capitalize(),
+        "description": (action.help or "") % {"default": action.default},
+        "type": _kind(action),
+        "value-key": f"[{words.upper().replace(' ', '_')}]",
+        "command-line-flag": flag,
+        "optional": action.dest != "labels",
+    }
+    if action.nargs == "+":
+        found["list"] = True
+    if action.choices:
+        found["value-choices"] = list(action.choices)
+    if action.type is int:
+        found["integer"] = True
+    return found
+
+
+def _kind(action: argparse.Action) -> str:
+    """Its type in Boutiques. Folders that need not be there yet are names."""
+    if action.nargs == 0:
+        return "Flag"
+    if action.type in (int, float):
+        return "Number"
+    return "File" if action.metavar in ("FILE", "BIDS_DIR") else "String"

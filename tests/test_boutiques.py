@@ -1,0 +1,74 @@
+"""The descriptors of the command line: what the launchers' own tool says of them."""
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from boutiques import bosh
+
+from bidsseg.cli import _parser, main
+from bidsseg.descriptor import descriptor
+
+FOLDER = Path(__file__).parent.parent / "boutiques"
+NAMES = {False: FOLDER / "bidsseg.json", True: FOLDER / "bidsseg_train.json"}
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_descriptors_are_those_of_the_parser(training: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--bids-exec-spec", *(["train"] if training else [])]) == 0
+    assert capsys.readouterr().out == NAMES[training].read_text(), "make boutiques"
+
+
+def test_their_own_validator_accepts_them() -> None:
+    bosh(["validate", "--bids", str(NAMES[False])])
+    bosh(["validate", str(NAMES[True])])
+
+
+@pytest.fixture
+def simulated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
+    """Gives the words that a launcher would run after the command's name."""
+
+    def simulate(training: bool, **values: Any) -> list[str]:
+        chosen = tmp_path / "invocation.json"
+        chosen.write_text(json.dumps(values))
+        bosh(["exec", "simulate", str(NAMES[training]), "-i", str(chosen)])
+        made, _, rest = capsys.readouterr().out.splitlines()[-1].partition(";")
+        assert made == f"mkdir -p {values['OutputLocation']}"
+        name, *words = shlex.split(rest)
+        assert name == "bidsseg"
+        return words
+
+    return simulate
+
+
+def test_what_a_launcher_runs_is_understood(simulated: Callable[..., list[str]]) -> None:
+    words = simulated(
+        False, InputDataset="/data/bids", OutputLocation="out", AnalysisLevel=["participant", "group"],
+        SubjectLabel=["01", "02"], model="ace", probseg=True, n_cpus=4, mem_gb="8",
+    )  # fmt: skip
+    given = _parser().parse_intermixed_args(words)
+    assert (str(given.bids_dir), str(given.output_dir), given.level) == ("/data/bids", "out", ["participant", "group"])
+    assert (given.participant_label, given.model, given.probseg, given.entropy) == (["01", "02"], "ace", True, False)
+    assert (given.n_cpus, given.mem) == (4, 8000)
+
+
+def test_what_a_launcher_trains_is_understood(simulated: Callable[..., list[str]]) -> None:
+    words = simulated(
+        True, InputDataset="/data/bids", OutputLocation="out", labels=["FAST=/data/fast"], small=True,
+        time_budget=2.5, seed=3,
+    )  # fmt: skip
+    given = _parser().parse_intermixed_args(words)
+    assert (given.level, given.labels, given.small) == (["train"], ["FAST=/data/fast"], True)
+    assert (given.time_budget, given.seed) == (2.5, 3)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_every_flag_of_a_level_is_described(training: bool) -> None:
+    described = {entry.get("command-line-flag") for entry in descriptor(_parser(), training)["inputs"]}
+    flags = {"--participant-label", "--n-cpus", "--mem", "--device", "--verbose", "--work-dir", "--overwrite"}
+    assert flags <= described
+    assert ("--model" in described, "--recipe" in described) == (not training, training)
+    assert not described & {"--version", "--help", "--list-models", "--bids-exec-spec"}
