@@ -1,0 +1,153 @@
+"""brainlife.io: one participant in, as config.json names its images; the platform's own forms of a segmentation out.
+
+Reads ``config.json`` in the working folder and writes there
+
+- ``parc/parc.nii.gz``, ``parc/label.json``, ``parc/key.txt``: the label map of one protocol and its regions,
+- ``mask/mask.nii.gz``: lesions, from models that know them,
+- ``product.json``: volumes as a plot, a picture, warnings,
+- ``output/``: all outputs, as a BIDS derivative dataset.
+
+Keys of the configuration: ``t1``, ``flair`` (paths; one that is not there counts as not given), ``model`` and
+``protocol`` (of ``parc``; else the first of the model).
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bidsseg import __version__, cli
+from bidsseg.bids.sidecars import BIDS_VERSION, write_json_atomic, write_text_atomic
+from bidsseg.errors import BidssegError, InputMissing, UsageError
+from bidsseg.models.card import Card, find_card
+from bidsseg.settings import Settings
+
+CONFIG = "config.json"
+IMAGES = {"t1": "T1w", "flair": "FLAIR"}
+PICTURE_PIXELS = 480
+"""Width of the picture in product.json, which should be small."""
+
+
+def main(folder: Path | None = None) -> int:
+    """Segment what the configuration in a folder names, and return the exit code."""
+    folder = folder or Path.cwd()
+    try:
+        config = read_config(folder / CONFIG)
+        card = find_card(config.get("model") or Settings.model)
+        protocol = config.get("protocol") or next(iter(card.protocols), None)
+        if protocol not in card.protocols:
+            raise UsageError(f"{CONFIG}: protocol {protocol!r} is none of {', '.join(card.protocols)}")
+        output = folder / "output"
+        with tempfile.TemporaryDirectory() as scratch:
+            label = make_dataset(config, folder, Path(scratch))
+            words = [scratch, str(output), "participant", "--participant-label", label, "--skip-bids-validation"]
+            code = cli.main([*words, "--model", config.get("model") or Settings.model])
+        if code == 0:
+            write_products(output / f"sub-{label}", card, protocol, folder)
+        return code
+    except BidssegError as error:
+        print(f"bidsseg: {error}", file=sys.stderr)
+        return error.code
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The configuration."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputMissing(f"{path} cannot be read ({error.strerror}): start in the folder that holds it") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("t1"), str):
+        raise UsageError(f"{path}: give the path of a T1w as 't1' (see config.json.sample)")
+    return config
+
+
+def make_dataset(config: Mapping[str, Any], folder: Path, dataset: Path) -> str:
+    """A BIDS dataset of links to the images; returns the label of its participant."""
+    inputs = config.get("_inputs") or [{}]
+    label = re.sub("[^A-Za-z0-9]", "", str((inputs[0].get("meta") or {}).get("subject", ""))) or "01"
+    anat = dataset / f"sub-{label}" / "anat"
+    anat.mkdir(parents=True)
+    write_json_atomic(dataset / "dataset_description.json", {"Name": "brainlife", "BIDSVersion": BIDS_VERSION})
+    for key, suffix in IMAGES.items():
+        image = folder / str(config.get(key) or f"no-{key}")
+        if image.is_file():
+            extension = ".nii" if image.suffix == ".nii" else ".nii.gz"
+            (anat / f"sub-{label}_{suffix}{extension}").symlink_to(image.resolve())
+        elif key == "t1":
+            raise InputMissing(f"{CONFIG}: there is no file {image}")
+    return label
+
+
+def write_products(made: Path, card: Card, protocol: str, folder: Path) -> None:
+    """The outputs of a participant's folder in the platform's forms."""
+    from bidsseg.labels import load_protocol
+
+    stem = f"{made.name}_seg-{protocol}_desc-{card.name}"
+    parc = folder / "parc"
+    parc.mkdir(exist_ok=True)
+    shutil.copyfile(made / "anat" / f"{stem}_dseg.nii.gz", parc / "parc.nii.gz")
+    regions = [r for r in load_protocol(str(made / "anat" / f"{stem}_dseg.tsv")).regions if r.index]
+    labels = [
+        {"name": r.name, "label": str(r.index), "voxel_value": r.index}
+        | {channel: int(r.color[i : i + 2], 16) for channel, i in zip("rgb", (1, 3, 5), strict=True)}
+        for r in regions
+    ]
+    write_text_atomic(parc / "label.json", json.dumps(labels, indent=1) + "\n")
+    write_text_atomic(parc / "key.txt", "".join(f"{r.index} -> {r.index} == {r.name}\n" for r in regions))
+    if card.lesion is not None:
+        (folder / "mask").mkdir(exist_ok=True)
+        lesions = made / "anat" / f"{made.name}_label-lesion_desc-{card.name}_mask.nii.gz"
+        shutil.copyfile(lesions, folder / "mask" / "mask.nii.gz")
+    write_json_atomic(folder / "product.json", product(made, stem, card, protocol))
+
+
+def product(made: Path, stem: str, card: Card, protocol: str) -> dict[str, Any]:
+    """What the platform shows of a result."""
+    import pandas as pd
+
+    volumes = pd.read_csv(made / "anat" / f"{stem}_morph.tsv", sep="\t")
+    sidecar = json.loads((made / "anat" / f"{stem}_dseg.json").read_text(encoding="utf-8"))
+    names, sizes = volumes["name"].tolist(), volumes["volume-mm3"].round().astype(int).tolist()
+    warnings = [*sidecar["InputFindings"], *sidecar["Notes"]]
+    shown: list[dict[str, Any]] = [
+        {"type": "info", "msg": f"bidsseg {__version__}, model {card.name}: {card.title}. Not a medical device."},
+        *({"type": "warning", "msg": warning} for warning in warnings),
+        {
+            "type": "plotly",
+            "name": f"Volumes ({protocol})",
+            "data": [{"type": "bar", "x": names, "y": sizes}],
+            "layout": {"yaxis": {"title": "mm³"}},
+        },
+        {"type": "image/png", "name": f"Slices ({protocol})", "base64": picture(made / "figures" / f"{stem}_dseg.png")},
+    ]
+    return {
+        "brainlife": shown,
+        "tags": [protocol, card.name],
+        "meta": {"bidsseg": __version__, "model": card.name, "sha256": card.sha256, "protocol": protocol},
+        "volumes_mm3": dict(zip(names, sizes, strict=True)),
+    }
+
+
+def picture(path: Path) -> str:
+    """A small copy of a PNG, base64."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        image.thumbnail((PICTURE_PIXELS, 10 * PICTURE_PIXELS))
+        small = io.BytesIO()
+        image.convert("RGB").quantize(64).save(small, "png", optimize=True)
+    return base64.b64encode(small.getvalue()).decode()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
