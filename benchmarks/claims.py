@@ -135,7 +135,7 @@ def eneuronet() -> list[Run]:
     Kernels of the U-Net, which normalises, are stepped as fast as those of the other U-Nets.
     """
     sampling = {"shape": [48, 64, 48], "points": 16_000}
-    small = {**GRID, "steps": 500, "sampling": sampling, "heads": {"FreeSurfer": 1.0}}
+    small = {**GRID, "steps": 500, "sampling": sampling}
     unet = {**small, "network": {"name": "unet"}, "optimiser": {"kernel_rate": 0.02}}
     moved = {**small, "registration": {"steps": 500}}
     first = "E-NeuroNet, elastic"
