@@ -113,18 +113,18 @@ def ace() -> list[Run]:
 def partial() -> list[Run]:
     """Automatic partial annotations help where full ones are few (Dai et al. 2019).
 
-    Pretraining and what follows it have together the steps of the others; joint training is followed by more of them.
+    All have 400 steps of full annotations: those of partial ones come on top, and so does what follows joint training.
     """
     small = {**GRID, "sampling": {"shape": [48, 64, 56], "points": 16_000}}
-    whole, half = {**small, "steps": 400}, {**small, "steps": 200}
-    runs = [Run("pretrain", "partial-pretrain", FAST, half)]
-    for full in (1, 2, 5, 10):
+    plain, twice, end = ({**small, "steps": steps} for steps in (400, 800, 200))
+    runs = [Run("pretrain", "partial-pretrain", FAST, plain)]
+    for full in (1, 5, 10, 2):
         first, joint = f"full only, {full}", f"joint, {full}"
         runs += [
-            Run(first, "partial-full", MANUAL, whole, None, None, full),
-            Run(f"pretrain, then full, {full}", "partial-full", MANUAL, half, first, "pretrain", full),
-            Run(joint, "partial-joint", MANUAL | FAST, whole, first, None, full),
-            Run(f"joint, then full, {full}", "partial-joint-finetune", MANUAL, half, first, joint, full),
+            Run(first, "partial-full", MANUAL, plain, None, None, full),
+            Run(f"pretrain, then full, {full}", "partial-full", MANUAL, plain, first, "pretrain", full),
+            Run(joint, "partial-joint", MANUAL | FAST, twice, first, None, full),
+            Run(f"joint, then full, {full}", "partial-joint-finetune", MANUAL, end, first, joint, full),
         ]
     return runs
 
