@@ -22,6 +22,18 @@ def megabytes(text: str) -> int:
     return int(float(match[1]) * {"K": 1e-3, "": 1, "M": 1, "G": 1e3, "T": 1e6}[match[2].upper()])
 
 
+def shard(text: str) -> tuple[int, int]:
+    """Which part of how many.
+
+    >>> shard("3/100")
+    (3, 100)
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    if not match:
+        raise UsageError(f"shard '{text}': give I/N, e.g. 3/100")
+    return int(match[1]), int(match[2])
+
+
 def device(text: str) -> str:
     """The name of a device: auto, cpu, cuda or cuda:N."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):

@@ -151,6 +151,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--participant-label", "--subject-label", metavar="LABEL", **several,
         help="these only, 'sub-' optional; or a text file of labels")  # fmt: skip
     add("--session-label", metavar="LABEL", **several, help="these only, 'ses-' optional; or a text file of labels")
+    add("--shard", metavar="I/N", type=arguments.shard, default=Settings.shard,
+        help="every N-th participant from the I-th, counted from 1: the part of one job of many")  # fmt: skip
     add("--bids-filter-file", metavar="FILE", type=Path,
         help="JSON with the entities that t1w and flair must have; null = absent, '*' = any value")  # fmt: skip
     add("--bids-database-dir", metavar="DIR", type=Path, help="keep the pybids index here for later runs")
@@ -217,6 +219,7 @@ def _settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
         output_dir=given.output_dir,
         participants=arguments.labels("sub", given.participant_label),
         sessions=arguments.labels("ses", given.session_label),
+        shard=given.shard,
         filters=_filters(given.bids_filter_file),
         database_dir=given.bids_database_dir,
         skip_validation=given.skip_bids_validation,

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from bidsseg.bids import names, query, validator
+from bidsseg.bids.index import participant_labels
 from bidsseg.bids.sidecars import write_text_atomic
 from bidsseg.compute import keep_freed_memory, peak_memory_mb
 from bidsseg.errors import BidssegError, DataError, InputMissing, IOFailure, NothingSelected, OutputNotWritable
@@ -38,9 +39,13 @@ def participant_level(settings: Settings) -> None:
         BidssegError: with code 1 if some scans failed, 65 if all failed because of their data.
     """
     card = find_card(settings.model)
+    participants = _shard(settings)
+    if participants == []:
+        settings.report.say("this shard has no participant: there are fewer of them than shards")
+        return
     selection = query.select_scans(
         settings.bids_dir,
-        participants=settings.participants or None,
+        participants=participants,
         sessions=settings.sessions or None,
         filters=settings.filters,
         database_dir=settings.database_dir,
@@ -74,6 +79,14 @@ def participant_level(settings: Settings) -> None:
     finally:
         log.finish()
     _conclude(settings, len(jobs), len(todo), run.failures)
+
+
+def _shard(settings: Settings) -> list[str] | None:
+    """Labels of the participants that are this job's part, which does not depend on what is done; None for all."""
+    part, parts = settings.shard
+    if parts == 1:
+        return list(settings.participants) or None
+    return sorted(settings.participants or participant_labels(settings.bids_dir))[part - 1 :: parts]
 
 
 def _plan(settings: Settings, card: Card, scans: Sequence[query.Scan]) -> tuple[list[Job], list[Entry]]:

@@ -82,6 +82,7 @@ class Settings:
     Attributes:
         participants: labels without ``sub-``; empty means all.
         sessions: labels without ``ses-``; empty means all.
+        shard: (I, N): only every N-th of the participants, from the I-th, counted from 1.
         filters: for each query (``t1w``, ``flair``) the pybids entities it must match.
         model: name of a shipped model or a model folder.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -95,6 +96,7 @@ class Settings:
     output_dir: Path
     participants: Sequence[str] = ()
     sessions: Sequence[str] = ()
+    shard: tuple[int, int] = (1, 1)
     filters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     database_dir: Path | None = None
     skip_validation: bool = False
@@ -114,6 +116,8 @@ class Settings:
     report: Report = field(default_factory=Report, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        if not 1 <= self.shard[0] <= self.shard[1]:
+            raise UsageError(f"--shard {self.shard[0]}/{self.shard[1]}: give I/N with I from 1 to N")
         if self.n_cpus is not None and self.n_cpus < 1:
             raise UsageError(f"--n-cpus {self.n_cpus}: give at least 1")
         if self.memory_mb is not None and self.memory_mb < 500:

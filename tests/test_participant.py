@@ -308,6 +308,24 @@ def test_a_dry_run_lists_and_writes_nothing(app: App, capsys: pytest.CaptureFixt
 # -- selection ---------------------------------------------------------------------------------------------------------
 
 
+def test_shards_together_are_everything(
+    tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = make_app(tmp_path, make_bids(5), monkeypatch)
+    parts = []
+    for part in (1, 2, 3):
+        assert app("--shard", f"{part}/3") == 0
+        parts.append(sorted(app.fates))
+    assert parts == [["sub-01", "sub-04"], ["sub-02", "sub-05"], ["sub-03"]]
+    assert app("--shard", "2/3") == 0  # what is done does not move the border
+    assert app.fates == dict.fromkeys(("sub-02", "sub-05"), "skipped")
+    assert app("--shard", "2/2", "--participant-label", "05", "03") == 0
+    assert list(app.fates) == ["sub-05"]
+    capsys.readouterr()
+    assert app("--shard", "6/6") == 0
+    assert "no participant" in capsys.readouterr().out
+
+
 def test_selection(sessions: App, tmp_path: Path) -> None:
     (tmp_path / "filter.json").write_text('{"t1w": {"run": 2}}')
     (tmp_path / "list.txt").write_text("sub-02\n")
