@@ -1,0 +1,91 @@
+"""The script of docs/cluster.md on a real SLURM: jobs that are killed, queued again, and what is there in the end."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fake_model import make_app
+
+TESTS = Path(__file__).parent
+DOCUMENT = (TESTS.parent / "docs" / "cluster.md").read_text()
+WORK = """
+set -euo pipefail
+mkdir -p logs
+job=$(sbatch --parsable bidsseg.sbatch)
+state() { scontrol show job "${job}_$1" | grep -oP 'JobState=\\K\\w+' | head -n 1; }
+until_there() { for _ in $(seq 600); do "$@" > /dev/null 2>&1 && return; sleep 0.1; done; echo "never: $*"; exit 1; }
+one_done() { ls "$OUT"/sub-0"$1"*/anat/*_seg-FreeSurfer_*_dseg.json; }
+again_1() {
+    scontrol update JobId="${job}_1" StartTime=now || true
+    scontrol show job "${job}_1" | grep -q "Restarts=1" && [[ $(state 1) =~ RUNNING|COMPLETED ]]
+}
+
+until_there one_done 1                # part 1 has done one scan of three and is pre-empted
+until_there one_done 2                # part 2 dies in the middle
+pkill -9 -f -- "--shard[ ]2/2"        # brackets, lest it kill itself
+scontrol requeue "${job}_1"
+until_there again_1                   # at once, else it waits two minutes
+until_there eval '[[ $(state 2) == FAILED ]]'
+ls "$OUT"/sub-0*/anat/*_seg-FreeSurfer_*_dseg.json | wc -l > done_when_part_2_died
+until_there eval '[[ $(state 1) == COMPLETED ]]'
+sed -i 's/--array=1-2%20/--array=1-2/' bidsseg.sbatch
+again=$(sbatch --parsable bidsseg.sbatch)
+sbatch --wait --dependency=afterany:"$again" --wrap 'bidsseg "$BIDS" "$OUT" group' -o logs/group.txt
+until_there eval '[[ $(squeue --noheader | wc -l) == 0 ]]'
+"""
+
+
+@pytest.mark.skipif(
+    not (shutil.which("slurmctld") and shutil.which("munged") and os.geteuid() == 0),
+    reason="needs root and a SLURM of its own: apt-get install --no-install-recommends slurm-wlm munge",
+)
+def test_an_array_of_jobs_on_slurm(
+    tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = next(block for block in re.findall(r"```bash\n(.*?)```", DOCUMENT, re.S) if "--shard" in block)
+    given = {"1-100%20": "1-2%20", "--cpus-per-task=4": "--cpus-per-task=1", "--mem=8G": "--mem=800M"}
+    for asked, small in given.items():
+        assert asked in script
+        script = script.replace(asked, small)
+    (tmp_path / "bidsseg.sbatch").write_text(script)
+    app = make_app(tmp_path, make_bids(6), monkeypatch)
+    command = tmp_path / "bin" / "bidsseg"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/bash\nexec {sys.executable} {TESTS}/fake_model.py "$@" --model {app.card}\n')
+    command.chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{command.parent}:{os.environ['PATH']}",
+        "PYTHONPATH": f"{TESTS.parent}:{TESTS}",
+        "BIDS": str(app.bids),
+        "OUT": str(app.output),
+        "FAKE_MODEL_SECONDS": "1.5",
+    }
+    start = [TESTS / "cluster" / "with_slurm.sh", "bash", "-c", WORK]
+    done = subprocess.run(start, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    logs = "".join(f"\n{path.name}:\n{path.read_text()}" for path in sorted((tmp_path / "logs").glob("*")))
+    assert done.returncode == 0, done.stdout + done.stderr + logs
+    assert int((tmp_path / "done_when_part_2_died").read_text()) < 6
+
+    runs = [json.loads(path.read_text()) for path in sorted((app.output / "logs").glob("run-*.json"))]
+    done_once = [entry["scan"] for run in runs for entry in run["scans"] if entry["outcome"] == "done"]
+    skipped = {entry["scan"] for run in runs for entry in run["scans"] if entry["outcome"] == "skipped"}
+    assert len(set(done_once)) == len(done_once)
+    # What was done just before the kill may not stand in that run's record, but it is not done again.
+    assert {*done_once, *skipped} == {f"sub-0{number}" for number in range(1, 7)}
+    assert len(runs) == 5  # two parts, part 1 again, both again
+
+    together = make_app(tmp_path / "one", app.bids, monkeypatch)
+    together.card = app.card
+    assert together() == 0
+    assert together(level="group") == 0
+    volatile = re.compile(r"logs/|group\.html")
+    made, expected = ({k: v for k, v in a.files("**/*").items() if not volatile.match(k)} for a in (app, together))
+    assert made.keys() == expected.keys()
+    assert [name for name in made if made[name] != expected[name]] == []
