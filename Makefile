@@ -1,6 +1,8 @@
 # make demo        a first run: environment, a small dataset, participant and group level, and where the results are
 # make test        environment and tests; BIDSSEG_TESTDATA names the folder of the real data, if there is one
 # make lint        style and types
+# make image       the Docker image, with docker or, where no daemon answers, with buildah
+# make image-test  run the image on a scan: read-only, no network, no home, any user
 # make boutiques   the descriptors of the command line in boutiques/
 # make venv        the environment alone (.venv); later runs need no network
 #
@@ -13,7 +15,7 @@ PY := .venv/bin/python
 STAMP := .venv/installed
 DEMO := demo
 
-.PHONY: demo test lint boutiques venv clean
+.PHONY: demo test lint image image-test boutiques venv clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -30,6 +32,13 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+
+image:
+	docker/build.sh bidsseg $(VARIANT)
+
+image-test: image $(STAMP)
+	$(PY) benchmarks/demo_dataset.py $(DEMO)/bids
+	docker/test.sh $(DEMO)/bids template
 
 boutiques: $(STAMP)
 	$(PY) run.py --bids-exec-spec > boutiques/bidsseg.json

@@ -54,7 +54,8 @@ def participant_level(settings: Settings) -> None:
     todo = [job for job in jobs if settings.overwrite or not job.is_done()]
     warnings = [*selection.notes, *(f"{entry.scan} is passed over: {entry.reason}" for entry in passed_over)]
     if todo and not settings.skip_validation:
-        warnings += [str(issue) for issue in validator.validate(settings.bids_dir, [job.scan for job in todo])]
+        place = None if settings.dry_run else settings.output_dir
+        warnings += [str(issue) for issue in validator.validate(settings.bids_dir, [job.scan for job in todo], place)]
     for warning in warnings:
         settings.report.warn(warning)
     if settings.dry_run:

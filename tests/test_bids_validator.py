@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,17 @@ def test_a_good_dataset(tmp_path: Path) -> None:
     before = sorted(bids_dir.rglob("*"))
     assert validate(bids_dir, find_scans(bids_dir)) == []
     assert sorted(bids_dir.rglob("*")) == before
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no shared memory")
+def test_where_only_shared_memory_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose root is read-only; the validator reads nothing below /dev."""
+    bids_dir, output_dir = make_tree(tmp_path, "sub-01_T1w.nii.gz"), tmp_path / "out"
+    (bids_dir / "README").write_text("A dataset for tests. " * 20, encoding="utf-8")
+    monkeypatch.setattr(tempfile, "tempdir", "/dev/shm")
+    assert codes(validate(bids_dir, find_scans(bids_dir))) == ["VALIDATOR_FAILED"]
+    assert validate(bids_dir, find_scans(bids_dir), output_dir) == []
+    assert list(output_dir.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,8 +56,12 @@ class Issue:
         return f"{self.location or 'input dataset'}{others}: {self.message} [{self.code}]"
 
 
-def validate(bids_dir: Path, scans: Sequence[Scan]) -> list[Issue]:
+def validate(bids_dir: Path, scans: Sequence[Scan], output_dir: Path | None = None) -> list[Issue]:
     """Errors of the dataset that do not concern the files to be read: the caller shows them as warnings.
+
+    Args:
+        output_dir: where the view is made if the temporary folder is below ``/dev``, as in a container that can write
+            nowhere else: the validator reads nothing there.
 
     Raises:
         InvalidInputDataset: the name or place of an image to be read is wrong, or ``dataset_description.json`` is
@@ -66,7 +71,7 @@ def validate(bids_dir: Path, scans: Sequence[Scan]) -> list[Issue]:
     if program is None:
         return [Issue("NO_VALIDATOR", "", f"not validated, because {PROGRAM} is not installed")]
     images = sorted({path.relative_to(bids_dir) for scan in scans for path in (scan.t1w, scan.flair) if path})
-    with tempfile.TemporaryDirectory(prefix="bidsseg-") as folder:
+    with tempfile.TemporaryDirectory(prefix=".bidsseg-", dir=_place(output_dir)) as folder:
         view = Path(folder) / "dataset"
         _make_view(bids_dir, view, images)
         try:
@@ -83,6 +88,16 @@ def validate(bids_dir: Path, scans: Sequence[Scan]) -> list[Issue]:
 def _program() -> str | None:
     """The validator beside this Python, else the one on the search path."""
     return shutil.which(PROGRAM, path=Path(sys.executable).parent) or shutil.which(PROGRAM)
+
+
+def _place(output_dir: Path | None) -> Path | None:
+    """Where the view is made: in the temporary folder (None), or in the output."""
+    if output_dir is not None and Path(tempfile.gettempdir()).is_relative_to("/dev"):
+        with suppress(OSError):  # which is told when the output is written
+            output_dir.mkdir(parents=True, exist_ok=True)
+            if os.access(output_dir, os.W_OK):
+                return output_dir
+    return None
 
 
 def _make_view(bids_dir: Path, view: Path, images: Iterable[Path]) -> None:
