@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from bidsseg import __version__, arguments
 from bidsseg.compute import prepare_surroundings
 from bidsseg.errors import EXIT_CODES, BidssegError, UnknownLevel, UsageError
-from bidsseg.settings import LEVELS, Report, Settings, Training
+from bidsseg.settings import EXECUTORS, LEVELS, Report, Settings, Training
 
 if TYPE_CHECKING:
     from bidsseg.bids.query import Filters
@@ -177,6 +177,12 @@ def _parser() -> argparse.ArgumentParser:
         help="stay below: MB, or a number with K, M, G or T [what is free]")  # fmt: skip
     add("--mem-gb", metavar="SIZE", dest="mem", type=lambda gb: arguments.megabytes(f"{gb}G"), help="the same in GB")
 
+    add = parser.add_argument_group("on which machines").add_argument
+    add("--executor", choices=EXECUTORS, default=Settings.executor,
+        help="this machine, a Dask cluster, or a batch system, on which jobs are started [%(default)s]")  # fmt: skip
+    add("--dask-scheduler", metavar="ADDRESS", help="of the Dask cluster, e.g. tcp://node1:8786")
+    add("--cluster-config", metavar="FILE", type=Path, help="TOML: how the jobs are to be (see docs/cluster.md)")
+
     add = parser.add_argument_group("learning (level train)").add_argument
     add("--recipe", metavar="NAME|FILE", default=Training.recipe, help="what to learn and how [%(default)s]")
     add("--labels", metavar="PROTOCOL=DIR", **several, help="derivative dataset with the annotations of a protocol")
@@ -229,6 +235,9 @@ def _settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
         precision=given.precision,
         n_cpus=min(threads, default=None),
         memory_mb=given.mem,
+        executor="dask" if given.dask_scheduler and given.executor == "local" else given.executor,
+        dask_scheduler=given.dask_scheduler,
+        cluster_config=given.cluster_config,
         probseg=given.probseg,
         entropy=given.entropy,
         overwrite=given.overwrite,

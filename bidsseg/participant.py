@@ -25,6 +25,7 @@ from bidsseg.runlog import Entry, RunLog, crash_text, stamp
 from bidsseg.settings import Settings
 
 if TYPE_CHECKING:
+    from bidsseg.cluster import Outcome
     from bidsseg.compute import Machine
     from bidsseg.models.library import Model
     from bidsseg.segmentation.predict import Segmentation
@@ -73,10 +74,12 @@ def participant_level(settings: Settings) -> None:
         entries=[*passed_over, *(Entry(job.scan.key, "skipped") for job in jobs if job not in todo)],
     )
     log.save()
-    run = _Run(settings, log)
+    run = Run(settings, log)
     try:
-        if todo:
+        if todo and settings.executor == "local":
             run.process(todo)
+        elif todo:
+            run.spread(todo)
     finally:
         log.finish()
     _conclude(settings, len(jobs), len(todo), run.failures)
@@ -137,12 +140,36 @@ class _Task:
 
 
 @dataclass
-class _Run:
-    """The work on all scans of a run, and what went wrong with them."""
+class Run:
+    """The work on all scans of a run, and what went wrong with them.
+
+    Attributes:
+        load: gives a model by its name; None for the one that loads it anew.
+    """
 
     settings: Settings
     log: RunLog
     failures: list[tuple[Entry, Exception]] = field(default_factory=list)
+    load: Callable[[str], Model] | None = None
+
+    def spread(self, jobs: Sequence[Job]) -> None:
+        """Have the scans segmented by the workers of a cluster."""
+        from bidsseg.cluster import spread
+
+        self.settings.report.start(len(jobs))
+        spread(self.settings, jobs, self._take)
+
+    def _take(self, job: Job, outcome: Outcome) -> None:
+        """Put on record what a worker tells of a scan."""
+        entry, report = outcome.entry, self.settings.report
+        self.log.machine = outcome.machine or self.log.machine
+        self.log.add(entry)
+        for told in (*(f"{found['message']} [{found['code']}]" for found in entry.findings), *entry.notes):
+            report.warn(f"{entry.scan}: {told}")
+        if outcome.error is not None:
+            self.failures.append((entry, outcome.error))
+        took = f"{entry.outcome} in {sum(entry.seconds.values()):.1f} s"
+        report.advance(job.scan.key, f"failed: {entry.reason}" if outcome.error else took)
 
     def process(self, jobs: Sequence[Job]) -> None:
         """Read, segment and write every scan, the three overlapping."""
@@ -156,7 +183,7 @@ class _Run:
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
             reading = reader.submit(self._attempt, "read", tasks[0], self._read, tasks[0])
             machine = choose_machine(asked)
-            model = load_model(asked.model)
+            model = (self.load or load_model)(asked.model)
             self.log.machine = asdict(machine)
             writing: Future[bool | None] | None = None
             for task, following in zip(tasks, [*tasks[1:], None], strict=True):

@@ -43,9 +43,13 @@ class Entry:
 
 @dataclass
 class RunLog:
-    """The manifest of a run. It is saved at the start, now and then, and at the end, so that a killed run has one."""
+    """The manifest of a run, saved at the start, now and then, and at the end, so that a killed run has one.
 
-    path: Path
+    Attributes:
+        path: None keeps it in memory alone.
+    """
+
+    path: Path | None
     command: Sequence[str]
     model: Mapping[str, Any]
     machine: Mapping[str, Any] = field(default_factory=dict)
@@ -70,6 +74,8 @@ class RunLog:
 
     def save(self) -> None:
         """Write the manifest as it stands."""
+        if self.path is None:
+            return
         content = {
             "command": list(self.command),
             "started": _clock(self.started),

@@ -10,6 +10,7 @@ from typing import Any
 from bidsseg.errors import UsageError
 
 LEVELS = ("participant", "group", "train")
+EXECUTORS = ("local", "dask", "slurm", "pbs", "sge", "lsf")
 
 
 class Report:
@@ -89,6 +90,9 @@ class Settings:
         precision: ``auto``, ``bf16`` or ``fp32``.
         n_cpus: number of threads, None for all that this process may use.
         memory_mb: limit on memory (MB), None for what is free.
+        executor: one of EXECUTORS: what runs the scans of the level participant.
+        dask_scheduler: address of the scheduler of a Dask cluster.
+        cluster_config: TOML file that says how the jobs of slurm, pbs, sge and lsf are to be.
         command: the command line as typed, for the record.
     """
 
@@ -106,6 +110,9 @@ class Settings:
     precision: str = "auto"
     n_cpus: int | None = None
     memory_mb: int | None = None
+    executor: str = "local"
+    dask_scheduler: str | None = None
+    cluster_config: Path | None = None
     probseg: bool = False
     entropy: bool = False
     overwrite: bool = False

@@ -30,7 +30,7 @@ def main(variant: str) -> None:
         constraints.write_text(pins.replace(torch[0], f"torch=={torch[1]}{suffix}"))
         words = ["install", "--dry-run", "--ignore-installed", "--quiet", "--report", report, "-c", constraints]
         words += ["--extra-index-url", CPU_BUILDS] if variant == "cpu" else []
-        subprocess.run([sys.executable, "-m", "pip", *words, f"{ROOT}[flair]"], check=True)
+        subprocess.run([sys.executable, "-m", "pip", *words, f"{ROOT}[cluster,flair]"], check=True)
         installed = json.loads(report.read_text())["install"]
     print(f"# Packages of the image ({variant}, Python 3.11, x86-64), pinned with checksums. Made by docker/lock.py.")
     for package in sorted(installed, key=lambda package: str(package["metadata"]["name"]).lower()):

@@ -6,11 +6,11 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from fake_model import make_app
+from fake_model import App, make_app
 
 TESTS = Path(__file__).parent
 DOCUMENT = (TESTS.parent / "docs" / "cluster.md").read_text()
@@ -41,25 +41,44 @@ until_there eval '[[ $(squeue --noheader | wc -l) == 0 ]]'
 """
 
 
-@pytest.mark.skipif(
+CONTROL = """
+set -euo pipefail
+until_there() { for _ in $(seq 600); do "$@" > /dev/null 2>&1 && return; sleep 0.1; done; echo "never: $*"; exit 1; }
+bidsseg "$BIDS" "$OUT" participant --executor slurm --cluster-config config.toml &
+until_there eval 'ls "$OUT"/sub-0*/anat/*_seg-FreeSurfer_*_dseg.json'
+victim=$(squeue --noheader --format %i | sort -n | head -n 1)
+scancel --signal=KILL --full "$victim"        # a node dies
+wait %1
+until_there eval '[[ $(squeue --noheader | wc -l) == 0 ]]'
+"""
+CONFIG = f"""
+workers = 2
+cores = 1
+memory = "700MB"
+walltime = "00:05:00"
+interface = "lo"
+log_directory = "logs"
+worker_extra_args = ["--preload", "{TESTS / "fake_worker.py"}"]
+"""
+
+pytestmark = pytest.mark.skipif(
     not (shutil.which("slurmctld") and shutil.which("munged") and os.geteuid() == 0),
     reason="needs root and a SLURM of its own: apt-get install --no-install-recommends slurm-wlm munge",
 )
-def test_an_array_of_jobs_on_slurm(
-    tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    script = next(block for block in re.findall(r"```bash\n(.*?)```", DOCUMENT, re.S) if "--shard" in block)
-    given = {"1-100%20": "1-2%20", "--cpus-per-task=4": "--cpus-per-task=1", "--mem=8G": "--mem=800M"}
-    for asked, small in given.items():
-        assert asked in script
-        script = script.replace(asked, small)
-    (tmp_path / "bidsseg.sbatch").write_text(script)
-    app = make_app(tmp_path, make_bids(6), monkeypatch)
-    command = tmp_path / "bin" / "bidsseg"
+
+
+@pytest.fixture
+def app(tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> App:
+    return make_app(tmp_path, make_bids(6), monkeypatch)
+
+
+def run_on_slurm(work: str, app: App, folder: Path) -> None:
+    """Runs a shell script in a folder, with a SLURM of one node and a command bidsseg whose network is fake."""
+    command = folder / "bin" / "bidsseg"
     command.parent.mkdir()
     command.write_text(f'#!/bin/bash\nexec {sys.executable} {TESTS}/fake_model.py "$@" --model {app.card}\n')
     command.chmod(0o755)
-    environment = {
+    environment: Mapping[str, str] = {
         **os.environ,
         "PATH": f"{command.parent}:{os.environ['PATH']}",
         "PYTHONPATH": f"{TESTS.parent}:{TESTS}",
@@ -67,12 +86,33 @@ def test_an_array_of_jobs_on_slurm(
         "OUT": str(app.output),
         "FAKE_MODEL_SECONDS": "1.5",
     }
-    start = [TESTS / "cluster" / "with_slurm.sh", "bash", "-c", WORK]
-    done = subprocess.run(start, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    logs = "".join(f"\n{path.name}:\n{path.read_text()}" for path in sorted((tmp_path / "logs").glob("*")))
+    start = [TESTS / "cluster" / "with_slurm.sh", "bash", "-c", work]
+    done = subprocess.run(start, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    logs = "".join(f"\n{path.name}:\n{path.read_text()}" for path in sorted((folder / "logs").glob("*")))
     assert done.returncode == 0, done.stdout + done.stderr + logs
-    assert int((tmp_path / "done_when_part_2_died").read_text()) < 6
 
+
+def assert_equal_to_one_machine(app: App, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = make_app(folder / "one", app.bids, monkeypatch)
+    alone.card = app.card
+    assert alone() == 0
+    if (app.output / "group.html").is_file():
+        assert alone(level="group") == 0
+    volatile = re.compile(r"logs/|group\.html")
+    made, expected = ({k: v for k, v in a.files("**/*").items() if not volatile.match(k)} for a in (app, alone))
+    assert made.keys() == expected.keys()
+    assert [name for name in made if made[name] != expected[name]] == []
+
+
+def test_an_array_of_jobs(app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = next(block for block in re.findall(r"```bash\n(.*?)```", DOCUMENT, re.S) if "--shard" in block)
+    given = {"1-100%20": "1-2%20", "--cpus-per-task=4": "--cpus-per-task=1", "--mem=8G": "--mem=800M"}
+    for asked, small in given.items():
+        assert asked in script
+        script = script.replace(asked, small)
+    (tmp_path / "bidsseg.sbatch").write_text(script)
+    run_on_slurm(WORK, app, tmp_path)
+    assert int((tmp_path / "done_when_part_2_died").read_text()) < 6
     runs = [json.loads(path.read_text()) for path in sorted((app.output / "logs").glob("run-*.json"))]
     done_once = [entry["scan"] for run in runs for entry in run["scans"] if entry["outcome"] == "done"]
     skipped = {entry["scan"] for run in runs for entry in run["scans"] if entry["outcome"] == "skipped"}
@@ -80,12 +120,12 @@ def test_an_array_of_jobs_on_slurm(
     # What was done just before the kill may not stand in that run's record, but it is not done again.
     assert {*done_once, *skipped} == {f"sub-0{number}" for number in range(1, 7)}
     assert len(runs) == 5  # two parts, part 1 again, both again
+    assert_equal_to_one_machine(app, tmp_path, monkeypatch)
 
-    together = make_app(tmp_path / "one", app.bids, monkeypatch)
-    together.card = app.card
-    assert together() == 0
-    assert together(level="group") == 0
-    volatile = re.compile(r"logs/|group\.html")
-    made, expected = ({k: v for k, v in a.files("**/*").items() if not volatile.match(k)} for a in (app, together))
-    assert made.keys() == expected.keys()
-    assert [name for name in made if made[name] != expected[name]] == []
+
+def test_jobs_that_are_started_for_the_run(app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.toml").write_text(CONFIG)
+    run_on_slurm(CONTROL, app, tmp_path)
+    assert set(app.fates) == {f"sub-0{number}" for number in range(1, 7)}
+    assert set(app.fates.values()) <= {"done", "skipped"}
+    assert_equal_to_one_machine(app, tmp_path, monkeypatch)

@@ -1,0 +1,125 @@
+"""The level participant on a Dask cluster of real processes: results, failures, and workers that die."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fake_model import App, make_app
+
+from bidsseg import cluster as spreading
+from bidsseg.errors import InputMissing, UsageError
+
+distributed = pytest.importorskip("distributed")
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture
+def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator["distributed.LocalCluster"]:
+    """Two processes, of which each does one scan at a time."""
+    monkeypatch.setenv("PYTHONPATH", f"{TESTS}:{TESTS.parent}")
+    monkeypatch.setenv("FAKE_MODEL_SECONDS", "0.3")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=2, processes=True, dashboard_address=None, preload=str(TESTS / "fake_worker.py")
+    ) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def app(tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> App:
+    return make_app(tmp_path, make_bids(6), monkeypatch)
+
+
+def results(app: App) -> dict[str, bytes]:
+    return {name: content for name, content in app.files("**/*").items() if not name.startswith("logs/")}
+
+
+def test_results_are_those_of_one_machine(app: App, workers: "distributed.LocalCluster", tmp_path: Path) -> None:
+    assert app("--dask-scheduler", workers.scheduler_address) == 0
+    assert app.fates == dict.fromkeys((f"sub-0{number}" for number in range(1, 7)), "done")
+    assert app.manifest["machine"]["device"] == "cpu"
+    assert all(scan["seconds"].keys() == {"read", "segment", "write"} for scan in app.manifest["scans"])
+    spread, app.output = results(app), tmp_path / "alone"
+    assert app() == 0
+    assert results(app) == spread
+    assert app("--executor", "dask", "--dask-scheduler", workers.scheduler_address) == 0
+    assert set(app.fates.values()) == {"skipped"}
+
+
+def test_a_bad_scan_stops_no_other(
+    app: App, workers: "distributed.LocalCluster", capsys: pytest.CaptureFixture[str]
+) -> None:
+    (app.bids / "sub-03" / "anat" / "sub-03_T1w.nii.gz").write_bytes(b"nothing")
+    assert app("--dask-scheduler", workers.scheduler_address) == 1
+    assert app.fates == {f"sub-0{number}": "failed" if number == 3 else "done" for number in range(1, 7)}
+    (failed,) = [scan for scan in app.manifest["scans"] if scan["outcome"] == "failed"]
+    assert "not compressed" in failed["reason"]
+    assert (app.output / failed["crash_file"]).is_file()
+    assert "sub-03 failed: " in capsys.readouterr().err
+
+
+def test_the_scans_of_a_worker_that_dies_go_to_another(app: App, workers: "distributed.LocalCluster") -> None:
+    with distributed.Client(workers) as client:
+        victim, *_ = client.run(os.getpid).values()
+
+        def kill_in_the_middle() -> None:
+            while not any(client.processing().values()):
+                time.sleep(0.02)
+            time.sleep(0.2)
+            os.kill(victim, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill_in_the_middle)
+        killer.start()
+        assert app("--dask-scheduler", workers.scheduler_address) == 0
+        killer.join()
+        assert victim not in client.run(os.getpid).values()
+    assert set(app.fates.values()) <= {"done", "skipped"}
+    assert len(app.files("sub-*/anat/*_seg-FreeSurfer_*_dseg.json")) == 6
+
+
+def test_an_output_that_cannot_be_written_ends_the_run(
+    app: App, workers: "distributed.LocalCluster", capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocked = app.output / "sub-02"
+    app.output.mkdir()
+    blocked.write_text("a file where a folder should be")
+    assert app("--dask-scheduler", workers.scheduler_address) == 73
+    assert "sub-02" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--executor", "dask"], 64, "give the address of its scheduler with --dask-scheduler"),
+        (["--executor", "slurm", "--cluster-config", "/nowhere.toml"], 66, "/nowhere.toml"),
+        (["--executor", "slurm", "--cluster-config", "{tmp}/wrong.toml"], 64, "is not TOML"),
+        (["--executor", "slurm", "--cluster-config", "{tmp}/strange.toml"], 64, "nonsense"),
+        (["--executor", "slurm", "--cluster-config", "{tmp}/empty.toml"], 64, "cores"),
+    ],
+)
+def test_mistakes_are_told(
+    words: list[str], code: int, message: str, app: App, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "wrong.toml").write_text("cores = ")
+    (tmp_path / "strange.toml").write_text('cores = 1\nmemory = "1GB"\nnonsense = 3\n')
+    (tmp_path / "empty.toml").write_text("")
+    assert app(*(word.format(tmp=tmp_path) for word in words)) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert "internal error" not in error
+
+
+def test_jobs_run_in_an_image(app: App, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text('image = "/images/bidsseg.sif"\nworkers = 3\ncores = 2\nmemory = "4GB"\n')
+    assert spreading.read_config(config) == {
+        "image": "/images/bidsseg.sif", "workers": 3, "cores": 2, "memory": "4GB",
+    }  # fmt: skip
+    config.write_text('workers = "many"')
+    with pytest.raises(UsageError, match="workers must be a number"):
+        spreading.read_config(config)
+    with pytest.raises(InputMissing):
+        spreading.read_config(tmp_path / "none.toml")
