@@ -76,10 +76,14 @@ class Run:
 
 
 def neuronet() -> list[Run]:
-    """One network with all heads is as good as a network for each (Rajchl et al. 2018), by the published optimiser."""
-    adam = asdict(load_recipe("neuronet").optimiser)
-    sampling = {"shape": [48, 48, 48], "points": 30_000}
-    small = {**GRID, "steps": 900, "sampling": sampling, "optimiser": adam}
+    """One network with all heads is as good as a network for each (Rajchl et al. 2018).
+
+    Crops, brightness and optimiser are the published ones, but for the size.
+    """
+    published = asdict(load_recipe("neuronet"))
+    small = {name: published[name] for name in ("normalisation", "spatial", "intensity", "optimiser")}
+    sampling = {**published["sampling"], "shape": [48, 48, 48], "points": 30_000}
+    small |= {**GRID, "steps": 900, "sampling": sampling, "locator": ""}
     heads = {"BrainCOLOR": MANUAL, "FAST": FAST, "Atropos": {"Atropos": ATROPOS}, "FreeSurfer": MANUAL}
     together = {**small, "heads": dict.fromkeys(heads, 1 / len(heads))}
     every = {protocol: folder for labels in heads.values() for protocol, folder in labels.items()}

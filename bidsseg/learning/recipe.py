@@ -57,6 +57,7 @@ class Recipe:
         inputs: suffixes of the images that the network reads, in channel order, the T1w first.
         sampling: what a sample is.
         voxels: if given, a network like SegNet learns by it, voxel by voxel, and there are no samples.
+        locator: the model that finds the brain for the finished one; none, or "", shows it the whole scan.
         shown_mm: how far beyond the brain that the locator finds the finished model sees.
         bits: of each number of the finished model, 16, or 8 for one that would be too large.
         fading: heads whose weight falls to 0 along the run.
