@@ -1,5 +1,8 @@
 """Pictures and pages of scans."""
 
+import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -10,11 +13,15 @@ import pytest
 from PIL import Image
 from trees import MODEL, add_result
 
-from bidsseg.bids.names import output_paths
+from bidsseg import __version__
+from bidsseg.bids.names import output_paths, with_extension
 from bidsseg.bids.query import Scan
+from bidsseg.bids.sidecars import write_json_atomic
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import load_protocol
+from bidsseg.models.card import find_card
 from bidsseg.report import participant_page, write_figures
+from bidsseg.report.methods import BIDS_APPS, methods
 from bidsseg.report.mosaic import Overlay, write_mosaics
 
 
@@ -157,3 +164,89 @@ def test_pages_and_pictures_are_small_and_the_same_each_time(tmp_path: Path) -> 
         assert sum(map(len, contents[-1])) < 3e6
         assert not list(tmp_path.rglob("*.part"))
     assert contents[0] == contents[1]
+
+
+# -- methods -----------------------------------------------------------------------------------------------------------
+
+
+def record(name: str, *others: str) -> dict[str, object]:
+    """The sidecar of a result of shipped models, as far as it says what was used."""
+    sources = [f"bids:raw:sub-01/anat/sub-01_{suffix}.nii.gz" for suffix in find_card(name).inputs]
+    models = [{"Name": card.name, "SHA256": card.sha256} for card in map(find_card, (name, *others))]
+    return {"Sources": sources, "Models": models}
+
+
+def test_the_methods_say_what_was_used_and_whom_to_cite() -> None:
+    told = methods(record("ace", "wholebrain"), ["FASTlesion"])
+    assert told is not None
+    assert told.text.startswith(f"T1w and FLAIR images were segmented with bidsseg {__version__}, a BIDS App")
+    assert find_card("ace").description in told.text
+    assert "The brain was found by the model wholebrain. Label maps of FASTlesion lie on the grid" in told.text
+    assert set(told.references) == {BIDS_APPS, *find_card("ace").citation, *find_card("wholebrain").citation}
+    assert len(set(told.references)) == len(told.references)
+
+
+def test_nothing_is_told_of_a_model_that_only_has_the_name_of_a_shipped_one() -> None:
+    sidecar = {"Models": [{"Name": "wholebrain", "SHA256": "0" * 64}]}
+    told = methods(sidecar, ["BrainCOLOR", "FAST", "FreeSurfer"])
+    assert told is not None
+    assert told.references == (BIDS_APPS,)
+    assert "model wholebrain (SHA-256 000000000000). Label maps of BrainCOLOR, FAST and FreeSurfer lie" in told.text
+    assert methods({}, ["FAST"]) is None
+
+
+# -- in a browser ------------------------------------------------------------------------------------------------------
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+SCRIPT = """
+<script>
+const failures = [];
+window.addEventListener("error", (event) => failures.push(event.message || `not loaded: ${event.target.src}`), true);
+window.addEventListener("load", () => setTimeout(async () => {
+  const say = (name, value) => document.body.append(Object.assign(document.createElement("pre"),
+    { className: "seen", textContent: `${name}=${value}` }));
+  const top = document.querySelector(".stack img.top"), buttons = [...document.querySelectorAll(".controls button")];
+  say("buttons", buttons.map((button) => button.textContent).join(","));
+  buttons[1].click();
+  await new Promise((resolve) => { top.onload = resolve; setTimeout(resolve, 500); });
+  say("picture", top.getAttribute("src"));
+  say("pressed", buttons.map((button) => button.getAttribute("aria-pressed")).join(","));
+  const slider = document.querySelector("input[type=range]");
+  slider.value = "0.3";
+  slider.dispatchEvent(new Event("input"));
+  say("opacity", getComputedStyle(top).opacity);
+  const head = document.querySelector("table.sortable th");
+  head.click();
+  say("sorted", head.getAttribute("aria-sort"));
+  say("alt", [...document.images].every((image) => image.alt.length > 10));
+  say("loaded", [...document.images].every((image) => image.naturalWidth > 100));
+  const copy = document.querySelector("button.copy");
+  copy.closest("details").open = true;
+  copy.click();
+  await new Promise((resolve) => setTimeout(resolve, 200));
+  say("selected", getSelection().toString().includes("Gorgolewski"));
+  say("failures", failures.join("; "));
+}, 100));
+</script>
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
+def test_the_page_works_in_a_browser(tmp_path: Path) -> None:
+    scan = make_results(tmp_path, {"subject": "01"})
+    paths = output_paths(scan, MODEL, ("FAST", "FreeSurfer"))
+    for dseg in paths.dseg.values():
+        sidecar = with_extension(tmp_path / dseg, ".json")
+        write_json_atomic(sidecar, {"Quality": 0.9, **record(MODEL, "locator")})
+    page = participant_page(tmp_path, scan)
+    tried = page.with_name("tried.html")
+    tried.write_text(page.read_text().replace("<head>", f"<head>{SCRIPT}", 1))
+    words = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
+    words += [f"--user-data-dir={tmp_path / 'profile'}", "--disable-background-networking", "--disable-sync"]
+    done = subprocess.run([*words, tried.as_uri()], capture_output=True, text=True, timeout=120)
+    seen = dict(line.split("=", 1) for line in re.findall(r'<pre class="seen">(.*?)</pre>', done.stdout))
+    figure = paths.figures["FreeSurfer"].as_posix()
+    assert seen == {
+        "buttons": "FAST,FreeSurfer", "picture": figure, "pressed": "false,true", "opacity": "0.3",
+        "sorted": "ascending", "alt": "true", "loaded": "true", "selected": "true", "failures": "",
+    }  # fmt: skip

@@ -20,6 +20,7 @@ from bidsseg.bids.names import output_paths, report_path, with_extension
 from bidsseg.bids.query import Scan
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol, load_protocol
+from bidsseg.report.methods import Methods, methods
 from bidsseg.report.mosaic import Overlay, write_mosaics
 from bidsseg.report.page import write_page
 from bidsseg.results import Result, find_results
@@ -73,7 +74,9 @@ def participant_page(output_dir: Path, scan: Scan) -> Path:
             shown = scans.setdefault((result.key, result.model), _Scan(result.key, result.model))
             shown.add(result, output_dir)
     page = output_dir / report_path(scan)
-    write_page(page, "participant.html", {"title": page.stem.replace("_", " · "), "scans": list(scans.values())})
+    told = {shown.methods() for shown in scans.values()} - {None}
+    content = {"title": page.stem.replace("_", " · "), "scans": list(scans.values())}
+    write_page(page, "participant.html", {**content, "methods": sorted(told, key=lambda entry: entry.text)})
     return page
 
 
@@ -88,6 +91,7 @@ class _Scan:
         warnings: what the image guard found and what the run noted.
         details: the rest of the sidecar.
         files: name and address of each result.
+        sidecar: of one of the label maps.
     """
 
     key: str
@@ -100,10 +104,15 @@ class _Scan:
     warnings: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    sidecar: dict[str, Any] = field(default_factory=dict)
+
+    def methods(self) -> Methods | None:
+        """What to write of it in a paper."""
+        return methods(self.sidecar, [protocol for protocol in self.tables if protocol not in (BRAIN, LESION)])
 
     def add(self, result: Result, output_dir: Path) -> None:
         """Take in what one protocol says."""
-        sidecar = result.sidecar()
+        sidecar = self.sidecar = result.sidecar()
         self.quality = result.quality()
         told = [str(text) for key in ("InputFindings", "Notes") for text in sidecar.get(key, [])]
         self.warnings = list(dict.fromkeys([*self.warnings, *told]))

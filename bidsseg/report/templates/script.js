@@ -39,3 +39,16 @@ for (const field of document.querySelectorAll("input[type=search]")) {
     }
   });
 }
+// Copying a text; the browser may forbid the clipboard to a local file, then the text is selected.
+for (const button of document.querySelectorAll("button.copy")) {
+  button.addEventListener("click", async () => {
+    const text = document.getElementById(button.dataset.copy);
+    getSelection().selectAllChildren(text);
+    try {
+      await navigator.clipboard.writeText(text.innerText);
+      button.textContent = "Copied";
+    } catch {
+      button.textContent = "Selected: press Ctrl+C";
+    }
+  });
+}

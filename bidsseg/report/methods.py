@@ -1,0 +1,64 @@
+"""What to write about a segmentation in a paper, and whom to cite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bidsseg import __version__
+from bidsseg.errors import BidssegError
+from bidsseg.models.card import Card, find_card
+
+BIDS_APPS = (
+    "Gorgolewski et al. 2017, BIDS Apps: Improving ease of use, accessibility, and reproducibility of neuroimaging "
+    "data analysis methods, doi:10.1371/journal.pcbi.1005209"
+)
+
+
+@dataclass(frozen=True)
+class Methods:
+    """A paragraph and its references."""
+
+    text: str
+    references: tuple[str, ...]
+
+
+def methods(sidecar: Mapping[str, Any], protocols: Sequence[str]) -> Methods | None:
+    """Of the result whose sidecar that is; None if the sidecar names no model.
+
+    Models are described by their cards, if they are those that this program ships.
+    """
+    models = [model for model in sidecar.get("Models", []) if isinstance(model, Mapping) and "Name" in model]
+    if not models:
+        return None
+    name, *others = (str(model["Name"]) for model in models)
+    cards = [card for model in models if (card := _card(model)) is not None]
+    suffixes = [str(uri).rsplit("_", 1)[-1].split(".")[0] for uri in sidecar.get("Sources", [])]
+    images, checksum = " and ".join(dict.fromkeys(suffixes)) or "T1w", str(models[0].get("SHA256", ""))[:12]
+    sentences = [
+        f"{images} images were segmented with bidsseg {__version__}, a BIDS App (Gorgolewski et al. 2017), by its "
+        f"model {name} (SHA-256 {checksum})."
+    ]
+    if cards and cards[0].name == name:
+        sentences.append(cards[0].description.strip() or f"{cards[0].title}.")
+    if others:
+        sentences.append(f"The brain was found by the model {others[0]}.")
+    labelled = f"Label maps of {_listed(protocols)} lie" if protocols else "The masks lie"
+    sentences.append(f"{labelled} on the grid of the T1w; volumes are counts of voxels.")
+    references = dict.fromkeys([BIDS_APPS, *(entry for card in cards for entry in card.citation)])
+    return Methods(" ".join(sentences), tuple(references))
+
+
+def _card(model: Mapping[str, Any]) -> Card | None:
+    """The card of a shipped model, if it is that very one."""
+    try:
+        card = find_card(str(model["Name"]))
+    except BidssegError:
+        return None
+    return card if card.sha256 == model.get("SHA256") else None
+
+
+def _listed(words: Sequence[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
