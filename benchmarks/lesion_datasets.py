@@ -41,7 +41,7 @@ from bidsseg.image.grid import brain_frame, canonical, dilate
 from bidsseg.image.nifti import read_labels, write_labels, write_map
 from bidsseg.image.volume import Volume
 from bidsseg.labels import Protocol, Region, load_protocol, load_relation
-from bidsseg.learning.augment import Intensity, Spatial, change_intensity, draw_warp, sample_labels
+from bidsseg.learning.augment import UNMOVED, Intensity, Spatial, change_intensity, draw_warp, sample_labels
 from bidsseg.learning.cases import Case
 from bidsseg.learning.datasets import read_label_map
 from bidsseg.learning.synthesis import expected, synthesise
@@ -53,7 +53,6 @@ TESTED = ("01", "05", "06", "11", "12", "14", "15", "16")
 HEAD = load_protocol("head")
 WHITE, FLUID, STEM = 2, 3, 10
 """Values of the generic BIDS table."""
-AS_DRAWN = Spatial(shift_mm=0, flip=0, still=1)
 BENT = Spatial(rotation_deg=5, scale=0.05, shift_mm=0, elastic_mm=4, ventricles_mm=5, flip=0, still=0)
 SCANNER = Intensity(gamma=0.1, bias=0.25, noise=0.04, blur=0.4, thickest_mm=3.0)
 FAINTEST = 0.35
@@ -85,7 +84,7 @@ def main(data: Path, out: Path, fold: int = 0) -> None:
     describe(folder, labels, "FAST")
     for label in heads_healthy:
         name, generator = f"sub-anatomy{label}", seeded(f"anatomy/{label}")
-        values = healthy(placed(read_head(data, label), AS_DRAWN, generator))
+        values = healthy(placed(read_head(data, label), UNMOVED, generator))
         write_images(folder, name, values, torch.zeros_like(values, dtype=torch.bool), generator)
         write_annotation(labels, name, "seg-FAST_dseg", in_protocol(values, load_protocol("FAST")))
 
@@ -93,7 +92,7 @@ def main(data: Path, out: Path, fold: int = 0) -> None:
     describe(folder, labels, "FASTlesion")
     for label, mask in zip(heads_tested, tested, strict=True):
         name, generator = f"sub-both{label}", seeded(f"both/{label}")
-        values = healthy(placed(read_head(data, label), AS_DRAWN, generator))
+        values = healthy(placed(read_head(data, label), UNMOVED, generator))
         lesions = lesions_of(mask, template, values)
         write_images(folder, name, values, lesions, generator)
         truth = in_protocol(torch.where(lesions, lesion_position(), values), load_protocol("FASTlesion"))

@@ -46,6 +46,10 @@ class Spatial:
     still: float = 0.25
 
 
+UNMOVED = Spatial(shift_mm=0.0, flip=0.0, still=1.0)
+"""Every scan as it lies."""
+
+
 @dataclass(frozen=True)
 class Warp:
     """Where each voxel of the model grid comes from: source (D, H, W, 3) in voxels of the scan; mirrored or not."""

@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 
 from bidsseg.labels import Protocol, load_relation
 from bidsseg.labels.relation import closed_background
-from bidsseg.learning.augment import Intensity, Spatial
+from bidsseg.learning.augment import UNMOVED, Intensity
 from bidsseg.learning.cases import Annotation, Case, Sample, draw_sample
 from bidsseg.learning.losses import Openness, marginal_cross_entropy, marginal_dice
 from bidsseg.learning.optimiser import Stepper
@@ -260,11 +260,10 @@ def evaluate(network: Network, cases: Sequence[Case], plan: Plan, precision: tor
     """
     network.eval()
     device = next(network.parameters()).device
-    plain = Spatial(0, 0, 0, 0, 0, 2, 0, 0, still=1)
     calm = Intensity(0, 0, 0.02, 0, 1)
     whole = replace(plan.recipe.sampling, realistic=1.0, cut=0.0, missing=0.0)
     sampling = replace(whole, points=400_000, inside=0.0, balance=0.0)
-    view = replace(plan.recipe.view, sampling=sampling, spatial=plain, intensity=calm)
+    view = replace(plan.recipe.view, sampling=sampling, spatial=UNMOVED, intensity=calm)
     scores: dict[str, list[float]] = {}
     for number, case in enumerate(cases):
         generator = torch.Generator().manual_seed(number)

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from bidsseg.image.grid import normalise
-from bidsseg.learning.augment import Spatial, Warp, draw_warp, sample_image, sample_labels
+from bidsseg.learning.augment import UNMOVED, Warp, draw_warp, sample_image, sample_labels
 from bidsseg.learning.cases import Case
 from bidsseg.networks.dfnet import DFNet, warp_whole_voxels
 
@@ -73,8 +73,7 @@ def displace(network: DFNet, moving: Tensor, fixed: Tensor, precision: torch.dty
 
 def placed(case: Case, shape: Sequence[int], spacing_mm: float) -> Tensor:
     """The brain of a scan in the middle of a sample's grid, (1, 1, D, H, W), as DFNet sees it."""
-    unchanged = Spatial(0, 0, 0, 0, 0, 2, 0, 0, still=1)
-    return shown(case, draw_warp(unchanged, shape, spacing_mm, case.centre, None, Generator()))
+    return shown(case, draw_warp(UNMOVED, shape, spacing_mm, case.centre, None, Generator()))
 
 
 def shown(case: Case, warp: Warp) -> Tensor:

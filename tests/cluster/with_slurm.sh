@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Starts a SLURM cluster of this one machine, runs the command given, and stops it.
+# Starts a SLURM cluster of this one machine, runs the command given, and stops it. Exit code 77: it does not start here.
 # Needs root and Debian's slurm-wlm and munge (apt-get install --no-install-recommends slurm-wlm munge).
 set -euo pipefail
 
@@ -46,14 +46,13 @@ stop() {
 trap stop EXIT
 
 if ! munge -n > /dev/null 2>&1; then
-    runuser -u munge -- munged
+    runuser -u munge -- munged || exit 77
     munge_started=yes
 fi
-slurmctld
-slurmd
+{ slurmctld && slurmd; } || exit 77
 for _ in $(seq 30); do
     sinfo --noheader --format %T 2> /dev/null | grep -q idle && break
     sleep 1
 done
-sinfo --noheader --format %T | grep -q idle || { tail -n 20 "$place"/*.log; exit 1; }
+sinfo --noheader --format %T | grep -q idle || { tail -n 20 "$place"/*.log; exit 77; }
 "$@"
