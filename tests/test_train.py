@@ -29,7 +29,7 @@ from bidsseg.learning.datasets import load_cases
 from bidsseg.learning.loop import Plan, draw
 from bidsseg.learning.optimiser import Optimiser
 from bidsseg.learning.recipe import Recipe, load_recipe, shipped_recipes
-from bidsseg.learning.state import Conditions
+from bidsseg.learning.state import Conditions, time_left
 from bidsseg.models.card import CARD, WEIGHTS, Card, read_card
 from bidsseg.models.library import build, load_model
 from bidsseg.networks.network import Network
@@ -613,6 +613,14 @@ def test_what_is_kept_is_the_running_mean_of_the_weights(ask: Ask, monkeypatch: 
         mean = {name: decay * value + (1 - decay) * now[name] for name, value in mean.items()}
     assert all(torch.allclose(found[name], value, atol=2e-3) for name, value in mean.items())
     assert any(not torch.allclose(found[name], value, atol=2e-3) for name, value in passed[0].items())
+
+
+@pytest.mark.parametrize(
+    ("elapsed_s", "progress", "told"),
+    [(600, 0.25, "30 min left"), (60, 0.75, "20 s left"), (7200, 0.1, "18.0 h left"), (1, 0.0, "time left unknown")],
+)
+def test_the_time_left_is_told(elapsed_s: float, progress: float, told: str) -> None:
+    assert time_left(elapsed_s, progress) == told
 
 
 def test_learning_lowers_the_loss(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:

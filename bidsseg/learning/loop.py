@@ -24,7 +24,7 @@ from bidsseg.learning.optimiser import Stepper
 from bidsseg.learning.processes import Processes
 from bidsseg.learning.recipe import Recipe
 from bidsseg.learning.registration import Mover
-from bidsseg.learning.state import CHECKPOINT_EVERY_S, Conditions, State, resumed, save_checkpoint
+from bidsseg.learning.state import CHECKPOINT_EVERY_S, Conditions, State, resumed, save_checkpoint, time_left
 from bidsseg.learning.validation import ERROR, comparable, compare
 from bidsseg.networks.network import Network
 
@@ -167,7 +167,8 @@ def fit(
             continue
         if state.step % 20 == 0:
             shown = " ".join(f"{name} {value:.3f}" for name, value in running.items())
-            conditions.report(f"step {state.step} {state.elapsed_s / state.step:.2f} s/step {progress:.0%} {shown}")
+            pace = f"{state.elapsed_s / state.step:.2f} s/step, {time_left(state.elapsed_s, reached)}"
+            conditions.report(f"step {state.step}, {progress:.0%}, {pace}, {shown}")
         if progress >= next_check:
             next_check = math.floor(progress / check_every + 1) * check_every
             check()

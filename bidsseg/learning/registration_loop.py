@@ -17,7 +17,7 @@ from bidsseg.learning.cases import Case
 from bidsseg.learning.loop import Plan, seeded
 from bidsseg.learning.optimiser import Optimiser, Stepper
 from bidsseg.learning.registration import Mover, displace, placed
-from bidsseg.learning.state import CHECKPOINT_EVERY_S, Conditions, resumed, save_checkpoint
+from bidsseg.learning.state import CHECKPOINT_EVERY_S, Conditions, resumed, save_checkpoint, time_left
 from bidsseg.networks.dfnet import DFNet, roughness, similarity_loss, warp
 
 DFNET = "dfnet.safetensors"
@@ -91,8 +91,8 @@ def train(brains: Sequence[Tensor], plan: Plan, conditions: Conditions) -> None:
         if not processes.first:
             continue
         if state.step % 20 == 0:
-            pace = state.elapsed_s / state.step
-            conditions.report(f"registration step {state.step} {pace:.2f} s/step unlike {running:.4f}")
+            pace = f"{state.elapsed_s / state.step:.2f} s/step, {time_left(state.elapsed_s, reached)}"
+            conditions.report(f"registration step {state.step}, {progress:.0%}, {pace}, unlike {running:.4f}")
         if time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
             save_checkpoint(conditions.checkpoint, network, stepper, state)
             saved_at = time.monotonic()

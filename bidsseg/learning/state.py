@@ -18,6 +18,16 @@ from bidsseg.learning.processes import Processes
 CHECKPOINT_EVERY_S = 180
 
 
+def time_left(elapsed_s: float, progress: float) -> str:
+    """How long the rest takes if it goes on like the share (0..1) that is done."""
+    if progress <= 0:
+        return "time left unknown"
+    left = elapsed_s * (1 - progress) / progress
+    if left < 100:
+        return f"{left:.0f} s left"
+    return f"{left / 60:.0f} min left" if left < 6000 else f"{left / 3600:.1f} h left"
+
+
 class Keeper(Protocol):
     """What can be kept in a checkpoint and put back."""
 
