@@ -163,6 +163,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--list-models", action="store_true", help="list the shipped models and stop")
     add("--probseg", action="store_true", help="write also the probability of every region (large)")
     add("--entropy", action="store_true", help="write also a map of the uncertainty, from 0 to 1")
+    add("--output-spaces", metavar="SPACE", **several,
+        help="write label maps also in these, e.g. MNI152NLin2009cAsym:res-1 (TemplateFlow; affine fit)")  # fmt: skip
     add("--overwrite", action="store_true", help="do again what is done")
     add("--dry-run", action="store_true", help="list scans, model and outputs; write nothing")
     add("--stop-on-first-crash", action="store_true", help="stop at the first scan that fails")
@@ -240,6 +242,7 @@ def _settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
         cluster_config=given.cluster_config,
         probseg=given.probseg,
         entropy=given.entropy,
+        output_spaces=[space for space in given.output_spaces if space != "T1w"],
         overwrite=given.overwrite,
         stop_on_first_crash=given.stop_on_first_crash,
         dry_run=given.dry_run,

@@ -15,7 +15,8 @@ IDS = {"participant_label": "SubjectLabel", "session_label": "SessionLabel"}
 OF_TRAIN_ALONE = "learning (level train)"
 """Title of the parser's group."""
 NOT_OF_TRAIN = {
-    "model", "probseg", "entropy", "stop_on_first_crash", "shard", "executor", "dask_scheduler", "cluster_config",
+    "model", "probseg", "entropy", "output_spaces", "stop_on_first_crash",
+    "shard", "executor", "dask_scheduler", "cluster_config",
 }  # fmt: skip
 
 NEVER = {"help", "version", "list_models", "bids_exec_spec", "bids_dir", "output_dir", "level"}

@@ -5,18 +5,22 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from bidsseg.bids import sidecars
-from bidsseg.bids.names import OutputPaths, output_paths, root_path, with_extension
+from bidsseg.bids.names import OutputPaths, SpacePaths, output_paths, root_path, with_extension
 from bidsseg.bids.query import Scan
 from bidsseg.errors import OutputNotWritable, UsageError
 from bidsseg.image.align import Images, read_aligned
 from bidsseg.image.nifti import write_labels, write_map, write_maps
+from bidsseg.image.template import Space, fit_to, labels_in
+from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol
 from bidsseg.models.card import Card, find_card
 from bidsseg.results import read_json
@@ -39,6 +43,7 @@ class Job:
         output_dir: top of the output.
         probseg: whether probabilities are asked for.
         entropy: whether maps of uncertainty are asked for.
+        spaces: standard spaces in which label maps and masks are asked for too.
     """
 
     scan: Scan
@@ -47,12 +52,19 @@ class Job:
     output_dir: Path
     probseg: bool = False
     entropy: bool = False
+    spaces: Sequence[Space] = ()
 
     @cached_property
     def paths(self) -> OutputPaths:
         """Every output, relative to the output folder."""
         return output_paths(
-            self.scan, self.card.name, self.card.protocols, self.probseg, self.entropy, self.card.lesion is not None
+            self.scan,
+            self.card.name,
+            self.card.protocols,
+            self.probseg,
+            self.entropy,
+            self.card.lesion is not None,
+            [space.entities for space in self.spaces],
         )
 
     @property
@@ -126,9 +138,38 @@ class Job:
             text = table.to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n")
             sidecars.write_text_atomic(self._place(places.morph[name]), text)
             self._sidecar(places.morph[name], sidecars.morph_sidecar(name, *about))
+        for space, in_space in zip(self.spaces, places.spaces, strict=True):
+            self._write_in(space, in_space, t1w, result, protocols, details)
         for name, place in places.dseg.items():
             self._sidecar(place, sidecars.dseg_sidecar(name, *about))
         self.write_page()
+
+    def _write_in(
+        self,
+        space: Space,
+        places: SpacePaths,
+        t1w: Volume,
+        result: Segmentation,
+        protocols: Mapping[str, Protocol],
+        details: Mapping[str, Any],
+    ) -> None:
+        """Write label maps and masks on the grid of a standard space, and the transform to it."""
+        from bidsseg.image.linear import as_text
+
+        grid, motion = fit_to(space, t1w, result.brain)
+        resolution = f"that of the template, number {space.resolution} of TemplateFlow"
+        more = {**details, "SpatialReference": space.reference, "Resolution": resolution}
+        about = (self.sources, self.bids_dir, more)
+        sidecars.write_text_atomic(self._place(places.transform), as_text(motion))
+        images = [(places.brain, result.brain, sidecars.mask_sidecar("Brain", *about))]
+        if places.lesion is not None and result.lesion is not None:
+            images.append((places.lesion, result.lesion, sidecars.mask_sidecar("Lesion", *about)))
+        for name, place in places.dseg.items():
+            images.append((place, result.labels[name], sidecars.dseg_sidecar(name, *about)))
+            sidecars.write_text_atomic(self._place(with_extension(place, ".tsv")), protocols[name].to_tsv())
+        for place, labels, sidecar in images:
+            write_labels(self._place(place), labels_in(grid, np.asarray(labels, np.uint16), t1w.affine, motion), grid)
+            self._sidecar(place, sidecar)
 
     def has_page(self) -> bool:
         """Whether the page shows the scan: a run may be killed between the record and the page."""

@@ -19,6 +19,7 @@ from bidsseg.bids.sidecars import write_text_atomic
 from bidsseg.compute import keep_freed_memory, peak_memory_mb
 from bidsseg.errors import BidssegError, DataError, InputMissing, IOFailure, NothingSelected, OutputNotWritable
 from bidsseg.image.align import Images
+from bidsseg.image.template import Space, find_space
 from bidsseg.models.card import Card, find_card
 from bidsseg.outputs import Job, write_root
 from bidsseg.runlog import Entry, RunLog, crash_text, stamp
@@ -40,6 +41,7 @@ def participant_level(settings: Settings) -> None:
         BidssegError: with code 1 if some scans failed, 65 if all failed because of their data.
     """
     card = find_card(settings.model)
+    spaces = [find_space(word) for word in dict.fromkeys(settings.output_spaces)]
     participants = _shard(settings)
     if participants == []:
         settings.report.say("this shard has no participant: there are fewer of them than shards")
@@ -51,7 +53,7 @@ def participant_level(settings: Settings) -> None:
         filters=settings.filters,
         database_dir=settings.database_dir,
     )
-    jobs, passed_over = _plan(settings, card, selection.scans)
+    jobs, passed_over = _plan(settings, card, selection.scans, spaces)
     todo = [job for job in jobs if settings.overwrite or not job.is_done()]
     warnings = [*selection.notes, *(f"{entry.scan} is passed over: {entry.reason}" for entry in passed_over)]
     if todo and not settings.skip_validation:
@@ -93,7 +95,9 @@ def _shard(settings: Settings) -> list[str] | None:
     return sorted(settings.participants or participant_labels(settings.bids_dir))[part - 1 :: parts]
 
 
-def _plan(settings: Settings, card: Card, scans: Sequence[query.Scan]) -> tuple[list[Job], list[Entry]]:
+def _plan(
+    settings: Settings, card: Card, scans: Sequence[query.Scan], spaces: Sequence[Space]
+) -> tuple[list[Job], list[Entry]]:
     """What there is to do for each scan, and the scans that lack an image which the model needs."""
     jobs, passed_over = [], []
     for scan in scans:
@@ -101,7 +105,8 @@ def _plan(settings: Settings, card: Card, scans: Sequence[query.Scan]) -> tuple[
             reason = f"the model {card.name} needs a FLAIR: {scan.flair_reason}"
             passed_over.append(Entry(scan.key, "passed over", reason))
         else:
-            jobs.append(Job(scan, card, settings.bids_dir, settings.output_dir, settings.probseg, settings.entropy))
+            asked = settings.probseg, settings.entropy, spaces
+            jobs.append(Job(scan, card, settings.bids_dir, settings.output_dir, *asked))
     if not jobs:
         raise NothingSelected(f"{passed_over[0].scan}: {passed_over[0].reason}; so it is for all {len(scans)} scans")
     return jobs, passed_over

@@ -90,6 +90,7 @@ class Settings:
         precision: ``auto``, ``bf16`` or ``fp32``.
         n_cpus: number of threads, None for all that this process may use.
         memory_mb: limit on memory (MB), None for what is free.
+        output_spaces: standard spaces, see ``image.template.find_space``, in which results are written too.
         executor: one of EXECUTORS: what runs the scans of the level participant.
         dask_scheduler: address of the scheduler of a Dask cluster.
         cluster_config: TOML file that says how the jobs of slurm, pbs, sge and lsf are to be.
@@ -115,6 +116,7 @@ class Settings:
     cluster_config: Path | None = None
     probseg: bool = False
     entropy: bool = False
+    output_spaces: Sequence[str] = ()
     overwrite: bool = False
     stop_on_first_crash: bool = False
     dry_run: bool = False

@@ -82,7 +82,7 @@ def test_the_same_images_give_the_same_bytes() -> None:
 def without_simpleitk(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where it is not installed."""
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
-    monkeypatch.delitem(sys.modules, "bidsseg.image.rigid", raising=False)
+    monkeypatch.delitem(sys.modules, "bidsseg.image.linear", raising=False)
 
 
 @pytest.mark.usefixtures("without_simpleitk")

@@ -111,6 +111,7 @@ VALUES = {
     "--bids-database-dir": ["{tmp}/index"],
     "--work-dir": ["{tmp}/work"],
     "--model": ["other"],
+    "--output-spaces": ["MNI152NLin2009cAsym:res-1", "OASIS30ANTs"],
     "--device": ["cuda:1"],
     "--precision": ["fp32"],
     "--n-cpus": ["3"],

@@ -90,6 +90,27 @@ def with_extension(path: Path, extension: str) -> Path:
 
 
 @dataclass(frozen=True)
+class SpacePaths:
+    """Files of one scan in a standard space, as those of OutputPaths.
+
+    Attributes:
+        transform: from the T1w to the space, a text as ITK has it; no sidecar.
+    """
+
+    dseg: dict[str, Path]
+    brain: Path
+    lesion: Path | None
+    transform: Path
+
+    @property
+    def files(self) -> list[Path]:
+        """All images with their sidecars, and the transform."""
+        images = [*self.dseg.values(), self.brain, *([self.lesion] if self.lesion else [])]
+        lookups = [with_extension(path, ".tsv") for path in self.dseg.values()]
+        return [file for path in images for file in (path, with_extension(path, ".json"))] + [*lookups, self.transform]
+
+
+@dataclass(frozen=True)
 class OutputPaths:
     """Files of one scan, relative to the output folder. Those in dictionaries are keyed by protocol.
 
@@ -100,6 +121,7 @@ class OutputPaths:
         lesion: lesion mask, with ``.json``.
         probseg: probabilities, with ``.json``; empty unless asked for.
         entropy: maps of uncertainty, with ``.json``; empty unless asked for.
+        spaces: for each space asked for, what lies in it.
         figures: pictures for the report.
         report: page of the participant, or of the session where there are sessions; scans share it.
     """
@@ -110,6 +132,7 @@ class OutputPaths:
     lesion: Path | None
     probseg: dict[str, Path]
     entropy: dict[str, Path]
+    spaces: list[SpacePaths] = field(default_factory=list)
     figures: dict[str, Path] = field(default_factory=dict)
     report: Path = Path()
 
@@ -120,7 +143,8 @@ class OutputPaths:
         main = [*self.dseg.values(), self.brain, *lesion, *self.probseg.values(), *self.entropy.values()]
         main += self.morph.values()
         lookups = [with_extension(path, ".tsv") for path in self.dseg.values()]
-        return [file for path in main for file in (path, with_extension(path, ".json"))] + lookups
+        in_spaces = [file for space in self.spaces for file in space.files]
+        return [file for path in main for file in (path, with_extension(path, ".json"))] + lookups + in_spaces
 
 
 def output_paths(
@@ -130,19 +154,29 @@ def output_paths(
     probseg: bool = False,
     entropy: bool = False,
     lesion: bool = False,
+    spaces: Iterable[Mapping[str, str]] = (),
 ) -> OutputPaths:
     """Where everything of a scan goes, relative to the output folder.
 
     Two scans never share a file, because all entities of the T1w are carried over. A ``desc-`` that the T1w already
     has (input that is itself a derivative) is put before ours: ``desc-preproc`` becomes ``desc-preprocwholebrain``.
+
+    Args:
+        spaces: entities ``space`` and ``res`` of each standard space.
     """
     protocols = list(protocols)
 
-    def one(kind: str, protocol: str = "") -> Path:
-        return _fill(kind, scan.entities, model_name, protocol)
+    def one(kind: str, protocol: str = "", **more: str) -> Path:
+        return _fill(kind, scan.entities, model=model_name, protocol=protocol, **more)
 
-    def each(kind: str) -> dict[str, Path]:
-        return {protocol: one(kind, protocol) for protocol in protocols}
+    def each(kind: str, **more: str) -> dict[str, Path]:
+        return {protocol: one(kind, protocol, **more) for protocol in protocols}
+
+    def in_space(space: Mapping[str, str]) -> SpacePaths:
+        brain = one("space_brain", **space)
+        transform = f"{build_name(scan.entities)}_from-T1w_to-{space['space']}_mode-image_xfm.txt"
+        found = one("space_lesion", **space) if lesion else None
+        return SpacePaths(each("space_dseg", **space), brain, found, brain.with_name(transform))
 
     return OutputPaths(
         dseg=each("dseg"),
@@ -151,19 +185,21 @@ def output_paths(
         lesion=one("lesion") if lesion else None,
         probseg=each("probseg") if probseg else {},
         entropy=each("entropy") if entropy else {},
+        spaces=[in_space(space) for space in spaces],
         figures=each("figure"),
         report=report_path(scan),
     )
 
 
-def _fill(kind: str, source: Mapping[str, str], model: str, protocol: str) -> Path:
+def _fill(kind: str, source: Mapping[str, str], **words: str) -> Path:
     folders = {key: source[key] for key in ("subject", "session") if key in source}
     subject = build_name({"subject": source["subject"]})
     folder = "/".join(build_name({key: label}) for key, label in folders.items())
     pattern = PurePosixPath(_data()["scan"][kind])
-    parsed = parse_name(pattern.name.format(model=model, protocol=protocol))
+    parsed = parse_name(pattern.name.format(**words))
     if parsed is None:
-        raise UsageError(f"'{model}' and '{protocol}' must be BIDS labels: only letters, digits and +")
+        labels = " and ".join(f"'{word}'" for word in words.values())
+        raise UsageError(f"{labels} must be BIDS labels: only letters, digits and +")
     added, suffix, extension = parsed
     entities = {**source, **added}
     if "desc" in source:

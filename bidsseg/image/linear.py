@@ -1,4 +1,4 @@
-"""Rigid registration of two images by mutual information, with SimpleITK, which has to be installed.
+"""Rigid and affine registration of two images by mutual information, with SimpleITK, which has to be installed.
 
 Mattes et al. 2003, doi:10.1109/TMI.2003.809072. SimpleITK measures in LPS; what is given and returned is RAS+.
 """
@@ -45,6 +45,30 @@ def register(moving: Volume, fixed: Volume) -> tuple[np.ndarray, np.ndarray]:
     return data, np.linalg.inv(TO_LPS @ matrix_of(transform) @ TO_LPS)
 
 
+def fit(moving: Volume, fixed: Volume) -> np.ndarray:
+    """The affine motion (4, 4) of an image that fits it to another of another head, RAS+ mm: a rigid one, then refined.
+
+    Raises:
+        RuntimeError: the images do not overlap.
+    """
+    still, moved = image_of(fixed), image_of(moving)
+    rigid = search(moved, still)
+    start = sitk.AffineTransform(3)
+    start.SetCenter(sitk.Euler3DTransform(rigid).GetCenter())
+    start.SetMatrix(sitk.Euler3DTransform(rigid).GetMatrix())
+    start.SetTranslation(sitk.Euler3DTransform(rigid).GetTranslation())
+    transform = refined(moved, still, [start])
+    return np.linalg.inv(TO_LPS @ matrix_of(transform) @ TO_LPS)
+
+
+def as_text(motion: np.ndarray) -> str:
+    """A motion (4, 4), RAS+ mm, as ITK and ANTs keep transforms: from points of fixed to those of moving."""
+    matrix = TO_LPS @ np.linalg.inv(motion) @ TO_LPS
+    numbers = " ".join(repr(float(value)) for value in [*matrix[:3, :3].ravel(), *matrix[:3, 3]])
+    lines = ["#Insight Transform File V1.0", "#Transform 0", "Transform: AffineTransform_double_3_3"]
+    return "\n".join([*lines, f"Parameters: {numbers}", "FixedParameters: 0 0 0", ""])
+
+
 def image_of(volume: Volume) -> sitk.Image:
     """A volume with its place in LPS."""
     image = sitk.GetImageFromArray(volume.data.T.astype(np.float32))
@@ -64,13 +88,17 @@ def matrix_of(transform: sitk.Transform) -> np.ndarray:
 
 def search(moving: sitk.Image, fixed: sitk.Image) -> sitk.Transform:
     """The rigid transform from points of fixed to those of moving."""
+    return refined(moving, fixed, starts(moving, fixed))
+
+
+def refined(moving: sitk.Image, fixed: sitk.Image, candidates: list[sitk.Transform]) -> sitk.Transform:
+    """The best transform to be found from those where the search begins, of their kind."""
     method = sitk.ImageRegistrationMethod()
     method.SetInterpolator(sitk.sitkLinear)
     method.SetMetricAsMattesMutualInformation(BINS)
     method.SetMetricSamplingStrategy(method.RANDOM)
     method.SetOptimizerAsRegularStepGradientDescent(LONGEST_STEP_MM, SHORTEST_STEP_MM, STEPS, relaxationFactor=0.8)
     method.SetOptimizerScalesFromPhysicalShift()
-    candidates = starts(moving, fixed)
     for spacing_mm in LEVELS_MM:
         pair = coarse(fixed, spacing_mm), coarse(moving, spacing_mm)
         method.SetMetricSamplingPercentage(min(1.0, SAMPLES / pair[0].GetNumberOfPixels()), SEED)
