@@ -60,6 +60,7 @@ def spread(settings: Settings, jobs: Sequence[Job], take: Callable[[Job, Outcome
         BidssegError: the outputs cannot be written, or a scan failed and the user wants to stop then.
     """
     try:
+        import dask_jobqueue  # noqa: F401
         from dask.distributed import as_completed
         from distributed.scheduler import KilledWorker
     except ImportError as error:

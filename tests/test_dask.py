@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from fake_model import App, make_app
 
 from bidsseg import cluster as spreading
 from bidsseg.errors import InputMissing, UsageError
+from bidsseg.settings import Settings
 
 distributed = pytest.importorskip("distributed")
 TESTS = Path(__file__).parent
@@ -112,7 +114,15 @@ def test_mistakes_are_told(
     assert "internal error" not in error
 
 
-def test_jobs_run_in_an_image(app: App, tmp_path: Path) -> None:
+def test_dask_is_asked_for_where_it_is_missing(
+    app: App, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "dask_jobqueue", None)
+    assert app("--executor", "slurm") == 64
+    assert 'pip install "bidsseg[cluster]"' in capsys.readouterr().err
+
+
+def test_a_configuration_is_read(tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
     config.write_text('image = "/images/bidsseg.sif"\nworkers = 3\ncores = 2\nmemory = "4GB"\n')
     assert spreading.read_config(config) == {
@@ -123,3 +133,11 @@ def test_jobs_run_in_an_image(app: App, tmp_path: Path) -> None:
         spreading.read_config(config)
     with pytest.raises(InputMissing):
         spreading.read_config(tmp_path / "none.toml")
+
+
+def test_jobs_run_in_an_image(app: App) -> None:
+    settings = Settings(app.bids, app.output)
+    bids, out = app.bids.resolve(), app.output.resolve()
+    assert spreading.in_image("/images/bidsseg.sif", settings) == (
+        f"singularity exec -e -B {bids}:{bids}:ro -B {out}:{out} /images/bidsseg.sif python3"
+    )
