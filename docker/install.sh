@@ -3,7 +3,8 @@
 #
 #   install.sh python               Python, where there is none (Debian)
 #   install.sh packages cpu|cuda    what bidsseg needs, pinned and with checksums
-#   install.sh bidsseg              bidsseg itself; then what no run needs is removed
+#   install.sh bidsseg              bidsseg itself, and templates if TemplateFlow's store can be reached; then what no
+#                                   run needs is removed
 
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
@@ -24,6 +25,16 @@ case $1 in
         $pip --no-deps --no-build-isolation "$here/.."
         cp "$here/../run.py" /opt/bidsseg/
         /opt/bidsseg/bin/python -c 'import bidsseg; print(bidsseg.__version__)' > /version
+        export TEMPLATEFLOW_HOME=/opt/bidsseg/templateflow
+        /opt/bidsseg/bin/python -c '
+from bidsseg.image.template import find_space
+for resolution in (1, 2):
+    find_space(f"MNI152NLin2009cAsym:res-{resolution}")
+' 2> /tmp/templates || echo "no templates in the image: $(tail -n 1 /tmp/templates)"
+        rm -f /tmp/templates
+        find /opt/bidsseg/templateflow -mindepth 1 -maxdepth 1 -not -name tpl-MNI152NLin2009cAsym -exec rm -rf {} +
+        find /opt/bidsseg/templateflow -type f -size 0 -delete
+        find /opt/bidsseg/templateflow -depth -type d -empty -delete
         /opt/bidsseg/bin/python -m pip uninstall -y pip > /dev/null 2>&1
         cd /opt/bidsseg/lib/python3*/site-packages
         rm -rf torch/include torch/share torch/test

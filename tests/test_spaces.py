@@ -20,7 +20,7 @@ from scipy.spatial.transform import Rotation
 
 from bidsseg.errors import InputMissing, UsageError
 from bidsseg.image.linear import as_text
-from bidsseg.image.template import find_space, labels_in
+from bidsseg.image.template import cache, find_space, labels_in
 from bidsseg.image.volume import Volume
 
 NAME = "MNI152NLin2009cAsym"
@@ -126,6 +126,14 @@ def test_words_for_spaces(templates: Path) -> None:
     assert space.entities == {"space": NAME, "res": "2"}
     with pytest.raises(UsageError):
         find_space(f"{NAME}:res-0")
+
+
+def test_the_image_has_templates_of_its_own(templates: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("TEMPLATEFLOW_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache() == tmp_path / "home" / ".cache" / "templateflow"
+    monkeypatch.setattr(sys, "prefix", str(templates.parent))
+    assert find_space(f"{NAME}:res-2").image.parent.parent == templates
 
 
 def test_a_client_that_fails_changes_nothing(templates: Path, monkeypatch: pytest.MonkeyPatch) -> None:

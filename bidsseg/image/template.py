@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,8 +73,10 @@ def find_space(word: str) -> Space:
 
 
 def cache() -> Path:
-    """TemplateFlow's folder."""
-    return Path(os.environ.get("TEMPLATEFLOW_HOME") or Path.home() / ".cache" / "templateflow")
+    """TemplateFlow's folder: what the user says, else that of the image, else the usual one."""
+    inside = Path(sys.prefix) / "templateflow"
+    usual = inside if inside.is_dir() else Path.home() / ".cache" / "templateflow"
+    return Path(os.environ.get("TEMPLATEFLOW_HOME") or usual)
 
 
 def is_there(path: Path) -> bool:
