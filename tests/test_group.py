@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import phantoms
 import pytest
+from browser import needs_chromium, seen
 from trees import MODEL, add_result, add_run
 
 from bidsseg.cohort import STATUSES
 from bidsseg.errors import InputMissing, NothingSelected
 from bidsseg.group import group_level
-from bidsseg.report.distributions import FAR, distributions, lines
+from bidsseg.report.distributions import FAR, FEWEST, distributions, lines
 from bidsseg.settings import Report, Settings
 
 
@@ -226,3 +227,41 @@ def test_phantom_datasets_are_understood(tmp_path: Path, output: Path) -> None:
     run(root, output)
     rows = rows_of(output / f"group_seg-FAST_desc-{MODEL}_morph.tsv")
     assert [row["status"] for row in rows] == ["missing", "missing", "done", "missing"]
+
+
+GROUP_STEPS = """
+  const field = document.querySelector("input[type=search]"), table = document.getElementById(field.dataset.table);
+  const shown = () => [...table.tBodies[0].rows].filter((row) => !row.hidden).map((row) => row.cells[0].textContent);
+  const distance = [...table.tHead.rows[0].cells].at(-1);
+  distance.click();
+  distance.click();
+  say("farthest", shown()[0]);
+  say("page", table.tBodies[0].rows[0].querySelector("a").getAttribute("href"));
+  field.value = "sub-03";
+  field.dispatchEvent(new Event("input"));
+  say("found", shown().join(","));
+  field.value = "";
+  field.dispatchEvent(new Event("input"));
+  const head = table.tHead.rows[0].cells[0];
+  head.focus();
+  head.click();
+  say("up", shown().join(","));
+  head.click();
+  say("down", shown().join(","));
+  say("named", [...document.querySelectorAll("svg")].every((drawing) => drawing.getAttribute("aria-label")));
+"""
+
+
+@needs_chromium
+def test_the_page_of_the_cohort_works_in_a_browser(tmp_path: Path) -> None:
+    output, everyone = tmp_path / "out", [f"sub-{number:02}" for number in range(1, FEWEST + 5)]
+    for name in everyone:
+        add_result(output, {"subject": name[4:]}, grey_voxels=300 if name == "sub-04" else 30)
+        (output / f"{name}.html").write_text(f"<title>{name}</title>")
+    empty = tmp_path / "bids"
+    empty.mkdir()
+    run(empty, output)
+    assert seen(output / "group.html", GROUP_STEPS, tmp_path) == {
+        "farthest": "sub-04", "page": "sub-04.html", "found": "sub-03", "up": ",".join(everyone),
+        "down": ",".join(reversed(everyone)), "named": "true", "failures": "",
+    }  # fmt: skip

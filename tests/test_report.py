@@ -1,8 +1,5 @@
 """Pictures and pages of scans."""
 
-import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -10,6 +7,7 @@ from urllib.parse import unquote
 import numpy as np
 import phantoms
 import pytest
+from browser import needs_chromium, seen
 from PIL import Image
 from trees import MODEL, add_result
 
@@ -197,18 +195,11 @@ def test_nothing_is_told_of_a_model_that_only_has_the_name_of_a_shipped_one() ->
 
 # -- in a browser ------------------------------------------------------------------------------------------------------
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-SCRIPT = """
-<script>
-const failures = [];
-window.addEventListener("error", (event) => failures.push(event.message || `not loaded: ${event.target.src}`), true);
-window.addEventListener("load", () => setTimeout(async () => {
-  const say = (name, value) => document.body.append(Object.assign(document.createElement("pre"),
-    { className: "seen", textContent: `${name}=${value}` }));
+STEPS = """
   const top = document.querySelector(".stack img.top"), buttons = [...document.querySelectorAll(".controls button")];
   say("buttons", buttons.map((button) => button.textContent).join(","));
   buttons[1].click();
-  await new Promise((resolve) => { top.onload = resolve; setTimeout(resolve, 500); });
+  await pause(300);
   say("picture", top.getAttribute("src"));
   say("pressed", buttons.map((button) => button.getAttribute("aria-pressed")).join(","));
   const slider = document.querySelector("input[type=range]");
@@ -223,15 +214,12 @@ window.addEventListener("load", () => setTimeout(async () => {
   const copy = document.querySelector("button.copy");
   copy.closest("details").open = true;
   copy.click();
-  await new Promise((resolve) => setTimeout(resolve, 200));
+  await pause(200);
   say("selected", getSelection().toString().includes("Gorgolewski"));
-  say("failures", failures.join("; "));
-}, 100));
-</script>
 """
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
+@needs_chromium
 def test_the_page_works_in_a_browser(tmp_path: Path) -> None:
     scan = make_results(tmp_path, {"subject": "01"})
     paths = output_paths(scan, MODEL, ("FAST", "FreeSurfer"))
@@ -239,14 +227,8 @@ def test_the_page_works_in_a_browser(tmp_path: Path) -> None:
         sidecar = with_extension(tmp_path / dseg, ".json")
         write_json_atomic(sidecar, {"Quality": 0.9, **record(MODEL, "locator")})
     page = participant_page(tmp_path, scan)
-    tried = page.with_name("tried.html")
-    tried.write_text(page.read_text().replace("<head>", f"<head>{SCRIPT}", 1))
-    words = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
-    words += [f"--user-data-dir={tmp_path / 'profile'}", "--disable-background-networking", "--disable-sync"]
-    done = subprocess.run([*words, tried.as_uri()], capture_output=True, text=True, timeout=120)
-    seen = dict(line.split("=", 1) for line in re.findall(r'<pre class="seen">(.*?)</pre>', done.stdout))
     figure = paths.figures["FreeSurfer"].as_posix()
-    assert seen == {
+    assert seen(page, STEPS, tmp_path) == {
         "buttons": "FAST,FreeSurfer", "picture": figure, "pressed": "false,true", "opacity": "0.3",
         "sorted": "ascending", "alt": "true", "loaded": "true", "selected": "true", "failures": "",
     }  # fmt: skip
