@@ -1,4 +1,4 @@
-"""What the images are made from agrees: Dockerfile, singularity.def, requirements. `make image-test` builds them."""
+"""What the images are made from agrees: Dockerfile, singularity.def, requirements. `make image` builds one."""
 
 import re
 import subprocess
