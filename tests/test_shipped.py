@@ -1,0 +1,54 @@
+"""The shipped models on a real scan that none of them has learned from."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bidsseg.image.nifti import read_image, read_labels
+from bidsseg.labels import load_protocol, load_relation
+from bidsseg.learning.cases import Annotation, positions
+from bidsseg.learning.validation import ERROR, compare, indices_of
+from bidsseg.models.card import find_card
+from bidsseg.models.library import load_model
+from bidsseg.segmentation.predict import segment
+
+PERSON = "sub-1000"
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        ("wholebrain", {"BrainCOLOR": 0.70, "FreeSurfer": 0.75}),
+        ("neuronet", {"BrainCOLOR": 0.62, "FreeSurfer": 0.75}),
+        ("eneuronet", {"FreeSurfer": 0.75}),
+        ("partial", {"BrainCOLOR": 0.5}),
+    ],
+)
+def test_a_shipped_model_reaches_what_its_card_says(name: str, least: dict[str, float], testdata: Path) -> None:
+    card = find_card(name)
+    assert f"oasis/{PERSON}" in card.metrics["held_out"]
+    scan = read_image(testdata / "oasis" / PERSON / "anat" / f"{PERSON}_T1w.nii.gz")[0]
+    folder = testdata / "oasis" / "derivatives" / "manual" / PERSON / "anat"
+    (path,) = folder.glob("*_seg-BrainCOLOR*dseg.nii.gz")
+    manual = load_protocol("BrainCOLOR")
+    annotation = Annotation(manual, positions(read_labels(path).data, manual, path.name))
+    model = load_model(name)
+    result = segment({"T1w": scan}, model, precision="bf16")
+    for head, dice in least.items():
+        relation = load_relation(manual, model.heads[head])
+        assert relation is not None
+        found = compare(indices_of(result, model.heads[head]), model.heads[head], annotation, relation)
+        mean = np.mean([value for region, value in found.items() if region != ERROR])
+        assert mean > dice
+        assert mean == pytest.approx(card.dice[head], abs=0.06)
+    for head, labels in result.labels.items():  # nothing of size is missing
+        names = {
+            "Left Cerebellum Cortex",
+            "Right Cerebellum Cortex",
+            "Left Lateral Ventricle",
+            "Right Lateral Ventricle",
+        }
+        indices = {r.index for r in model.heads[head].regions if r.name in names}
+        assert indices <= set(np.unique(labels).tolist()), head
