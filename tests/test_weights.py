@@ -41,3 +41,8 @@ def test_eight_bits_are_stored_as_such() -> None:
     stored = packed(weights(), 8)
     assert stored["matrix.weight"].dtype == torch.int8 and stored["matrix.bias"].dtype == torch.float16
     assert stored["matrix.weight"].abs().amax(1).tolist() == [127] * 10
+
+
+def test_numbers_too_large_for_half_precision_are_kept() -> None:
+    variance = torch.tensor([1e-3, 7.0, 183_987.0])
+    assert torch.equal(unpacked(packed({"norm.running_var": variance}, 16))["norm.running_var"], variance)

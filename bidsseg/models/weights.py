@@ -14,7 +14,8 @@ UNITS = ".units"
 def packed(weights: Mapping[str, Tensor], bits: int) -> dict[str, Tensor]:
     """What is stored of weights: 16 bits of each number, or 8 of those that belong to a matrix or a kernel.
 
-    Eight bits say how many 127ths of the largest number in its row a number is; the unit of each row is stored too.
+    A tensor with a number too large for 16 bits, as a running variance may be, keeps 32. Eight bits say how many 127ths
+    of the largest number in its row a number is; the unit of each row is stored too.
     """
     found = {}
     for name, value in weights.items():
@@ -25,7 +26,8 @@ def packed(weights: Mapping[str, Tensor], bits: int) -> dict[str, Tensor]:
             found[name] = (rows / units).round().to(torch.int8).view(value.shape).contiguous()
             found[name + UNITS] = units[:, 0].contiguous()
         else:
-            found[name] = value.half().contiguous()
+            half = value.half()
+            found[name] = (half if torch.isfinite(half).all() else value.float()).contiguous()
     return found
 
 
