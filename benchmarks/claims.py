@@ -184,7 +184,7 @@ def main() -> None:
 
 def prepare(runs: Sequence[Run], seed: int, data: Path, out: Path) -> None:
     """Makes the labels and the datasets that the runs need and DATA does not hold."""
-    needed = {place_of(folder, seed, data, out) for run in runs for folder in run.labels.values()}
+    needed = {source_of(folder, seed, data, out) for run in runs for folder in run.labels.values()}
     made = [
         (out / ATROPOS, "tool_labels.py", data / "oasis", ()),
         (out / f"{LESION_SETS}{seed}", "lesion_datasets.py", data, (seed,)),
@@ -196,7 +196,7 @@ def prepare(runs: Sequence[Run], seed: int, data: Path, out: Path) -> None:
             part.rename(folder)
 
 
-def place_of(name: str, seed: int, data: Path, out: Path) -> Path:
+def source_of(name: str, seed: int, data: Path, out: Path) -> Path:
     """Where a dataset or its labels lie."""
     first, *others = name.split("/")
     if first == LESION_SETS:
@@ -223,7 +223,7 @@ def train(run: Run, seed: int, data: Path, out: Path, runs: Path) -> None:
     recipe = folder / "recipe.toml"
     recipe.write_text(f'base = "{run.recipe}"\nname = "run"\n\n{toml("small", run.changes)}')
 
-    where = functools.partial(place_of, seed=seed, data=data, out=out)
+    where = functools.partial(source_of, seed=seed, data=data, out=out)
     labels = [f"{protocol}={some(where(name), protocol, run.full, runs)}" for protocol, name in run.labels.items()]
     first, *also = (where(name) for name in run.datasets)
     held_out = ["--folds", 1000, "--fold", 999] if run.datasets[0] != "oasis" else ["--hold-out", *HELD_OUT]
@@ -239,7 +239,7 @@ def measure(run: Run, seed: int, data: Path, out: Path, runs: Path) -> None:
     folder = place(run.name, seed, runs)
     if run.test is None or table_of(folder).is_file():
         return
-    test = place_of(run.test, seed, data, out)
+    test = source_of(run.test, seed, data, out)
     words = [Path(__file__).parent / "accuracy.py", test, "--model", model(folder), "--table", folder / "part"]
     words += ["--labels", f"FASTlesion={test / 'derivatives' / 'truth'}"]
     words += ["--lesion-model", model(place(run.lesions_of, seed, runs))] if run.lesions_of else []

@@ -25,9 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from bidsseg import __version__, cli
+from bidsseg.bids.names import output_paths, with_extension
+from bidsseg.bids.query import Scan
 from bidsseg.bids.sidecars import BIDS_VERSION, write_json_atomic, write_text_atomic
 from bidsseg.errors import BidssegError, InputMissing, UsageError
 from bidsseg.models.card import Card, find_card
+from bidsseg.results import Result
 from bidsseg.settings import Settings
 
 CONFIG = "config.json"
@@ -41,7 +44,8 @@ def main(folder: Path | None = None) -> int:
     folder = folder or Path.cwd()
     try:
         config = read_config(folder / CONFIG)
-        card = find_card(config.get("model") or Settings.model)
+        model = config.get("model") or Settings.model
+        card = find_card(model)
         protocol = config.get("protocol") or next(iter(card.protocols), None)
         if protocol not in card.protocols:
             raise UsageError(f"{CONFIG}: protocol {protocol!r} is none of {', '.join(card.protocols)}")
@@ -49,9 +53,9 @@ def main(folder: Path | None = None) -> int:
         with tempfile.TemporaryDirectory() as scratch:
             label = make_dataset(config, folder, Path(scratch))
             words = [scratch, str(output), "participant", "--participant-label", label, "--skip-bids-validation"]
-            code = cli.main([*words, "--model", config.get("model") or Settings.model])
+            code = cli.main([*words, "--model", model])
         if code == 0:
-            write_products(output / f"sub-{label}", card, protocol, folder)
+            write_products(output, label, card, protocol, folder)
         return code
     except BidssegError as error:
         print(f"bidsseg: {error}", file=sys.stderr)
@@ -88,15 +92,17 @@ def make_dataset(config: Mapping[str, Any], folder: Path, dataset: Path) -> str:
     return label
 
 
-def write_products(made: Path, card: Card, protocol: str, folder: Path) -> None:
-    """The outputs of a participant's folder in the platform's forms."""
+def write_products(output: Path, label: str, card: Card, protocol: str, folder: Path) -> None:
+    """The outputs of a participant in the platform's forms."""
     from bidsseg.labels import load_protocol
 
-    stem = f"{made.name}_seg-{protocol}_desc-{card.name}"
+    source = {"subject": label}
+    paths = output_paths(Scan(source, Path()), card.name, [protocol], lesion=card.lesion is not None)
+    dseg = output / paths.dseg[protocol]
     parc = folder / "parc"
     parc.mkdir(exist_ok=True)
-    shutil.copyfile(made / "anat" / f"{stem}_dseg.nii.gz", parc / "parc.nii.gz")
-    regions = [r for r in load_protocol(str(made / "anat" / f"{stem}_dseg.tsv")).regions if r.index]
+    shutil.copyfile(dseg, parc / "parc.nii.gz")
+    regions = [r for r in load_protocol(str(with_extension(dseg, ".tsv"))).regions if r.index]
     labels = [
         {"name": r.name, "label": str(r.index), "voxel_value": r.index}
         | {channel: int(r.color[i : i + 2], 16) for channel, i in zip("rgb", (1, 3, 5), strict=True)}
@@ -104,20 +110,17 @@ def write_products(made: Path, card: Card, protocol: str, folder: Path) -> None:
     ]
     write_text_atomic(parc / "label.json", json.dumps(labels, indent=1) + "\n")
     write_text_atomic(parc / "key.txt", "".join(f"{r.index} -> {r.index} == {r.name}\n" for r in regions))
-    if card.lesion is not None:
+    if paths.lesion is not None:
         (folder / "mask").mkdir(exist_ok=True)
-        lesions = made / "anat" / f"{made.name}_label-lesion_desc-{card.name}_mask.nii.gz"
-        shutil.copyfile(lesions, folder / "mask" / "mask.nii.gz")
-    write_json_atomic(folder / "product.json", product(made, stem, card, protocol))
+        shutil.copyfile(output / paths.lesion, folder / "mask" / "mask.nii.gz")
+    result = Result(source, card.name, protocol, output / paths.morph[protocol])
+    write_json_atomic(folder / "product.json", product(result, card, output / paths.figures[protocol]))
 
 
-def product(made: Path, stem: str, card: Card, protocol: str) -> dict[str, Any]:
+def product(result: Result, card: Card, figure: Path) -> dict[str, Any]:
     """What the platform shows of a result."""
-    import pandas as pd
-
-    volumes = pd.read_csv(made / "anat" / f"{stem}_morph.tsv", sep="\t")
-    sidecar = json.loads((made / "anat" / f"{stem}_dseg.json").read_text(encoding="utf-8"))
-    names, sizes = volumes["name"].tolist(), volumes["volume-mm3"].round().astype(int).tolist()
+    protocol, sidecar, volumes = result.protocol, result.sidecar(), result.volumes()
+    names, sizes = [row.name for row in volumes], [round(row.volume_mm3) for row in volumes]
     warnings = [*sidecar["InputFindings"], *sidecar["Notes"]]
     shown: list[dict[str, Any]] = [
         {"type": "info", "msg": f"bidsseg {__version__}, model {card.name}: {card.title}. Not a medical device."},
@@ -128,7 +131,7 @@ def product(made: Path, stem: str, card: Card, protocol: str) -> dict[str, Any]:
             "data": [{"type": "bar", "x": names, "y": sizes}],
             "layout": {"yaxis": {"title": "mm³"}},
         },
-        {"type": "image/png", "name": f"Slices ({protocol})", "base64": picture(made / "figures" / f"{stem}_dseg.png")},
+        {"type": "image/png", "name": f"Slices ({protocol})", "base64": picture(figure)},
     ]
     return {
         "brainlife": shown,
@@ -142,10 +145,11 @@ def picture(path: Path) -> str:
     """A small copy of a PNG, base64."""
     from PIL import Image
 
-    with Image.open(path) as image:
-        image.thumbnail((PICTURE_PIXELS, 10 * PICTURE_PIXELS))
-        small = io.BytesIO()
-        image.convert("RGB").quantize(64).save(small, "png", optimize=True)
+    with Image.open(path) as stored:
+        image = stored.convert("RGB")  # colours of a palette cannot be averaged
+    image.thumbnail((PICTURE_PIXELS, 10 * PICTURE_PIXELS))
+    small = io.BytesIO()
+    image.quantize(64).save(small, "png", optimize=True)
     return base64.b64encode(small.getvalue()).decode()
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from bidsseg import __version__
+from bidsseg import __version__, arguments
 from bidsseg.compute import prepare_surroundings
-from bidsseg.errors import BidssegError, InputMissing, TemporaryFailure, UsageError
+from bidsseg.errors import BidssegError, TemporaryFailure, UsageError
 from bidsseg.outputs import Job
 from bidsseg.participant import Run
 from bidsseg.runlog import Entry, RunLog
@@ -29,10 +29,18 @@ if TYPE_CHECKING:
 
 ENGINES = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster", "lsf": "LSFCluster"}
 """Classes of dask-jobqueue."""
-OWN = ("workers", "image")
-"""Keys of a cluster configuration that are ours; the others are arguments of the class."""
 ONE_SCAN_AT_A_TIME = Lock()
 """In each process, however many threads a worker has: a scan uses them all."""
+
+
+class Kept(Report):
+    """Keeps what the user should know, for the one who tells it."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
 
 
 @dataclass
@@ -41,11 +49,13 @@ class Outcome:
 
     Attributes:
         entry: its fate.
+        warnings: what the user should know of it.
         error: why it failed.
         fatal: what would make every further scan fail.
     """
 
     entry: Entry
+    warnings: Sequence[str] = ()
     error: Exception | None = None
     fatal: BidssegError | None = None
     machine: dict[str, Any] = field(default_factory=dict)
@@ -75,7 +85,7 @@ def spread(settings: Settings, jobs: Sequence[Job], take: Callable[[Job, Outcome
                 outcome = future.result()
             except KilledWorker:
                 reason = "the worker died again and again with this scan; has it too little memory?"
-                outcome = Outcome(Entry(job.scan.key, "failed", reason), BidssegError(reason))
+                outcome = Outcome(Entry(job.scan.key, "failed", reason), error=BidssegError(reason))
             take(job, outcome)
             if outcome.fatal is not None:
                 client.cancel(list(futures))
@@ -90,7 +100,12 @@ def segment(settings: Settings, job: Job, version: str) -> Outcome:
         prepare_surroundings(settings)
         if job.is_done() and not settings.overwrite:  # by a worker that died before it could tell
             return Outcome(Entry(job.scan.key, "skipped"))
-        run = Run(settings, RunLog(None, settings.command, {}), load=lambda name: kept_model(name, job.card.sha256))
+        told = Kept()
+        run = Run(
+            replace(settings, report=told),
+            RunLog(None, settings.command, {}),
+            load=lambda name: kept_model(name, job.card.sha256),
+        )
         fatal: BidssegError | None = None
         try:
             run.process([job])
@@ -100,12 +115,12 @@ def segment(settings: Settings, job: Job, version: str) -> Outcome:
         failure = next((failure for _, failure in run.failures), None)
         if failure is not None and not isinstance(failure, BidssegError):
             failure = BidssegError(repr(failure))  # others may not survive the way
-        return Outcome(entry, failure, fatal, dict(run.log.machine))
+        return Outcome(entry, told.warnings, failure, fatal, dict(run.log.machine))
 
 
 @cache
 def kept_model(name: str, sha256: str) -> Model:
-    """A model that the next scan finds loaded."""
+    """A model that the next scan finds loaded, unless its weights have changed since."""
     from bidsseg.models.library import load_model
 
     return load_model(name)
@@ -143,12 +158,10 @@ def connected(settings: Settings, scans: int) -> Iterator[Client]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """How jobs are to be: arguments of the class of dask-jobqueue, and ours (OWN)."""
+    """How jobs are to be: arguments of the class of dask-jobqueue, and ours, ``workers`` and ``image``."""
     try:
-        options = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputMissing(f"cannot read the cluster configuration {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        options = tomllib.loads(arguments.text(path))
+    except tomllib.TOMLDecodeError as error:
         raise UsageError(f"the cluster configuration {path} is not TOML: {error}") from error
     if not isinstance(options.get("workers", 1), int) or not isinstance(options.get("image", ""), str):
         raise UsageError(f"the cluster configuration {path}: workers must be a number, and image a file")

@@ -18,7 +18,7 @@ NOT_OF_TRAIN = {
     "model", "probseg", "entropy", "output_spaces", "stop_on_first_crash",
     "shard", "executor", "dask_scheduler", "cluster_config",
 }  # fmt: skip
-
+"""Flags without a meaning there."""
 NEVER = {"help", "version", "list_models", "bids_exec_spec", "bids_dir", "output_dir", "level"}
 """Answered without a dataset, or said by the positional inputs."""
 

@@ -169,8 +169,8 @@ class Run:
         entry, report = outcome.entry, self.settings.report
         self.log.machine = outcome.machine or self.log.machine
         self.log.add(entry)
-        for told in (*(f"{found['message']} [{found['code']}]" for found in entry.findings), *entry.notes):
-            report.warn(f"{entry.scan}: {told}")
+        for warning in outcome.warnings:
+            report.warn(warning)
         if outcome.error is not None:
             self.failures.append((entry, outcome.error))
         took = f"{entry.outcome} in {sum(entry.seconds.values()):.1f} s"

@@ -105,9 +105,8 @@ class SpacePaths:
     @property
     def files(self) -> list[Path]:
         """All images with their sidecars, and the transform."""
-        images = [*self.dseg.values(), self.brain, *([self.lesion] if self.lesion else [])]
-        lookups = [with_extension(path, ".tsv") for path in self.dseg.values()]
-        return [file for path in images for file in (path, with_extension(path, ".json"))] + [*lookups, self.transform]
+        lesion = [self.lesion] if self.lesion else []
+        return [*_with_sidecars([*self.dseg.values(), self.brain, *lesion], self.dseg.values()), self.transform]
 
 
 @dataclass(frozen=True)
@@ -142,9 +141,14 @@ class OutputPaths:
         lesion = [self.lesion] if self.lesion else []
         main = [*self.dseg.values(), self.brain, *lesion, *self.probseg.values(), *self.entropy.values()]
         main += self.morph.values()
-        lookups = [with_extension(path, ".tsv") for path in self.dseg.values()]
         in_spaces = [file for space in self.spaces for file in space.files]
-        return [file for path in main for file in (path, with_extension(path, ".json"))] + lookups + in_spaces
+        return _with_sidecars(main, self.dseg.values()) + in_spaces
+
+
+def _with_sidecars(files: Iterable[Path], label_maps: Iterable[Path]) -> list[Path]:
+    """Files with their ``.json``, and the look-up tables of those that are label maps."""
+    lookups = [with_extension(path, ".tsv") for path in label_maps]
+    return [file for path in files for file in (path, with_extension(path, ".json"))] + lookups
 
 
 def output_paths(

@@ -42,7 +42,7 @@ def register(moving: Volume, fixed: Volume) -> tuple[np.ndarray, np.ndarray]:
     still, moved = image_of(fixed), image_of(moving)
     transform = search(moved, still)
     data = sitk.GetArrayFromImage(sitk.Resample(moved, still, transform, sitk.sitkLinear, 0.0)).T
-    return data, np.linalg.inv(TO_LPS @ matrix_of(transform) @ TO_LPS)
+    return data, motion_of(transform)
 
 
 def fit(moving: Volume, fixed: Volume) -> np.ndarray:
@@ -52,13 +52,12 @@ def fit(moving: Volume, fixed: Volume) -> np.ndarray:
         RuntimeError: the images do not overlap.
     """
     still, moved = image_of(fixed), image_of(moving)
-    rigid = search(moved, still)
+    rigid = sitk.Euler3DTransform(search(moved, still))
     start = sitk.AffineTransform(3)
-    start.SetCenter(sitk.Euler3DTransform(rigid).GetCenter())
-    start.SetMatrix(sitk.Euler3DTransform(rigid).GetMatrix())
-    start.SetTranslation(sitk.Euler3DTransform(rigid).GetTranslation())
-    transform = refined(moved, still, [start])
-    return np.linalg.inv(TO_LPS @ matrix_of(transform) @ TO_LPS)
+    start.SetCenter(rigid.GetCenter())
+    start.SetMatrix(rigid.GetMatrix())
+    start.SetTranslation(rigid.GetTranslation())
+    return motion_of(refined(moved, still, [start]))
 
 
 def as_text(motion: np.ndarray) -> str:
@@ -77,6 +76,11 @@ def image_of(volume: Volume) -> sitk.Image:
     image.SetDirection((affine[:3, :3] / volume.spacing_mm).ravel().tolist())
     image.SetOrigin(affine[:3, 3].tolist())
     return image
+
+
+def motion_of(transform: sitk.Transform) -> np.ndarray:
+    """The motion (4, 4), RAS+ mm, of an image whose points a transform finds for those of the fixed one."""
+    return np.linalg.inv(TO_LPS @ matrix_of(transform) @ TO_LPS)
 
 
 def matrix_of(transform: sitk.Transform) -> np.ndarray:

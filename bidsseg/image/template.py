@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -57,19 +58,19 @@ def find_space(word: str) -> Space:
     match = re.fullmatch(r"([A-Za-z0-9]+)(?::res-0*([1-9]\d*))?", word)
     if not match:
         raise UsageError(f"output space '{word}': give TEMPLATE or TEMPLATE:res-NUMBER, e.g. MNI152NLin2009cAsym:res-1")
-    template, resolution = match[1], match[2] or "1"
+    template, resolution = match[1], int(match[2] or 1)
     folder = cache() / f"tpl-{template}"
-    stem = f"tpl-{template}_res-{int(resolution):02d}"
+    stem = f"tpl-{template}_res-{resolution:02d}"
     files = [folder / f"{stem}_T1w.nii.gz", folder / f"{stem}_desc-brain_mask.nii.gz"]
     if not all(map(is_there, files)):
-        fetch(template, int(resolution))
+        fetch(template, resolution)
     missing = [path for path in files if not is_there(path)]
     if missing:
         raise InputMissing(
             f'output space {word}: {missing[0]} is not there; fetch it where there is a network (python -c "from '
-            f"templateflow.api import get; get('{template}', resolution={int(resolution)})\") and set TEMPLATEFLOW_HOME"
+            f"templateflow.api import get; get('{template}', resolution={resolution})\") and set TEMPLATEFLOW_HOME"
         )
-    return Space(template, resolution, *files)
+    return Space(template, str(resolution), *files)
 
 
 def cache() -> Path:
@@ -108,13 +109,19 @@ def fit_to(space: Space, t1w: Volume, brain: np.ndarray) -> tuple[Volume, np.nda
         from bidsseg.image.linear import fit
     except ImportError as error:
         raise UsageError('--output-spaces needs SimpleITK: pip install "bidsseg[flair]"') from error
-    template, mask = read_image(space.image)[0], read_labels(space.brain)
-    fixed = Volume(np.where(mask.data > 0, template.data, 0), template.affine)
+    mask, fixed = template_brain(space)
     moving = Volume(np.where(brain, t1w.data, 0), t1w.affine)
     try:
         return mask, fit(moving, fixed)
     except RuntimeError as error:
         raise DataError(f"the brain cannot be fitted to {space.template}: {error}") from error
+
+
+@lru_cache(1)
+def template_brain(space: Space) -> tuple[Volume, Volume]:
+    """The brain mask of a template, and its image without what is around the brain."""
+    template, mask = read_image(space.image)[0], read_labels(space.brain)
+    return mask, Volume(np.where(mask.data > 0, template.data, 0), template.affine)
 
 
 def labels_in(grid: Volume, labels: np.ndarray, affine: np.ndarray, motion: np.ndarray) -> np.ndarray:
