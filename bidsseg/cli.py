@@ -173,8 +173,9 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("how fast").add_argument
     add("--device", metavar="NAME", type=arguments.device, default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     add("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="of the network [auto]")
-    add("--n-cpus", "--nprocs", "--nthreads", metavar="N", type=int, help="threads [all that are free to use]")
-    add("--omp-nthreads", metavar="N", type=int, help="threads too: the smaller of both numbers counts")
+    add("--n-cpus", "--nprocs", "--nthreads", metavar="N", type=int, help="CPUs [all that are free to use]")
+    add("--omp-nthreads", metavar="N", type=int,
+        help="threads of each process, of which there are as many as CPUs and memory allow [2 or more]")  # fmt: skip
     add("--mem", "--mem-mb", metavar="SIZE", dest="mem", type=arguments.megabytes,
         help="stay below: MB, or a number with K, M, G or T [what is free]")  # fmt: skip
     add("--mem-gb", metavar="SIZE", dest="mem", type=lambda gb: arguments.megabytes(f"{gb}G"), help="the same in GB")
@@ -221,7 +222,6 @@ def _levels(names: Sequence[str]) -> list[str]:
 
 def _settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
     bids_dir = arguments.dataset(given.bids_dir)
-    threads = [number for number in (given.n_cpus, given.omp_nthreads) if number is not None]
     return Settings(
         bids_dir=bids_dir,
         output_dir=given.output_dir,
@@ -235,7 +235,8 @@ def _settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
         model=given.model,
         device=given.device,
         precision=given.precision,
-        n_cpus=min(threads, default=None),
+        n_cpus=given.n_cpus,
+        threads=given.omp_nthreads,
         memory_mb=given.mem,
         executor="dask" if given.dask_scheduler and given.executor == "local" else given.executor,
         dask_scheduler=given.dask_scheduler,

@@ -1,21 +1,23 @@
 """Scans on many processes and machines, by Dask: a scan is a task, and writes its results to the output itself.
 
-Engines that start the workers are those of dask-jobqueue. Workers that die are replaced, and their scans go to others.
+Workers are processes of this machine, or those of a batch system, which the engines of dask-jobqueue start. Those that
+die are replaced, and their scans go to others. A worker reads or writes a scan while its network has another.
 """
 
 from __future__ import annotations
 
+import signal
+import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Semaphore
 from typing import TYPE_CHECKING, Any
 
 from bidsseg import __version__, arguments
-from bidsseg.compute import prepare_surroundings
+from bidsseg.compute import Workers, cuda_count, prepare_surroundings
 from bidsseg.errors import BidssegError, TemporaryFailure, UsageError
 from bidsseg.outputs import Job
 from bidsseg.participant import Run
@@ -25,12 +27,21 @@ from bidsseg.settings import Report, Settings
 if TYPE_CHECKING:
     from dask.distributed import Client
 
+    from bidsseg.compute import Machine
     from bidsseg.models.library import Model
 
 ENGINES = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster", "lsf": "LSFCluster"}
 """Classes of dask-jobqueue."""
-ONE_SCAN_AT_A_TIME = Lock()
-"""In each process, however many threads a worker has: a scan uses them all."""
+ONE_ARENA = "MALLOC_ARENA_MAX", "1"
+"""Environment of workers, whose network runs in a thread: the C library keeps large blocks in its first arena alone."""
+TASKS = 2
+"""Scans that a worker has at a time: one is read or written while its network has the other."""
+PLACES = Semaphore(TASKS)
+"""The same, for workers of a user's cluster, which may be given more tasks."""
+NETWORK = Lock()
+"""Of each process: a scan uses all of its threads."""
+PREPARED: dict[tuple[object, ...], tuple[Machine, Model]] = {}
+"""What the last scan of this process was segmented with."""
 
 
 class Kept(Report):
@@ -61,23 +72,25 @@ class Outcome:
     machine: dict[str, Any] = field(default_factory=dict)
 
 
-def spread(settings: Settings, jobs: Sequence[Job], take: Callable[[Job, Outcome], None]) -> None:
+def spread(
+    settings: Settings, jobs: Sequence[Job], take: Callable[[Job, Outcome], None], workers: Workers | None = None
+) -> None:
     """Has every job done by some worker, and hands over what became of it, in the order in which they end.
 
+    Args:
+        workers: on this machine; None for those of a cluster.
+
     Raises:
-        UsageError: Dask is not installed, or the configuration is wrong.
+        UsageError: dask-jobqueue is not installed, or the configuration is wrong.
         TemporaryFailure: no scheduler answers.
         BidssegError: the outputs cannot be written, or a scan failed and the user wants to stop then.
     """
-    try:
-        import dask_jobqueue  # noqa: F401
-        from dask.distributed import as_completed
-        from distributed.scheduler import KilledWorker
-    except ImportError as error:
-        raise UsageError('--executor needs Dask: pip install "bidsseg[cluster]"') from error
-    with connected(settings, len(jobs)) as client:
-        plain = replace(settings, report=Report())
-        futures = {client.submit(segment, plain, job, __version__, pure=False): job for job in jobs}
+    from dask.distributed import as_completed
+    from distributed.scheduler import KilledWorker
+
+    place = on_this_machine(settings, workers) if workers else on_a_cluster(settings, len(jobs))
+    with place as (client, asked):
+        futures = {client.submit(segment, asked, job, __version__, pure=False): job for job in jobs}
         settings.report.detail(f"{len(jobs)} scans at {client.dashboard_link}")
         for future in as_completed(futures):
             job = futures.pop(future)
@@ -96,16 +109,12 @@ def segment(settings: Settings, job: Job, version: str) -> Outcome:
     """What a worker does with a scan."""
     if version != __version__:
         raise UsageError(f"a worker has bidsseg {__version__} and not {version}: install the same everywhere")
-    with ONE_SCAN_AT_A_TIME:
+    with PLACES:
         prepare_surroundings(settings)
         if job.is_done() and not settings.overwrite:  # by a worker that died before it could tell
             return Outcome(Entry(job.scan.key, "skipped"))
         told = Kept()
-        run = Run(
-            replace(settings, report=told),
-            RunLog(None, settings.command, {}),
-            load=lambda name: kept_model(name, job.card.sha256),
-        )
+        run = Run(replace(settings, report=told), RunLog(None, settings.command, {}), prepare=prepared, turn=NETWORK)
         fatal: BidssegError | None = None
         try:
             run.process([job])
@@ -118,19 +127,58 @@ def segment(settings: Settings, job: Job, version: str) -> Outcome:
         return Outcome(entry, told.warnings, failure, fatal, dict(run.log.machine))
 
 
-@cache
-def kept_model(name: str, sha256: str) -> Model:
-    """A model that the next scan finds loaded, unless its weights have changed since."""
+def prepared(settings: Settings, sha256: str) -> tuple[Machine, Model]:
+    """The machine, of whose devices each worker has its own, and the model; the next scan finds both as they are."""
+    from dask.distributed import get_worker
+
+    from bidsseg.compute import choose_machine
     from bidsseg.models.library import load_model
 
-    return load_model(name)
+    number = get_worker().name
+    if settings.device == "auto" and isinstance(number, int) and cuda_count() > 1:
+        settings = replace(settings, device=f"cuda:{number % cuda_count()}")
+    key = settings.model, sha256, settings.device, settings.precision, settings.n_cpus, settings.memory_mb
+    if key not in PREPARED:
+        PREPARED.clear()
+        PREPARED[key] = choose_machine(settings), load_model(settings.model)
+    return PREPARED[key]
 
 
 @contextmanager
-def connected(settings: Settings, scans: int) -> Iterator[Client]:
-    """A client of the user's cluster, or of one that is started for this run."""
+def on_this_machine(settings: Settings, workers: Workers) -> Iterator[tuple[Client, Settings]]:
+    """A client of processes that are started for this run, and what is asked of each."""
+    import dask
+    from dask.distributed import Client, LocalCluster
+
+    name, value = ONE_ARENA
+    with (
+        dask.config.set({f"distributed.nanny.pre-spawn-environ.{name}": value}),
+        LocalCluster(
+            n_workers=workers.count,
+            threads_per_worker=min(TASKS, workers.threads),
+            processes=True,
+            memory_limit=0,
+            host="127.0.0.1",
+            dashboard_address=None,
+            local_directory=tempfile.gettempdir(),
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        client.register_worker_callbacks(setup=leave_interrupts)
+        yield client, replace(settings, report=Report(), n_cpus=workers.threads, memory_mb=workers.memory_mb)
+
+
+def leave_interrupts() -> None:
+    """The key that stops a run reaches all processes of the terminal; the first one stops the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def on_a_cluster(settings: Settings, scans: int) -> Iterator[tuple[Client, Settings]]:
+    """A client of the user's cluster, or of one that is started for this run, and what is asked of each worker."""
     from dask.distributed import Client
 
+    asked = replace(settings, report=Report())
     if settings.executor == "dask":
         if settings.dask_scheduler is None:
             raise UsageError("--executor dask: give the address of its scheduler with --dask-scheduler")
@@ -139,22 +187,30 @@ def connected(settings: Settings, scans: int) -> Iterator[Client]:
         except (OSError, ValueError) as error:
             raise TemporaryFailure(f"no Dask scheduler answers at {settings.dask_scheduler}: {error}") from error
         with client:
-            yield client
+            yield client, asked
         return
-    import dask_jobqueue
+    try:
+        import dask_jobqueue
+    except ImportError as error:
+        raise UsageError(
+            f'--executor {settings.executor} needs dask-jobqueue: pip install "bidsseg[cluster]"'
+        ) from error
 
-    options = read_config(settings.cluster_config) if settings.cluster_config else {}
+    options = {"processes": 1, **(read_config(settings.cluster_config) if settings.cluster_config else {})}
     workers = min(options.pop("workers", 10), scans)
     if "image" in options:
         options["python"] = in_image(options.pop("image"), settings)
+    options["worker_extra_args"] = [*options.get("worker_extra_args", []), "--nthreads", str(TASKS)]
+    options["job_script_prologue"] = [*options.get("job_script_prologue", []), f"export {'='.join(ONE_ARENA)}"]
     try:
         cluster = getattr(dask_jobqueue, ENGINES[settings.executor])(**options)
+        threads = max(1, options["cores"] // options["processes"]) if "cores" in options else None
     except (TypeError, ValueError) as error:
         raise UsageError(f"--cluster-config: {error}") from error
     with cluster, Client(cluster) as client:
         settings.report.detail(cluster.job_script())
         cluster.adapt(minimum_jobs=workers, maximum_jobs=workers)  # which replaces jobs that end too early
-        yield client
+        yield client, replace(asked, n_cpus=settings.n_cpus or threads)
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -18,6 +18,12 @@ BF16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
 RESERVE = 0.9
 """Share of the free memory that a run may plan with; the rest is for what nobody counted."""
 
+PROCESS_THREADS = 2
+"""With more threads, another process segments more scans an hour; with fewer, memory is spent on little."""
+
+PROCESS_MB = 8000
+"""Memory (MB) with which a process predicts a usual head in one piece, by each shipped model, in bfloat16."""
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -60,6 +66,7 @@ def choose_machine(settings: Settings) -> Machine:
 
     device, precision = settings.device, settings.precision
     threads = settings.n_cpus or available_cpus()
+    threads = min(threads, settings.threads or threads)
     torch.set_num_threads(threads)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -67,7 +74,7 @@ def choose_machine(settings: Settings) -> Machine:
         bf16, free = bool(BF16_FLAGS & cpu_flags()), available_memory_mb()
     else:
         device = device if ":" in device else "cuda:0"
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        count = cuda_count()
         if int(device.partition(":")[2]) >= count:
             raise UsageError(f"--device {device}: torch sees {count} CUDA devices; choose another, or cpu")
         bf16, free = torch.cuda.is_bf16_supported(), torch.cuda.mem_get_info(device)[0] // 10**6
@@ -75,6 +82,41 @@ def choose_machine(settings: Settings) -> Machine:
         precision = "bf16" if bf16 else "fp32"
     limit = int(free * RESERVE)
     return Machine(device, precision, threads, min(limit, settings.memory_mb or limit))
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Processes of this machine that segment side by side.
+
+    Attributes:
+        threads: of each.
+        memory_mb: memory (MB) of the device that each may use.
+    """
+
+    count: int
+    threads: int
+    memory_mb: int
+
+
+def choose_workers(settings: Settings, scans: int) -> Workers | None:
+    """As many processes as scans, CPUs and memory allow; None if there is room for one only."""
+    cpus = settings.n_cpus or available_cpus()
+    count = min(scans, cpus // min(cpus, settings.threads or PROCESS_THREADS))
+    if count < 2:
+        return None
+    machine = choose_machine(settings)
+    devices = cuda_count() if settings.device == "auto" and machine.device != "cpu" else 1
+    count = min(count, devices * (machine.memory_mb // PROCESS_MB), int(available_memory_mb() * RESERVE) // PROCESS_MB)
+    if count < 2:
+        return None
+    return Workers(count, settings.threads or cpus // count, machine.memory_mb // -(-count // devices))
+
+
+def cuda_count() -> int:
+    """CUDA devices that this process may use."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def keep_freed_memory() -> None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bidsseg.bids import names, query, validator
 from bidsseg.bids.index import participant_labels
 from bidsseg.bids.sidecars import write_text_atomic
-from bidsseg.compute import keep_freed_memory, peak_memory_mb
+from bidsseg.compute import Workers, choose_workers, keep_freed_memory, peak_memory_mb
 from bidsseg.errors import BidssegError, DataError, InputMissing, IOFailure, NothingSelected, OutputNotWritable
 from bidsseg.image.align import Images
 from bidsseg.image.template import Space, find_space
@@ -77,11 +77,13 @@ def participant_level(settings: Settings) -> None:
     )
     log.save()
     run = Run(settings, log)
+    local = settings.executor == "local"
     try:
-        if todo and settings.executor == "local":
+        workers = choose_workers(settings, len(todo)) if local else None
+        if todo and local and workers is None:
             run.process(todo)
         elif todo:
-            run.spread(todo)
+            run.spread(todo, workers)
     finally:
         log.finish()
     _conclude(settings, len(jobs), len(todo), run.failures)
@@ -136,6 +138,14 @@ def _conclude(settings: Settings, total: int, done_now: int, failures: Sequence[
     raise BidssegError(f"{len(failures)} of {total} scans failed; the reasons stand above")
 
 
+def prepare(settings: Settings, sha256: str) -> tuple[Machine, Model]:
+    """This machine, and the model as it lies in its folder now."""
+    from bidsseg.compute import choose_machine
+    from bidsseg.models.library import load_model
+
+    return choose_machine(settings), load_model(settings.model)
+
+
 @dataclass
 class _Task:
     """A job and what is known of its fate."""
@@ -149,20 +159,22 @@ class Run:
     """The work on all scans of a run, and what went wrong with them.
 
     Attributes:
-        load: gives a model by its name; None for the one that loads it anew.
+        prepare: gives the machine and the model, whose checksum it is told.
+        turn: held while a scan is segmented.
     """
 
     settings: Settings
     log: RunLog
     failures: list[tuple[Entry, Exception]] = field(default_factory=list)
-    load: Callable[[str], Model] | None = None
+    prepare: Callable[[Settings, str], tuple[Machine, Model]] = prepare
+    turn: AbstractContextManager[Any] = field(default_factory=nullcontext)
 
-    def spread(self, jobs: Sequence[Job]) -> None:
-        """Have the scans segmented by the workers of a cluster."""
+    def spread(self, jobs: Sequence[Job], workers: Workers | None = None) -> None:
+        """Have the scans segmented by workers, of this machine or else of a cluster."""
         from bidsseg.cluster import spread
 
         self.settings.report.start(len(jobs))
-        spread(self.settings, jobs, self._take)
+        spread(self.settings, jobs, self._take, workers)
 
     def _take(self, job: Job, outcome: Outcome) -> None:
         """Put on record what a worker tells of a scan."""
@@ -178,17 +190,14 @@ class Run:
 
     def process(self, jobs: Sequence[Job]) -> None:
         """Read, segment and write every scan, the three overlapping."""
-        from bidsseg.compute import choose_machine
-        from bidsseg.models.library import load_model
-
         keep_freed_memory()
         asked = self.settings
         asked.report.start(len(jobs))
         tasks = [_Task(job, Entry(job.scan.key)) for job in jobs]
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
             reading = reader.submit(self._attempt, "read", tasks[0], self._read, tasks[0])
-            machine = choose_machine(asked)
-            model = (self.load or load_model)(asked.model)
+            with self.turn:
+                machine, model = self.prepare(asked, jobs[0].card.sha256)
             self.log.machine = asdict(machine)
             writing: Future[bool | None] | None = None
             for task, following in zip(tasks, [*tasks[1:], None], strict=True):
@@ -200,7 +209,8 @@ class Run:
                     continue
                 if asked.probseg and writing is not None:  # the probabilities of two scans are too much to hold
                     writing.result()
-                result = self._attempt("segment", task, self._segment, task, images, model, machine)
+                with self.turn:
+                    result = self._attempt("segment", task, self._segment, task, images, model, machine)
                 if writing is not None:
                     writing.result()
                 if result is not None:

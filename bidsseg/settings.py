@@ -88,7 +88,8 @@ class Settings:
         model: name of a shipped model or a model folder.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         precision: ``auto``, ``bf16`` or ``fp32``.
-        n_cpus: number of threads, None for all that this process may use.
+        n_cpus: CPUs that all processes of a run use together, None for all that this process may use.
+        threads: threads of each process, None for a number that suits the machine.
         memory_mb: limit on memory (MB), None for what is free.
         output_spaces: standard spaces, see ``image.template.find_space``, in which results are written too.
         executor: one of EXECUTORS: what runs the scans of the level participant.
@@ -110,6 +111,7 @@ class Settings:
     device: str = "auto"
     precision: str = "auto"
     n_cpus: int | None = None
+    threads: int | None = None
     memory_mb: int | None = None
     executor: str = "local"
     dask_scheduler: str | None = None
@@ -129,6 +131,8 @@ class Settings:
             raise UsageError(f"--shard {self.shard[0]}/{self.shard[1]}: give I/N with I from 1 to N")
         if self.n_cpus is not None and self.n_cpus < 1:
             raise UsageError(f"--n-cpus {self.n_cpus}: give at least 1")
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"--omp-nthreads {self.threads}: give at least 1")
         if self.memory_mb is not None and self.memory_mb < 500:
             raise UsageError(f"--mem {self.memory_mb} MB is too little: give at least 500 (a number alone means MB)")
         raw, out = self.bids_dir.resolve(), self.output_dir.resolve()

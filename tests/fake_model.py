@@ -95,7 +95,7 @@ class FakeModel:
 
 def machine(*_: object) -> Machine:
     """In place of ``choose_machine``, which needs torch."""
-    return Machine("cpu", "fp32", 1, 1000)
+    return Machine("cpu", "fp32", 1, int(os.environ.get("FAKE_MODEL_MEMORY_MB", 1000)))
 
 
 @dataclass
@@ -116,7 +116,8 @@ class App:
         command = [sys.executable, __file__, self.bids, self.output, "participant", "--model", self.card, *words]
         return subprocess.Popen(
             list(map(str, command)),
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **environment},
+            env={**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1]}", **environment},
+            start_new_session=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -245,9 +245,10 @@ def test_filter_file_that_is_none(content: str, bids: Path, tmp_path: Path, caps
     assert "filter.json" in capsys.readouterr().err
 
 
-def test_threads_take_the_smaller_number(bids: Path, tmp_path: Path, calls: list[tuple[str, Settings]]) -> None:
+def test_cpus_and_threads(bids: Path, tmp_path: Path, calls: list[tuple[str, Settings]]) -> None:
     assert main([str(bids), str(tmp_path / "out"), "participant", "--nprocs", "8", "--omp-nthreads", "2"]) == 0
-    assert one(calls).n_cpus == 2
+    assert (one(calls).n_cpus, one(calls).threads) == (8, 2)
+    assert main([str(bids), str(tmp_path / "out"), "participant", "--omp-nthreads", "0"]) == 64
 
 
 @pytest.mark.parametrize(

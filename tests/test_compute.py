@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 
 from bidsseg import compute
-from bidsseg.compute import Machine, available_cpus, available_memory_mb, choose_machine, cpu_flags, peak_memory_mb
+from bidsseg.compute import (
+    Machine,
+    Workers,
+    available_cpus,
+    available_memory_mb,
+    choose_machine,
+    choose_workers,
+    cpu_flags,
+    peak_memory_mb,
+)
 from bidsseg.errors import UsageError
 from bidsseg.settings import Settings
 
@@ -59,6 +68,72 @@ def test_precision(
     machine = choose_machine(settings(device="cpu", precision=asked, n_cpus=1, memory_mb=4000))
     assert machine == Machine("cpu", precision, 1, 4000)
     assert choose_machine(settings(device="cpu", n_cpus=1, memory_mb=64_000)).memory_mb == 9000
+    assert choose_machine(settings(device="cpu", n_cpus=1, threads=4)).threads == 1
+    assert choose_machine(settings(device="cpu", n_cpus=4, threads=1)).threads == 1
+
+
+@pytest.mark.parametrize(
+    ("cpus", "memory_gb", "asked", "scans", "workers"),
+    [
+        (2, 99, {}, 9, None),
+        (3, 99, {}, 9, None),
+        (4, 99, {}, 9, Workers(2, 2, 49_500)),
+        (7, 99, {}, 9, Workers(3, 2, 33_000)),
+        (64, 99, {}, 9, Workers(9, 7, 11_000)),
+        (64, 99, {}, 99, Workers(12, 5, 8250)),
+        (64, 99, {}, 1, None),
+        (64, 15, {}, 9, None),
+        (64, 17, {}, 9, Workers(2, 32, 8500)),
+        (64, 99, {"memory_mb": 16_000}, 9, Workers(2, 32, 8000)),
+        (2, 99, {"threads": 1}, 9, Workers(2, 1, 49_500)),
+        (2, 99, {"threads": 4}, 9, None),
+        (64, 99, {"n_cpus": 4}, 9, Workers(2, 2, 49_500)),
+        (64, 99, {"n_cpus": 4, "threads": 1}, 9, Workers(4, 1, 24_750)),
+        (64, 99, {"n_cpus": 1}, 9, None),
+    ],
+)  # fmt: skip
+def test_workers(
+    cpus: int,
+    memory_gb: int,
+    asked: dict[str, int],
+    scans: int,
+    workers: Workers | None,
+    group: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compute, "available_cpus", lambda: cpus)
+    monkeypatch.setattr(compute, "available_memory_mb", lambda: memory_gb * 1000 / compute.RESERVE)
+    monkeypatch.setattr("torch.set_num_threads", lambda threads: None)
+    assert choose_workers(settings(device="cpu", **asked), scans) == workers
+
+
+@pytest.mark.parametrize(
+    ("device", "devices", "memory_gb", "scans", "workers"),
+    [
+        ("auto", 1, 99, 9, Workers(3, 5, 8333)),
+        ("auto", 2, 99, 9, Workers(6, 2, 8333)),
+        ("auto", 2, 17, 9, Workers(2, 8, 25_000)),
+        ("auto", 2, 9, 9, None),
+        ("cuda:1", 2, 99, 9, Workers(3, 5, 8333)),
+        ("auto", 2, 99, 2, Workers(2, 8, 25_000)),
+    ],
+)
+def test_workers_share_what_cuda_devices_there_are(
+    device: str,
+    devices: int,
+    memory_gb: int,
+    scans: int,
+    workers: Workers | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compute, "available_cpus", lambda: 16)
+    monkeypatch.setattr(compute, "available_memory_mb", lambda: memory_gb * 1000 / compute.RESERVE)
+    monkeypatch.setattr("torch.set_num_threads", lambda threads: None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: devices)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (25_001 / compute.RESERVE * 1e6, 0))
+    assert choose_workers(settings(device=device), scans) == workers
 
 
 def test_flags_are_read_on_linux() -> None:

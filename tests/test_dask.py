@@ -7,7 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import dask
+import distributed
+import psutil
 import pytest
 from fake_model import App, make_app
 
@@ -15,12 +19,11 @@ from bidsseg import cluster as spreading
 from bidsseg.errors import InputMissing, UsageError
 from bidsseg.settings import Settings
 
-distributed = pytest.importorskip("distributed")
 TESTS = Path(__file__).parent
 
 
 @pytest.fixture
-def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator["distributed.LocalCluster"]:
+def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[distributed.LocalCluster]:
     """Two processes, of which each does one scan at a time."""
     monkeypatch.setenv("PYTHONPATH", f"{TESTS}:{TESTS.parent}")
     monkeypatch.setenv("FAKE_MODEL_SECONDS", "0.3")
@@ -35,11 +38,21 @@ def app(tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.Monk
     return make_app(tmp_path, make_bids(6), monkeypatch)
 
 
+@pytest.fixture
+def two_processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This machine has room for two processes, which start with the fake network."""
+    monkeypatch.setenv("PYTHONPATH", f"{TESTS}:{TESTS.parent}")
+    monkeypatch.setenv("FAKE_MODEL_SECONDS", "0.3")
+    monkeypatch.setenv("FAKE_MODEL_MEMORY_MB", "16000")
+    with dask.config.set({"distributed.worker.preload": [str(TESTS / "fake_worker.py")]}):
+        yield
+
+
 def results(app: App) -> dict[str, bytes]:
     return {name: content for name, content in app.files("**/*").items() if not name.startswith("logs/")}
 
 
-def test_results_are_those_of_one_machine(app: App, workers: "distributed.LocalCluster", tmp_path: Path) -> None:
+def test_results_are_those_of_one_machine(app: App, workers: distributed.LocalCluster, tmp_path: Path) -> None:
     assert app("--dask-scheduler", workers.scheduler_address) == 0
     assert app.fates == dict.fromkeys((f"sub-0{number}" for number in range(1, 7)), "done")
     assert app.manifest["machine"]["device"] == "cpu"
@@ -51,8 +64,40 @@ def test_results_are_those_of_one_machine(app: App, workers: "distributed.LocalC
     assert set(app.fates.values()) == {"skipped"}
 
 
+@pytest.mark.usefixtures("two_processes")
+def test_processes_of_one_machine(app: App, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (app.bids / "sub-03" / "anat" / "sub-03_T1w.nii.gz").write_bytes(b"nothing")
+    assert app("--n-cpus", "2", "--omp-nthreads", "1") == 1
+    assert app.fates == {f"sub-0{number}": "failed" if number == 3 else "done" for number in range(1, 7)}
+    assert "[6/6]" in capsys.readouterr().err
+    spread, app.output = results(app), tmp_path / "alone"
+    assert app() == 1
+    assert results(app) == spread
+
+
+@pytest.mark.parametrize("whom", ["group", "process"])
+def test_processes_of_one_machine_end_with_their_run(whom: str, app: App) -> None:
+    """A key on the terminal stops all processes at once, a scheduler the first one."""
+    fake = {"FAKE_MODEL_SECONDS": "0.5", "FAKE_MODEL_MEMORY_MB": "16000"}
+    preload = {"DASK_DISTRIBUTED__WORKER__PRELOAD": str(TESTS / "fake_worker.py")}
+    run = app.process("--n-cpus", "2", "--omp-nthreads", "1", **fake, **preload)
+    while not app.files("sub-*/anat/*_dseg.json"):
+        assert run.poll() is None
+        time.sleep(0.05)
+    children = psutil.Process(run.pid).children(recursive=True)
+    if whom == "group":
+        os.killpg(run.pid, signal.SIGINT)
+    else:
+        run.terminate()
+    _, errors = run.communicate(timeout=30)
+    assert run.returncode == 130
+    assert errors.splitlines()[-1] == "bidsseg: stopped; the same command goes on from here"
+    assert "Traceback" not in errors
+    assert len(children) >= 2 and not psutil.wait_procs(children, timeout=10)[1]
+
+
 def test_a_bad_scan_stops_no_other(
-    app: App, workers: "distributed.LocalCluster", capsys: pytest.CaptureFixture[str]
+    app: App, workers: distributed.LocalCluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (app.bids / "sub-03" / "anat" / "sub-03_T1w.nii.gz").write_bytes(b"nothing")
     assert app("--dask-scheduler", workers.scheduler_address) == 1
@@ -63,7 +108,7 @@ def test_a_bad_scan_stops_no_other(
     assert "sub-03 failed: " in capsys.readouterr().err
 
 
-def test_the_scans_of_a_worker_that_dies_go_to_another(app: App, workers: "distributed.LocalCluster") -> None:
+def test_the_scans_of_a_worker_that_dies_go_to_another(app: App, workers: distributed.LocalCluster) -> None:
     with distributed.Client(workers) as client:
         victim, *_ = client.run(os.getpid).values()
 
@@ -83,7 +128,7 @@ def test_the_scans_of_a_worker_that_dies_go_to_another(app: App, workers: "distr
 
 
 def test_an_output_that_cannot_be_written_ends_the_run(
-    app: App, workers: "distributed.LocalCluster", capsys: pytest.CaptureFixture[str]
+    app: App, workers: distributed.LocalCluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     blocked = app.output / "sub-02"
     app.output.mkdir()
@@ -133,6 +178,39 @@ def test_a_configuration_is_read(tmp_path: Path) -> None:
         spreading.read_config(config)
     with pytest.raises(InputMissing):
         spreading.read_config(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "devices", "device"),
+    [
+        ("auto", 0, 2, "cuda:0"),
+        ("auto", 3, 2, "cuda:1"),
+        ("auto", 3, 1, "auto"),
+        ("auto", "tcp://node1:1", 2, "auto"),
+        ("cpu", 1, 2, "cpu"),
+        ("cuda:0", 1, 2, "cuda:0"),
+    ],
+)
+def test_each_process_has_a_device(
+    asked: str, name: object, devices: int, device: str, app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dask.distributed.get_worker", lambda: SimpleNamespace(name=name))
+    monkeypatch.setattr(spreading, "cuda_count", lambda: devices)
+    monkeypatch.setattr(spreading, "PREPARED", {})
+    monkeypatch.setattr("bidsseg.compute.choose_machine", lambda settings: settings.device)
+    settings = Settings(app.bids, app.output, device=asked, model=str(app.card))
+    assert spreading.prepared(settings, "0")[0] == device
+
+
+def test_a_model_is_loaded_once_and_again_when_it_changes(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dask.distributed.get_worker", lambda: SimpleNamespace(name="0"))
+    monkeypatch.setattr(spreading, "PREPARED", {})
+    settings = Settings(app.bids, app.output, model=str(app.card))
+    first = spreading.prepared(settings, "0")
+    assert spreading.prepared(settings, "0") is first
+    assert app.fake.loaded == 1
+    assert spreading.prepared(settings, "1") is not first
+    assert len(spreading.PREPARED) == 1
 
 
 def test_jobs_run_in_an_image(app: App) -> None:
