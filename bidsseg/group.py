@@ -30,7 +30,7 @@ def group_level(settings: Settings) -> None:
     if not cohorts:
         raise NothingSelected(f"no result of the selected scans in {output_dir}: run the level participant first")
     if not settings.dry_run:
-        report.start(len(cohorts) + 1, "file")
+        report.start(len(cohorts) + 2, "step")
     for cohort in cohorts:
         table = output_dir / group_table(cohort.model, cohort.protocol)
         if not settings.dry_run:
@@ -42,11 +42,16 @@ def group_level(settings: Settings) -> None:
         report.say(f"{table}: {_count(cohort)}")
     page = output_dir / group_report()
     if not settings.dry_run:
-        from bidsseg.report import group_page
+        from bidsseg.report import compare_pages, group_page, read_table
 
         report.stage(page.name, "page")
-        group_page(output_dir, cohorts)
+        tables = [read_table(output_dir, cohort) for cohort in cohorts]
+        group_page(output_dir, tables)
         report.advance(page.name, "done")
+        report.stage("pages of the scans", "the cohort beside their volumes")
+        report.advance(
+            "pages of the scans", f"{compare_pages(output_dir, tables)} with the cohort beside their volumes"
+        )
         report.stop()
     report.say(str(page))
 

@@ -10,9 +10,11 @@ import pytest
 from browser import needs_chromium, seen
 from trees import MODEL, add_result, add_run
 
+from bidsseg.bids.query import Scan
 from bidsseg.cohort import STATUSES
 from bidsseg.errors import InputMissing, NothingSelected
 from bidsseg.group import group_level
+from bidsseg.report import participant_page
 from bidsseg.report.distributions import FAR, FEWEST, distributions, lines
 from bidsseg.settings import Report, Settings
 
@@ -227,6 +229,35 @@ def test_phantom_datasets_are_understood(tmp_path: Path, output: Path) -> None:
     run(root, output)
     rows = rows_of(output / f"group_seg-FAST_desc-{MODEL}_morph.tsv")
     assert [row["status"] for row in rows] == ["missing", "missing", "done", "missing"]
+
+
+def test_pages_show_the_cohort_beside_their_volumes(tmp_path: Path, output: Path) -> None:
+    labels = [f"{number:02}" for number in range(1, FEWEST + 5)]
+    sources = [{"subject": label} for label in labels]
+    sources += [{"subject": "01", "session": "2"}]
+    for source in sources:
+        add_result(output, source, grey_voxels=300 if source["subject"] == "04" else 30 + int(source["subject"]))
+        page = participant_page(output, Scan(source, Path()))
+        assert "<meter" not in page.read_text()
+    (output / "sub-05.html").unlink()
+    empty = tmp_path / "bids"
+    empty.mkdir()
+    run(empty, output)
+    unusual, usual = ((output / f"sub-{label}.html").read_text() for label in ("04", "02"))
+    volumes = [2 * (300 if label == "04" else 30 + int(label)) for label in [*labels, "01"]]
+    distance = (600 - np.mean(volumes)) / np.std(volumes, ddof=1)
+    assert f"Gray Matter ({distance:+.1f} SD)" in unusual
+    assert "Beyond 3 SD" not in usual and f"Beside {len(sources)} scans" in usual
+    assert "<meter" in (output / "sub-01_ses-2.html").read_text()
+    assert not (output / "sub-05.html").exists(), "a page that is not there is not made"
+
+
+def test_a_few_scans_are_no_cohort_to_compare_with(bids: Path, output: Path) -> None:
+    add_result(output, {"subject": "01"})
+    page = participant_page(output, Scan({"subject": "01"}, Path()))
+    before = page.stat()
+    run(bids, output)
+    assert page.stat().st_ino == before.st_ino
 
 
 GROUP_STEPS = """

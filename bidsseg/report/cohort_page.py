@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bidsseg.bids.names import group_report, group_table, report_path, with_extension
 from bidsseg.bids.query import Scan
 from bidsseg.cohort import QUALITY, STATUS, Absent, Cohort, entity_column
-from bidsseg.report.distributions import Distribution, Line, bars, distributions, lines
+from bidsseg.report.distributions import FEWEST, Distribution, Line, bars, distributions, lines
 from bidsseg.report.page import write_page
+from bidsseg.report.scan_page import Ranges, participant_page
 
 AT_MOST = 1000
 """Scans that a list on the page shows; the table has all."""
@@ -19,55 +20,71 @@ HEIGHT = 40.0
 
 
 @dataclass(frozen=True)
-class _Table:
+class Table:
     """What the page shows of one table.
 
     Attributes:
-        lines: each scan with the address of its page, empty if it has none.
+        lines: each scan, and the same as it is known by its page, None if it has none.
         distributions: quality first, then volumes (mm³), each with the full name of its region and its bars.
     """
 
     cohort: Cohort
     address: str
-    lines: list[tuple[Line, str]]
+    lines: list[tuple[Line, Scan | None]]
     distributions: list[tuple[Distribution, str, list[tuple[int, float, float]]]]
 
-
-def group_page(output_dir: Path, cohorts: Sequence[Cohort]) -> Path:
-    """Write the page from the tables of the cohorts, which must be there, and return its path."""
-    page = output_dir / group_report()
-    content = {
-        "title": "Cohort",
-        "tables": [_table(output_dir, cohort) for cohort in cohorts],
-        "absent": _absent(cohorts),
-        "at_most": AT_MOST,
-        "height": HEIGHT,
-        "dictionary": lambda table: with_extension(Path(table.address), ".json").as_posix(),
-        "id_of": entity_column,
-    }
-    write_page(page, "group.html", content)
-    return page
+    def ranges(self) -> dict[str, Distribution]:
+        """Volumes (mm³) by the full name of the region, of so many scans that one can be compared with them."""
+        return {name: found for found, name, _ in self.distributions if found.name != QUALITY and found.n >= FEWEST}
 
 
-def _table(output_dir: Path, cohort: Cohort) -> _Table:
+def read_table(output_dir: Path, cohort: Cohort) -> Table:
+    """What there is to show of the table of a cohort, which must be there."""
     path = group_table(cohort.model, cohort.protocol)
     found = distributions(output_dir / path, [QUALITY, *cohort.regions])
     volumes = [distribution for distribution in found if distribution.name != QUALITY]
     shown = [
-        (line, _page(output_dir, line.cells, cohort.entities))
+        (line, _with_page(output_dir, line, cohort.entities))
         for line in lines(output_dir / path, volumes, AT_MOST)
         if line.cells[STATUS] == "done"
     ]
     full = {QUALITY: "Quality", **cohort.regions}
     drawn = [(distribution, full[distribution.name], bars(distribution.counts, HEIGHT)) for distribution in found]
-    return _Table(cohort, path.as_posix(), shown, drawn)
+    return Table(cohort, path.as_posix(), shown, drawn)
 
 
-def _page(output_dir: Path, cells: Mapping[str, str], entities: Sequence[str]) -> str:
-    """Address of the page of a scan, empty if there is none."""
-    source = {entity: cells[entity_column(entity)].partition("-")[2] for entity in entities}
-    path = report_path(Scan({entity: label for entity, label in source.items() if label}, Path()))
-    return path.as_posix() if (output_dir / path).is_file() else ""
+def group_page(output_dir: Path, tables: Sequence[Table]) -> Path:
+    """Write the page and return its path."""
+    page = output_dir / group_report()
+    content = {
+        "title": "Cohort",
+        "tables": tables,
+        "absent": _absent([table.cohort for table in tables]),
+        "at_most": AT_MOST,
+        "height": HEIGHT,
+        "dictionary": lambda table: with_extension(Path(table.address), ".json").as_posix(),
+        "id_of": entity_column,
+        "page_of": lambda scan: report_path(scan).as_posix(),
+    }
+    write_page(page, "group.html", content)
+    return page
+
+
+def compare_pages(output_dir: Path, tables: Sequence[Table]) -> int:
+    """Write the pages that the cohort's page leads to anew, with the cohort beside volumes; returns their number."""
+    ranges: Ranges = {(table.cohort.model, table.cohort.protocol): table.ranges() for table in tables}
+    if not any(ranges.values()):
+        return 0
+    pages = {report_path(scan): scan for table in tables for _, scan in table.lines if scan is not None}
+    for scan in pages.values():
+        participant_page(output_dir, scan, ranges)
+    return len(pages)
+
+
+def _with_page(output_dir: Path, line: Line, entities: Sequence[str]) -> Scan | None:
+    source = {entity: line.cells[entity_column(entity)].partition("-")[2] for entity in entities}
+    scan = Scan({entity: label for entity, label in source.items() if label}, Path())
+    return scan if (output_dir / report_path(scan)).is_file() else None
 
 
 def _absent(cohorts: Sequence[Cohort]) -> list[tuple[str, Absent]]:

@@ -6,6 +6,7 @@ one. The pictures are made while the image is at hand.
 
 from __future__ import annotations
 
+import base64
 import csv
 import os
 from collections.abc import Mapping
@@ -20,14 +21,19 @@ from bidsseg.bids.names import output_paths, report_path, with_extension
 from bidsseg.bids.query import Scan
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol, load_protocol
+from bidsseg.report.distributions import FAR, Distribution
 from bidsseg.report.methods import Methods, methods
 from bidsseg.report.mosaic import Overlay, write_mosaics
 from bidsseg.report.page import write_page
 from bidsseg.results import Result, find_results
 from bidsseg.results import Volume as Row
 
+Ranges = Mapping[tuple[str, str], Mapping[str, Distribution]]
+"""Volumes (mm³) in a cohort, by model and protocol, then by the full name of the region."""
 BRAIN, LESION = "brain", "lesion"
 """Protocols of the masks; the brain is drawn as an outline."""
+UNLISTED = "#808080"
+"""Colour of a region that has none."""
 HIDDEN = ("Description", "Sources", "SpatialReference", "Manual", "Quality", "InputFindings", "Notes")
 """Keys of the sidecar that stand elsewhere on the page, or say nothing on it."""
 
@@ -61,10 +67,13 @@ def write_figures(
     write_mosaics(image, overlays)
 
 
-def participant_page(output_dir: Path, scan: Scan) -> Path:
+def participant_page(output_dir: Path, scan: Scan, ranges: Ranges | None = None) -> Path:
     """Write the page on which the scan stands, with all scans that share it, and return its path.
 
     Scans share the page of their participant, or of their session if they have one.
+
+    Args:
+        ranges: of the cohort that it is compared with.
     """
     subject, session = scan.entities["subject"], scan.entities.get("session")
     results = find_results(output_dir, [subject], [session] if session else [])
@@ -72,12 +81,37 @@ def participant_page(output_dir: Path, scan: Scan) -> Path:
     for result in results:
         if result.source.get("session") == session:
             shown = scans.setdefault((result.key, result.model), _Scan(result.key, result.model))
-            shown.add(result, output_dir)
+            shown.add(result, output_dir, (ranges or {}).get((result.model, result.protocol), {}))
     page = output_dir / report_path(scan)
     told = {shown.methods() for shown in scans.values()} - {None}
     content = {"title": page.stem.replace("_", " · "), "scans": list(scans.values())}
     write_page(page, "participant.html", {**content, "methods": sorted(told, key=lambda entry: entry.text)})
     return page
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A row of volumes on the page.
+
+    Attributes:
+        whole_mm3: intracranial volume.
+        cohort: volumes of the same region in the cohort.
+    """
+
+    row: Row
+    color: str
+    whole_mm3: float | None
+    cohort: Distribution | None
+
+    @property
+    def percent(self) -> float | None:
+        """Share of the intracranial volume."""
+        return 100 * self.row.volume_mm3 / self.whole_mm3 if self.whole_mm3 else None
+
+    @property
+    def distance(self) -> float | None:
+        """From the mean of the cohort, in its standard deviations."""
+        return (self.row.volume_mm3 - self.cohort.mean) / self.cohort.sd if self.cohort and self.cohort.sd else None
 
 
 @dataclass
@@ -86,8 +120,9 @@ class _Scan:
 
     Attributes:
         base: picture that is shown below the others: the image with the outline of the brain.
-        pictures: address of the picture of each protocol, relative to the page.
+        pictures: that of each protocol.
         tables: rows of volumes of each protocol.
+        unusual: rows of all protocols that lie far from the mean of the cohort, the farthest first.
         warnings: what the image guard found and what the run noted.
         details: the rest of the sidecar.
         files: name and address of each result.
@@ -100,7 +135,8 @@ class _Scan:
     intracranial_mm3: float | None = None
     base: str = ""
     pictures: dict[str, str] = field(default_factory=dict)
-    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    tables: dict[str, list[_Shown]] = field(default_factory=dict)
+    unusual: list[_Shown] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
@@ -110,7 +146,7 @@ class _Scan:
         """What to write of it in a paper."""
         return methods(self.sidecar, [protocol for protocol in self.tables if protocol not in (BRAIN, LESION)])
 
-    def add(self, result: Result, output_dir: Path) -> None:
+    def add(self, result: Result, output_dir: Path, ranges: Mapping[str, Distribution]) -> None:
         """Take in what one protocol says."""
         sidecar = self.sidecar = result.sidecar()
         self.quality = result.quality()
@@ -118,7 +154,7 @@ class _Scan:
         self.warnings = list(dict.fromkeys([*self.warnings, *told]))
         self.details = {key: _plain(value) for key, value in sidecar.items() if key not in HIDDEN}
         figures = output_paths(Scan(result.source, Path()), result.model, [result.protocol, BRAIN, LESION]).figures
-        present = {name: _address(path) for name, path in figures.items() if (output_dir / path).is_file()}
+        present = {name: _embedded(path) for name in figures if (path := output_dir / figures[name]).is_file()}
         self.base = present.pop(BRAIN, "")
         lesion = {LESION: present.pop(LESION)} if LESION in present and result.protocol != LESION else {}
         self.pictures = {**self.pictures, **present, **lesion}
@@ -130,14 +166,16 @@ class _Scan:
         whole = next((row for row in rows if row.is_intracranial), None)
         self.intracranial_mm3 = whole.volume_mm3 if whole else None
         colors = _colors(result)
-        self.tables[result.protocol] = [_shown(row, colors, self.intracranial_mm3) for row in rows if row is not whole]
+        shown = [
+            _Shown(row, colors.get(row.name, UNLISTED), self.intracranial_mm3, ranges.get(row.name))
+            for row in rows
+            if row is not whole
+        ]
+        self.tables[result.protocol] = shown
+        far = [entry for entry in shown if abs(entry.distance or 0) > FAR]
+        self.unusual = sorted([*self.unusual, *far], key=lambda entry: -abs(entry.distance or 0))
         for path in (result.dseg, result.path):
             self.files[path.name] = _address(Path(os.path.relpath(path, output_dir)))
-
-
-def _shown(row: Row, colors: Mapping[str, str], whole_mm3: float | None) -> dict[str, Any]:
-    percent = 100 * row.volume_mm3 / whole_mm3 if whole_mm3 else None
-    return {"row": row, "color": colors.get(row.name, "#808080"), "percent": percent}
 
 
 def _colors(result: Result) -> dict[str, str]:
@@ -155,6 +193,11 @@ def _plain(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_plain, value))
     return str(value)
+
+
+def _embedded(picture: Path) -> str:
+    """A picture as part of the page."""
+    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
 
 
 def _address(path: Path) -> str:

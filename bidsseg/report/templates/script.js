@@ -1,6 +1,8 @@
 "use strict";
-// Tables: a click on a head sorts by that column, numbers as numbers, empty cells last.
+// Tables: a click (or Enter) on a head sorts by that column, numbers as numbers, empty cells last.
 for (const head of document.querySelectorAll("table.sortable th")) {
+  head.tabIndex = 0;
+  head.addEventListener("keydown", (event) => { if (event.key === "Enter") head.click(); });
   head.addEventListener("click", () => {
     const table = head.closest("table"), column = head.cellIndex;
     const up = head.getAttribute("aria-sort") !== "ascending";
@@ -19,15 +21,18 @@ for (const head of document.querySelectorAll("table.sortable th")) {
 }
 // Pictures: buttons choose the protocol, the slider fades its colours.
 for (const viewer of document.querySelectorAll(".viewer")) {
-  const top = viewer.querySelector(".stack img.top"), buttons = viewer.querySelectorAll("button");
-  if (!top) continue;
-  for (const button of buttons) {
+  const pictures = viewer.querySelectorAll(".stack img.top"), buttons = viewer.querySelectorAll("button");
+  buttons.forEach((button, chosen) => {
     button.addEventListener("click", () => {
-      for (const other of buttons) other.setAttribute("aria-pressed", String(other === button));
-      top.src = button.dataset.picture;
+      buttons.forEach((other, place) => {
+        other.setAttribute("aria-pressed", String(place === chosen));
+        pictures[place].hidden = place !== chosen;
+      });
     });
-  }
-  viewer.querySelector("input")?.addEventListener("input", (event) => { top.style.opacity = event.target.value; });
+  });
+  viewer.querySelector("input").addEventListener("input", (event) => {
+    for (const picture of pictures) picture.style.opacity = event.target.value;
+  });
 }
 // Search fields show the rows that contain every word.
 for (const field of document.querySelectorAll("input[type=search]")) {
