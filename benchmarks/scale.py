@@ -80,6 +80,8 @@ def multiply(folder: Path, participants: int) -> None:
                 copy.write_text("".join(varied(texts[path], rng)))
             else:
                 copy.write_text(texts[path].replace(FIRST, label))
+    for page in folder.glob(f"sub-{FIRST}*.html"):
+        page.touch()
 
 
 def varied(table: str, rng: np.random.Generator) -> Iterator[str]:

@@ -18,8 +18,8 @@ from bidsseg.bids.names import OutputPaths, SpacePaths, output_paths, root_path,
 from bidsseg.bids.query import Scan
 from bidsseg.errors import OutputNotWritable, UsageError
 from bidsseg.image.align import Images, read_aligned
-from bidsseg.image.nifti import write_labels, write_map, write_maps
-from bidsseg.image.template import Space, fit_to, labels_in
+from bidsseg.image.nifti import write_field, write_labels, write_map, write_maps
+from bidsseg.image.template import Space, fit_to, labels_at
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol
 from bidsseg.models.card import Card, find_card
@@ -64,7 +64,7 @@ class Job:
             self.probseg,
             self.entropy,
             self.card.lesion is not None,
-            [space.entities for space in self.spaces],
+            [space.words for space in self.spaces],
         )
 
     @property
@@ -156,11 +156,16 @@ class Job:
         """Write label maps and masks on the grid of a standard space, and the transform to it."""
         from bidsseg.image.linear import as_text
 
-        grid, motion = fit_to(space, t1w, result.brain)
+        fit = fit_to(space, t1w, result.brain)
         resolution = f"that of the template, number {space.resolution} of TemplateFlow"
         more = {**details, "SpatialReference": space.reference, "Resolution": resolution}
         about = (self.sources, self.bids_dir, more)
-        sidecars.write_text_atomic(self._place(places.transform), as_text(motion))
+        transform = self._place(places.transform)
+        remove(transform.parent.glob(f"{glob.escape(transform.name.partition('.')[0])}.*"))
+        if fit.field is None:
+            sidecars.write_text_atomic(transform, as_text(fit.motion))
+        else:
+            write_field(transform, fit.field)
         images = [(places.brain, result.brain, sidecars.mask_sidecar("Brain", *about))]
         if places.lesion is not None and result.lesion is not None:
             images.append((places.lesion, result.lesion, sidecars.mask_sidecar("Lesion", *about)))
@@ -168,7 +173,8 @@ class Job:
             images.append((place, result.labels[name], sidecars.dseg_sidecar(name, *about)))
             sidecars.write_text_atomic(self._place(with_extension(place, ".tsv")), protocols[name].to_tsv())
         for place, labels, sidecar in images:
-            write_labels(self._place(place), labels_in(grid, np.asarray(labels, np.uint16), t1w.affine, motion), grid)
+            in_space = labels_at(np.asarray(labels, np.uint16), t1w.affine, fit.points)
+            write_labels(self._place(place), in_space, fit.grid)
             self._sidecar(place, sidecar)
 
     def has_page(self) -> bool:
@@ -180,8 +186,6 @@ class Job:
         """Write the page on which the scan stands, from what lies in the output folder."""
         from bidsseg.report import participant_page
 
-        page = self.paths.report.name
-        self._remove(self.output_dir.glob(f".{glob.escape(page)}.*.part"))
         participant_page(self.output_dir, self.scan)
 
     def _place(self, path: Path) -> Path:
@@ -193,15 +197,24 @@ class Job:
     def _clear(self) -> None:
         """Take away the record of an earlier run, so that a mixture never looks done, and what a killed run left."""
         subject = self.output_dir / f"sub-{self.scan.entities['subject']}"
-        self._remove([self.record])
-        self._remove(subject.rglob(f".{glob.escape(self.scan.key)}_*.part"))
+        remove([self.record])
+        remove(subject.rglob(f".{glob.escape(self.scan.key)}_*.part"))
 
-    def _remove(self, files: Iterable[Path]) -> None:
-        try:
-            for file in files:
-                file.unlink(missing_ok=True)
-        except OSError as error:
-            raise OutputNotWritable(f"{error.filename}: cannot be replaced: {error.strerror}; is it yours?") from error
+
+def remove(files: Iterable[Path]) -> None:
+    """Take away files, as far as they are there. OutputNotWritable if that is not allowed."""
+    try:
+        for file in files:
+            file.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputNotWritable(f"{error.filename}: cannot be replaced: {error.strerror}; is it yours?") from error
+
+
+def remove_half_pages(output_dir: Path, jobs: Sequence[Job]) -> None:
+    """Take away what a killed run left of the pages of these scans; others may be in the making."""
+    pages = {job.paths.report.name for job in jobs}
+    parts = output_dir.glob(".*.part") if output_dir.is_dir() else ()
+    remove(part for part in parts if part.name[1:].rsplit(".", 2)[0] in pages)
 
 
 def write_root(settings: Settings, card: Card) -> None:

@@ -7,7 +7,7 @@ memory. A scan that fails is noted and the others go on; only when the output ca
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
@@ -21,7 +21,7 @@ from bidsseg.errors import BidssegError, DataError, InputMissing, IOFailure, Not
 from bidsseg.image.align import Images
 from bidsseg.image.template import Space, find_space
 from bidsseg.models.card import Card, find_card
-from bidsseg.outputs import Job, write_root
+from bidsseg.outputs import Job, remove_half_pages, write_root
 from bidsseg.runlog import Entry, RunLog, crash_text, stamp
 from bidsseg.settings import Settings
 
@@ -54,7 +54,8 @@ def participant_level(settings: Settings) -> None:
         database_dir=settings.database_dir,
     )
     jobs, passed_over = _plan(settings, card, selection.scans, spaces)
-    todo = [job for job in jobs if settings.overwrite or not job.is_done()]
+    done = set() if settings.overwrite else {job for job in jobs if job.is_done()}
+    todo = [job for job in jobs if job not in done]
     warnings = [*selection.notes, *(f"{entry.scan} is passed over: {entry.reason}" for entry in passed_over)]
     if todo and not settings.skip_validation:
         place = None if settings.dry_run else settings.output_dir
@@ -62,18 +63,19 @@ def participant_level(settings: Settings) -> None:
     for warning in warnings:
         settings.report.warn(warning)
     if settings.dry_run:
-        _list(settings, card, jobs, todo)
+        _list(settings, card, jobs, done)
         return
     write_root(settings, card)
+    remove_half_pages(settings.output_dir, jobs)
     for job in jobs:
-        if job not in todo and not job.has_page():
+        if job in done and not job.has_page():
             job.write_page()
     log = RunLog(
         settings.output_dir / names.manifest_path(stamp()),
         settings.command,
         {"name": card.name, "sha256": card.sha256, "folder": str(card.folder)},
         warnings=warnings,
-        entries=[*passed_over, *(Entry(job.scan.key, "skipped") for job in jobs if job not in todo)],
+        entries=[*passed_over, *(Entry(job.scan.key, "skipped") for job in jobs if job in done)],
     )
     log.save()
     run = Run(settings, log)
@@ -114,11 +116,11 @@ def _plan(
     return jobs, passed_over
 
 
-def _list(settings: Settings, card: Card, jobs: Sequence[Job], todo: Sequence[Job]) -> None:
+def _list(settings: Settings, card: Card, jobs: Sequence[Job], done: Container[Job]) -> None:
     """Say what would be done."""
     settings.report.say(f"model {card.name}: {card.title}")
     for job in jobs:
-        settings.report.say(f"{job.scan.key}: {'to do' if job in todo else 'done'}")
+        settings.report.say(f"{job.scan.key}: {'done' if job in done else 'to do'}")
         for path in job.paths.files:
             settings.report.say(f"  {settings.output_dir / path}")
 

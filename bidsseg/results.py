@@ -95,10 +95,10 @@ def find_results(output_dir: Path, participants: Iterable[str] = (), sessions: I
         participants: labels; none means all.
         sessions: labels; none means all.
     """
-    wanted, wanted_sessions = set(participants), set(sessions)
-    for participant in sorted(folders(output_dir, "sub-"), key=lambda folder: natural(folder.name)):
-        if wanted and participant.name.removeprefix("sub-") not in wanted:
-            continue
+    wanted = [output_dir / f"sub-{label}" for label in dict.fromkeys(participants)]
+    wanted_sessions = set(sessions)
+    existing = [folder for folder in wanted if folder.is_dir()] if wanted else folders(output_dir, "sub-")
+    for participant in sorted(existing, key=lambda folder: natural(folder.name)):
         found = [result for folder in _anat_folders(participant) for result in _in_folder(folder)]
         for result in sorted(found, key=lambda result: natural(result.path.name)):
             if not wanted_sessions or result.source.get("session") in wanted_sessions:

@@ -19,9 +19,12 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from bidsseg.errors import InputMissing, UsageError
+from bidsseg.image.demons import deform
 from bidsseg.image.linear import as_text
-from bidsseg.image.template import cache, find_space, labels_in
-from bidsseg.image.volume import Volume
+from bidsseg.image.nifti import write_field
+from bidsseg.image.template import Fit, Space, cache, find_space, labels_at, template_brain
+from bidsseg.image.volume import Field, Volume, places
+from bidsseg.segmentation.agreement import dice
 
 NAME = "MNI152NLin2009cAsym"
 TRUTH = from_matvec(
@@ -32,12 +35,12 @@ TRUTH = from_matvec(
 
 @pytest.fixture
 def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache laid out as TemplateFlow's, with the MNI template that nilearn carries, at 2 mm."""
+    """A cache laid out as TemplateFlow's, with the MNI template that nilearn carries, at 3 mm, under another number."""
     datasets = pytest.importorskip("nilearn.datasets")
     home = tmp_path / "templateflow"
     folder = home / f"tpl-{NAME}"
     folder.mkdir(parents=True)
-    image, mask = datasets.load_mni152_template(resolution=2), datasets.load_mni152_brain_mask(resolution=2)
+    image, mask = datasets.load_mni152_template(resolution=3), datasets.load_mni152_brain_mask(resolution=3)
     nib.save(image, folder / f"tpl-{NAME}_res-02_T1w.nii.gz")
     mask = nib.Nifti1Image(np.asarray(mask.dataobj).astype(np.uint8), mask.affine)
     nib.save(mask, folder / f"tpl-{NAME}_res-02_desc-brain_mask.nii.gz")
@@ -58,8 +61,9 @@ def app(templates: Path, tmp_path: Path, make_bids: Callable[..., Path], monkeyp
     return make_app(tmp_path, bids, monkeypatch)
 
 
-def test_label_maps_lie_on_the_template(app: App, templates: Path) -> None:
-    assert app("--output-spaces", f"{NAME}:res-2", "T1w") == 0
+@pytest.mark.parametrize(("way", "ending"), [("", "nii.gz"), (":affine", "txt")])
+def test_label_maps_lie_on_the_template(way: str, ending: str, app: App, templates: Path) -> None:
+    assert app("--output-spaces", f"{NAME}:res-2{way}", "T1w") == 0
     anat = app.output / "sub-01" / "anat"
     template = nib.load(templates / f"tpl-{NAME}" / f"tpl-{NAME}_res-02_T1w.nii.gz")
     native = nib.load(anat / "sub-01_seg-FAST_desc-wholebrain_dseg.nii.gz")
@@ -76,7 +80,7 @@ def test_label_maps_lie_on_the_template(app: App, templates: Path) -> None:
     assert "2" in sidecar["Resolution"]
     assert (anat / f"sub-01_space-{NAME}_seg-FAST_res-2_desc-wholebrain_dseg.tsv").is_file()
     assert (anat / f"sub-01_space-{NAME}_res-2_desc-brain_mask.nii.gz").is_file()
-    transform = sitk.ReadTransform(str(anat / f"sub-01_from-T1w_to-{NAME}_mode-image_xfm.txt"))
+    transform = transform_in(anat / f"sub-01_from-T1w_to-{NAME}_mode-image_xfm.{ending}")
     lps = np.diag([-1.0, -1, 1, 1])
     for point in ([30.0, 20, 10], [-40, -50, 30], [0, 0, 0]):
         source = apply_affine(np.linalg.inv(TRUTH), np.array(point))
@@ -84,6 +88,37 @@ def test_label_maps_lie_on_the_template(app: App, templates: Path) -> None:
         assert np.linalg.norm(there - source) < 3
 
 
+def transform_in(path: Path) -> sitk.Transform:
+    """As ITK and ANTs read it."""
+    if path.suffix == ".txt":
+        return sitk.ReadTransform(str(path))
+    return sitk.DisplacementFieldTransform(sitk.ReadImage(str(path), sitk.sitkVectorFloat64))
+
+
+@pytest.fixture
+def no_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scans lie on the template as they are."""
+
+    def fit_to(space: Space, t1w: Volume, brain: np.ndarray) -> Fit:
+        still = Field(np.zeros((*t1w.shape, 3), np.float32), t1w.affine)
+        return Fit(template_brain(space)[0], np.eye(4), None if space.affine else still)
+
+    monkeypatch.setattr("bidsseg.outputs.fit_to", fit_to)
+
+
+@pytest.mark.usefixtures("no_search")
+def test_another_way_to_the_template_is_another_result(app: App) -> None:
+    def transforms() -> list[str]:
+        return [path.name.partition("_xfm")[2] for path in app.output.glob("sub-01/anat/*_xfm.*")]
+
+    for way, ending, fate in (("", ".nii.gz", "done"), (":affine", ".txt", "done"), ("", ".nii.gz", "done")):
+        assert app("--output-spaces", f"{NAME}:res-2{way}") == 0
+        assert (transforms(), set(app.fates.values())) == ([ending], {fate})
+    assert app("--output-spaces", f"{NAME}:res-2") == 0
+    assert set(app.fates.values()) == {"skipped"}
+
+
+@pytest.mark.usefixtures("no_search")
 def test_the_space_is_part_of_what_is_done_and_valid_bids(app: App) -> None:
     assert app() == 0
     assert app("--output-spaces", f"{NAME}:res-2") == 0
@@ -105,7 +140,8 @@ def test_the_space_is_part_of_what_is_done_and_valid_bids(app: App) -> None:
     [
         (NAME, 66, "TEMPLATEFLOW_HOME"),  # resolution 1 is an empty file
         ("Nowhere", 66, "tpl-Nowhere_res-01_T1w.nii.gz is not there"),
-        (f"{NAME}:2", 64, "give TEMPLATE or TEMPLATE:res-NUMBER"),
+        (f"{NAME}:2", 64, "give TEMPLATE[:res-NUMBER]"),
+        (f"{NAME}:warped", 64, "[:affine]"),
         ("../etc", 64, "give TEMPLATE"),
     ],
 )
@@ -123,7 +159,8 @@ def test_a_template_that_is_not_there_is_told_at_the_start(
 def test_words_for_spaces(templates: Path) -> None:
     space = find_space(f"{NAME}:res-02")
     assert (space.template, space.resolution) == (NAME, "2")
-    assert space.entities == {"space": NAME, "res": "2"}
+    assert space.words == {"space": NAME, "res": "2", "transform": ".nii.gz"}
+    assert find_space(f"{NAME}:res-2:affine").words["transform"] == ".txt"
     with pytest.raises(UsageError):
         find_space(f"{NAME}:res-0")
 
@@ -158,7 +195,7 @@ def test_every_label_lies_where_the_motion_takes_it(
     labels = np.kron(np.arange(1, 9).reshape(2, 2, 2), np.ones((6, 7, 5))).astype(np.uint16) * 20
     labels = np.pad(labels, [(5, 5), (5, 5), (5, 5)])
     grid = Volume(np.zeros((30, 28, 26), np.uint8), phantoms.grid(3.5, "RAS", (30, 28, 26)))
-    found = labels_in(grid, labels, affine, motion)
+    found = labels_at(labels, affine, Fit(grid, motion, None).points)
     matrix = np.linalg.inv(affine) @ np.linalg.inv(motion) @ grid.affine
     nearest = ndimage.affine_transform(labels, matrix[:3, :3], matrix[:3, 3], grid.shape, order=0, mode="constant")
     inner = ndimage.affine_transform(
@@ -177,3 +214,46 @@ def test_a_transform_as_text_is_what_simpleitk_reads(tmp_path: Path) -> None:
     point = np.array([10.0, -20.0, 30.0])
     there = sitk.ReadTransform(str(path)).TransformPoint(apply_affine(lps, point).tolist())
     assert apply_affine(lps, np.array(there)) == pytest.approx(apply_affine(np.linalg.inv(TRUTH), point))
+
+
+def test_the_likeliest_label_against_sums_of_interpolated_masks() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 5, (6, 7, 8)).astype(np.uint16)
+    affine = phantoms.grid(2.0, "LAS", labels.shape)
+    points = apply_affine(affine, rng.uniform(-1, 8, (9, 10, 11, 3)))
+    index = np.moveaxis(apply_affine(np.linalg.inv(affine), points), -1, 0)
+    masks = [(np.pad(labels, 1) == label).astype(float) for label in range(5)]
+    masks[0] = np.pad(np.pad(labels, 1) == 0, 20, constant_values=True)[19:-19, 19:-19, 19:-19].astype(float)
+    chance = [
+        ndimage.map_coordinates(mask, index + offset, order=1, mode="grid-constant", cval=float(label == 0))
+        for label, (mask, offset) in enumerate(zip(masks, [2, 1, 1, 1, 1], strict=True))
+    ]
+    np.testing.assert_array_equal(labels_at(labels, affine, points), np.argmax(chance, 0))
+
+
+def test_demons_find_a_smooth_displacement() -> None:
+    shape, affine = (72, 72, 72), phantoms.grid(3.0, "LAS", (72, 72, 72))
+    fixed, labels = Volume(phantoms.head(affine, shape), affine), phantoms.head(affine, shape, phantoms.LABEL)
+    here = places(shape, affine)
+    bent = np.moveaxis(apply_affine(np.linalg.inv(affine), here - 6 * np.sin(here[..., [1, 2, 0]] / 25)), -1, 0)
+    moving = Volume(ndimage.map_coordinates(fixed.data, bent, order=1).astype(np.float32), affine)
+    bent_labels = ndimage.map_coordinates(labels, bent, order=0).astype(np.uint16)
+    found = deform(moving, fixed, np.eye(4))
+    assert found.vectors.shape == (*shape, 3) and np.array_equal(found.affine, affine)
+    back = labels_at(bent_labels, affine, here + found.vectors)
+    before, after = (np.mean(dice(given, labels, range(1, labels.max() + 1))) for given in (bent_labels, back))
+    assert before < 0.6 and after > before + 0.15
+    assert np.array_equal(deform(moving, fixed, np.eye(4)).vectors, found.vectors)
+    size = np.linalg.det(np.stack(np.gradient(here + found.vectors, 3.0, axis=(0, 1, 2)), -1))
+    assert ((size < 0).mean() if np.median(size) > 0 else (size > 0).mean()) < 0.001, "nothing is folded"
+
+
+def test_a_field_is_what_simpleitk_reads(tmp_path: Path) -> None:
+    affine = phantoms.grid(3.0, "LAS", (7, 8, 9))
+    vectors = np.random.default_rng(0).normal(size=(7, 8, 9, 3))
+    write_field(tmp_path / "x_xfm.nii.gz", Field(vectors, affine))
+    lps = np.diag([-1.0, -1, 1, 1])
+    point = apply_affine(affine, [3, 4, 5])
+    transform = transform_in(tmp_path / "x_xfm.nii.gz")
+    there = apply_affine(lps, np.array(transform.TransformPoint(apply_affine(lps, point).tolist())))
+    assert there == pytest.approx(point + vectors[3, 4, 5], abs=1e-4)

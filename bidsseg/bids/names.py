@@ -94,7 +94,7 @@ class SpacePaths:
     """Files of one scan in a standard space, as those of OutputPaths.
 
     Attributes:
-        transform: from the T1w to the space, a text as ITK has it; no sidecar.
+        transform: from the T1w to the space, an affine one as text, another as a field of displacements; no sidecar.
     """
 
     dseg: dict[str, Path]
@@ -166,7 +166,7 @@ def output_paths(
     has (input that is itself a derivative) is put before ours: ``desc-preproc`` becomes ``desc-preprocwholebrain``.
 
     Args:
-        spaces: entities ``space`` and ``res`` of each standard space.
+        spaces: of each standard space the entities ``space`` and ``res``, and the extension of its ``transform``.
     """
     protocols = list(protocols)
 
@@ -178,7 +178,7 @@ def output_paths(
 
     def in_space(space: Mapping[str, str]) -> SpacePaths:
         brain = one("space_brain", **space)
-        transform = f"{build_name(scan.entities)}_from-T1w_to-{space['space']}_mode-image_xfm.txt"
+        transform = f"{build_name(scan.entities)}_from-T1w_to-{space['space']}_mode-image_xfm{space['transform']}"
         found = one("space_lesion", **space) if lesion else None
         return SpacePaths(each("space_dseg", **space), brain, found, brain.with_name(transform))
 

@@ -19,7 +19,7 @@ BIDS_VERSION = "1.10.1"
 SOURCE = "raw"
 """Name of the input dataset in BIDS URIs."""
 
-BIDSIGNORE = ("*.html", "figures", "*_morph.tsv", "*_morph.json", "group_*", "*_xfm.txt", "models")
+BIDSIGNORE = ("*.html", "figures", "*_morph.tsv", "*_morph.json", "group_*", "*_xfm.*", "models")
 """What BIDS has no names for. No slash after a folder: the validator would then still complain about the folder."""
 
 ENVIRONMENT = {"Type": "BIDSSEG_CONTAINER_TYPE", "Tag": "BIDSSEG_CONTAINER_TAG", "URI": "BIDSSEG_CONTAINER_URI"}

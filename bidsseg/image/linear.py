@@ -68,6 +68,15 @@ def as_text(motion: np.ndarray) -> str:
     return "\n".join([*lines, f"Parameters: {numbers}", "FixedParameters: 0 0 0", ""])
 
 
+def transform_of(motion: np.ndarray) -> sitk.Transform:
+    """The transform, from points of fixed to those of moving, of a motion (4, 4), RAS+ mm; see ``motion_of``."""
+    matrix = TO_LPS @ np.linalg.inv(motion) @ TO_LPS
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix(matrix[:3, :3].ravel().tolist())
+    transform.SetTranslation(matrix[:3, 3].tolist())
+    return transform
+
+
 def image_of(volume: Volume) -> sitk.Image:
     """A volume with its place in LPS."""
     image = sitk.GetImageFromArray(volume.data.T.astype(np.float32))

@@ -14,7 +14,7 @@ from nibabel.spatialimages import HeaderDataError
 from bidsseg.errors import DataError
 from bidsseg.image.files import content, replacing
 from bidsseg.image.guard import UNITS_MM, Finding, check_kind, check_shape, check_space, clean_intensities, refusal
-from bidsseg.image.volume import Volume
+from bidsseg.image.volume import Field, Volume
 
 __all__ = ["Finding", "read_image", "read_labels", "write_labels", "write_map"]
 
@@ -125,6 +125,24 @@ def write_map(path: Path, values: np.ndarray, like: Volume) -> None:
 def write_maps(path: Path, maps: Iterable[np.ndarray], count: int, like: Volume) -> None:
     """Writes several maps (X, Y, Z) into one file (X, Y, Z, count), one at a time; otherwise as write_map."""
     _write_scaled(path, (*like.shape, count), maps, like)
+
+
+def write_field(path: Path, field: Field) -> None:
+    """Writes displacements as ITK and ANTs read them: vectors of single precision, in LPS.
+
+    Raises:
+        OutputNotWritable: The file cannot be created there.
+        IOFailure: Writing failed, e.g. the disk is full.
+    """
+    shape = field.vectors.shape
+    header = nib.Nifti1Header()
+    header.set_data_shape((*shape[:3], 1, 3))
+    header.set_data_dtype(np.float32)
+    header.set_intent("vector")
+    header.set_xyzt_units("mm", "sec")
+    header.set_qform(field.affine, "aligned")
+    header.set_sform(field.affine, "aligned")
+    _write(path, header, (sign * field.vectors[..., axis].astype(np.float32) for axis, sign in enumerate((-1, -1, 1))))
 
 
 def _write_scaled(path: Path, shape: tuple[int, ...], maps: Iterable[np.ndarray], like: Volume) -> None:

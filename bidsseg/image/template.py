@@ -6,20 +6,21 @@ is fetched once by its own client, where there is a network.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
+from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from bidsseg.errors import DataError, InputMissing, UsageError
 from bidsseg.image.nifti import read_image, read_labels
-from bidsseg.image.volume import Volume
+from bidsseg.image.volume import Field, Volume, places
 
 
 @dataclass(frozen=True)
@@ -30,17 +31,19 @@ class Space:
         template: its name in TemplateFlow.
         resolution: TemplateFlow's number of the resolution, e.g. ``1``.
         image, brain: its T1w and brain mask.
+        affine: whether scans are only moved and stretched to it.
     """
 
     template: str
     resolution: str
     image: Path
     brain: Path
+    affine: bool = False
 
     @property
-    def entities(self) -> dict[str, str]:
-        """Those that outputs in this space have in their names."""
-        return {"space": self.template, "res": self.resolution}
+    def words(self) -> dict[str, str]:
+        """Those that names of outputs in this space are made of."""
+        return {"space": self.template, "res": self.resolution, "transform": ".txt" if self.affine else ".nii.gz"}
 
     @property
     def reference(self) -> str:
@@ -48,16 +51,43 @@ class Space:
         return f"https://templateflow.s3.amazonaws.com/tpl-{self.template}/{self.image.name}"
 
 
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """How a scan fits to a template.
+
+    Attributes:
+        grid: the template's brain mask, whose voxels those of the space are.
+        motion: affine, (4, 4), from points of the scan to those of the template, RAS+ mm.
+        field: from points of the template to those of the scan; None if the motion is all.
+    """
+
+    grid: Volume
+    motion: np.ndarray
+    field: Field | None
+
+    @cached_property
+    def points(self) -> np.ndarray:
+        """The point of the scan for each voxel of the grid, (X, Y, Z, 3), RAS+ mm."""
+        here = places(self.grid.shape, self.grid.affine).astype(np.float32)
+        if self.field is None:
+            return apply_affine(np.linalg.inv(self.motion), here)
+        index = np.moveaxis(apply_affine(np.linalg.inv(self.field.affine), here), -1, 0)
+        for axis in range(3):
+            vectors = self.field.vectors[..., axis]
+            here[..., axis] += ndimage.map_coordinates(vectors, index, order=1, mode="nearest")
+        return here
+
+
 def find_space(word: str) -> Space:
-    """The space of a word such as ``MNI152NLin2009cAsym`` or ``MNI152NLin2009cAsym:res-2`` (1 without a resolution).
+    """The space of a word such as ``MNI152NLin2009cAsym`` (at resolution 1) or ``MNI152NLin2009cAsym:res-2:affine``.
 
     Raises:
         UsageError: the word is not of that form.
         InputMissing: its files are not in the cache and cannot be fetched.
     """
-    match = re.fullmatch(r"([A-Za-z0-9]+)(?::res-0*([1-9]\d*))?", word)
+    match = re.fullmatch(r"([A-Za-z0-9]+)(?::res-0*([1-9]\d*))?(:affine)?", word)
     if not match:
-        raise UsageError(f"output space '{word}': give TEMPLATE or TEMPLATE:res-NUMBER, e.g. MNI152NLin2009cAsym:res-1")
+        raise UsageError(f"output space '{word}': give TEMPLATE[:res-NUMBER][:affine], e.g. MNI152NLin2009cAsym:res-1")
     template, resolution = match[1], int(match[2] or 1)
     folder = cache() / f"tpl-{template}"
     stem = f"tpl-{template}_res-{resolution:02d}"
@@ -70,7 +100,7 @@ def find_space(word: str) -> Space:
             f'output space {word}: {missing[0]} is not there; fetch it where there is a network (python -c "from '
             f"templateflow.api import get; get('{template}', resolution={resolution})\") and set TEMPLATEFLOW_HOME"
         )
-    return Space(template, str(resolution), *files)
+    return Space(template, str(resolution), files[0], files[1], affine=bool(match[3]))
 
 
 def cache() -> Path:
@@ -96,23 +126,23 @@ def fetch(template: str, resolution: int) -> None:
         return
 
 
-def fit_to(space: Space, t1w: Volume, brain: np.ndarray) -> tuple[Volume, np.ndarray]:
-    """The template's brain mask, whose grid is the space's, and the affine motion (4, 4) of the scan to it, RAS+ mm.
-
-    Brains are compared, without what is around them.
+def fit_to(space: Space, t1w: Volume, brain: np.ndarray) -> Fit:
+    """How a scan fits to a template. Brains are compared, without what is around them.
 
     Raises:
         UsageError: SimpleITK is needed and not installed.
         DataError: the two do not overlap.
     """
     try:
+        from bidsseg.image.demons import deform
         from bidsseg.image.linear import fit
     except ImportError as error:
         raise UsageError('--output-spaces needs SimpleITK: pip install "bidsseg[flair]"') from error
     mask, fixed = template_brain(space)
     moving = Volume(np.where(brain, t1w.data, 0), t1w.affine)
     try:
-        return mask, fit(moving, fixed)
+        motion = fit(moving, fixed)
+        return Fit(mask, motion, None if space.affine else deform(moving, fixed, motion))
     except RuntimeError as error:
         raise DataError(f"the brain cannot be fitted to {space.template}: {error}") from error
 
@@ -124,47 +154,36 @@ def template_brain(space: Space) -> tuple[Volume, Volume]:
     return mask, Volume(np.where(mask.data > 0, template.data, 0), template.affine)
 
 
-def labels_in(grid: Volume, labels: np.ndarray, affine: np.ndarray, motion: np.ndarray) -> np.ndarray:
-    """A label map (X, Y, Z) on another grid, after a motion (4, 4): at each voxel the label of the highest probability.
+def labels_at(labels: np.ndarray, affine: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """The label of the highest probability at points (X, Y, Z, 3), RAS+ mm, of a label map; 0 outside of it.
 
-    That of a label is the linear interpolation of where it is and where not.
+    That of a label is the linear interpolation of where it is and where not; of two that are equal the smaller counts.
+
+    Args:
+        labels: (X, Y, Z), with any other numbers of voxels.
+        affine: (4, 4) of the label map.
     """
-    to_source = np.linalg.inv(affine) @ np.linalg.inv(motion) @ grid.affine
-    result = np.zeros(grid.shape, labels.dtype)
-    best = interpolated(labels == 0, to_source, grid.shape, outside=1.0)
-    for label, box in enumerate(ndimage.find_objects(labels), 1):
-        if box is None:
-            continue
-        place = box_of(box, to_source, grid.shape)
-        share = interpolated(labels == label, to_source, grid.shape, place)
-        higher = share > best[place]
-        result[place][higher] = label
-        best[place][higher] = share[higher]
-    return result
+    found = np.zeros(points.shape[:3], labels.dtype)
+    padded = np.pad(labels, 1)
+    to_voxel = np.linalg.inv(affine)
+    for slab, part in zip(found, points, strict=True):
+        index = apply_affine(to_voxel, part).reshape(-1, 3) + 1
+        inside = np.flatnonzero(((index >= 0) & (index <= np.array(padded.shape) - 1)).all(1))
+        slab.reshape(-1)[inside] = likeliest(padded, index[inside])
+    return found
 
 
-def interpolated(
-    mask: np.ndarray,
-    to_source: np.ndarray,
-    shape: Sequence[int],
-    place: tuple[slice, ...] = (slice(None),) * 3,
-    outside: float = 0.0,
-) -> np.ndarray:
-    """A mask as probabilities in a part of another grid, whose voxels a matrix (4, 4) takes to those of the mask."""
-    first = [part.indices(n)[0] for part, n in zip(place, shape, strict=True)]
-    size = [part.indices(n)[1] - start for part, n, start in zip(place, shape, first, strict=True)]
-    offset = to_source[:3, :3] @ np.array(first) + to_source[:3, 3]
-    return ndimage.affine_transform(
-        mask.astype(np.float32), to_source[:3, :3], offset, tuple(size), order=1, mode="constant", cval=outside
-    )
-
-
-def box_of(box: tuple[slice, ...], to_source: np.ndarray, shape: Sequence[int]) -> tuple[slice, ...]:
-    """The part of a grid that a box of the source reaches, a voxel around it included."""
-    ends = [(part.start - 1, part.stop) for part in box]
-    corners = np.array(np.meshgrid(*ends, indexing="ij")).reshape(3, -1)
-    back = np.linalg.inv(to_source)
-    reached = back[:3, :3] @ corners + back[:3, 3:]
-    low = np.clip(np.floor(reached.min(1)).astype(int), 0, np.array(shape))
-    high = np.clip(np.ceil(reached.max(1)).astype(int) + 1, 0, np.array(shape))
-    return tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+def likeliest(labels: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """The likeliest label at each position (P, 3), counted in voxels, none of which is outside."""
+    low = np.minimum(np.floor(index).astype(np.intp), np.array(labels.shape) - 2)
+    beyond = (index - low).astype(np.float32)
+    steps = np.array(list(itertools.product((0, 1), repeat=3)))
+    around = np.stack([labels[tuple((low + step).T)] for step in steps])
+    share = np.stack([np.prod(np.where(step == 1, beyond, 1 - beyond), axis=1) for step in steps])
+    best = around[0].copy()
+    mixed = np.flatnonzero((around != around[0]).any(0))
+    around, share = around[:, mixed], share[:, mixed]
+    chance = np.stack([(share * (around == label)).sum(0) for label in around])
+    equal = np.isclose(chance, chance.max(0), rtol=0, atol=1e-6)
+    best[mixed] = np.where(equal, around, np.iinfo(labels.dtype).max).min(0)
+    return best

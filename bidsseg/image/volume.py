@@ -1,10 +1,11 @@
 """An image in memory: voxels and where they lie in the head."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
-from nibabel.affines import voxel_sizes
+from nibabel.affines import apply_affine, voxel_sizes
 from nibabel.orientations import aff2axcodes
 
 
@@ -56,3 +57,21 @@ class Volume:
     def voxel_volume_mm3(self) -> float:
         """Volume of one voxel, cubic millimetres."""
         return float(abs(np.linalg.det(self.affine[:3, :3])))
+
+
+@dataclass(frozen=True, eq=False)
+class Field:
+    """Displacements, for each voxel of a grid.
+
+    Attributes:
+        vectors: From the place of a voxel to another point, shape (X, Y, Z, 3), RAS+ millimetres.
+        affine: Voxel index to RAS+ millimetres, shape (4, 4).
+    """
+
+    vectors: np.ndarray
+    affine: np.ndarray
+
+
+def places(shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
+    """Where the voxels of a grid lie, shape (X, Y, Z, 3), RAS+ millimetres."""
+    return apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1))
