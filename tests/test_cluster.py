@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from fake_model import App, make_app
+from labelled import RECIPE, make_labelled
 
 TESTS = Path(__file__).parent
 DOCUMENT = (TESTS.parent / "docs" / "cluster.md").read_text()
@@ -51,6 +52,22 @@ scancel --signal=KILL --full "$victim"        # a node dies
 wait %1
 until_there eval '[[ $(squeue --noheader | wc -l) == 0 ]]'
 """
+TRAIN = """
+set -euo pipefail
+mkdir -p logs
+job=$(sbatch --parsable train.sbatch)
+until_there() { for _ in $(seq 1200); do "$@" > /dev/null 2>&1 && return; sleep 0.1; done; echo "never: $*"; exit 1; }
+state() { scontrol show job "$job" | grep -oP 'JobState=\\K\\w+'; }
+again() {
+    scontrol update JobId="$job" StartTime=now || true
+    scontrol show job "$job" | grep -q "Restarts=1" && [[ $(state) =~ RUNNING|COMPLETED ]]
+}
+
+until_there grep "step 20" logs/train.txt
+scontrol requeue "$job"
+until_there again
+until_there eval '[[ $(state) == COMPLETED ]]'
+"""
 CONFIG = f"""
 workers = 2
 cores = 1
@@ -80,7 +97,7 @@ def run_on_slurm(work: str, app: App, folder: Path) -> None:
     command.chmod(0o755)
     environment: Mapping[str, str] = {
         **os.environ,
-        "PATH": f"{command.parent}:{os.environ['PATH']}",
+        "PATH": f"{command.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": f"{TESTS.parent}:{TESTS}",
         "BIDS": str(app.bids),
         "OUT": str(app.output),
@@ -123,6 +140,29 @@ def test_an_array_of_jobs(app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert {*done_once, *skipped} == {f"sub-0{number}" for number in range(1, 7)}
     assert len(runs) == 5  # two parts, part 1 again, both again
     assert_equal_to_one_machine(app, tmp_path, monkeypatch)
+
+
+def test_a_training_that_is_preempted(app: App, tmp_path: Path) -> None:
+    """The script with two processes in place of eight, and no GPU."""
+    app.bids, labels = make_labelled(tmp_path / "labelled")
+    script = next(block for block in re.findall(r"```bash\n(.*?)```", DOCUMENT, re.S) if "torchrun" in block)
+    given = {
+        "--nodes=2": "--nodes=1", "--gpus-per-node=4": "--mem=1900M", "--nproc-per-node 4": "--nproc-per-node 2",
+        "#SBATCH --requeue": "#SBATCH --requeue\n#SBATCH --output=logs/train.txt --open-mode=append",
+        "run.py": str(TESTS.parent / "run.py"), "mine.toml": f"{tmp_path / 'mine.toml'} --fold 4 --n-cpus 1",
+        'BrainCOLOR="$BIDS/derivatives/manual"': f"FAST={labels}",
+    }  # fmt: skip
+    for asked, small in given.items():
+        assert asked in script
+        script = script.replace(asked, small)
+    (tmp_path / "train.sbatch").write_text(script)
+    (tmp_path / "mine.toml").write_text(RECIPE.replace("steps = 3", "steps = 150\nbatch = 2"))
+    run_on_slurm(TRAIN, app, tmp_path)
+    told = (tmp_path / "logs" / "train.txt").read_text()
+    kept = re.search(r"stopped after (\d+) steps, all kept", told)
+    assert kept and 0 < int(kept[1]) < 150
+    assert "step 150, 100%" in told and (app.output / "models" / "tiny" / "card.json").is_file()
+    assert not (app.output / "models" / "tiny" / "checkpoint.pt").exists()
 
 
 def test_jobs_that_are_started_for_the_run(app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ import pandas as pd
 import phantoms
 import pytest
 import torch
+from labelled import GRID, HALF, RECIPE, SHAPE, make_labelled
 from told import Told
 
 from bidsseg.cli import main
@@ -37,45 +38,13 @@ from bidsseg.segmentation.native import Segmentation
 from bidsseg.settings import Settings, Training
 from bidsseg.train import Interruption, train_level
 
-SHAPE = (24, 28, 24)
-GRID = phantoms.grid(8.0, "LAS", SHAPE)
 RUN = Path(__file__).parent.parent / "run.py"
-HALF = np.diag([0.5, 0.5, 0.5, 1]) @ GRID
-"""Heads are half as large as the phantom, since 1 mm is what they are learned at."""
-RECIPE = """
-name = "tiny"
-title = "Tissue from next to nothing"
-spacing_mm = 3.0
-heads = { brain = 0.5, FAST = 1.0 }
-steps = 3
-
-[network]
-name = "subpixel-unet"
-coordinates = 0
-widths = [4, 8]
-features = 4
-last = 4
-
-[sampling]
-shape = [32, 32, 32]
-points = 500
-whole_head = true
-"""
 
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Three participants, and their tissue as FAST gives it; a fourth has a label map alone."""
-    folder = tmp_path_factory.mktemp("labelled")
-    bids = phantoms.make_bids(folder / "bids", 3, spacing_mm=8.0, shape=SHAPE)
-    tissue = np.array([0, 1, 2, 3, 2], np.uint8)[phantoms.head(GRID, SHAPE, phantoms.LABEL)]
-    for number in range(1, 5):
-        name = f"sub-{number:02}"
-        phantoms.save(folder / "fast" / name / "anat" / f"{name}_seg-FAST_dseg.nii.gz", tissue, HALF)
-        if number < 4:
-            image = phantoms.noisy_head(GRID, SHAPE, seed=number)
-            phantoms.save(bids / name / "anat" / f"{name}_T1w.nii.gz", image, HALF)
-    return bids, folder / "fast"
+    """See `labelled.make_labelled`."""
+    return make_labelled(tmp_path_factory.mktemp("labelled"))
 
 
 Ask = Callable[..., Settings]

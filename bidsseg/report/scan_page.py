@@ -196,7 +196,7 @@ def _plain(value: Any) -> str:
 
 
 def _embedded(picture: Path) -> str:
-    """A picture as part of the page."""
+    """A picture as part of the page, an address in which nothing has to be escaped."""
     return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
 
 
