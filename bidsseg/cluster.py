@@ -114,7 +114,8 @@ def segment(settings: Settings, job: Job, version: str) -> Outcome:
         if job.is_done() and not settings.overwrite:  # by a worker that died before it could tell
             return Outcome(Entry(job.scan.key, "skipped"))
         told = Kept()
-        run = Run(replace(settings, report=told), RunLog(None, settings.command, {}), prepare=prepared, turn=NETWORK)
+        log = RunLog(None, settings.command, {})
+        run = Run(replace(settings, report=told), log, prepare=prepared, turn=NETWORK, pages=False)
         fatal: BidssegError | None = None
         try:
             run.process([job])

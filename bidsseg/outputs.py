@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -142,7 +142,6 @@ class Job:
             self._write_in(space, in_space, t1w, result, protocols, details)
         for name, place in places.dseg.items():
             self._sidecar(place, sidecars.dseg_sidecar(name, *about))
-        self.write_page()
 
     def _write_in(
         self,
@@ -198,7 +197,9 @@ class Job:
         """Take away the record of an earlier run, so that a mixture never looks done, and what a killed run left."""
         subject = self.output_dir / f"sub-{self.scan.entities['subject']}"
         remove([self.record])
-        remove(subject.rglob(f".{glob.escape(self.scan.key)}_*.part"))
+        remove_halves(
+            subject.rglob(".*.part"), {path.name for path in (*self.paths.files, *self.paths.figures.values())}
+        )
 
 
 def remove(files: Iterable[Path]) -> None:
@@ -210,11 +211,9 @@ def remove(files: Iterable[Path]) -> None:
         raise OutputNotWritable(f"{error.filename}: cannot be replaced: {error.strerror}; is it yours?") from error
 
 
-def remove_half_pages(output_dir: Path, jobs: Sequence[Job]) -> None:
-    """Take away what a killed run left of the pages of these scans; others may be in the making."""
-    pages = {job.paths.report.name for job in jobs}
-    parts = output_dir.glob(".*.part") if output_dir.is_dir() else ()
-    remove(part for part in parts if part.name[1:].rsplit(".", 2)[0] in pages)
+def remove_halves(parts: Iterable[Path], names: Container[str]) -> None:
+    """Take away what a killed run left of files with these names; others may be in the making, by other processes."""
+    remove(part for part in parts if part.name[1:].rsplit(".", 2)[0] in names)
 
 
 def write_root(settings: Settings, card: Card) -> None:

@@ -21,7 +21,7 @@ from bidsseg.errors import BidssegError, DataError, InputMissing, IOFailure, Not
 from bidsseg.image.align import Images
 from bidsseg.image.template import Space, find_space
 from bidsseg.models.card import Card, find_card
-from bidsseg.outputs import Job, remove_half_pages, write_root
+from bidsseg.outputs import Job, remove_halves, write_root
 from bidsseg.runlog import Entry, RunLog, crash_text, stamp
 from bidsseg.settings import Settings
 
@@ -66,7 +66,7 @@ def participant_level(settings: Settings) -> None:
         _list(settings, card, jobs, done)
         return
     write_root(settings, card)
-    remove_half_pages(settings.output_dir, jobs)
+    remove_halves(settings.output_dir.glob(".*.part"), {job.paths.report.name for job in jobs})
     for job in jobs:
         if job in done and not job.has_page():
             job.write_page()
@@ -163,6 +163,7 @@ class Run:
     Attributes:
         prepare: gives the machine and the model, whose checksum it is told.
         turn: held while a scan is segmented.
+        pages: whether to write the page of a scan, which two processes with scans of one participant must not do.
     """
 
     settings: Settings
@@ -170,6 +171,7 @@ class Run:
     failures: list[tuple[Entry, Exception]] = field(default_factory=list)
     prepare: Callable[[Settings, str], tuple[Machine, Model]] = prepare
     turn: AbstractContextManager[Any] = field(default_factory=nullcontext)
+    pages: bool = True
 
     def spread(self, jobs: Sequence[Job], workers: Workers | None = None) -> None:
         """Have the scans segmented by workers, of this machine or else of a cluster."""
@@ -181,6 +183,8 @@ class Run:
     def _take(self, job: Job, outcome: Outcome) -> None:
         """Put on record what a worker tells of a scan."""
         entry, report = outcome.entry, self.settings.report
+        if outcome.error is None and outcome.fatal is None:
+            job.write_page()
         self.log.machine = outcome.machine or self.log.machine
         self.log.add(entry)
         for warning in outcome.warnings:
@@ -253,6 +257,8 @@ class Run:
 
     def _write(self, task: _Task, images: Images, result: Segmentation, model: Model) -> bool:
         task.job.write(images, result, model.heads)
+        if self.pages:
+            task.job.write_page()
         return True
 
     def _attempt(self, stage: str, task: _Task, function: Callable[..., T], *arguments: object) -> T | None:

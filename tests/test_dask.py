@@ -65,10 +65,17 @@ def test_results_are_those_of_one_machine(app: App, workers: distributed.LocalCl
 
 
 @pytest.mark.usefixtures("two_processes")
-def test_processes_of_one_machine(app: App, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (app.bids / "sub-03" / "anat" / "sub-03_T1w.nii.gz").write_bytes(b"nothing")
+def test_processes_of_one_machine(
+    tmp_path: Path,
+    make_bids: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Two scans stand on one page, and are done at the same time."""
+    app = make_app(tmp_path, make_bids(3, runs=2), monkeypatch)
+    next((app.bids / "sub-03" / "anat").glob("sub-03_run-*2_T1w.nii.gz")).write_bytes(b"nothing")
     assert app("--n-cpus", "2", "--omp-nthreads", "1") == 1
-    assert app.fates == {f"sub-0{number}": "failed" if number == 3 else "done" for number in range(1, 7)}
+    assert sorted(app.fates.values()) == ["done"] * 5 + ["failed"]
     assert "[6/6]" in capsys.readouterr().err
     spread, app.output = results(app), tmp_path / "alone"
     assert app() == 1
