@@ -164,10 +164,14 @@ def labels_at(labels: np.ndarray, affine: np.ndarray, points: np.ndarray) -> np.
         affine: (4, 4) of the label map.
     """
     found = np.zeros(points.shape[:3], labels.dtype)
-    padded = np.pad(labels, 1)
+    boxes = ndimage.find_objects((labels > 0).view(np.uint8))
+    if not boxes:
+        return found
+    padded = np.pad(labels[boxes[0]], 1)
+    first = np.array([part.start - 1 for part in boxes[0]])
     to_voxel = np.linalg.inv(affine)
     for slab, part in zip(found, points, strict=True):
-        index = apply_affine(to_voxel, part).reshape(-1, 3) + 1
+        index = apply_affine(to_voxel, part).reshape(-1, 3) - first
         inside = np.flatnonzero(((index >= 0) & (index <= np.array(padded.shape) - 1)).all(1))
         slab.reshape(-1)[inside] = likeliest(padded, index[inside])
     return found
