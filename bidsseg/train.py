@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -167,8 +168,11 @@ def start_from(network, other) -> int:  # type: ignore[no-untyped-def]
 class Interruption:
     """Turns SIGTERM and Ctrl-C into a question that the training loop asks after each step."""
 
+    ONE_KEY_S = 1.0
+    """Within which a signal that comes again is the same one: torchrun passes on what the cluster sends to all."""
+
     def __init__(self) -> None:
-        self.signals: list[int] = []
+        self.first: float | None = None
         self.before: dict[int, object] = {}
 
     def __enter__(self) -> Interruption:
@@ -181,12 +185,12 @@ class Interruption:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """Remembers a signal; the second one of a kind ends the process as usual."""
-        if number in self.signals:
+        """Remembers a signal; Ctrl-C once more ends the process as usual."""
+        self.first = self.first or time.monotonic()
+        if number == signal.SIGINT and time.monotonic() - self.first > self.ONE_KEY_S:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self.signals.append(number)
 
     def asked(self) -> bool:
         """Whether the user or the cluster wants the run to stop."""
-        return bool(self.signals)
+        return self.first is not None

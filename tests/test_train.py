@@ -366,6 +366,21 @@ def test_interruption_remembers_and_gives_back() -> None:
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
+def test_a_signal_may_come_twice_but_a_key_pressed_again_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster signals all processes of a job, and torchrun those that it started."""
+    killed: list[int] = []
+    with Interruption() as interruption:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            signal.raise_signal(number)
+        assert interruption.asked()
+        monkeypatch.setattr("os.kill", lambda _, number: killed.append(number))
+        monkeypatch.setattr(Interruption, "ONE_KEY_S", 0.0)
+        signal.raise_signal(signal.SIGTERM)
+        assert killed == []
+        signal.raise_signal(signal.SIGINT)
+    assert killed == [signal.SIGINT]
+
+
 def test_the_time_budget_ends_a_run_with_a_model(ask: Ask) -> None:
     settings = ask(RECIPE.replace("steps = 3", "steps = 100000"), time_budget_min=1 / 60)
     folder = train_level(settings)
