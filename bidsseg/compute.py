@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import socket
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
@@ -109,7 +110,20 @@ def choose_workers(settings: Settings, scans: int) -> Workers | None:
     count = min(count, devices * (machine.memory_mb // PROCESS_MB), int(available_memory_mb() * RESERVE) // PROCESS_MB)
     if count < 2:
         return None
+    if not has_loopback():
+        settings.report.warn("processes cannot reach each other here (no loopback network): one process does all")
+        return None
     return Workers(count, settings.threads or cpus // count, machine.memory_mb // -(-count // devices))
+
+
+def has_loopback() -> bool:
+    """Whether processes of this machine can talk to each other; not so where a container has no network at all."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def cuda_count() -> int:

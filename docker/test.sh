@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the image on a scan as a cluster would: docker/test.sh BIDS_DIR PARTICIPANT [TAG]
+# Run the image on scans as a cluster would: docker/test.sh BIDS_DIR PARTICIPANT [TAG]
 #
 # Root file system and input read-only, no network, no home, a user that no one knows, only input and output mounted.
 # With docker where a daemon answers, else by mounting what docker/build.sh has built with buildah (as root).
@@ -28,6 +28,7 @@ else
     mapfile -t entrypoint < <(buildah inspect --format '{{range .OCIv1.Config.Entrypoint}}{{println .}}{{end}}' "$container" | sed '/^$/d')
     run() {
         bids=$bids out=$out root=$root user=$user unshare --mount --net --pid --ipc --fork bash -euc '
+            ip link set lo up 2> /dev/null || true # docker leaves a container without network that much
             mount --bind "$root" "$root"
             mount --bind "$bids" "$root/bids"
             mount -o remount,bind,ro "$root/bids"
@@ -49,7 +50,7 @@ trap stop EXIT
 
 run --version
 run --list-models
-run /bids /out participant --participant-label "$label"
+run /bids /out participant --n-cpus 2 --omp-nthreads 1 # in two processes, where there are two scans
 run /bids /out participant group --participant-label "$label"
 run --bids-exec-spec > /dev/null
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from told import Told
 
 from bidsseg import compute
 from bidsseg.compute import (
@@ -105,6 +106,18 @@ def test_workers(
     monkeypatch.setattr(compute, "available_memory_mb", lambda: memory_gb * 1000 / compute.RESERVE)
     monkeypatch.setattr("torch.set_num_threads", lambda threads: None)
     assert choose_workers(settings(device="cpu", **asked), scans) == workers
+
+
+def test_processes_that_cannot_talk_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(compute, "available_memory_mb", lambda: 99_000)
+    asked = settings(device="cpu", n_cpus=2, threads=1, report=(told := Told()))
+    assert choose_workers(asked, 2) is not None
+    monkeypatch.setattr("socket.create_connection", refused)
+    assert choose_workers(asked, 2) is None
+    assert told.warned == ["processes cannot reach each other here (no loopback network): one process does all"]
 
 
 @pytest.mark.parametrize(
