@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -71,7 +72,8 @@ def run(folder: Path, model: str, participants: list[str]) -> float:
     """Seconds of a participant run."""
     command = [sys.executable, str(RUN), str(folder / "bids"), str(folder / "out"), "participant", "--model", model]
     started = time.monotonic()
-    subprocess.run([*command, "--participant-label", *participants], check=True, capture_output=True)
+    one_process = ["--omp-nthreads", str(len(os.sched_getaffinity(0)))]
+    subprocess.run([*command, *one_process, "--participant-label", *participants], check=True, capture_output=True)
     return time.monotonic() - started
 
 
