@@ -105,6 +105,7 @@ def choose_workers(settings: Settings, scans: int) -> Workers | None:
     count = min(scans, cpus // min(cpus, settings.threads or PROCESS_THREADS))
     if count < 2:
         return None
+    keep_freed_memory()  # before torch is imported, should this process do all after all
     machine = choose_machine(settings)
     devices = cuda_count() if settings.device == "auto" and machine.device != "cpu" else 1
     count = min(count, devices * (machine.memory_mb // PROCESS_MB), int(available_memory_mb() * RESERVE) // PROCESS_MB)
