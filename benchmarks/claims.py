@@ -10,7 +10,7 @@ not done again, and one that was stopped goes on: the same command continues. A 
 too: put a table of docs/claims there to add to it. ``--report`` prints that table and trains nothing.
 
 Prints for each run the Dice (mean over regions, then over seeds and people) with a bootstrap 95 % interval over people,
-and the difference to the run it is measured against, paired by person and seed. Writes OUT/CLAIM.tsv with a row for
+and the difference to runs it is measured against, paired by person and seed. Writes OUT/CLAIM.tsv with a row for
 each run, seed, head and person.
 """
 
@@ -55,7 +55,7 @@ class Run:
         recipe: the shipped recipe of which the small scale is taken.
         labels: protocols and folders of the annotations, in DATA or OUT.
         changes: laid over the small scale of the recipe.
-        against: the run that it is measured against.
+        against: the runs that it is measured against.
         init: the run whose model it starts from.
         full: how many people have full (BrainCOLOR) annotations; None for all.
         datasets: whose images are learned from.
@@ -67,7 +67,7 @@ class Run:
     recipe: str
     labels: Mapping[str, str]
     changes: Mapping[str, Any] = field(default_factory=dict)
-    against: str | None = None
+    against: Sequence[str] = ()
     init: str | None = None
     full: int | None = None
     datasets: Sequence[str] = ("oasis",)
@@ -90,7 +90,10 @@ def neuronet() -> list[Run]:
     first = "all heads"
     return [
         Run(first, "neuronet", every, together),
-        *(Run(f"only {head}", "neuronet", own, {**small, "heads": {head: 1.0}}, first) for head, own in heads.items()),
+        *(
+            Run(f"only {head}", "neuronet", own, {**small, "heads": {head: 1.0}}, [first])
+            for head, own in heads.items()
+        ),
     ]
 
 
@@ -108,9 +111,9 @@ def ace() -> list[Run]:
     return [
         first,
         Run("lesions alone", "multi-unet-lesion", lesions, small, datasets=places[1:]),
-        Run("Multi-UNet", "multi-unet", tissue, small, first.name, None, None, places[:1], both, "lesions alone"),
-        replace(first, name="naive cross-entropy and Dice", recipe="ace-naive-ce", against=first.name),
-        replace(first, name="naive Dice", recipe="ace-naive-dice", against=first.name),
+        Run("Multi-UNet", "multi-unet", tissue, small, [first.name], None, None, places[:1], both, "lesions alone"),
+        replace(first, name="naive cross-entropy and Dice", recipe="ace-naive-ce", against=[first.name]),
+        replace(first, name="naive Dice", recipe="ace-naive-dice", against=[first.name]),
     ]
 
 
@@ -118,19 +121,20 @@ def partial() -> list[Run]:
     """Automatic partial annotations help where full ones are few (Dai et al. 2019).
 
     All have 400 steps of full annotations: those of partial ones come on top, and so does what follows joint training.
-    What more steps alone bring shows where full annotations have 800.
+    Where all scans have both, joint training has both in each of its 800. What more steps alone bring shows where full
+    annotations have 800.
     """
     small = {**GRID, "sampling": {"shape": [48, 64, 56], "points": 16_000}}
     plain, twice, end = ({**small, "steps": steps} for steps in (400, 800, 200))
     runs = [Run("pretrain", "partial-pretrain", FAST, plain)]
     for full in (1, 5, 10, 2):
-        first, joint = f"full only, {full}", f"joint, {full}"
+        first, longer, joint = f"full only, {full}", f"full only, 800 steps, {full}", f"joint, {full}"
         runs += [
-            Run(first, "partial-full", MANUAL, plain, None, None, full),
-            Run(f"full only, 800 steps, {full}", "partial-full", MANUAL, twice, first, None, full),
-            Run(f"pretrain, then full, {full}", "partial-full", MANUAL, plain, first, "pretrain", full),
-            Run(joint, "partial-joint", MANUAL | FAST, twice, first, None, full),
-            Run(f"joint, then full, {full}", "partial-joint-finetune", MANUAL, end, first, joint, full),
+            Run(first, "partial-full", MANUAL, plain, (), None, full),
+            Run(longer, "partial-full", MANUAL, twice, [first], None, full),
+            Run(f"pretrain, then full, {full}", "partial-full", MANUAL, plain, [first, longer], "pretrain", full),
+            Run(joint, "partial-joint", MANUAL | FAST, twice, [first, longer], None, full),
+            Run(f"joint, then full, {full}", "partial-joint-finetune", MANUAL, end, [first, longer], joint, full),
         ]
     return runs
 
@@ -148,8 +152,8 @@ def eneuronet() -> list[Run]:
     both = ("oasis", "ds002748")
     return [
         Run(first, "eneuronet", MANUAL, small),
-        Run("U-Net, elastic", "eneuronet", MANUAL, unet, first),
-        Run("E-NeuroNet, registration", "eneuronet-registration", MANUAL, moved, first, datasets=both),
+        Run("U-Net, elastic", "eneuronet", MANUAL, unet, [first]),
+        Run("E-NeuroNet, registration", "eneuronet-registration", MANUAL, moved, [first], datasets=both),
     ]
 
 
@@ -320,11 +324,12 @@ def report(runs: Sequence[Run], table: pd.DataFrame) -> list[str]:
             line = f"{run.name}: {head} Dice {mean.mean:.3f} [{mean.low:.3f}, {mean.high:.3f}], "
             line += "" if own.voxel_error.isna().all() else f"voxel error {own.voxel_error.mean():.3f}, "
             line += f"{own.seed.nunique()} seeds"
-            other = table[(table.run == run.against) & (table["head"] == head)]
-            pairs = own.merge(other, on=["seed", "person"], suffixes=("", "_other"))
-            if len(pairs):
-                gain = estimate((pairs.dice - pairs.dice_other).groupby(pairs.person).mean().to_numpy())
-                line += f"; {gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] against {run.against}"
+            for name in run.against:
+                other = table[(table.run == name) & (table["head"] == head)]
+                pairs = own.merge(other, on=["seed", "person"], suffixes=("", "_other"))
+                if len(pairs):
+                    gain = estimate((pairs.dice - pairs.dice_other).groupby(pairs.person).mean().to_numpy())
+                    line += f"; {gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] against {name}"
             lines.append(line)
     return lines
 
