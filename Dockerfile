@@ -29,6 +29,7 @@ RUN /tmp/install.sh python && rm /tmp/install.sh
 COPY --from=build /opt/bidsseg /opt/bidsseg
 COPY --from=build /version /version
 # Nothing of the host's shall be found before the image's own, such as packages in a home that Singularity mounts.
+# With one arena the C library keeps the large blocks of a network that runs in a thread, as it does in Dask's workers.
 ENV PATH=/opt/bidsseg/bin:$PATH \
     PYTHONNOUSERSITE=1 \
     PYTHONDONTWRITEBYTECODE=1 \

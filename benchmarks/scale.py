@@ -23,7 +23,7 @@ import numpy as np
 
 from bidsseg.bids.index import participant_labels
 
-RUN = Path(__file__).parent.parent / "run.py"
+RUN = Path(__file__).parent.parent / "run.py"  # not from speed.py: torch here would count as the commands' memory
 FIRST = "00001"
 
 

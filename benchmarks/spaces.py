@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -51,7 +52,8 @@ def main() -> None:
 
 def run(bids: Path, out: Path, *words: str) -> None:
     """Segment, with one process, so that times are those of a processor that does little else."""
-    command = [sys.executable, RUN, bids, out, "participant", "--skip-bids-validation", *words]
+    one_process = "--omp-nthreads", len(os.sched_getaffinity(0))
+    command = [sys.executable, RUN, bids, out, "participant", "--skip-bids-validation", *one_process, *words]
     subprocess.run([str(word) for word in command], check=True, capture_output=True)
 
 

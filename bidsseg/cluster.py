@@ -138,7 +138,8 @@ def prepared(settings: Settings, sha256: str) -> tuple[Machine, Model]:
     number = get_worker().name
     if settings.device == "auto" and isinstance(number, int) and cuda_count() > 1:
         settings = replace(settings, device=f"cuda:{number % cuda_count()}")
-    key = settings.model, sha256, settings.device, settings.precision, settings.n_cpus, settings.memory_mb
+    machine = settings.device, settings.precision, settings.n_cpus, settings.threads, settings.memory_mb
+    key = (settings.model, sha256, *machine)
     if key not in PREPARED:
         PREPARED.clear()
         PREPARED[key] = choose_machine(settings), load_model(settings.model)

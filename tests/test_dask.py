@@ -16,6 +16,7 @@ import pytest
 from fake_model import App, make_app
 
 from bidsseg import cluster as spreading
+from bidsseg.compute import Workers
 from bidsseg.errors import InputMissing, UsageError
 from bidsseg.settings import Settings
 
@@ -80,6 +81,15 @@ def test_processes_of_one_machine(
     spread, app.output = results(app), tmp_path / "alone"
     assert app() == 1
     assert results(app) == spread
+
+
+@pytest.mark.usefixtures("two_processes")
+def test_what_each_process_of_this_machine_is_given(app: App) -> None:
+    with spreading.on_this_machine(Settings(app.bids, app.output), Workers(2, 4, 3000)) as (client, asked):
+        assert (asked.n_cpus, asked.memory_mb) == (4, 3000)
+        assert set(client.run(lambda: os.environ["MALLOC_ARENA_MAX"]).values()) == {"1"}
+        assert set(client.nthreads().values()) == {spreading.TASKS}
+        assert set(client.run(lambda: signal.getsignal(signal.SIGINT)).values()) == {signal.SIG_IGN}
 
 
 @pytest.mark.parametrize("whom", ["group", "process"])

@@ -62,15 +62,20 @@ def fit(moving: Volume, fixed: Volume) -> np.ndarray:
 
 def as_text(motion: np.ndarray) -> str:
     """A motion (4, 4), RAS+ mm, as ITK and ANTs keep transforms: from points of fixed to those of moving."""
-    matrix = TO_LPS @ np.linalg.inv(motion) @ TO_LPS
+    matrix = back_in_lps(motion)
     numbers = " ".join(repr(float(value)) for value in [*matrix[:3, :3].ravel(), *matrix[:3, 3]])
     lines = ["#Insight Transform File V1.0", "#Transform 0", "Transform: AffineTransform_double_3_3"]
     return "\n".join([*lines, f"Parameters: {numbers}", "FixedParameters: 0 0 0", ""])
 
 
+def back_in_lps(motion: np.ndarray) -> np.ndarray:
+    """The matrix (4, 4) from points of fixed to those of moving, LPS mm, of a motion (4, 4), RAS+ mm."""
+    return TO_LPS @ np.linalg.inv(motion) @ TO_LPS
+
+
 def transform_of(motion: np.ndarray) -> sitk.Transform:
     """The transform, from points of fixed to those of moving, of a motion (4, 4), RAS+ mm; see ``motion_of``."""
-    matrix = TO_LPS @ np.linalg.inv(motion) @ TO_LPS
+    matrix = back_in_lps(motion)
     transform = sitk.AffineTransform(3)
     transform.SetMatrix(matrix[:3, :3].ravel().tolist())
     transform.SetTranslation(matrix[:3, 3].tolist())

@@ -16,7 +16,7 @@ from bidsseg.image.files import content, replacing
 from bidsseg.image.guard import UNITS_MM, Finding, check_kind, check_shape, check_space, clean_intensities, refusal
 from bidsseg.image.volume import Field, Volume
 
-__all__ = ["Finding", "read_image", "read_labels", "write_labels", "write_map"]
+__all__ = ["Finding", "read_image", "read_labels", "write_field", "write_labels", "write_map", "write_maps"]
 
 COMPRESSION = 4
 """gzip level."""

@@ -33,6 +33,10 @@ class Distribution:
     largest: float
     counts: np.ndarray
 
+    def distance(self, value: float) -> float:
+        """How far a value lies from the mean, in standard deviations; 0 where all values are the same."""
+        return (value - self.mean) / self.sd if self.sd else 0.0
+
 
 @dataclass(frozen=True)
 class Line:

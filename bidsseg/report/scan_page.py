@@ -109,9 +109,14 @@ class _Shown:
         return 100 * self.row.volume_mm3 / self.whole_mm3 if self.whole_mm3 else None
 
     @property
-    def distance(self) -> float | None:
-        """From the mean of the cohort, in its standard deviations."""
-        return (self.row.volume_mm3 - self.cohort.mean) / self.cohort.sd if self.cohort and self.cohort.sd else None
+    def distance(self) -> float:
+        """From the mean of the cohort, in its standard deviations; 0 without a cohort."""
+        return self.cohort.distance(self.row.volume_mm3) if self.cohort else 0.0
+
+    @property
+    def is_far(self) -> bool:
+        """Whether it is unusual in the cohort."""
+        return abs(self.distance) > FAR
 
 
 @dataclass
@@ -172,8 +177,8 @@ class _Scan:
             if row is not whole
         ]
         self.tables[result.protocol] = shown
-        far = [entry for entry in shown if abs(entry.distance or 0) > FAR]
-        self.unusual = sorted([*self.unusual, *far], key=lambda entry: -abs(entry.distance or 0))
+        far = [entry for entry in shown if entry.is_far]
+        self.unusual = sorted([*self.unusual, *far], key=lambda entry: -abs(entry.distance))
         for path in (result.dseg, result.path):
             self.files[path.name] = _address(Path(os.path.relpath(path, output_dir)))
 
