@@ -46,5 +46,5 @@ LABEL org.opencontainers.image.title="bidsseg" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.created="${CREATED}" \
-      org.opencontainers.image.licenses="Apache-2.0 AND CC-BY-NC-4.0"
+      org.opencontainers.image.licenses="Apache-2.0 AND BSD-2-Clause AND CC-BY-NC-4.0"
 ENTRYPOINT ["/opt/bidsseg/bin/python", "/opt/bidsseg/run.py"]

@@ -165,6 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--entropy", action="store_true", help="write also a map of the uncertainty, from 0 to 1")
     add("--output-spaces", metavar="SPACE", **several,
         help="write label maps also in these, e.g. MNI152NLin2009cAsym:res-1 (of TemplateFlow)")  # fmt: skip
+    add("--viewer", action="store_true", help="write also a page for each scan to slice and turn it in 3-D (5 MB)")
     add("--overwrite", action="store_true", help="do again what is done")
     add("--dry-run", action="store_true", help="list scans, model and outputs; write nothing")
     add("--stop-on-first-crash", action="store_true", help="stop at the first scan that fails")
@@ -244,6 +245,7 @@ def _settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
         probseg=given.probseg,
         entropy=given.entropy,
         output_spaces=[space for space in given.output_spaces if space != "T1w"],
+        viewer=given.viewer,
         overwrite=given.overwrite,
         stop_on_first_crash=given.stop_on_first_crash,
         dry_run=given.dry_run,

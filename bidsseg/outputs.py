@@ -44,6 +44,7 @@ class Job:
         probseg: whether probabilities are asked for.
         entropy: whether maps of uncertainty are asked for.
         spaces: standard spaces in which label maps and masks are asked for too.
+        viewer: whether a page in three dimensions is asked for.
     """
 
     scan: Scan
@@ -53,6 +54,7 @@ class Job:
     probseg: bool = False
     entropy: bool = False
     spaces: Sequence[Space] = ()
+    viewer: bool = False
 
     @cached_property
     def paths(self) -> OutputPaths:
@@ -65,6 +67,7 @@ class Job:
             self.entropy,
             self.card.lesion is not None,
             [space.words for space in self.spaces],
+            self.viewer,
         )
 
     @property
@@ -100,13 +103,15 @@ class Job:
 
     def write(self, images: Images, result: Segmentation, protocols: Mapping[str, Protocol]) -> None:
         """Write every output; the record comes last. ``protocols`` are those that the model's heads speak."""
-        from bidsseg.report import write_figures
+        from bidsseg.report import write_figures, write_viewer
 
         self._clear()
         t1w, places = images.volumes["T1w"], self.paths
         write_figures(
             self.output_dir, self.scan, self.card.name, t1w, result.labels, protocols, result.brain, result.lesion
         )
+        if places.viewer is not None:
+            write_viewer(self._place(places.viewer), self.scan.key, t1w, result.labels, protocols, result.lesion)
         details = {
             **self.provenance,
             "Quality": round(float(result.quality), 4),

@@ -109,7 +109,7 @@ def _plan(
             reason = f"the model {card.name} needs a FLAIR: {scan.flair_reason}"
             passed_over.append(Entry(scan.key, "passed over", reason))
         else:
-            asked = settings.probseg, settings.entropy, spaces
+            asked = settings.probseg, settings.entropy, spaces, settings.viewer
             jobs.append(Job(scan, card, settings.bids_dir, settings.output_dir, *asked))
     if not jobs:
         raise NothingSelected(f"{passed_over[0].scan}: {passed_over[0].reason}; so it is for all {len(scans)} scans")

@@ -119,6 +119,7 @@ class Settings:
     probseg: bool = False
     entropy: bool = False
     output_spaces: Sequence[str] = ()
+    viewer: bool = False
     overwrite: bool = False
     stop_on_first_crash: bool = False
     dry_run: bool = False

@@ -13,7 +13,7 @@ import pytest
 import bidsseg
 
 ROOT = Path(__file__).parent.parent
-DATA = {".tsv", ".toml", ".json", ".safetensors", ".png", ".html", ".css", ".js", ".md", ".typed"}
+DATA = {".tsv", ".toml", ".json", ".safetensors", ".png", ".html", ".css", ".js", ".md", ".typed", "LICENSE"}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_the_wheel_holds_every_module_and_data_file(wheel: zipfile.ZipFile) -> N
     wanted = {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "bidsseg").rglob("*")
-        if (path.suffix in {".py"} | DATA or path.name == "py.typed") and "__pycache__" not in path.parts
+        if (path.suffix or path.name) in {".py"} | DATA and "__pycache__" not in path.parts
     }
     assert {path.rpartition(".")[2] for path in wanted} >= {"py", "tsv", "toml", "html", "css", "js"}
     assert not wanted - set(wheel.namelist())

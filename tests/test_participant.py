@@ -47,7 +47,7 @@ def test_the_tree_is_the_committed_one(sessions: App) -> None:
         sessions.card.parent / "lesions", name="lesions", inputs=("T1w", "FLAIR"), heads=("lesion",), lesion="lesion"
     )
     assert sessions("--participant-label", "01") == 0
-    assert sessions("--probseg", "--entropy", "--participant-label", "02", "--session-label", "1") == 0
+    assert sessions("--probseg", "--entropy", "--viewer", "--participant-label", "02", "--session-label", "1") == 0
     assert sessions("--session-label", "2", model=lesions) == 0
     assert sessions(level="group") == 0
     produced = sorted(path.relative_to(sessions.output).as_posix() for path in sessions.output.rglob("*"))
@@ -59,7 +59,7 @@ def test_the_tree_is_the_committed_one(sessions: App) -> None:
 
 @pytest.mark.skipif(not VALIDATOR.is_file(), reason="the BIDS validator is not installed")
 def test_the_tree_passes_the_validator(sessions: App) -> None:
-    assert sessions("--probseg", "--entropy") == 0
+    assert sessions("--probseg", "--entropy", "--viewer") == 0
     assert sessions(level="group") == 0
     done = subprocess.run([VALIDATOR, sessions.output, "--format", "json"], capture_output=True, text=True)
     issues = json.loads(done.stdout)["issues"]["issues"]

@@ -122,6 +122,7 @@ class OutputPaths:
         entropy: maps of uncertainty, with ``.json``; empty unless asked for.
         spaces: for each space asked for, what lies in it.
         figures: pictures for the report.
+        viewer: page in three dimensions; None unless asked for.
         report: page of the participant, or of the session where there are sessions; scans share it.
     """
 
@@ -133,16 +134,17 @@ class OutputPaths:
     entropy: dict[str, Path]
     spaces: list[SpacePaths] = field(default_factory=list)
     figures: dict[str, Path] = field(default_factory=dict)
+    viewer: Path | None = None
     report: Path = Path()
 
     @property
     def files(self) -> list[Path]:
-        """All images and tables with their sidecars (not figures and report)."""
+        """All images and tables with their sidecars, and the viewer (not figures and report)."""
         lesion = [self.lesion] if self.lesion else []
         main = [*self.dseg.values(), self.brain, *lesion, *self.probseg.values(), *self.entropy.values()]
         main += self.morph.values()
-        in_spaces = [file for space in self.spaces for file in space.files]
-        return _with_sidecars(main, self.dseg.values()) + in_spaces
+        more = [file for space in self.spaces for file in space.files] + ([self.viewer] if self.viewer else [])
+        return _with_sidecars(main, self.dseg.values()) + more
 
 
 def _with_sidecars(files: Iterable[Path], label_maps: Iterable[Path]) -> list[Path]:
@@ -159,6 +161,7 @@ def output_paths(
     entropy: bool = False,
     lesion: bool = False,
     spaces: Iterable[Mapping[str, str]] = (),
+    viewer: bool = False,
 ) -> OutputPaths:
     """Where everything of a scan goes, relative to the output folder.
 
@@ -191,6 +194,7 @@ def output_paths(
         entropy=each("entropy") if entropy else {},
         spaces=[in_space(space) for space in spaces],
         figures=each("figure"),
+        viewer=one("viewer") if viewer else None,
         report=report_path(scan),
     )
 

@@ -52,9 +52,9 @@ def write_mosaics(image: Volume, overlays: Mapping[Path, Overlay]) -> None:
     spacing = image.spacing_mm[np.argsort(orientation[:, 0])]
     data = apply_orientation(image.data, orientation)
     labels = {path: apply_orientation(overlay.labels, orientation) for path, overlay in overlays.items()}
-    bounds = _bounds(list(labels.values()), data.shape)
+    bounds = labelled_bounds(list(labels.values()), data.shape)
     rows = [_Row.make(plane, data.shape, spacing, bounds) for plane in PLANES]
-    greys = [row.greys(data, _window(data, bounds)) for row in rows]
+    greys = [row.greys(data, grey_window(data, bounds)) for row in rows]
     for path, overlay in overlays.items():
         painted = [row.painted(grey, labels[path], overlay) for row, grey in zip(rows, greys, strict=True)]
         _write(_assemble(rows, painted), path)
@@ -130,7 +130,7 @@ class _Row:
         return volume[tuple(index)].T[::-1]
 
 
-def _bounds(labels: Sequence[np.ndarray], shape: Sequence[int]) -> list[tuple[int, int]]:
+def labelled_bounds(labels: Sequence[np.ndarray], shape: Sequence[int]) -> list[tuple[int, int]]:
     """First and last labelled voxel along each axis over all label maps; the whole axis where there is none."""
     bounds = []
     for axis in range(3):
@@ -143,7 +143,7 @@ def _bounds(labels: Sequence[np.ndarray], shape: Sequence[int]) -> list[tuple[in
     return bounds
 
 
-def _window(data: np.ndarray, bounds: Sequence[tuple[int, int]]) -> tuple[float, float]:
+def grey_window(data: np.ndarray, bounds: Sequence[tuple[int, int]]) -> tuple[float, float]:
     """The intensities that become black and white: those within the bounds without their extremes (fat, vessels)."""
     inside = data[tuple(slice(first, last + 1) for first, last in bounds)]
     step = max(round((inside.size / 1e6) ** (1 / 3)), 1)

@@ -126,6 +126,7 @@ class _Scan:
     Attributes:
         base: picture that is shown below the others: the image with the outline of the brain.
         pictures: that of each protocol.
+        viewer: address of the page in three dimensions, if there is one.
         tables: rows of volumes of each protocol.
         unusual: rows of all protocols that lie far from the mean of the cohort, the farthest first.
         warnings: what the image guard found and what the run noted.
@@ -140,6 +141,7 @@ class _Scan:
     intracranial_mm3: float | None = None
     base: str = ""
     pictures: dict[str, str] = field(default_factory=dict)
+    viewer: str = ""
     tables: dict[str, list[_Shown]] = field(default_factory=dict)
     unusual: list[_Shown] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -158,7 +160,10 @@ class _Scan:
         told = [str(text) for key in ("InputFindings", "Notes") for text in sidecar.get(key, [])]
         self.warnings = list(dict.fromkeys([*self.warnings, *told]))
         self.details = {key: _plain(value) for key, value in sidecar.items() if key not in HIDDEN}
-        figures = output_paths(Scan(result.source, Path()), result.model, [result.protocol, BRAIN, LESION]).figures
+        paths = output_paths(Scan(result.source, Path()), result.model, [result.protocol, BRAIN, LESION], viewer=True)
+        figures = paths.figures
+        if paths.viewer is not None and (output_dir / paths.viewer).is_file():
+            self.viewer = _address(paths.viewer)
         present = {name: _embedded(path) for name in figures if (path := output_dir / figures[name]).is_file()}
         self.base = present.pop(BRAIN, "")
         lesion = {LESION: present.pop(LESION)} if LESION in present and result.protocol != LESION else {}

@@ -20,8 +20,9 @@ for (const head of document.querySelectorAll("table.sortable th")) {
   });
 }
 // Pictures: buttons choose the protocol, the slider fades its colours.
-for (const viewer of document.querySelectorAll(".viewer")) {
-  const pictures = viewer.querySelectorAll(".stack img.top"), buttons = viewer.querySelectorAll("button");
+for (const stack of document.querySelectorAll(".stack")) {
+  const viewer = stack.closest(".viewer");
+  const pictures = stack.querySelectorAll("img.top"), buttons = viewer.querySelectorAll("button");
   buttons.forEach((button, chosen) => {
     button.addEventListener("click", () => {
       buttons.forEach((other, place) => {
