@@ -23,8 +23,9 @@ from claims import HELD_OUT
 from bidsseg.compute import keep_freed_memory
 from bidsseg.labels import load_protocol
 from bidsseg.learning.datasets import load_cases, split
+from bidsseg.learning.processes import Processes
 from bidsseg.learning.recipe import load_recipe
-from bidsseg.learning.voxel_loop import Brain, Progress, Trainer, labelled_brain
+from bidsseg.learning.voxel_loop import Brain, Trainer, labelled_brain
 from bidsseg.networks.segnet import SegNet
 from bidsseg.settings import Report, Settings, Training
 
@@ -86,10 +87,11 @@ def errors(
     torch.manual_seed(seed)
     outputs = {"BrainCOLOR": len(load_protocol("BrainCOLOR").scored().regions)}
     network = SegNet(outputs, groups, planes or (0, 1, 2), **options)
-    others = Trainer(network, unseen, voxels, seed, torch.bfloat16, "cpu")
-    trainer = Trainer(network, seen, voxels, seed, torch.bfloat16, "cpu")  # made last: it scales the distances
-    for epoch in range(EPOCHS):
-        trainer.epoch(Progress(epoch=epoch), lambda: 0.0, lambda: False)
+    others = Trainer(network, unseen, voxels, seed, torch.bfloat16, Processes())
+    trainer = Trainer(network, seen, voxels, seed, torch.bfloat16, Processes())  # made last: it scales the distances
+    for number in range(EPOCHS):
+        for _ in trainer.epoch(number):
+            pass
     return trainer.error()[0], others.error()[0]
 
 

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bidsseg import __version__
 from bidsseg.compute import choose_machine, keep_freed_memory
 from bidsseg.errors import DataError, NothingSelected, OutputNotWritable, TemporaryFailure, UsageError
-from bidsseg.settings import Report, Settings
+from bidsseg.settings import Report, Settings, Training
 
 if TYPE_CHECKING:
     from bidsseg.labels import Protocol
+    from bidsseg.learning.cases import Case
+    from bidsseg.learning.recipe import Recipe
+    from bidsseg.models.library import Model
+    from bidsseg.networks.network import Network
 
 
 def train_level(settings: Settings) -> Path:
@@ -27,26 +32,40 @@ def train_level(settings: Settings) -> Path:
     The participants of one fold, or those named, are held out; the card states what the model reaches on them.
     TemporaryFailure (75) if it was told to stop before its time: run again with --resume.
     """
+    with Interruption() as interruption:
+        return _train(settings, interruption)
+
+
+def _train(settings: Settings, interruption: Interruption) -> Path:
     keep_freed_memory()
     import torch
 
-    from bidsseg.labels import load_protocol
+    from bidsseg.labels import load_protocol, shipped_protocols
     from bidsseg.learning.datasets import load_cases, person, split
     from bidsseg.learning.loop import Plan, fit
     from bidsseg.learning.processes import Processes
     from bidsseg.learning.recipe import load_recipe
     from bidsseg.learning.record import save_curve, save_outcome
     from bidsseg.learning.registration_loop import DFNET, fit_mover
-    from bidsseg.learning.state import Conditions
+    from bidsseg.learning.state import Conditions, same_run
     from bidsseg.learning.voxel_loop import fit_voxels
-    from bidsseg.models.card import CARD, Card
-    from bidsseg.models.library import build, load_model
+    from bidsseg.models.card import CARD, Card, read_card
+    from bidsseg.models.library import build, load_model, save_protocol
     from bidsseg.segmentation.voxelwise import StagedSegNet
 
     options, report = settings.training, settings.report
     recipe = load_recipe(options.recipe, options.small)
     if not options.labels:
         raise UsageError("train needs --labels PROTOCOL=DERIVATIVES_DIR, at least once")
+    spoken = {name: load_protocol(name) for name in recipe.heads}
+    heads = tuple(protocol.scored() for protocol in spoken.values())
+    recipe = with_names(recipe, {name: protocol.name for name, protocol in spoken.items()})
+    machine = choose_machine(settings)
+    processes = Processes.join(machine.device)
+    report = settings.report if processes.first else Report()
+    if recipe.voxels is None and processes.count > recipe.batch:
+        report.say(f"a step has {processes.count} samples in place of {recipe.batch}: one of each process")
+        recipe = replace(recipe, batch=processes.count)
     folder = settings.output_dir / "models" / recipe.name
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists() and not options.resume and not settings.overwrite:
@@ -54,12 +73,11 @@ def train_level(settings: Settings) -> Path:
     if (folder / CARD).exists() and not checkpoint.exists() and not settings.overwrite:
         if not options.resume:
             raise UsageError(f"{folder} holds a finished model: give --overwrite to train it again")
+        before, now = read_card(folder).recipe, learnt(recipe, options)
+        shared = before.keys() & now.keys()
+        same_run({name: before[name] for name in shared}, {name: now[name] for name in shared}, folder)
         report.say(f"model: {folder} is finished")
         return folder
-    machine = choose_machine(settings)
-    processes = Processes.join(machine.device)
-    report = settings.report if processes.first else Report()
-    heads = tuple(load_protocol(name).scored() for name in recipe.heads)
     check_labels(options.labels, heads, report)
     cases = load_cases(
         settings,
@@ -68,12 +86,14 @@ def train_level(settings: Settings) -> Path:
         unlabelled=recipe.registration is not None,
         synthetic=recipe.synthetic_share > 0,
     )
+    if processes.agree(interruption.asked())[0]:
+        raise TemporaryFailure("stopped before the training began: give the same command again")
     seen, unseen = split([case for case in cases if case.annotations], options.folds, options.fold, options.hold_out)
     held = {person(case) for case in unseen}
     targets = [case for case in cases if not case.annotations and person(case) not in held]
     if not seen:
         raise NothingSelected("no labelled participant is left to learn from: fewer --folds or more data")
-    watched = unseen
+    watched: list[Case] = []
     if recipe.keep == "best":
         seen, watched = split(seen, 5, 4)  # nobody of fewer than five
         report.say(f"the best weights are those that do best on {', '.join(c.name for c in watched)}")
@@ -91,54 +111,82 @@ def train_level(settings: Settings) -> Path:
     if not options.resume:
         for left in (checkpoint, folder / DFNET):
             left.unlink(missing_ok=True)
+    for name, protocol in spoken.items():
+        if name not in shipped_protocols() and processes.first:
+            save_protocol(protocol, folder)
     processes.wait()
     torch.set_num_threads(machine.threads)
     torch.manual_seed(options.seed)
-    plan = Plan(recipe, heads, options.seed)
+    start = load_model(options.init) if options.init else None
     card = Card(
         **recipe.on_card(),
         sha256="",
         lesion=next((head.name for head in heads if head.lesions), None),
-        recipe=recipe.as_dict() | {"seed": options.seed},
-        data=[f"{dataset}: {count} scans" for dataset, count in Counter(case.dataset for case in seen).items()],
+        recipe=learnt(recipe, options, start),
+        data=[
+            *counted(seen),
+            *counted(watched, ", which chose the weights"),
+            *(counted(targets, " without annotation") if recipe.registration is not None else ()),
+            *([f"{entry} (of {start.card.name}, the start)" for entry in start.card.data] if start else ()),
+        ],
         code_version=__version__,
+        folder=folder,
     )
     network = build(card)
-    multiple = network.multiple
-    if (recipe.voxels is not None) != isinstance(network, StagedSegNet):
-        raise DataError(f"recipe {recipe.name}: [voxels] goes with the network segnet, and only with it")
-    if recipe.voxels is None and processes.count > recipe.batch:
-        raise UsageError(f"{processes.count} processes share {recipe.batch} samples a step: set batch in the recipe")
-    if recipe.voxels is not None and processes.count > 1:
-        raise UsageError(f"recipe {recipe.name}: learns voxel by voxel, in one process: start it without torchrun")
-    if any(size % multiple for size in recipe.sampling.shape):
-        raise DataError(f"recipe {recipe.name}: every size in shape must be a multiple of {multiple} for this network")
-    if options.init:
-        copied = start_from(network, load_model(options.init).network)
+    check_recipe(recipe, network)
+    if start is not None:
+        copied = start_from(network, start, recipe.heads)
+        if not copied:
+            raise UsageError(f"--init {options.init}: nothing of it fits the network of the recipe {recipe.name}")
         report.say(f"{copied} of {len(network.state_dict())} tensors taken from {options.init}")
-    precision = torch.bfloat16 if machine.precision == "bf16" else torch.float32
-    budget_s = (options.time_budget_min or 24 * 60) * 60
-    with Interruption() as interruption:
-        conditions = Conditions(folder, budget_s, interruption.asked, report.say, precision, processes)
-        if recipe.registration is not None:
-            mover, spent_s = fit_mover(seen, targets, plan, conditions)
-            plan = replace(plan, mover=mover)
-            conditions = replace(conditions, budget_s=max(1.0, budget_s - spent_s))
-        if isinstance(network, StagedSegNet):
-            state = fit_voxels(network, seen, plan, conditions)
-        else:
-            state = fit(network, seen, watched, plan, conditions)
-    if not processes.first:
-        processes.leave()
-        return folder
-    save_curve(state.curve, folder)
+    scans = {"learns from": [case.name for case in seen], "holds out": [case.name for case in unseen]}
+    conditions = Conditions(
+        folder,
+        60 * options.time_budget_min if options.time_budget_min else math.inf,
+        interruption.asked,
+        report.say,
+        torch.bfloat16 if machine.precision == "bf16" else torch.float32,
+        processes,
+        {**asdict(recipe), **learnt(recipe, options, start), **scans},
+    )
+    plan = Plan(recipe, heads, options.seed)
+    if recipe.registration is not None:
+        mover, spent_s = fit_mover(seen, targets, plan, conditions)
+        plan = replace(plan, mover=mover)
+        conditions = replace(conditions, budget_s=max(1.0, conditions.budget_s - spent_s))
+    if isinstance(network, StagedSegNet):
+        state = fit_voxels(network, seen, plan, conditions)
+    else:
+        state = fit(network, seen, watched or unseen, plan, conditions)
+    (told_to_stop,) = processes.agree(interruption.asked())
+    if processes.first:
+        save_curve(state.curve, folder)
     processes.leave()
-    if interruption.asked():
+    if told_to_stop:
         raise TemporaryFailure(f"stopped after {state.step} steps, all kept in {folder}: run again with --resume")
-    save_outcome(card, network.cpu(), unseen, report.say, state, machine.precision, folder)
-    checkpoint.unlink(missing_ok=True)
-    report.say(f"model: {folder} (use it with --model {folder})")
+    if processes.first:
+        save_outcome(card, network.cpu(), unseen, report.say, state, machine.precision, folder, interruption.asked)
+        checkpoint.unlink(missing_ok=True)
+        report.say(f"model: {folder} (use it with --model {folder})")
     return folder
+
+
+def with_names(recipe: Recipe, names: Mapping[str, str]) -> Recipe:
+    """The recipe with the names of its heads' protocols, of which some may be given by the files that they are in."""
+    heads = {names[name]: weight for name, weight in recipe.heads.items()}
+    return replace(recipe, heads=heads, fading=[names[name] for name in recipe.fading])
+
+
+def learnt(recipe: Recipe, options: Training, start: Model | None = None) -> dict[str, Any]:
+    """What the card says of how a model learns."""
+    held_out = sorted(options.hold_out) or f"fold {options.fold} of {options.folds}"
+    init = {"init": {"name": start.card.name, "sha256": start.sha256}} if start else {}
+    return {**recipe.as_dict(), "seed": options.seed, "held_out": held_out, **init}
+
+
+def counted(cases: Sequence[Case], what: str = "") -> list[str]:
+    """How many scans of each dataset there are."""
+    return [f"{dataset}: {n} scans{what}" for dataset, n in Counter(case.dataset for case in cases).items()]
 
 
 def check_labels(labels: Iterable[str], heads: Sequence[Protocol], report: Report) -> None:
@@ -157,10 +205,32 @@ def check_labels(labels: Iterable[str], heads: Sequence[Protocol], report: Repor
             report.warn(f"no --labels say anything of the head {head.name}, which learns nothing")
 
 
-def start_from(network, other) -> int:  # type: ignore[no-untyped-def]
-    """Copies every tensor that has the same name and shape from another network; returns how many."""
-    own, given = network.state_dict(), other.state_dict()
-    same = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
+def check_recipe(recipe: Recipe, network: Network) -> None:
+    """DataError if a recipe asks of a network what does not go with it."""
+    from bidsseg.learning.datasets import LEARNING_MM
+    from bidsseg.segmentation.voxelwise import StagedSegNet
+
+    if (recipe.voxels is not None) != isinstance(network, StagedSegNet):
+        raise DataError(f"recipe {recipe.name}: [voxels] goes with the network segnet, and only with it")
+    if recipe.voxels is not None and recipe.spacing_mm != LEARNING_MM:
+        raise DataError(f"recipe {recipe.name}: segnet learns on a grid of {LEARNING_MM:g} mm: leave out spacing_mm")
+    multiple = network.multiple
+    if any(size % multiple for size in recipe.sampling.shape):
+        raise DataError(f"recipe {recipe.name}: every size in shape must be a multiple of {multiple} for this network")
+
+
+def start_from(network: Network, start: Model, heads: Iterable[str]) -> int:
+    """Copies every tensor that has the same name and shape from a model; returns how many.
+
+    What reads the regions of a head is copied for a head of the same protocol alone.
+    """
+    own, given = network.state_dict(), start.network.state_dict()
+    foreign = () if set(start.card.heads) == set(heads) else network.of_regions
+    same = {
+        name: value
+        for name, value in given.items()
+        if name in own and own[name].shape == value.shape and not name.startswith(foreign)
+    }
     network.load_state_dict(own | same)
     return len(same)
 

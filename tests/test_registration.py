@@ -300,7 +300,7 @@ def test_a_model_and_its_dfnet(ask: Ask) -> None:
         "kernel_rate": 2e-2,
         "smoothness": 0.05,
     }
-    assert stored.data == ["bids: 2 scans"]
+    assert stored.data == ["bids: 2 scans", "other: 2 scans without annotation"]
     assert library.load_model(str(folder)).network is not None
     assert isinstance(settings.report, Told)
     assert "2 scans without annotation to move them onto" in settings.report.said

@@ -1,5 +1,6 @@
 """The level train: from a labelled dataset to a model that can be used."""
 
+import copy
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import phantoms
@@ -32,11 +34,11 @@ from bidsseg.learning.optimiser import Optimiser
 from bidsseg.learning.recipe import Recipe, load_recipe, shipped_recipes
 from bidsseg.learning.state import Conditions, time_left
 from bidsseg.models.card import CARD, WEIGHTS, Card, read_card
-from bidsseg.models.library import build, load_model
+from bidsseg.models.library import Model, build, load_model
 from bidsseg.networks.network import Network
 from bidsseg.segmentation.native import Segmentation
 from bidsseg.settings import Settings, Training
-from bidsseg.train import Interruption, train_level
+from bidsseg.train import Interruption, start_from, train_level
 
 RUN = Path(__file__).parent.parent / "run.py"
 
@@ -81,12 +83,12 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the training be asked to stop once it has done so many steps."""
+    """Let the training be asked to stop once it has done so many steps; it looks once before the first."""
     asked = []
 
     def once_more(self: Interruption) -> bool:
         asked.append(1)
-        return len(asked) > steps
+        return len(asked) > steps + 1
 
     monkeypatch.setattr(Interruption, "asked", once_more)
 
@@ -210,17 +212,71 @@ def test_samples_differ_by_seed_and_step(ask: Ask) -> None:
     assert all(not torch.equal(images[i], images[j]) for i in range(2, 5) for j in range(i))
 
 
-def test_weights_of_another_model_are_a_start(ask: Ask) -> None:
+def test_weights_of_another_model_are_a_start(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit before the first step, as fine-tuning on full annotations starts from partial ones."""
+    started: list[dict[str, torch.Tensor]] = []
+    plain = loop.losses
+
+    def losses(network: Network, *given: Any) -> Any:
+        started.append({name: value.clone() for name, value in network.state_dict().items()})
+        return plain(network, *given)
+
     first = train_level(ask(RECIPE.replace("{ brain = 0.5, FAST = 1.0 }", "{ brain = 1.0 }")))
-    again = ask(
-        RECIPE.replace("tiny", "second").replace("steps = 3", "steps = 1")
-        + "[optimiser]\nrate = 0.0\nkernel_rate = 0.0",
-        init=str(first),
-    )
-    second = weights(train_level(again))
+    again = ask(RECIPE.replace("tiny", "second"), init=str(first))
+    monkeypatch.setattr(loop, "losses", losses)
+    card = read_card(train_level(again))
     shared = weights(first)
-    assert all(torch.allclose(second[name], value, atol=2e-3) for name, value in shared.items())
+    assert all(torch.equal(started[0][name], value) for name, value in shared.items())
     assert any(f"{len(shared)} of {len(shared) + 2} tensors taken from" in line for line in told(again).said)
+    assert card.recipe["init"] == {"name": "tiny", "sha256": read_card(first).sha256}
+    assert card.data == ["bids: 4 scans", "bids: 4 scans (of tiny, the start)"]
+
+
+def test_a_start_of_which_nothing_fits_is_refused(ask: Ask) -> None:
+    with pytest.raises(UsageError, match="--init neuronet: nothing of it fits the network of the recipe tiny"):
+        train_level(ask(init="neuronet"))
+
+
+def test_what_reads_regions_is_not_taken_for_other_regions() -> None:
+    options = {"name": "segnet", "hidden": [8], "cube_neurons": 4}
+    given = Card("one", "", ("T1w",), options, 1.0, ("FAST",), "", normalisation="zscore")
+    other = replace(given, heads=("Atropos",))
+    for card in (given, other):
+        torch.manual_seed(1)
+        first = Model(given, build(given))
+        torch.manual_seed(2)
+        network = build(card)
+        fresh = copy.deepcopy(network.state_dict())
+        start_from(network, first, card.heads)
+        same = {name for name, value in network.state_dict().items() if torch.equal(value, fresh[name])}
+        weights = {name for name in same if "weight" in name}
+        assert weights == (
+            set() if card is given else {"first.joint.2.weight", "second.joint.2.weight", "second.joint.0.weight"}
+        )
+        assert torch.equal(
+            network.state_dict()["first.first.fine.weight"], first.network.state_dict()["first.first.fine.weight"]
+        )
+
+
+def test_a_protocol_of_ones_own_is_learned_and_spoken(ask: Ask, dataset: tuple[Path, Path], tmp_path: Path) -> None:
+    table = tmp_path / "seg-Mine_dseg.tsv"
+    table.write_text("index\tname\tscored\n0\tBackground\t1\n7\tInside\t1\n9\tUnsure\t0\n")
+    for number in range(1, 4):
+        name = f"sub-{number:02}"
+        labels = nib.load(dataset[1] / name / "anat" / f"{name}_seg-FAST_dseg.nii.gz")
+        values = np.where(np.asarray(labels.dataobj) > 1, 7, 0).astype(np.uint8)
+        phantoms.save(tmp_path / "mine" / name / "anat" / f"{name}_seg-Mine_dseg.nii.gz", values, labels.affine)
+    heads = f'{{ brain = 0.5, "{table}" = 1.0 }}'
+    recipe = RECIPE.replace("{ brain = 0.5, FAST = 1.0 }", heads)
+    labels = {"FAST": [dataset[1]], str(table): [tmp_path / "mine"]}
+    folder = train_level(ask(recipe, labels=labels, fold=0))
+    table.unlink()
+    model = load_model(str(folder))
+    assert model.card.heads == ("brain", "Mine") and model.heads["Mine"].indices == (0, 7)
+    assert set(pd.read_csv(folder / "validation.tsv", sep="\t").query("head == 'Mine'").region) == {
+        "Inside",
+        validation.ERROR,
+    }
 
 
 def test_nothing_is_held_out_of_a_fold_without_people(ask: Ask) -> None:
@@ -305,8 +361,51 @@ def test_a_checkpoint_that_cannot_be_continued_is_named(spoil: str, ask: Ask, mo
         checkpoint.write_bytes(checkpoint.read_bytes()[:2000])
     else:
         recipe = RECIPE.replace("widths = [4, 8]", "widths = [4, 12]")
-    with pytest.raises(DataError, match=r"checkpoint\.pt: damaged, or of another recipe; give --overwrite"):
+    reason = "damaged" if spoil == "damaged" else r"of another run \(network differ\).*"
+    with pytest.raises(DataError, match=rf"checkpoint\.pt: {reason}.*give .*--overwrite"):
         train_level(ask(recipe, resume=True))
+
+
+@pytest.mark.parametrize("changes, named", [({"seed": 5}, "seed"), ({"hold_out": ("02",)}, "held_out.*holds out")])
+def test_a_run_of_other_people_or_another_seed_is_not_continued(
+    changes: dict[str, Any], named: str, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whom it is measured on, it must not have learnt from."""
+    with monkeypatch.context() as patched:
+        interrupt_after(1, patched)
+        with pytest.raises(TemporaryFailure):
+            train_level(ask())
+    with pytest.raises(DataError, match=rf"of another run \(.*{named}.* differ\)"):
+        train_level(ask(resume=True, **changes))
+    train_level(ask(resume=True))
+    with pytest.raises(DataError, match=rf"models/tiny: of another run \({named.split('.')[0]} differ\)"):
+        train_level(ask(resume=True, **changes))
+
+
+def test_what_a_network_draws_by_itself_is_drawn_again(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropout, of which a run that was stopped must not see other draws."""
+    network = RECIPE[RECIPE.index("[network]") : RECIPE.index("[sampling]")]
+    recipe = RECIPE.replace(network, '[network]\nname = "eneuronet"\ndropout = "keep_0.8"\n\n')
+    whole = weights(train_level(ask(recipe, output="whole")))
+    with monkeypatch.context() as patched:
+        interrupt_after(2, patched)
+        with pytest.raises(TemporaryFailure):
+            train_level(ask(recipe))
+    torch.manual_seed(99)
+    again = weights(train_level(ask(recipe, resume=True)))
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+
+
+def test_who_stops_before_the_first_step_or_while_it_is_measured_loses_nothing(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for steps, told in ((-1, "before the training began"), (4, "while the model was measured")):
+        with monkeypatch.context() as patched:
+            interrupt_after(steps, patched)
+            with pytest.raises(TemporaryFailure, match=told):
+                train_level(ask(fold=0, resume=steps > 0))
+    folder = train_level(ask(fold=0, resume=True))
+    assert read_card(folder).recipe["steps_done"] == 3 and read_card(folder).dice
 
 
 @pytest.mark.parametrize("keep, kept", [("best", 1), ("last", 3)])
@@ -547,9 +646,31 @@ def test_an_output_that_cannot_be_made(ask: Ask, tmp_path: Path) -> None:
         train_level(replace(ask(), output_dir=tmp_path / "file" / "out"))
 
 
-def test_two_processes_train_what_one_trains(dataset: tuple[Path, Path], tmp_path: Path) -> None:
+VOXEL_WISE = """
+name = "tiny"
+title = "Tissue, voxel by voxel"
+heads = { FAST = 1.0 }
+normalisation = "none"
+synthetic_share = 0.0
+
+[network]
+name = "segnet"
+groups = ["coordinates"]
+hidden = [16]
+noise = 0.0
+
+[voxels]
+per_scan = 301
+validation = 50
+batch = 25
+epochs = 2
+"""
+
+
+@pytest.mark.parametrize("content", [RECIPE.replace("steps = 3", "steps = 3\nbatch = 4"), VOXEL_WISE])
+def test_two_processes_train_what_one_trains(content: str, dataset: tuple[Path, Path], tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text(RECIPE.replace("steps = 3", "steps = 3\nbatch = 4"))
+    recipe.write_text(content)
     found = []
     for count in (1, 2):
         out = tmp_path / f"out{count}"
@@ -561,12 +682,15 @@ def test_two_processes_train_what_one_trains(dataset: tuple[Path, Path], tmp_pat
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("scans to learn from") + done.stderr.count("scans to learn from") == 1
         found.append(weights(out / "models" / "tiny"))
-    recipe.write_text(RECIPE)
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-    assert "2 processes share 1 samples a step: set batch in the recipe" in done.stderr
     one, two = found
     assert all(torch.allclose(one[name], two[name], atol=2e-3) for name in one)
     assert any(value.abs().max() > 0.1 for value in one.values())
+    if content == VOXEL_WISE:
+        return
+    recipe.write_text(RECIPE)
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    assert "a step has 2 samples in place of 1: one of each process" in done.stdout
+    assert read_card(out / "models" / "tiny").recipe["batch"] == 2
 
 
 # -- parts of the loop -------------------------------------------------------------------------------------------------
@@ -583,9 +707,9 @@ def test_what_is_kept_is_the_running_mean_of_the_weights(ask: Ask, monkeypatch: 
         keep(network)
         return plain_losses(network, *given)
 
-    def save_checkpoint(path: Path, network: Network, *given: Any, **others: Any) -> None:
+    def save_checkpoint(conditions: Conditions, network: Network, *given: Any, **others: Any) -> None:
         keep(network)
-        plain_save(path, network, *given, **others)
+        plain_save(conditions, network, *given, **others)
 
     monkeypatch.setattr(loop, "losses", losses)
     monkeypatch.setattr(loop, "save_checkpoint", save_checkpoint)

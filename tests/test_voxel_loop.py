@@ -97,23 +97,32 @@ def test_the_trained_networks_segment_a_scan(tmp_path: Path) -> None:
     assert result.labels["FAST"].shape == SHAPE
 
 
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path) -> None:
+@pytest.mark.parametrize("chunks", [0, 3, 5, 10, 14])
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(chunks: int, tmp_path: Path) -> None:
+    """In the first stage or in the second, between epochs or within one, which has two chunks."""
     straight = network()
-    fit(straight, tmp_path / "straight")
+    whole = fit(straight, tmp_path / "straight")
     asked = 0
 
     def stop() -> bool:
         nonlocal asked
         asked += 1
-        return asked > 5
+        return asked > chunks
 
-    first = network()
-    broken = fit(first, tmp_path / "broken", stop=stop)
-    assert 0 < len(broken.curve) < 8
+    broken = fit(network(), tmp_path / "broken", stop=stop)
+    assert broken.step == 10 * (chunks // 2) * 3 + 20 * (chunks % 2 == 0) + 30 * (chunks % 2)
     again = network()
-    fit(again, tmp_path / "broken")
+    assert fit(again, tmp_path / "broken").step == whole.step
     for name, value in straight.state_dict().items():
-        assert torch.allclose(again.state_dict()[name], value, atol=1e-5), name
+        assert torch.equal(again.state_dict()[name], value), name
+
+
+def test_a_run_of_another_kind_is_not_continued(tmp_path: Path) -> None:
+    tmp_path.joinpath("out").mkdir()
+    given = Conditions(tmp_path / "out", 600, lambda: True, lambda _: None, run={"seed": 1, "recipe": {"rate": 0.1}})
+    fit_voxels(network(), [case(1)], PLAN, given)
+    with pytest.raises(DataError, match=r"checkpoint\.pt: of another run \(seed differ\).*--overwrite"):
+        fit_voxels(network(), [case(1)], PLAN, replace(given, run={**given.run, "seed": 2}))
 
 
 def test_the_time_is_shared_by_both_stages(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def load_cases(
         for scan in scans_of(dataset):
             maps: dict[str, Path] = {}
             for name, folder in own:
-                path = find_annotations(folder, scan, name)
+                path = find_annotations(folder, scan, protocols[name].name)
                 if path is not None and name in maps:
                     raise DataError(f"{maps[name]} and {path} both annotate {dataset.name}/{scan.key}: give one folder")
                 if path is not None:
@@ -71,7 +71,7 @@ def load_cases(
             elif scan.key in chosen:
                 report.warn(f"{dataset.name}/{scan.key}: no annotation, passed over")
     for name, folder in labels:
-        for label_map in find_label_maps(folder, name):
+        for label_map in find_label_maps(folder, protocols[name].name):
             if label_map.path in used or not is_selected(label_map, settings):
                 continue
             if not synthetic:

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Tensor
 
 from bidsseg.labels import Protocol, load_relation
 from bidsseg.labels.relation import closed_background
@@ -24,7 +24,16 @@ from bidsseg.learning.optimiser import Stepper
 from bidsseg.learning.processes import Processes
 from bidsseg.learning.recipe import Recipe
 from bidsseg.learning.registration import Mover
-from bidsseg.learning.state import CHECKPOINT_EVERY_S, Conditions, State, resumed, save_checkpoint, time_left
+from bidsseg.learning.state import (
+    CHECKPOINT_EVERY_S,
+    Conditions,
+    State,
+    derived,
+    resumed,
+    save_checkpoint,
+    seeded,
+    time_left,
+)
 from bidsseg.learning.validation import ERROR, comparable, compare
 from bidsseg.networks.network import Network
 
@@ -113,7 +122,7 @@ def fit(
 
     They are the last, or, if the recipe keeps the best, those with the highest mean Dice on the cases that are watched.
     A checkpoint is continued. Several processes share the samples of each step, so that their number changes the time
-    that a run takes, not its result.
+    that a run takes, and not its result; but the running statistics of batch normalisation are means over processes.
     """
     processes, precision, budget_s = conditions.processes, conditions.precision, conditions.budget_s
     network = network.to(processes.device, memory_format=network.memory_format)  # type: ignore[call-overload]
@@ -127,7 +136,8 @@ def fit(
     saved_at = time.monotonic()
     done = max(0.0, (state.step - 1) / plan.recipe.steps, state.elapsed_s / budget_s)
     next_check = math.floor(done / check_every + 1) * check_every
-    running: dict[str, float] = {}
+    running: dict[str, float] = saved.get("running", {})
+    buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
     batch, keeps_best = plan.recipe.batch, plan.recipe.keep == "best" and bool(watched)
     network.train()
 
@@ -151,13 +161,15 @@ def fit(
         if progress >= 1 or told_to_stop:
             break
         parts: dict[str, Tensor] = {}
-        for _ in range(processes.rank, batch, processes.count):
+        for i in range(processes.rank, batch, processes.count):
+            torch.manual_seed(derived(plan.seed, state.step * batch + i, 3))  # of what the network itself draws
             sample = next(samples).to(processes.device)
             loss, of_sample = losses(network, sample, plan, relations, precision, progress)
             (loss / batch).backward()
             parts |= of_sample
         processes.add_gradients(network.parameters())
         stepper.step(progress)
+        processes.average(buffers)
         update(average, network, min(opt.average, (1 + state.step) / (10 + state.step)))
         state.step += 1
         state.elapsed_s = time.monotonic() - started
@@ -173,12 +185,11 @@ def fit(
             next_check = math.floor(progress / check_every + 1) * check_every
             check()
         if time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
-            save_checkpoint(conditions.checkpoint, network, stepper, state, average=average, best=best)
+            save_checkpoint(conditions, network, stepper, state, average=average, best=best, running=running)
             saved_at = time.monotonic()
-    if processes.first:
-        if keeps_best and not conditions.stop():
-            check()
-        save_checkpoint(conditions.checkpoint, network, stepper, state, average=average, best=best)
+    if processes.first and keeps_best and not conditions.stop():
+        check()
+    save_checkpoint(conditions, network, stepper, state, average=average, best=best, running=running)
     network.load_state_dict(best if keeps_best else average)
     return state
 
@@ -232,12 +243,6 @@ def draw(cases: Sequence[Case], plan: Plan, number: int) -> Sample:
         if torch.rand((), generator=apart) < plan.mover.share:
             spatial, move = replace(spatial, still=1.0), partial(plan.mover.move, case, generator=apart)
     return draw_sample(case, replace(recipe.view, spatial=spatial), generator, move)
-
-
-def seeded(seed: int, *numbers: int) -> Generator:
-    """A generator of draws that depend on the seed and the numbers alone."""
-    state = np.random.SeedSequence([seed % 2**32, *numbers]).generate_state(1)[0]  # torch looks at 32 bits alone
-    return Generator().manual_seed(int(state))
 
 
 def with_weights(

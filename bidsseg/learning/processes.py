@@ -48,6 +48,13 @@ class Processes:
                     parameter.grad = torch.zeros_like(parameter)
                 dist.all_reduce(parameter.grad)
 
+    def average(self, values: Iterable[Tensor]) -> None:
+        """Replaces each value by its mean over all processes."""
+        if self.count > 1:
+            for value in values:
+                dist.all_reduce(value)
+                value /= self.count
+
     def agree(self, *values: float) -> list[float]:
         """The values of the first process."""
         if self.count == 1:

@@ -46,12 +46,16 @@ def save_outcome(
     state: State,
     precision: str,
     folder: Path,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Card:
-    """The model folder, with what the finished model reaches on the scans held out."""
+    """The model folder, with what the finished model reaches on the scans held out.
+
+    ``stop`` is asked before each scan, which ends it with TemporaryFailure.
+    """
     recipe = dict(card.recipe) | {"steps_done": state.step, "minutes": round(state.elapsed_s / 60, 1)}
     card = save_model(replace(card, recipe=recipe), network.state_dict(), folder)
     if unseen:
-        table = validate(load_model(str(folder)), unseen, say, precision)
+        table = validate(load_model(str(folder)), unseen, say, precision, stop=stop)
         table.to_csv(folder / "validation.tsv", sep="\t", index=False, float_format="%.4f")
         card = save_model(replace(card, metrics=metrics(table, unseen)), network.state_dict(), folder)
     return card

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,10 +15,18 @@ from torch import Tensor
 from bidsseg.errors import TemporaryFailure, UsageError
 from bidsseg.image.files import replacing
 from bidsseg.learning.cases import Case
-from bidsseg.learning.loop import Plan, seeded
+from bidsseg.learning.loop import Plan
 from bidsseg.learning.optimiser import Optimiser, Stepper
 from bidsseg.learning.registration import Mover, displace, placed
-from bidsseg.learning.state import CHECKPOINT_EVERY_S, Conditions, resumed, save_checkpoint, time_left
+from bidsseg.learning.state import (
+    CHECKPOINT_EVERY_S,
+    Conditions,
+    resumed,
+    same_run,
+    save_checkpoint,
+    seeded,
+    time_left,
+)
 from bidsseg.networks.dfnet import DFNet, roughness, similarity_loss, warp
 
 DFNET = "dfnet.safetensors"
@@ -49,6 +58,7 @@ def fit_mover(
     network = DFNet()
     with safe_open(weights, "pt") as stored:
         network.load_state_dict({name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
+        same_run(json.loads(stored.metadata()["run"]), conditions.run, weights)
         spent_s = float(stored.metadata()["elapsed_s"])
     network = network.to(conditions.device).eval().requires_grad_(False)
     targets = [placed(case, *place) for case in unlabelled]
@@ -71,8 +81,7 @@ def train(brains: Sequence[Tensor], plan: Plan, conditions: Conditions) -> None:
         reached = max(state.step / registration.steps, state.elapsed_s / conditions.budget_s)
         progress, told_to_stop = processes.agree(reached, conditions.stop())
         if told_to_stop:
-            if processes.first:
-                save_checkpoint(conditions.checkpoint, network, stepper, state)
+            save_checkpoint(conditions, network, stepper, state)
             raise TemporaryFailure(
                 f"stopped after {state.step} steps of registration, all kept in {folder}: run again with --resume"
             )
@@ -94,13 +103,14 @@ def train(brains: Sequence[Tensor], plan: Plan, conditions: Conditions) -> None:
             pace = f"{state.elapsed_s / state.step:.2f} s/step, {time_left(state.elapsed_s, reached)}"
             conditions.report(f"registration step {state.step}, {progress:.0%}, {pace}, unlike {running:.4f}")
         if time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
-            save_checkpoint(conditions.checkpoint, network, stepper, state)
+            save_checkpoint(conditions, network, stepper, state)
             saved_at = time.monotonic()
     if processes.first:
         conditions.checkpoint.unlink(missing_ok=True)
         tensors = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
         with replacing(folder / DFNET) as stream:
-            stream.write(save(tensors, {"steps": str(state.step), "elapsed_s": f"{state.elapsed_s:.1f}"}))
+            about = {"steps": str(state.step), "elapsed_s": f"{state.elapsed_s:.1f}", "run": json.dumps(conditions.run)}
+            stream.write(save(tensors, about))
 
 
 def pair(brains: Sequence[Tensor], seed: int, number: int) -> list[Tensor]:

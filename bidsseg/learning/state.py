@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Generator, nn
 
 from bidsseg.errors import DataError
 from bidsseg.image.files import replacing
 from bidsseg.learning.processes import Processes
 
 CHECKPOINT_EVERY_S = 180
+
+
+def derived(seed: int, *numbers: int) -> int:
+    """A seed that depends on another and the numbers alone."""
+    state = np.random.SeedSequence([seed % 2**32, *numbers]).generate_state(1)[0]  # torch looks at 32 bits alone
+    return int(state)
+
+
+def seeded(seed: int, *numbers: int) -> Generator:
+    """A generator of draws that depend on the seed and the numbers alone."""
+    return Generator().manual_seed(derived(seed, *numbers))
 
 
 def time_left(elapsed_s: float, progress: float) -> str:
@@ -48,6 +61,7 @@ class Conditions:
         stop: asked after each step; True saves and returns.
         report: told how it goes.
         precision: type of the activations.
+        run: what a checkpoint must have been made by to be continued: recipe, seed, scans and the like.
     """
 
     folder: Path
@@ -56,6 +70,7 @@ class Conditions:
     report: Callable[[str], None]
     precision: torch.dtype = torch.float32
     processes: Processes = field(default_factory=Processes)
+    run: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def checkpoint(self) -> Path:
@@ -97,16 +112,35 @@ def resumed(conditions: Conditions, network: nn.Module, optimiser: Keeper) -> tu
 
 @contextmanager
 def continuing(conditions: Conditions) -> Iterator[dict[str, Any]]:
-    """What the checkpoint holds, to be put back; DataError if it is damaged or does not fit."""
+    """What the checkpoint holds, to be put back; DataError if it is damaged or of another run."""
     checkpoint = conditions.checkpoint
     try:
-        yield torch.load(checkpoint, weights_only=True, map_location=conditions.device)
+        saved = torch.load(checkpoint, weights_only=True, map_location=conditions.device)
+        run = json.loads(saved["run"])
     except Exception as error:
-        raise DataError(f"{checkpoint}: damaged, or of another recipe; give --overwrite to start again") from error
+        raise DataError(f"{checkpoint}: damaged; give --overwrite to start again") from error
+    same_run(run, conditions.run, checkpoint)
+    try:
+        yield saved
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise DataError(f"{checkpoint}: of another version of bidsseg; give --overwrite to start again") from error
 
 
-def save_checkpoint(path: Path, network: nn.Module, optimiser: Keeper, state: State, **others: Any) -> None:
-    """Written whole or not at all, with what else the training goes on with."""
-    saved = {**others, "network": network.state_dict(), "optimiser": optimiser.state_dict(), "state": vars(state)}
-    with replacing(path) as stream:
-        torch.save(saved, stream)
+def same_run(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
+    """DataError unless what is there was made by the run that is to be continued."""
+    before, now = (json.loads(json.dumps(run)) for run in (before, now))
+    differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if differing:
+        raise DataError(
+            f"{where}: of another run ({', '.join(differing)} differ): give the command that it was made by, "
+            "--overwrite to start again, or another OUTPUT_DIR"
+        )
+
+
+def save_checkpoint(conditions: Conditions, network: nn.Module, optimiser: Keeper, state: State, **others: Any) -> None:
+    """Written whole or not at all, with what else the training goes on with; by the first process alone."""
+    if not conditions.processes.first:
+        return
+    kept = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "state": vars(state)}
+    with replacing(conditions.checkpoint) as stream:
+        torch.save({**others, **kept, "run": json.dumps(conditions.run)}, stream)

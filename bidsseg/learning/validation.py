@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Generator
 
-from bidsseg.errors import DataError
+from bidsseg.errors import DataError, TemporaryFailure
 from bidsseg.image.volume import Volume
 from bidsseg.labels import Protocol, Relation, load_relation
 from bidsseg.labels.relation import identity
@@ -32,6 +32,7 @@ def validate(
     say: Callable[[str], None],
     precision: str = "fp32",
     lesion_model: Model | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> pd.DataFrame:
     """Dice of every region of every head on every case; columns case, head, annotation, region, dice.
 
@@ -39,11 +40,16 @@ def validate(
 
     Args:
         lesion_model: another model, whose lesions are laid over the tissues of this one before it is measured.
+        stop: asked before each case; True ends it with TemporaryFailure.
     """
     heads = model.heads if lesion_model is None else {JOINT.name: JOINT}
     inputs = max((m.card.inputs for m in (model, lesion_model) if m is not None), key=len)
     rows: list[dict[str, object]] = []
     for case in cases:
+        if stop():
+            raise TemporaryFailure(
+                "stopped while the model was measured; all that it learnt is kept: run again with --resume"
+            )
         image = case.image if case.image is not None else synthetic_scan(case, inputs)
         scan = {name: Volume(channel.numpy(), np.eye(4)) for name, channel in zip(inputs, image, strict=True)}
         try:

@@ -7,8 +7,9 @@ from the labelled brains, until the error on other voxels of the same brains has
 from __future__ import annotations
 
 import copy
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,8 +22,17 @@ from bidsseg.labels import Protocol, load_relation
 from bidsseg.learning.cases import Case
 from bidsseg.learning.loop import Plan
 from bidsseg.learning.optimiser import rate_factor
+from bidsseg.learning.processes import Processes
 from bidsseg.learning.recipe import Voxels
-from bidsseg.learning.state import Conditions, State, continuing, save_checkpoint
+from bidsseg.learning.state import (
+    CHECKPOINT_EVERY_S,
+    Conditions,
+    State,
+    continuing,
+    derived,
+    save_checkpoint,
+    time_left,
+)
 from bidsseg.learning.voxels import Surroundings, centroids_of, describe, distances, draw_voxels, surroundings
 from bidsseg.networks.segnet import SegNet
 from bidsseg.segmentation.voxelwise import StagedSegNet
@@ -31,6 +41,7 @@ CHUNK = 20
 """Batches whose inputs are made at once."""
 SAMPLE = 2000
 """Voxels of each scan from which the scale of the distances is learnt."""
+REPORT_EVERY_S = 20
 
 
 @dataclass(frozen=True)
@@ -60,16 +71,23 @@ def labelled_brain(case: Case, head: Protocol) -> Brain:
             found = torch.from_numpy(relation.allowed.argmax(1))[values]
             labels = torch.where(exact[values] & case.brain, found, -1)
             centroids = centroids_of(labels.clamp(min=0), len(head.regions) - 1)
-            return Brain(case.name, surroundings(case.image[0], case.brain), labels, centroids)
+            # the brain alone, as at inference, where it is cut out first
+            return Brain(case.name, surroundings(case.image[0] * case.brain, case.brain), labels, centroids)
     raise DataError(f"{case.name}: no annotation in the protocol {head.name}")
 
 
 @dataclass
 class Progress:
-    """How far the training of one of the two networks has come."""
+    """How far the training of one of the two networks has come.
+
+    Attributes:
+        chunk: of the epoch, which comes next.
+        waited: epochs since the error was last much lower than before.
+    """
 
     stage: int = 0
     epoch: int = 0
+    chunk: int = 0
     best: float = float("inf")
     waited: int = 0
 
@@ -77,18 +95,18 @@ class Progress:
 def fit_voxels(network: StagedSegNet, cases: Sequence[Case], plan: Plan, conditions: Conditions) -> State:
     """Trains both networks in place, each for half of the time at most, and leaves the best weights of each in it.
 
-    A checkpoint is continued from the epoch that it was in. ``stop`` is asked after each chunk; what is returned then
-    is the end of the last epoch.
+    A checkpoint is continued from the chunk that it was at. Several processes share the voxels of each step, so that
+    their number changes the time that a run takes, and not its result, but for the noise on the distances.
     """
     voxels = plan.recipe.voxels
     assert voxels is not None
     brains = [labelled_brain(case, plan.heads[0]) for case in cases]
     state, progress = State(), Progress()
-    device, budget_s, stop = conditions.device, conditions.budget_s, conditions.stop
-    network.to(device)
+    budget_s, processes = conditions.budget_s, conditions.processes
+    network.to(conditions.device)
 
     def trainer_of(stage: int) -> Trainer:
-        return Trainer(network.stage(stage), brains, voxels, plan.seed, conditions.precision, device)
+        return Trainer(network.stage(stage), brains, voxels, derived(plan.seed, stage), conditions.precision, processes)
 
     trainer = trainer_of(0)
     if conditions.checkpoint.is_file():
@@ -98,10 +116,20 @@ def fit_voxels(network: StagedSegNet, cases: Sequence[Case], plan: Plan, conditi
             trainer = trainer_of(progress.stage)
             trainer.load_state_dict(saved["optimiser"])
     started = time.monotonic() - state.elapsed_s
+    saved_at = told_at = time.monotonic()
+    told_to_stop = 0.0
+
+    def save() -> None:
+        save_checkpoint(conditions, network, trainer, state, progress=asdict(progress))
+
+    def used() -> float:
+        """Share of the time for this stage that is used up."""
+        elapsed_s = time.monotonic() - started
+        return 0.0 if math.isinf(budget_s) else 2 * elapsed_s / budget_s - progress.stage
+
     while progress.stage < 2:
-        ends_at = started + budget_s * (progress.stage + 1) / 2
-        finished = progress.epoch >= voxels.epochs or progress.waited >= voxels.patience
-        if finished or time.monotonic() > ends_at:
+        (trainer.used,) = processes.agree(used())
+        if trainer.used > 1 or progress.epoch >= voxels.epochs or progress.waited >= voxels.patience:
             trainer.keep_best()
             progress = Progress(progress.stage + 1)
             if progress.stage < 2:
@@ -110,37 +138,57 @@ def fit_voxels(network: StagedSegNet, cases: Sequence[Case], plan: Plan, conditi
                 trainer = trainer_of(progress.stage)
             continue
 
-        def used(ends_at: float = ends_at) -> float:
-            return 1 - (ends_at - time.monotonic()) / (budget_s / 2)
-
-        steps = trainer.epoch(progress, used, stop)
-        state.elapsed_s = time.monotonic() - started
-        if stop():
+        name = f"stage {progress.stage + 1}"
+        for steps, done in trainer.epoch(progress.epoch, progress.chunk):
+            state.step += steps
+            progress.chunk += 1
+            state.elapsed_s = time.monotonic() - started
+            trainer.used, told_to_stop = processes.agree(used(), conditions.stop())
+            if time.monotonic() - told_at > REPORT_EVERY_S:
+                told_at = time.monotonic()
+                share = (progress.stage + max((progress.epoch + done) / voxels.epochs, trainer.used)) / 2
+                left = time_left(state.elapsed_s, share)
+                conditions.report(f"{name} epoch {progress.epoch + 1}, {done:.0%}, step {state.step}, {left}")
+            if time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
+                saved_at = time.monotonic()
+                save()
+            if told_to_stop or trainer.used > 1:
+                break
+        if told_to_stop:
+            save()
             break
-        state.step += steps
-        error, entropy = trainer.error()
-        progress.epoch += 1
-        progress.waited += 1
+        error, entropy = processes.agree(*trainer.error())
+        progress.epoch, progress.chunk, progress.waited = progress.epoch + 1, 0, progress.waited + 1
         if error < 0.99 * progress.best:
             progress.best, progress.waited = error, 0
             trainer.remember()
-        name = f"stage {progress.stage + 1}"
         row = {"step": state.step, "elapsed_s": state.elapsed_s, f"{name} error": error, f"{name} entropy": entropy}
         state.curve.append({key: round(value, 4) for key, value in row.items()})
         conditions.report(f"{name} epoch {progress.epoch} error {error:.3f} after {state.elapsed_s:.0f} s")
-        save_checkpoint(conditions.checkpoint, network, trainer, state, progress=asdict(progress))
+        save()
     trainer.keep_best()
     return state
 
 
 class Trainer:
-    """Epochs of one network over the voxels that are drawn for it."""
+    """Epochs of one network over the voxels that are drawn for it.
+
+    Attributes:
+        used: share of the time for all epochs that is used up, on which the rate of Adam depends.
+    """
 
     def __init__(
-        self, network: SegNet, brains: Sequence[Brain], voxels: Voxels, seed: int, precision: torch.dtype, device: str
+        self,
+        network: SegNet,
+        brains: Sequence[Brain],
+        voxels: Voxels,
+        seed: int,
+        precision: torch.dtype,
+        processes: Processes,
     ) -> None:
         self.network, self.brains, self.voxels, self.seed = network, brains, voxels, seed
-        self.precision, self.device = precision, device
+        self.precision, self.processes, self.device = precision, processes, processes.device
+        self.used = 0.0
         self.descent: torch.optim.Optimizer = (
             torch.optim.Adam(network.parameters(), voxels.rate)
             if voxels.adam
@@ -156,31 +204,36 @@ class Trainer:
                 distances(points[:SAMPLE], brain.centroids, network.scale)
                 for brain, points in zip(brains, self.points, strict=True)
             ]
-            network.learn_distances(torch.cat(sample).to(device))
+            network.learn_distances(torch.cat(sample).to(self.device))
 
-    def epoch(self, progress: Progress, used: Callable[[], float], stop: Callable[[], bool]) -> int:
-        """One pass over all voxels in an order that the seed and the epoch decide; returns the number of steps.
+    def epoch(self, number: int, first: int = 0) -> Iterator[tuple[int, float]]:
+        """One pass over all voxels in an order that the seed and the number of the epoch decide.
 
-        ``used`` tells the share of the time for all epochs that is used up. The pass is cut short at 1, and when it is
-        told to stop.
+        After each chunk, beginning with the first that is asked for, the number of its steps and the share (0..1) of
+        the epoch that is done.
         """
-        generator = torch.Generator().manual_seed(self.seed + 1000 * progress.epoch + 1)
-        points = self.drawn(generator) if self.voxels.fresh else self.points
-        total = sum(len(some) for some in points) / self.voxels.batch
-        self.network.train()
-        steps = 0
-        for inputs, targets in self.batches(points, generator):
-            for some in torch.arange(len(targets)).split(self.voxels.batch):
+        voxels = self.voxels
+        generator = torch.Generator().manual_seed(derived(self.seed, number))
+        points = self.drawn(generator) if voxels.fresh else self.points
+        total = sum(len(some) for some in points)
+        done = first * CHUNK * voxels.batch
+        for chunk, (size, inputs, targets) in enumerate(self.chunks(points, generator, first), first):
+            self.network.train()
+            torch.manual_seed(derived(self.seed, number, chunk))  # of the noise
+            starts = range(0, size, voxels.batch)
+            own = len(range(self.processes.rank, voxels.batch, self.processes.count))
+            for i, start in enumerate(starts):
+                some = torch.arange(i * own, min((i + 1) * own, len(targets)))
                 for group in self.descent.param_groups:
-                    group["lr"] = self.rate(progress.epoch + steps / total, used())
+                    group["lr"] = self.rate(number + (done + start) / total)
                 self.descent.zero_grad(set_to_none=True)
-                loss = F.cross_entropy(self.logits(inputs, some), targets[some].to(self.device))
-                loss.backward()
+                if len(some):
+                    loss = F.cross_entropy(self.logits(inputs, some), targets[some].to(self.device), reduction="sum")
+                    (loss / min(voxels.batch, size - start)).backward()
+                self.processes.add_gradients(self.network.parameters())
                 self.descent.step()
-                steps += 1
-            if stop() or used() > 1:
-                break
-        return steps
+            done += size
+            yield len(starts), done / total
 
     def drawn(self, generator: torch.Generator) -> list[Tensor]:
         """Other voxels of each brain, none of which the error is measured on."""
@@ -191,11 +244,11 @@ class Trainer:
             found.append(draw_voxels(labels + 1, self.voxels.per_scan, generator))
         return found
 
-    def rate(self, epochs: float, used: float) -> float:
-        """The learning rate after so many epochs, when that share (0..1) of the time is used."""
+    def rate(self, epochs: float) -> float:
+        """The learning rate after so many epochs."""
         voxels = self.voxels
         if voxels.adam:
-            return voxels.rate * rate_factor(min(1.0, max(epochs / voxels.epochs, used)), 0.0)
+            return voxels.rate * rate_factor(min(1.0, max(epochs / voxels.epochs, self.used)), 0.0)
         return voxels.rate * 0.5 ** sum(epochs >= epoch for epoch in voxels.halve_at)
 
     @torch.no_grad()
@@ -203,7 +256,7 @@ class Trainer:
         """Share of wrong voxels, and cross-entropy, among those that were put aside."""
         self.network.eval()
         wrong, entropy, count = 0, 0.0, 0
-        for inputs, targets in self.batches(self.others, torch.Generator().manual_seed(self.seed)):
+        for _, inputs, targets in self.chunks(self.others, torch.Generator().manual_seed(self.seed), shared=False):
             logits = self.logits(inputs, torch.arange(len(targets))).cpu()
             wrong += int((logits.argmax(1) != targets).sum())
             entropy += F.cross_entropy(logits, targets, reduction="sum").item()
@@ -215,16 +268,23 @@ class Trainer:
         with torch.autocast(self.device.split(":")[0], self.precision, enabled=self.precision != torch.float32):
             return self.network({name: group[some].to(self.device) for name, group in inputs.items()}).float()
 
-    def batches(
-        self, points: Sequence[Tensor], generator: torch.Generator
-    ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        """Inputs and regions of chunks of voxels, all brains mixed."""
-        network = self.network
+    def chunks(
+        self, points: Sequence[Tensor], generator: torch.Generator, first: int = 0, shared: bool = True
+    ) -> Iterator[tuple[int, dict[str, Tensor], Tensor]]:
+        """Chunks of voxels from the first on, all brains mixed: their number, and inputs and regions.
+
+        Of shared ones each process has its part of every batch.
+        """
+        network, processes = self.network, self.processes
         options: dict[str, Any] = {"planes": network.planes, "scale": network.scale}
         owner = torch.cat([torch.full((len(some),), i) for i, some in enumerate(points)])
         order = torch.randperm(len(owner), generator=generator)
         every = torch.cat(list(points))
-        for chunk in order.split(CHUNK * self.voxels.batch):
+        for chunk in order.split(CHUNK * self.voxels.batch)[first:]:
+            size = len(chunk)
+            if shared:
+                turn = torch.arange(size) % self.voxels.batch % processes.count
+                chunk = chunk[turn == processes.rank]
             inputs: list[dict[str, Tensor]] = []
             targets, places = [], []
             for i, brain in enumerate(self.brains):
@@ -235,9 +295,12 @@ class Trainer:
                 inputs.append(describe(brain.seen, where, network.groups, centroids=brain.centroids, **options))
                 targets.append(brain.labels[tuple(where.unbind(1))])
                 places.append(mine)
+            if not places:
+                yield size, {}, torch.zeros(0)
+                continue
             back = torch.argsort(torch.cat(places))
             joined = {name: torch.cat([part[name] for part in inputs])[back] for name in inputs[0]}
-            yield joined, torch.cat(targets)[back]
+            yield size, joined, torch.cat(targets)[back]
 
     def remember(self) -> None:
         """Keeps the weights as the best so far."""

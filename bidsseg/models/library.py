@@ -55,8 +55,19 @@ class Model:
 
 def head_protocol(card: Card, name: str) -> Protocol:
     """What a head speaks: the table in the model's folder, else the shipped protocol of that name."""
-    own = card.folder / f"seg-{name}_dseg.tsv"
+    own = card.folder / table_name(name)
     return load_protocol(str(own) if own.is_file() else name).scored()
+
+
+def save_protocol(protocol: Protocol, folder: Path) -> None:
+    """Writes what a head speaks into the model's folder, where ``head_protocol`` looks for it."""
+    with replacing(folder / table_name(protocol.name)) as stream:
+        stream.write(protocol.scored().to_tsv().encode())
+
+
+def table_name(head: str) -> str:
+    """The file of a head's regions in a model's folder, if they are not those of a shipped protocol."""
+    return f"seg-{head}_dseg.tsv"
 
 
 def list_models() -> list[Card]:

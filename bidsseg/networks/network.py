@@ -22,6 +22,8 @@ class Network(nn.Module):
     """About how many numbers are held for each voxel of the grid: activations, and the features of two passes."""
     whole = False
     """Whether it must be given the whole brain, since windows of it would say something else."""
+    of_regions: tuple[str, ...] = ()
+    """Beginnings of the names of tensors that belong to regions and do not tell of which protocol."""
     memory_format = torch.channels_last_3d
     """How kernels and images lie in memory where 3-D convolutions are quick."""
 

@@ -129,6 +129,8 @@ class StagedSegNet(Network):
         )
         ((self.name, self.regions),) = outputs.items()
         self.stages = stages
+        last = f"joint.{2 * len(hidden)}."
+        self.of_regions = (f"first.{last}", f"second.{last}", "second.joint.0.", "second.distance_", "first.distance_")
 
     def stage(self, number: int) -> SegNet:
         """The first network (0) or the second (1)."""
