@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from bidsseg import __version__, arguments
 from bidsseg.compute import prepare_surroundings
 from bidsseg.errors import EXIT_CODES, BidssegError, UnknownLevel, UsageError
+from bidsseg.models.card import located
 from bidsseg.settings import EXECUTORS, LEVELS, Report, Settings, Training
 
 if TYPE_CHECKING:
@@ -222,18 +223,18 @@ def _levels(names: Sequence[str]) -> list[str]:
 
 
 def _settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
-    bids_dir = arguments.dataset(given.bids_dir)
+    bids_dir = arguments.dataset(given.bids_dir).absolute()  # workers may be somewhere else
     return Settings(
         bids_dir=bids_dir,
-        output_dir=given.output_dir,
+        output_dir=given.output_dir.absolute(),
         participants=arguments.labels("sub", given.participant_label),
         sessions=arguments.labels("ses", given.session_label),
         shard=given.shard,
         filters=_filters(given.bids_filter_file),
         database_dir=given.bids_database_dir,
         skip_validation=given.skip_bids_validation,
-        work_dir=given.work_dir,
-        model=given.model,
+        work_dir=given.work_dir and given.work_dir.absolute(),
+        model=located(given.model),
         device=given.device,
         precision=given.precision,
         n_cpus=given.n_cpus,

@@ -6,6 +6,7 @@ die are replaced, and their scans go to others. A worker reads or writes a scan 
 
 from __future__ import annotations
 
+import shutil
 import signal
 import tempfile
 import tomllib
@@ -13,12 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Lock, Semaphore
+from threading import Event, Lock, Semaphore, Thread
 from typing import TYPE_CHECKING, Any
 
 from bidsseg import __version__, arguments
 from bidsseg.compute import Workers, cuda_count, prepare_surroundings
 from bidsseg.errors import BidssegError, TemporaryFailure, UsageError
+from bidsseg.image.template import cache
 from bidsseg.outputs import Job
 from bidsseg.participant import Run
 from bidsseg.runlog import Entry, RunLog
@@ -40,6 +42,8 @@ PLACES = Semaphore(TASKS)
 """The same, for workers of a user's cluster, which may be given more tasks."""
 NETWORK = Lock()
 """Of each process: a scan uses all of its threads."""
+LOOK_EVERY_S = 60.0
+"""How often it is looked whether there are workers."""
 PREPARED: dict[tuple[object, ...], tuple[Machine, Model]] = {}
 """What the last scan of this process was segmented with."""
 
@@ -52,6 +56,19 @@ class Kept(Report):
 
     def warn(self, message: str) -> None:
         self.warnings.append(message)
+
+
+@dataclass
+class Submissions:
+    """What a batch system has made of the jobs that it was asked to start.
+
+    Attributes:
+        accepted: their number.
+        refusals: what it said of the others.
+    """
+
+    accepted: int = 0
+    refusals: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -82,27 +99,59 @@ def spread(
 
     Raises:
         UsageError: dask-jobqueue is not installed, or the configuration is wrong.
-        TemporaryFailure: no scheduler answers.
+        TemporaryFailure: no scheduler answers, or the batch system refuses every job.
         BidssegError: the outputs cannot be written, or a scan failed and the user wants to stop then.
     """
-    from dask.distributed import as_completed
+    from dask.distributed import CancelledError, as_completed
     from distributed.scheduler import KilledWorker
 
-    place = on_this_machine(settings, workers) if workers else on_a_cluster(settings, len(jobs))
+    submissions = Submissions()
+    place = on_this_machine(settings, workers) if workers else on_a_cluster(settings, len(jobs), submissions)
     with place as (client, asked):
         futures = {client.submit(segment, asked, job, __version__, pure=False): job for job in jobs}
         settings.report.detail(f"{len(jobs)} scans at {client.dashboard_link}")
-        for future in as_completed(futures):
-            job = futures.pop(future)
-            try:
-                outcome = future.result()
-            except KilledWorker:
-                reason = "the worker died again and again with this scan; has it too little memory?"
-                outcome = Outcome(Entry(job.scan.key, "failed", reason), error=BidssegError(reason))
-            take(job, outcome)
-            if outcome.fatal is not None:
-                client.cancel(list(futures))
-                raise outcome.fatal
+        waiting = list(futures)
+        with looking_after(client, settings, submissions, lambda: client.cancel(waiting)):
+            for future in as_completed(futures):
+                job = futures.pop(future)
+                try:
+                    outcome = future.result()
+                except CancelledError as error:
+                    reason = f"{settings.executor} starts no job: {submissions.refusals[-1]}"
+                    raise TemporaryFailure(reason) from error
+                except KilledWorker:
+                    reason = "the worker died again and again with this scan; has it too little memory?"
+                    outcome = Outcome(Entry(job.scan.key, "failed", reason), error=BidssegError(reason))
+                take(job, outcome)
+                if outcome.fatal is not None:
+                    client.cancel(list(futures))
+                    raise outcome.fatal
+
+
+@contextmanager
+def looking_after(
+    client: Client, settings: Settings, submissions: Submissions, give_up: Callable[[], None]
+) -> Iterator[None]:
+    """Tells the user when there is no worker for long, and gives up when the batch system takes no job."""
+    over = Event()
+
+    def look() -> None:
+        minutes = 0.0
+        while not over.wait(LOOK_EVERY_S):
+            if submissions.refusals and not submissions.accepted:
+                give_up()
+                return
+            minutes = 0.0 if client.scheduler_info()["workers"] else minutes + LOOK_EVERY_S / 60
+            if minutes:
+                settings.report.warn(f"no worker has started for {minutes:.0f} min; do its jobs wait in the queue?")
+
+    watch = Thread(target=look, daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watch.join()
 
 
 def segment(settings: Settings, job: Job, version: str) -> Outcome:
@@ -176,9 +225,10 @@ def leave_interrupts() -> None:
 
 
 @contextmanager
-def on_a_cluster(settings: Settings, scans: int) -> Iterator[tuple[Client, Settings]]:
+def on_a_cluster(settings: Settings, scans: int, submissions: Submissions) -> Iterator[tuple[Client, Settings]]:
     """A client of the user's cluster, or of one that is started for this run, and what is asked of each worker."""
     from dask.distributed import Client
+    from dask.utils import parse_bytes
 
     asked = replace(settings, report=Report())
     if settings.executor == "dask":
@@ -202,17 +252,42 @@ def on_a_cluster(settings: Settings, scans: int) -> Iterator[tuple[Client, Setti
     workers = min(options.pop("workers", 10), scans)
     if "image" in options:
         options["python"] = in_image(options.pop("image"), settings)
-    options["worker_extra_args"] = [*options.get("worker_extra_args", []), "--nthreads", str(TASKS)]
+    # A worker keeps the memory that it has freed, for the next scan, and Dask would stop it for that.
+    own = ["--nthreads", str(TASKS), "--memory-limit", "0"]
+    options["worker_extra_args"] = [*options.get("worker_extra_args", []), *own]
     options["job_script_prologue"] = [*options.get("job_script_prologue", []), f"export {'='.join(ONE_ARENA)}"]
+    kind = getattr(dask_jobqueue, ENGINES[settings.executor])
+    if not shutil.which(kind.job_cls.submit_command.split()[0]):
+        command = kind.job_cls.submit_command
+        raise UsageError(
+            f"--executor {settings.executor}: there is no command {command} here: run this where jobs are sent"
+        )
     try:
-        cluster = getattr(dask_jobqueue, ENGINES[settings.executor])(**options)
+        cluster = kind(**options, job_cls=told_of(kind.job_cls, submissions))
         threads = max(1, options["cores"] // options["processes"]) if "cores" in options else None
+        memory_mb = int(parse_bytes(options["memory"]) / options["processes"] / 1e6) if "memory" in options else None
     except (TypeError, ValueError) as error:
         raise UsageError(f"--cluster-config: {error}") from error
     with cluster, Client(cluster) as client:
         settings.report.detail(cluster.job_script())
         cluster.adapt(minimum_jobs=workers, maximum_jobs=workers)  # which replaces jobs that end too early
-        yield client, replace(asked, n_cpus=settings.n_cpus or threads)
+        yield client, replace(asked, n_cpus=settings.n_cpus or threads, memory_mb=settings.memory_mb or memory_mb)
+
+
+def told_of(job: type, submissions: Submissions) -> type:
+    """That class of jobs, of which each puts on record what becomes of it."""
+    from distributed.core import Status
+
+    class Told(job):
+        async def start(self) -> None:
+            try:
+                await super().start()
+                submissions.accepted += 1
+            except (OSError, RuntimeError, ValueError) as error:
+                submissions.refusals.append(" ".join(str(error).split())[-500:])
+                self.status = Status.running  # else Dask would tell of it too, by a trace
+
+    return Told
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -227,6 +302,9 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def in_image(image: str, settings: Settings) -> str:
-    """The command that is the image's Python, with the folders of the run at the same places."""
-    bids, out = settings.bids_dir.resolve(), settings.output_dir.resolve()
-    return f"singularity exec -e -B {bids}:{bids}:ro -B {out}:{out} {image} python3"
+    """The command that is the image's Python, with all that the run needs at the same places."""
+    read = [settings.bids_dir, *([Path(settings.model)] if Path(settings.model).is_absolute() else [])]
+    read += [cache()] if settings.output_spaces else []
+    written = [settings.output_dir, *([settings.work_dir] if settings.work_dir else [])]
+    mounts = [f"-B {path}:{path}:ro" for path in read] + [f"-B {path}:{path}" for path in written]
+    return f"singularity exec -e --nv {' '.join(mounts)} {image} python3"

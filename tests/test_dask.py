@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from fake_model import App, make_app
 from bidsseg import cluster as spreading
 from bidsseg.compute import Workers
 from bidsseg.errors import InputMissing, UsageError
+from bidsseg.image.template import cache
 from bidsseg.settings import Settings
 
 TESTS = Path(__file__).parent
@@ -47,6 +49,22 @@ def two_processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("FAKE_MODEL_MEMORY_MB", "16000")
     with dask.config.set({"distributed.worker.preload": [str(TESTS / "fake_worker.py")]}):
         yield
+
+
+@pytest.fixture
+def batch_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
+    """Makes a command sbatch that runs a script, and returns the words of a run that uses it."""
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setattr(spreading, "LOOK_EVERY_S", 0.5)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "cluster.toml").write_text('cores = 1\nmemory = "2GB"\ninterface = "lo"\n')
+
+    def make(script: str) -> list[str]:
+        (tmp_path / "bin" / "sbatch").write_text(f"#!/bin/bash\n{script}\n")
+        (tmp_path / "bin" / "sbatch").chmod(0o755)
+        return ["--executor", "slurm", "--cluster-config", str(tmp_path / "cluster.toml")]
+
+    return make
 
 
 def results(app: App) -> dict[str, bytes]:
@@ -165,8 +183,15 @@ def test_an_output_that_cannot_be_written_ends_the_run(
     ],
 )
 def test_mistakes_are_told(
-    words: list[str], code: int, message: str, app: App, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    code: int,
+    message: str,
+    app: App,
+    batch_system: Callable[[str], list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    batch_system("exit 1")
     (tmp_path / "wrong.toml").write_text("cores = ")
     (tmp_path / "strange.toml").write_text('cores = 1\nmemory = "1GB"\nnonsense = 3\n')
     (tmp_path / "empty.toml").write_text("")
@@ -232,7 +257,56 @@ def test_a_model_is_loaded_once_and_again_when_it_changes(app: App, monkeypatch:
 
 def test_jobs_run_in_an_image(app: App) -> None:
     settings = Settings(app.bids, app.output)
-    bids, out = app.bids.resolve(), app.output.resolve()
-    assert spreading.in_image("/images/bidsseg.sif", settings) == (
-        f"singularity exec -e -B {bids}:{bids}:ro -B {out}:{out} /images/bidsseg.sif python3"
-    )
+    mounts = f"-B {app.bids}:{app.bids}:ro -B {app.output}:{app.output}"
+    assert spreading.in_image("/images/b.sif", settings) == f"singularity exec -e --nv {mounts} /images/b.sif python3"
+    more = replace(settings, model="/models/mine", work_dir=Path("/scratch"), output_spaces=["MNI"])
+    words = spreading.in_image("/images/b.sif", more)
+    for mount in ("/models/mine:/models/mine:ro", f"{cache()}:{cache()}:ro", "/scratch:/scratch"):
+        assert f" -B {mount} " in words
+
+
+def test_a_batch_system_that_takes_no_job_ends_the_run(
+    app: App, batch_system: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app(*batch_system("echo 'Invalid account' >&2; exit 1")) == 75
+    error = capsys.readouterr().err
+    assert "slurm starts no job" in error and "Invalid account" in error
+    assert "Traceback" not in error
+
+
+def test_who_waits_for_workers_is_told(
+    app: App, batch_system: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The job begins after a while; the script of the job is its only argument."""
+    os.environ["FAKE_MODEL_SECONDS"] = "0"
+    with (tmp_path / "cluster.toml").open("a") as config:
+        config.write(f'worker_extra_args = ["--preload", "{TESTS / "fake_worker.py"}"]\n')
+        config.write(f'job_script_prologue = ["export PYTHONPATH={TESTS}:{TESTS.parent}"]\n')
+    words = batch_system('cp "$1" job.sh; (sleep 2; exec bash job.sh) > /dev/null 2>&1 & echo "Submitted batch job 7"')
+    assert app(*words, "--participant-label", "01") == 0
+    assert "no worker has started" in capsys.readouterr().err
+    script = Path("job.sh").read_text()
+    assert script.rindex("--memory-limit 0") > script.rindex("--memory-limit 1.86GiB")
+
+
+def test_jobs_are_sent_from_where_that_can_be_done(
+    app: App,
+    batch_system: Callable[[str], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = batch_system("")
+    monkeypatch.setattr("dask_jobqueue.slurm.SLURMJob.submit_command", "sbatch-of-another-machine")
+    assert app(*words) == 64
+    assert "there is no command sbatch-of-another-machine here" in capsys.readouterr().err
+
+
+def test_workers_in_other_folders_write_to_the_output(
+    app: App, workers: distributed.LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paths are those of the one who asks."""
+    monkeypatch.chdir(app.bids.parent)
+    app.bids, whole = Path(app.bids.name), app.output
+    app.output = Path(os.path.relpath(whole))
+    assert app("--dask-scheduler", workers.scheduler_address, "--participant-label", "01") == 0
+    assert list(whole.glob("sub-01/anat/*_dseg.nii.gz"))

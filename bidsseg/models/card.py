@@ -123,6 +123,11 @@ def find_card(name_or_folder: str) -> Card:
     raise InputMissing(f"no model '{name_or_folder}': give a folder with a {CARD}, or one of: {names}")
 
 
+def located(name_or_folder: str) -> str:
+    """The name of a shipped model, or the folder of another as it is called from everywhere."""
+    return name_or_folder if (FOLDER / name_or_folder / CARD).is_file() else str(Path(name_or_folder).absolute())
+
+
 def read_card(folder: Path) -> Card:
     """The card in a model folder; DataError if it is not one."""
     path = folder / CARD
