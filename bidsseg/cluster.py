@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from bidsseg import __version__, arguments
 from bidsseg.compute import Workers, cuda_count, prepare_surroundings
 from bidsseg.errors import BidssegError, TemporaryFailure, UsageError
-from bidsseg.image.template import cache
+from bidsseg.image.template import caches
 from bidsseg.outputs import Job
 from bidsseg.participant import Run
 from bidsseg.runlog import Entry, RunLog
@@ -304,7 +304,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def in_image(image: str, settings: Settings) -> str:
     """The command that is the image's Python, with all that the run needs at the same places."""
     read = [settings.bids_dir, *([Path(settings.model)] if Path(settings.model).is_absolute() else [])]
-    read += [cache()] if settings.output_spaces else []
+    read += [folder for folder in caches() if settings.output_spaces and folder.is_dir()]
     written = [settings.output_dir, *([settings.work_dir] if settings.work_dir else [])]
     mounts = [f"-B {path}:{path}:ro" for path in read] + [f"-B {path}:{path}" for path in written]
     return f"singularity exec -e --nv {' '.join(mounts)} {image} python3"

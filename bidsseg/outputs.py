@@ -6,7 +6,7 @@ import glob
 import hashlib
 import os
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from bidsseg.bids.query import Scan
 from bidsseg.errors import OutputNotWritable, UsageError
 from bidsseg.image.align import Images, read_aligned
 from bidsseg.image.nifti import write_field, write_labels, write_map, write_maps
-from bidsseg.image.template import Space, fit_to, labels_at
+from bidsseg.image.template import Fit, Space, fit_to, labels_at, template_brain
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol
 from bidsseg.models.card import Card, find_card
@@ -143,8 +143,14 @@ class Job:
             text = table.to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n")
             sidecars.write_text_atomic(self._place(places.morph[name]), text)
             self._sidecar(places.morph[name], sidecars.morph_sidecar(name, *about))
+        fits: dict[str, Fit] = {}  # of all resolutions of a template
         for space, in_space in zip(self.spaces, places.spaces, strict=True):
-            self._write_in(space, in_space, t1w, result, protocols, details)
+            known = fits.get(space.template)
+            fit = replace(known, grid=template_brain(space)[0]) if known else fit_to(space, t1w, result.brain)
+            if not known:
+                self._write_transform(in_space.transform, fit)
+            fits[space.template] = fit
+            self._write_in(space, in_space, fit, t1w, result, protocols, details)
         for name, place in places.dseg.items():
             self._sidecar(place, sidecars.dseg_sidecar(name, *about))
 
@@ -152,24 +158,16 @@ class Job:
         self,
         space: Space,
         places: SpacePaths,
+        fit: Fit,
         t1w: Volume,
         result: Segmentation,
         protocols: Mapping[str, Protocol],
         details: Mapping[str, Any],
     ) -> None:
-        """Write label maps and masks on the grid of a standard space, and the transform to it."""
-        from bidsseg.image.linear import as_text
-
-        fit = fit_to(space, t1w, result.brain)
+        """Write label maps and masks on the grid of a standard space."""
         resolution = f"that of the template, number {space.resolution} of TemplateFlow"
         more = {**details, "SpatialReference": space.reference, "Resolution": resolution}
         about = (self.sources, self.bids_dir, more)
-        transform = self._place(places.transform)
-        remove(transform.parent.glob(f"{glob.escape(transform.name.partition('.')[0])}.*"))
-        if fit.field is None:
-            sidecars.write_text_atomic(transform, as_text(fit.motion))
-        else:
-            write_field(transform, fit.field)
         images = [(places.brain, result.brain, sidecars.mask_sidecar("Brain", *about))]
         if places.lesion is not None and result.lesion is not None:
             images.append((places.lesion, result.lesion, sidecars.mask_sidecar("Lesion", *about)))
@@ -180,6 +178,17 @@ class Job:
             in_space = labels_at(np.asarray(labels, np.uint16), t1w.affine, fit.points)
             write_labels(self._place(place), in_space, fit.grid)
             self._sidecar(place, sidecar)
+
+    def _write_transform(self, path: Path, fit: Fit) -> None:
+        """Write the transform to a space, in place of one that was found in another way."""
+        from bidsseg.image.linear import as_text
+
+        transform = self._place(path)
+        remove(transform.parent.glob(f"{glob.escape(transform.name.partition('.')[0])}.*"))
+        if fit.field is None:
+            sidecars.write_text_atomic(transform, as_text(fit.motion))
+        else:
+            write_field(transform, fit.field)
 
     def has_page(self) -> bool:
         """Whether the page shows the scan: a run may be killed between the record and the page."""

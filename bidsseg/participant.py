@@ -6,6 +6,7 @@ memory. A scan that fails is noted and the others go on; only when the output ca
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Container, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +18,15 @@ from bidsseg.bids import names, query, validator
 from bidsseg.bids.index import participant_labels
 from bidsseg.bids.sidecars import write_text_atomic
 from bidsseg.compute import Workers, choose_workers, keep_freed_memory, peak_memory_mb
-from bidsseg.errors import BidssegError, DataError, InputMissing, IOFailure, NothingSelected, OutputNotWritable
+from bidsseg.errors import (
+    BidssegError,
+    DataError,
+    InputMissing,
+    IOFailure,
+    NothingSelected,
+    OutputNotWritable,
+    UsageError,
+)
 from bidsseg.image.align import Images
 from bidsseg.image.template import Space, find_space
 from bidsseg.models.card import Card, find_card
@@ -41,7 +50,10 @@ def participant_level(settings: Settings) -> None:
         BidssegError: with code 1 if some scans failed, 65 if all failed because of their data.
     """
     card = find_card(settings.model)
-    spaces = [find_space(word) for word in dict.fromkeys(settings.output_spaces)]
+    spaces = list(dict.fromkeys(find_space(word) for word in settings.output_spaces))
+    for one, other in itertools.combinations(spaces, 2):
+        if one.template == other.template and one.affine != other.affine:
+            raise UsageError(f"--output-spaces: give one way to {one.template}, with :affine or without")
     participants = _shard(settings)
     if participants == []:
         settings.report.say("this shard has no participant: there are fewer of them than shards")

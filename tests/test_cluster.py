@@ -35,8 +35,7 @@ until_there again_1                   # at once, else it waits two minutes
 until_there eval '[[ $(state 2) == FAILED ]]'
 ls "$OUT"/sub-0*/anat/*_seg-FreeSurfer_*_dseg.json | wc -l > done_when_part_2_died
 until_there eval '[[ $(state 1) == COMPLETED ]]'
-sed -i 's/--array=1-2%20/--array=1-2/' bidsseg.sbatch
-again=$(sbatch --parsable bidsseg.sbatch)
+again=$(sbatch --parsable --array=2 bidsseg.sbatch)
 sbatch --wait --dependency=afterany:"$again" --wrap 'bidsseg "$BIDS" "$OUT" group' -o logs/group.txt
 until_there eval '[[ $(squeue --noheader | wc -l) == 0 ]]'
 """
@@ -125,7 +124,7 @@ def assert_equal_to_one_machine(app: App, folder: Path, monkeypatch: pytest.Monk
 
 def test_an_array_of_jobs(app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = next(block for block in re.findall(r"```bash\n(.*?)```", DOCUMENT, re.S) if "--shard" in block)
-    given = {"1-100%20": "1-2%20", "--cpus-per-task=4": "--cpus-per-task=1", "--mem=8G": "--mem=800M"}
+    given = {"1-100%20": "1-2%20", "--cpus-per-task=4": "--cpus-per-task=1", "--mem=8G": "--mem=800M", "/100": "/2"}
     for asked, small in given.items():
         assert asked in script
         script = script.replace(asked, small)

@@ -19,7 +19,6 @@ from fake_model import App, make_app
 from bidsseg import cluster as spreading
 from bidsseg.compute import Workers
 from bidsseg.errors import InputMissing, UsageError
-from bidsseg.image.template import cache
 from bidsseg.settings import Settings
 
 TESTS = Path(__file__).parent
@@ -255,13 +254,16 @@ def test_a_model_is_loaded_once_and_again_when_it_changes(app: App, monkeypatch:
     assert len(spreading.PREPARED) == 1
 
 
-def test_jobs_run_in_an_image(app: App) -> None:
+def test_jobs_run_in_an_image(app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "templates").mkdir()
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path / "templates"))
     settings = Settings(app.bids, app.output)
     mounts = f"-B {app.bids}:{app.bids}:ro -B {app.output}:{app.output}"
     assert spreading.in_image("/images/b.sif", settings) == f"singularity exec -e --nv {mounts} /images/b.sif python3"
     more = replace(settings, model="/models/mine", work_dir=Path("/scratch"), output_spaces=["MNI"])
     words = spreading.in_image("/images/b.sif", more)
-    for mount in ("/models/mine:/models/mine:ro", f"{cache()}:{cache()}:ro", "/scratch:/scratch"):
+    templates = tmp_path / "templates"
+    for mount in ("/models/mine:/models/mine:ro", f"{templates}:{templates}:ro", "/scratch:/scratch"):
         assert f" -B {mount} " in words
 
 

@@ -1,6 +1,7 @@
 """Results in the space of a template: where they lie, how they are named, and what happens without the template."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from bidsseg.errors import InputMissing, UsageError
 from bidsseg.image.demons import deform
 from bidsseg.image.linear import as_text
 from bidsseg.image.nifti import write_field
-from bidsseg.image.template import Fit, Space, cache, find_space, labels_at, template_brain
+from bidsseg.image.template import Fit, Space, caches, find_space, labels_at, template_brain
 from bidsseg.image.volume import Field, Volume, places
 from bidsseg.segmentation.agreement import dice
 
@@ -80,7 +81,7 @@ def test_label_maps_lie_on_the_template(way: str, ending: str, app: App, templat
     assert "2" in sidecar["Resolution"]
     assert (anat / f"sub-01_space-{NAME}_seg-FAST_res-2_desc-wholebrain_dseg.tsv").is_file()
     assert (anat / f"sub-01_space-{NAME}_res-2_desc-brain_mask.nii.gz").is_file()
-    transform = transform_in(anat / f"sub-01_from-T1w_to-{NAME}_mode-image_xfm.{ending}")
+    transform = transform_in(anat / f"sub-01_from-T1w_to-{NAME}_mode-image_desc-wholebrain_xfm.{ending}")
     lps = np.diag([-1.0, -1, 1, 1])
     for point in ([30.0, 20, 10], [-40, -50, 30], [0, 0, 0]):
         source = apply_affine(np.linalg.inv(TRUTH), np.array(point))
@@ -165,10 +166,47 @@ def test_words_for_spaces(templates: Path) -> None:
 
 def test_the_image_has_templates_of_its_own(templates: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("TEMPLATEFLOW_HOME")
+    usual = tmp_path / "home" / ".cache" / "templateflow"
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert cache() == tmp_path / "home" / ".cache" / "templateflow"
     monkeypatch.setattr(sys, "prefix", str(templates.parent))
+    assert caches() == [templates, usual]
     assert find_space(f"{NAME}:res-2").image.parent.parent == templates
+    other = templates / f"tpl-{NAME}"
+    shutil.copytree(other, usual / "tpl-Other")
+    for path in (usual / "tpl-Other").iterdir():
+        path.rename(path.with_name(path.name.replace(NAME, "Other")))
+    assert find_space("Other:res-2").image.parent.parent == usual, "what is not in the image is where it usually is"
+
+
+def test_what_a_space_needs_is_told_at_the_start(
+    app: App, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app("--output-spaces", f"{NAME}:res-2", f"{NAME}:res-2:affine") == 64
+    assert f"give one way to {NAME}" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    assert app("--output-spaces", f"{NAME}:res-2") == 64
+    assert 'needs SimpleITK: pip install "bidsseg[spaces]"' in capsys.readouterr().err
+    assert not app.output.exists() and app.fake.segmented == 0
+
+
+def test_two_resolutions_have_one_fit(app: App, templates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in (templates / f"tpl-{NAME}").glob("*_res-02_*"):
+        shutil.copy(path, path.with_name(path.name.replace("res-02", "res-03")))
+    asked: list[Space] = []
+
+    def fit_to(space: Space, t1w: Volume, brain: np.ndarray) -> Fit:
+        asked.append(space)
+        return Fit(template_brain(space)[0], TRUTH, None)
+
+    monkeypatch.setattr("bidsseg.outputs.fit_to", fit_to)
+    assert app("--output-spaces", *(f"{NAME}:res-{number}:affine" for number in (2, 3, "02"))) == 0
+    assert [space.resolution for space in asked] == ["2"]
+    anat = app.output / "sub-01" / "anat"
+    maps = [nib.load(anat / f"sub-01_space-{NAME}_seg-FAST_res-{n}_desc-wholebrain_dseg.nii.gz") for n in (2, 3)]
+    assert np.array_equal(maps[0].get_fdata(), maps[1].get_fdata()) and maps[0].get_fdata().any()
+    assert len(list(anat.glob("*_xfm.*"))) == 1
+    assert app("--output-spaces", *(f"{NAME}:res-{number}:affine" for number in (2, 3))) == 0
+    assert set(app.fates.values()) == {"skipped"}
 
 
 def test_a_client_that_fails_changes_nothing(templates: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,7 +181,9 @@ def output_paths(
 
     def in_space(space: Mapping[str, str]) -> SpacePaths:
         brain = one("space_brain", **space)
-        transform = f"{build_name(scan.entities)}_from-T1w_to-{space['space']}_mode-image_xfm{space['transform']}"
+        source = build_name({name: label for name, label in scan.entities.items() if name != "desc"})
+        way = f"from-T1w_to-{space['space']}_mode-image_desc-{scan.entities.get('desc', '')}{model_name}_xfm"
+        transform = f"{source}_{way}{space['transform']}"
         found = one("space_lesion", **space) if lesion else None
         return SpacePaths(each("space_dseg", **space), brain, found, brain.with_name(transform))
 

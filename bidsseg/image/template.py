@@ -85,29 +85,43 @@ def find_space(word: str) -> Space:
         UsageError: the word is not of that form.
         InputMissing: its files are not in the cache and cannot be fetched.
     """
+    try:
+        import SimpleITK  # noqa: F401
+    except ImportError as error:
+        raise UsageError(f'output space {word} needs SimpleITK: pip install "bidsseg[spaces]"') from error
     match = re.fullmatch(r"([A-Za-z0-9]+)(?::res-0*([1-9]\d*))?(:affine)?", word)
     if not match:
         raise UsageError(f"output space '{word}': give TEMPLATE[:res-NUMBER][:affine], e.g. MNI152NLin2009cAsym:res-1")
     template, resolution = match[1], int(match[2] or 1)
-    folder = cache() / f"tpl-{template}"
-    stem = f"tpl-{template}_res-{resolution:02d}"
-    files = [folder / f"{stem}_T1w.nii.gz", folder / f"{stem}_desc-brain_mask.nii.gz"]
-    if not all(map(is_there, files)):
+    found = stored(template, resolution)
+    if found is None:
         fetch(template, resolution)
-    missing = [path for path in files if not is_there(path)]
-    if missing:
+        found = stored(template, resolution)
+    if found is None:
+        missing = next(path for path in files_in(caches()[-1], template, resolution) if not is_there(path))
         raise InputMissing(
-            f'output space {word}: {missing[0]} is not there; fetch it where there is a network (python -c "from '
+            f'output space {word}: {missing} is not there; fetch it where there is a network (python -c "from '
             f"templateflow.api import get; get('{template}', resolution={resolution})\") and set TEMPLATEFLOW_HOME"
         )
-    return Space(template, str(resolution), files[0], files[1], affine=bool(match[3]))
+    return Space(template, str(resolution), *found, affine=bool(match[3]))
 
 
-def cache() -> Path:
-    """TemplateFlow's folder: what the user says, else that of the image, else the usual one."""
-    inside = Path(sys.prefix) / "templateflow"
-    usual = inside if inside.is_dir() else Path.home() / ".cache" / "templateflow"
-    return Path(os.environ.get("TEMPLATEFLOW_HOME") or usual)
+def stored(template: str, resolution: int) -> tuple[Path, Path] | None:
+    """The T1w and the brain mask of a template in the first cache that holds both."""
+    each = (files_in(cache, template, resolution) for cache in caches())
+    return next((files for files in each if all(map(is_there, files))), None)
+
+
+def files_in(cache: Path, template: str, resolution: int) -> tuple[Path, Path]:
+    """Where the T1w and the brain mask of a template would lie."""
+    stem = cache / f"tpl-{template}" / f"tpl-{template}_res-{resolution:02d}"
+    return stem.with_name(f"{stem.name}_T1w.nii.gz"), stem.with_name(f"{stem.name}_desc-brain_mask.nii.gz")
+
+
+def caches() -> list[Path]:
+    """TemplateFlow's folders: the one that the user says, else that of the image and the usual one."""
+    said = os.environ.get("TEMPLATEFLOW_HOME")
+    return [Path(said)] if said else [Path(sys.prefix) / "templateflow", Path.home() / ".cache" / "templateflow"]
 
 
 def is_there(path: Path) -> bool:
@@ -130,14 +144,11 @@ def fit_to(space: Space, t1w: Volume, brain: np.ndarray) -> Fit:
     """How a scan fits to a template. Brains are compared, without what is around them.
 
     Raises:
-        UsageError: SimpleITK is needed and not installed.
         DataError: the two do not overlap.
     """
-    try:
-        from bidsseg.image.demons import deform
-        from bidsseg.image.linear import fit
-    except ImportError as error:
-        raise UsageError('--output-spaces needs SimpleITK: pip install "bidsseg[flair]"') from error
+    from bidsseg.image.demons import deform
+    from bidsseg.image.linear import fit
+
     mask, fixed = template_brain(space)
     moving = Volume(np.where(brain, t1w.data, 0), t1w.affine)
     try:
@@ -147,7 +158,7 @@ def fit_to(space: Space, t1w: Volume, brain: np.ndarray) -> Fit:
         raise DataError(f"the brain cannot be fitted to {space.template}: {error}") from error
 
 
-@lru_cache(1)
+@lru_cache(2)
 def template_brain(space: Space) -> tuple[Volume, Volume]:
     """The brain mask of a template, and its image without what is around the brain."""
     template, mask = read_image(space.image)[0], read_labels(space.brain)
