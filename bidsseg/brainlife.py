@@ -20,7 +20,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ from bidsseg.settings import Settings
 
 CONFIG = "config.json"
 IMAGES = {"t1": "T1w", "flair": "FLAIR"}
+BRAIN = "brain"
+"""Protocol of the picture that the others are laid over."""
 PICTURE_PIXELS = 480
 """Width of the picture in product.json, which should be small."""
 
@@ -114,10 +116,12 @@ def write_products(output: Path, label: str, card: Card, protocol: str, folder: 
         (folder / "mask").mkdir(exist_ok=True)
         shutil.copyfile(output / paths.lesion, folder / "mask" / "mask.nii.gz")
     result = Result(source, card.name, protocol, output / paths.morph[protocol])
-    write_json_atomic(folder / "product.json", product(result, card, output / paths.figures[protocol]))
+    figures = output_paths(Scan(source, Path()), card.name, [BRAIN, protocol]).figures
+    layers = [output / path for path in figures.values()]
+    write_json_atomic(folder / "product.json", product(result, card, layers))
 
 
-def product(result: Result, card: Card, figure: Path) -> dict[str, Any]:
+def product(result: Result, card: Card, figures: Sequence[Path]) -> dict[str, Any]:
     """What the platform shows of a result."""
     protocol, sidecar, volumes = result.protocol, result.sidecar(), result.volumes()
     names, sizes = [row.name for row in volumes], [round(row.volume_mm3) for row in volumes]
@@ -131,7 +135,7 @@ def product(result: Result, card: Card, figure: Path) -> dict[str, Any]:
             "data": [{"type": "bar", "x": names, "y": sizes}],
             "layout": {"yaxis": {"title": "mm³"}},
         },
-        {"type": "image/png", "name": f"Slices ({protocol})", "base64": picture(figure)},
+        {"type": "image/png", "name": f"Slices ({protocol})", "base64": picture(figures)},
     ]
     return {
         "brainlife": shown,
@@ -141,12 +145,14 @@ def product(result: Result, card: Card, figure: Path) -> dict[str, Any]:
     }
 
 
-def picture(path: Path) -> str:
-    """A small copy of a PNG, base64."""
+def picture(layers: Sequence[Path]) -> str:
+    """A small copy of PNGs that are laid over each other, base64."""
     from PIL import Image
 
-    with Image.open(path) as stored:
-        image = stored.convert("RGB")  # colours of a palette cannot be averaged
+    image = Image.open(layers[0]).convert("RGBA")
+    for path in layers[1:]:
+        image = Image.alpha_composite(image, Image.open(path).convert("RGBA"))
+    image = image.convert("RGB")  # colours of a palette cannot be averaged
     image.thumbnail((PICTURE_PIXELS, 10 * PICTURE_PIXELS))
     small = io.BytesIO()
     image.quantize(64).save(small, "png", optimize=True)

@@ -32,20 +32,21 @@ def group_level(settings: Settings) -> None:
     if not settings.dry_run:
         report.start(len(cohorts) + 2, "step")
     for cohort in cohorts:
-        table = output_dir / group_table(cohort.model, cohort.protocol)
+        path = output_dir / group_table(cohort.model, cohort.protocol)
         if not settings.dry_run:
-            report.stage(table.name, "volumes")
-            problems = write_table(table, cohort, _of(cohort, settings))
-            write_json_atomic(with_extension(table, ".json"), cohort.data_dictionary())
+            report.stage(path.name, "volumes")
+            problems = write_table(path, cohort, _of(cohort, settings))
             _warn(settings, problems)
-            report.advance(table.name, "done")
-        report.say(f"{table}: {_count(cohort)}")
+            report.advance(path.name, "done")
+        report.say(f"{path}: {_count(cohort)}")
     page = output_dir / group_report()
     if not settings.dry_run:
         from bidsseg.report import compare_pages, group_page, read_table
 
         report.stage(page.name, "page")
         tables = [read_table(output_dir, cohort) for cohort in cohorts]
+        for table in tables:
+            write_json_atomic(with_extension(output_dir / table.address, ".json"), table.data_dictionary())
         group_page(output_dir, tables)
         report.advance(page.name, "done")
         report.stage("pages of the scans", "the cohort beside their volumes")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import phantoms
 import pytest
-from browser import needs_chromium, seen
+from browser import CONTRAST, needs_chromium, photographed, seen
 from trees import MODEL, add_result, add_run
 
 from bidsseg.bids.query import Scan
@@ -250,6 +250,12 @@ def test_pages_show_the_cohort_beside_their_volumes(tmp_path: Path, output: Path
     assert "Beyond 3 SD" not in usual and f"Beside {len(sources)} scans" in usual
     assert "<meter" in (output / "sub-01_ses-2.html").read_text()
     assert not (output / "sub-05.html").exists(), "a page that is not there is not made"
+    participant_page(output, Scan({"subject": "04"}, Path()))
+    assert (output / "sub-04.html").read_text() == unusual, "a page that is made anew is compared with the same cohort"
+    columns = json.loads((output / f"group_seg-FAST_desc-{MODEL}_morph.json").read_text())
+    assert columns["GM"]["Cohort"]["Count"] == len(sources)
+    assert columns["GM"]["Cohort"]["Mean"] == pytest.approx(np.mean(volumes))
+    assert columns["GM"]["Cohort"]["StandardDeviation"] == pytest.approx(np.std(volumes, ddof=1))
 
 
 def test_a_few_scans_are_no_cohort_to_compare_with(bids: Path, output: Path) -> None:
@@ -264,8 +270,8 @@ GROUP_STEPS = """
   const field = document.querySelector("input[type=search]"), table = document.getElementById(field.dataset.table);
   const shown = () => [...table.tBodies[0].rows].filter((row) => !row.hidden).map((row) => row.cells[0].textContent);
   const distance = [...table.tHead.rows[0].cells].at(-1);
-  distance.click();
-  distance.click();
+  distance.querySelector("button").click();
+  distance.querySelector("button").click();
   say("farthest", shown()[0]);
   say("page", table.tBodies[0].rows[0].querySelector("a").getAttribute("href"));
   field.value = "sub-03";
@@ -273,7 +279,7 @@ GROUP_STEPS = """
   say("found", shown().join(","));
   field.value = "";
   field.dispatchEvent(new Event("input"));
-  const head = table.tHead.rows[0].cells[0];
+  const head = table.tHead.rows[0].cells[0].querySelector("button");
   head.focus();
   head.click();
   say("up", shown().join(","));
@@ -296,3 +302,24 @@ def test_the_page_of_the_cohort_works_in_a_browser(tmp_path: Path) -> None:
         "farthest": "sub-04", "page": "sub-04.html", "found": "sub-03", "up": ",".join(everyone),
         "down": ",".join(reversed(everyone)), "named": "true", "failures": "",
     }  # fmt: skip
+    participant_page(output, Scan({"subject": "04"}, Path()))
+    assert seen(output / "sub-04.html", "say('title', document.title);", tmp_path) == {
+        "title": "sub-04 · bidsseg", "failures": "",
+    }  # fmt: skip
+    assert 0.003 < (np.ptp(photographed(output / "group.html", tmp_path), axis=2) > 60).mean() < 0.5
+
+
+@needs_chromium
+@pytest.mark.parametrize("dark", [False, True])
+def test_what_is_written_can_be_read_in_both_kinds_of_light(dark: bool, tmp_path: Path) -> None:
+    """Contrast of at least 4.5, as WCAG 2.2 asks for."""
+    for number in range(1, FEWEST + 2):
+        add_result(tmp_path, {"subject": f"{number:02}"}, grey_voxels=300 if number == 4 else 30 + number % 2)
+        participant_page(tmp_path, Scan({"subject": f"{number:02}"}, Path()))
+    (tmp_path / "bids").mkdir()
+    run(tmp_path / "bids", tmp_path)
+    for page in ("group.html", "sub-04.html"):
+        found = seen(tmp_path / page, CONTRAST, tmp_path, dark)
+        assert found.pop("dark") == str(dark).lower()
+        assert int(found.pop("texts")) > 20
+        assert found == {"pale": "", "failures": ""}

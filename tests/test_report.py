@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import numpy as np
 import phantoms
 import pytest
-from browser import needs_chromium, seen
+from browser import needs_chromium, photographed, seen
 from PIL import Image
 from trees import MODEL, add_result
 
@@ -32,7 +32,7 @@ def head(orientation: str = "RAS") -> tuple[Volume, np.ndarray]:
 
 
 def pixels(path: Path) -> np.ndarray:
-    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+    return np.asarray(Image.open(path).convert("RGBA"))[..., :3].astype(int)
 
 
 class Links(HTMLParser):
@@ -113,6 +113,21 @@ def test_odd_images_and_empty_labels_have_a_picture(tmp_path: Path, values: str)
     path = tmp_path / "mosaic.png"
     write_mosaics(Volume(data, image.affine), {path: Overlay(np.zeros_like(labels), {}, outline=True)})
     assert pixels(path).shape[2] == 3
+
+
+def test_colours_lie_over_the_image(tmp_path: Path) -> None:
+    """They are pictures of their own, as large, which show nothing where nothing is labelled."""
+    image, labels = head()
+    base, over = tmp_path / "base.png", tmp_path / "over.png"
+    write_mosaics(
+        image, {base: Overlay(labels > 0, {1: "#ffffff"}, outline=True), over: Overlay(labels == 4, {1: "#ff0000"})}
+    )
+    below, above = (Image.open(path).convert("RGBA") for path in (base, over))
+    assert below.size == above.size and np.asarray(below)[..., 3].min() == 255
+    opacity = np.asarray(above)[..., 3]
+    assert set(np.unique(opacity)) == {0, round(255 * 0.45), 255}
+    assert (np.asarray(above)[opacity > 0][:, :3] == [255, 0, 0]).all()
+    assert 0 < (opacity > 0).mean() < 0.05
 
 
 def test_an_outline_leaves_the_inside_alone(tmp_path: Path) -> None:
@@ -213,10 +228,10 @@ STEPS = """
   slider.value = "0.3";
   slider.dispatchEvent(new Event("input"));
   say("opacity", getComputedStyle(second).opacity);
-  const head = document.querySelector("table.sortable th");
-  head.focus();
-  say("focus", document.activeElement === head);
-  head.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter" }));
+  const head = document.querySelector("table.sortable th"), sorting = head.querySelector("button");
+  sorting.focus();
+  say("focus", document.activeElement === sorting);
+  sorting.click();
   say("sorted", head.getAttribute("aria-sort"));
   say("alt", [...document.images].every((image) => image.alt.length > 10));
   say("loaded", [...document.images].every((image) => image.naturalWidth > 100));
@@ -240,3 +255,5 @@ def test_the_page_works_in_a_browser(tmp_path: Path) -> None:
         "buttons": "FAST,FreeSurfer", "shown": "none,block", "pressed": "false,true", "opacity": "0.3",
         "focus": "true", "sorted": "ascending", "alt": "true", "loaded": "true", "selected": "true", "failures": "",
     }  # fmt: skip
+    picture = photographed(page, tmp_path)
+    assert 0.01 < (np.ptp(picture, axis=2) > 60).mean() < 0.5, "regions are in colour"

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bidsseg.bids.names import group_report, group_table, report_path, with_extension
 from bidsseg.bids.query import Scan
 from bidsseg.cohort import QUALITY, STATUS, Absent, Cohort, entity_column
-from bidsseg.report.distributions import FEWEST, Distribution, Line, bars, distributions, lines
+from bidsseg.report.distributions import Distribution, Line, bars, distributions, lines
 from bidsseg.report.page import write_page
-from bidsseg.report.scan_page import Ranges, participant_page
+from bidsseg.report.scan_page import COHORT, cohort_ranges, participant_page
 
 AT_MOST = 1000
 """Scans that a list on the page shows; the table has all."""
@@ -33,9 +34,10 @@ class Table:
     lines: list[tuple[Line, Scan | None]]
     distributions: list[tuple[Distribution, str, list[tuple[int, float, float]]]]
 
-    def ranges(self) -> dict[str, Distribution]:
-        """Volumes (mm³) by the full name of the region, of so many scans that one can be compared with them."""
-        return {name: found for found, name, _ in self.distributions if found.name != QUALITY and found.n >= FEWEST}
+    def data_dictionary(self) -> dict[str, Any]:
+        """What each column means, and how its values are distributed."""
+        columns = self.cohort.data_dictionary()
+        return {**columns, **{d.name: {**columns[d.name], COHORT: d.summary()} for d, _, _ in self.distributions}}
 
 
 def read_table(output_dir: Path, cohort: Cohort) -> Table:
@@ -72,12 +74,11 @@ def group_page(output_dir: Path, tables: Sequence[Table]) -> Path:
 
 def compare_pages(output_dir: Path, tables: Sequence[Table]) -> int:
     """Write the pages that the cohort's page leads to anew, with the cohort beside volumes; returns their number."""
-    ranges: Ranges = {(table.cohort.model, table.cohort.protocol): table.ranges() for table in tables}
-    if not any(ranges.values()):
+    if not any(cohort_ranges(output_dir, table.cohort.model, table.cohort.protocol) for table in tables):
         return 0
     pages = {report_path(scan): scan for table in tables for _, scan in table.lines if scan is not None}
     for scan in pages.values():
-        participant_page(output_dir, scan, ranges)
+        participant_page(output_dir, scan)
     return len(pages)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 BINS = 24
+SUMMARY = ("Count", "Mean", "StandardDeviation", "Minimum", "Maximum")
 FEWEST = 10
 """With fewer scans, no single one can be called unusual."""
 FAR = 3.0
@@ -31,7 +32,18 @@ class Distribution:
     sd: float
     smallest: float
     largest: float
-    counts: np.ndarray
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(BINS, int))
+
+    def summary(self) -> dict[str, float]:
+        """All but the counts, as JSON has it."""
+        figures = zip(SUMMARY, (self.n, self.mean, self.sd, self.smallest, self.largest), strict=True)
+        return {key: float(f"{value:.10g}") for key, value in figures}
+
+    @classmethod
+    def of(cls, name: str, summary: Mapping[str, float]) -> Distribution:
+        """That of which a summary was kept; KeyError if it is none."""
+        n, mean, sd, smallest, largest = (summary[key] for key in SUMMARY)
+        return cls(name, int(n), mean, sd, smallest, largest)
 
     def distance(self, value: float) -> float:
         """How far a value lies from the mean, in standard deviations; 0 where all values are the same."""

@@ -21,6 +21,8 @@ FILL = 0.45
 PLANES = ((2, 0, 1), (1, 0, 2), (0, 1, 2))
 """Axial, coronal, sagittal: the axis that is cut, then the axes that run rightwards and upwards, in RAS+."""
 DIRECTIONS = (("L", "R"), ("P", "A"), ("I", "S"))
+GREY_STEP = 4
+"""Between shades of grey, which are no more than can be seen: the picture becomes a third smaller."""
 UNLISTED = (128, 128, 128)
 """Colour of a label that has none."""
 
@@ -32,7 +34,7 @@ class Overlay:
     Attributes:
         labels: integers or booleans (X, Y, Z) on the grid of the image; 0 is not drawn.
         colors: ``#rrggbb`` for each label.
-        outline: draw the borders only.
+        outline: draw the borders only, over the image. Else regions are drawn alone, to be laid over such a picture.
     """
 
     labels: np.ndarray
@@ -54,10 +56,15 @@ def write_mosaics(image: Volume, overlays: Mapping[Path, Overlay]) -> None:
     labels = {path: apply_orientation(overlay.labels, orientation) for path, overlay in overlays.items()}
     bounds = labelled_bounds(list(labels.values()), data.shape)
     rows = [_Row.make(plane, data.shape, spacing, bounds) for plane in PLANES]
-    greys = [row.greys(data, grey_window(data, bounds)) for row in rows]
+    greys: list[list[np.ndarray]] = []
     for path, overlay in overlays.items():
-        painted = [row.painted(grey, labels[path], overlay) for row, grey in zip(rows, greys, strict=True)]
-        _write(_assemble(rows, painted), path)
+        drawn = [row.drawn(labels[path], overlay) for row in rows]
+        if not overlay.outline:
+            _write(_joined(rows, drawn), path)
+            continue
+        greys = greys or [row.greys(data, grey_window(data, bounds)) for row in rows]
+        layers = [[_over(*pair) for pair in zip(*each, strict=True)] for each in zip(greys, drawn, strict=True)]
+        _write(_captioned(_joined(rows, layers), rows), path)
 
 
 @dataclass(frozen=True)
@@ -106,16 +113,16 @@ class _Row:
         pictures = []
         for position in self.positions:
             grey = np.clip((self._cut(data, position) - low) * (255 / (high - low)), 0, 255).astype(np.uint8)
-            smooth = Image.fromarray(grey).resize(self.size, Image.Resampling.BICUBIC)
-            pictures.append(np.repeat(np.asarray(smooth)[..., None], 3, axis=2))
+            smooth = np.asarray(Image.fromarray(grey).resize(self.size, Image.Resampling.BICUBIC))
+            pictures.append(np.repeat(smooth[..., None] // GREY_STEP * GREY_STEP, 3, axis=2))
         return pictures
 
-    def painted(self, greys: Sequence[np.ndarray], labels: np.ndarray, overlay: Overlay) -> list[np.ndarray]:
-        """The slices with their regions in colour, RGB (height, width, 3)."""
+    def drawn(self, labels: np.ndarray, overlay: Overlay) -> list[np.ndarray]:
+        """The regions of each slice in colour, RGBA (height, width, 4)."""
         pictures = []
-        for position, grey in zip(self.positions, greys, strict=True):
+        for position in self.positions:
             cut = Image.fromarray(self._cut(labels, position).astype(np.int32))
-            pictures.append(_paint(grey, np.asarray(cut.resize(self.size, Image.Resampling.NEAREST)), overlay))
+            pictures.append(_draw(np.asarray(cut.resize(self.size, Image.Resampling.NEAREST)), overlay))
         return pictures
 
     def caption(self, position: int) -> str:
@@ -151,43 +158,72 @@ def grey_window(data: np.ndarray, bounds: Sequence[tuple[int, int]]) -> tuple[fl
     return float(low), float(max(high, low + 1e-6 * max(abs(low), 1)))
 
 
-def _paint(rgb: np.ndarray, labels: np.ndarray, overlay: Overlay) -> np.ndarray:
-    """A slice with its regions in colour, RGB (height, width, 3)."""
+def _draw(labels: np.ndarray, overlay: Overlay) -> np.ndarray:
+    """The regions of a slice in colour, RGBA (height, width, 4)."""
     border = np.zeros(labels.shape, bool)
     border[:-1] |= labels[:-1] != labels[1:]
     border[1:] |= labels[1:] != labels[:-1]
     border[:, :-1] |= labels[:, :-1] != labels[:, 1:]
     border[:, 1:] |= labels[:, 1:] != labels[:, :-1]
-    table = np.full((int(labels.max()) + 1, 3), UNLISTED, np.float32)
+    table = np.full((int(labels.max()) + 1, 4), (*UNLISTED, 255), np.uint8)
     for label, color in overlay.colors.items():
         if label < len(table):
-            table[label] = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
-    fill = 0.0 if overlay.outline else FILL
-    opacity = (np.where(border, 1.0, fill) * (labels > 0))[..., None]
-    return (rgb * (1 - opacity) + table[labels] * opacity).astype(np.uint8)
+            table[label, :3] = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+    table[0] = 0
+    picture = table[labels]
+    picture[~border & (labels > 0), 3] = 0 if overlay.outline else round(255 * FILL)
+    return picture
 
 
-def _assemble(rows: Sequence[_Row], slices: Sequence[Sequence[np.ndarray]]) -> Image.Image:
-    """All slices, a plane in each row, with sides and positions written on them."""
+def _over(grey: np.ndarray, colored: np.ndarray) -> np.ndarray:
+    """A picture RGB (height, width, 3) with another, RGBA, laid over it."""
+    opacity = colored[..., 3:] / 255
+    return (grey * (1 - opacity) + colored[..., :3] * opacity).astype(np.uint8)
+
+
+def _joined(rows: Sequence[_Row], slices: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """All slices, a plane in each row, (height, width, channels)."""
     column = max(row.size[0] for row in rows)
-    canvas = Image.new("RGB", (column * COLUMNS, sum(row.size[1] for row in rows)))
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
+    canvas = np.zeros((sum(row.size[1] for row in rows), column * COLUMNS, slices[0][0].shape[2]), np.uint8)
     top = 0
     for row, pictures in zip(rows, slices, strict=True):
         width, height = row.size
-        for i, (position, picture) in enumerate(zip(row.positions, pictures, strict=True)):
+        for i, picture in enumerate(pictures):
             left = i * column + (column - width) // 2
-            canvas.paste(Image.fromarray(picture), (left, top))
+            canvas[top : top + height, left : left + width] = picture
+        top += height
+    return canvas
+
+
+def _captioned(picture: np.ndarray, rows: Sequence[_Row]) -> np.ndarray:
+    """The same with sides and positions written on it."""
+    image = Image.fromarray(picture)
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(12)
+    column, top = picture.shape[1] // COLUMNS, 0
+    for row in rows:
+        width, height = row.size
+        for i, position in enumerate(row.positions):
+            left = i * column + (column - width) // 2
             pen.text((left + 3, top + height - 3), row.caption(position), fill="#c8c8c8", font=font, anchor="ls")
             if i == 0:
                 low, high = DIRECTIONS[row.plane[1]]
                 pen.text((left + 3, top + 3), low, fill="#ffd060", font=font, anchor="lt")
                 pen.text((left + width - 3, top + 3), high, fill="#ffd060", font=font, anchor="rt")
         top += height
-    return canvas
+    return np.asarray(image)
 
 
-def _write(picture: Image.Image, path: Path) -> None:
-    """As PNG with 256 colours: a third of the size of full colour, and no difference to see."""
+def _write(picture: np.ndarray, path: Path) -> None:
+    """As PNG, by a palette if its colours are few enough, which makes it small."""
+    opaque = picture.shape[2] == 3
+    packed = np.dstack([picture, np.full(picture.shape[:2], 255, np.uint8)]) if opaque else picture
+    colors, index = np.unique(np.ascontiguousarray(packed).view(np.uint32)[..., 0], return_inverse=True)
+    image = Image.fromarray(picture)
     with replacing(path) as stream:
-        picture.quantize(256, Image.Quantize.MAXCOVERAGE).save(stream, format="PNG")
+        if len(colors) > 256:
+            (image.quantize(256, Image.Quantize.MAXCOVERAGE) if opaque else image).save(stream, format="PNG")
+            return
+        table = colors.view(np.uint8).reshape(-1, 4)
+        small = Image.fromarray(index.reshape(picture.shape[:2]).astype(np.uint8), "P")
+        small.putpalette(table[:, :3].tobytes())
+        small.save(stream, format="PNG", **({} if opaque else {"transparency": table[:, 3].tobytes()}))

@@ -17,19 +17,19 @@ from urllib.parse import quote
 
 import numpy as np
 
-from bidsseg.bids.names import output_paths, report_path, with_extension
+from bidsseg.bids.names import group_table, output_paths, report_path, with_extension
 from bidsseg.bids.query import Scan
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol, load_protocol
-from bidsseg.report.distributions import FAR, Distribution
+from bidsseg.report.distributions import FAR, FEWEST, Distribution
 from bidsseg.report.methods import Methods, methods
 from bidsseg.report.mosaic import Overlay, write_mosaics
 from bidsseg.report.page import write_page
-from bidsseg.results import Result, find_results
+from bidsseg.results import Result, find_results, read_json
 from bidsseg.results import Volume as Row
 
-Ranges = Mapping[tuple[str, str], Mapping[str, Distribution]]
-"""Volumes (mm³) in a cohort, by model and protocol, then by the full name of the region."""
+COHORT = "Cohort"
+"""Key of the data dictionary of the table of a cohort under which the distribution of a column stands."""
 BRAIN, LESION = "brain", "lesion"
 """Protocols of the masks; the brain is drawn as an outline."""
 UNLISTED = "#808080"
@@ -67,13 +67,11 @@ def write_figures(
     write_mosaics(image, overlays)
 
 
-def participant_page(output_dir: Path, scan: Scan, ranges: Ranges | None = None) -> Path:
+def participant_page(output_dir: Path, scan: Scan) -> Path:
     """Write the page on which the scan stands, with all scans that share it, and return its path.
 
-    Scans share the page of their participant, or of their session if they have one.
-
-    Args:
-        ranges: of the cohort that it is compared with.
+    Scans share the page of their participant, or of their session if they have one. They are compared with the cohort
+    that level group found last.
     """
     subject, session = scan.entities["subject"], scan.entities.get("session")
     results = find_results(output_dir, [subject], [session] if session else [])
@@ -81,12 +79,23 @@ def participant_page(output_dir: Path, scan: Scan, ranges: Ranges | None = None)
     for result in results:
         if result.source.get("session") == session:
             shown = scans.setdefault((result.key, result.model), _Scan(result.key, result.model))
-            shown.add(result, output_dir, (ranges or {}).get((result.model, result.protocol), {}))
+            shown.add(result, output_dir)
     page = output_dir / report_path(scan)
     told = {shown.methods() for shown in scans.values()} - {None}
     content = {"title": page.stem.replace("_", " · "), "scans": list(scans.values())}
     write_page(page, "participant.html", {**content, "methods": sorted(told, key=lambda entry: entry.text)})
     return page
+
+
+def cohort_ranges(output_dir: Path, model: str, protocol: str) -> dict[str, Distribution]:
+    """Volumes (mm³) in the cohort by the full name of the region; none of so few scans that one cannot be compared."""
+    columns = read_json(output_dir / with_extension(group_table(model, protocol), ".json"))
+    found = {
+        str(column["LongName"]): Distribution.of(name, column[COHORT])
+        for name, column in columns.items()
+        if isinstance(column, dict) and {"LongName", COHORT} <= column.keys()
+    }
+    return {name: distribution for name, distribution in found.items() if distribution.n >= FEWEST}
 
 
 @dataclass(frozen=True)
@@ -153,8 +162,9 @@ class _Scan:
         """What to write of it in a paper."""
         return methods(self.sidecar, [protocol for protocol in self.tables if protocol not in (BRAIN, LESION)])
 
-    def add(self, result: Result, output_dir: Path, ranges: Mapping[str, Distribution]) -> None:
+    def add(self, result: Result, output_dir: Path) -> None:
         """Take in what one protocol says."""
+        ranges = cohort_ranges(output_dir, result.model, result.protocol)
         sidecar = self.sidecar = result.sidecar()
         self.quality = result.quality()
         told = [str(text) for key in ("InputFindings", "Notes") for text in sidecar.get(key, [])]

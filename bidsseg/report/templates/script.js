@@ -1,9 +1,11 @@
 "use strict";
-// Tables: a click (or Enter) on a head sorts by that column, numbers as numbers, empty cells last.
+// Tables: a button in each head sorts by that column, numbers as numbers, empty cells last.
 for (const head of document.querySelectorAll("table.sortable th")) {
-  head.tabIndex = 0;
-  head.addEventListener("keydown", (event) => { if (event.key === "Enter") head.click(); });
-  head.addEventListener("click", () => {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.append(...head.childNodes);
+  head.append(button);
+  button.addEventListener("click", () => {
     const table = head.closest("table"), column = head.cellIndex;
     const up = head.getAttribute("aria-sort") !== "ascending";
     for (const other of head.parentElement.children) other.removeAttribute("aria-sort");
