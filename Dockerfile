@@ -36,6 +36,7 @@ ENV PATH=/opt/bidsseg/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     MALLOC_ARENA_MAX=1 \
     LC_ALL=C.UTF-8 \
+    BIDSSEG_CONTAINER_TYPE=docker \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 ARG VERSION=unknown

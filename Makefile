@@ -2,7 +2,7 @@
 # make test        environment and tests; BIDSSEG_TESTDATA names the folder of the real data, if there is one
 # make lint        style and types
 # make image       the Docker image, with docker or, where no daemon answers, with buildah
-# make image-test  run that image on a scan: read-only, no network, no home, any user
+# make image-test  run that image on two scans: read-only, no network, no home, any user
 # make boutiques   the descriptors of the command line in boutiques/
 # make venv        the environment alone (.venv); later runs need no network
 #
@@ -37,8 +37,12 @@ image:
 	docker/build.sh bidsseg $(VARIANT)
 
 image-test: $(STAMP)
+ifdef BIDSSEG_TESTDATA
+	docker/test.sh $(BIDSSEG_TESTDATA)/ds002748 01 07
+else
 	$(PY) benchmarks/demo_dataset.py $(DEMO)/bids
-	docker/test.sh $(DEMO)/bids template
+	docker/test.sh $(DEMO)/bids template tilted
+endif
 
 boutiques: $(STAMP)
 	$(PY) run.py --bids-exec-spec > boutiques/bidsseg.json

@@ -16,6 +16,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
 import shutil
 import sys
@@ -35,6 +36,8 @@ from bidsseg.settings import Settings
 
 CONFIG = "config.json"
 IMAGES = {"t1": "T1w", "flair": "FLAIR"}
+SHARES = {"--n-cpus": "SLURM_CPUS_PER_TASK", "--nprocs": "PBS_NUM_PPN", "--mem": "SLURM_MEM_PER_NODE"}
+"""What batch systems tell of a job's share of its machine; the memory in MB."""
 BRAIN = "brain"
 """Protocol of the picture that the others are laid over."""
 PICTURE_PIXELS = 480
@@ -55,6 +58,9 @@ def main(folder: Path | None = None) -> int:
         with tempfile.TemporaryDirectory() as scratch:
             label = make_dataset(config, folder, Path(scratch))
             words = [scratch, str(output), "participant", "--participant-label", label, "--skip-bids-validation"]
+            words += [
+                word for flag, name in SHARES.items() if os.environ.get(name) for word in (flag, os.environ[name])
+            ]
             code = cli.main([*words, "--model", model])
         if code == 0:
             write_products(output, label, card, protocol, folder)
@@ -74,6 +80,8 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("t1"), str):
         raise UsageError(f"{path}: give the path of a T1w as 't1' (see config.json.sample)")
+    if not isinstance(config.get("flair") or "", str):
+        raise UsageError(f"{path}: give the path of one FLAIR as 'flair', or none")
     return config
 
 

@@ -15,7 +15,8 @@ EXIT_CODES = {
     66: "input missing or unreadable",
     73: "output cannot be created",
     74: "reading or writing broke off (disk full)",
-    75: "stopped before the end: run again (train: with --resume)",
+    75: "stopped before the end, or something is lacking for now: run again (train: with --resume)",
+    130: "stopped by a key or a signal: run again",
 }
 """Of the command line."""
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bidsseg import __version__
 from bidsseg.bids import sidecars
 from bidsseg.bids.names import OutputPaths, SpacePaths, output_paths, root_path, with_extension
 from bidsseg.bids.query import Scan
@@ -115,6 +116,8 @@ class Job:
         details = {
             **self.provenance,
             "Quality": round(float(result.quality), 4),
+            "SoftwareVersion": __version__,
+            "OutputSpaces": {space.template: "affine" if space.affine else "deformable" for space in self.spaces},
             "Device": result.device,
             "Precision": result.precision,
             "Notes": [*images.notes, *result.notes],

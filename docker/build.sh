@@ -11,9 +11,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 tag=${1:-bidsseg}
 variant=${2:-cpu}
 base=${BASE:-docker.io/library/debian:bookworm-slim}
+version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' bidsseg/__init__.py)
 arguments=(
+    --tag "$tag" --tag "bidsseg:$version" # the latter is what boutiques/ names
     --build-arg "VARIANT=$variant"
-    --build-arg "VERSION=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' bidsseg/__init__.py)"
+    --build-arg "VERSION=$version"
     --build-arg "REVISION=$(git rev-parse HEAD 2> /dev/null || echo unknown)"
     --build-arg "CREATED=$(date --utc +%Y-%m-%dT%H:%M:%SZ)"
 )
@@ -25,7 +27,7 @@ for name in PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_FIND_LINKS; do
 done
 
 if docker info > /dev/null 2>&1; then
-    exec docker build -t "$tag" --build-arg "BASE=$base" "${arguments[@]}" .
+    exec docker build --build-arg "BASE=$base" "${arguments[@]}" .
 fi
 command -v buildah > /dev/null || { echo "neither a docker daemon nor buildah: apt-get install buildah"; exit 1; }
 export BUILDAH_ISOLATION=chroot STORAGE_DRIVER=vfs
@@ -49,4 +51,4 @@ done
 if [[ -n "${PIP_CERT:-}" ]]; then
     arguments+=(--build-arg PIP_CERT=/run/pip-cert.pem --volume "$PIP_CERT:/run/pip-cert.pem:ro")
 fi
-buildah build --tag "$tag" --build-arg "BASE=$base" "${arguments[@]}" .
+buildah build --build-arg "BASE=$base" "${arguments[@]}" .

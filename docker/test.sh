@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the image on scans as a cluster would: docker/test.sh BIDS_DIR PARTICIPANT [TAG]
+# Run the image on scans as a cluster would: docker/test.sh BIDS_DIR PARTICIPANT... (TAG names another image)
 #
 # Root file system and input read-only, no network, no home, a user that no one knows, only input and output mounted.
 # With docker where a daemon answers, else by mounting what docker/build.sh has built with buildah (as root).
@@ -7,16 +7,18 @@
 set -euo pipefail
 
 bids=$(realpath "$1")
-label=$2
-tag=${3:-bidsseg}
+labels=("${@:2}")
+tag=${TAG:-bidsseg}
+here=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
 out=$(mktemp -d)
 user=4242
 chown "$user:$user" "$out"
 
 if docker info > /dev/null 2>&1; then
-    run() {
-        docker run --rm --read-only --network none --user "$user:$user" --env HOME= \
-            --volume "$bids:/bids:ro" --volume "$out:/out" "$tag" "$@"
+    mapfile -t entrypoint < <(docker inspect --format '{{range .Config.Entrypoint}}{{println .}}{{end}}' "$tag" | sed '/^$/d')
+    inside() {
+        docker run --rm --read-only --network none --user "$user:$user" --env HOME= --entrypoint "$1" \
+            --volume "$bids:/bids:ro" --volume "$out:/out" "$tag" "${@:2}"
     }
     stop() { rm -rf "$out"; }
 else
@@ -26,7 +28,7 @@ else
     mkdir -p "$root"/{bids,out}
     mapfile -t settings < <(buildah inspect --format '{{range .OCIv1.Config.Env}}{{println .}}{{end}}' "$container" | sed '/^$/d')
     mapfile -t entrypoint < <(buildah inspect --format '{{range .OCIv1.Config.Entrypoint}}{{println .}}{{end}}' "$container" | sed '/^$/d')
-    run() {
+    inside() {
         bids=$bids out=$out root=$root user=$user unshare --mount --net --pid --ipc --fork bash -euc '
             ip link set lo up 2> /dev/null || true # docker leaves a container without network that much
             mount --bind "$root" "$root"
@@ -38,7 +40,7 @@ else
             mount -t tmpfs -o mode=1777,size=64m tmpfs "$root/dev/shm"
             mount -o remount,bind,ro "$root"
             exec chroot --userspec="$user:$user" --groups= "$root" env -i "$@"
-        ' bash "${settings[@]}" "${entrypoint[@]}" "$@"
+        ' bash "${settings[@]}" "$@"
     }
     stop() {
         buildah umount "$container" > /dev/null
@@ -47,14 +49,20 @@ else
     }
 fi
 trap stop EXIT
+run() { inside "${entrypoint[@]}" "$@"; }
+section() { awk -v name="%$1" '/^%/ { inside = ($1 == name); next } inside' "$here/../singularity.def"; }
 
 run --version
+inside sh -euc "$(section environment)
+$(section test)"
+inside sh -euc "$(section environment)
+$(section runscript)" runscript --version
 run --list-models
-run /bids /out participant --n-cpus 2 --omp-nthreads 1 # in two processes, where there are two scans
-run /bids /out participant group --participant-label "$label"
+run /bids /out participant --participant-label "${labels[@]}" --n-cpus 2 --omp-nthreads 1 # a process for each of two
+run /bids /out participant group --participant-label "${labels[0]}"
 run --bids-exec-spec > /dev/null
 
-made=$(find "$out" -name "sub-${label}*_dseg.nii.gz" | head -n 1)
+made=$(find "$out" -name "sub-${labels[0]}*_dseg.nii.gz" | head -n 1)
 [[ -s "$made" ]] || { echo "no label map"; exit 1; }
 [[ $(stat -c %u "$made") == "$user" ]] || { echo "the label map belongs to another user"; exit 1; }
 [[ -s "$out/group.html" ]] || { echo "no page of the cohort"; exit 1; }

@@ -62,7 +62,7 @@ CONTRAST = """
     }
     const [low, high] = [light(below), light(above)].sort((a, b) => a - b);
     const contrast = (high + 0.05) / (low + 0.05);
-    if (contrast < 4.5) pale.push(`${element.tagName} ${contrast.toFixed(2)} ${element.textContent.trim().slice(0, 20)}`);
+    if (contrast < 4.5) pale.push(`${element.tagName} ${contrast.toFixed(2)} ${element.textContent.slice(0, 20)}`);
   }
   say("texts", texts);
   say("dark", matchMedia("(prefers-color-scheme: dark)").matches);

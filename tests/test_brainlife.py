@@ -96,6 +96,7 @@ def test_images_that_are_not_there_are_not_given(task: Path) -> None:
             "none of BrainCOLOR, FAST, FreeSurfer",
         ),
         ('{"t1": "input/t1.nii.gz", "model": "nonsense"}', 66, "no model 'nonsense'"),
+        ('{"t1": "input/t1.nii.gz", "flair": ["a", "b"]}', 64, "the path of one FLAIR"),
         ('{"t1": "config.json", "model": "MODEL"}', 65, "none of the 1 scans can be used"),
     ],
 )
@@ -107,6 +108,27 @@ def test_mistakes_are_told(
     assert brainlife.main(task) == code
     assert message in capsys.readouterr().err
     assert not (task / "product.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "wanted"),
+    [
+        ({"PBS_NUM_PPN": "3"}, ["--nprocs", "3"]),
+        ({"SLURM_CPUS_PER_TASK": "2", "SLURM_MEM_PER_NODE": "9000"}, ["--n-cpus", "2", "--mem", "9000"]),
+        ({}, []),
+    ],
+)
+def test_a_job_takes_its_share_of_the_machine(
+    variables: dict[str, str], wanted: list[str], task: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(task, t1="input/t1.nii.gz")
+    given: list[list[str]] = []
+    for name in ("PBS_NUM_PPN", "SLURM_CPUS_PER_TASK", "SLURM_MEM_PER_NODE"):
+        monkeypatch.setenv(name, variables.get(name, ""))
+    monkeypatch.setattr("bidsseg.cli.main", lambda words: given.append(words) or 1)
+    assert brainlife.main(task) == 1
+    (words,) = given
+    assert words[5:-2] == wanted
 
 
 @pytest.mark.data

@@ -22,6 +22,8 @@ def section(name: str) -> list[str]:
 def test_both_images_have_one_environment() -> None:
     docker = dict(re.findall(r"^(?:ENV|   ) ([A-Z_]+)=(\S+)", DOCKERFILE, re.M))
     singularity = dict(line.removeprefix("export ").split("=", 1) for line in section("environment"))
+    assert docker.pop("BIDSSEG_CONTAINER_TYPE") == "docker"
+    assert singularity.pop("BIDSSEG_CONTAINER_TYPE") == "apptainer"
     assert singularity == {name: value for name, value in docker.items() if not name.startswith("NVIDIA")}
     assert singularity["PYTHONNOUSERSITE"] == "1"
 

@@ -206,6 +206,17 @@ def test_the_methods_say_what_was_used_and_whom_to_cite() -> None:
     assert len(set(told.references)) == len(told.references)
 
 
+def test_the_methods_are_those_of_the_run_that_made_the_result() -> None:
+    more = {"SoftwareVersion": "0.0.9", "OutputSpaces": {"MNI": "deformable", "Colin": "affine"}}
+    told = methods({**record(MODEL), **more}, ["FAST"])
+    assert told is not None and "bidsseg 0.0.9, a BIDS App" in told.text
+    assert "to the template MNI and Colin (TemplateFlow" in told.text and "diffeomorphic demons" in told.text
+    assert {entry.split()[0] for entry in told.references} >= {"Ciric", "Mattes", "Vercauteren"}
+    told = methods({**record(MODEL), "OutputSpaces": {"MNI": "affine"}}, ["FAST"])
+    assert told is not None and "demons" not in told.text
+    assert not any(entry.startswith("Vercauteren") for entry in told.references)
+
+
 def test_nothing_is_told_of_a_model_that_only_has_the_name_of_a_shipped_one() -> None:
     sidecar = {"Models": [{"Name": "wholebrain", "SHA256": "0" * 64}]}
     told = methods(sidecar, ["BrainCOLOR", "FAST", "FreeSurfer"])

@@ -232,4 +232,4 @@ def _container() -> dict[str, str]:
     known = {key: os.environ[name] for key, name in ENVIRONMENT.items() if os.environ.get(name)}
     if os.environ.get("APPTAINER_CONTAINER") or os.environ.get("SINGULARITY_CONTAINER"):
         known["Type"] = "apptainer"
-    return known
+    return {"Tag": f"bidsseg:{__version__}", **known} if known else {}

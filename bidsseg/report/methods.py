@@ -14,6 +14,15 @@ BIDS_APPS = (
     "Gorgolewski et al. 2017, BIDS Apps: Improving ease of use, accessibility, and reproducibility of neuroimaging "
     "data analysis methods, doi:10.1371/journal.pcbi.1005209"
 )
+TEMPLATEFLOW = (
+    "Ciric et al. 2022, TemplateFlow: FAIR-sharing of multi-scale, multi-species brain models, "
+    "doi:10.1038/s41592-022-01681-2"
+)
+MATTES = (
+    "Mattes et al. 2003, PET-CT image registration in the chest using free-form deformations, "
+    "doi:10.1109/TMI.2003.809072"
+)
+DEMONS = "Vercauteren et al. 2009, Diffeomorphic demons, doi:10.1016/j.neuroimage.2008.10.040"
 
 
 @dataclass(frozen=True)
@@ -36,8 +45,9 @@ def methods(sidecar: Mapping[str, Any], protocols: Sequence[str]) -> Methods | N
     cards = [card for model in models if (card := _card(model)) is not None]
     suffixes = [str(uri).rsplit("_", 1)[-1].split(".")[0] for uri in sidecar.get("Sources", [])]
     images, checksum = " and ".join(dict.fromkeys(suffixes)) or "T1w", str(models[0].get("SHA256", ""))[:12]
+    version = sidecar.get("SoftwareVersion", __version__)
     sentences = [
-        f"{images} images were segmented with bidsseg {__version__}, a BIDS App (Gorgolewski et al. 2017), by its "
+        f"{images} images were segmented with bidsseg {version}, a BIDS App (Gorgolewski et al. 2017), by its "
         f"model {name} (SHA-256 {checksum})."
     ]
     if cards and cards[0].name == name:
@@ -47,6 +57,16 @@ def methods(sidecar: Mapping[str, Any], protocols: Sequence[str]) -> Methods | N
     labelled = f"Label maps of {_listed(protocols)} lie" if protocols else "The masks lie"
     sentences.append(f"{labelled} on the grid of the T1w; volumes are counts of voxels.")
     references = dict.fromkeys([BIDS_APPS, *(entry for card in cards for entry in card.citation)])
+    spaces = sidecar.get("OutputSpaces") or {}
+    if isinstance(spaces, Mapping) and spaces:
+        bent = "deformable" in spaces.values()
+        way = "affine motion (mutual information, Mattes et al. 2003)"
+        way += ", then diffeomorphic demons (Vercauteren et al. 2009)" if bent else ""
+        sentences.append(
+            f"They were also brought to the template {_listed(list(spaces))} (TemplateFlow, Ciric et al. 2022) by an "
+            f"{way}, each voxel getting its likeliest label."
+        )
+        references |= dict.fromkeys([TEMPLATEFLOW, MATTES, *([DEMONS] if bent else [])])
     return Methods(" ".join(sentences), tuple(references))
 
 
