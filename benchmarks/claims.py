@@ -84,6 +84,7 @@ def neuronet() -> list[Run]:
     small = {name: published[name] for name in ("normalisation", "spatial", "intensity", "optimiser")}
     sampling = {**published["sampling"], "shape": [48, 48, 48], "points": 30_000}
     small |= {**GRID, "steps": 900, "sampling": sampling, "locator": ""}
+    small["spatial"] = {**small["spatial"], "shift_mm": 4.0}  # as the first seeds had it
     heads = {"BrainCOLOR": MANUAL, "FAST": FAST, "Atropos": {"Atropos": ATROPOS}, "FreeSurfer": MANUAL}
     together = {**small, "heads": dict.fromkeys(heads, 1 / len(heads))}
     every = {protocol: folder for labels in heads.values() for protocol, folder in labels.items()}
@@ -145,7 +146,8 @@ def eneuronet() -> list[Run]:
     Kernels of the U-Net, which normalises, are stepped as fast as those of the other U-Nets.
     """
     sampling = {"shape": [48, 64, 48], "points": 16_000}
-    small = {**GRID, "steps": 500, "sampling": sampling}
+    elastic = {"elastic_varies": True, "elastic_order": 1}  # as the first seeds had it
+    small = {**GRID, "steps": 500, "sampling": sampling, "spatial": elastic}
     unet = {**small, "network": {"name": "unet"}, "optimiser": {"kernel_rate": 0.02}}
     moved = {**small, "registration": {"steps": 500}}
     first = "E-NeuroNet, elastic"

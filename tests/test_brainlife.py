@@ -128,7 +128,7 @@ def test_a_job_takes_its_share_of_the_machine(
     monkeypatch.setattr("bidsseg.cli.main", lambda words: given.append(words) or 1)
     assert brainlife.main(task) == 1
     (words,) = given
-    assert words[5:-2] == wanted
+    assert words[6:-2] == wanted
 
 
 @pytest.mark.data

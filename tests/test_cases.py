@@ -420,3 +420,39 @@ def test_the_direction_of_the_ventricles() -> None:
     middle = found[:, :, 5, 4]
     assert middle[0, 1] > 0.1 > -0.1 > middle[0, 7]
     assert towards_ventricles(case().annotations[1]) is None
+
+
+# -- elastic changes ---------------------------------------------------------------------------------------------------
+
+
+def test_the_published_elastic_change_has_its_deviation_at_two_control_points_of_each_axis() -> None:
+    """Oberoi et al. 2021: cubic B-splines between two points, which are flat there, with a deviation of 15."""
+    spatial = Spatial(elastic_mm=15.0, elastic_varies=False, elastic_points=2, elastic_order=3)
+    drawn = torch.stack([augment.elastic(spatial, (9, 11, 7), seeded(seed)) for seed in range(400)])
+    corners = drawn[:, :, ::8, ::10, ::6]
+    assert corners.std().item() == pytest.approx(15, rel=0.03)
+    assert corners.mean().abs() < 1
+    share = torch.linspace(0, 1, 9)
+    along = (3 * share**2 - 2 * share**3)[None, None] * (drawn[:, :, -1, 0, 0] - drawn[:, :, 0, 0, 0])[..., None]
+    assert torch.allclose(drawn[:, :, :, 0, 0], drawn[:, :, :1, 0, 0] + along, atol=1e-3)
+
+
+def test_elastic_changes_of_our_own_vary_and_are_linear_between_points() -> None:
+    spatial = Spatial(elastic_mm=4.0, elastic_points=3)
+    drawn = torch.stack([augment.elastic(spatial, (9, 9, 9), seeded(seed)) for seed in range(400)])
+    deviations = drawn[:, :, ::4, ::4, ::4].flatten(1).std(1)
+    assert deviations.max() < 6 and deviations.min() < 0.2
+    middle = (drawn[:, :, 0] + drawn[:, :, 4]) / 2
+    assert torch.allclose(drawn[:, :, 2], middle, atol=1e-5)
+
+
+def test_an_elastic_change_moves_image_and_labels_together() -> None:
+    spatial = Spatial(0, 0, 0, 0, elastic_mm=6.0, elastic_points=3, ventricles_mm=0, flip=0, still=0)
+    shape = (24, 28, 20)
+    labels = (torch.arange(24 * 28 * 20) // 40 % 5).view(shape).to(torch.uint8)
+    warp = augment.draw_warp(spatial, shape, 1.0, torch.tensor([11.5, 13.5, 9.5]), None, seeded(3))
+    moved = augment.sample_labels(labels, warp.source)
+    near = augment.sample_image(labels.float()[None], augment.Warp(warp.source.round(), False))[0]
+    inside = ((warp.source >= 0) & (warp.source <= torch.tensor(shape) - 1)).all(-1)
+    assert not torch.equal(moved, labels) and set(moved.unique().tolist()) <= set(labels.unique().tolist())
+    assert torch.allclose(moved[inside].float(), near[inside], atol=1e-3)

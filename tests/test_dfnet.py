@@ -33,17 +33,22 @@ def smooth(matrix: Tensor) -> Tensor:
 # -- the network -------------------------------------------------------------------------------------------------------
 
 
-def test_number_of_parameters() -> None:
-    net = DFNet()
+KINDS = {"batch": nn.BatchNorm3d, "pair": nn.InstanceNorm3d}
+
+
+@pytest.mark.parametrize("norm", KINDS)
+def test_number_of_parameters(norm: str) -> None:
+    net = DFNet(norm)
     assert sum(p.numel() for p in net.parameters()) == 1_800_723
-    norms = sum(p.numel() for m in net.modules() if isinstance(m, nn.InstanceNorm3d) for p in m.parameters())
+    norms = sum(p.numel() for m in net.modules() if isinstance(m, KINDS[norm]) for p in m.parameters())
     assert norms == 8_064
     assert 1_800_723 - norms == 1_792_659
 
 
-def test_normalisations_follow_the_last_convolution_of_blocks_and_the_projections() -> None:
-    net = DFNet()
-    norms = {name: module for name, module in net.named_modules() if isinstance(module, nn.InstanceNorm3d)}
+@pytest.mark.parametrize("norm", KINDS)
+def test_normalisations_follow_the_last_convolution_of_blocks_and_the_projections(norm: str) -> None:
+    net = DFNet(norm)
+    norms = {name: module for name, module in net.named_modules() if isinstance(module, KINDS[norm])}
     assert Counter(module.num_features for module in norms.values()) == {32: 4, 64: 9, 128: 12, 256: 7}
     assert all(module.eps == 1e-3 and module.affine for module in norms.values())
     blocks = {name: module for name, module in net.named_modules() if isinstance(module, Block)}
@@ -56,7 +61,7 @@ def test_normalisations_follow_the_last_convolution_of_blocks_and_the_projection
 def test_the_trunk_is_that_of_eneuronet() -> None:
     """But for the normalisations."""
     torch.manual_seed(0)
-    net, segmenter = DFNet().eval().requires_grad_(False), ENeuroNet({"a": 2}, images=2).requires_grad_(False)
+    net, segmenter = DFNet("pair").eval().requires_grad_(False), ENeuroNet({"a": 2}, images=2).requires_grad_(False)
     weights = {name.replace(".last.0.", ".last.").replace(".shortcut.0.", ".shortcut."): value
                for name, value in net.trunk.state_dict().items()}  # fmt: skip
     segmenter.trunk.load_state_dict({name: weights[name] for name in segmenter.trunk.state_dict()})
@@ -68,7 +73,7 @@ def test_the_trunk_is_that_of_eneuronet() -> None:
 
 
 def test_a_displacement_has_the_grid_of_the_images() -> None:
-    net = DFNet().eval().requires_grad_(False)
+    net = DFNet("pair").eval().requires_grad_(False)
     moving, fixed = draw(2, 1, 16, 32, 48), draw(2, 1, 16, 32, 48, seed=1)
     found = net(moving, fixed)
     assert found.shape == (2, 3, 16, 32, 48)
@@ -80,7 +85,7 @@ def test_a_displacement_has_the_grid_of_the_images() -> None:
 
 
 def test_the_gradient_reaches_every_parameter() -> None:
-    net = DFNet()
+    net = DFNet("pair")
     net(draw(1, 1, 32, 32, 32), draw(1, 1, 32, 32, 32, seed=1)).square().sum().backward()
     assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
 
@@ -92,7 +97,7 @@ def test_it_learns_to_move_one_ball_onto_another() -> None:
         axes = [(torch.arange(32.0) - c) ** 2 for c in centre]
         return torch.exp(-(axes[0][:, None, None] + axes[1][:, None] + axes[2]) / 50)[None, None]
 
-    net, moving, fixed = DFNet(), ball(13, 16, 18), ball(16, 16, 14)
+    net, moving, fixed = DFNet("pair"), ball(13, 16, 18), ball(16, 16, 14)
     optimiser = torch.optim.Adam(net.parameters(), 1e-3)
     for _ in range(16):
         optimiser.zero_grad()

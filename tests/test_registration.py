@@ -63,6 +63,7 @@ def case(name: str, *half: float) -> Case:
 
 
 CASES = [case("a", 14, 16, 12), case("bb", 12, 17, 14), case("ccc", 16, 13, 13)]
+LEARNING = Registration(0.5, 2, rate=1e-3, kernel_rate=2e-2, schedule="cosine", smoothness=0.05, norm="pair")
 RECIPE = Recipe(
     "tiny",
     "Tissue",
@@ -70,7 +71,7 @@ RECIPE = Recipe(
     {},
     sampling=Sampling(SHAPE, 0),
     spacing_mm=2.0,
-    registration=Registration(share=0.5, steps=2),
+    registration=LEARNING,
     spatial=Spatial(still=0.5),
     intensity=Intensity(0, 0, 0, 0),
 )
@@ -177,7 +178,7 @@ def test_pairs_are_two_brains_by_number() -> None:
 
 def test_dfnet_learns_to_make_brains_alike(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    recipe = replace(RECIPE, registration=Registration(0.3, steps=20))
+    recipe = replace(RECIPE, registration=replace(LEARNING, share=0.3, steps=20))
     said: list[str] = []
     given = CASES, CASES[1:], replace(PLAN, recipe=recipe), Conditions(tmp_path, 1000.0, lambda: False, said.append)
     found, spent_s = fit_mover(*given)
@@ -190,6 +191,21 @@ def test_dfnet_learns_to_make_brains_alike(tmp_path: Path) -> None:
         assert similarity_loss(warp(a, displace(found.network, a, b, torch.float32)), b) < 0.95 * similarity_loss(a, b)
     _, again_s = fit_mover(*given)
     assert abs(again_s - spent_s) < 0.1 and len(said) == 1
+
+
+def test_the_published_dfnet_is_trained_by_adam_and_normalises_over_batches(tmp_path: Path) -> None:
+    asked = Registration(0.3, steps=2)
+    assert (asked.optimiser.kernel_rate, asked.optimiser.rate_factor(0.0), asked.optimiser.rate_factor(1.0)) == (
+        0,
+        1,
+        1,
+    )
+    plan = replace(PLAN, recipe=replace(RECIPE, registration=asked))
+    found, _ = fit_mover(CASES, CASES[1:], plan, Conditions(tmp_path, 1000.0, lambda: False, lambda _: None))
+    means = [module.running_mean for module in found.network.modules() if isinstance(module, torch.nn.BatchNorm3d)]
+    assert len(means) == 32 and all(mean is not None and mean.abs().max() > 0 for mean in means)
+    with pytest.raises(ValueError, match="norm = 'none': give batch or pair"):
+        Registration(norm="none")
 
 
 def test_dfnet_takes_a_part_of_the_time_alone(tmp_path: Path) -> None:
@@ -296,9 +312,11 @@ def test_a_model_and_its_dfnet(ask: Ask) -> None:
     assert stored.recipe["registration"] == {
         "share": 0.5,
         "steps": 2,
-        "rate": 1e-3,
-        "kernel_rate": 2e-2,
-        "smoothness": 0.05,
+        "rate": 1e-4,
+        "kernel_rate": 0.0,
+        "schedule": "constant",
+        "smoothness": 1.0,
+        "norm": "batch",
     }
     assert stored.data == ["bids: 2 scans", "other: 2 scans without annotation"]
     assert library.load_model(str(folder)).network is not None
@@ -309,11 +327,11 @@ def test_a_model_and_its_dfnet(ask: Ask) -> None:
 
 def test_a_run_stopped_at_any_time_goes_on_to_the_very_same_weights(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train_level(ask(output="whole"))
-    for steps, done in ((1, "stopped after 1 steps of registration"), (3, "stopped after 2 steps,")):
+    for steps, done in ((2, "stopped after 1 steps of registration"), (4, "stopped after 2 steps,")):
         with monkeypatch.context() as patched:
             interrupt_after(steps, patched)
             with pytest.raises(TemporaryFailure, match=done):
-                train_level(ask(output="parts", resume=steps > 1))
+                train_level(ask(output="parts", resume=steps > 2))
         with pytest.raises(UsageError, match="give --resume to go on"):
             train_level(ask(output="parts"))
     folder = train_level(ask(output="parts", resume=True))
@@ -342,5 +360,5 @@ def test_the_shipped_recipe_is_eneuronets_but_for_registration() -> None:
     for small in (False, True):
         recipe, base = load_recipe("eneuronet-registration", small), load_recipe("eneuronet", small)
         assert recipe.registration is not None and recipe.registration.share == pytest.approx(1 / 3, abs=1e-3)
-        same = {name: getattr(base, name) for name in ("name", "title", "description")}
+        same = {name: getattr(base, name) for name in ("name", "title", "description", "steps")}
         assert replace(recipe, registration=None, **same) == base

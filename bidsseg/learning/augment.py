@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import map_coordinates
 from torch import Generator, Tensor
 
 CONTROL_MM = 8.0
@@ -28,8 +30,10 @@ class Spatial:
         scale: of the logarithm of the size, once for all axes and once for each.
         shear: off-diagonal entries.
         shift_mm: of the brain's centre.
-        elastic_mm: largest deviation of the smooth random displacement; the actual one is drawn up to it.
+        elastic_mm: deviation of the smooth random displacement at its control points.
+        elastic_varies: whether that of each draw is drawn up to it.
         elastic_points: control points of that displacement along each axis.
+        elastic_order: of the B-splines through them: 1 is linear, 3 cubic.
         ventricles_mm: greatest widening of the ventricles, as ageing does; half of the draws have none.
         flip: probability of mirroring left and right.
         still: share of the draws that are mirrored and moved by whole voxels alone, so that nothing is interpolated.
@@ -40,7 +44,9 @@ class Spatial:
     shear: float = 0.03
     shift_mm: float = 4.0
     elastic_mm: float = 4.0
+    elastic_varies: bool = True
     elastic_points: int = 6
+    elastic_order: int = 1
     ventricles_mm: float = 6.0
     flip: float = 0.5
     still: float = 0.25
@@ -74,33 +80,50 @@ def draw_warp(
         widening: (3, d, h, w) direction towards the ventricles on a 4 mm grid of the scan, at most 1; or None.
     """
 
-    def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator)
-
-    angles = (normal(3) * math.radians(spatial.rotation_deg)).tolist()
-    matrix = rotation(angles) @ (torch.eye(3) + spatial.shear * normal(3, 3))
-    matrix = matrix * torch.exp(spatial.scale * (normal(3) + normal(1)))
+    matrix = affine(spatial, generator)
     mirrored = uniform(0, 1, generator) < spatial.flip
     mirror = torch.tensor([-1.0 if mirrored else 1.0, 1.0, 1.0])
     extent = [(n - 1) * spacing_mm for n in shape]
     if uniform(0, 1, generator) < spatial.still:
         half = torch.tensor(extent) / 2
-        first = (centre + spatial.shift_mm * normal(3) - half).round()
+        first = (centre + shift(spatial, generator) - half).round()
         axes = [torch.linspace(-e / 2, e / 2, n) for e, n in zip(extent, shape, strict=True)]
         return Warp(torch.stack(torch.meshgrid(*axes, indexing="ij"), -1) * mirror + first + half, mirrored)
     matrix = matrix * mirror
     axes = [torch.linspace(-e / 2, e / 2, max(2, round(e / CONTROL_MM) + 1)) for e in extent]
     points = torch.stack(torch.meshgrid(*axes, indexing="ij"))
     source = torch.einsum("ij,jdhw->idhw", matrix, points)
-    strength = spatial.elastic_mm * uniform(0, 1, generator)
-    bend = strength * normal(1, 3, *[spatial.elastic_points] * 3)
-    source = source + F.interpolate(bend, size=points.shape[1:], mode="trilinear", align_corners=True)[0]
-    source = source + (centre + spatial.shift_mm * normal(3)).view(3, 1, 1, 1)
+    source = source + elastic(spatial, points.shape[1:], generator)
+    source = source + (centre + shift(spatial, generator)).view(3, 1, 1, 1)
     if widening is not None and uniform(0, 1, generator) < 0.5:
         millimetres = uniform(-0.2, 1, generator) * spatial.ventricles_mm
         source = source + millimetres * look_up(widening, source / 4, "border")
     source = F.interpolate(source[None], size=list(shape), mode="trilinear", align_corners=True)[0]
     return Warp(source.permute(1, 2, 3, 0).contiguous(), mirrored)
+
+
+def affine(spatial: Spatial, generator: Generator) -> Tensor:
+    """A random rotation, shear and scale, (3, 3)."""
+    angles = (torch.randn(3, generator=generator) * math.radians(spatial.rotation_deg)).tolist()
+    matrix = rotation(angles) @ (torch.eye(3) + spatial.shear * torch.randn(3, 3, generator=generator))
+    each, all_alike = torch.randn(3, generator=generator), torch.randn(1, generator=generator)
+    return matrix * torch.exp(spatial.scale * (each + all_alike))
+
+
+def shift(spatial: Spatial, generator: Generator) -> Tensor:
+    """A random displacement of the whole, (3,), millimetres."""
+    return spatial.shift_mm * torch.randn(3, generator=generator)
+
+
+def elastic(spatial: Spatial, shape: Sequence[int], generator: Generator) -> Tensor:
+    """A smooth random displacement (3, D, H, W), millimetres: splines through control points from border to border."""
+    strength = spatial.elastic_mm * (uniform(0, 1, generator) if spatial.elastic_varies else 1.0)
+    control = strength * torch.randn((3, *[spatial.elastic_points] * 3), generator=generator)
+    if spatial.elastic_order == 1:
+        return F.interpolate(control[None], size=list(shape), mode="trilinear", align_corners=True)[0]
+    places = np.meshgrid(*(np.linspace(0, spatial.elastic_points - 1, n) for n in shape), indexing="ij")
+    splines = [map_coordinates(axis, places, order=spatial.elastic_order, mode="mirror") for axis in control.numpy()]
+    return torch.from_numpy(np.stack(splines))
 
 
 def rotation(angles: Sequence[float]) -> Tensor:

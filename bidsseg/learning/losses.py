@@ -3,7 +3,7 @@
 A voxel annotated ``a`` may be any region c with R[a, c]. Its loss is -log of the probability of that set,
 -log sum_{c: R[a, c]} p_c. With the identity this is the ordinary cross-entropy; with the background of a lesion dataset
 open to all non-lesion regions it is ACE (Roulet et al. 2019, arXiv 1903.03445); see also the label-set losses of Fidon
-et al. 2021 (arXiv 2107.03995).
+et al. 2021 (arXiv 2107.03846).
 """
 
 from __future__ import annotations

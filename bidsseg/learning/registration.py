@@ -14,7 +14,9 @@ from torch import Generator, Tensor
 from bidsseg.image.grid import normalise
 from bidsseg.learning.augment import UNMOVED, Warp, draw_warp, sample_image, sample_labels
 from bidsseg.learning.cases import Case
+from bidsseg.learning.optimiser import Optimiser
 from bidsseg.networks.dfnet import DFNet, warp_whole_voxels
+from bidsseg.networks.eneuronet import NORMS
 
 
 @dataclass(frozen=True)
@@ -24,15 +26,28 @@ class Registration:
     Attributes:
         share: of the samples that are moved so, and not otherwise.
         steps: of the training of DFNet, which ends earlier when a quarter of the run's time is used up.
-        rate, kernel_rate: greatest learning rates of AdamW and Muon, see ``Optimiser``.
-        smoothness: weight of the displacement's roughness in its loss.
+        rate, kernel_rate, schedule: of AdamW and Muon, see ``Optimiser``; published is Adam, at a rate unknown.
+        smoothness: weight of the displacement's roughness in its loss; whether the published loss has any is unknown.
+        norm: see ``DFNet``.
     """
 
     share: float = 0.3333
     steps: int = 10_000
-    rate: float = 1e-3
-    kernel_rate: float = 2e-2
-    smoothness: float = 0.05
+    rate: float = 1e-4
+    kernel_rate: float = 0.0
+    schedule: str = "constant"
+    smoothness: float = 1.0
+    norm: str = "batch"
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise ValueError(f"norm = {self.norm!r}: give {' or '.join(NORMS)}")
+
+    @property
+    def optimiser(self) -> Optimiser:
+        """Of DFNet."""
+        warm_up = 0.0 if self.schedule == "constant" else Optimiser.warm_up
+        return Optimiser(self.rate, self.kernel_rate, weight_decay=0.0, warm_up=warm_up, schedule=self.schedule)
 
 
 @dataclass(frozen=True)

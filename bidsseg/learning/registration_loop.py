@@ -16,7 +16,7 @@ from bidsseg.errors import TemporaryFailure, UsageError
 from bidsseg.image.files import replacing
 from bidsseg.learning.cases import Case
 from bidsseg.learning.loop import Plan
-from bidsseg.learning.optimiser import Optimiser, Stepper
+from bidsseg.learning.optimiser import Stepper
 from bidsseg.learning.registration import Mover, displace, placed
 from bidsseg.learning.state import (
     CHECKPOINT_EVERY_S,
@@ -55,7 +55,7 @@ def fit_mover(
             raise UsageError(f"recipe {recipe.name}: [registration] needs two labelled scans to learn from, or more")
         train(brains, plan, replace(conditions, budget_s=BUDGET_SHARE * conditions.budget_s))
         conditions.processes.wait()
-    network = DFNet()
+    network = DFNet(registration.norm)
     with safe_open(weights, "pt") as stored:
         network.load_state_dict({name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
         same_run(json.loads(stored.metadata()["run"]), conditions.run, weights)
@@ -70,9 +70,9 @@ def train(brains: Sequence[Tensor], plan: Plan, conditions: Conditions) -> None:
     registration, batch = plan.recipe.registration, plan.recipe.batch
     assert registration is not None
     processes, folder = conditions.processes, conditions.folder
-    network = DFNet().to(processes.device)
-    optimiser = Optimiser(rate=registration.rate, kernel_rate=registration.kernel_rate, weight_decay=0.0)
-    stepper = Stepper(network, optimiser)
+    network = DFNet(registration.norm).to(processes.device)
+    stepper = Stepper(network, registration.optimiser)
+    buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
     state, _ = resumed(conditions, network, stepper)
     started = time.monotonic() - state.elapsed_s
     saved_at = time.monotonic()
@@ -95,6 +95,7 @@ def train(brains: Sequence[Tensor], plan: Plan, conditions: Conditions) -> None:
             running = 0.95 * (unlike.item() if running is None else running) + 0.05 * unlike.item()
         processes.add_gradients(network.parameters())
         stepper.step(progress)
+        processes.average(buffers)
         state.step += 1
         state.elapsed_s = time.monotonic() - started
         if not processes.first:

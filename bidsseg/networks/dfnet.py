@@ -2,10 +2,10 @@
 
 Oberoi et al. 2021, "E-NeuroNet: Efficient 3D CNN for Segmentation of Neuroimages". An annotated image is moved onto
 one that nobody has annotated, and its labels with it; of the other image the segmenter sees the anatomy alone. The
-network is E-NeuroNet's with two inputs, normalisations of each pair by itself (published: of a batch) and an end of
-its own: 1,800,723 parameters. It learns from pairs of images in 0 to 1, without labels, by how alike they become
-(``similarity_loss``) and by how smooth the displacement is (``roughness``). The latter, like the activation before the
-last layer, is a choice of this project: what was published does not tell.
+network is E-NeuroNet's with two inputs, normalisations and an end of its own: 1,800,723 parameters. It learns from
+pairs of images in 0 to 1, without labels, by how alike they become (``similarity_loss``) and by how smooth the
+displacement is (``roughness``). The latter, like the activation before the last layer, is a choice of this project:
+what was published does not tell.
 
 A displacement u (N, 3, D, H, W) is in voxels along the axes D, H, W: a moved image has at v what it had at v + u(v).
 """
@@ -23,13 +23,17 @@ EPSILON = 1e-8
 
 
 class DFNet(nn.Module):
-    """The displacement of one image to another."""
+    """The displacement of one image to another.
+
+    Args:
+        norm: "batch" as published, whose running means suit no single pair where batches are of one; or "pair".
+    """
 
     multiple = MULTIPLE
 
-    def __init__(self) -> None:
+    def __init__(self, norm: str = "batch") -> None:
         super().__init__()
-        self.trunk = Trunk(images=2, normed=True)
+        self.trunk = Trunk(images=2, norm=norm)
         self.before = nn.Sequential(nn.Conv3d(32, 16, 3, padding=1), Activation(0.0))
         self.displacement = nn.Conv3d(16, 3, 1)
         self.apply(initialise)

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +32,11 @@ ENCODER = ((3, 1, 32, 64), (4, 2, 64, 128), (6, 2, 128, 256))
 """Blocks, stride, channels inside of a block and after it, at 1/4, 1/8 and 1/16 of the grid's resolution."""
 DECODER = ((6, 256, 128), (4, 128, 64), (3, 64, 32))
 """Blocks, channels inside of a block and after it, at 1/8, 1/4 and 1/2."""
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": partial(nn.BatchNorm3d, eps=1e-3, momentum=0.01),
+    "pair": partial(nn.InstanceNorm3d, eps=1e-3, affine=True),
+}
+"""Of DFNet: over the batch, as published, or each pair of images by itself."""
 MULTIPLE = 16
 """The number of voxels by which each axis of the grid must be divisible."""
 
@@ -71,7 +78,7 @@ class Block(nn.Module):
         grouped: the convolution of eight paths, which may halve or double the resolution.
         outputs: channels of the output.
         shortcut: projects the input to the output's size; None where it has it.
-        normed: whether the last convolution and the shortcut are normalised.
+        norm: normalisation of the last convolution and of the shortcut, one of NORMS; None without.
     """
 
     def __init__(
@@ -82,13 +89,13 @@ class Block(nn.Module):
         outputs: int,
         shortcut: nn.Conv3d | nn.ConvTranspose3d | None,
         dropout: float,
-        normed: bool,
+        norm: str | None,
     ) -> None:
         super().__init__()
         self.first = nn.Conv3d(inputs, inner, 1)
         self.grouped = grouped
-        self.last = with_norm(nn.Conv3d(grouped.out_channels, outputs, 1), normed)
-        self.shortcut = nn.Identity() if shortcut is None else with_norm(shortcut, normed)
+        self.last = with_norm(nn.Conv3d(grouped.out_channels, outputs, 1), norm)
+        self.shortcut = nn.Identity() if shortcut is None else with_norm(shortcut, norm)
         self.activation = Activation(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,17 +106,13 @@ class Block(nn.Module):
         return F.leaky_relu(self.shortcut(x) + added, SLOPE, inplace=True)
 
 
-def with_norm(conv: nn.Conv3d | nn.ConvTranspose3d, normed: bool) -> nn.Module:
-    """The convolution, followed by a normalisation of each channel of each sample if so wanted.
-
-    That is a batch normalisation of one sample, which is what DFNet is given at a time, without running means: a short
-    training leaves these far from the mean and variance of any one pair.
-    """
-    return nn.Sequential(conv, nn.InstanceNorm3d(conv.out_channels, eps=1e-3, affine=True)) if normed else conv
+def with_norm(conv: nn.Conv3d | nn.ConvTranspose3d, norm: str | None) -> nn.Module:
+    """A convolution and what normalises its output."""
+    return conv if norm is None else nn.Sequential(conv, NORMS[norm](conv.out_channels))
 
 
 def encoder_stage(
-    blocks: int, stride: int, inputs: int, inner: int, outputs: int, dropout: float, normed: bool
+    blocks: int, stride: int, inputs: int, inner: int, outputs: int, dropout: float, norm: str | None
 ) -> nn.Sequential:
     """Blocks of which the first projects (N, inputs, D, H, W) to (N, outputs, D/stride, H/stride, W/stride)."""
 
@@ -117,14 +120,14 @@ def encoder_stage(
         return nn.Conv3d(inner, inner, 3, padding=1, groups=PATHS)
 
     grouped = even() if stride == 1 else HalvingConv(inner, inner, PATHS)
-    first = Block(inputs, inner, grouped, outputs, nn.Conv3d(inputs, outputs, 1, stride), dropout, normed)
+    first = Block(inputs, inner, grouped, outputs, nn.Conv3d(inputs, outputs, 1, stride), dropout, norm)
     return nn.Sequential(
-        first, *(Block(outputs, inner, even(), outputs, None, dropout, normed) for _ in range(blocks - 1))
+        first, *(Block(outputs, inner, even(), outputs, None, dropout, norm) for _ in range(blocks - 1))
     )
 
 
 def decoder_stage(
-    blocks: int, inputs: int, inner: int, outputs: int, read: int, dropout: float, normed: bool
+    blocks: int, inputs: int, inner: int, outputs: int, read: int, dropout: float, norm: str | None
 ) -> nn.Sequential:
     """Blocks of which the first enlarges (N, inputs, D, H, W) to (N, outputs, 2D, 2H, 2W); they read some channels."""
 
@@ -133,9 +136,9 @@ def decoder_stage(
 
     # A kernel of one voxel: the input stands at the even voxels, the bias alone at the others.
     shortcut = nn.ConvTranspose3d(inputs, outputs, 1, 2, output_padding=1)
-    first = Block(inputs, inner, DoublingConv(read, outputs, PATHS), outputs, shortcut, dropout, normed)
+    first = Block(inputs, inner, DoublingConv(read, outputs, PATHS), outputs, shortcut, dropout, norm)
     return nn.Sequential(
-        first, *(Block(outputs, inner, even(), outputs, None, dropout, normed) for _ in range(blocks - 1))
+        first, *(Block(outputs, inner, even(), outputs, None, dropout, norm) for _ in range(blocks - 1))
     )
 
 
@@ -147,10 +150,10 @@ class Trunk(nn.Module):
         dropout: share of the activations that is dropped in training.
         faithful: whether the decoder's grouped convolutions read the first half of their input alone. The published
             code does so, because it cuts the input into groups that are as wide as those of the output.
-        normed: whether the blocks normalise.
+        norm: normalisation of the blocks, one of NORMS; None without.
     """
 
-    def __init__(self, images: int, dropout: float = 0.0, faithful: bool = True, normed: bool = False) -> None:
+    def __init__(self, images: int, dropout: float = 0.0, faithful: bool = True, norm: str | None = None) -> None:
         super().__init__()
         self.stem = nn.Sequential(HalvingConv(images, 16), nn.Conv3d(16, 32, 3, padding=1), Activation(dropout))
         # Rounding up lets the last window reach one voxel beyond the volume, which then counts for nothing.
@@ -158,11 +161,11 @@ class Trunk(nn.Module):
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         channels = 32
         for blocks, stride, inner, outputs in ENCODER:
-            self.encoder.append(encoder_stage(blocks, stride, channels, inner, outputs, dropout, normed))
+            self.encoder.append(encoder_stage(blocks, stride, channels, inner, outputs, dropout, norm))
             channels = outputs
         for blocks, inner, outputs in DECODER:
             read = outputs if faithful else inner
-            self.decoder.append(decoder_stage(blocks, channels, inner, outputs, read, dropout, normed))
+            self.decoder.append(decoder_stage(blocks, channels, inner, outputs, read, dropout, norm))
             channels = outputs
         self.enlarge = DoublingConv(channels, 32)
 

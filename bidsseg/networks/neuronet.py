@@ -6,6 +6,10 @@ arXiv 1603.05027); each decoder is that of a fully convolutional network (Long e
 scores of all scales and has no non-linearity. The published input is a T1w image of 1 mm, aligned to MNI space with its
 skull, of which the mean over all voxels is 0 and the standard deviation 1.
 
+The published network is shown windows of 128³ voxels, half of each shared with the next, and the mean of their answers
+is taken; here it is shown the whole brain at once, since its layers are the same at every voxel, and windows where the
+memory is short.
+
 The padding of TensorFlow's "same" is symmetric in all these layers, because those of stride 2 have kernels of 4³.
 """
 
