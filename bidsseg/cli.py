@@ -106,8 +106,10 @@ def _list_models() -> int:
 
     for card in shipped():
         dice = ", ".join(f"{head} {value:.2f}" for head, value in card.dice.items())
-        measured = f"; Dice on people held out: {dice}; {card.size_mb:.0f} MB; {card.licence}" if dice else ""
-        print(f"{card.name}: {card.title}; needs {' + '.join(card.inputs)}, gives {', '.join(card.heads)}{measured}")
+        measured = f"; Dice on people held out: {dice}" if dice else ""
+        size = f"; {card.size_mb:.0f} MB" if card.weights.is_file() else ""
+        spoken = f"needs {' + '.join(card.inputs)}, gives {', '.join(card.heads)}"
+        print(f"{card.name}: {card.title}; {spoken}{measured}{size}; {card.licence}")
     return 0
 
 

@@ -75,7 +75,8 @@ def test_cases_of_a_dataset(tissues: Settings) -> None:
     assert [(c.name, c.image is not None) for c in cases] == [
         ("my_data/sub-01", True), ("my_data/sub-02", True), ("my_data/sub-03", True), ("my_data/sub-05", False),
     ]  # fmt: skip
-    assert warnings == ["my_data/sub-04: no annotation, passed over"]
+    (warning,) = warnings
+    assert "sub-04_T1w.nii.gz: no annotation (seg-" in warning and "passed over" in warning
     first = cases[0]
     assert first.image is not None
     assert first.image.shape[1:] == first.brain.shape == first.annotations[0].values.shape
@@ -196,7 +197,7 @@ def test_an_annotation_with_foreign_values_is_named(tissues: Settings) -> None:
 
 def test_nothing_to_learn_from(tissues: Settings, tmp_path: Path) -> None:
     other = replace(tissues, training=Training(labels={"FreeSurfer": tissues.training.labels["FAST"]}))
-    with pytest.raises(NothingSelected, match="--labels"):
+    with pytest.raises(NothingSelected, match=r"/fast \(sub-\*/…/anat/\*_seg-FreeSurfer_\*dseg.nii.gz\)"):
         load_cases(other, other.report)
     lost = replace(tissues, training=Training(labels={"FAST": [tmp_path / "lost"]}))
     with pytest.raises(InputMissing, match="lost"):

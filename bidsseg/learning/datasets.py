@@ -69,7 +69,8 @@ def load_cases(
                 report.detail(f"reading {dataset.name}/{scan.key}{'' if maps else ', without annotation'}")
                 cases.append(read_case(dataset, scan, maps, protocols, inputs, report))
             elif scan.key in chosen:
-                report.warn(f"{dataset.name}/{scan.key}: no annotation, passed over")
+                expected = " or ".join(f"seg-{protocols[name].name}_dseg" for name, _ in own) or "any"
+                report.warn(f"{scan.t1w}: no annotation ({expected}) in the folders of --labels, passed over")
     for name, folder in labels:
         for label_map in find_label_maps(folder, protocols[name].name):
             if label_map.path in used or not is_selected(label_map, settings):
@@ -81,7 +82,10 @@ def load_cases(
                 report.detail(f"reading {case}")
                 cases.append(read_label_map(case, label_map.path, protocols[name]))
     if not any(case.annotations for case in cases):
-        raise NothingSelected("no scan has an annotation: do the --labels folders belong to the datasets?")
+        folders = ", ".join(
+            f"{folder} (sub-*/…/anat/*_seg-{protocols[name].name}_*dseg.nii.gz)" for name, folder in labels
+        )
+        raise NothingSelected(f"no scan has an annotation in {folders}: do these folders belong to the datasets?")
     return sorted(cases, key=lambda case: case.name)
 
 
