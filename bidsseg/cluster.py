@@ -110,15 +110,16 @@ def spread(
     with place as (client, asked):
         futures = {client.submit(segment, asked, job, __version__, pure=False): job for job in jobs}
         settings.report.detail(f"{len(jobs)} scans at {client.dashboard_link}")
-        waiting = list(futures)
-        with looking_after(client, settings, submissions, lambda: client.cancel(waiting)):
+        with looking_after(client, settings, submissions, lambda: client.cancel(list(futures))):
             for future in as_completed(futures):
                 job = futures.pop(future)
                 try:
                     outcome = future.result()
                 except CancelledError as error:
-                    reason = f"{settings.executor} starts no job: {submissions.refusals[-1]}"
-                    raise TemporaryFailure(reason) from error
+                    reason = (
+                        f"starts no job: {submissions.refusals[-1]}" if submissions.refusals else "gave the scans up"
+                    )
+                    raise TemporaryFailure(f"{settings.executor} {reason}") from error
                 except KilledWorker:
                     reason = "the worker died again and again with this scan; has it too little memory?"
                     outcome = Outcome(Entry(job.scan.key, "failed", reason), error=BidssegError(reason))
