@@ -168,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--entropy", action="store_true", help="write also a map of the uncertainty, from 0 to 1")
     add("--output-spaces", metavar="SPACE", **several,
         help="write label maps also in these, e.g. MNI152NLin2009cAsym:res-1 (of TemplateFlow)")  # fmt: skip
-    add("--viewer", action="store_true", help="write also a page for each scan to slice and turn it in 3-D (5 MB)")
+    add("--viewer", action="store_true", help="write also a page for each scan to slice and turn it in 3-D (6 MB)")
     add("--overwrite", action="store_true", help="do again what is done")
     add("--dry-run", action="store_true", help="list scans, model and outputs; write nothing")
     add("--stop-on-first-crash", action="store_true", help="stop at the first scan that fails")
