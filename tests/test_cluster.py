@@ -137,7 +137,7 @@ def test_an_array_of_jobs(app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(set(done_once)) == len(done_once)
     # What was done just before the kill may not stand in that run's record, but it is not done again.
     assert {*done_once, *skipped} == {f"sub-0{number}" for number in range(1, 7)}
-    assert len(runs) == 5  # two parts, part 1 again, both again
+    assert len(runs) == 4  # two parts, each of them again
     assert_equal_to_one_machine(app, tmp_path, monkeypatch)
 
 

@@ -1,5 +1,6 @@
 """Partial annotations (Dai et al. 2019): the shipped recipes on brains of which one has full annotations."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,6 +69,16 @@ def learnt(
     return network, plan
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """So small a network is fastest so."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("seed", range(3))
 def test_partial_annotations_help_where_one_full_one_has_no_more_to_teach(seed: int, tmp_path: Path) -> None:
     """Joint, then full, against full alone for as many steps in all: better by a Dice of .05 at least."""

@@ -97,11 +97,19 @@ def test_the_trained_networks_segment_a_scan(tmp_path: Path) -> None:
     assert result.labels["FAST"].shape == SHAPE
 
 
-@pytest.mark.parametrize("chunks", [0, 3, 5, 10, 14])
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(chunks: int, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[StagedSegNet, int]:
+    """What a run that nobody stops makes, and its number of steps."""
+    net = network()
+    return net, fit(net, tmp_path_factory.mktemp("straight")).step
+
+
+@pytest.mark.parametrize("chunks", [0, 3, 10, 14])
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(
+    chunks: int, straight: tuple[StagedSegNet, int], tmp_path: Path
+) -> None:
     """In the first stage or in the second, between epochs or within one, which has two chunks."""
-    straight = network()
-    whole = fit(straight, tmp_path / "straight")
+    whole, steps = straight
     asked = 0
 
     def stop() -> bool:
@@ -112,8 +120,8 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(chunks: int, tmp_path: 
     broken = fit(network(), tmp_path / "broken", stop=stop)
     assert broken.step == 10 * (chunks // 2) * 3 + 20 * (chunks % 2 == 0) + 30 * (chunks % 2)
     again = network()
-    assert fit(again, tmp_path / "broken").step == whole.step
-    for name, value in straight.state_dict().items():
+    assert fit(again, tmp_path / "broken").step == steps
+    for name, value in whole.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
 
 
