@@ -284,10 +284,11 @@ def test_who_waits_for_workers_is_told(
     with (tmp_path / "cluster.toml").open("a") as config:
         config.write(f'worker_extra_args = ["--preload", "{TESTS / "fake_worker.py"}"]\n')
         config.write(f'job_script_prologue = ["export PYTHONPATH={TESTS}:{TESTS.parent}"]\n')
-    words = batch_system('cp "$1" job.sh; (sleep 2; exec bash job.sh) > /dev/null 2>&1 & echo "Submitted batch job 7"')
+    job = tmp_path / "job.sh"
+    words = batch_system(f'cp "$1" {job}; (sleep 2; exec bash {job}) > /dev/null 2>&1 & echo "Submitted batch job 7"')
     assert app(*words, "--participant-label", "01") == 0
     assert "no worker has started" in capsys.readouterr().err
-    script = Path("job.sh").read_text()
+    script = job.read_text()
     assert script.rindex("--memory-limit 0") > script.rindex("--memory-limit 1.86GiB")
 
 
