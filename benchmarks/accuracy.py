@@ -52,10 +52,9 @@ def main() -> None:
     print(f"{len(cases)} scans, {(time.monotonic() - started) / len(cases):.1f} s each\n")
     for _, row in summary(table).iterrows():
         part = table[(table["head"] == row["head"]) & (table["annotation"] == row["annotation"])]
-        mean = estimate(part[part.region != ERROR].groupby("case").dice.mean().to_numpy())
         print(
             f"{row['head']} (against {row['annotation']}, {row['cases']} scans): "
-            f"Dice {mean.mean:.3f} [{mean.low:.3f}, {mean.high:.3f}], voxel error {row['voxel_error']:.3f}"
+            f"Dice {row['dice']:.3f} [{row['low']:.3f}, {row['high']:.3f}], voxel error {row['voxel_error']:.3f}"
         )
         worst = part[part.region != ERROR].groupby("region").dice.mean().nsmallest(5)
         if part.region.nunique() - 1 <= len(worst):

@@ -12,18 +12,18 @@ enters the figures on the card of a model that the same recipe made.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from bidsseg.bids.sidecars import write_text_atomic
-from bidsseg.learning.validation import ERROR
-from bidsseg.models.card import CARD
-from bidsseg.segmentation.agreement import estimate
+from bidsseg.learning.record import figures
+from bidsseg.learning.validation import summary
+from bidsseg.models.card import CARD, read_card
 
 RUN = Path(__file__).parents[1] / "run.py"
 
@@ -39,13 +39,12 @@ def main() -> None:
     table = pd.concat(tables, ignore_index=True)
     text = table.to_csv(sep="\t", index=False, float_format="%.4f")
     write_text_atomic(options.out / "crossvalidation.tsv", text)
-    found = figures(table)
-    for head, figure in found.items():
-        interval = f"[{figure['dice_low']:.3f}, {figure['dice_high']:.3f}]"
-        error, scans = figure["voxel_error"], figure["scans"]
-        print(f"{head}: Dice {figure['dice']:.3f} {interval}, voxel error {error:.3f}, {scans} scans")
+    for _, row in summary(table).iterrows():
+        interval = f"[{row['low']:.3f}, {row['high']:.3f}]"
+        told = f"{row['head']} (against {row['annotation']}, {row['cases']} scans): Dice {row['dice']:.3f} {interval}"
+        print(f"{told}, voxel error {row['voxel_error']:.3f}")
     if options.card:
-        enter(options.card, {"split": f"{options.folds}-fold cross-validation by participant", "heads": found})
+        enter(options.card, {"split": f"{options.folds}-fold cross-validation by participant", "heads": figures(table)})
 
 
 def validation(fold: int, folds: int, bids_dir: Path, out: Path, words: list[str]) -> pd.DataFrame:
@@ -57,27 +56,11 @@ def validation(fold: int, folds: int, bids_dir: Path, out: Path, words: list[str
     return pd.read_csv(path, sep="\t").assign(fold=fold)
 
 
-def figures(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Of each head, against annotations in its own protocol or, as named, in another."""
-    found = {}
-    for (head, annotation), part in table.groupby(["head", "annotation"]):
-        regions, errors = part[part.region != ERROR], part[part.region == ERROR]
-        mean = estimate(regions.groupby("case").dice.mean().to_numpy())
-        found[str(head) if head == annotation else f"{head} ({annotation})"] = {
-            "dice": round(float(mean.mean), 4),
-            "dice_low": round(float(mean.low), 4),
-            "dice_high": round(float(mean.high), 4),
-            "voxel_error": round(float(errors.groupby("case").dice.mean().mean()), 4),
-            "scans": int(part.case.nunique()),
-        }
-    return found
-
-
 def enter(model: Path, figure: dict[str, Any]) -> None:
     """Puts the figures on the card, beside those that it has."""
-    card = json.loads((model / CARD).read_text(encoding="utf-8"))
-    card["metrics"] = {**card["metrics"], "cross_validation": figure}
-    write_text_atomic(model / CARD, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+    card = read_card(model)
+    card = replace(card, metrics={**card.metrics, "cross_validation": figure})
+    write_text_atomic(model / CARD, card.to_json())
 
 
 if __name__ == "__main__":

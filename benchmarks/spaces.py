@@ -11,19 +11,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
+from speed import ONE_PROCESS, RUN
 
 from bidsseg.image.nifti import read_labels
 from bidsseg.image.template import find_space
 from bidsseg.segmentation.agreement import dice
-
-RUN = Path(__file__).parent.parent / "run.py"
 
 
 def main() -> None:
@@ -52,8 +50,7 @@ def main() -> None:
 
 def run(bids: Path, out: Path, *words: str) -> None:
     """Segment, with one process, so that times are those of a processor that does little else."""
-    one_process = "--omp-nthreads", len(os.sched_getaffinity(0))
-    command = [sys.executable, RUN, bids, out, "participant", "--skip-bids-validation", *one_process, *words]
+    command = [sys.executable, RUN, bids, out, "participant", "--skip-bids-validation", *ONE_PROCESS, *words]
     subprocess.run([str(word) for word in command], check=True, capture_output=True)
 
 

@@ -28,6 +28,8 @@ import torch
 from torch import nn
 
 RUN = Path(__file__).parent.parent / "run.py"
+ONE_PROCESS = "--omp-nthreads", str(len(os.sched_getaffinity(0)))
+"""All threads to one scan."""
 
 
 def main() -> None:
@@ -72,8 +74,7 @@ def run(folder: Path, model: str, participants: list[str]) -> float:
     """Seconds of a participant run."""
     command = [sys.executable, str(RUN), str(folder / "bids"), str(folder / "out"), "participant", "--model", model]
     started = time.monotonic()
-    one_process = ["--omp-nthreads", str(len(os.sched_getaffinity(0)))]
-    subprocess.run([*command, *one_process, "--participant-label", *participants], check=True, capture_output=True)
+    subprocess.run([*command, *ONE_PROCESS, "--participant-label", *participants], check=True, capture_output=True)
     return time.monotonic() - started
 
 

@@ -30,7 +30,7 @@ from bidsseg.bids.names import output_paths, with_extension
 from bidsseg.bids.query import Scan
 from bidsseg.bids.sidecars import BIDS_VERSION, write_json_atomic, write_text_atomic
 from bidsseg.errors import BidssegError, InputMissing, UsageError
-from bidsseg.models.card import Card, find_card
+from bidsseg.models.card import BRAIN, Card, find_card
 from bidsseg.results import Result
 from bidsseg.settings import Settings
 
@@ -38,8 +38,6 @@ CONFIG = "config.json"
 IMAGES = {"t1": "T1w", "flair": "FLAIR"}
 SHARES = {"--n-cpus": "SLURM_CPUS_PER_TASK", "--nprocs": "PBS_NUM_PPN", "--mem": "SLURM_MEM_PER_NODE"}
 """What batch systems tell of a job's share of its machine; the memory in MB."""
-BRAIN = "brain"
-"""Protocol of the picture that the others are laid over."""
 PICTURE_PIXELS = 480
 """Width of the picture in product.json, which should be small."""
 
@@ -107,7 +105,7 @@ def write_products(output: Path, label: str, card: Card, protocol: str, folder: 
     from bidsseg.labels import load_protocol
 
     source = {"subject": label}
-    paths = output_paths(Scan(source, Path()), card.name, [protocol], lesion=card.lesion is not None)
+    paths = output_paths(Scan(source, Path()), card.name, [BRAIN, protocol], lesion=card.lesion is not None)
     dseg = output / paths.dseg[protocol]
     parc = folder / "parc"
     parc.mkdir(exist_ok=True)
@@ -124,8 +122,7 @@ def write_products(output: Path, label: str, card: Card, protocol: str, folder: 
         (folder / "mask").mkdir(exist_ok=True)
         shutil.copyfile(output / paths.lesion, folder / "mask" / "mask.nii.gz")
     result = Result(source, card.name, protocol, output / paths.morph[protocol])
-    figures = output_paths(Scan(source, Path()), card.name, [BRAIN, protocol]).figures
-    layers = [output / path for path in figures.values()]
+    layers = [output / path for path in paths.figures.values()]
     write_json_atomic(folder / "product.json", product(result, card, layers))
 
 

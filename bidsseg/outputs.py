@@ -113,11 +113,12 @@ class Job:
         )
         if places.viewer is not None:
             write_viewer(self._place(places.viewer), self.scan.key, t1w, result.labels, protocols, result.lesion)
+        ways = {space.template: "affine" if space.affine else "deformable" for space in self.spaces}
         details = {
             **self.provenance,
             "Quality": round(float(result.quality), 4),
             "SoftwareVersion": __version__,
-            "OutputSpaces": {space.template: "affine" if space.affine else "deformable" for space in self.spaces},
+            **({"OutputSpaces": ways} if ways else {}),
             "Device": result.device,
             "Precision": result.precision,
             "Notes": [*images.notes, *result.notes],

@@ -37,6 +37,7 @@ def train_level(settings: Settings) -> Path:
 
 
 def _train(settings: Settings, interruption: Interruption) -> Path:
+    """The same, asking now and then whether it is to stop."""
     keep_freed_memory()
     import torch
 

@@ -13,12 +13,13 @@ variant=${2:-cpu}
 base=${BASE:-docker.io/library/debian:bookworm-slim}
 version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' bidsseg/__init__.py)
 arguments=(
-    --tag "$tag" --tag "bidsseg:$version" # the latter is what boutiques/ names
+    --tag "$tag"
     --build-arg "VARIANT=$variant"
     --build-arg "VERSION=$version"
     --build-arg "REVISION=$(git rev-parse HEAD 2> /dev/null || echo unknown)"
     --build-arg "CREATED=$(date --utc +%Y-%m-%dT%H:%M:%SZ)"
 )
+[[ "$variant" == cpu ]] && arguments+=(--tag "bidsseg:$version") # which boutiques/ names
 [[ "$variant" == cuda ]] && arguments+=(--build-arg PIP_EXTRA_INDEX_URL=)
 # Wheels of one's own take the place of the index of builds for processors.
 [[ -n "${PIP_FIND_LINKS:-}" ]] && export PIP_EXTRA_INDEX_URL=${PIP_EXTRA_INDEX_URL:-}

@@ -50,7 +50,7 @@ else
 fi
 trap stop EXIT
 run() { inside "${entrypoint[@]}" "$@"; }
-section() { awk -v name="%$1" '/^%/ { inside = ($1 == name); next } inside' "$here/../singularity.def"; }
+section() { "$here/section.sh" "$1"; }
 
 run --version
 inside sh -euc "$(section environment)

@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export BUILDAH_ISOLATION=chroot STORAGE_DRIVER=vfs
 
-section() { awk -v name="%$1" '/^%/ { inside = ($1 == name); next } inside' singularity.def; }
+section() { docker/section.sh "$1"; }
 
 container=$(buildah from "${1:-localhost/bidsseg-base}")
 trap 'buildah rm "$container" > /dev/null' EXIT

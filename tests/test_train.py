@@ -335,8 +335,9 @@ def test_a_stopped_run_goes_on_to_the_very_same_weights(ask: Ask, monkeypatch: p
     assert (whole / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()
     assert not (folder / "checkpoint.pt").exists()
     assert read_card(folder).recipe["steps_done"] == 5
-    steps = [pd.read_csv(place / "curve.tsv", sep="\t").step.tolist() for place in (whole, folder)]
-    assert steps[0] == steps[1]
+    curves = [pd.read_csv(place / "curve.tsv", sep="\t").drop(columns="elapsed_s") for place in (whole, folder)]
+    assert curves[0].step.tolist() == curves[1].step.tolist()
+    pd.testing.assert_frame_equal(*curves)
 
 
 def test_overwriting_starts_again(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -690,6 +691,23 @@ def test_two_processes_train_what_one_trains(content: str, dataset: tuple[Path, 
     recipe.write_text(RECIPE)
     done = subprocess.run([*(str(word) for word in command), "--dry-run"], capture_output=True, text=True)
     assert "a step has 2 samples in place of 1: one of each process" in done.stdout
+
+
+def test_processes_share_the_mean_of_what_is_no_integer(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch\nfrom bidsseg.learning.processes import Processes\nthey = Processes.join()\n"
+        "values = [torch.tensor([2.0 * they.rank]), torch.tensor([they.rank])]\nthey.average(values)\n"
+        "print(they.rank, *(value.item() for value in values))\nthey.leave()\n"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*torchrun, script], capture_output=True, text=True)
+    assert sorted(done.stdout.splitlines()) == ["0 1.0 0", "1 1.0 1"], done.stderr
+
+
+def test_segnet_has_one_grid(ask: Ask) -> None:
+    with pytest.raises(DataError, match="segnet learns on a grid of 1 mm: leave out spacing_mm"):
+        train_level(ask(VOXEL_WISE.replace("[network]", "spacing_mm = 2.0\n\n[network]", 1)))
 
 
 # -- parts of the loop -------------------------------------------------------------------------------------------------

@@ -151,3 +151,17 @@ def test_cases_that_it_cannot_learn_from_are_named() -> None:
         labelled_brain(case(3, image=False), FAST)
     with pytest.raises(DataError, match="sub-04: no annotation in the protocol BrainCOLOR"):
         labelled_brain(case(4), load_protocol("BrainCOLOR").scored())
+
+
+def test_it_learns_from_the_brain_alone_as_it_is_shown_it_later() -> None:
+    given = case(1)
+    assert given.image is not None
+    whole_head = replace(given, image=torch.where(given.brain, given.image, torch.tensor(500.0)))
+    stripped, shown = (labelled_brain(each, FAST).seen for each in (given, whole_head))
+    for name, value in vars(stripped).items():
+        same = (
+            torch.equal(value, getattr(shown, name))
+            if isinstance(value, torch.Tensor)
+            else value == getattr(shown, name)
+        )
+        assert same, name

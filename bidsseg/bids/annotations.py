@@ -98,6 +98,11 @@ def _added(image: Image) -> int:
     return sum(name in ADDED for name in image.entities)
 
 
+def annotation_names(protocol: str) -> tuple[str, str]:
+    """The two kinds of files that annotate scans in a protocol."""
+    return f"seg-{protocol}_dseg", f"label-{protocol}_mask"
+
+
 def _speaks(image: Image, protocol: str) -> bool:
     entity = {"dseg": "segmentation", "mask": "label"}.get(image.suffix)
     return entity is not None and image.entities.get(entity) == protocol

@@ -82,7 +82,7 @@ def find_space(word: str) -> Space:
     """The space of a word such as ``MNI152NLin2009cAsym`` (at resolution 1) or ``MNI152NLin2009cAsym:res-2:affine``.
 
     Raises:
-        UsageError: the word is not of that form.
+        UsageError: the word is not of that form, or SimpleITK is not installed.
         InputMissing: its files are not in the cache and cannot be fetched.
     """
     try:

@@ -79,7 +79,6 @@ def draw_warp(
         centre: (3,) voxel of the scan that the grid is centred on.
         widening: (3, d, h, w) direction towards the ventricles on a 4 mm grid of the scan, at most 1; or None.
     """
-
     matrix = affine(spatial, generator)
     mirrored = uniform(0, 1, generator) < spatial.flip
     mirror = torch.tensor([-1.0 if mirrored else 1.0, 1.0, 1.0])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bidsseg.bids.annotations import LabelMap, find_annotations, find_label_maps
+from bidsseg.bids.annotations import LabelMap, annotation_names, find_annotations, find_label_maps
 from bidsseg.bids.query import Scan, find_scans
 from bidsseg.errors import DataError, NothingSelected, UsageError
 from bidsseg.image.align import read_aligned
@@ -69,7 +69,7 @@ def load_cases(
                 report.detail(f"reading {dataset.name}/{scan.key}{'' if maps else ', without annotation'}")
                 cases.append(read_case(dataset, scan, maps, protocols, inputs, report))
             elif scan.key in chosen:
-                expected = " or ".join(f"seg-{protocols[name].name}_dseg" for name, _ in own) or "any"
+                expected = " or ".join(file for name, _ in own for file in annotation_names(protocols[name].name))
                 report.warn(f"{scan.t1w}: no annotation ({expected}) in the folders of --labels, passed over")
     for name, folder in labels:
         for label_map in find_label_maps(folder, protocols[name].name):

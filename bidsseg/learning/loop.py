@@ -137,7 +137,6 @@ def fit(
     done = max(0.0, (state.step - 1) / plan.recipe.steps, state.elapsed_s / budget_s)
     next_check = math.floor(done / check_every + 1) * check_every
     running: dict[str, float] = saved.get("running", {})
-    buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
     batch, keeps_best = plan.recipe.batch, plan.recipe.keep == "best" and bool(watched)
     network.train()
 
@@ -169,7 +168,7 @@ def fit(
             parts |= of_sample
         processes.add_gradients(network.parameters())
         stepper.step(progress)
-        processes.average(buffers)
+        processes.average(network.buffers())
         update(average, network, min(opt.average, (1 + state.step) / (10 + state.step)))
         state.step += 1
         state.elapsed_s = time.monotonic() - started

@@ -49,9 +49,9 @@ class Processes:
                 dist.all_reduce(parameter.grad)
 
     def average(self, values: Iterable[Tensor]) -> None:
-        """Replaces each value by its mean over all processes."""
+        """Replaces each value that is no integer by its mean over all processes."""
         if self.count > 1:
-            for value in values:
+            for value in filter(torch.is_floating_point, values):
                 dist.all_reduce(value)
                 value /= self.count
 

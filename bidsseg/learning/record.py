@@ -63,15 +63,23 @@ def save_outcome(
 
 def metrics(table: pd.DataFrame, unseen: Sequence[Case]) -> dict[str, Any]:
     """The card's figures, with the people they were measured on."""
+    held_out = [case.name for case in unseen]
+    return {"split": "participants held out from training", "held_out": held_out, "heads": figures(table)}
+
+
+def figures(table: pd.DataFrame) -> dict[str, Any]:
+    """Those of each head, as a card has them; of several annotations each has its own."""
     heads: dict[str, Any] = {}
     for _, row in summary(table).iterrows():
         head, annotation = str(row["head"]), str(row["annotation"])
         values = {
             "dice": round(float(row["dice"]), 4),
+            "dice_low": round(float(row["low"]), 4),
+            "dice_high": round(float(row["high"]), 4),
             "voxel_error": round(float(row["voxel_error"]), 4),
             "annotation": annotation,
             "scans": int(row["cases"]),
         }
         alone = (table[table["head"] == head]["annotation"] == annotation).all()
         heads[head if alone or annotation == head else f"{head} ({annotation})"] = values
-    return {"split": "participants held out from training", "held_out": [case.name for case in unseen], "heads": heads}
+    return heads

@@ -72,7 +72,6 @@ def train(brains: Sequence[Tensor], plan: Plan, conditions: Conditions) -> None:
     processes, folder = conditions.processes, conditions.folder
     network = DFNet(registration.norm).to(processes.device)
     stepper = Stepper(network, registration.optimiser)
-    buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
     state, _ = resumed(conditions, network, stepper)
     started = time.monotonic() - state.elapsed_s
     saved_at = time.monotonic()
@@ -95,7 +94,7 @@ def train(brains: Sequence[Tensor], plan: Plan, conditions: Conditions) -> None:
             running = 0.95 * (unlike.item() if running is None else running) + 0.05 * unlike.item()
         processes.add_gradients(network.parameters())
         stepper.step(progress)
-        processes.average(buffers)
+        processes.average(network.buffers())
         state.step += 1
         state.elapsed_s = time.monotonic() - started
         if not processes.first:

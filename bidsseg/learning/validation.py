@@ -17,7 +17,7 @@ from bidsseg.learning.augment import Intensity, change_intensity
 from bidsseg.learning.cases import Annotation, Case
 from bidsseg.learning.synthesis import synthesise_each
 from bidsseg.models.library import Model
-from bidsseg.segmentation.agreement import dice, voxel_error
+from bidsseg.segmentation.agreement import dice, estimate, voxel_error
 from bidsseg.segmentation.merging import JOINT, with_lesions
 from bidsseg.segmentation.native import Segmentation
 from bidsseg.segmentation.predict import segment
@@ -76,11 +76,17 @@ def nothing(heads: Iterable[str], shape: Sequence[int]) -> Segmentation:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean over regions, then over cases: one row per head and annotation with columns dice, voxel_error and cases."""
+    """Mean over regions, then over cases: one row per head and annotation.
+
+    Columns dice with a bootstrap 95 % interval over cases (low, high), voxel_error and cases.
+    """
     keys = ["head", "annotation"]
     regions = table[table.region != ERROR].groupby([*keys, "case"]).dice.mean()
     errors = table[table.region == ERROR].groupby([*keys, "case"]).dice.mean()
     result = regions.groupby(keys).agg(dice="mean", cases="count")
+    found = {key: estimate(part.to_numpy()) for key, part in regions.groupby(keys)}
+    result["low"] = [found[key].low for key in result.index]
+    result["high"] = [found[key].high for key in result.index]
     result["voxel_error"] = errors.groupby(keys).mean()
     return result.reset_index()
 

@@ -13,6 +13,8 @@ from bidsseg.errors import DataError, InputMissing
 FOLDER = Path(__file__).parent / "shipped"
 INPUTS = (("T1w",), ("T1w", "FLAIR"))
 """Images that a model may read; the first places the grid, and the brain is found in it."""
+BRAIN, LESION = "brain", "lesion"
+"""Heads, and protocols, whose answers are masks and have files of their own."""
 CARD, WEIGHTS = "card.json", "weights.safetensors"
 
 
@@ -69,7 +71,7 @@ class Card:
     @property
     def protocols(self) -> tuple[str, ...]:
         """Protocols written as label maps: the brain mask and lesions have files of their own."""
-        return tuple(head for head in self.heads if head not in ("brain", "lesion"))
+        return tuple(head for head in self.heads if head not in (BRAIN, LESION))
 
     @property
     def weights(self) -> Path:

@@ -33,7 +33,7 @@ class Network(nn.Module):
         Args:
             coordinates: (N, 3, D/2, H/2, W/2) positions in the frame of the brain, for networks that take them.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # every architecture has its own
 
     def head(self, name: str) -> tuple[Tensor, Tensor]:
         """Weight (R, F) and bias (R,) of a head: logits = features @ weight.T + bias."""

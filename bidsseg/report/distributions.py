@@ -12,6 +12,7 @@ import numpy as np
 
 BINS = 24
 SUMMARY = ("Count", "Mean", "StandardDeviation", "Minimum", "Maximum")
+"""What a table's data dictionary tells of a column."""
 FEWEST = 10
 """With fewer scans, no single one can be called unusual."""
 FAR = 3.0

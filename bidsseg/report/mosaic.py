@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ PLANES = ((2, 0, 1), (1, 0, 2), (0, 1, 2))
 """Axial, coronal, sagittal: the axis that is cut, then the axes that run rightwards and upwards, in RAS+."""
 DIRECTIONS = (("L", "R"), ("P", "A"), ("I", "S"))
 GREY_STEP = 4
-"""Between shades of grey, which are no more than can be seen: the picture becomes a third smaller."""
+"""Between shades of grey: no more than the eye tells apart, which makes files smaller."""
 UNLISTED = (128, 128, 128)
 """Colour of a label that has none."""
 
@@ -183,33 +184,34 @@ def _over(grey: np.ndarray, colored: np.ndarray) -> np.ndarray:
 
 def _joined(rows: Sequence[_Row], slices: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
     """All slices, a plane in each row, (height, width, channels)."""
-    column = max(row.size[0] for row in rows)
-    canvas = np.zeros((sum(row.size[1] for row in rows), column * COLUMNS, slices[0][0].shape[2]), np.uint8)
-    top = 0
-    for row, pictures in zip(rows, slices, strict=True):
-        width, height = row.size
-        for i, picture in enumerate(pictures):
-            left = i * column + (column - width) // 2
-            canvas[top : top + height, left : left + width] = picture
-        top += height
+    width, height = max(row.size[0] for row in rows) * COLUMNS, sum(row.size[1] for row in rows)
+    canvas = np.zeros((height, width, slices[0][0].shape[2]), np.uint8)
+    for (_, _, left, top), picture in zip(_places(rows), itertools.chain(*slices), strict=True):
+        canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
     return canvas
+
+
+def _places(rows: Sequence[_Row]) -> Iterator[tuple[_Row, int, int, int]]:
+    """For each slice its row, its number in that, and the left and top of its place."""
+    column, top = max(row.size[0] for row in rows), 0
+    for row in rows:
+        for i in range(COLUMNS):
+            yield row, i, i * column + (column - row.size[0]) // 2, top
+        top += row.size[1]
 
 
 def _captioned(picture: np.ndarray, rows: Sequence[_Row]) -> np.ndarray:
     """The same with sides and positions written on it."""
     image = Image.fromarray(picture)
     pen, font = ImageDraw.Draw(image), ImageFont.load_default(12)
-    column, top = picture.shape[1] // COLUMNS, 0
-    for row in rows:
+    for row, i, left, top in _places(rows):
         width, height = row.size
-        for i, position in enumerate(row.positions):
-            left = i * column + (column - width) // 2
-            pen.text((left + 3, top + height - 3), row.caption(position), fill="#c8c8c8", font=font, anchor="ls")
-            if i == 0:
-                low, high = DIRECTIONS[row.plane[1]]
-                pen.text((left + 3, top + 3), low, fill="#ffd060", font=font, anchor="lt")
-                pen.text((left + width - 3, top + 3), high, fill="#ffd060", font=font, anchor="rt")
-        top += height
+        caption = row.caption(row.positions[i])
+        pen.text((left + 3, top + height - 3), caption, fill="#c8c8c8", font=font, anchor="ls")
+        if i == 0:
+            low, high = DIRECTIONS[row.plane[1]]
+            pen.text((left + 3, top + 3), low, fill="#ffd060", font=font, anchor="lt")
+            pen.text((left + width - 3, top + 3), high, fill="#ffd060", font=font, anchor="rt")
     return np.asarray(image)
 
 

@@ -21,6 +21,7 @@ from bidsseg.bids.names import group_table, output_paths, report_path, with_exte
 from bidsseg.bids.query import Scan
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol, load_protocol
+from bidsseg.models.card import BRAIN, LESION
 from bidsseg.report.distributions import FAR, FEWEST, Distribution
 from bidsseg.report.methods import Methods, methods
 from bidsseg.report.mosaic import Overlay, write_mosaics
@@ -30,8 +31,6 @@ from bidsseg.results import Volume as Row
 
 COHORT = "Cohort"
 """Key of the data dictionary of the table of a cohort under which the distribution of a column stands."""
-BRAIN, LESION = "brain", "lesion"
-"""Protocols of the masks; the brain is drawn as an outline."""
 UNLISTED = "#808080"
 """Colour of a region that has none."""
 HIDDEN = ("Description", "Sources", "SpatialReference", "Manual", "Quality", "InputFindings", "Notes")

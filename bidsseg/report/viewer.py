@@ -15,11 +15,10 @@ from nibabel.affines import apply_affine
 
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol, load_protocol
+from bidsseg.models.card import LESION
 from bidsseg.report.mosaic import MARGIN_MM, grey_window, labelled_bounds
 from bidsseg.report.page import write_page
 
-LESION = "lesion"
-"""Protocol of the mask."""
 NIIVUE = Path(__file__).parent / "niivue" / "niivue.umd.js"
 MOST_VOXELS = 2e7
 """Of finer images only every second voxel along each axis is shown, or every third."""
@@ -45,10 +44,9 @@ def write_viewer(
     bounds = labelled_bounds(list(maps.values()), image.shape)
     margins = np.round(MARGIN_MM / image.spacing_mm).astype(int)
     first = [max(low - margin, 0) for (low, _), margin in zip(bounds, margins, strict=True)]
-    last = [high + margin for (_, high), margin in zip(bounds, margins, strict=True)]
-    voxels = np.prod([min(high + 1, size) - low for low, high, size in zip(first, last, image.shape, strict=True)])
-    step = int(np.ceil(np.cbrt(voxels / MOST_VOXELS)))
-    box = tuple(slice(low, high + 1, step) for low, high in zip(first, last, strict=True))
+    beyond = [min(high + margin + 1, n) for (_, high), margin, n in zip(bounds, margins, image.shape, strict=True)]
+    step = int(np.ceil(np.cbrt(np.prod(np.subtract(beyond, first)) / MOST_VOXELS)))
+    box = tuple(slice(low, high, step) for low, high in zip(first, beyond, strict=True))
     affine = image.affine @ np.diag([step, step, step, 1.0])
     affine[:3, 3] = apply_affine(image.affine, first)
 
@@ -67,10 +65,8 @@ def _overlay(labels: np.ndarray, affine: np.ndarray, protocol: Protocol) -> dict
     channels = zip(*(bytes.fromhex(region.color[1:]) for region in protocol.regions), strict=True)
     colors = dict(zip("RGB", map(list, channels), strict=True))
     names = [region.name for region in protocol.regions]
-    order = list(range(len(names)))
-    alpha = [0, *[255] * (len(names) - 1)]
     data = _nifti(position[labels.astype(np.uint16)].astype(small), affine, "label")
-    return {"name": protocol.name, "data": data, "colors": {**colors, "A": alpha, "I": order, "labels": names}}
+    return {"name": protocol.name, "data": data, "colors": {**colors, "labels": names}}
 
 
 def _nifti(data: np.ndarray, affine: np.ndarray, intent: str = "none") -> str:
