@@ -698,11 +698,13 @@ def test_processes_share_the_mean_of_what_is_no_integer(tmp_path: Path) -> None:
     script.write_text(
         "import torch\nfrom bidsseg.learning.processes import Processes\nthey = Processes.join()\n"
         "values = [torch.tensor([2.0 * they.rank]), torch.tensor([they.rank])]\nthey.average(values)\n"
-        "print(they.rank, *(value.item() for value in values))\nthey.leave()\n"
+        "from pathlib import Path\ntold = ' '.join(str(value.item()) for value in values)\n"
+        "Path(f'{they.rank}.txt').write_text(told)\nthey.leave()\n"
     )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*torchrun, script], capture_output=True, text=True)
-    assert sorted(done.stdout.splitlines()) == ["0 1.0 0", "1 1.0 1"], done.stderr
+    done = subprocess.run([*torchrun, script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["1.0 0", "1.0 1"]
 
 
 def test_segnet_has_one_grid(ask: Ask) -> None:
