@@ -15,7 +15,7 @@ from bidsseg.labels import Protocol, Region
 from bidsseg.labels.relation import identity
 from bidsseg.learning.cases import positions
 from bidsseg.learning.losses import Openness, marginal_cross_entropy
-from bidsseg.networks.neuronet import NeuroNet, ResidualUnit, Tail, batch_norm, joined, upsample
+from bidsseg.networks.neuronet import NeuroNet, ResidualUnit, Tail, batch_norm, beside, joined, upsample
 
 ALL = {"fsl_fast": 4, "fsl_first": 16, "spm_tissue": 4, "malp_em": 139, "malp_em_tissue": 6}
 TISSUE = {name: ALL[name] for name in ("fsl_fast", "spm_tissue", "malp_em_tissue")}
@@ -142,7 +142,7 @@ def test_a_tail_as_wide_as_the_coarsest_scale_needs_no_conversion() -> None:
     levels = [scan(16, 8, 8, channels=4), scan(8, 4, 4, channels=6)]
     tail = Tail((4, 6), 6).eval()
     assert count(tail) == 4 * 6 + 2 * 6
-    found = read(joined(levels), *tail([]))
+    found = read(beside(levels[0], joined(levels[1:])), *tail([]))
     assert torch.allclose(found, transposed(levels[1]) + tail.skips[0](levels[0]), atol=1e-5)
 
 
@@ -315,7 +315,7 @@ def test_decoders_are_linear(factor: float) -> None:
     levels = [level.detach() for level in net.encode(scan(16, 8, 8).double())]
 
     def decode(levels: list[Tensor]) -> dict[str, Tensor]:
-        features = joined(levels)
+        features = beside(levels[0], joined(levels[1:]))
         return {name: read(features, *net.head(name)) for name in net.heads}
 
     plain, nothing = decode(levels), decode([torch.zeros_like(level) for level in levels])
@@ -367,11 +367,19 @@ def test_logits_are_what_each_head_reads_in_the_features() -> None:
 
 
 def test_features_at_points_are_those_of_the_whole() -> None:
-    net, image = network().eval(), scan(8, 8, 12)
-    points = torch.tensor([[0, 0, 0], [7, 3, 11], [4, 4, 4]])
-    whole = net(image)
-    for found, (x, y, z) in zip(net.at(image, None, points), points.tolist(), strict=True):
-        assert torch.equal(found, whole[0, :, x, y, z])
+    net, image = network(widths=(4, 6, 8, 10)), scan(8, 8, 16)
+    points = torch.cartesian_prod(torch.arange(8), torch.arange(8), torch.arange(16))[::3]
+    found, gradients = [], []
+    for make in (lambda: net(image)[0].permute(1, 2, 3, 0)[tuple(points.T)], lambda: net.at(image, None, points)):
+        features = make()
+        heads = [F.linear(features, *net.head(name)) for name in SMALL]
+        torch.cat(heads, 1).square().sum().backward()
+        found.append(features)
+        gradients.append([parameter.grad.clone() for parameter in net.parameters()])
+        net.zero_grad()
+    assert torch.allclose(*found, atol=1e-5)
+    for whole, at in zip(*gradients, strict=True):
+        assert torch.allclose(whole, at, rtol=1e-3, atol=1e-2 * whole.abs().max().item())
 
 
 # -- learning ----------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bidsseg.networks.layers import DoublingConv, InstanceNorm, TransposedConv
 from bidsseg.networks.network import Network
 
 PATHS = 8
@@ -34,7 +35,7 @@ DECODER = ((6, 256, 128), (4, 128, 64), (3, 64, 32))
 """Blocks, channels inside of a block and after it, at 1/8, 1/4 and 1/2."""
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": partial(nn.BatchNorm3d, eps=1e-3, momentum=0.01),
-    "pair": partial(nn.InstanceNorm3d, eps=1e-3, affine=True),
+    "pair": partial(InstanceNorm, eps=1e-3),
 }
 """Of DFNet: over the batch, as published, or each pair of images by itself."""
 MULTIPLE = 16
@@ -49,16 +50,6 @@ class HalvingConv(nn.Conv3d):
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(F.pad(input, (0, 1) * 3))
-
-
-class DoublingConv(nn.ConvTranspose3d):
-    """Transposed 3³ convolution of stride 2: (N, inputs, D, H, W) to (N, outputs, 2D, 2H, 2W)."""
-
-    def __init__(self, inputs: int, outputs: int, groups: int = 1) -> None:
-        super().__init__(inputs, outputs, 3, 2, groups=groups)
-
-    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        return super().forward(input)[..., :-1, :-1, :-1]
 
 
 class Activation(nn.Sequential):
@@ -132,7 +123,7 @@ def decoder_stage(
     """Blocks of which the first enlarges (N, inputs, D, H, W) to (N, outputs, 2D, 2H, 2W); they read some channels."""
 
     def even() -> nn.ConvTranspose3d:
-        return nn.ConvTranspose3d(read, outputs, 3, padding=1, groups=PATHS)
+        return TransposedConv(read, outputs, PATHS)
 
     # A kernel of one voxel: the input stands at the even voxels, the bias alone at the others.
     shortcut = nn.ConvTranspose3d(inputs, outputs, 1, 2, output_padding=1)

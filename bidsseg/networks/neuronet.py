@@ -78,6 +78,19 @@ def upsample(x: Tensor) -> Tensor:
     return doubled[..., 2:-2, 2:-2, 2:-2]
 
 
+def upsampled_at(x: Tensor, points: Tensor) -> Tensor:
+    """What ``upsample`` makes of features (1, C, D, H, W) at voxels (P, 3) of the doubled grid: (P, C)."""
+    padded = F.pad(x, (1,) * 6)[0].permute(1, 2, 3, 0)
+    padded = padded.to(torch.promote_types(x.dtype, torch.float32))
+    nearest = points // 2 + 1
+    i, j, k = torch.stack([nearest, nearest + 2 * (points % 2) - 1], -1).unbind(1)  # each (P, 2): near and far
+    _, height, width, _ = padded.shape
+    voxels = (i[:, :, None, None] * height + j[:, None, :, None]) * width + k[:, None, None, :]
+    taps = torch.tensor([0.75, 0.25]).to(padded)
+    weights = torch.einsum("i,j,k->ijk", taps, taps, taps).flatten().repeat(len(points), 1)
+    return F.embedding_bag(voxels.flatten(1), padded.flatten(0, 2), mode="sum", per_sample_weights=weights)
+
+
 @dataclass(frozen=True)
 class Moments:
     """Mean (C,) and covariance (C, C) of features over all their voxels, and the number of these."""
@@ -98,15 +111,15 @@ class Moments:
 
 
 def joined(levels: Sequence[Tensor]) -> Tensor:
-    """The features of all scales, the finest first, side by side on the grid of the finest.
+    """The features of some scales but the finest, the finer first, side by side on the grid of the first.
 
-    To each scale between the finest and the coarsest belongs a channel of ones, which is smaller at the border of the
-    grid once it is upsampled.
+    To each scale but the coarsest belongs a channel of ones, which is smaller at the border of the grid once it is
+    upsampled.
     """
     x = levels[-1]
-    for level in reversed(levels[1:-1]):
+    for level in reversed(levels[:-1]):
         x = beside(torch.cat([level, torch.ones_like(level[:, :1])], 1), x)
-    return beside(levels[0], x)
+    return x
 
 
 def beside(level: Tensor, coarse: Tensor) -> Tensor:
@@ -231,10 +244,21 @@ class NeuroNet(Network):
 
     def forward(self, image: Tensor, coordinates: Tensor | None = None) -> Tensor:
         """Features (N, F, D, H, W) of images (N, C, D, H, W)."""
+        finest, *coarser = self.learnt_from(image)
+        return beside(finest, joined(coarser))
+
+    def at(self, image: Tensor, coordinates: Tensor | None, points: Tensor) -> Tensor:
+        """Features (P, F) at voxels (P, 3) of one image (1, C, D, H, W), without upsampling to all of its voxels."""
+        finest, *coarser = self.learnt_from(image)
+        x, y, z = points.T
+        return torch.cat([finest[0].permute(1, 2, 3, 0)[x, y, z], upsampled_at(joined(coarser), points)], 1)
+
+    def learnt_from(self, image: Tensor) -> list[Tensor]:
+        """What ``encode`` gives; in training its moments are kept for the heads."""
         levels = self.encode(image)
         if self.training:
             self.moments = [Moments.of(level) for level in levels[:-1]]
-        return joined(levels)
+        return levels
 
     def head(self, name: str) -> tuple[Tensor, Tensor]:
         """Weight (R, F) and bias (R,) of a head.

@@ -2,8 +2,8 @@
 
 Neither ACE (Roulet et al. 2019, arXiv 1903.03445: "a standard U-Net") nor the work on partial annotations (Dai et al.
 2019, arXiv 1908.10851) is known to publish its network's size, so the numbers here are a choice of this project: the
-U-Net of Çiçek et al. 2016 (arXiv 1606.06650) with four levels of 32 to 256 channels, instance normalisation (Ulyanov et
-al. 2016, arXiv 1607.08022) and leaky ReLU.
+U-Net of Çiçek et al. 2016 (arXiv 1606.06650) with four levels of 32 to 256 channels, instance normalisation and leaky
+ReLU.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from bidsseg.networks.layers import InstanceNorm
 from bidsseg.networks.network import Network
 
 SLOPE = 0.01
@@ -28,7 +29,7 @@ class DoubleConv(nn.Sequential):
         for channels in (inputs, outputs):
             # No bias: the normalisation would take it away again.
             layers.append(nn.Conv3d(channels, outputs, 3, padding=1, bias=False))
-            layers += [nn.InstanceNorm3d(outputs, affine=True), nn.LeakyReLU(SLOPE)]
+            layers += [InstanceNorm(outputs), nn.LeakyReLU(SLOPE)]
         super().__init__(*layers)
 
 
