@@ -38,8 +38,8 @@ HELD_OUT = ("1000", "1006", "1009", "1012", "1015")
 """Every third of the fifteen people."""
 ORDER = ("1001", "1014", "1008", "1036", "1002", "1011", "1007", "1017", "1010", "1013")
 """In which the others get full annotations, where only some of them have such."""
-GRID: Mapping[str, Any] = {"spacing_mm": 3.0}
-"""Of every run: a coarse grid, on which a run takes minutes on two cores."""
+GRID: Mapping[str, Any] = {"spacing_mm": 3.0, "coarse": {"steps": 0}}
+"""Of every run: one coarse grid, on which a run takes minutes on two cores."""
 
 
 MANUAL, FAST = {"BrainCOLOR": "oasis/derivatives/manual"}, {"FAST": "oasis/derivatives/fast"}
@@ -83,7 +83,7 @@ def neuronet() -> list[Run]:
     published = asdict(load_recipe("neuronet"))
     small = {name: published[name] for name in ("normalisation", "spatial", "intensity", "optimiser")}
     sampling = {**published["sampling"], "shape": [48, 48, 48], "points": 30_000}
-    small |= {**GRID, "steps": 900, "sampling": sampling, "locator": ""}
+    small |= {**GRID, "steps": 900, "sampling": sampling, "locator": "", "synthetic_share": 0.0}
     small["spatial"] = {**small["spatial"], "shift_mm": 4.0}  # as the first seeds had it
     heads = {"BrainCOLOR": MANUAL, "FAST": FAST, "Atropos": {"Atropos": ATROPOS}, "FreeSurfer": MANUAL}
     together = {**small, "heads": dict.fromkeys(heads, 1 / len(heads))}
@@ -147,7 +147,7 @@ def eneuronet() -> list[Run]:
     """
     sampling = {"shape": [48, 64, 48], "points": 16_000}
     elastic = {"elastic_varies": True, "elastic_order": 1}  # as the first seeds had it
-    small = {**GRID, "steps": 500, "sampling": sampling, "spatial": elastic}
+    small = {**GRID, "steps": 500, "sampling": sampling, "spatial": elastic, "keep": "best"}
     unet = {**small, "network": {"name": "unet"}, "optimiser": {"kernel_rate": 0.02}}
     moved = {**small, "registration": {"steps": 500}}
     first = "E-NeuroNet, elastic"

@@ -1,12 +1,16 @@
 """Cross-validation of what ``train`` makes: every participant is measured by a model that has not seen them.
 
-    python benchmarks/crossvalidate.py OUT [--folds 5] [--card MODEL_FOLDER] BIDS_DIR --recipe NAME --labels ... [...]
+    python benchmarks/crossvalidate.py OUT [--folds 5] [--final | --card MODEL_FOLDER] BIDS_DIR --recipe NAME ... [...]
 
 All that follows OUT and its own options are arguments of ``bidsseg ... train``, which is run once for each fold, in
-OUT/fold0 and so on. A fold that is finished is not done again, and one that was stopped goes on: the same command
-continues. Prints for each head the mean Dice over regions, then over scans, with a bootstrap 95 % interval over scans,
-and the share of wrong voxels; writes OUT/crossvalidation.tsv with a row for each scan, head and region. ``--card``
-enters the figures on the card of a model that the same recipe made.
+OUT/fold0 and so on; ``{fold}`` in any of them stands for the number of the fold, so that ``--init
+FIRST/fold{fold}/models/NAME`` goes on from the models of another cross-validation in FIRST. A fold that is finished is
+not done again, and one that was stopped goes on: the same command continues.
+
+Prints for each head the mean Dice over regions, then over scans, with a bootstrap 95 % interval over scans, and the
+share of wrong voxels; writes OUT/crossvalidation.tsv with a row for each scan, head and region. ``--final`` then trains
+the same on everybody, in OUT/foldall, and enters the figures on the card of that model. ``--card`` enters them on the
+card of a model that is there, which the same recipe made.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +31,8 @@ from bidsseg.learning.validation import summary
 from bidsseg.models.card import CARD, read_card
 
 RUN = Path(__file__).parents[1] / "run.py"
+EVERYBODY = "all"
+"""Stands in place of the number of a fold where nobody is held out."""
 
 
 def main() -> None:
@@ -33,27 +40,36 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("bids_dir", type=Path)
     parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--final", action="store_true")
     parser.add_argument("--card", type=Path, metavar="MODEL_FOLDER")
     options, words = parser.parse_known_args()
-    tables = [validation(fold, options.folds, options.bids_dir, options.out, words) for fold in range(options.folds)]
-    table = pd.concat(tables, ignore_index=True)
+
+    def trained(fold: object, *split: object) -> Path:
+        return train(options.bids_dir, options.out / f"fold{fold}", [*words, *map(str, split)], str(fold))
+
+    models = [trained(fold, "--folds", options.folds, "--fold", fold) for fold in range(options.folds)]
+    table = pd.concat(
+        [pd.read_csv(model / "validation.tsv", sep="\t").assign(fold=fold) for fold, model in enumerate(models)],
+        ignore_index=True,
+    )
     text = table.to_csv(sep="\t", index=False, float_format="%.4f")
     write_text_atomic(options.out / "crossvalidation.tsv", text)
     for _, row in summary(table).iterrows():
         interval = f"[{row['low']:.3f}, {row['high']:.3f}]"
         told = f"{row['head']} (against {row['annotation']}, {row['cases']} scans): Dice {row['dice']:.3f} {interval}"
         print(f"{told}, voxel error {row['voxel_error']:.3f}")
-    if options.card:
-        enter(options.card, {"split": f"{options.folds}-fold cross-validation by participant", "heads": figures(table)})
+    card = trained(EVERYBODY, "--folds", 1) if options.final else options.card
+    if card is not None:
+        enter(card, {"split": f"{options.folds}-fold cross-validation by participant", "heads": figures(table)})
 
 
-def validation(fold: int, folds: int, bids_dir: Path, out: Path, words: list[str]) -> pd.DataFrame:
-    """What the model of a fold reaches on the people that it has not learned from."""
-    place = out / f"fold{fold}"
-    command = [sys.executable, RUN, bids_dir, place, "train", *words, "--folds", folds, "--fold", fold, "--resume"]
+def train(bids_dir: Path, place: Path, words: Sequence[str], fold: str) -> Path:
+    """The folder of the model that was trained so, now or before."""
+    own = [word.replace("{fold}", fold) for word in words]
+    command = [sys.executable, RUN, bids_dir, place, "train", *own, "--resume"]
     subprocess.run([str(word) for word in command], check=True)
-    (path,) = place.glob("models/*/validation.tsv")
-    return pd.read_csv(path, sep="\t").assign(fold=fold)
+    (card,) = place.glob(f"models/*/{CARD}")
+    return card.parent
 
 
 def enter(model: Path, figure: dict[str, Any]) -> None:

@@ -199,9 +199,20 @@ def _parser() -> argparse.ArgumentParser:
     add("--init", metavar="NAME|DIR", help="start from the weights of this model")
     add("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
     add("--time-budget", metavar="MINUTES", type=float, help="stop after this time and keep what is learnt")
-    add("--folds", metavar="K", type=int, default=Training.folds, help="parts of the participants [%(default)s]")
+    add(
+        "--folds",
+        metavar="K",
+        type=int,
+        default=Training.folds,
+        help="parts of the participants; 1: nobody is held out [%(default)s]",
+    )
     add("--fold", metavar="I", type=int, default=Training.fold, help="hold out this part, from 0 [%(default)s]")
-    add("--hold-out", metavar="LABEL", **several, help="hold out these participants in place of a fold")
+    add(
+        "--hold-out",
+        metavar="LABEL",
+        **several,
+        help="hold out these participants, or patterns of such, in place of a fold",
+    )
     add("--seed", metavar="N", type=int, default=Training.seed, help="of all that is random [%(default)s]")
 
     add = parser.add_argument_group("other").add_argument

@@ -50,7 +50,7 @@ class Training:
         resume: go on from the last checkpoint in the output folder.
         init: model (name or folder) whose weights are the start.
         time_budget_min: stop cleanly after so many minutes.
-        folds: number of folds of a cross-validation by participant.
+        folds: number of folds of a cross-validation by participant; 1 holds nobody out.
         fold: the fold, counted from 0, that is held out.
         hold_out: labels without ``sub-`` of participants that are held out in place of a fold.
     """
@@ -68,8 +68,8 @@ class Training:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.folds < 2:
-            raise UsageError(f"--folds {self.folds}: give at least 2")
+        if self.folds < 1:
+            raise UsageError(f"--folds {self.folds}: give at least 2, or 1 to hold nobody out")
         if not 0 <= self.fold < self.folds:
             raise UsageError(f"--fold {self.fold}: give a number from 0 to {self.folds - 1}")
         if self.time_budget_min is not None and self.time_budget_min <= 0:

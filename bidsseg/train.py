@@ -180,7 +180,7 @@ def with_names(recipe: Recipe, names: Mapping[str, str]) -> Recipe:
 
 def learnt(recipe: Recipe, options: Training, start: Model | None = None) -> dict[str, Any]:
     """What the card says of how a model learns."""
-    held_out = sorted(options.hold_out) or f"fold {options.fold} of {options.folds}"
+    held_out = sorted(options.hold_out) or (f"fold {options.fold} of {options.folds}" if options.folds > 1 else [])
     init = {"init": {"name": start.card.name, "sha256": start.sha256}} if start else {}
     return {**recipe.as_dict(), "seed": options.seed, "held_out": held_out, **init}
 
@@ -216,7 +216,8 @@ def check_recipe(recipe: Recipe, network: Network) -> None:
     if recipe.voxels is not None and recipe.spacing_mm != LEARNING_MM:
         raise DataError(f"recipe {recipe.name}: segnet learns on a grid of {LEARNING_MM:g} mm: leave out spacing_mm")
     multiple = network.multiple
-    if any(size % multiple for size in recipe.sampling.shape):
+    shapes = [recipe.sampling.shape, *([recipe.coarse.shape] if recipe.coarse else [])]
+    if any(size % multiple for shape in shapes for size in shape):
         raise DataError(f"recipe {recipe.name}: every size in shape must be a multiple of {multiple} for this network")
 
 

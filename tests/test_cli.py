@@ -211,7 +211,7 @@ def test_training_flags(bids: Path, tmp_path: Path, calls: list[tuple[str, Setti
         (["--labels", "FAST"], 64, "PROTOCOL=DIR"),
         (["--labels", "FAST=nowhere"], 66, "no derivative dataset nowhere"),
         (["--also", "/nowhere"], 66, "no folder /nowhere"),
-        (["--folds", "1"], 64, "at least 2"),
+        (["--folds", "0"], 64, "at least 2"),
         (["--fold", "5"], 64, "from 0 to 4"),
         (["--time-budget", "0"], 64, "positive"),
         (["--n-cpus", "0"], 64, "at least 1"),

@@ -212,6 +212,21 @@ def test_samples_differ_by_seed_and_step(ask: Ask) -> None:
     assert all(not torch.equal(images[i], images[j]) for i in range(2, 5) for j in range(i))
 
 
+def test_a_run_may_begin_on_a_coarser_grid(ask: Ask) -> None:
+    coarse = "\n[coarse]\nsteps = 2\nspacing_mm = 6.0\nshape = [16, 16, 16]\npoints = 200\n"
+    settings = ask(RECIPE + coarse)
+    recipe = load_recipe(settings.training.recipe)
+    cases = load_cases(settings, Told(), synthetic=False)
+    heads = tuple(load_protocol(name) for name in recipe.heads)
+    samples = [draw(cases, Plan(replace(recipe, batch=2), heads), number) for number in range(6)]
+    seen = [(tuple(sample.image.shape[2:]), len(sample.points)) for sample in samples]
+    assert seen == [((16, 16, 16), 200)] * 4 + [((32, 32, 32), 500)] * 2
+    card = read_card(train_level(settings))
+    assert (card.spacing_mm, card.recipe["coarse"]["spacing_mm"], card.recipe["steps_done"]) == (3.0, 6.0, 3)
+    with pytest.raises(DataError, match="multiple of"):
+        train_level(ask(RECIPE + coarse.replace("16, 16, 16", "16, 16, 15"), output="other"))
+
+
 def test_weights_of_another_model_are_a_start(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit before the first step, as fine-tuning on full annotations starts from partial ones."""
     started: list[dict[str, torch.Tensor]] = []
@@ -291,8 +306,16 @@ def test_nothing_is_held_out_of_a_fold_without_people(ask: Ask) -> None:
 def test_participants_can_be_held_out_by_name(ask: Ask) -> None:
     folder = train_level(ask(hold_out=("02",)))
     assert read_card(folder).metrics["held_out"] == ["bids/sub-02"]
+    folder = train_level(ask(hold_out=("*[13]",), output="pattern"))
+    assert read_card(folder).metrics["held_out"] == ["bids/sub-01", "bids/sub-03"]
     with pytest.raises(UsageError, match="--hold-out 07: no participant"):
         train_level(ask(hold_out=("02", "07"), output="other"))
+
+
+def test_one_fold_holds_nobody_out(ask: Ask) -> None:
+    card = read_card(train_level(ask(folds=1, fold=0)))
+    assert card.data == ["bids: 3 scans"]
+    assert card.recipe["held_out"] == [] and card.metrics == {}
 
 
 @pytest.mark.parametrize("head", ["lesion", "FASTlesion"])
@@ -613,7 +636,8 @@ def test_the_small_scale_of_a_published_recipe_is_smaller(name: str) -> None:
     assert np.prod(small.sampling.shape) < np.prod(full.sampling.shape)
     for recipe in full, small:
         card = Card(recipe.name, recipe.title, ("T1w",), recipe.network, recipe.spacing_mm, tuple(recipe.heads), "")
-        assert all(n % build(card).multiple == 0 for n in recipe.sampling.shape)
+        for shape in recipe.sampling.shape, recipe.view_at(0).sampling.shape:
+            assert all(n % build(card).multiple == 0 for n in shape)
     assert replace(small.loss, entropy=full.loss.entropy, dice=full.loss.dice) == full.loss
 
 

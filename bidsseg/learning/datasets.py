@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -200,16 +201,17 @@ def brain_of(annotations: Iterable[Annotation]) -> torch.Tensor | None:
 
 
 def split(cases: Sequence[Case], folds: int, fold: int, hold_out: Sequence[str] = ()) -> tuple[list[Case], list[Case]]:
-    """Cases to learn from and cases held out: every ``folds``-th participant of each dataset.
+    """Cases to learn from and cases held out: every ``folds``-th participant of each dataset, or nobody for one fold.
 
     Args:
-        hold_out: labels of the participants to hold out instead; UsageError if there is no case of one.
+        hold_out: labels of the participants to hold out instead, or patterns of such, as file names have; UsageError
+            if there is no case of one.
     """
-    held = {person(case) for case in cases if label(case) in hold_out}
-    missing = set(hold_out) - {label(case) for case in cases}
+    held = {person(case) for case in cases for wanted in hold_out if fnmatchcase(label(case), wanted)}
+    missing = [wanted for wanted in hold_out if not any(fnmatchcase(label(case), wanted) for case in cases)]
     if missing:
-        raise UsageError(f"--hold-out {sorted(missing)[0]}: no participant of this label has an annotation")
-    for dataset in () if hold_out else sorted({case.dataset for case in cases}):
+        raise UsageError(f"--hold-out {missing[0]}: no participant of this label has an annotation")
+    for dataset in () if hold_out or folds == 1 else sorted({case.dataset for case in cases}):
         people = sorted({person(case) for case in cases if case.dataset == dataset})
         held |= set(people[fold::folds])
     return [c for c in cases if person(c) not in held], [c for c in cases if person(c) in held]

@@ -241,7 +241,7 @@ def draw(cases: Sequence[Case], plan: Plan, number: int) -> Sample:
         apart = seeded(plan.seed, number, 1)  # samples that are not moved are those of a run without registration
         if torch.rand((), generator=apart) < plan.mover.share:
             spatial, move = replace(spatial, still=1.0), partial(plan.mover.move, case, generator=apart)
-    return draw_sample(case, replace(recipe.view, spatial=spatial), generator, move)
+    return draw_sample(case, replace(recipe.view_at(number // recipe.batch), spatial=spatial), generator, move)
 
 
 def with_weights(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,6 +49,21 @@ class Voxels:
 
 
 @dataclass(frozen=True)
+class Coarse:
+    """The beginning of a run, on a coarser grid: a step is quicker there, and what is learnt holds for any grid.
+
+    Attributes:
+        steps: of the run that are taken so.
+        shape, points: of a sample, as in Sampling.
+    """
+
+    steps: int
+    spacing_mm: float
+    shape: tuple[int, int, int]
+    points: int
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How a model is trained.
 
@@ -63,6 +78,7 @@ class Recipe:
         fading: heads whose weight falls to 0 along the run.
         synthetic_share: share of the samples that are synthesised from a label map without image.
         steps: number of steps; a run ends earlier when its time is used up.
+        coarse: how it begins, if not on the grid of the finished model.
         batch: samples of each step, which several processes share.
         keep: weights of the finished model: the last, or the best on every fifth participant of those left to learn
             from, from whom it then does not learn.
@@ -90,6 +106,7 @@ class Recipe:
     fading: Sequence[str] = ()
     synthetic_share: float = 0.33
     steps: int = 100_000
+    coarse: Coarse | None = None
     batch: int = 1
     keep: str = "last"
     balanced: bool = False
@@ -111,8 +128,15 @@ class Recipe:
 
     @property
     def view(self) -> View:
-        """How cases are shown."""
+        """How cases are shown to the finished model."""
         return View(self.sampling, self.spatial, self.intensity, self.spacing_mm, self.normalisation, self.inputs)
+
+    def view_at(self, step: int) -> View:
+        """How cases are shown at a step."""
+        if self.coarse is None or step >= self.coarse.steps:
+            return self.view
+        sampling = replace(self.sampling, shape=self.coarse.shape, points=self.coarse.points)
+        return replace(self.view, sampling=sampling, spacing_mm=self.coarse.spacing_mm)
 
     def on_card(self) -> dict[str, Any]:
         """What the card of the finished model takes over as it is."""
@@ -129,6 +153,7 @@ ON_CARD = {entry.name for entry in fields(Recipe)} & {entry.name for entry in fi
 PARTS: dict[str, type] = {
     "sampling": Sampling,
     "voxels": Voxels,
+    "coarse": Coarse,
     "spatial": Spatial,
     "intensity": Intensity,
     "loss": Loss,

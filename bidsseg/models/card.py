@@ -85,11 +85,12 @@ class Card:
 
     @property
     def dice(self) -> dict[str, float]:
-        """Mean Dice of each head on people held out, as far as it was measured.
+        """Mean Dice of each head on people held out, in a cross-validation if there was one, as far as it was measured.
 
         That against annotations in the head's own protocol; without such, the lowest against any other.
         """
-        measured = {key: float(value["dice"]) for key, value in self.metrics.get("heads", {}).items()}
+        figures = self.metrics.get("cross_validation", self.metrics).get("heads", {})
+        measured = {key: float(value["dice"]) for key, value in figures.items()}
         others = {head: [v for key, v in measured.items() if key.startswith(f"{head} (")] for head in self.heads}
         return {
             head: measured[head] if head in measured else min(others[head])
