@@ -234,7 +234,7 @@ def train(run: Run, seed: int, data: Path, out: Path, runs: Path) -> None:
     where = functools.partial(source_of, seed=seed, data=data, out=out)
     labels = [f"{protocol}={some(where(name), protocol, run.full, runs)}" for protocol, name in run.labels.items()]
     first, *also = (where(name) for name in run.datasets)
-    held_out = ["--folds", 1000, "--fold", 999] if run.datasets[0] != "oasis" else ["--hold-out", *HELD_OUT]
+    held_out = ["--folds", 1] if run.datasets[0] != "oasis" else ["--hold-out", *HELD_OUT]
     words = [RUN, first, folder, "train", "--recipe", recipe, "--small", "--labels", *labels, *held_out]
     words += ["--also", *also] if also else []
     words += ["--init", model(place(run.init, seed, runs))] if run.init else []

@@ -4,7 +4,8 @@
 
 All that follows OUT and its own options are arguments of ``bidsseg ... train``, which is run once for each fold, in
 OUT/fold0 and so on; ``{fold}`` in any of them stands for the number of the fold, so that ``--init
-FIRST/fold{fold}/models/NAME`` goes on from the models of another cross-validation in FIRST. A fold that is finished is
+FIRST/fold{fold}/models/NAME`` goes on from the models of another cross-validation in FIRST, and each fold may have
+datasets of its own (with --hold-out, since --fold would hold others out). A fold that is finished is
 not done again, and one that was stopped goes on: the same command continues.
 
 Prints for each head the mean Dice over regions, then over scans, with a bootstrap 95 % interval over scans, and the
@@ -38,14 +39,14 @@ EVERYBODY = "all"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("bids_dir", type=Path)
+    parser.add_argument("bids_dir")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--final", action="store_true")
     parser.add_argument("--card", type=Path, metavar="MODEL_FOLDER")
     options, words = parser.parse_known_args()
 
     def trained(fold: object, *split: object) -> Path:
-        return train(options.bids_dir, options.out / f"fold{fold}", [*words, *map(str, split)], str(fold))
+        return train(options.out / f"fold{fold}", [options.bids_dir, *words, *map(str, split)], str(fold))
 
     models = [trained(fold, "--folds", options.folds, "--fold", fold) for fold in range(options.folds)]
     table = pd.concat(
@@ -63,11 +64,10 @@ def main() -> None:
         enter(card, {"split": f"{options.folds}-fold cross-validation by participant", "heads": figures(table)})
 
 
-def train(bids_dir: Path, place: Path, words: Sequence[str], fold: str) -> Path:
-    """The folder of the model that was trained so, now or before."""
-    own = [word.replace("{fold}", fold) for word in words]
-    command = [sys.executable, RUN, bids_dir, place, "train", *own, "--resume"]
-    subprocess.run([str(word) for word in command], check=True)
+def train(place: Path, words: Sequence[str], fold: str) -> Path:
+    """The folder of the model that was trained so, now or before; the dataset is the first word."""
+    bids_dir, *own = (word.replace("{fold}", fold) for word in words)
+    subprocess.run([sys.executable, str(RUN), bids_dir, str(place), "train", *own, "--resume"], check=True)
     (card,) = place.glob(f"models/*/{CARD}")
     return card.parent
 

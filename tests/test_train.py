@@ -314,7 +314,7 @@ def test_participants_can_be_held_out_by_name(ask: Ask) -> None:
 
 def test_one_fold_holds_nobody_out(ask: Ask) -> None:
     card = read_card(train_level(ask(folds=1, fold=0)))
-    assert card.data == ["bids: 3 scans"]
+    assert card.data == ["bids: 4 scans"]
     assert card.recipe["held_out"] == [] and card.metrics == {}
 
 
