@@ -766,6 +766,37 @@ def test_what_is_kept_is_the_running_mean_of_the_weights(ask: Ask, monkeypatch: 
     assert any(not torch.allclose(found[name], value, atol=2e-3) for name, value in passed[0].items())
 
 
+def test_batch_normalisations_learn_anew_from_images_alone(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean over samples, of the weights that are kept, whatever was seen before."""
+    network = 'name = "neuronet"\nwidths = [4, 6]\n'
+    recipe = RECIPE.split("[network]")[0] + "synthetic_share = 0.9\nstatistics = 3\n[network]\n" + network
+    recipe += "[sampling]" + RECIPE.split("[sampling]")[1]
+    shown: list[bool] = []
+    inputs: list[torch.Tensor] = []
+    plain_draw, plain_learn = loop.draw_sample, loop.learn_statistics
+
+    def draw_sample(case: Any, *given: Any) -> Any:
+        shown.append(case.image is not None)
+        return plain_draw(case, *given)
+
+    def learn_statistics(net: Any, *given: Any) -> None:
+        shown.clear()
+        first = net.scales[0][0].first[0]
+        first.register_forward_hook(lambda module, seen, found: inputs.append(seen[0]))
+        plain_learn(net, *given)
+        assert torch.allclose(
+            first.running_mean, torch.stack([x.mean((0, 2, 3, 4)) for x in inputs]).mean(0), atol=1e-5
+        )
+        assert first.momentum == 0.01
+        assert shown == [True] * 3
+
+    monkeypatch.setattr(loop, "draw_sample", draw_sample)
+    monkeypatch.setattr(loop, "learn_statistics", learn_statistics)
+    found = weights(train_level(ask(recipe)))
+    expected = torch.stack([x.mean((0, 2, 3, 4)) for x in inputs[:3]]).mean(0)
+    assert torch.allclose(found["scales.0.0.first.0.running_mean"], expected, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("elapsed_s", "progress", "told"),
     [(600, 0.25, "30 min left"), (60, 0.75, "20 s left"), (7200, 0.1, "18.0 h left"), (1, 0.0, "time left unknown")],

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from bidsseg.labels import Protocol, load_relation
 from bidsseg.labels.relation import closed_background
@@ -190,7 +190,33 @@ def fit(
         check()
     save_checkpoint(conditions, network, stepper, state, average=average, best=best, running=running)
     network.load_state_dict(best if keeps_best else average)
+    if plan.recipe.statistics and not conditions.stop():
+        learn_statistics(network, cases, plan, precision)
     return state
+
+
+@torch.no_grad()
+def learn_statistics(network: Network, cases: Sequence[Case], plan: Plan, precision: torch.dtype) -> None:
+    """Batch normalisations learn anew the mean over samples, for the weights that the network has now.
+
+    Running means are of earlier weights, and of synthesised samples, which real scans are not like (Wu & Johnson 2021,
+    arXiv 2105.07576). If there are images, all samples are of such.
+    """
+    recipe, device = plan.recipe, next(network.parameters()).device
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm3d)]
+    momenta = [norm.momentum for norm in norms]
+    cases = [case for case in cases if case.image is not None] or cases
+    network.train()
+    for number in range(recipe.statistics):
+        for norm in norms:
+            norm.momentum = 1 / (number + 1)
+        sample = draw(cases, plan, recipe.steps * recipe.batch + number).to(device)
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            network.at(sample.image, sample.coordinates, sample.points)
+        for head in plan.heads:
+            network.head(head.name)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 def copied(weights: dict[str, Tensor]) -> dict[str, Tensor]:

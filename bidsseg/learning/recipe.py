@@ -80,6 +80,8 @@ class Recipe:
         steps: number of steps; a run ends earlier when its time is used up.
         coarse: how it begins, if not on the grid of the finished model.
         batch: samples of each step, which several processes share.
+        statistics: samples of images from which batch normalisations learn their means and deviations anew for the
+            weights that are kept; with 0 they keep the running ones, of synthesised samples too.
         keep: weights of the finished model: the last, or the best on every fifth participant of those left to learn
             from, from whom it then does not learn.
         balanced: whether scans with different kinds of annotation take turns, sample by sample; else every case is
@@ -108,6 +110,7 @@ class Recipe:
     steps: int = 100_000
     coarse: Coarse | None = None
     batch: int = 1
+    statistics: int = 0
     keep: str = "last"
     balanced: bool = False
     spatial: Spatial = field(default_factory=Spatial)
