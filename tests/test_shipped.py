@@ -1,4 +1,4 @@
-"""The shipped models on a real scan that none of them has learned from."""
+"""The shipped models on a real scan: that they are whole, and as good as their cards say where they have not seen it."""
 
 from pathlib import Path
 
@@ -28,7 +28,8 @@ PERSON = "sub-1000"
 )
 def test_a_shipped_model_reaches_what_its_card_says(name: str, least: dict[str, float], testdata: Path) -> None:
     card = find_card(name)
-    assert f"oasis/{PERSON}" in card.metrics["held_out"]
+    unseen = f"oasis/{PERSON}" in card.metrics.get("held_out", ())
+    assert unseen or "cross_validation" in card.metrics
     scan = read_image(testdata / "oasis" / PERSON / "anat" / f"{PERSON}_T1w.nii.gz")[0]
     folder = testdata / "oasis" / "derivatives" / "manual" / PERSON / "anat"
     (path,) = folder.glob("*_seg-BrainCOLOR*dseg.nii.gz")
@@ -42,7 +43,8 @@ def test_a_shipped_model_reaches_what_its_card_says(name: str, least: dict[str, 
         found = compare(indices_of(result, model.heads[head]), model.heads[head], annotation, relation)
         mean = np.mean([value for region, value in found.items() if region != ERROR])
         assert mean > dice
-        assert mean == pytest.approx(card.dice[head], abs=0.06)
+        assert mean > card.dice[head] - 0.06
+        assert mean < card.dice[head] + 0.06 or not unseen
     for head, labels in result.labels.items():  # nothing of size is missing
         names = {
             "Left Cerebellum Cortex",
