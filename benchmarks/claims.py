@@ -83,7 +83,7 @@ def neuronet() -> list[Run]:
     published = asdict(load_recipe("neuronet"))
     small = {name: published[name] for name in ("normalisation", "spatial", "intensity", "optimiser")}
     sampling = {**published["sampling"], "shape": [48, 48, 48], "points": 30_000}
-    small |= {**GRID, "steps": 900, "sampling": sampling, "locator": "", "synthetic_share": 0.0}
+    small |= {**GRID, "steps": 900, "sampling": sampling, "locator": "", "synthetic_share": 0.0, "statistics": 0}
     small["spatial"] = {**small["spatial"], "shift_mm": 4.0}  # as the first seeds had it
     heads = {"BrainCOLOR": MANUAL, "FAST": FAST, "Atropos": {"Atropos": ATROPOS}, "FreeSurfer": MANUAL}
     together = {**small, "heads": dict.fromkeys(heads, 1 / len(heads))}

@@ -1,4 +1,4 @@
-"""The shipped models on a real scan: that they are whole, and as good as their cards say where they have not seen it."""
+"""The shipped models on a real scan: they are whole, and as good as their cards say where they have not seen it."""
 
 from pathlib import Path
 
