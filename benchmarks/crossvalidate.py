@@ -5,8 +5,8 @@
 All that follows OUT and its own options are arguments of ``bidsseg ... train``, which is run once for each fold, in
 OUT/fold0 and so on; ``{fold}`` in any of them stands for the number of the fold, so that ``--init
 FIRST/fold{fold}/models/NAME`` goes on from the models of another cross-validation in FIRST, and each fold may have
-datasets of its own (with --hold-out, since --fold would hold others out). A fold that is finished is
-not done again, and one that was stopped goes on: the same command continues.
+datasets of its own (with --hold-out, since --fold would hold others out). A fold that is finished is not done again,
+and one that was stopped goes on: the same command continues.
 
 Prints for each head the mean Dice over regions, then over scans, with a bootstrap 95 % interval over scans, and the
 share of wrong voxels; writes OUT/crossvalidation.tsv with a row for each scan, head and region. ``--final`` then trains
@@ -41,8 +41,9 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("bids_dir")
     parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument("--final", action="store_true")
-    parser.add_argument("--card", type=Path, metavar="MODEL_FOLDER")
+    card = parser.add_mutually_exclusive_group()
+    card.add_argument("--final", action="store_true")
+    card.add_argument("--card", type=Path, metavar="MODEL_FOLDER")
     options, words = parser.parse_known_args()
 
     def trained(fold: object, *split: object) -> Path:
@@ -59,9 +60,9 @@ def main() -> None:
         interval = f"[{row['low']:.3f}, {row['high']:.3f}]"
         told = f"{row['head']} (against {row['annotation']}, {row['cases']} scans): Dice {row['dice']:.3f} {interval}"
         print(f"{told}, voxel error {row['voxel_error']:.3f}")
-    card = trained(EVERYBODY, "--folds", 1) if options.final else options.card
-    if card is not None:
-        enter(card, {"split": f"{options.folds}-fold cross-validation by participant", "heads": figures(table)})
+    model = trained(EVERYBODY, "--folds", 1) if options.final else options.card
+    if model is not None:
+        enter(model, {"split": f"{options.folds}-fold cross-validation by participant", "heads": figures(table)})
 
 
 def train(place: Path, words: Sequence[str], fold: str) -> Path:

@@ -52,4 +52,11 @@ def test_folds_become_figures_on_the_card_of_a_model_that_learns_from_everybody(
         assert second.recipe["init"]["sha256"] == first.sha256
     card = read_card(out / "fold1" / "models" / "tiny")
     assert card.metrics["held_out"] == ["bids/sub-02", "bids/sub-04"]
-    assert json.loads((card.folder / "card.json").read_text())["metrics"]["cross_validation"]["heads"]
+    figure = card.metrics["cross_validation"]["heads"]["FAST"]
+    other_table = pd.read_csv(other / "crossvalidation.tsv", sep="\t")
+    own = other_table[(other_table["head"] == "FAST") & (other_table.region != ERROR)]
+    assert figure["dice"] == pytest.approx(own.groupby("case").dice.mean().mean(), abs=1e-4)
+    assert figure["scans"] == 4 and figure["dice_low"] <= figure["dice"] <= figure["dice_high"]
+    assert json.loads((card.folder / "card.json").read_text())["metrics"]["cross_validation"]["split"].startswith(
+        "2-fold"
+    )

@@ -14,13 +14,13 @@ from bidsseg.learning.losses import Openness, marginal_dice
 from bidsseg.networks.eneuronet import (
     Activation,
     Block,
-    DoublingConv,
     ENeuroNet,
     HalvingConv,
     Trunk,
     decoder_stage,
     encoder_stage,
 )
+from bidsseg.networks.layers import DoublingConv
 
 HEADS = {"a": 5, "b": 3, "c": 4}
 DEAD = 140_384

@@ -366,8 +366,9 @@ def test_logits_are_what_each_head_reads_in_the_features() -> None:
         assert torch.allclose(logits[name], read(features, weight, bias), atol=1e-4)
 
 
-def test_features_at_points_are_those_of_the_whole() -> None:
-    net, image = network(widths=(4, 6, 8, 10)), scan(8, 8, 16)
+@pytest.mark.parametrize("training", [True, False])
+def test_features_at_points_are_those_of_the_whole(training: bool) -> None:
+    net, image = network(widths=(4, 6, 8, 10)).double().train(training), scan(8, 8, 16).double()
     points = torch.cartesian_prod(torch.arange(8), torch.arange(8), torch.arange(16))[::3]
     found, gradients = [], []
     for make in (lambda: net(image)[0].permute(1, 2, 3, 0)[tuple(points.T)], lambda: net.at(image, None, points)):
@@ -377,9 +378,9 @@ def test_features_at_points_are_those_of_the_whole() -> None:
         found.append(features)
         gradients.append([parameter.grad.clone() for parameter in net.parameters()])
         net.zero_grad()
-    assert torch.allclose(*found, atol=1e-5)
+    assert torch.allclose(*found, atol=1e-10)
     for whole, at in zip(*gradients, strict=True):
-        assert torch.allclose(whole, at, rtol=1e-3, atol=1e-2 * whole.abs().max().item())
+        assert torch.allclose(whole, at, rtol=1e-6, atol=1e-6)
 
 
 # -- learning ----------------------------------------------------------------------------------------------------------

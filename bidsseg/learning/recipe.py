@@ -50,7 +50,7 @@ class Voxels:
 
 @dataclass(frozen=True)
 class Coarse:
-    """The beginning of a run, on a coarser grid: a step is quicker there, and what is learnt holds for any grid.
+    """The beginning of a run, on a coarser grid: a step is quicker there, and much is learnt for any grid.
 
     Attributes:
         steps: of the run that are taken so.

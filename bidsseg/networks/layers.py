@@ -36,9 +36,9 @@ class TransposedConv(nn.ConvTranspose3d):
 class DoublingConv(nn.ConvTranspose3d):
     """Transposed 3³ convolution of stride 2: (N, inputs, D, H, W) to (N, outputs, 2D, 2H, 2W).
 
-    Nothing is cut off before, and one voxel behind. Along each axis the even voxels of the output come from two of the
-    input's, by the first and the last weight, and the odd ones from one, by the weight between. So the eight kinds of
-    voxels are the channels of one convolution of 2³, whose weights beyond the 3³ are 0.
+    As TensorFlow's "same" does, it leaves out the last plane along each axis. Even voxels of the output come from two
+    of the input, by the first and the last weight, and odd ones from one, by the weight between. So the eight kinds of
+    voxels are channels of one convolution of 2³, of whose 4³ weights those beyond 3³ are 0.
     """
 
     def __init__(self, inputs: int, outputs: int, groups: int = 1) -> None:

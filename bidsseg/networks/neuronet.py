@@ -111,9 +111,9 @@ class Moments:
 
 
 def joined(levels: Sequence[Tensor]) -> Tensor:
-    """The features of some scales but the finest, the finer first, side by side on the grid of the first.
+    """Features (N, C, D, H, W) of all scales but the finest, the finer first, side by side on the grid of the first.
 
-    To each scale but the coarsest belongs a channel of ones, which is smaller at the border of the grid once it is
+    To each of these but the coarsest belongs a channel of ones, which is smaller at the border of the grid once it is
     upsampled.
     """
     x = levels[-1]
@@ -236,34 +236,32 @@ class NeuroNet(Network):
         self.moments: list[Moments] = []
 
     def encode(self, image: Tensor) -> list[Tensor]:
-        """Features (N, widths[s], D/2ˢ, H/2ˢ, W/2ˢ) of each scale s, of images (N, C, D, H, W)."""
+        """Features (N, widths[s], D/2ˢ, H/2ˢ, W/2ˢ) of each scale s, of images (N, C, D, H, W).
+
+        In training their moments are kept for the heads.
+        """
         levels = [self.stem(image)]
         for scale in self.scales:
             levels.append(scale(levels[-1]))
-        return levels
-
-    def forward(self, image: Tensor, coordinates: Tensor | None = None) -> Tensor:
-        """Features (N, F, D, H, W) of images (N, C, D, H, W)."""
-        finest, *coarser = self.learnt_from(image)
-        return beside(finest, joined(coarser))
-
-    def at(self, image: Tensor, coordinates: Tensor | None, points: Tensor) -> Tensor:
-        """Features (P, F) at voxels (P, 3) of one image (1, C, D, H, W), without upsampling to all of its voxels."""
-        finest, *coarser = self.learnt_from(image)
-        x, y, z = points.T
-        return torch.cat([finest[0].permute(1, 2, 3, 0)[x, y, z], upsampled_at(joined(coarser), points)], 1)
-
-    def learnt_from(self, image: Tensor) -> list[Tensor]:
-        """What ``encode`` gives; in training its moments are kept for the heads."""
-        levels = self.encode(image)
         if self.training:
             self.moments = [Moments.of(level) for level in levels[:-1]]
         return levels
 
+    def forward(self, image: Tensor, coordinates: Tensor | None = None) -> Tensor:
+        """Features (N, F, D, H, W) of images (N, C, D, H, W)."""
+        finest, *coarser = self.encode(image)
+        return beside(finest, joined(coarser))
+
+    def at(self, image: Tensor, coordinates: Tensor | None, points: Tensor) -> Tensor:
+        """Features (P, F) at voxels (P, 3) of one image (1, C, D, H, W), without upsampling to all of its voxels."""
+        finest, *coarser = self.encode(image)
+        x, y, z = points.T
+        return torch.cat([finest[0].permute(1, 2, 3, 0)[x, y, z], upsampled_at(joined(coarser), points)], 1)
+
     def head(self, name: str) -> tuple[Tensor, Tensor]:
         """Weight (R, F) and bias (R,) of a head.
 
-        In training they depend on the features that ``forward`` made last, as batch normalisation does.
+        In training they depend on the features that ``encode`` made last, as batch normalisation does.
         """
         last = next(self.heads[name].parameters()).flatten(1)
         with torch.autocast(last.device.type, enabled=False):
