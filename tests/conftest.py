@@ -4,11 +4,16 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small volumes: threads would only wait for each other
 
 import phantoms
 import pytest
+from labelled import RECIPE, Ask, make_labelled
+from told import Told
+
+from bidsseg.settings import Settings, Training
 
 
 @pytest.fixture
@@ -29,3 +34,30 @@ def testdata() -> Path:
     if folder := os.environ.get("BIDSSEG_TESTDATA"):
         return Path(folder)
     pytest.skip("real data: set BIDSSEG_TESTDATA to its folder")
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """See `labelled.make_labelled`."""
+    return make_labelled(tmp_path_factory.mktemp("labelled"))
+
+
+@pytest.fixture
+def ask(dataset: tuple[Path, Path], tmp_path: Path) -> Ask:
+    """Settings of a run: ``ask(recipe, overwrite=..., resume=..., ...)``; nobody is held out unless asked for."""
+
+    def settings(recipe: str = RECIPE, *, output: str = "out", overwrite: bool = False, **training: Any) -> Settings:
+        path = tmp_path / "recipe.toml"
+        path.write_text(recipe)
+        training = {"recipe": str(path), "labels": {"FAST": [dataset[1]]}, "fold": 4, **training}
+        return Settings(
+            dataset[0],
+            tmp_path / output,
+            precision="fp32",
+            n_cpus=1,
+            overwrite=overwrite,
+            training=Training(**training),
+            report=Told(),
+        )
+
+    return settings

@@ -1,9 +1,18 @@
 """A dataset with annotations, and a recipe that learns next to nothing from it, in no time."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import phantoms
+import torch
+from told import Told
+
+from bidsseg.models.library import load_model
+from bidsseg.settings import Settings
+
+Ask = Callable[..., Settings]
+"""See the fixture `ask`."""
 
 SHAPE = (24, 28, 24)
 GRID = phantoms.grid(8.0, "LAS", SHAPE)
@@ -41,3 +50,12 @@ def make_labelled(folder: Path) -> tuple[Path, Path]:
             image = phantoms.noisy_head(GRID, SHAPE, seed=number)
             phantoms.save(bids / name / "anat" / f"{name}_T1w.nii.gz", image, HALF)
     return bids, folder / "fast"
+
+
+def told(settings: Settings) -> Told:
+    assert isinstance(settings.report, Told)
+    return settings.report
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_model(str(folder)).network.state_dict()

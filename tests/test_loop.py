@@ -1,0 +1,147 @@
+"""Parts of the training loop."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from labelled import RECIPE, Ask, weights
+
+from bidsseg.image.volume import Volume
+from bidsseg.labels import load_protocol, load_relation
+from bidsseg.learning import loop, validation
+from bidsseg.learning.cases import Sample
+from bidsseg.learning.datasets import load_cases
+from bidsseg.learning.loop import Plan
+from bidsseg.learning.recipe import load_recipe
+from bidsseg.learning.state import Conditions, time_left
+from bidsseg.models.library import load_model
+from bidsseg.networks.network import Network
+from bidsseg.segmentation.native import Segmentation
+from bidsseg.train import train_level
+
+
+def test_what_is_kept_is_the_running_mean_of_the_weights(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed: list[dict[str, torch.Tensor]] = []
+    plain_losses, plain_save = loop.losses, loop.save_checkpoint
+
+    def keep(network: Network) -> None:
+        passed.append({name: value.clone() for name, value in network.state_dict().items()})
+
+    def losses(network: Network, *given: Any) -> Any:
+        keep(network)
+        return plain_losses(network, *given)
+
+    def save_checkpoint(conditions: Conditions, network: Network, *given: Any, **others: Any) -> None:
+        keep(network)
+        plain_save(conditions, network, *given, **others)
+
+    monkeypatch.setattr(loop, "losses", losses)
+    monkeypatch.setattr(loop, "save_checkpoint", save_checkpoint)
+    found = weights(train_level(ask(RECIPE.replace("steps = 3", "steps = 4"))))
+    assert len(passed) == 5
+    mean = passed[0]
+    for step, now in enumerate(passed[1:]):
+        decay = (1 + step) / (10 + step)
+        mean = {name: decay * value + (1 - decay) * now[name] for name, value in mean.items()}
+    assert all(torch.allclose(found[name], value, atol=2e-3) for name, value in mean.items())
+    assert any(not torch.allclose(found[name], value, atol=2e-3) for name, value in passed[0].items())
+
+
+def test_batch_normalisations_learn_anew_from_images_alone(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean over samples, of the weights that are kept, whatever was seen before."""
+    network = 'name = "neuronet"\nwidths = [4, 6]\n'
+    recipe = RECIPE.split("[network]")[0] + "synthetic_share = 0.9\nstatistics = 3\n[network]\n" + network
+    recipe += "[sampling]" + RECIPE.split("[sampling]")[1]
+    shown: list[bool] = []
+    inputs: list[torch.Tensor] = []
+    plain_draw, plain_learn = loop.draw_sample, loop.learn_statistics
+
+    def draw_sample(case: Any, *given: Any) -> Any:
+        shown.append(case.image is not None)
+        return plain_draw(case, *given)
+
+    def learn_statistics(net: Any, *given: Any) -> None:
+        shown.clear()
+        first = net.scales[0][0].first[0]
+        first.register_forward_hook(lambda module, seen, found: inputs.append(seen[0]))
+        plain_learn(net, *given)
+        assert first.momentum == 0.01
+        assert shown == [True] * 3
+
+    monkeypatch.setattr(loop, "draw_sample", draw_sample)
+    monkeypatch.setattr(loop, "learn_statistics", learn_statistics)
+    found = weights(train_level(ask(recipe)))
+    expected = torch.stack([x.mean((0, 2, 3, 4)) for x in inputs[:3]]).mean(0)
+    assert torch.allclose(found["scales.0.0.first.0.running_mean"], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("elapsed_s", "progress", "told"),
+    [(600, 0.25, "30 min left"), (60, 0.75, "20 s left"), (7200, 0.1, "18.0 h left"), (1, 0.0, "time left unknown")],
+)
+def test_the_time_left_is_told(elapsed_s: float, progress: float, told: str) -> None:
+    assert time_left(elapsed_s, progress) == told
+
+
+def test_learning_lowers_the_loss(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    plain = loop.losses
+
+    def losses(*given: Any) -> Any:
+        loss, parts = plain(*given)
+        seen.append(loss.item())
+        return loss, parts
+
+    monkeypatch.setattr(loop, "losses", losses)
+    train_level(ask(RECIPE.replace("steps = 3", "steps = 40") + "\n[optimiser]\nrate = 0.03\n"))
+    assert np.mean(seen[-8:]) < 0.93 * np.mean(seen[:4])
+
+
+def test_validation_measures_against_the_annotation(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ask()
+    first = load_cases(given, given.report)[0]
+    truth = np.array(load_protocol("FAST").indices)[first.annotations[0].values.numpy()]
+    found = np.where(truth == 1, 2, truth).astype(np.uint8)
+
+    def segment(images: dict[str, Volume], *_: Any, **__: Any) -> Segmentation:
+        assert images["T1w"].shape == truth.shape
+        return Segmentation({"FAST": found}, {}, truth > 0, None, 1.0)
+
+    monkeypatch.setattr(validation, "segment", segment)
+    model = load_model(str(train_level(ask())))
+    table = validation.validate(model, [first], lambda _: None).set_index(["head", "region"]).dice
+    fluid, grey = (truth == 1).sum(), (truth == 2).sum()
+    assert table["brain", "Brain"] == 1
+    assert table["FAST", "White Matter"] == 1
+    assert table["FAST", "Cerebrospinal Fluid"] == 0
+    assert table["FAST", "Gray Matter"] == pytest.approx(2 * grey / (2 * grey + fluid))
+    assert table["FAST", validation.ERROR] == pytest.approx(fluid / (truth > 0).sum())
+
+
+def test_a_head_is_watched_by_what_an_annotation_fixes_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """BrainCOLOR leaves open most of FreeSurfer's table: white matter, of which it has none, does not count."""
+    manual, head = load_protocol("BrainCOLOR"), load_protocol("FreeSurfer").scored()
+    relation = load_relation(manual, head)
+    assert relation is not None
+    values = torch.arange(len(manual.regions))
+    truth = torch.from_numpy(relation.allowed).int().argmax(1)
+
+    class Knowing(torch.nn.Linear):
+        def at(self, *_: Any) -> torch.Tensor:
+            return torch.nn.functional.one_hot(truth, len(head.regions)).float()
+
+        def head(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.eye(len(head.regions)), self.bias
+
+    network = Knowing(1, 1)
+    sample = Sample(torch.zeros(1), None, torch.zeros(0, 3), [(manual, values)])
+    monkeypatch.setattr(loop, "draw_sample", lambda *_: sample)
+    recipe = load_recipe("eneuronet", small=True)
+    plan = Plan(replace(recipe, heads={"FreeSurfer": 1.0}), (head,))
+    torch.nn.init.zeros_(network.bias)
+    case: Any = None
+    assert loop.evaluate(network, [case], plan, torch.float32) == {"dice BrainCOLOR>FreeSurfer": 1.0}  # type: ignore[arg-type]
+    truth[relation.allowed.sum(1) == 1] = 0
+    assert loop.evaluate(network, [case], plan, torch.float32) == {"dice BrainCOLOR>FreeSurfer": 0.0}  # type: ignore[arg-type]

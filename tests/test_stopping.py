@@ -1,0 +1,239 @@
+"""A training that is stopped, goes on, or is started again: nothing of it is lost."""
+
+import os
+import signal
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from labelled import RECIPE, Ask, told, weights
+
+from bidsseg.errors import DataError, TemporaryFailure, UsageError
+from bidsseg.labels import load_protocol
+from bidsseg.learning import loop, validation
+from bidsseg.learning.datasets import load_cases
+from bidsseg.learning.recipe import load_recipe
+from bidsseg.learning.state import Conditions
+from bidsseg.models.card import WEIGHTS, Card, read_card
+from bidsseg.models.library import build
+from bidsseg.networks.network import Network
+from bidsseg.train import Interruption, train_level
+
+
+def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the training be asked to stop once it has done so many steps; it looks once before the first."""
+    asked = []
+
+    def once_more(self: Interruption) -> bool:
+        asked.append(1)
+        return len(asked) > steps + 1
+
+    monkeypatch.setattr(Interruption, "asked", once_more)
+
+
+def test_a_stopped_run_goes_on_to_the_very_same_weights(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = RECIPE.replace("steps = 3", "steps = 5")
+    whole = train_level(ask(long, output="whole"))
+    with monkeypatch.context() as patched:
+        interrupt_after(2, patched)
+        with pytest.raises(TemporaryFailure, match=r"stopped after 2 steps.*--resume") as caught:
+            train_level(ask(long, output="parts"))
+    assert caught.value.code == 75
+    folder = ask(output="parts").output_dir / "models" / "tiny"
+    assert {path.name for path in folder.iterdir()} == {"checkpoint.pt", "curve.tsv", "curve.png"}
+    with pytest.raises(
+        UsageError, match=r"checkpoint\.pt is there: give --resume to go on, --overwrite to start again"
+    ):
+        train_level(ask(long, output="parts"))
+    assert train_level(ask(long, output="parts", resume=True)) == folder
+    one, other = weights(whole), weights(folder)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert (whole / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()
+    assert not (folder / "checkpoint.pt").exists()
+    assert read_card(folder).recipe["steps_done"] == 5
+    curves = [pd.read_csv(place / "curve.tsv", sep="\t").drop(columns="elapsed_s") for place in (whole, folder)]
+    assert curves[0].step.tolist() == curves[1].step.tolist()
+    pd.testing.assert_frame_equal(*curves)
+
+
+def test_overwriting_starts_again(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        interrupt_after(2, patched)
+        with pytest.raises(TemporaryFailure):
+            train_level(ask())
+    settings = ask(overwrite=True)
+    whole = train_level(ask(output="whole"))
+    assert (train_level(settings) / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize("spoil", ["another network", "damaged"])
+def test_a_checkpoint_that_cannot_be_continued_is_named(spoil: str, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        interrupt_after(1, patched)
+        with pytest.raises(TemporaryFailure):
+            train_level(ask())
+    recipe = RECIPE
+    if spoil == "damaged":
+        (checkpoint,) = ask().output_dir.glob("models/tiny/checkpoint.pt")
+        checkpoint.write_bytes(checkpoint.read_bytes()[:2000])
+    else:
+        recipe = RECIPE.replace("widths = [4, 8]", "widths = [4, 12]")
+    reason = "damaged" if spoil == "damaged" else r"of another run \(network differ\).*"
+    with pytest.raises(DataError, match=rf"checkpoint\.pt: {reason}.*give .*--overwrite"):
+        train_level(ask(recipe, resume=True))
+
+
+@pytest.mark.parametrize("changes, named", [({"seed": 5}, "seed"), ({"hold_out": ("02",)}, "held_out.*holds out")])
+def test_a_run_of_other_people_or_another_seed_is_not_continued(
+    changes: dict[str, Any], named: str, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whom it is measured on, it must not have learnt from."""
+    with monkeypatch.context() as patched:
+        interrupt_after(1, patched)
+        with pytest.raises(TemporaryFailure):
+            train_level(ask())
+    with pytest.raises(DataError, match=rf"of another run \(.*{named}.* differ\)"):
+        train_level(ask(resume=True, **changes))
+    train_level(ask(resume=True))
+    with pytest.raises(DataError, match=rf"models/tiny: of another run \({named.split('.')[0]} differ\)"):
+        train_level(ask(resume=True, **changes))
+
+
+def test_what_a_network_draws_by_itself_is_drawn_again(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropout, of which a run that was stopped must not see other draws."""
+    network = RECIPE[RECIPE.index("[network]") : RECIPE.index("[sampling]")]
+    recipe = RECIPE.replace(network, '[network]\nname = "eneuronet"\ndropout = "keep_0.8"\n\n')
+    whole = weights(train_level(ask(recipe, output="whole")))
+    with monkeypatch.context() as patched:
+        interrupt_after(2, patched)
+        with pytest.raises(TemporaryFailure):
+            train_level(ask(recipe))
+    torch.manual_seed(99)
+    again = weights(train_level(ask(recipe, resume=True)))
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+
+
+def test_who_stops_before_the_first_step_or_while_it_is_measured_loses_nothing(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for steps, moment in ((-1, "before the training began"), (4, "while the model was measured")):
+        with monkeypatch.context() as patched:
+            interrupt_after(steps, patched)
+            with pytest.raises(TemporaryFailure, match=moment):
+                train_level(ask(fold=0, resume=steps > 0))
+    folder = train_level(ask(fold=0, resume=True))
+    assert read_card(folder).recipe["steps_done"] == 3 and read_card(folder).dice
+
+
+@pytest.mark.parametrize("keep, kept", [("best", 1), ("last", 3)])
+def test_the_weights_kept_are_those_that_the_recipe_asks_for(
+    keep: str, kept: int, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ask()
+    recipe = replace(load_recipe(settings.training.recipe), keep=keep, steps=4)
+    scores, seen = [0.2, 0.6, 0.4, 0.5], []
+
+    def evaluate(network: Network, *_: Any) -> dict[str, float]:
+        seen.append({name: value.clone() for name, value in network.state_dict().items()})
+        return {"dice one": scores[len(seen) - 1], "dice two": 0.1}
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    cases = load_cases(settings, settings.report)
+    heads = tuple(load_protocol(name).scored() for name in recipe.heads)
+    network = build(Card("tiny", "Tissue", ("T1w",), recipe.network, 3.0, tuple(recipe.heads), ""))
+    never = partial(bool, False)  # type: ignore[var-annotated]
+    conditions = Conditions(tmp_path, 600, never, lambda _: None)
+    loop.fit(network, cases, cases[:1], loop.Plan(recipe, heads), conditions, check_every=0.2)
+    if keep == "last":
+        seen.append(network.state_dict())
+    assert len(seen) == 4
+    assert not torch.equal(next(iter(seen[0].values())), next(iter(seen[1].values())))
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, seen[kept][name]), name
+
+
+def test_fewer_than_five_participants_are_all_learned_from(ask: Ask) -> None:
+    settings = ask(RECIPE.replace("steps = 3", 'steps = 1\nkeep = "best"'))
+    assert read_card(train_level(settings)).data == ["bids: 4 scans"]
+
+
+def test_a_signal_stops_between_two_steps(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = loop.losses
+
+    def losses(*given: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return plain(*given)
+
+    monkeypatch.setattr(loop, "losses", losses)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(TemporaryFailure, match="after 1 steps"):
+        train_level(ask())
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_interruption_remembers_and_gives_back() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with Interruption() as interruption:
+        assert not interruption.asked()
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        assert interruption.asked()
+    assert interruption.asked()
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_a_signal_may_come_twice_but_a_key_pressed_again_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster signals all processes of a job, and torchrun those that it started."""
+    killed: list[int] = []
+    with Interruption() as interruption:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            signal.raise_signal(number)
+        assert interruption.asked()
+        monkeypatch.setattr("os.kill", lambda _, number: killed.append(number))
+        monkeypatch.setattr(Interruption, "ONE_KEY_S", 0.0)
+        signal.raise_signal(signal.SIGTERM)
+        assert killed == []
+        signal.raise_signal(signal.SIGINT)
+    assert killed == [signal.SIGINT]
+
+
+def test_the_time_budget_ends_a_run_with_a_model(ask: Ask) -> None:
+    settings = ask(RECIPE.replace("steps = 3", "steps = 100000"), time_budget_min=1 / 60)
+    folder = train_level(settings)
+    assert 1 <= read_card(folder).recipe["steps_done"] < 10_000
+    assert not (folder / "checkpoint.pt").exists()
+
+
+def test_a_broken_loss_does_not_spoil_the_weights(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, calls = loop.losses, []
+
+    def losses(*given: Any) -> Any:
+        loss, parts = plain(*given)
+        calls.append(1)
+        return (loss * float("nan") if len(calls) == 2 else loss), parts
+
+    monkeypatch.setattr(loop, "losses", losses)
+    assert all(torch.isfinite(value).all() for value in weights(train_level(ask())).values())
+
+
+def test_a_model_that_finds_no_brain_scores_zero(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    def segment(*_: Any, **__: Any) -> None:
+        raise DataError("the segmentation is empty")
+
+    monkeypatch.setattr(validation, "segment", segment)
+    settings = ask(fold=0)
+    card = read_card(train_level(settings))
+    assert card.dice == {"brain": 0, "FAST": 0}
+    assert any("the segmentation is empty" in line for line in told(settings).said)
+
+
+def test_dry_run_writes_nothing(ask: Ask) -> None:
+    settings = replace(ask(folds=2, fold=0), dry_run=True)
+    train_level(settings)
+    assert not settings.output_dir.exists()
+    assert "2 held out" in told(settings).said[0]
