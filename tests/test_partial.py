@@ -51,6 +51,7 @@ def learnt(
         recipe,
         steps=steps,
         spacing_mm=1.0,
+        coarse=None,
         heads={PROTOCOLS[head].name: weight for head, weight in recipe.heads.items()},
         fading=[PROTOCOLS[head].name for head in recipe.fading],
         sampling=replace(recipe.sampling, shape=(SIZE,) * 3, points=0),
