@@ -55,18 +55,26 @@ def dataset(path: Path) -> Path:
     return path
 
 
-def labels(entity: str, words: Sequence[str]) -> list[str]:
+def labels(entity: str, words: Sequence[str], patterns: bool = False) -> list[str]:
     """Labels without their prefix, from words or from text files (first column of each line).
+
+    Args:
+        patterns: whether a word may be a pattern of labels, as file names have.
 
     >>> labels("sub", ["sub-01", "02", "01"])
     ['01', '02']
+    >>> labels("sub", ["sub-both*"], patterns=True)
+    ['both*']
     """
+    allowed, expected = r"[A-Za-z0-9+]+", f"{entity}- label (letters and digits)"
+    if patterns:
+        allowed, expected = r"[A-Za-z0-9+*?!\[\]-]+", f"{expected}, no pattern of such"
     found: dict[str, None] = {}
     for word in words:
         for entry in _entries(Path(word)) if Path(word).is_file() else [word]:
             label = entry.removeprefix(f"{entity}-").rstrip("/")
-            if not re.fullmatch(r"[A-Za-z0-9+]+", label):
-                raise UsageError(f"'{entry}' is no {entity}- label (letters and digits) and no text file of labels")
+            if not re.fullmatch(allowed, label):
+                raise UsageError(f"'{entry}' is no {expected} and no text file of labels")
             found[label] = None
     return list(found)
 

@@ -274,7 +274,7 @@ def _settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
             time_budget_min=given.time_budget,
             folds=given.folds,
             fold=given.fold,
-            hold_out=arguments.labels("sub", given.hold_out),
+            hold_out=arguments.labels("sub", given.hold_out, patterns=True),
             seed=given.seed,
         ),
         report=Terminal(verbose=given.verbose),

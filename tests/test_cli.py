@@ -132,7 +132,7 @@ VALUES = {
     "--time-budget": ["1.5"],
     "--folds": ["3"],
     "--fold": ["1"],
-    "--hold-out": ["01"],
+    "--hold-out": ["01", "both*", "sub-1?[0-3]"],
     "--seed": ["4"],
 }
 
