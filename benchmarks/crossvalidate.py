@@ -1,6 +1,6 @@
 """Cross-validation of what ``train`` makes: every participant is measured by a model that has not seen them.
 
-    python benchmarks/crossvalidate.py OUT [--folds 5] [--final | --card MODEL_FOLDER] BIDS_DIR --recipe NAME ... [...]
+    python benchmarks/crossvalidate.py OUT [--folds 5] [--cases PATTERN] [--final | --card MODEL_FOLDER] BIDS_DIR ...
 
 All that follows OUT and its own options are arguments of ``bidsseg ... train``, which is run once for each fold, in
 OUT/fold0 and so on; ``{fold}`` in any of them stands for the number of the fold, so that ``--init
@@ -9,9 +9,10 @@ datasets of its own (with --hold-out, since --fold would hold others out). A fol
 and one that was stopped goes on: the same command continues.
 
 Prints for each head the mean Dice over regions, then over scans, with a bootstrap 95 % interval over scans, and the
-share of wrong voxels; writes OUT/crossvalidation.tsv with a row for each scan, head and region. ``--final`` then trains
-the same on everybody, in OUT/foldall, and enters the figures on the card of that model. ``--card`` enters them on the
-card of a model that is there, which the same recipe made.
+share of wrong voxels; writes OUT/crossvalidation.tsv with a row for each scan, head and region. ``--cases`` names those
+that count (``'oasis/*'``), where the labels of others are no truth, as those of a model. ``--final`` then trains the
+same on everybody, in OUT/foldall, and enters the figures on the card of that model. ``--card`` enters them on the card
+of a model that is there, which the same recipe made.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("bids_dir")
     parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--cases", metavar="PATTERN", default="*")
     card = parser.add_mutually_exclusive_group()
     card.add_argument("--final", action="store_true")
     card.add_argument("--card", type=Path, metavar="MODEL_FOLDER")
@@ -56,13 +59,16 @@ def main() -> None:
     )
     text = table.to_csv(sep="\t", index=False, float_format="%.4f")
     write_text_atomic(options.out / "crossvalidation.tsv", text)
-    for _, row in summary(table).iterrows():
+    counted = table[[fnmatchcase(case, options.cases) for case in table.case]]
+    if counted.empty:
+        parser.error(f"--cases {options.cases}: none of these was held out: {', '.join(table.case.unique())}")
+    for _, row in summary(counted).iterrows():
         interval = f"[{row['low']:.3f}, {row['high']:.3f}]"
         told = f"{row['head']} (against {row['annotation']}, {row['cases']} scans): Dice {row['dice']:.3f} {interval}"
         print(f"{told}, voxel error {row['voxel_error']:.3f}")
     model = trained(EVERYBODY, "--folds", 1) if options.final else options.card
     if model is not None:
-        enter(model, {"split": f"{options.folds}-fold cross-validation by participant", "heads": figures(table)})
+        enter(model, {"split": f"{options.folds}-fold cross-validation by participant", "heads": figures(counted)})
 
 
 def train(place: Path, words: Sequence[str], fold: str) -> Path:
