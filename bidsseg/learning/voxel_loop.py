@@ -190,7 +190,7 @@ class Trainer:
         self.precision, self.processes, self.device = precision, processes, processes.device
         self.used = 0.0
         self.descent: torch.optim.Optimizer = (
-            torch.optim.Adam(network.parameters(), voxels.rate)
+            torch.optim.Adam(network.parameters(), voxels.rate, fused=True)
             if voxels.adam
             else torch.optim.SGD(network.parameters(), voxels.rate, momentum=voxels.momentum)
         )
