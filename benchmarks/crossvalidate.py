@@ -59,7 +59,8 @@ def main() -> None:
     )
     text = table.to_csv(sep="\t", index=False, float_format="%.4f")
     write_text_atomic(options.out / "crossvalidation.tsv", text)
-    counted = table[[fnmatchcase(case, options.cases) for case in table.case]]
+    counted = table[[fnmatchcase(case, options.cases) for case in table.case]].copy()
+    counted["case"] += " in fold " + counted["fold"].astype(str)  # folds with datasets of their own may repeat names
     if counted.empty:
         parser.error(f"--cases {options.cases}: none of these was held out: {', '.join(table.case.unique())}")
     for _, row in summary(counted).iterrows():
