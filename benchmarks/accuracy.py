@@ -33,9 +33,8 @@ def main() -> None:
 
     from bidsseg.arguments import annotation_folders
     from bidsseg.learning.datasets import load_cases, split
-    from bidsseg.learning.validation import ERROR, summary, validate
+    from bidsseg.learning.validation import described, validate
     from bidsseg.models.library import load_model
-    from bidsseg.segmentation.agreement import estimate
     from bidsseg.settings import Report, Settings, Training
 
     labels = annotation_folders(options.labels, [], options.bids_dir)
@@ -50,19 +49,7 @@ def main() -> None:
     started = time.monotonic()
     table = validate(model, cases, print, options.precision, lesion_model=lesion_model)
     print(f"{len(cases)} scans, {(time.monotonic() - started) / len(cases):.1f} s each\n")
-    for _, row in summary(table).iterrows():
-        part = table[(table["head"] == row["head"]) & (table["annotation"] == row["annotation"])]
-        print(
-            f"{row['head']} (against {row['annotation']}, {row['cases']} scans): "
-            f"Dice {row['dice']:.3f} [{row['low']:.3f}, {row['high']:.3f}], voxel error {row['voxel_error']:.3f}"
-        )
-        worst = part[part.region != ERROR].groupby("region").dice.mean().nsmallest(5)
-        if part.region.nunique() - 1 <= len(worst):
-            for name in worst.index:
-                mean = estimate(part[part.region == name].dice.to_numpy())
-                print(f"  {name} ({mean.brains} scans): Dice {mean.mean:.3f} [{mean.low:.3f}, {mean.high:.3f}]")
-        else:
-            print("  lowest: " + ", ".join(f"{name} {value:.2f}" for name, value in worst.items()))
+    print("\n".join(described(table)))
     if options.table:
         table.to_csv(options.table, sep="\t", index=False, float_format="%.4f")
 

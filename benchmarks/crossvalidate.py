@@ -8,11 +8,12 @@ FIRST/fold{fold}/models/NAME`` goes on from the models of another cross-validati
 datasets of its own (with --hold-out, since --fold would hold others out). A fold that is finished is not done again,
 and one that was stopped goes on: the same command continues.
 
-Prints for each head the mean Dice over regions, then over scans, with a bootstrap 95 % interval over scans, and the
-share of wrong voxels; writes OUT/crossvalidation.tsv with a row for each scan, head and region. ``--cases`` names those
-that count (``'oasis/*'``), where the labels of others are no truth, as those of a model. ``--final`` then trains the
-same on everybody, in OUT/foldall, and enters the figures on the card of that model. ``--card`` enters them on the card
-of a model that is there, which the same recipe made.
+Prints for each head the mean Dice over regions, then over scans, with a bootstrap 95 % interval over scans, the share
+of wrong voxels and regions, as accuracy.py does; writes OUT/crossvalidation.tsv with a row for each scan, head and
+region. ``--cases`` names those that count, where the labels of others are no truth, as those of a model: a pattern of
+``DATASET/sub-LABEL in fold I`` (``'oasis/*'``, ``'* in fold [12]'``). ``--final`` then trains the same on everybody, in
+OUT/foldall, and enters the figures on the card of that model. ``--card`` enters them on the card of a model that is
+there, which the same recipe made.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import pandas as pd
 
 from bidsseg.bids.sidecars import write_text_atomic
 from bidsseg.learning.record import figures
-from bidsseg.learning.validation import summary
+from bidsseg.learning.validation import described
 from bidsseg.models.card import CARD, read_card
 
 RUN = Path(__file__).parents[1] / "run.py"
@@ -59,17 +60,19 @@ def main() -> None:
     )
     text = table.to_csv(sep="\t", index=False, float_format="%.4f")
     write_text_atomic(options.out / "crossvalidation.tsv", text)
-    counted = table[[fnmatchcase(case, options.cases) for case in table.case]].copy()
-    counted["case"] += " in fold " + counted["fold"].astype(str)  # folds with datasets of their own may repeat names
+    counted = matching(table, options.cases)
     if counted.empty:
-        parser.error(f"--cases {options.cases}: none of these was held out: {', '.join(table.case.unique())}")
-    for _, row in summary(counted).iterrows():
-        interval = f"[{row['low']:.3f}, {row['high']:.3f}]"
-        told = f"{row['head']} (against {row['annotation']}, {row['cases']} scans): Dice {row['dice']:.3f} {interval}"
-        print(f"{told}, voxel error {row['voxel_error']:.3f}")
+        parser.error(f"--cases '{options.cases}' is none of these: {', '.join(matching(table, '*').case.unique())}")
+    print("\n".join(described(counted)))
     model = trained(EVERYBODY, "--folds", 1) if options.final else options.card
     if model is not None:
         enter(model, {"split": f"{options.folds}-fold cross-validation by participant", "heads": figures(counted)})
+
+
+def matching(table: pd.DataFrame, pattern: str) -> pd.DataFrame:
+    """The rows of some cases, whose names tell their fold too: folds with datasets of their own may repeat names."""
+    names = table["case"] + " in fold " + table["fold"].astype(str)
+    return table.assign(case=names)[[fnmatchcase(name, pattern) for name in names]]
 
 
 def train(place: Path, words: Sequence[str], fold: str) -> Path:

@@ -1,9 +1,10 @@
 """SegNet in the convention of its paper: it is given the true brain of each scan, and measured inside of it.
 
-    python benchmarks/segnet_published.py OASIS [--model segnet] [--folds 5 --fold 0]
+    python benchmarks/segnet_published.py OASIS MODEL_FOLDER
 
 De Brébisson and Montana 2015 (arXiv 1502.02445) took the brain, its box and the scale of the brightness from the manual
-labels (derivative ``manual``), at test too. ``accuracy.py`` measures what a user gets, who has no such mask.
+labels (derivative ``manual``), at test too. ``accuracy.py`` measures what a user gets, who has no such mask. The people
+that the card of the model says were held out are measured.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from bidsseg.compute import keep_freed_memory
 from bidsseg.labels import load_protocol
 from bidsseg.learning.cases import Case
-from bidsseg.learning.datasets import load_cases, split
+from bidsseg.learning.datasets import load_cases
 from bidsseg.learning.voxel_loop import labelled_brain
 from bidsseg.learning.voxels import describe, surroundings
 from bidsseg.models.library import load_model
@@ -33,15 +34,19 @@ NAIVE = 2000
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("oasis", type=Path)
-    parser.add_argument("--model", default="segnet")
-    parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument("--fold", type=int, default=0)
+    parser.add_argument("model")
     options = parser.parse_args()
     keep_freed_memory()
     labels = {"BrainCOLOR": [options.oasis / "derivatives" / "manual"]}
     settings = Settings(options.oasis, Path("never-written"), training=Training(labels=labels))
-    _, unseen = split(load_cases(settings, Report()), options.folds, options.fold)
-    network = load_model(options.model).network
+    model = load_model(options.model)
+    held_out = model.card.metrics.get("held_out", ())
+    unseen = [case for case in load_cases(settings, Report()) if case.name in held_out]
+    if not unseen:
+        parser.error(
+            f"the card of {options.model} says that nobody of {options.oasis} was held out: give that of a fold"
+        )
+    network = model.network
     assert isinstance(network, StagedSegNet)
     head = load_protocol("BrainCOLOR").scored()
     dice, errors, first_errors = [], [], []

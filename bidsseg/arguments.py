@@ -66,15 +66,15 @@ def labels(entity: str, words: Sequence[str], patterns: bool = False) -> list[st
     >>> labels("sub", ["sub-both*"], patterns=True)
     ['both*']
     """
-    allowed, expected = r"[A-Za-z0-9+]+", f"{entity}- label (letters and digits)"
-    if patterns:
-        allowed, expected = r"[A-Za-z0-9+*?!\[\]-]+", f"{expected}, no pattern of such"
+    others, or_pattern = (r"*?!\[\]-", " or pattern of such") if patterns else ("", "")
     found: dict[str, None] = {}
     for word in words:
         for entry in _entries(Path(word)) if Path(word).is_file() else [word]:
             label = entry.removeprefix(f"{entity}-").rstrip("/")
-            if not re.fullmatch(allowed, label):
-                raise UsageError(f"'{entry}' is no {expected} and no text file of labels")
+            if not re.fullmatch(rf"[A-Za-z0-9+{others}]+", label):
+                raise UsageError(
+                    f"'{entry}' is no {entity}- label (letters and digits){or_pattern} and no text file of labels"
+                )
             found[label] = None
     return list(found)
 

@@ -52,7 +52,7 @@ class Training:
         time_budget_min: stop cleanly after so many minutes.
         folds: number of folds of a cross-validation by participant; 1 holds nobody out.
         fold: the fold, counted from 0, that is held out.
-        hold_out: labels without ``sub-`` of participants that are held out in place of a fold.
+        hold_out: labels without ``sub-`` of participants, or patterns of such, that are held out in place of a fold.
     """
 
     recipe: str = "wholebrain"

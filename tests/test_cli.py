@@ -219,6 +219,8 @@ def test_training_flags(bids: Path, tmp_path: Path, calls: list[tuple[str, Setti
         (["--mem", "4"], 64, "at least 500"),
         (["--device", "gpu"], 64, "cuda:N"),
         (["--participant-label", "sub_01"], 64, "letters and digits"),
+        (["--participant-label", "0*"], 64, "letters and digits"),
+        (["--hold-out", "sub_0*"], 64, "or pattern of such"),
         (["--shard", "3"], 64, "3/100"),
         (["--shard", "0/4"], 64, "from 1 to N"),
         (["--shard", "5/4"], 64, "from 1 to N"),

@@ -1,6 +1,6 @@
 """Every participant is measured once, by a model that has not seen them."""
 
-import json
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from labelled import RECIPE, make_labelled
 
-from bidsseg.learning.validation import ERROR
+from bidsseg.learning.validation import ERROR, summary
 from bidsseg.models.card import read_card
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "crossvalidate.py"
@@ -46,7 +46,7 @@ def test_folds_become_figures_on_the_card_of_a_model_that_learns_from_everybody(
 
     other = tmp_path / "other"
     start = ["--init", f"{out}/fold{{fold}}/models/tiny"]
-    crossvalidate(other, *common, *start, "--cases", "bids/sub-0[123]", "--card", out / "fold1" / "models" / "tiny")
+    crossvalidate(other, *common, *start, "--cases", "bids/sub-0[123] *", "--card", out / "fold1" / "models" / "tiny")
     for fold in range(2):
         first, second = (read_card(place / f"fold{fold}" / "models" / "tiny") for place in (out, other))
         assert second.recipe["init"]["sha256"] == first.sha256
@@ -59,6 +59,17 @@ def test_folds_become_figures_on_the_card_of_a_model_that_learns_from_everybody(
     own = own[own.case != "bids/sub-04"]
     assert figure["dice"] == pytest.approx(own.groupby("case").dice.mean().mean(), abs=1e-4)
     assert figure["scans"] == 3 and figure["dice_low"] <= figure["dice"] <= figure["dice_high"]
-    assert json.loads((card.folder / "card.json").read_text())["metrics"]["cross_validation"]["split"].startswith(
-        "2-fold"
-    )
+    assert card.metrics["cross_validation"]["split"].startswith("2-fold")
+
+
+def test_people_of_one_name_in_two_folds_are_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    matching = importlib.import_module(SCRIPT.stem).matching
+    rows = [(f"both/sub-{name}", fold, dice) for name, fold, dice in (("01", 0, 0.2), ("01", 1, 0.6), ("02", 1, 0.7))]
+    table = pd.DataFrame(rows, columns=["case", "fold", "dice"])
+    table = table.assign(head="FAST", annotation="FAST", region="White Matter")
+    (row,) = summary(matching(table, "*")).to_dict("records")
+    assert (row["cases"], row["dice"]) == (3, pytest.approx(0.5))
+    assert matching(table, "* in fold 1").dice.tolist() == [0.6, 0.7]
+    assert matching(table, "both/sub-01 *").dice.tolist() == [0.2, 0.6]
+    assert matching(table, "oasis/*").empty

@@ -24,6 +24,8 @@ from bidsseg.segmentation.predict import segment
 
 ERROR = "voxel error"
 """Name of the row that holds the share of wrong voxels inside the reference brain."""
+FEW = 5
+"""Regions that are described each by itself."""
 
 
 def validate(
@@ -89,6 +91,28 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     result["high"] = [found[key].high for key in result.index]
     result["voxel_error"] = errors.groupby(keys).mean()
     return result.reset_index()
+
+
+def described(table: pd.DataFrame) -> list[str]:
+    """Lines to print: for each head and annotation its row of the summary, then its regions.
+
+    All regions with a bootstrap 95 % interval over cases if they are few, else those with the lowest Dice.
+    """
+    lines = []
+    for _, row in summary(table).iterrows():
+        interval = f"[{row['low']:.3f}, {row['high']:.3f}]"
+        measured = f"{row['head']} (against {row['annotation']}, {row['cases']} scans)"
+        lines.append(f"{measured}: Dice {row['dice']:.3f} {interval}, voxel error {row['voxel_error']:.3f}")
+        part = table[(table["head"] == row["head"]) & (table["annotation"] == row["annotation"])]
+        regions = part[part.region != ERROR].groupby("region").dice
+        if regions.ngroups <= FEW:
+            for name, values in regions:
+                mean = estimate(values.to_numpy())
+                lines.append(f"  {name} ({mean.brains} scans): Dice {mean.mean:.3f} [{mean.low:.3f}, {mean.high:.3f}]")
+        else:
+            lowest = regions.mean().nsmallest(FEW)
+            lines.append("  lowest: " + ", ".join(f"{name} {value:.2f}" for name, value in lowest.items()))
+    return lines
 
 
 def synthetic_scan(case: Case, inputs: Sequence[str]) -> torch.Tensor:
