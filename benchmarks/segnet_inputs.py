@@ -82,7 +82,7 @@ def errors(
     """Share of wrong voxels in the brains that a new network learned from, and in others."""
     recipe = load_recipe("segnet", small=True)
     assert recipe.voxels is not None
-    voxels = replace(recipe.voxels, per_scan=PER_SCAN, validation=2000, epochs=EPOCHS)
+    voxels = replace(recipe.voxels, per_scan=PER_SCAN, validation=2000, epochs=EPOCHS, augmented=False)
     options: dict[str, Any] = {"hidden": recipe.network["hidden"], "cube_neurons": recipe.network["cube_neurons"]}
     torch.manual_seed(seed)
     outputs = {"BrainCOLOR": len(load_protocol("BrainCOLOR").scored().regions)}

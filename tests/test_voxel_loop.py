@@ -50,6 +50,7 @@ def network() -> StagedSegNet:
 
 VOXELS = Voxels(per_scan=300, validation=80, batch=20, epochs=4, halve_at=(3,))
 PLAN = Plan(Recipe("tiny", "Tissue", {"FAST": 1.0}, {"name": "segnet"}, voxels=VOXELS), (FAST,))
+AUGMENTED = replace(PLAN, recipe=replace(PLAN.recipe, voxels=replace(VOXELS, augmented=True)))
 
 
 def fit(net: StagedSegNet, folder: Path, plan: Plan = PLAN, stop: Callable[[], bool] = lambda: False) -> State:
@@ -57,9 +58,10 @@ def fit(net: StagedSegNet, folder: Path, plan: Plan = PLAN, stop: Callable[[], b
     return fit_voxels(net, [case(1), case(2)], plan, Conditions(folder, 600, stop, lambda _: None))
 
 
-def test_both_stages_learn(tmp_path: Path) -> None:
+@pytest.mark.parametrize("plan", [PLAN, AUGMENTED], ids=["as they are", "augmented"])
+def test_both_stages_learn(plan: Plan, tmp_path: Path) -> None:
     net = network()
-    state = fit(net, tmp_path)
+    state = fit(net, tmp_path, plan)
     for stage in ("stage 1", "stage 2"):
         errors = [row[f"{stage} error"] for row in state.curve if f"{stage} error" in row]
         assert errors[-1] < 0.1
@@ -97,19 +99,21 @@ def test_the_trained_networks_segment_a_scan(tmp_path: Path) -> None:
     assert result.labels["FAST"].shape == SHAPE
 
 
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[StagedSegNet, int]:
-    """What a run that nobody stops makes, and its number of steps."""
+@pytest.fixture(scope="module", params=[PLAN, AUGMENTED], ids=["as they are", "augmented"])
+def straight(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Plan, StagedSegNet, int]:
+    """A plan, what a run that nobody stops makes, and its number of steps."""
     net = network()
-    return net, fit(net, tmp_path_factory.mktemp("straight")).step
+    return request.param, net, fit(net, tmp_path_factory.mktemp("straight"), request.param).step
 
 
 @pytest.mark.parametrize("chunks", [0, 3, 10, 14])
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(
-    chunks: int, straight: tuple[StagedSegNet, int], tmp_path: Path
+    chunks: int, straight: tuple[Plan, StagedSegNet, int], tmp_path: Path
 ) -> None:
     """In the first stage or in the second, between epochs or within one, which has two chunks."""
-    whole, steps = straight
+    plan, whole, steps = straight
     asked = 0
 
     def stop() -> bool:
@@ -117,10 +121,10 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(
         asked += 1
         return asked > chunks
 
-    broken = fit(network(), tmp_path / "broken", stop=stop)
+    broken = fit(network(), tmp_path / "broken", plan, stop)
     assert broken.step == 10 * (chunks // 2) * 3 + 20 * (chunks % 2 == 0) + 30 * (chunks % 2)
     again = network()
-    assert fit(again, tmp_path / "broken").step == steps
+    assert fit(again, tmp_path / "broken", plan).step == steps
     for name, value in whole.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from bidsseg.errors import DataError
-from bidsseg.image.grid import brain_frame, coordinates, normalise, normalise_each
+from bidsseg.image.grid import brain_frame, coordinates, normalise, normalise_each, percentiles
 from bidsseg.labels import Protocol
 from bidsseg.learning.augment import (
     Intensity,
@@ -28,6 +28,8 @@ from bidsseg.learning.synthesis import strip, synthesise_each
 
 VENTRICLES = 3
 """Value of fluid in the generic BIDS table."""
+ROOM = 8
+"""Voxels that a scan which is moved as a whole gets on every side."""
 
 
 @dataclass(frozen=True)
@@ -214,6 +216,27 @@ def draw_sample(case: Case, view: View, generator: Generator, move: Callable[[Wa
             at_points = torch.tensor(annotation.protocol.partners())[at_points]
         sample.values.append((annotation.protocol, at_points))
     return sample
+
+
+def draw_case(case: Case, view: View, generator: Generator) -> Case:
+    """A whole scan moved, bent and of other brightness, on a grid that reaches a little further; what is 0 stays so."""
+    shape = [n + 2 * ROOM for n in case.brain.shape]
+    warp = draw_warp(view.spatial, shape, view.spacing_mm, case.centre, case.widening, generator)
+    brain = sample_labels(case.brain, warp.source)
+    annotations = []
+    for annotation in case.annotations:
+        values = sample_labels(annotation.values, warp.source)
+        if warp.mirrored:
+            partners = torch.tensor(annotation.protocol.partners(), dtype=values.dtype)
+            values = partners[values.long()]
+        annotations.append(Annotation(annotation.protocol, values))
+    if case.image is None:
+        return Case(case.name, None, tuple(annotations), brain)
+    changed = []
+    for channel in sample_image(case.image, warp):
+        (brightest,) = percentiles(channel, brain, (0.99,))
+        changed.append(change_intensity(channel / max(brightest, 1e-6), view.intensity, view.spacing_mm, generator))
+    return Case(case.name, torch.stack(changed) * brain, tuple(annotations), brain)
 
 
 def jittered_coordinates(brain: Tensor, generator: Generator) -> Tensor:

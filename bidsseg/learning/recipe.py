@@ -26,8 +26,11 @@ class Voxels:
 
     Attributes:
         per_scan: voxels of each scan to learn from.
-        validation: other voxels of each scan, on which the error is measured after each epoch.
+        validation: other voxels of each scan, on which the error is measured after each epoch; of a scan that is
+            augmented they are not left out.
         fresh: whether other voxels are drawn for each epoch, and not the same ones again.
+        augmented: whether each epoch draws them from brains that ``spatial`` and ``intensity`` have changed anew, and
+            not, as the paper does, from the brains as they are.
         batch: voxels of a step.
         rate, momentum: of the gradient descent; the rate is halved at each of the epochs ``halve_at``.
         adam: whether Adam takes the place of gradient descent; its rate falls to 0 along half a cosine.
@@ -38,6 +41,7 @@ class Voxels:
     per_scan: int = 20_000
     validation: int = 2667
     fresh: bool = False
+    augmented: bool = False
     batch: int = 200
     rate: float = 0.05
     momentum: float = 0.5

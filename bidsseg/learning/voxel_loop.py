@@ -9,17 +9,17 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
 
 from bidsseg.errors import DataError
 from bidsseg.labels import Protocol, load_relation
-from bidsseg.learning.cases import Case
+from bidsseg.learning.cases import Case, draw_case
 from bidsseg.learning.loop import Plan
 from bidsseg.learning.optimiser import rate_factor
 from bidsseg.learning.processes import Processes
@@ -100,13 +100,19 @@ def fit_voxels(network: StagedSegNet, cases: Sequence[Case], plan: Plan, conditi
     """
     voxels = plan.recipe.voxels
     assert voxels is not None
-    brains = [labelled_brain(case, plan.heads[0]) for case in cases]
+    head, view = plan.heads[0], plan.recipe.view
+    brains = [labelled_brain(case, head) for case in cases]
     state, progress = State(), Progress()
     budget_s, processes = conditions.budget_s, conditions.processes
     network.to(conditions.device)
 
+    def augmented(generator: Generator) -> list[Brain]:
+        return [labelled_brain(draw_case(case, view, generator), head) for case in cases]
+
     def trainer_of(stage: int) -> Trainer:
-        return Trainer(network.stage(stage), brains, voxels, derived(plan.seed, stage), conditions.precision, processes)
+        net, seed = network.stage(stage), derived(plan.seed, stage)
+        shown = augmented if voxels.augmented else None
+        return Trainer(net, brains, voxels, seed, conditions.precision, processes, shown)
 
     trainer = trainer_of(0)
     if conditions.checkpoint.is_file():
@@ -173,6 +179,9 @@ def fit_voxels(network: StagedSegNet, cases: Sequence[Case], plan: Plan, conditi
 class Trainer:
     """Epochs of one network over the voxels that are drawn for it.
 
+    Args:
+        augmented: makes the brains that an epoch learns from; without it they are learned from as they are.
+
     Attributes:
         used: share of the time for all epochs that is used up, on which the rate of Adam depends.
     """
@@ -185,8 +194,9 @@ class Trainer:
         seed: int,
         precision: torch.dtype,
         processes: Processes,
+        augmented: Callable[[Generator], Sequence[Brain]] | None = None,
     ) -> None:
-        self.network, self.brains, self.voxels, self.seed = network, brains, voxels, seed
+        self.network, self.brains, self.voxels, self.seed, self.augmented = network, brains, voxels, seed, augmented
         self.precision, self.processes, self.device = precision, processes, processes.device
         self.used = 0.0
         self.descent: torch.optim.Optimizer = (
@@ -194,7 +204,7 @@ class Trainer:
             if voxels.adam
             else torch.optim.SGD(network.parameters(), voxels.rate, momentum=voxels.momentum)
         )
-        generator = torch.Generator().manual_seed(seed)
+        generator = Generator().manual_seed(seed)
         drawn = [draw_voxels(brain.labels + 1, voxels.per_scan + voxels.validation, generator) for brain in brains]
         self.others = [points[len(points) - min(voxels.validation, len(points) // 2) :] for points in drawn]
         self.points = [points[: len(points) - len(others)] for points, others in zip(drawn, self.others, strict=True)]
@@ -213,11 +223,16 @@ class Trainer:
         the epoch that is done.
         """
         voxels = self.voxels
-        generator = torch.Generator().manual_seed(derived(self.seed, number))
-        points = self.drawn(generator) if voxels.fresh else self.points
+        generator = Generator().manual_seed(derived(self.seed, number))
+        brains, points = self.brains, self.points
+        if self.augmented is not None:
+            brains = self.augmented(generator)
+            points = [draw_voxels(brain.labels + 1, voxels.per_scan, generator) for brain in brains]
+        elif voxels.fresh:
+            points = self.drawn(generator)
         total = sum(len(some) for some in points)
         done = first * CHUNK * voxels.batch
-        for chunk, (size, inputs, targets) in enumerate(self.chunks(points, generator, first), first):
+        for chunk, (size, inputs, targets) in enumerate(self.chunks(brains, points, generator, first), first):
             self.network.train()
             torch.manual_seed(derived(self.seed, number, chunk))  # of the noise
             starts = range(0, size, voxels.batch)
@@ -235,7 +250,7 @@ class Trainer:
             done += size
             yield len(starts), done / total
 
-    def drawn(self, generator: torch.Generator) -> list[Tensor]:
+    def drawn(self, generator: Generator) -> list[Tensor]:
         """Other voxels of each brain, none of which the error is measured on."""
         found = []
         for brain, others in zip(self.brains, self.others, strict=True):
@@ -256,7 +271,8 @@ class Trainer:
         """Share of wrong voxels, and cross-entropy, among those that were put aside."""
         self.network.eval()
         wrong, entropy, count = 0, 0.0, 0
-        for _, inputs, targets in self.chunks(self.others, torch.Generator().manual_seed(self.seed), shared=False):
+        generator = Generator().manual_seed(self.seed)
+        for _, inputs, targets in self.chunks(self.brains, self.others, generator, shared=False):
             logits = self.logits(inputs, torch.arange(len(targets))).cpu()
             wrong += int((logits.argmax(1) != targets).sum())
             entropy += F.cross_entropy(logits, targets, reduction="sum").item()
@@ -269,7 +285,12 @@ class Trainer:
             return self.network({name: group[some].to(self.device) for name, group in inputs.items()}).float()
 
     def chunks(
-        self, points: Sequence[Tensor], generator: torch.Generator, first: int = 0, shared: bool = True
+        self,
+        brains: Sequence[Brain],
+        points: Sequence[Tensor],
+        generator: Generator,
+        first: int = 0,
+        shared: bool = True,
     ) -> Iterator[tuple[int, dict[str, Tensor], Tensor]]:
         """Chunks of voxels from the first on, all brains mixed: their number, and inputs and regions.
 
@@ -287,7 +308,7 @@ class Trainer:
                 chunk = chunk[turn == processes.rank]
             inputs: list[dict[str, Tensor]] = []
             targets, places = [], []
-            for i, brain in enumerate(self.brains):
+            for i, brain in enumerate(brains):
                 mine = torch.nonzero(owner[chunk] == i)[:, 0]
                 if len(mine) == 0:
                     continue
