@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ import torch.nn.functional as F
 from bidsseg.errors import DataError
 from bidsseg.image.volume import Volume
 from bidsseg.labels import load_protocol
-from bidsseg.learning.cases import Annotation, Case, positions
+from bidsseg.learning import voxel_loop
+from bidsseg.learning.cases import Annotation, Case, draw_case, positions
 from bidsseg.learning.loop import Plan
 from bidsseg.learning.recipe import Recipe, Voxels
 from bidsseg.learning.state import Conditions, State
@@ -68,6 +70,26 @@ def test_both_stages_learn(plan: Plan, tmp_path: Path) -> None:
         assert errors[-1] <= errors[0]
     assert net.second.distance_sd.min() > 0.01 and not torch.equal(net.second.distance_sd, torch.ones(3))
     assert state.step == sum(len(range(0, 600, 20)) for _ in state.curve)
+
+
+def test_each_epoch_learns_from_brains_that_are_augmented_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Case] = []
+
+    def draw(*given: Any) -> Case:
+        drawn.append(draw_case(*given))
+        return drawn[-1]
+
+    def keep(given: Case, *_: object) -> Case:
+        return given
+
+    monkeypatch.setattr(voxel_loop, "draw_case", draw)
+    changed, as_they_are = network(), network()
+    state = fit(changed, tmp_path / "changed", AUGMENTED)
+    assert len(drawn) == 2 * len(state.curve)
+    assert len({float(each.image.sum()) for each in drawn if each.image is not None}) == len(drawn)
+    monkeypatch.setattr(voxel_loop, "draw_case", keep)
+    fit(as_they_are, tmp_path / "kept", AUGMENTED)
+    assert not torch.equal(changed.first.first["fine"].weight, as_they_are.first.first["fine"].weight)
 
 
 def test_logits_are_those_of_its_head() -> None:

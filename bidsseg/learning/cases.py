@@ -211,32 +211,34 @@ def draw_sample(case: Case, view: View, generator: Generator, move: Callable[[Wa
         points=points,
     )
     for annotation in case.annotations:
-        at_points = sample_labels(annotation.values, source).long()
-        if warp.mirrored:
-            at_points = torch.tensor(annotation.protocol.partners())[at_points]
-        sample.values.append((annotation.protocol, at_points))
+        sample.values.append((annotation.protocol, values_at(annotation, source, warp.mirrored).long()))
     return sample
 
 
 def draw_case(case: Case, view: View, generator: Generator) -> Case:
-    """A whole scan moved, bent and of other brightness, on a grid that reaches a little further; what is 0 stays so."""
+    """A whole scan (X, Y, Z) moved, bent and of other brightness; outside of the brain it is 0.
+
+    Its 1 mm RAS grid reaches ROOM voxels further on every side. Brightness is a share of the brain's 99th percentile.
+    """
     shape = [n + 2 * ROOM for n in case.brain.shape]
     warp = draw_warp(view.spatial, shape, view.spacing_mm, case.centre, case.widening, generator)
     brain = sample_labels(case.brain, warp.source)
-    annotations = []
-    for annotation in case.annotations:
-        values = sample_labels(annotation.values, warp.source)
-        if warp.mirrored:
-            partners = torch.tensor(annotation.protocol.partners(), dtype=values.dtype)
-            values = partners[values.long()]
-        annotations.append(Annotation(annotation.protocol, values))
+    annotations = tuple(
+        Annotation(each.protocol, values_at(each, warp.source, warp.mirrored)) for each in case.annotations
+    )
     if case.image is None:
-        return Case(case.name, None, tuple(annotations), brain)
+        return Case(case.name, None, annotations, brain)
     changed = []
     for channel in sample_image(case.image, warp):
         (brightest,) = percentiles(channel, brain, (0.99,))
         changed.append(change_intensity(channel / max(brightest, 1e-6), view.intensity, view.spacing_mm, generator))
-    return Case(case.name, torch.stack(changed) * brain, tuple(annotations), brain)
+    return Case(case.name, torch.stack(changed) * brain, annotations, brain)
+
+
+def values_at(annotation: Annotation, source: Tensor, mirrored: bool) -> Tensor:
+    """Values (...) of an annotation nearest to source (..., 3) in its voxels; with sides swapped if it is mirrored."""
+    values = sample_labels(annotation.values, source)
+    return torch.tensor(annotation.protocol.partners(), dtype=values.dtype)[values.long()] if mirrored else values
 
 
 def jittered_coordinates(brain: Tensor, generator: Generator) -> Tensor:
