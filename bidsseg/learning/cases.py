@@ -24,7 +24,7 @@ from bidsseg.learning.augment import (
     sample_labels,
     uniform,
 )
-from bidsseg.learning.synthesis import strip, synthesise_each
+from bidsseg.learning.synthesis import noise_around, strip, synthesise_each
 
 VENTRICLES = 3
 """Value of fluid in the generic BIDS table."""
@@ -94,6 +94,8 @@ class Sampling:
         realistic: share of synthetic images near the contrast of their kind; the others have any.
         stripped: share of whole-head samples whose skull is stripped.
         cut: share of whole-head samples with a part of the field of view missing.
+        deepest_cut: greatest share of the field of view that is then missing.
+        noise_around: share of synthetic images that have strong noise in place of air, as MP2RAGE (UNIT1) images have.
         missing: share of the samples that lack all images but the first, so that a network learns to do without.
     """
 
@@ -105,6 +107,8 @@ class Sampling:
     realistic: float = 0.6
     stripped: float = 0.35
     cut: float = 0.4
+    deepest_cut: float = 0.35
+    noise_around: float = 0.0
     anywhere: bool = False
     missing: float = 0.0
 
@@ -186,6 +190,8 @@ def draw_sample(case: Case, view: View, generator: Generator, move: Callable[[Wa
         values = sample_labels(first.values, warp.source)
         realistic = uniform(0, 1, generator) < sampling.realistic
         image = synthesise_each(values, first.protocol, realistic, view.inputs, generator)
+        if sampling.noise_around and uniform(0, 1, generator) < sampling.noise_around:
+            image = noise_around(image, values != 0, generator)
     else:
         whole = normalise_each(case.image, None, normalisation) if sampling.anywhere else case.image
         image = sample_image(whole, warp)
@@ -194,7 +200,7 @@ def draw_sample(case: Case, view: View, generator: Generator, move: Callable[[Wa
         left = uniform(0, 6, generator), uniform(0, 16, generator)
         shown = strip(brain, *left, 2 * spacing_mm, generator)
     if sampling.whole_head and uniform(0, 1, generator) < sampling.cut:
-        shown = shown & field_of_view(sampling.shape, generator)
+        shown = shown & field_of_view(sampling.shape, sampling.deepest_cut, generator)
     if len(view.inputs) > 1 and uniform(0, 1, generator) < sampling.missing:
         image[1:] = 0
     if case.image is None or not sampling.anywhere:
@@ -249,11 +255,11 @@ def jittered_coordinates(brain: Tensor, generator: Generator) -> Tensor:
     return coordinates(shape, 2 * centre + 0.5 + 1.5 * noise[:3], 2 * half * (1 + 0.02 * noise[3:]))
 
 
-def field_of_view(shape: Sequence[int], generator: Generator) -> Tensor:
-    """Booleans (D, H, W), False in a slab at one random side."""
+def field_of_view(shape: Sequence[int], deepest: float, generator: Generator) -> Tensor:
+    """Booleans (D, H, W), False in a slab at one random side, of at most that share of the axis."""
     seen = torch.ones(tuple(shape), dtype=torch.bool)
     axis = int(uniform(0, 3, generator))
-    cut = int(uniform(0.05, 0.35, generator) * shape[axis])
+    cut = int(uniform(0.05, deepest, generator) * shape[axis])
     index: list[slice] = [slice(None)] * 3
     index[axis] = slice(0, cut) if uniform(0, 1, generator) < 0.5 else slice(shape[axis] - cut, None)
     seen[tuple(index)] = False

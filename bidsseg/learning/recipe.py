@@ -78,6 +78,7 @@ class Recipe:
         voxels: if given, a network like SegNet learns by it, voxel by voxel, and there are no samples.
         locator: the model that finds the brain for the finished one; none, or "", shows it the whole scan.
         shown_mm: how far beyond the brain that the locator finds the finished model sees.
+        pose: the head whose regions tell how a head lies; None for a model that no other asks for it.
         bits: of each number of the finished model, 16, or 8 for one that would be too large.
         fading: heads whose weight falls to 0 along the run.
         synthetic_share: share of the samples that are synthesised from a label map without image.
@@ -105,6 +106,7 @@ class Recipe:
     locator: str | None = None
     shown_mm: float = 2.0
     mirror: bool = False
+    pose: str | None = None
     bits: int = 16
     description: str = ""
     licence: str = "unknown"

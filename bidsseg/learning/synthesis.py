@@ -88,6 +88,16 @@ def synthesise_each(
     return torch.stack([synthesise(labels, protocol, realistic, generator, suffix) for suffix in inputs])
 
 
+def noise_around(images: Tensor, head: Tensor, generator: Generator) -> Tensor:
+    """Images (C, D, H, W) with noise of any mean and strength outside of the head (D, H, W), as a ratio of images has.
+
+    An MP2RAGE image is such a ratio (Marques et al. 2010, doi:10.1016/j.neuroimage.2009.10.002): where there is no
+    signal, every value of its range is about as likely.
+    """
+    noise = uniform(0.2, 0.8, generator) + uniform(0.03, 0.3, generator) * torch.randn(head.shape, generator=generator)
+    return torch.where(head, images, noise.clamp(min=0.001))
+
+
 def smooth(image: Tensor, sigma: float) -> Tensor:
     """Gaussian smoothing of (D, H, W) with a three-point kernel of that standard deviation in voxels."""
     side = math.exp(-0.5 / sigma**2)
