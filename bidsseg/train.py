@@ -123,6 +123,7 @@ def _train(settings: Settings, interruption: Interruption) -> Path:
         **recipe.on_card(),
         sha256="",
         lesion=next((head.name for head in heads if head.lesions), None),
+        pose=pose_on_card(recipe, seen),
         recipe=learnt(recipe, options, start),
         data=[
             *counted(seen),
@@ -183,6 +184,16 @@ def learnt(recipe: Recipe, options: Training, start: Model | None = None) -> dic
     held_out = sorted(options.hold_out) or (f"fold {options.fold} of {options.folds}" if options.folds > 1 else [])
     init = {"init": {"name": start.card.name, "sha256": start.sha256}} if start else {}
     return {**recipe.as_dict(), "seed": options.seed, "held_out": held_out, **init}
+
+
+def pose_on_card(recipe: Recipe, cases: Sequence[Case]) -> dict[str, Any] | None:
+    """Where the regions of an average brain lie, for a model that tells how a head lies."""
+    from bidsseg.labels import load_protocol
+    from bidsseg.learning.average import average_brain
+
+    if recipe.pose_head is None:
+        return None
+    return average_brain(cases, load_protocol(recipe.pose_head).scored()).to_card(recipe.pose_head)
 
 
 def counted(cases: Sequence[Case], what: str = "") -> list[str]:

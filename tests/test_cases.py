@@ -8,7 +8,7 @@ import torch
 from torch import Generator
 
 from bidsseg.errors import DataError
-from bidsseg.image.grid import NORMALISATIONS
+from bidsseg.image.brightness import NORMALISATIONS
 from bidsseg.labels import Protocol, Region, load_protocol
 from bidsseg.learning import augment, synthesis
 from bidsseg.learning.augment import Intensity, Spatial

@@ -1,25 +1,23 @@
-"""The model grid: isotropic, RAS, axes parallel to the scan's own; and what is measured on it.
+"""The model grid: isotropic, RAS, axes parallel to the scan's own or turned with the head; and what is measured on it.
 
-Arrays on it are (D, H, W) = (left to right, posterior to anterior, inferior to superior). An oblique scan is not
-turned: its axes are taken as the nearest anatomical ones.
+Arrays on it are (D, H, W) = (left to right, posterior to anterior, inferior to superior). The canonical frame of a scan
+has its own axes, each taken as the nearest anatomical one, in mm from the centre of its first voxel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor
 
 from bidsseg.errors import DataError
 from bidsseg.image.volume import Volume
-
-SAMPLE = 60_000
-"""Brain voxels that are about enough to estimate a percentile."""
 
 
 def canonical(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
@@ -33,6 +31,14 @@ def from_canonical(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return nib.orientations.apply_orientation(data, nib.orientations.ornt_transform(ras, native))
 
 
+Turn = tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
+"""A rotation (3, 3) as nested tuples."""
+UPRIGHT: Turn = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+"""No rotation: axes parallel to those of the scan."""
+FINE = 0.8
+"""A scan with voxels smaller than this share of a turned grid's is first brought to that spacing."""
+
+
 @dataclass(frozen=True)
 class Grid:
     """An isotropic grid in the canonical frame of a scan.
@@ -41,11 +47,21 @@ class Grid:
         spacing_mm: voxel size.
         origin_mm: (3,) centre of the first voxel, from the centre of the scan's first canonical voxel along its axes.
         shape: (D, H, W).
+        turn: its columns are the directions of the grid's axes in the canonical frame.
     """
 
     spacing_mm: float
     origin_mm: tuple[float, float, float]
     shape: tuple[int, int, int]
+    turn: Turn = UPRIGHT
+
+    def places(self, voxels: np.ndarray) -> np.ndarray:
+        """Return the canonical places (N, 3) in mm of voxels (N, 3) of the grid."""
+        return np.asarray(self.origin_mm) + self.spacing_mm * voxels @ np.asarray(self.turn).T
+
+    def voxels(self, places: np.ndarray) -> np.ndarray:
+        """Return the voxels (N, 3) of the grid, not rounded, at canonical places (N, 3) in mm."""
+        return (places - np.asarray(self.origin_mm)) @ np.asarray(self.turn) / self.spacing_mm
 
 
 def canonical_spacing(volume: Volume) -> np.ndarray:
@@ -56,30 +72,60 @@ def canonical_spacing(volume: Volume) -> np.ndarray:
     return spacing
 
 
-def whole_grid(volume: Volume, spacing_mm: float, multiple: int = 1) -> Grid:
-    """The grid that covers the whole field of view, each axis a multiple of that many voxels, centred on the scan."""
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+"""Along each axis the first voxel and the one after the last."""
+
+
+def content_box(data: np.ndarray) -> Box:
+    """Return the smallest box around the voxels (X, Y, Z) that are not 0; the whole array if all are."""
+    box = []
+    for axis in range(3):
+        filled = np.flatnonzero(data.any(axis=tuple(i for i in range(3) if i != axis)))
+        box.append((int(filled[0]), int(filled[-1]) + 1) if len(filled) else (0, data.shape[axis]))
+    return box[0], box[1], box[2]
+
+
+def whole_grid(
+    volume: Volume, spacing_mm: float, multiple: int = 1, *, box: Box | None = None, margin_mm: float = 0.0
+) -> Grid:
+    """The grid that covers the whole field of view, each axis a multiple of that many voxels, centred on the scan.
+
+    Args:
+        box: canonical voxels to cover in place of all.
+        margin_mm: room on every side.
+    """
     spacing = canonical_spacing(volume)
-    size = np.array(canonical(np.empty(volume.shape, np.uint8), volume.affine).shape)
-    extent = size * spacing
+    size = canonical(np.empty(volume.shape, np.uint8), volume.affine).shape
+    first, end = np.array(box if box is not None else [(0, n) for n in size]).T
+    extent = (end - first) * spacing + 2 * margin_mm
     shape = np.maximum(1, np.ceil(extent / spacing_mm / multiple - 1e-6)).astype(int) * multiple
-    origin = ((size - 1) * spacing - (shape - 1) * spacing_mm) / 2
+    origin = ((first + end - 1) * spacing - (shape - 1) * spacing_mm) / 2
     return Grid(spacing_mm, tuple(origin.tolist()), tuple(shape.tolist()))
 
 
 def box_grid(
-    whole: Grid, mask: np.ndarray, spacing_mm: float, margin_mm: float, multiple: int, native_mm: np.ndarray
+    around: Grid,
+    mask: np.ndarray,
+    spacing_mm: float,
+    margin_mm: float,
+    multiple: int,
+    native_mm: np.ndarray,
+    turn: Turn = UPRIGHT,
 ) -> Grid:
     """The grid around the True voxels of a mask (D, H, W) on another grid, with a margin, to half a native voxel.
 
-    Its first voxel is one of the scan's own, of spacing native_mm (3,), so that a scan of the grid's spacing is not
-    blurred by interpolation.
+    If it is upright, its first voxel is one of the scan's own, of spacing native_mm (3,), so that a scan of the grid's
+    spacing is not blurred by interpolation.
     """
-    found = np.argwhere(mask)
-    low = np.array(whole.origin_mm) + (found.min(0) - 0.5) * whole.spacing_mm - margin_mm
-    high = np.array(whole.origin_mm) + (found.max(0) + 0.5) * whole.spacing_mm + margin_mm
-    shape = np.ceil((high - low) / spacing_mm / multiple).astype(int) * multiple
-    origin = np.rint(((low + high) / 2 - (shape - 1) / 2 * spacing_mm) / native_mm) * native_mm
-    return Grid(spacing_mm, tuple(origin.tolist()), tuple(shape.tolist()))
+    axes = np.asarray(turn)
+    found = around.places(np.argwhere(mask)) @ axes
+    low = found.min(0) - 0.5 * around.spacing_mm - margin_mm
+    high = found.max(0) + 0.5 * around.spacing_mm + margin_mm
+    shape = np.ceil((high - low) / spacing_mm / multiple - 1e-6).astype(int) * multiple
+    origin = axes @ ((low + high) / 2 - (shape - 1) / 2 * spacing_mm)
+    if turn == UPRIGHT:
+        origin = np.rint(origin / native_mm) * native_mm
+    return Grid(spacing_mm, tuple(origin.tolist()), tuple(shape.tolist()), turn)
 
 
 def hat_weights(size_in: int, spacing_in: float, size_out: int, spacing_out: float, origin_out: float) -> np.ndarray:
@@ -105,13 +151,36 @@ def resample(data: Tensor, weights: Sequence[np.ndarray]) -> Tensor:
 
 
 def to_grid(volume: Volume, grid: Grid) -> Tensor:
-    """The scan on the model grid (D, H, W), float32, linearly interpolated, 0 outside its field of view."""
+    """The scan on the model grid (D, H, W), float32, 0 outside its field of view.
+
+    It is interpolated linearly; on a turned grid by cubic splines, which blur less.
+    """
     data = canonical(volume.data, volume.affine)
     spacing = canonical_spacing(volume)
-    weights = [
-        hat_weights(data.shape[i], spacing[i], grid.shape[i], grid.spacing_mm, grid.origin_mm[i]) for i in range(3)
-    ]
-    return resample(torch.from_numpy(np.ascontiguousarray(data, np.float32)), weights)
+    data = np.ascontiguousarray(data, np.float32)
+    if grid.turn == UPRIGHT:
+        weights = [
+            hat_weights(data.shape[i], spacing[i], grid.shape[i], grid.spacing_mm, grid.origin_mm[i]) for i in range(3)
+        ]
+        return resample(torch.from_numpy(data), weights)
+    origin = np.zeros(3)
+    if (spacing < FINE * grid.spacing_mm).any():
+        upright = whole_grid(volume, grid.spacing_mm)
+        data, spacing = to_grid(volume, upright).numpy(), np.full(3, upright.spacing_mm)
+        origin = np.asarray(upright.origin_mm)
+    return torch.from_numpy(turned(data, origin, spacing, grid, order=3)).clamp_(min=0)
+
+
+def turned(data: np.ndarray, origin_mm: np.ndarray, spacing_mm: np.ndarray, grid: Grid, order: int) -> np.ndarray:
+    """Return an upright array (X, Y, Z) interpolated on a grid of any turn, 0 outside.
+
+    Args:
+        origin_mm, spacing_mm: (3,) of the array, in the canonical frame.
+        order: of the splines, 1 for linear interpolation.
+    """
+    matrix = grid.spacing_mm * np.asarray(grid.turn) / np.asarray(spacing_mm)[:, None]
+    offset = (np.asarray(grid.origin_mm) - origin_mm) / spacing_mm
+    return ndimage.affine_transform(data, matrix, offset, grid.shape, order=order)
 
 
 def stack(images: Mapping[str, Volume], inputs: Sequence[str], grid: Grid) -> Tensor:
@@ -128,11 +197,17 @@ def stack(images: Mapping[str, Volume], inputs: Sequence[str], grid: Grid) -> Te
 
 def between(mask: Tensor, source: Grid, target: Grid) -> Tensor:
     """A float array (D, H, W) on one grid, linearly interpolated on another of the same scan."""
-    origin = np.subtract(target.origin_mm, source.origin_mm)
-    weights = [
-        hat_weights(source.shape[i], source.spacing_mm, target.shape[i], target.spacing_mm, origin[i]) for i in range(3)
-    ]
-    return resample(mask.float(), weights)
+    axes = np.asarray(source.turn)
+    if source.turn == target.turn:
+        origin = np.subtract(target.origin_mm, source.origin_mm) @ axes
+        weights = [
+            hat_weights(source.shape[i], source.spacing_mm, target.shape[i], target.spacing_mm, origin[i])
+            for i in range(3)
+        ]
+        return resample(mask.float(), weights)
+    matrix = axes.T @ np.asarray(target.turn) * (target.spacing_mm / source.spacing_mm)
+    offset = source.voxels(np.asarray(target.origin_mm)[None])[0]
+    return torch.from_numpy(ndimage.affine_transform(mask.float().numpy(), matrix, offset, target.shape, order=1))
 
 
 def labels_to_grid(data: np.ndarray, affine: np.ndarray, grid: Grid, spacing: np.ndarray) -> np.ndarray:
@@ -146,57 +221,6 @@ def labels_to_grid(data: np.ndarray, affine: np.ndarray, grid: Grid, spacing: np
         picked = np.take(picked, np.clip(index, 0, data.shape[axis] - 1), axis)
         picked.swapaxes(0, axis)[~inside] = 0
     return np.ascontiguousarray(picked)
-
-
-def percentiles(image: Tensor, mask: Tensor | None, shares: Sequence[float]) -> list[float]:
-    """Percentiles of the image's non-zero voxels, in the mask if there is one."""
-    step = max(1, round((image.numel() / SAMPLE / 4) ** (1 / 3)))
-    thin = (slice(None, None, step),) * 3
-    image = image[thin]
-    values = image[(image != 0) & mask[thin] if mask is not None else image != 0]
-    if len(values) == 0:
-        return [0.0 for _ in shares]
-    return torch.quantile(values, torch.tensor(list(shares))).tolist()
-
-
-def normalise(image: Tensor, mask: Tensor | None) -> Tensor:
-    """Brightness scaled so that the 1st and 99th percentile become 0 and 1, at most 1.5; 0 outside the mask.
-
-    Without a mask the whole field of view counts, its zeros aside.
-    """
-    low, high = percentiles(image, mask, (0.01, 0.99))
-    scaled = ((image - low) / max(high - low, 1e-6)).clamp(0, 1.5)
-    return scaled * mask if mask is not None else scaled
-
-
-def standardise(image: Tensor, mask: Tensor | None) -> Tensor:
-    """Brightness with mean 0 and standard deviation 1 over the mask, 0 outside; over the whole image without a mask."""
-    inside = image if mask is None else image[mask]
-    scaled = (image - inside.mean()) / inside.std(correction=0).clamp(min=1e-6)
-    return scaled * mask if mask is not None else scaled
-
-
-def to_byte_range(image: Tensor, mask: Tensor | None) -> Tensor:
-    """As ``normalise``, in the range 0 to 255 that FreeSurfer's images have."""
-    return 255 * normalise(image, mask)
-
-
-def unchanged(image: Tensor, mask: Tensor | None) -> Tensor:
-    """Brightness as it was scanned, 0 outside the mask; for networks that have a scale of their own."""
-    return image if mask is None else image * mask
-
-
-NORMALISATIONS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
-    "percentile": normalise,
-    "zscore": standardise,
-    "byte": to_byte_range,
-    "none": unchanged,
-}
-
-
-def normalise_each(images: Tensor, mask: Tensor | None, normalisation: str) -> Tensor:
-    """The channels (C, D, H, W), each normalised by itself; a missing one stays 0."""
-    return torch.stack([NORMALISATIONS[normalisation](channel, mask) for channel in images])
 
 
 def brain_frame(brain: Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from bidsseg.errors import DataError
-from bidsseg.image.grid import brain_frame, coordinates, normalise, normalise_each, percentiles
+from bidsseg.image.brightness import normalise, normalise_each, percentiles
+from bidsseg.image.grid import brain_frame, coordinates
 from bidsseg.labels import Protocol
 from bidsseg.learning.augment import (
     Intensity,
@@ -120,7 +121,7 @@ class View:
     Attributes:
         sampling, spatial, intensity: where a sample lies, how it is moved, and how its brightness is changed.
         spacing_mm: of the sample's grid.
-        normalisation: of brightness, see ``image.grid``.
+        normalisation: of brightness, see ``image.brightness``.
         inputs: suffixes of the images.
     """
 

@@ -13,13 +13,15 @@ from bidsseg.bids.annotations import LabelMap, annotation_names, find_annotation
 from bidsseg.bids.query import Scan, find_scans
 from bidsseg.errors import DataError, NothingSelected, UsageError
 from bidsseg.image.align import read_aligned
+from bidsseg.image.brightness import rescaled_each
 from bidsseg.image.grid import between, canonical_spacing, labels_to_grid, stack, whole_grid
 from bidsseg.image.nifti import read_labels
 from bidsseg.image.volume import Volume
 from bidsseg.labels import Protocol, load_protocol, load_relation
 from bidsseg.learning.cases import Annotation, Case, positions, towards_ventricles
 from bidsseg.models.library import load_model
-from bidsseg.segmentation.predict import Engine, find_brain
+from bidsseg.segmentation.engine import Engine
+from bidsseg.segmentation.locate import find_brain
 from bidsseg.settings import Report, Settings
 
 LEARNING_MM = 1.0
@@ -141,7 +143,7 @@ def read_case(
             raise DataError(f"{path}: not on the grid of {scan.t1w.name}")
         values = labels_to_grid(labels.data, labels.affine, grid, canonical_spacing(labels))
         annotations.append(Annotation(protocols[protocol], positions(values, protocols[protocol], str(path))))
-    return finish(name, stack(images.volumes, inputs, grid), annotations)
+    return finish(name, stack(rescaled_each(images.volumes), inputs, grid), annotations)
 
 
 def read_label_map(name: str, path: Path, protocol: Protocol) -> Case:
@@ -177,10 +179,10 @@ def brain_in(name: str, image: torch.Tensor) -> torch.Tensor:
         return image != 0
     volume = Volume(image.numpy(), np.eye(4))
     try:
-        grid, probability = find_brain({"T1w": volume}, load_model(LOCATOR), Engine())
+        brain = find_brain({"T1w": volume}, load_model(LOCATOR), Engine())
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
-    return between(probability, grid, whole_grid(volume, LEARNING_MM)) > 0.5
+    return between(brain.probability, brain.grid, whole_grid(volume, LEARNING_MM)) > 0.5
 
 
 def is_stripped(image: torch.Tensor) -> bool:

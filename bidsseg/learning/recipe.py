@@ -78,7 +78,7 @@ class Recipe:
         voxels: if given, a network like SegNet learns by it, voxel by voxel, and there are no samples.
         locator: the model that finds the brain for the finished one; none, or "", shows it the whole scan.
         shown_mm: how far beyond the brain that the locator finds the finished model sees.
-        pose: the head whose regions tell how a head lies; None for a model that no other asks for it.
+        pose_head: the protocol whose regions tell how a head lies, for a model that finds the brain for others.
         bits: of each number of the finished model, 16, or 8 for one that would be too large.
         fading: heads whose weight falls to 0 along the run.
         synthetic_share: share of the samples that are synthesised from a label map without image.
@@ -106,7 +106,7 @@ class Recipe:
     locator: str | None = None
     shown_mm: float = 2.0
     mirror: bool = False
-    pose: str | None = None
+    pose_head: str | None = None
     bits: int = 16
     description: str = ""
     licence: str = "unknown"
@@ -131,6 +131,8 @@ class Recipe:
             raise ValueError(f"fading names {sorted(unknown)[0]}, which is none of the heads")
         if self.bits not in (8, 16):
             raise ValueError(f"bits = {self.bits}: give 8 or 16")
+        if self.pose_head is not None and self.pose_head not in self.heads:
+            raise ValueError(f"pose_head = {self.pose_head!r}, which is none of the heads")
         if self.keep not in ("last", "best"):
             raise ValueError(f"keep = {self.keep!r}: give last or best")
         check_inputs(self.inputs, f"recipe {self.name}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from bidsseg.image.grid import normalise
+from bidsseg.image.brightness import normalise
 from bidsseg.learning.augment import UNMOVED, Warp, draw_warp, sample_image, sample_labels
 from bidsseg.learning.cases import Case
 from bidsseg.learning.optimiser import Optimiser

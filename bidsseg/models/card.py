@@ -27,11 +27,13 @@ class Card:
         inputs: suffixes of the images it reads, in channel order.
         network: name of the architecture and its options.
         spacing_mm: voxel size of the model grid.
-        normalisation: of the brightness on the model grid, a name in ``image.grid.NORMALISATIONS``.
+        normalisation: of the brightness on the model grid, a name in ``image.brightness.NORMALISATIONS``.
         locator: name of the model that finds the brain first, None if this one sees the whole field of view.
         margin_mm: around the found brain.
         shown_mm: how far beyond the found brain the network sees; a brain head may widen the brain by so much.
         mirror: whether the mean of the scan and its mirror image is taken.
+        pose: of a model that others ask for it: the head that tells how a head lies, and where its regions lie in an
+            average brain, see ``image.pose.Reference``. None if it does not tell.
         heads: protocols that the network answers in.
         bits: of each stored number, 16 or 8.
         lesion: the head that holds lesions, None without.
@@ -52,6 +54,7 @@ class Card:
     mirror: bool = False
     bits: int = 16
     lesion: str | None = None
+    pose: Mapping[str, Any] | None = None
     description: str = ""
     licence: str = "unknown"
     citation: Sequence[str] = ()

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from bidsseg.errors import DataError, InputMissing
+from bidsseg.image.brightness import NORMALISATIONS
 from bidsseg.image.files import replacing
-from bidsseg.image.grid import NORMALISATIONS
 from bidsseg.labels import Protocol, load_protocol
 from bidsseg.models.card import CARD, WEIGHTS, Card, find_card, shipped
 from bidsseg.models.weights import packed, unpacked

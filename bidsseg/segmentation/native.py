@@ -17,7 +17,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from bidsseg.errors import DataError
-from bidsseg.image.grid import Grid, canonical, canonical_spacing, from_canonical, hat_weights, resample
+from bidsseg.image.grid import UPRIGHT, Grid, canonical, canonical_spacing, from_canonical, hat_weights, resample
+from bidsseg.image.guard import Finding
 from bidsseg.image.volume import Volume
 from bidsseg.models.library import Model
 
@@ -66,6 +67,7 @@ class Segmentation:
         probabilities: per protocol those of every region; empty unless asked for.
         entropy: per protocol, 0 (certain) to 1 (no idea), float32; empty unless asked for.
         notes: what the user should know of how it was computed.
+        findings: what the user should know of the scan or the result before trusting it.
     """
 
     labels: dict[str, np.ndarray]
@@ -78,6 +80,7 @@ class Segmentation:
     probabilities: dict[str, Probabilities] = field(default_factory=dict)
     entropy: dict[str, np.ndarray] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
 
 
 @dataclass
@@ -188,24 +191,32 @@ def brain_chance(
     spacing: np.ndarray,
 ) -> np.ndarray:
     """The brain's probability on the canonical native grid; 1 in the model grid for a model that has no such head."""
-    to_native = [
-        hat_weights(grid.shape[i], grid.spacing_mm, shape[i], spacing[i], -grid.origin_mm[i]) for i in range(3)
-    ]
-    inside = resample(torch.ones(grid.shape), to_native) > 0.5
+    inside = to_native(torch.ones(grid.shape), grid, shape, spacing) > 0.5
     if "brain" not in weights:
-        return inside.float().numpy()
+        return inside.astype(np.float32)
     weight, bias = weights["brain"]
     difference = (features @ (weight[1] - weight[0]).to(features.dtype)).float() + (bias[1] - bias[0])
-    return (torch.sigmoid(resample(difference, to_native)) * inside).numpy()
+    return torch.sigmoid(torch.from_numpy(to_native(difference, grid, shape, spacing))).numpy() * inside
+
+
+def to_native(values: Tensor, grid: Grid, shape: tuple[int, ...], spacing: np.ndarray) -> np.ndarray:
+    """Values (D, H, W) on the model grid, linearly interpolated at the canonical native voxels (X, Y, Z), 0 outside."""
+    if grid.turn == UPRIGHT:
+        weights = [
+            hat_weights(grid.shape[i], grid.spacing_mm, shape[i], spacing[i], -grid.origin_mm[i]) for i in range(3)
+        ]
+        return resample(values, weights).numpy()
+    matrix = np.asarray(grid.turn).T * spacing[None] / grid.spacing_mm
+    return ndimage.affine_transform(values.numpy(), matrix, grid.voxels(np.zeros((1, 3)))[0], shape, order=1)
 
 
 def corners(voxels: np.ndarray, shape: tuple[int, ...], spacing: np.ndarray, grid: Grid) -> tuple[Tensor, Tensor]:
     """For native voxels (P,) the flat positions (P, 8) of the model voxels around them, and their weights (P, 8)."""
     rows = torch.zeros(len(voxels), 8, dtype=torch.int64)
     share = torch.ones(len(voxels), 8)
-    for axis, index in enumerate(np.unravel_index(voxels, shape)):
-        position = (torch.from_numpy(index) * spacing[axis] - grid.origin_mm[axis]) / grid.spacing_mm
-        position = position.clamp(0, grid.shape[axis] - 1)
+    places = np.stack(np.unravel_index(voxels, shape), 1) * spacing
+    for axis, along in enumerate(torch.from_numpy(grid.voxels(places)).T):
+        position = along.clamp(0, grid.shape[axis] - 1)
         low = position.floor().clamp(max=grid.shape[axis] - 2)
         up = torch.tensor([(corner >> (2 - axis)) & 1 for corner in range(8)])
         rows = rows * grid.shape[axis] + low.long()[:, None] + up

@@ -3,50 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
-from scipy import ndimage
 from torch import Tensor
 
-from bidsseg.errors import DataError
-from bidsseg.image.grid import (
-    Grid,
-    between,
-    box_grid,
-    brain_frame,
-    canonical_spacing,
-    coordinates,
-    dilate,
-    normalise_each,
-    stack,
-    whole_grid,
-)
+from bidsseg.image.brightness import rescaled_each
 from bidsseg.image.volume import Volume
 from bidsseg.models.library import Model
-from bidsseg.segmentation.native import Segmentation, largest_piece, read_heads
+from bidsseg.segmentation.engine import Engine
+from bidsseg.segmentation.locate import head_weights, model_input
+from bidsseg.segmentation.native import Segmentation, read_heads
 from bidsseg.segmentation.windows import features_of
-
-SMALLEST_BRAIN_MM3 = 100_000.0
-"""Less than this is not a brain (a newborn's has about 300,000)."""
-
-
-@dataclass(frozen=True)
-class Engine:
-    """Where and how networks run.
-
-    Attributes:
-        memory_mb: what a prediction may take, None for no limit.
-    """
-
-    device: str = "cpu"
-    precision: str = "fp32"
-    memory_mb: int | None = None
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the activations."""
-        return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
 
 def segment(
@@ -66,10 +33,12 @@ def segment(
         images: by suffix, all on the grid of the first that the model reads, which the answer lies on too; see
             ``image.align``. The others may be missing, if the model has learned to do without.
     """
+    images = rescaled_each({suffix: image for suffix, image in images.items() if suffix in model.card.inputs})
     volume = images[model.card.inputs[0]]
     engine = Engine(device, precision, memory_mb)
     notes: list[str] = []
-    grid, image, position = model_input(images, model, engine, notes, progress)
+    seen = model_input(images, model, engine, notes, progress)
+    grid, image, position = seen.grid, seen.image, seen.position
     progress("segmenting")
     features = features_of(model.network, image, position, engine, notes)
     weights = head_weights(model)
@@ -82,50 +51,9 @@ def segment(
     with torch.inference_mode():
         result = read_heads(volume, grid, features, weights, model, want_probabilities, want_entropy)
     result.device, result.precision, result.notes = device, precision, list(dict.fromkeys(notes))
+    if seen.brain is not None:
+        result.findings += seen.brain.findings
     return result
-
-
-def model_input(
-    images: Mapping[str, Volume], model: Model, engine: Engine, notes: list[str], progress: Callable[[str], None]
-) -> tuple[Grid, Tensor, Tensor | None]:
-    """The model grid, the images (1, C, D, H, W) on it, coordinates (1, 3, D/2, H/2, W/2) if the model wants them.
-
-    The first image places the grid, and the brain is found in it. Each is normalised by itself.
-    """
-    card, multiple = model.card, model.network.multiple
-    volume = images[card.inputs[0]]
-    shown, position = None, None
-    if model.locator is None:
-        grid = whole_grid(volume, card.spacing_mm, multiple)
-    else:
-        progress("finding the brain")
-        around, brain = find_brain(images, model.locator, engine)
-        found = brain.numpy() > 0.5
-        grid = box_grid(around, found, card.spacing_mm, card.margin_mm, multiple, canonical_spacing(volume))
-        mask = between(brain, around, grid) > 0.5
-        shown = dilate(mask, round(card.shown_mm / card.spacing_mm))
-        position = coordinates(grid.shape, *brain_frame(mask))
-    return grid, normalise_each(stack(images, card.inputs, grid), shown, card.normalisation)[None], position
-
-
-def find_brain(images: Mapping[str, Volume], locator: Model, engine: Engine) -> tuple[Grid, Tensor]:
-    """The locator's grid and on it the brain's probability (D, H, W): 0 away from the largest piece, no holes in it."""
-    grid, image, position = model_input(images, locator, engine, [], lambda stage: None)
-    features = features_of(locator.network, image, position, engine, [])
-    weight, bias = head_weights(locator)["brain"]
-    logits = features.float() @ weight.T + bias
-    probability = torch.softmax(logits, -1)[..., 1]
-    piece = largest_piece(probability.numpy() > 0.5)
-    if piece.sum() * grid.spacing_mm**3 < SMALLEST_BRAIN_MM3:
-        raise DataError("no brain found in the image: is it a T1w of a head, with the right orientation in its header?")
-    rim = torch.from_numpy(ndimage.binary_dilation(piece))
-    return grid, torch.where(torch.from_numpy(piece), probability.clamp(min=0.5 + 1e-3), probability * rim)
-
-
-def head_weights(model: Model) -> dict[str, tuple[Tensor, Tensor]]:
-    """Weight (R, F) and bias (R,) of each head, on the CPU as the features are."""
-    heads = {name: model.network.head(name) for name in model.card.heads}
-    return {name: (weight.float().cpu(), bias.float().cpu()) for name, (weight, bias) in heads.items()}
 
 
 def mirrored_head(model: Model, name: str, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from bidsseg.networks.network import Network
 
 if TYPE_CHECKING:
-    from bidsseg.segmentation.predict import Engine
+    from bidsseg.segmentation.engine import Engine
 
 HALO = 32
 """Voxels around a window that are computed and thrown away."""

@@ -1,0 +1,309 @@
+"""How far the answer on a changed copy of a scan differs from the answer on the scan.
+
+    python benchmarks/robustness.py T1W... [--model NAME] [--copies NAME ...] [--table TSV] [run.py options]
+
+Makes copies of each scan that show the same brain in other units, on another background, in another field of view or
+pose, with fewer grey levels, with noise around or with shading; runs ``participant`` on all of them; brings the label
+maps back to the grid of the scan; and prints the mean Dice over regions of each protocol, mean over scans, beside what
+the program found worth saying. Copies of a stripped scan are compared with the scan stripped by its own brain mask.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+RUN = Path(__file__).parent.parent / "run.py"
+SHADING_MM = 60.0
+"""Width of the bright middle of an image at 7 T."""
+OBLIQUE, NOD, TILT = (1.0, 1.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0)
+"""Axes of rotations in RAS."""
+
+
+@dataclass(frozen=True, eq=False)
+class Copy:
+    """A changed scan.
+
+    Attributes:
+        image: what the program is given.
+        affine: where its voxels truly lie, RAS+ mm; that of its header unless the header is wrong.
+        seen: booleans on the grid of the scan: where the answers are compared. None for everywhere.
+    """
+
+    image: nib.Nifti1Image
+    affine: np.ndarray
+    seen: np.ndarray | None = None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scans", nargs="+", type=Path, metavar="T1W")
+    parser.add_argument("--copies", nargs="+", default=list(COPIES), choices=list(COPIES), metavar="NAME")
+    parser.add_argument("--model", default="wholebrain")
+    parser.add_argument("--table", type=Path, help="TSV with one row for each scan, copy and protocol")
+    options, more = parser.parse_known_args()
+    rows: list[dict[str, object]] = []
+    for number, path in enumerate(options.scans, 1):
+        with tempfile.TemporaryDirectory() as name:
+            rows += measure(path, number, options.copies, Path(name), ["--model", options.model, *more])
+    table = pd.DataFrame(rows)
+    if options.table:
+        table.to_csv(options.table, sep="\t", index=False, float_format="%.4f")
+    shown = table.pivot_table("dice", "copy", "protocol", sort=False).round(3)
+    shown["findings"] = table.groupby("copy").findings.agg(lambda said: " ".join(sorted(set(" ".join(said).split()))))
+    print(shown.to_string())
+
+
+def measure(path: Path, number: int, names: list[str], folder: Path, options: list[str]) -> list[dict[str, object]]:
+    """Return the rows of one scan."""
+    scan = nib.load(path)
+    scan = nib.Nifti1Image(np.squeeze(scan.get_fdata(dtype=np.float32)), scan.affine)
+    segmented(folder, {"whole": scan}, number, options)
+    mask = nib.load(next((folder / "out").rglob("*_desc-brain_mask.nii.gz"))).get_fdata() > 0
+    copies = {name: COPIES[name](scan, mask) for name in names}
+    stripped = nib.Nifti1Image(np.where(mask, scan.get_fdata(), 0).astype(np.float32), scan.affine)
+    segmented(folder, {"stripped": stripped, **{name: copy.image for name, copy in copies.items()}}, number, options)
+    rows: list[dict[str, object]] = []
+    for name, copy in copies.items():
+        expected = answers(folder, "stripped" if name.startswith("stripped") else "whole")
+        found = answers(folder, name)
+        for protocol, truth in expected.items():
+            labels = np.asarray(truth.dataobj)
+            back = brought_back(found.get(protocol), copy, truth)
+            dice = mean_dice(back, labels, copy.seen if copy.seen is not None else np.ones(labels.shape, bool))
+            row = {"scan": f"{number} {path.name}", "copy": name, "protocol": protocol, "dice": dice}
+            rows.append({**row, "findings": said(folder, name)})
+            print(f"{number} {name} {protocol} {dice:.3f} {said(folder, name)}", file=sys.stderr)
+    return rows
+
+
+def segmented(folder: Path, images: dict[str, nib.Nifti1Image], number: int, options: list[str]) -> None:
+    """Run ``participant`` on images, each an acquisition of its own; one that fails has no answer."""
+    place = folder / "bids" / f"sub-{number:02d}" / "anat"
+    place.mkdir(parents=True, exist_ok=True)
+    (folder / "bids" / "dataset_description.json").write_text(json.dumps({"Name": "copies", "BIDSVersion": "1.10.1"}))
+    for name, image in images.items():
+        image.header.set_xyzt_units("mm")
+        nib.save(image, place / f"sub-{number:02d}_acq-{label(name)}_T1w.nii.gz")
+    command = [sys.executable, str(RUN), str(folder / "bids"), str(folder / "out"), "participant", *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode not in (0, 1):
+        raise SystemExit(done.stderr)
+
+
+def label(name: str) -> str:
+    """Return a name as the label of an entity."""
+    return "".join(letter for letter in name.title() if letter.isalnum())
+
+
+def answers(folder: Path, name: str) -> dict[str, nib.Nifti1Image]:
+    """Return the label maps of an acquisition by protocol."""
+    paths = (folder / "out").rglob(f"*_acq-{label(name)}_seg-*_dseg.nii.gz")
+    return {path.name.split("_seg-")[1].split("_")[0]: nib.load(path) for path in sorted(paths)}
+
+
+def said(folder: Path, name: str) -> str:
+    """Return the codes of the findings about an acquisition; FAILED if it has no answer."""
+    sidecars = sorted((folder / "out").rglob(f"*_acq-{label(name)}_seg-*_dseg.json"))
+    if not sidecars:
+        return "FAILED"
+    return " ".join(finding.split(":")[0] for finding in json.loads(sidecars[0].read_text())["InputFindings"])
+
+
+def brought_back(labels: nib.Nifti1Image | None, copy: Copy, scan: nib.Nifti1Image) -> np.ndarray:
+    """Return labels of a copy at the voxels of the scan, nearest neighbour; 0 where there is no answer."""
+    if labels is None:
+        return np.zeros(scan.shape, int)
+    matrix = np.linalg.inv(copy.affine) @ scan.affine
+    data = np.asarray(labels.dataobj).astype(np.int32)
+    return ndimage.affine_transform(data, matrix[:3, :3], matrix[:3, 3], scan.shape, order=0)
+
+
+def mean_dice(found: np.ndarray, truth: np.ndarray, seen: np.ndarray) -> float:
+    """Return the mean Dice over the regions of the truth, where it is seen."""
+    found, truth = found[seen], truth[seen]
+    size = int(max(found.max(), truth.max())) + 1
+    both = np.bincount(truth[found == truth], minlength=size)
+    total = np.bincount(found, minlength=size) + np.bincount(truth, minlength=size)
+    there = (np.bincount(truth, minlength=size) > 0) & (np.arange(size) > 0)
+    return float((2 * both[there] / total[there]).mean())
+
+
+# -- copies ------------------------------------------------------------------------------------------------------------
+
+
+def changed(change: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Callable[[nib.Nifti1Image, np.ndarray], Copy]:
+    """Return a maker of copies with other values on the same grid; the change is given data and brain mask."""
+
+    def make(scan: nib.Nifti1Image, mask: np.ndarray) -> Copy:
+        data = change(scan.get_fdata(), mask).astype(np.float32)
+        return Copy(nib.Nifti1Image(data, scan.affine), scan.affine)
+
+    return make
+
+
+def surrounded(value: Callable[[np.ndarray], float]) -> Callable[[nib.Nifti1Image, np.ndarray], Copy]:
+    """Return a maker of stripped copies whose background has a value told by the brain's values."""
+    return changed(lambda data, mask: np.where(mask, data, value(data[mask])))
+
+
+def zscored_all(data: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Stripped, and z-scored over the whole image."""
+    data = np.where(mask, data, 0)
+    return (data - data.mean()) / data.std()
+
+
+def zscored_brain(data: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Stripped, z-scored over the brain, 0 outside."""
+    return np.where(mask, (data - data[mask].mean()) / data[mask].std(), 0)
+
+
+def sixteen_levels(data: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """16 grey levels up to the 99.9th percentile."""
+    return np.clip(np.round(15 * data / np.quantile(data, 0.999)), 0, 15)
+
+
+def noise_around(data: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Noise of the whole range outside of the head, as MP2RAGE (UNIT1) images have."""
+    smooth = ndimage.gaussian_filter(data, 2)
+    head = smooth > 0.15 * np.median(data[mask])
+    head = ndimage.binary_fill_holes(head | mask)
+    noise = np.random.default_rng(0).uniform(0, np.quantile(data[mask], 0.999), data.shape)
+    return np.where(head, data, noise)
+
+
+def shaded(scan: nib.Nifti1Image, mask: np.ndarray) -> Copy:
+    """Bright in the middle of the head and brighter on one side, as at 7 T."""
+    places = world(scan, np.argwhere(np.ones(scan.shape, bool)))
+    away = places - world(scan, np.argwhere(mask)).mean(0)
+    field = 0.45 + 1.1 * np.exp(-(away**2).sum(1) / 2 / SHADING_MM**2) * (1 + 0.15 * away[:, 0] / 70)
+    data = scan.get_fdata() * field.reshape(scan.shape)
+    return Copy(nib.Nifti1Image(data.astype(np.float32), scan.affine), scan.affine)
+
+
+def padded(voxels: int) -> Callable[[nib.Nifti1Image, np.ndarray], Copy]:
+    """Return a maker of copies with so many voxels of 0 more on every side."""
+
+    def make(scan: nib.Nifti1Image, mask: np.ndarray) -> Copy:
+        affine = scan.affine.copy()
+        affine[:3, 3] -= affine[:3, :3] @ np.full(3, voxels)
+        return Copy(nib.Nifti1Image(np.pad(scan.get_fdata(dtype=np.float32), voxels), affine), affine)
+
+    return make
+
+
+def turned(axis: tuple[float, ...], angle: float, straight: bool = False) -> Callable[..., Copy]:
+    """Return a maker of copies on a grid that is turned about an axis (RAS), in degrees.
+
+    Args:
+        straight: the header says that the grid is not turned, as when a head lies so.
+    """
+
+    def make(scan: nib.Nifti1Image, mask: np.ndarray) -> Copy:
+        spacing = nib.affines.voxel_sizes(scan.affine)
+        turn = Rotation.from_rotvec(np.radians(angle) * np.array(axis) / np.linalg.norm(axis)).as_matrix()
+        matrix = turn @ scan.affine[:3, :3]
+        corners = np.array(np.meshgrid(*[(0, n - 1) for n in scan.shape])).reshape(3, -1).T
+        middle = world(scan, (np.array(scan.shape) - 1)[None] / 2)[0]
+        reach = (world(scan, corners) - middle) @ np.linalg.inv(matrix).T
+        shape = np.ceil(2 * np.abs(reach).max(0)).astype(int) + 1
+        affine = np.eye(4)
+        affine[:3, :3], affine[:3, 3] = matrix, middle - matrix @ ((shape - 1) / 2)
+        pull = np.linalg.inv(scan.affine) @ affine
+        data = ndimage.affine_transform(scan.get_fdata(), pull[:3, :3], pull[:3, 3], tuple(shape), order=3)
+        header = affine
+        if straight:
+            header = np.eye(4)
+            header[:3, :3] = np.diag(spacing) * np.sign(np.round(scan.affine[:3, :3] / spacing))
+            header[:3, 3] = middle - header[:3, :3] @ ((shape - 1) / 2)
+        low, high = scan.get_fdata().min(), scan.get_fdata().max()
+        return Copy(nib.Nifti1Image(np.clip(data, low, high).astype(np.float32), header), affine)
+
+    return make
+
+
+def cut(axis: int, side: int, place: Callable[[np.ndarray], float]) -> Callable[[nib.Nifti1Image, np.ndarray], Copy]:
+    """Return a maker of copies without what lies on one side (1: higher, -1: lower) of a place along an RAS axis."""
+
+    def make(scan: nib.Nifti1Image, mask: np.ndarray) -> Copy:
+        along = world(scan, np.argwhere(np.ones(scan.shape, bool)))[:, axis].reshape(scan.shape)
+        seen = side * (along - place(along[mask])) < 0
+        kept = np.flatnonzero(seen.mean(tuple(i for i in range(3) if i != voxel_axis(scan, axis))) > 0.5)
+        window = [slice(None)] * 3
+        window[voxel_axis(scan, axis)] = slice(kept[0], kept[-1] + 1)
+        affine = scan.affine.copy()
+        affine[:3, 3] += affine[:3, voxel_axis(scan, axis)] * kept[0]
+        inside = np.zeros(scan.shape, bool)
+        inside[tuple(window)] = True
+        return Copy(nib.Nifti1Image(scan.get_fdata(dtype=np.float32)[tuple(window)], affine), affine, inside)
+
+    return make
+
+
+def voxel_axis(scan: nib.Nifti1Image, axis: int) -> int:
+    """Return the voxel axis that runs along an RAS axis."""
+    return int(np.flatnonzero(nib.io_orientation(scan.affine)[:, 0] == axis)[0])
+
+
+def world(scan: nib.Nifti1Image, voxels: np.ndarray) -> np.ndarray:
+    """Return places (N, 3) in RAS+ mm of voxels (N, 3)."""
+    return nib.affines.apply_affine(scan.affine, voxels)
+
+
+def middle(values: np.ndarray) -> float:
+    """Return the middle of the range."""
+    return float((values.min() + values.max()) / 2)
+
+
+def low_third(values: np.ndarray) -> float:
+    """Return a third of the way up, above the cerebellum's middle."""
+    return float(values.min() + 0.3 * (values.max() - values.min()))
+
+
+def twice(scan: nib.Nifti1Image, mask: np.ndarray) -> Copy:
+    """The control: turned by 20° and back again, which no method can undo."""
+    once = turned(OBLIQUE, 20)(scan, mask)
+    pull = np.linalg.inv(once.affine) @ scan.affine
+    data = ndimage.affine_transform(once.image.get_fdata(), pull[:3, :3], pull[:3, 3], scan.shape, order=1)
+    return Copy(nib.Nifti1Image(data.astype(np.float32), scan.affine), scan.affine)
+
+
+COPIES: dict[str, Callable[[nib.Nifti1Image, np.ndarray], Copy]] = {
+    "times 1e-9": changed(lambda data, mask: data * 1e-9),
+    "times 3 minus 500": changed(lambda data, mask: data * 3 - 500),
+    "stripped background -1": surrounded(lambda brain: -1.0),
+    "stripped background -1024": surrounded(lambda brain: -1024.0),
+    "stripped background brightest": surrounded(lambda brain: brain.max()),
+    "stripped values from 1000": changed(lambda data, mask: np.where(mask, 1000 + 1000 * data / data[mask].max(), 0)),
+    "stripped z-scored all": changed(zscored_all),
+    "stripped z-scored brain": changed(zscored_brain),
+    "padded 60": padded(60),
+    "padded 150": padded(150),
+    "16 grey levels": changed(sixteen_levels),
+    "noise around": changed(noise_around),
+    "shading": shaded,
+    "one hemisphere": cut(0, 1, middle),
+    "cerebellum cut": cut(2, -1, low_third),
+    "grid turned 20": turned(OBLIQUE, 20),
+    "grid turned 30": turned(OBLIQUE, 30),
+    "grid turned 45": turned(OBLIQUE, 45),
+    "nod 20": turned(NOD, 20, straight=True),
+    "tilt 20": turned(TILT, 20, straight=True),
+    "turned there and back": twice,
+}
+
+
+if __name__ == "__main__":
+    main()

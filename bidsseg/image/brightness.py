@@ -1,0 +1,103 @@
+"""Brightness: the background set to 0, and scales that do not depend on the units of a scanner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bidsseg.image.volume import Volume
+
+SAMPLE = 60_000
+"""Brain voxels that are about enough to estimate a percentile."""
+CONSTANT = 1 / 3
+"""Share of the faces of an image that a constant background covers at least."""
+DARKEST = 1e-3
+"""Least brightness of what is no background, as a share of the range of an image."""
+
+
+def background(data: np.ndarray) -> float | None:
+    """Return the one value that fills the surroundings of a head (X, Y, Z); None if there is no such value.
+
+    Masks, skull-stripping and padding leave such a constant, whatever the scale of the image; air is noise.
+    """
+    faces = np.concatenate([data.take(side, axis).ravel() for axis in range(3) for side in (0, -1)])
+    values, counts = np.unique(faces, return_counts=True)
+    return float(values[counts.argmax()]) if counts.max() >= CONSTANT * len(faces) else None
+
+
+def rescaled(volume: Volume) -> Volume:
+    """Return an image whose background is 0 and whose other voxels are brighter, mostly in 0..1, in float32.
+
+    The result does not depend on the units of the image, nor on the value that its background has.
+    """
+    data = np.asarray(volume.data, np.float32)
+    constant = background(data)
+    surrounding = None if constant is None else data == np.float32(constant)
+    thin = (slice(None, None, max(1, round((data.size / SAMPLE / 4) ** (1 / 3)))),) * 3
+    values = data[thin] if surrounding is None else data[thin][~surrounding[thin]]
+    low, high = np.quantile(values, [0.001, 0.999]).astype(float) if values.size else (0.0, 1.0)
+    scaled = (data - np.float32(low)) * np.float32(1 / (high - low) if high > low else 0)
+    np.clip(scaled, DARKEST, None, out=scaled)
+    if surrounding is not None:
+        scaled[surrounding] = 0
+    return replace(volume, data=scaled)
+
+
+def rescaled_each(images: Mapping[str, Volume]) -> dict[str, Volume]:
+    """Return the images of a scan, each ``rescaled`` by itself."""
+    return {suffix: rescaled(volume) for suffix, volume in images.items()}
+
+
+def percentiles(image: Tensor, mask: Tensor | None, shares: Sequence[float]) -> list[float]:
+    """Percentiles of the image's non-zero voxels, in the mask if there is one."""
+    step = max(1, round((image.numel() / SAMPLE / 4) ** (1 / 3)))
+    thin = (slice(None, None, step),) * 3
+    image = image[thin]
+    values = image[(image != 0) & mask[thin] if mask is not None else image != 0]
+    if len(values) == 0:
+        return [0.0 for _ in shares]
+    return torch.quantile(values, torch.tensor(list(shares))).tolist()
+
+
+def normalise(image: Tensor, mask: Tensor | None) -> Tensor:
+    """Brightness scaled so that the 1st and 99th percentile become 0 and 1, at most 1.5; 0 outside the mask.
+
+    Without a mask the whole field of view counts, its zeros aside.
+    """
+    low, high = percentiles(image, mask, (0.01, 0.99))
+    scaled = ((image - low) / max(high - low, 1e-12)).clamp(0, 1.5)
+    return scaled * mask if mask is not None else scaled
+
+
+def standardise(image: Tensor, mask: Tensor | None) -> Tensor:
+    """Brightness with mean 0 and standard deviation 1 over the mask, 0 outside; over the whole image without a mask."""
+    inside = image if mask is None else image[mask]
+    scaled = (image - inside.mean()) / inside.std(correction=0).clamp(min=1e-12)
+    return scaled * mask if mask is not None else scaled
+
+
+def to_byte_range(image: Tensor, mask: Tensor | None) -> Tensor:
+    """As ``normalise``, in the range 0 to 255 that FreeSurfer's images have."""
+    return 255 * normalise(image, mask)
+
+
+def unchanged(image: Tensor, mask: Tensor | None) -> Tensor:
+    """Brightness as it was scanned, 0 outside the mask; for networks that have a scale of their own."""
+    return image if mask is None else image * mask
+
+
+NORMALISATIONS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
+    "percentile": normalise,
+    "zscore": standardise,
+    "byte": to_byte_range,
+    "none": unchanged,
+}
+
+
+def normalise_each(images: Tensor, mask: Tensor | None, normalisation: str) -> Tensor:
+    """The channels (C, D, H, W), each normalised by itself; a missing one stays 0."""
+    return torch.stack([NORMALISATIONS[normalisation](channel, mask) for channel in images])

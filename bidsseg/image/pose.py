@@ -1,0 +1,114 @@
+"""How a head lies in its scan: where the regions of a brain are, beside where those of an average brain are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+FAR_MM = 6.0
+"""A region this far from its place counts half: it is cut off, or was not recognised."""
+SEEN = 0.35
+"""Share of its usual volume from which on a region is recognised, and its centre is trusted."""
+ROUNDS = 20
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The regions of an average upright brain.
+
+    Attributes:
+        indices: (R,) of the regions in their protocol.
+        centres_mm: (R, 3) of each region, from the middle of the brain.
+        volumes_mm3: (R,).
+        half_mm: (3,) half the extent of the brain, see ``grid.brain_frame``.
+    """
+
+    indices: np.ndarray
+    centres_mm: np.ndarray
+    volumes_mm3: np.ndarray
+    half_mm: np.ndarray
+
+    @staticmethod
+    def from_card(values: Mapping[str, Any]) -> Reference:
+        """Read it as a model's card stores it."""
+        rows = np.array(list(values["regions"].values()), float)
+        indices = np.array([int(index) for index in values["regions"]])
+        return Reference(indices, rows[:, :3], rows[:, 3], np.array(values["half_mm"], float))
+
+    def to_card(self, head: str) -> dict[str, Any]:
+        """Return it as a model's card stores it; ``head`` is the protocol of the regions."""
+        rows = np.column_stack([self.centres_mm, self.volumes_mm3]).round(1).tolist()
+        regions = {str(index): row for index, row in zip(self.indices.tolist(), rows, strict=True)}
+        return {"head": head, "half_mm": self.half_mm.round(1).tolist(), "regions": regions}
+
+
+@dataclass(frozen=True, eq=False)
+class Pose:
+    """A place p of the average brain lies at ``turn @ (scale * p) + centre_mm`` in the scan.
+
+    Attributes:
+        turn: (3, 3) rotation.
+        scale: (3,) along each axis of the head.
+        centre_mm: (3,) middle of the brain in the canonical frame.
+        error_mm: weighted mean distance of the regions from their places.
+        seen: (R,) share of its usual volume that was found of each region.
+    """
+
+    turn: np.ndarray
+    scale: np.ndarray
+    centre_mm: np.ndarray
+    error_mm: float
+    seen: np.ndarray
+
+    @property
+    def angle_deg(self) -> float:
+        """How far the head is turned, about whatever axis."""
+        return float(np.degrees(np.arccos(np.clip((np.trace(self.turn) - 1) / 2, -1, 1))))
+
+    def places(self, reference: np.ndarray) -> np.ndarray:
+        """Return canonical places (N, 3) in mm of places (N, 3) of the average brain."""
+        return (self.scale * reference) @ self.turn.T + self.centre_mm
+
+
+def find_pose(centres_mm: np.ndarray, volumes_mm3: np.ndarray, reference: Reference) -> Pose | None:
+    """Return the pose that brings an average brain to the regions found in a scan; None with too few regions.
+
+    A similarity is fitted by least squares (Umeyama 1991, doi:10.1109/34.88573), again and again with less weight for
+    regions that lie far from their places (Cauchy weights), and then a scale along each axis.
+
+    Args:
+        centres_mm: (R, 3) canonical frame, NaN for regions that were not found.
+        volumes_mm3: (R,) found of each.
+    """
+    seen = volumes_mm3 / reference.volumes_mm3
+    usual = np.median(seen[seen > 0]) if (seen > 0).any() else 1.0
+    known = np.isfinite(centres_mm).all(1) & (seen > SEEN * min(usual, 1.0))
+    if known.sum() < 4:
+        return None
+    found, there = centres_mm[known], reference.centres_mm[known]
+    start = weights = np.sqrt(reference.volumes_mm3[known])
+    for _ in range(ROUNDS):
+        turn, scale, shift = similarity(there, found, weights)
+        distance = np.linalg.norm(found - scale * there @ turn.T - shift, axis=1)
+        weights = start / (1 + (distance / FAR_MM) ** 2)
+    local = (found - np.average(found, 0, weights)) @ turn
+    moved = there - np.average(there, 0, weights)
+    own = (weights[:, None] * local * moved).sum(0) / (weights[:, None] * moved**2).sum(0)
+    own = np.clip(own, 0.8 * scale, 1.25 * scale)
+    centre = np.average(found - (own * there) @ turn.T, 0, weights)
+    error = float(np.average(np.linalg.norm(found - (own * there) @ turn.T - centre, axis=1), weights=weights))
+    return Pose(turn, own, centre, error, seen)
+
+
+def similarity(source: np.ndarray, target: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
+    """Return rotation (3, 3), scale and shift (3,) with target ≈ scale * source @ rotation.T + shift."""
+    from_mean, to_mean = np.average(source, 0, weights), np.average(target, 0, weights)
+    source, target = source - from_mean, target - to_mean
+    left, values, right = np.linalg.svd((weights[:, None] * target).T @ source)
+    sign = np.array([1.0, 1.0, np.sign(np.linalg.det(left @ right))])
+    rotation = (left * sign) @ right
+    scale = float((values * sign).sum() / (weights[:, None] * source**2).sum())
+    return rotation, scale, to_mean - scale * rotation @ from_mean

@@ -1,0 +1,62 @@
+"""Where the regions of an average brain lie, from annotated scans."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bidsseg.errors import DataError
+from bidsseg.image.grid import brain_frame
+from bidsseg.image.pose import Reference
+from bidsseg.labels import Protocol, Relation, load_relation
+from bidsseg.learning.cases import Annotation, Case
+
+FLUID = 3
+"""Value of fluid in the generic BIDS table."""
+FEWEST = 8
+"""Regions that an annotation must know to count."""
+
+
+def average_brain(cases: Sequence[Case], head: Protocol) -> Reference:
+    """Return the mean place and volume of each region of a head that some annotation surely knows.
+
+    Scans count as they lie: turned by this way and that, they are upright in the mean. DataError with too few regions.
+    """
+    rows = [row for case in cases for annotation in case.annotations if (row := measured(case, annotation, head))]
+    if not rows:
+        raise DataError(f"no annotation knows the regions of {head.name}, which are to tell the pose of a head")
+    centres = np.nanmean([centre for centre, _ in rows], 0)
+    volumes = np.nanmean([volume for _, volume in rows], 0)
+    half = np.mean([brain_frame(case.brain)[1] for case in cases if case.annotations], 0)
+    known = np.isfinite(volumes)
+    return Reference(np.array(head.indices)[known], centres[known], volumes[known], half)
+
+
+def measured(case: Case, annotation: Annotation, head: Protocol) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return centres (R, 3) in mm from the middle of the brain and volumes (R,) in mm³, NaN where it does not tell.
+
+    None if it tells of fewer than FEWEST regions. Fluid does not count: it differs most between people.
+    """
+    relation = load_relation(annotation.protocol, head)
+    known = None if relation is None else whole_regions(relation)
+    if relation is None or known is None or known.sum() < FEWEST:
+        return None
+    region = np.where(relation.allowed.sum(1) == 1, relation.allowed.argmax(1), 0)[annotation.values.numpy()]
+    places, regions = np.argwhere(region), region[region > 0]
+    volumes = np.bincount(regions, minlength=len(known)).astype(float)
+    sums = [np.bincount(regions, weights=places[:, axis], minlength=len(known)) for axis in range(3)]
+    with np.errstate(invalid="ignore"):
+        centres = np.stack(sums, 1) / volumes[:, None] - brain_frame(case.brain)[0]
+    absent = ~known | (volumes == 0)
+    centres[absent], volumes[absent] = np.nan, np.nan
+    return centres, volumes
+
+
+def whole_regions(relation: Relation) -> np.ndarray:
+    """Return for each solid region of the head whether all of it is surely known: no value may be it or another. (R,)."""
+    sure = relation.allowed.sum(1) == 1
+    scored = np.array([region.scored for region in relation.annotation.regions])
+    known = relation.allowed[sure].any(0) & ~relation.allowed[~sure & scored].any(0)
+    fluid = np.array([region.mapping == FLUID for region in relation.head.regions])
+    return known & ~fluid & (np.array(relation.head.indices) > 0)

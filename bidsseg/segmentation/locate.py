@@ -1,0 +1,219 @@
+"""From a scan to what a network is shown: find the brain and its pose, place the model grid, normalise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from bidsseg.errors import DataError
+from bidsseg.image.brightness import normalise_each
+from bidsseg.image.grid import (
+    UPRIGHT,
+    Grid,
+    Turn,
+    between,
+    box_grid,
+    brain_frame,
+    canonical,
+    canonical_spacing,
+    content_box,
+    coordinates,
+    dilate,
+    stack,
+    whole_grid,
+)
+from bidsseg.image.guard import Finding
+from bidsseg.image.pose import Pose, Reference, find_pose
+from bidsseg.image.volume import Volume
+from bidsseg.models.library import Model
+from bidsseg.segmentation.engine import Engine
+from bidsseg.segmentation.native import largest_piece
+from bidsseg.segmentation.windows import features_of
+
+SMALLEST_BRAIN_MM3 = 100_000.0
+"""Less than this is not a brain (a newborn's has about 300,000)."""
+TURN_FROM_DEG = 12.0
+"""A head that is turned less is left as it lies, uninterpolated: networks are trained on such."""
+AROUND_MM = 30.0
+"""Of a head that is turned, so much around the brain is shown to the locator once more."""
+LARGEST_ERROR_MM = 15.0
+"""A pose whose regions lie further from their places is not trusted."""
+CUT_MM, CUT_SHARE = 5.0, 0.05
+"""A brain is cut if the middle of a region lies further outside of the field of view, or a larger share of the brain."""
+
+
+@dataclass(frozen=True, eq=False)
+class Brain:
+    """Where a locator finds the brain.
+
+    Attributes:
+        grid: of the locator.
+        probability: (D, H, W) of the brain on it.
+        turn: of the head against the scan, if it lies so that it must be turned.
+        frame_mm: middle and half extent (3,) in mm along the axes of the head, for a brain that is not seen whole.
+        findings: what a user should know of it.
+    """
+
+    grid: Grid
+    probability: Tensor
+    turn: Turn = UPRIGHT
+    frame_mm: tuple[np.ndarray, np.ndarray] | None = None
+    findings: tuple[Finding, ...] = ()
+
+    def frame_on(self, grid: Grid) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return the frame in voxels of a grid; None for a brain that is seen whole, whose mask tells."""
+        if self.frame_mm is None:
+            return None
+        centre, half = self.frame_mm
+        return grid.voxels(centre[None])[0], half / grid.spacing_mm
+
+
+@dataclass(frozen=True, eq=False)
+class ModelInput:
+    """What a network is shown.
+
+    Attributes:
+        image: (1, C, D, H, W) on the model grid.
+        position: coordinates (1, 3, D/2, H/2, W/2) if the model wants them.
+        shown: booleans (D, H, W) where the image is not hidden; None if all of it is shown.
+        brain: where the locator found it; None without a locator.
+    """
+
+    grid: Grid
+    image: Tensor
+    position: Tensor | None = None
+    shown: Tensor | None = None
+    brain: Brain | None = None
+
+
+def model_input(
+    images: Mapping[str, Volume], model: Model, engine: Engine, notes: list[str], progress: Callable[[str], None]
+) -> ModelInput:
+    """Place the model grid, and bring the images and coordinates to it.
+
+    The first image places the grid, and the brain is found in it. Each is normalised by itself.
+
+    Args:
+        images: ``rescaled``, so that nothing depends on their units or their background.
+    """
+    card, multiple = model.card, model.network.multiple
+    volume = images[card.inputs[0]]
+    shown, position, brain = None, None, None
+    if model.locator is None:
+        box = content_box(canonical(volume.data, volume.affine))
+        grid = whole_grid(volume, card.spacing_mm, multiple, box=box)
+    else:
+        progress("finding the brain")
+        brain = find_brain(images, model.locator, engine)
+        found = brain.probability.numpy() > 0.5
+        native_mm = canonical_spacing(volume)
+        grid = box_grid(brain.grid, found, card.spacing_mm, card.margin_mm, multiple, native_mm, brain.turn)
+        mask = between(brain.probability, brain.grid, grid) > 0.5
+        shown = dilate(mask, round(card.shown_mm / card.spacing_mm))
+        position = coordinates(grid.shape, *(brain.frame_on(grid) or brain_frame(mask)))
+    image = normalise_each(stack(images, card.inputs, grid), shown, card.normalisation)[None]
+    return ModelInput(grid, image, position, shown, brain)
+
+
+def find_brain(images: Mapping[str, Volume], locator: Model, engine: Engine) -> Brain:
+    """Find the brain and its pose: the probability is 0 away from the largest piece, and has no holes in it.
+
+    A head that must be turned is looked at again as it is then shown.
+
+    Args:
+        images: ``rescaled``.
+    """
+    seen = model_input(images, locator, engine, [], lambda stage: None)
+    probability, features = look(seen, locator, engine)
+    if seen.brain is not None:
+        return replace(seen.brain, grid=seen.grid, probability=probability)
+    brain = Brain(seen.grid, probability)
+    if locator.card.pose is None:
+        return brain
+    reference = Reference.from_card(locator.card.pose)
+    pose = pose_of(features, brain, locator, reference)
+    if pose is not None and pose.angle_deg > TURN_FROM_DEG:
+        card, volume = locator.card, images[locator.card.inputs[0]]
+        found, multiple, native_mm = probability.numpy() > 0.5, locator.network.multiple, canonical_spacing(volume)
+        grid = box_grid(brain.grid, found, card.spacing_mm, AROUND_MM, multiple, native_mm, as_turn(pose.turn))
+        image = normalise_each(stack(images, card.inputs, grid), None, card.normalisation)[None]
+        probability, features = look(ModelInput(grid, image), locator, engine)
+        brain = Brain(grid, probability)
+        pose = pose_of(features, brain, locator, reference) or pose
+    return brain if pose is None else posed(brain, pose, reference, images[locator.card.inputs[0]], locator)
+
+
+def look(seen: ModelInput, locator: Model, engine: Engine) -> tuple[Tensor, Tensor]:
+    """Return the brain's probability (D, H, W) and the features (D, H, W, F) of a locator. DataError without brain."""
+    features = features_of(locator.network, seen.image, seen.position, engine, []).float()
+    weight, bias = head_weights(locator)["brain"]
+    probability = torch.softmax(features @ weight.T + bias, -1)[..., 1]
+    piece = largest_piece(probability.numpy() > 0.5)
+    if piece.sum() * seen.grid.spacing_mm**3 < SMALLEST_BRAIN_MM3:
+        raise DataError("no brain found in the image: is it a T1w of a head, with the right orientation in its header?")
+    rim = torch.from_numpy(ndimage.binary_dilation(piece))
+    return torch.where(torch.from_numpy(piece), probability.clamp(min=0.5 + 1e-3), probability * rim), features
+
+
+def pose_of(features: Tensor, brain: Brain, locator: Model, reference: Reference) -> Pose | None:
+    """Return how a head lies, by the places of its regions weighted with their probability.
+
+    Args:
+        features: (D, H, W, F) on the grid of the brain.
+    """
+    assert locator.card.pose is not None
+    head = locator.card.pose["head"]
+    weight, bias = head_weights(locator)[head]
+    rows = [locator.heads[head].indices.index(index) for index in reference.indices]
+    inside = brain.probability > 0.5
+    places = brain.grid.places(np.argwhere(inside.numpy()))
+    chance = torch.softmax(features[inside] @ weight.T + bias, 1).double().numpy()[:, rows]
+    mass = chance.sum(0)
+    return find_pose(chance.T @ places / np.maximum(mass, 1e-9)[:, None], mass * brain.grid.spacing_mm**3, reference)
+
+
+def posed(brain: Brain, pose: Pose, reference: Reference, volume: Volume, locator: Model) -> Brain:
+    """Return the brain with the turn of its head, and the frame of the whole of it where the scan cuts it."""
+    if pose.error_mm > LARGEST_ERROR_MM:
+        return brain
+    box, spacing = content_box(canonical(volume.data, volume.affine)), canonical_spacing(volume)
+    low, high = (np.array(box).T - 0.5) * spacing[None]
+
+    def outside(places: np.ndarray, slack_mm: float = 0.0) -> np.ndarray:
+        return ((places < low - slack_mm) | (places > high + slack_mm)).any(1)
+
+    turn = as_turn(pose.turn) if pose.angle_deg > TURN_FROM_DEG else UPRIGHT
+    lost = outside(pose.places(reference.centres_mm), CUT_MM)
+    share = float(outside(pose.places(reference.half_mm * in_ball())).mean())
+    if not lost.any() and share < CUT_SHARE:
+        return replace(brain, turn=turn)
+    assert locator.card.pose is not None
+    names = [locator.heads[locator.card.pose["head"]].region(int(i)).name for i in reference.indices[lost]]
+    parts = f", among it {', '.join(names[:4])}{' and others' if len(names) > 4 else ''}" if names else ""
+    message = f"The field of view cuts off about {share:.0%} of the brain{parts}: volumes are those of what is seen."
+    frame = pose.centre_mm, pose.scale * reference.half_mm
+    return replace(brain, turn=turn, frame_mm=frame, findings=(Finding("BRAIN_CUT", message),))
+
+
+def as_turn(matrix: np.ndarray) -> Turn:
+    """Return a rotation (3, 3) as nested tuples."""
+    one, two, three = ((float(a), float(b), float(c)) for a, b, c in matrix)
+    return one, two, three
+
+
+def in_ball(steps: int = 21) -> np.ndarray:
+    """Return places (N, 3) that fill the unit ball evenly."""
+    axis = np.linspace(-1, 1, steps)
+    cube = np.stack(np.meshgrid(axis, axis, axis), -1).reshape(-1, 3)
+    return cube[(cube**2).sum(1) <= 1]
+
+
+def head_weights(model: Model) -> dict[str, tuple[Tensor, Tensor]]:
+    """Weight (R, F) and bias (R,) of each head, on the CPU as the features are."""
+    heads = {name: model.network.head(name) for name in model.card.heads}
+    return {name: (weight.float().cpu(), bias.float().cpu()) for name, (weight, bias) in heads.items()}
