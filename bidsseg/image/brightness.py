@@ -18,6 +18,9 @@ CONSTANT = 1 / 3
 DARKEST = 1e-3
 """Least brightness of what is no background, as a share of the range of an image."""
 
+STEPS = np.float32(1 << 14)
+"""Of the brightness: finer differences are rounding, which must not tell one unit from another."""
+
 
 def background(data: np.ndarray) -> float | None:
     """Return the one value that fills the surroundings of a head (X, Y, Z); None if there is no such value.
@@ -42,6 +45,7 @@ def rescaled(volume: Volume) -> Volume:
     low, high = np.quantile(values, [0.001, 0.999]).astype(float) if values.size else (0.0, 1.0)
     scaled = (data - np.float32(low)) * np.float32(1 / (high - low) if high > low else 0)
     np.clip(scaled, DARKEST, None, out=scaled)
+    np.multiply(np.rint(scaled * STEPS, out=scaled), 1 / STEPS, out=scaled)
     if surrounding is not None:
         scaled[surrounding] = 0
     return replace(volume, data=scaled)

@@ -54,7 +54,7 @@ def measured(case: Case, annotation: Annotation, head: Protocol) -> tuple[np.nda
 
 
 def whole_regions(relation: Relation) -> np.ndarray:
-    """Return for each solid region of the head whether all of it is surely known: no value may be it or another. (R,)."""
+    """Return for each solid region of the head (R,) whether all of it is known: no value may be it or another."""
     sure = relation.allowed.sum(1) == 1
     scored = np.array([region.scored for region in relation.annotation.regions])
     known = relation.allowed[sure].any(0) & ~relation.allowed[~sure & scored].any(0)

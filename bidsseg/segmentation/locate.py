@@ -25,10 +25,12 @@ from bidsseg.image.grid import (
     coordinates,
     dilate,
     stack,
+    to_grid,
     whole_grid,
 )
 from bidsseg.image.guard import Finding
 from bidsseg.image.pose import Pose, Reference, find_pose
+from bidsseg.image.shading import Shading, find_shading
 from bidsseg.image.volume import Volume
 from bidsseg.models.library import Model
 from bidsseg.segmentation.engine import Engine
@@ -43,8 +45,12 @@ AROUND_MM = 30.0
 """Of a head that is turned, so much around the brain is shown to the locator once more."""
 LARGEST_ERROR_MM = 15.0
 """A pose whose regions lie further from their places is not trusted."""
+WHITE_MATTER, SURE, FEWEST_VOXELS = 2, 0.8, 1000
+"""Value of white matter in the generic BIDS table; a voxel of it is surely so; with fewer, shading is not measured."""
+STRONG_SHADING = 0.105
+"""Standard deviation of the logarithm of white matter's brightness that is more than most scans have."""
 CUT_MM, CUT_SHARE = 5.0, 0.05
-"""A brain is cut if the middle of a region lies further outside of the field of view, or a larger share of the brain."""
+"""A brain is cut if the middle of a region lies further out of the field of view, or a larger share of the brain."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +61,9 @@ class Brain:
         grid: of the locator.
         probability: (D, H, W) of the brain on it.
         turn: of the head against the scan, if it lies so that it must be turned.
-        frame_mm: middle and half extent (3,) in mm along the axes of the head, for a brain that is not seen whole.
+        frame_mm: middle and half extent (3,) in mm along the axes of the turned head, for a known pose.
+        is_cut: whether the brain is not seen whole, so that the frame tells more than the mask.
+        shading: of the first image in that frame, if it is strong.
         findings: what a user should know of it.
     """
 
@@ -63,14 +71,29 @@ class Brain:
     probability: Tensor
     turn: Turn = UPRIGHT
     frame_mm: tuple[np.ndarray, np.ndarray] | None = None
+    is_cut: bool = False
+    shading: Shading | None = None
     findings: tuple[Finding, ...] = ()
 
-    def frame_on(self, grid: Grid) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return the frame in voxels of a grid; None for a brain that is seen whole, whose mask tells."""
-        if self.frame_mm is None:
-            return None
+    def places(self) -> np.ndarray:
+        """Return the canonical places (V, 3) in mm of the voxels of the brain."""
+        return self.grid.places(np.argwhere(self.probability.numpy() > 0.5))
+
+    def frame_on(self, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+        """Return middle and half extent (3,) of the brain in voxels of a grid that is turned as the head."""
+        if self.frame_mm is None or not self.is_cut:
+            return brain_frame(between(self.probability, self.grid, grid) > 0.5)
         centre, half = self.frame_mm
         return grid.voxels(centre[None])[0], half / grid.spacing_mm
+
+    def unshaded(self, image: Tensor, grid: Grid) -> Tensor:
+        """Return the first image (D, H, W) on a grid that is turned as the head without its strong shading."""
+        if self.frame_mm is None or self.shading is None:
+            return image
+        centre, half = self.frame_mm
+        middle = grid.voxels(centre[None])[0]
+        x, y, z = ((np.arange(n) - c) * grid.spacing_mm / h for n, c, h in zip(grid.shape, middle, half, strict=True))
+        return image / torch.from_numpy(self.shading.along((x, y, z)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,9 +138,11 @@ def model_input(
         grid = box_grid(brain.grid, found, card.spacing_mm, card.margin_mm, multiple, native_mm, brain.turn)
         mask = between(brain.probability, brain.grid, grid) > 0.5
         shown = dilate(mask, round(card.shown_mm / card.spacing_mm))
-        position = coordinates(grid.shape, *(brain.frame_on(grid) or brain_frame(mask)))
-    image = normalise_each(stack(images, card.inputs, grid), shown, card.normalisation)[None]
-    return ModelInput(grid, image, position, shown, brain)
+        position = coordinates(grid.shape, *brain.frame_on(grid))
+    image = stack(images, card.inputs, grid)
+    if brain is not None:
+        image[0] = brain.unshaded(image[0], grid)
+    return ModelInput(grid, normalise_each(image, shown, card.normalisation)[None], position, shown, brain)
 
 
 def find_brain(images: Mapping[str, Volume], locator: Model, engine: Engine) -> Brain:
@@ -136,7 +161,8 @@ def find_brain(images: Mapping[str, Volume], locator: Model, engine: Engine) -> 
     if locator.card.pose is None:
         return brain
     reference = Reference.from_card(locator.card.pose)
-    pose = pose_of(features, brain, locator, reference)
+    chance = region_chance(features, brain, locator)
+    pose = pose_of(chance, brain, locator, reference)
     if pose is not None and pose.angle_deg > TURN_FROM_DEG:
         card, volume = locator.card, images[locator.card.inputs[0]]
         found, multiple, native_mm = probability.numpy() > 0.5, locator.network.multiple, canonical_spacing(volume)
@@ -144,8 +170,12 @@ def find_brain(images: Mapping[str, Volume], locator: Model, engine: Engine) -> 
         image = normalise_each(stack(images, card.inputs, grid), None, card.normalisation)[None]
         probability, features = look(ModelInput(grid, image), locator, engine)
         brain = Brain(grid, probability)
-        pose = pose_of(features, brain, locator, reference) or pose
-    return brain if pose is None else posed(brain, pose, reference, images[locator.card.inputs[0]], locator)
+        chance = region_chance(features, brain, locator)
+        pose = pose_of(chance, brain, locator, reference) or pose
+    if pose is None or pose.error_mm > LARGEST_ERROR_MM:
+        return brain
+    brain = posed(brain, pose, reference, images[locator.card.inputs[0]], locator)
+    return replace(brain, shading=shading_of(images[locator.card.inputs[0]], chance, brain, locator))
 
 
 def look(seen: ModelInput, locator: Model, engine: Engine) -> tuple[Tensor, Tensor]:
@@ -160,27 +190,43 @@ def look(seen: ModelInput, locator: Model, engine: Engine) -> tuple[Tensor, Tens
     return torch.where(torch.from_numpy(piece), probability.clamp(min=0.5 + 1e-3), probability * rim), features
 
 
-def pose_of(features: Tensor, brain: Brain, locator: Model, reference: Reference) -> Pose | None:
-    """Return how a head lies, by the places of its regions weighted with their probability.
+def region_chance(features: Tensor, brain: Brain, locator: Model) -> np.ndarray:
+    """Return the probabilities (V, R) of the regions that tell the pose at the V voxels of the brain.
 
     Args:
         features: (D, H, W, F) on the grid of the brain.
     """
     assert locator.card.pose is not None
-    head = locator.card.pose["head"]
-    weight, bias = head_weights(locator)[head]
-    rows = [locator.heads[head].indices.index(index) for index in reference.indices]
-    inside = brain.probability > 0.5
-    places = brain.grid.places(np.argwhere(inside.numpy()))
-    chance = torch.softmax(features[inside] @ weight.T + bias, 1).double().numpy()[:, rows]
-    mass = chance.sum(0)
-    return find_pose(chance.T @ places / np.maximum(mass, 1e-9)[:, None], mass * brain.grid.spacing_mm**3, reference)
+    weight, bias = head_weights(locator)[locator.card.pose["head"]]
+    return torch.softmax(features[brain.probability > 0.5] @ weight.T + bias, 1).double().numpy()
+
+
+def pose_of(chance: np.ndarray, brain: Brain, locator: Model, reference: Reference) -> Pose | None:
+    """Return how a head lies, by the places of its regions weighted with their probabilities (V, R)."""
+    assert locator.card.pose is not None
+    indices = locator.heads[locator.card.pose["head"]].indices
+    of_reference = chance[:, [indices.index(index) for index in reference.indices]]
+    mass = of_reference.sum(0)
+    centres = of_reference.T @ brain.places() / np.maximum(mass, 1e-9)[:, None]
+    return find_pose(centres, mass * brain.grid.spacing_mm**3, reference)
+
+
+def shading_of(volume: Volume, chance: np.ndarray, brain: Brain, locator: Model) -> Shading | None:
+    """Return the shading of an image by its white matter; None if it is no stronger than is usual."""
+    assert locator.card.pose is not None and brain.frame_mm is not None
+    regions = locator.heads[locator.card.pose["head"]].regions
+    white = chance[:, [region.mapping == WHITE_MATTER for region in regions]].sum(1) > SURE
+    if white.sum() < FEWEST_VOXELS:
+        return None
+    centre, half = brain.frame_mm
+    places = (brain.places()[white] - centre) @ np.asarray(brain.turn) / half
+    brightness = to_grid(volume, brain.grid)[brain.probability > 0.5].numpy()[white]
+    shading = find_shading(brightness, places)
+    return shading if shading.strength > STRONG_SHADING else None
 
 
 def posed(brain: Brain, pose: Pose, reference: Reference, volume: Volume, locator: Model) -> Brain:
     """Return the brain with the turn of its head, and the frame of the whole of it where the scan cuts it."""
-    if pose.error_mm > LARGEST_ERROR_MM:
-        return brain
     box, spacing = content_box(canonical(volume.data, volume.affine)), canonical_spacing(volume)
     low, high = (np.array(box).T - 0.5) * spacing[None]
 
@@ -188,16 +234,16 @@ def posed(brain: Brain, pose: Pose, reference: Reference, volume: Volume, locato
         return ((places < low - slack_mm) | (places > high + slack_mm)).any(1)
 
     turn = as_turn(pose.turn) if pose.angle_deg > TURN_FROM_DEG else UPRIGHT
+    brain = replace(brain, turn=turn, frame_mm=(pose.centre_mm, pose.scale * reference.half_mm))
     lost = outside(pose.places(reference.centres_mm), CUT_MM)
     share = float(outside(pose.places(reference.half_mm * in_ball())).mean())
     if not lost.any() and share < CUT_SHARE:
-        return replace(brain, turn=turn)
+        return brain
     assert locator.card.pose is not None
     names = [locator.heads[locator.card.pose["head"]].region(int(i)).name for i in reference.indices[lost]]
     parts = f", among it {', '.join(names[:4])}{' and others' if len(names) > 4 else ''}" if names else ""
     message = f"The field of view cuts off about {share:.0%} of the brain{parts}: volumes are those of what is seen."
-    frame = pose.centre_mm, pose.scale * reference.half_mm
-    return replace(brain, turn=turn, frame_mm=frame, findings=(Finding("BRAIN_CUT", message),))
+    return replace(brain, is_cut=True, findings=(Finding("BRAIN_CUT", message),))
 
 
 def as_turn(matrix: np.ndarray) -> Turn:
