@@ -63,6 +63,7 @@ def segment(images: dict[str, Any], model: Any, **asked: Any) -> SimpleNamespace
         probabilities=probabilities,
         entropy=entropy,
         quality=0.875,
+        findings=[],
         notes=[],
         device="cpu",
         precision="fp32",

@@ -201,7 +201,7 @@ def test_a_sample_without_brain_still_has_points() -> None:
 def test_the_field_of_view_is_cut_at_one_side() -> None:
     sides = set()
     for seed in range(40):
-        seen = field_of_view((40, 60, 20), seeded(seed)).numpy()
+        seen = field_of_view((40, 60, 20), 0.35, seeded(seed)).numpy()
         cut = [~seen.any(tuple(i for i in range(3) if i != axis)) for axis in range(3)]
         assert sum(part.any() for part in cut) == 1
         axis = [part.any() for part in cut].index(True)

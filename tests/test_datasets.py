@@ -11,12 +11,13 @@ import torch
 from told import Told
 
 from bidsseg.errors import DataError, InputMissing, NothingSelected
-from bidsseg.image.grid import Grid, whole_grid
+from bidsseg.image.grid import whole_grid
 from bidsseg.image.volume import Volume
 from bidsseg.labels import load_protocol
 from bidsseg.learning import datasets
 from bidsseg.learning.cases import Case
 from bidsseg.learning.datasets import load_cases, person, split
+from bidsseg.segmentation.locate import Brain
 from bidsseg.settings import Settings, Training
 
 FAST = load_protocol("FAST")
@@ -239,9 +240,10 @@ def test_a_head_without_air_is_not_taken_for_a_brain(empty: float, litres: float
 def test_the_locator_finds_the_brain_of_a_head_with_lesions_alone(
     lesions: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def find(images: dict[str, Volume], model: object, engine: object) -> tuple[Grid, torch.Tensor]:
+    def find(images: dict[str, Volume], model: object, engine: object) -> Brain:
         grid = whole_grid(images["T1w"], 4.0)
-        return grid, torch.ones(grid.shape) * (torch.arange(grid.shape[0]) < grid.shape[0] // 2)[:, None, None]
+        half = torch.arange(grid.shape[0]) < grid.shape[0] // 2
+        return Brain(grid, torch.ones(grid.shape) * half[:, None, None])
 
     monkeypatch.setattr(datasets, "find_brain", find)
     (found,) = load_cases(lesions, lesions.report)

@@ -11,22 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nibabel.affines import apply_affine
 from nibabel.orientations import aff2axcodes
+from scipy.spatial.transform import Rotation
 
+from bidsseg.image.brightness import NORMALISATIONS, normalise, percentiles
 from bidsseg.image.grid import (
-    NORMALISATIONS,
     Grid,
+    Turn,
     between,
     box_grid,
     brain_frame,
     canonical,
     canonical_spacing,
+    content_box,
     coordinates,
     dilate,
     from_canonical,
     hat_weights,
     labels_to_grid,
-    normalise,
-    percentiles,
     to_grid,
     whole_grid,
 )
@@ -348,3 +349,63 @@ def test_a_point_dilates_to_a_cube() -> None:
     expected[2:7, 2:7, :3] = True
     assert torch.equal(dilate(mask, 2), expected)
     assert torch.equal(dilate(mask, 0), mask)
+
+
+# -- turned grids ------------------------------------------------------------------------------------------------------
+
+
+def turn(*degrees: float) -> Turn:
+    matrix = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
+    one, two, three = (tuple(row) for row in matrix.tolist())
+    return one, two, three
+
+
+@pytest.mark.parametrize("spacing", [(2.0, 2.0, 2.0), (0.5, 1.0, 2.5)])
+@pytest.mark.parametrize("orientation", ["RAS", "LIA"])
+def test_a_turned_grid_shows_what_lies_at_its_places(spacing: tuple[float, ...], orientation: str) -> None:
+    shape = tuple(int(60 / s) for s in spacing)
+    affine = phantoms.grid(spacing, orientation, shape, 0)
+    slope = np.array([0.3, -0.2, 0.5])
+    volume = ramp(shape, affine, slope, 100.0)
+    size = np.array(canonical(volume.data, affine).shape) * canonical_spacing(volume)
+    axes = np.asarray(turn(20, -35, 10))
+    grid = Grid(2.0, tuple((size / 2 - axes @ np.full(3, 9.0)).tolist()), (10, 10, 10), turn(20, -35, 10))
+    found = to_grid(volume, grid).numpy()
+    closest = nib.as_closest_canonical(nib.Nifti1Image(volume.data, affine)).affine
+    voxels = np.moveaxis(np.indices(grid.shape), 0, -1).reshape(-1, 3)
+    world = apply_affine(closest, grid.places(voxels) / canonical_spacing(volume))
+    assert found.reshape(-1) == pytest.approx(world @ slope + 100, abs=0.3)
+    assert grid.voxels(grid.places(voxels)) == pytest.approx(voxels, abs=1e-9)
+
+
+def test_masks_go_from_grid_to_turned_grid_and_back() -> None:
+    upright = Grid(2.0, (0.0, 0.0, 0.0), (40, 40, 40))
+    ball = ((np.indices(upright.shape) - 20) ** 2).sum(0) < 12**2
+    box = box_grid(upright, ball, 1.5, 4.0, 4, np.ones(3), turn(30, 10, -20))
+    assert all(n % 4 == 0 for n in box.shape)
+    there = between(torch.from_numpy(ball), upright, box)
+    assert there.sum() * 1.5**3 == pytest.approx(ball.sum() * 8, rel=0.02)
+    edges = [there.movedim(axis, 0)[side].max() for axis in range(3) for side in (0, -1)]
+    assert max(edges) == 0
+    back = between(there, box, upright) > 0.5
+    assert 2 * (back.numpy() & ball).sum() / (back.sum() + ball.sum()) > 0.97
+    finer = box_grid(box, there.numpy() > 0.5, 1.0, 0.0, 1, np.ones(3), box.turn)
+    assert between(there, box, finer).sum() == pytest.approx(ball.sum() * 8, rel=0.03)
+
+
+@given(st.tuples(*[st.integers(0, 6)] * 6))
+def test_the_box_of_what_is_there(cut: tuple[int, ...]) -> None:
+    data = np.zeros((20, 21, 22))
+    window = tuple(slice(a, n - b) for a, b, n in zip(cut[:3], cut[3:], data.shape, strict=True))
+    data[window] = 1
+    assert content_box(data) == tuple((w.start, w.stop) for w in window)
+    assert content_box(np.zeros((3, 4, 5))) == ((0, 3), (0, 4), (0, 5))
+
+
+def test_room_around_a_scan_moves_no_grid() -> None:
+    volume = Volume(np.ones((30, 32, 28), np.float32), np.diag([1.2, 1.2, 1.2, 1]))
+    wide = Volume(np.pad(volume.data, 17), np.diag([1.2, 1.2, 1.2, 1]))
+    one = whole_grid(volume, 3.0, 4, box=content_box(volume.data))
+    other = whole_grid(wide, 3.0, 4, box=content_box(wide.data))
+    assert one.shape == other.shape
+    assert np.subtract(other.origin_mm, one.origin_mm) == pytest.approx(np.full(3, 17 * 1.2))

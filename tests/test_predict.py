@@ -108,8 +108,9 @@ def tissue(affine: np.ndarray, shape: tuple[int, int, int] = SHAPE) -> np.ndarra
 
 
 def image_of(labels: np.ndarray, affine: np.ndarray) -> Volume:
-    """An image whose normalised brightness tells the labels."""
-    return Volume(100 + 200 * labels.astype(np.float32), affine)
+    """An image whose normalised brightness tells the labels; there is noise in air, as in a scan."""
+    noise = np.random.default_rng(0).uniform(-1, 1, labels.shape) * (labels == 0)
+    return Volume((100 + 200.0 * labels + noise).astype(np.float32), affine)
 
 
 def stacked(probabilities: Probabilities) -> np.ndarray:

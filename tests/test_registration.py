@@ -14,7 +14,7 @@ from told import Told
 from torch import Tensor
 
 from bidsseg.errors import DataError, TemporaryFailure, UsageError
-from bidsseg.image.grid import Grid, whole_grid
+from bidsseg.image.grid import whole_grid
 from bidsseg.image.volume import Volume
 from bidsseg.labels import load_protocol
 from bidsseg.learning import datasets as reading
@@ -28,6 +28,7 @@ from bidsseg.learning.registration_loop import DFNET, fit_mover, pair
 from bidsseg.learning.state import Conditions
 from bidsseg.models import card, library
 from bidsseg.networks.dfnet import DFNet, similarity_loss, warp
+from bidsseg.segmentation.locate import Brain
 from bidsseg.settings import Settings, Training
 from bidsseg.train import Interruption, train_level
 
@@ -257,11 +258,11 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path
     return labelled, folder / "fast", other
 
 
-def find_brain(images: Mapping[str, Volume], locator: Any, engine: Any) -> tuple[Grid, Tensor]:
+def find_brain(images: Mapping[str, Volume], locator: Any, engine: Any) -> Brain:
     """In place of the locator: an ellipsoid as large as the phantom's brain."""
     assert locator.card.name == "locator"
     grid = whole_grid(images["T1w"], 2.0)
-    return grid, 0.9 * ellipsoid(18, 23, 20, shape=grid.shape).float()
+    return Brain(grid, 0.9 * ellipsoid(18, 23, 20, shape=grid.shape).float())
 
 
 Ask = Callable[..., Settings]

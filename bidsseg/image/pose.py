@@ -12,6 +12,8 @@ FAR_MM = 6.0
 """A region this far from its place counts half: it is cut off, or was not recognised."""
 SEEN = 0.35
 """Share of its usual volume from which on a region is recognised, and its centre is trusted."""
+DIFFERENCE = 0.2
+"""Of the scale along an axis from that of the others: heads are longer or shorter, but not by more."""
 ROUNDS = 20
 
 
@@ -76,8 +78,8 @@ class Pose:
 def find_pose(centres_mm: np.ndarray, volumes_mm3: np.ndarray, reference: Reference) -> Pose | None:
     """Return the pose that brings an average brain to the regions found in a scan; None with too few regions.
 
-    A similarity is fitted by least squares (Umeyama 1991, doi:10.1109/34.88573), again and again with less weight for
-    regions that lie far from their places (Cauchy weights), and then a scale along each axis.
+    A similarity (Umeyama 1991, doi:10.1109/34.88573) and a scale along each axis are fitted by least squares, again and
+    again with less weight for regions that lie far from their places (Cauchy weights).
 
     Args:
         centres_mm: (R, 3) canonical frame, NaN for regions that were not found.
@@ -90,17 +92,25 @@ def find_pose(centres_mm: np.ndarray, volumes_mm3: np.ndarray, reference: Refere
         return None
     found, there = centres_mm[known], reference.centres_mm[known]
     start = weights = np.sqrt(reference.volumes_mm3[known])
+    scale = np.ones(3)
     for _ in range(ROUNDS):
-        turn, scale, shift = similarity(there, found, weights)
-        distance = np.linalg.norm(found - scale * there @ turn.T - shift, axis=1)
+        turn, size, centre = similarity(scale * there, found, weights)
+        scale = along_axes(there, (found - centre) @ turn, weights, size * scale)
+        distance = np.linalg.norm(found - (scale * there) @ turn.T - centre, axis=1)
         weights = start / (1 + (distance / FAR_MM) ** 2)
-    local = (found - np.average(found, 0, weights)) @ turn
-    moved = there - np.average(there, 0, weights)
-    own = (weights[:, None] * local * moved).sum(0) / (weights[:, None] * moved**2).sum(0)
-    own = np.clip(own, 0.8 * scale, 1.25 * scale)
-    centre = np.average(found - (own * there) @ turn.T, 0, weights)
-    error = float(np.average(np.linalg.norm(found - (own * there) @ turn.T - centre, axis=1), weights=weights))
-    return Pose(turn, own, centre, error, seen)
+    return Pose(turn, scale, centre, float(np.average(distance, weights=weights)), seen)
+
+
+def along_axes(source: np.ndarray, target: np.ndarray, weights: np.ndarray, usual: np.ndarray) -> np.ndarray:
+    """Return the scale (3,) of each axis that brings source (N, 3) to target (N, 3), not too far from the usual one.
+
+    All axes together decide what is usual, since a brain that is cut says little of the axis along which it is.
+    """
+    source = source - np.average(source, 0, weights)
+    target = target - np.average(target, 0, weights)
+    found = (weights[:, None] * source * target).sum(0) / (weights[:, None] * source**2).sum(0)
+    mean = float(np.mean(usual))
+    return np.clip(found, (1 - DIFFERENCE) * mean, (1 + DIFFERENCE) * mean)
 
 
 def similarity(source: np.ndarray, target: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:

@@ -26,11 +26,16 @@ def average_brain(cases: Sequence[Case], head: Protocol) -> Reference:
     rows = [row for case in cases for annotation in case.annotations if (row := measured(case, annotation, head))]
     if not rows:
         raise DataError(f"no annotation knows the regions of {head.name}, which are to tell the pose of a head")
-    centres = np.nanmean([centre for centre, _ in rows], 0)
-    volumes = np.nanmean([volume for _, volume in rows], 0)
+    centres, volumes = (known_mean(np.stack(values)) for values in zip(*rows, strict=True))
     half = np.mean([brain_frame(case.brain)[1] for case in cases if case.annotations], 0)
     known = np.isfinite(volumes)
     return Reference(np.array(head.indices)[known], centres[known], volumes[known], half)
+
+
+def known_mean(values: np.ndarray) -> np.ndarray:
+    """Return the mean along the first axis of what is not NaN; NaN where nothing is known."""
+    count = np.isfinite(values).sum(0)
+    return np.where(count > 0, np.nansum(values, 0) / np.maximum(count, 1), np.nan)
 
 
 def measured(case: Case, annotation: Annotation, head: Protocol) -> tuple[np.ndarray, np.ndarray] | None:

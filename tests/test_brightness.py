@@ -1,0 +1,77 @@
+"""Brightness does not depend on units, background or the room around a head."""
+
+import numpy as np
+import phantoms
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bidsseg.image.brightness import background, rescaled
+from bidsseg.image.volume import Volume
+
+SHAPE = (24, 26, 22)
+AFFINE = phantoms.grid(8.0, "LAS", SHAPE)
+
+
+def noisy() -> np.ndarray:
+    """A whole head in air, integers of a 12-bit scanner."""
+    return np.round(phantoms.noisy_head(AFFINE, SHAPE, seed=1)).astype(np.float32)
+
+
+def stripped() -> np.ndarray:
+    """The same without what lies outside of the brain."""
+    return np.where(phantoms.head(AFFINE, SHAPE, phantoms.LABEL) > 0, noisy() + 50, 0).astype(np.float32)
+
+
+def scaled(data: np.ndarray) -> np.ndarray:
+    return rescaled(Volume(np.asarray(data, np.float32), AFFINE)).data
+
+
+def test_air_is_no_constant_and_a_mask_leaves_one() -> None:
+    assert background(noisy() + np.random.default_rng(0).uniform(0, 1, SHAPE)) is None
+    assert background(stripped()) == 0
+    assert background(np.where(stripped() > 0, stripped(), -1024)) == -1024
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(-12, 9), st.floats(-1000, 1000), st.booleans())
+def test_units_change_nothing(exponent: float, offset: float, whole: bool) -> None:
+    data = noisy() if whole else stripped()
+    changed = (data + offset) * 10.0**exponent
+    assert scaled(changed) == pytest.approx(scaled(data), abs=2e-3)
+
+
+def test_units_of_a_power_of_two_change_no_bit() -> None:
+    assert np.array_equal(scaled(noisy() * 2.0**-30), scaled(noisy()))
+    assert np.array_equal(scaled(noisy() * 3 - 500), scaled(noisy()))
+
+
+@pytest.mark.parametrize("value", [-1024.0, -1.0, 7.0, "brightest"])
+def test_a_constant_background_of_any_value_is_nothing(value: float | str) -> None:
+    data = stripped()
+    brain = data > 0
+    other = np.where(brain, data, data.max() if value == "brightest" else value)
+    found = scaled(other)
+    assert (found[~brain] == 0).all()
+    same = other != other.max() if value == "brightest" else brain
+    assert found[brain & same] == pytest.approx(scaled(data)[brain & same], abs=1e-4)
+    assert (found[brain & same] > 0).all()
+
+
+def test_normalised_scans_are_as_others() -> None:
+    data = stripped()
+    brain = data > 0
+    z = np.where(brain, (data - data[brain].mean()) / data[brain].std(), 0)
+    assert scaled(z) == pytest.approx(scaled(data), abs=1e-3)
+
+
+def test_the_room_around_a_head_changes_nothing() -> None:
+    data = noisy()
+    wide = rescaled(Volume(np.pad(data, 40), AFFINE)).data
+    assert wide[40:-40, 40:-40, 40:-40] == pytest.approx(scaled(data), abs=0.02)
+    assert (wide[:40] == 0).all()
+
+
+def test_an_image_without_contrast_does_not_divide_by_nothing() -> None:
+    assert np.isfinite(scaled(np.zeros(SHAPE))).all()
+    assert np.isfinite(scaled(np.full(SHAPE, 5.0))).all()
