@@ -1,18 +1,18 @@
 """Reading the heads at every voxel of the native grid.
 
-The network gives features on the model grid and each head is one linear map of them. The features are interpolated at
-the native voxels of the brain and read there, a chunk of voxels at a time: no array of regions x voxels is ever held,
-and the answer is that of interpolating all logits.
+The network gives features on the model grid and each head is one linear map of them. The brain's head is read first.
+The features are then interpolated at the native voxels where the brain may be and the other heads are read there, a
+chunk of voxels at a time: no array of regions x voxels is ever held, nor one of features x voxels, and the answer is
+that of interpolating all logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
@@ -20,9 +20,16 @@ from bidsseg.errors import DataError
 from bidsseg.image.grid import Grid, canonical, canonical_spacing, from_canonical, hat_weights, resample
 from bidsseg.image.volume import Volume
 from bidsseg.models.library import Model
+from bidsseg.segmentation.features import Features
 
-CHUNK = 1 << 16
-"""Voxels read at a time."""
+CHUNK = 1 << 18
+"""Voxels whose features are interpolated at a time."""
+READ = 1 << 14
+"""Voxels at which the regions are read at a time."""
+PLANES = 16
+"""Native planes whose brain probability is computed at a time."""
+ELSEWHERE = -10.0
+"""The brain's logit where no features were computed."""
 LIKELY = 0.05
 """Heads other than the brain's are read where the brain is at least this probable."""
 BRIDGE_MM = 3.0
@@ -82,89 +89,99 @@ class Segmentation:
 
 @dataclass
 class Reading:
-    """One head's answer on the canonical native grid, filled chunk by chunk."""
+    """One head's answer at P voxels of the canonical native grid, filled chunk by chunk."""
 
     indices: np.ndarray
     labels: np.ndarray
     soft: np.ndarray
     certainty: np.ndarray
-    probabilities: list[np.ndarray] | None
+    probabilities: np.ndarray | None
     entropy: np.ndarray | None
 
     @staticmethod
-    def empty(indices: np.ndarray, shape: tuple[int, ...], probabilities: bool, entropy: bool) -> Reading:
-        """Background everywhere."""
+    def empty(indices: np.ndarray, count: int, probabilities: bool, entropy: bool) -> Reading:
+        """Background at a count of voxels."""
+        small = np.min_scalar_type(int(indices.max()))
         return Reading(
-            indices.astype(np.min_scalar_type(int(indices.max()))),
-            np.zeros(int(np.prod(shape)), np.min_scalar_type(int(indices.max()))),
+            indices.astype(small),
+            np.zeros(count, small),
             np.zeros(len(indices)),
-            np.zeros(int(np.prod(shape)), np.float16),
-            [] if probabilities else None,
-            np.zeros(int(np.prod(shape)), np.float32) if entropy else None,
+            np.zeros(count, np.float16),
+            np.zeros((count, len(indices)), np.float16) if probabilities else None,
+            np.zeros(count, np.float32) if entropy else None,
         )
 
-    def put(self, voxels: np.ndarray, logits: Tensor) -> None:
-        """The answer (P, R) at flat voxels (P,)."""
+    def put(self, start: int, logits: Tensor) -> None:
+        """The answer (N, R) at the N voxels from the given one on."""
         chance = torch.softmax(logits, 1)
         best = chance.max(1)
-        self.labels[voxels] = self.indices[best.indices.numpy()]
-        self.certainty[voxels] = best.values.numpy()
+        here = slice(start, start + len(chance))
+        self.labels[here] = self.indices[best.indices.numpy()]
+        self.certainty[here] = best.values.numpy()
         self.soft += chance.sum(0).double().numpy()
         if self.probabilities is not None:
-            self.probabilities.append(chance.half().numpy())
+            self.probabilities[here] = chance.half().numpy()
         if self.entropy is not None:
             nats = -torch.special.xlogy(chance, chance).sum(1)
-            self.entropy[voxels] = (nats / np.log(chance.shape[1])).clamp(0, 1).numpy()
+            self.entropy[here] = (nats / np.log(chance.shape[1])).clamp(0, 1).numpy()
 
 
 def read_heads(
     volume: Volume,
     grid: Grid,
-    features: Tensor,
+    features: Sequence[Features],
     weights: Mapping[str, tuple[Tensor, Tensor]],
     model: Model,
     want_probabilities: bool,
     want_entropy: bool,
 ) -> Segmentation:
-    """The answers of all heads, from features (D, H, W, F) on the model grid and each head's weight and bias.
+    """The answers of all heads, from the features of one or two passes and each head's weight and bias.
 
     DataError if no brain is left.
     """
     shape = canonical(np.empty(volume.shape, np.uint8), volume.affine).shape
     spacing = canonical_spacing(volume)
-    chance = brain_chance(features, weights, grid, shape, spacing)
+    chance = brain_chance(brain_logit(features, weights), grid, shape, spacing)
+    near = largest_piece(chance > LIKELY) if "brain" in weights else chance > LIKELY
+    likely = np.flatnonzero(near)
     names = [name for name in model.card.heads if name != "brain"]
     readings = {}
     for name in names:
         asked = name in model.card.protocols
         indices = np.array(model.heads[name].indices)
-        readings[name] = Reading.empty(indices, shape, want_probabilities and asked, want_entropy and asked)
-    flat = features.reshape(-1, features.shape[-1])
-    near = largest_piece(chance > LIKELY) if "brain" in weights else chance > LIKELY
-    likely = np.flatnonzero(near)
-    for voxels in np.array_split(likely, max(1, len(likely) // CHUNK)):
-        rows, share = corners(voxels, shape, spacing, grid)
-        inside = F.embedding_bag(rows, flat, per_sample_weights=share.to(flat.dtype), mode="sum").float()
-        for name in names:
-            weight, bias = weights[name]
-            readings[name].put(voxels, torch.addmm(bias, inside, weight.T))
+        readings[name] = Reading.empty(indices, len(likely), want_probabilities and asked, want_entropy and asked)
+    for start in range(0, len(likely) if names else 0, CHUNK):
+        inside = interpolated(features, *corners(likely[start : start + CHUNK], shape, spacing, grid))
+        for first, part in zip(range(start, len(likely), READ), inside.split(READ), strict=False):
+            for name in names:
+                weight, bias = weights[name]
+                readings[name].put(first, torch.addmm(bias, part, weight.T))
+
+    def everywhere(values: np.ndarray) -> np.ndarray:
+        """Values at the likely voxels, 0 elsewhere, on the canonical grid."""
+        found = np.zeros(shape, values.dtype)
+        found.reshape(-1)[likely] = values
+        return found
+
     if "brain" in weights:
-        brain = without_bridges(largest_piece((chance > 0.5) & near), spacing)
+        near &= chance > 0.5
+        brain = without_bridges(largest_piece(near), spacing)
     else:
-        brain = largest_piece(np.any([readings[name].labels > 0 for name in names], 0).reshape(shape))
+        brain = largest_piece(everywhere(np.any([readings[name].labels > 0 for name in names], 0)))
     if not brain.any():
         raise DataError("the segmentation is empty: is it a T1w of a head, with the right orientation in its header?")
+    kept = brain.reshape(-1)[likely]
     for reading in readings.values():
-        reading.labels[~brain.reshape(-1)] = 0
+        reading.labels[~kept] = 0
 
     def native(values: np.ndarray) -> np.ndarray:
-        return from_canonical(values.reshape(*shape, *values.shape[1:]), volume.affine)
+        return from_canonical(everywhere(values), volume.affine)
 
     lesion = None
     if model.card.lesion is not None:
         lesion = native(np.isin(readings[model.card.lesion].labels, model.heads[model.card.lesion].lesions))
     written = {name: readings[name] for name in names if name in model.card.protocols}
-    quality = readings[names[0]].certainty[brain.reshape(-1)] if names else chance[brain]
+    quality = readings[names[0]].certainty[kept] if names else chance[brain]
     return Segmentation(
         labels={name: native(reading.labels) for name, reading in written.items()},
         soft_mm3={name: reading.soft * volume.voxel_volume_mm3 for name, reading in written.items()},
@@ -172,7 +189,7 @@ def read_heads(
         lesion=lesion,
         quality=float(quality.mean(dtype=np.float64)),
         probabilities={
-            name: Probabilities(volume.shape, volume.affine, likely, np.concatenate(reading.probabilities))
+            name: Probabilities(volume.shape, volume.affine, likely, reading.probabilities)
             for name, reading in written.items()
             if reading.probabilities is not None
         },
@@ -180,23 +197,38 @@ def read_heads(
     )
 
 
-def brain_chance(
-    features: Tensor,
-    weights: Mapping[str, tuple[Tensor, Tensor]],
-    grid: Grid,
-    shape: tuple[int, ...],
-    spacing: np.ndarray,
-) -> np.ndarray:
-    """The brain's probability on the canonical native grid; 1 in the model grid for a model that has no such head."""
+def interpolated(features: Sequence[Features], voxels: Tensor, share: Tensor) -> Tensor:
+    """The features (P, F) of all passes, side by side, at model voxels (P, N) with weights (P, N)."""
+    return torch.cat([one.interpolated(voxels, share) for one in features], 1)
+
+
+def brain_logit(features: Sequence[Features], weights: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
+    """The brain's logit on the model grid; for a model without such a head, high wherever there are features."""
+    if "brain" not in weights:
+        return torch.where(features[0].known(), -ELSEWHERE, ELSEWHERE)
+    weight, bias = weights["brain"]
+    parts = (weight[1] - weight[0]).chunk(len(features))
+    logit = sum(one.linear(part, ELSEWHERE / len(features)) for one, part in zip(features, parts, strict=True))
+    return logit + (bias[1] - bias[0])
+
+
+def brain_chance(logit: Tensor, grid: Grid, shape: tuple[int, ...], spacing: np.ndarray) -> np.ndarray:
+    """The brain's probability, float16, on the canonical native grid, of its logit (D, H, W); 0 outside that grid.
+
+    The logit is interpolated on some planes after the others: a native grid can have thirty times as many voxels.
+    """
     to_native = [
         hat_weights(grid.shape[i], grid.spacing_mm, shape[i], spacing[i], -grid.origin_mm[i]) for i in range(3)
     ]
-    inside = resample(torch.ones(grid.shape), to_native) > 0.5
-    if "brain" not in weights:
-        return inside.float().numpy()
-    weight, bias = weights["brain"]
-    difference = (features @ (weight[1] - weight[0]).to(features.dtype)).float() + (bias[1] - bias[0])
-    return (torch.sigmoid(resample(difference, to_native)) * inside).numpy()
+    within = [(matrix.sum(1) > 0).astype(np.float32) for matrix in to_native]
+    covered = torch.from_numpy(np.outer(within[1], within[2]))
+    chance = np.zeros(shape, np.float16)
+    for start in range(0, shape[0], PLANES):
+        planes = slice(start, start + PLANES)
+        if within[0][planes].any():
+            found = torch.sigmoid(resample(logit, [to_native[0][planes], *to_native[1:]])) * covered
+            chance[planes] = found * torch.from_numpy(within[0][planes])[:, None, None]
+    return chance
 
 
 def corners(voxels: np.ndarray, shape: tuple[int, ...], spacing: np.ndarray, grid: Grid) -> tuple[Tensor, Tensor]:

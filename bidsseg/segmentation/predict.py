@@ -24,7 +24,7 @@ from bidsseg.image.grid import (
 )
 from bidsseg.image.volume import Volume
 from bidsseg.models.library import Model
-from bidsseg.segmentation.native import Segmentation, largest_piece, read_heads
+from bidsseg.segmentation.native import Segmentation, brain_logit, largest_piece, read_heads
 from bidsseg.segmentation.windows import features_of
 
 SMALLEST_BRAIN_MM3 = 100_000.0
@@ -69,15 +69,16 @@ def segment(
     volume = images[model.card.inputs[0]]
     engine = Engine(device, precision, memory_mb)
     notes: list[str] = []
-    grid, image, position = model_input(images, model, engine, notes, progress)
+    grid, image, position, wanted = model_input(images, model, engine, notes, progress)
     progress("segmenting")
-    features = features_of(model.network, image, position, engine, notes)
+    features = [features_of(model.network, image, position, wanted, engine, notes)]
     weights = head_weights(model)
     if model.card.mirror:
         mirrored = None if position is None else mirror_coordinates(position)
-        other = features_of(model.network, image.flip(2), mirrored, engine, notes).flip(0)
-        features = torch.cat([features, other], -1)
+        seen = None if wanted is None else wanted.flip(0)
+        features.append(features_of(model.network, image.flip(2), mirrored, seen, engine, notes).mirrored())
         weights = {name: mirrored_head(model, name, w, b) for name, (w, b) in weights.items()}
+    del image, position, wanted
     progress("labelling")
     with torch.inference_mode():
         result = read_heads(volume, grid, features, weights, model, want_probabilities, want_entropy)
@@ -87,14 +88,14 @@ def segment(
 
 def model_input(
     images: Mapping[str, Volume], model: Model, engine: Engine, notes: list[str], progress: Callable[[str], None]
-) -> tuple[Grid, Tensor, Tensor | None]:
-    """The model grid, the images (1, C, D, H, W) on it, coordinates (1, 3, D/2, H/2, W/2) if the model wants them.
+) -> tuple[Grid, Tensor, Tensor | None, Tensor | None]:
+    """The model grid, the images (1, C, D, H, W) on it, coordinates (1, 3, D/2, H/2, W/2) and where to read features.
 
-    The first image places the grid, and the brain is found in it. Each is normalised by itself.
+    The last two are None for a model that sees the whole field of view. The first image places the grid, and the brain is found in it. Each is normalised by itself.
     """
     card, multiple = model.card, model.network.multiple
     volume = images[card.inputs[0]]
-    shown, position = None, None
+    shown, position, wanted = None, None, None
     if model.locator is None:
         grid = whole_grid(volume, card.spacing_mm, multiple)
     else:
@@ -104,17 +105,18 @@ def model_input(
         grid = box_grid(around, found, card.spacing_mm, card.margin_mm, multiple, canonical_spacing(volume))
         mask = between(brain, around, grid) > 0.5
         shown = dilate(mask, round(card.shown_mm / card.spacing_mm))
+        wanted = dilate(shown, 1)  # features are interpolated: beyond what is shown by a voxel
         position = coordinates(grid.shape, *brain_frame(mask))
-    return grid, normalise_each(stack(images, card.inputs, grid), shown, card.normalisation)[None], position
+    image = normalise_each(stack(images, card.inputs, grid), shown, card.normalisation)[None]
+    return grid, image, position, wanted
 
 
 def find_brain(images: Mapping[str, Volume], locator: Model, engine: Engine) -> tuple[Grid, Tensor]:
     """The locator's grid and on it the brain's probability (D, H, W): 0 away from the largest piece, no holes in it."""
-    grid, image, position = model_input(images, locator, engine, [], lambda stage: None)
-    features = features_of(locator.network, image, position, engine, [])
-    weight, bias = head_weights(locator)["brain"]
-    logits = features.float() @ weight.T + bias
-    probability = torch.softmax(logits, -1)[..., 1]
+    grid, image, position, wanted = model_input(images, locator, engine, [], lambda stage: None)
+    features = features_of(locator.network, image, position, wanted, engine, [])
+    with torch.inference_mode():
+        probability = torch.sigmoid(brain_logit([features], head_weights(locator)))
     piece = largest_piece(probability.numpy() > 0.5)
     if piece.sum() * grid.spacing_mm**3 < SMALLEST_BRAIN_MM3:
         raise DataError("no brain found in the image: is it a T1w of a head, with the right orientation in its header?")
