@@ -47,6 +47,12 @@ def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, bias: bool
     )
 
 
+def pointwise(layer: nn.Module, x: Tensor) -> Tensor:
+    """A convolution of one voxel, without bias, as a product of matrices, which leaves channels last in memory."""
+    assert isinstance(layer, nn.Conv3d)
+    return F.linear(x.permute(0, 2, 3, 4, 1), layer.weight.flatten(1)).permute(0, 4, 1, 2, 3)
+
+
 class Residual(nn.Module):
     """Two 3³ convolutions around which the input is passed on; the second starts at zero."""
 
@@ -100,15 +106,15 @@ class SubpixelUNet(Network):
 
     def trunk(self, image: Tensor, coordinates: Tensor | None) -> tuple[Tensor, Tensor]:
         """What the last convolution is given, (N, widths[0], D/2, H/2, W/2), and the folded image (N, 8C, …)."""
-        x = folded = fold(image).contiguous(memory_format=torch.channels_last_3d)
+        x = folded = fold(image)
         if coordinates is not None:
-            x = torch.cat([x, coordinates.to(x.dtype)], 1)
+            x = torch.cat([x, coordinates.to(x.dtype).contiguous(memory_format=torch.channels_last_3d)], 1)
         levels = [self.stem(x.contiguous(memory_format=torch.channels_last_3d))]
         for down in self.down:
             levels.append(down(levels[-1]))
         x = self.bottom(levels.pop())
         for i in reversed(range(len(self.down))):
-            x = F.interpolate(self.reduce[i](x), scale_factor=2, mode="trilinear")
+            x = F.interpolate(pointwise(self.reduce[i], x), scale_factor=2, mode="trilinear")
             x += levels.pop()
             x = self.up[i - 1](x) if i > 0 else x
         return x, folded
@@ -180,10 +186,10 @@ class SubpixelUNet(Network):
 
 
 def fold(x: Tensor) -> Tensor:
-    """(N, C, D, H, W) to (N, 8C, D/2, H/2, W/2): the eight voxels of a 2³ block become channels."""
+    """(N, C, D, H, W) to (N, 8C, D/2, H/2, W/2), channels last in memory: the voxels of a 2³ block become channels."""
     n, c, d, h, w = x.shape
-    x = x.view(n, c, d // 2, 2, h // 2, 2, w // 2, 2)
-    return x.permute(0, 3, 5, 7, 1, 2, 4, 6).reshape(n, 8 * c, d // 2, h // 2, w // 2)
+    x = x.reshape(n, c, d // 2, 2, h // 2, 2, w // 2, 2)
+    return x.permute(0, 2, 4, 6, 3, 5, 7, 1).reshape(n, d // 2, h // 2, w // 2, 8 * c).permute(0, 4, 1, 2, 3)
 
 
 def unfold(x: Tensor) -> Tensor:

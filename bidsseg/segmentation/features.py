@@ -17,8 +17,6 @@ from bidsseg.networks.network import Network
 
 CELLS = 1 << 14
 """Cells whose features are computed together when all are read."""
-NEGLIGIBLE = 1e-4
-"""A corner with less weight than this is not read."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +65,6 @@ class Features:
 
     def interpolated(self, voxels: Tensor, share: Tensor) -> Tensor:
         """Weighted sums (P, F), float32, of the features at flat voxels (P, N) of the grid with weights (P, N)."""
-        heavy = share.amax(0) > NEGLIGIBLE
-        if not heavy.all():
-            voxels, share = voxels[:, heavy], share[:, heavy]
         places = self.lookup.view(-1)[voxels]
         size = self.network.cell**3
         used = torch.zeros(len(self.table), size, dtype=torch.bool)

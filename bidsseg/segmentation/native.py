@@ -24,8 +24,10 @@ from bidsseg.segmentation.features import Features
 
 CHUNK = 1 << 18
 """Voxels whose features are interpolated at a time."""
-READ = 1 << 14
+READ = 1 << 12
 """Voxels at which the regions are read at a time."""
+NEGLIGIBLE = 1e-4
+"""Distance, in voxels of the model grid, at which a native voxel still lies on one of them."""
 PLANES = 16
 """Native planes whose brain probability is computed at a time."""
 ELSEWHERE = -10.0
@@ -112,13 +114,17 @@ class Reading:
         )
 
     def put(self, start: int, logits: Tensor) -> None:
-        """The answer (N, R) at the N voxels from the given one on."""
-        chance = torch.softmax(logits, 1)
-        best = chance.max(1)
+        """The answer (N, R), which is used up, at the N voxels from the given one on."""
+        best = logits.max(1)
+        chance = logits.sub_(best.values[:, None]).exp_()
+        certainty = 1 / chance.sum(1)
         here = slice(start, start + len(chance))
         self.labels[here] = self.indices[best.indices.numpy()]
-        self.certainty[here] = best.values.numpy()
-        self.soft += chance.sum(0).double().numpy()
+        self.certainty[here] = certainty.numpy()
+        self.soft += (certainty @ chance).double().numpy()
+        if self.probabilities is None and self.entropy is None:
+            return
+        chance *= certainty[:, None]
         if self.probabilities is not None:
             self.probabilities[here] = chance.half().numpy()
         if self.entropy is not None:
@@ -142,7 +148,8 @@ def read_heads(
     shape = canonical(np.empty(volume.shape, np.uint8), volume.affine).shape
     spacing = canonical_spacing(volume)
     chance = brain_chance(brain_logit(features, weights), grid, shape, spacing)
-    near = largest_piece(chance > LIKELY) if "brain" in weights else chance > LIKELY
+    near = (torch.from_numpy(chance) > LIKELY).numpy()  # NumPy takes its time with numbers of 16 bits
+    near = largest_piece(near) if "brain" in weights else near
     likely = np.flatnonzero(near)
     names = [name for name in model.card.heads if name != "brain"]
     readings = {}
@@ -150,12 +157,12 @@ def read_heads(
         asked = name in model.card.protocols
         indices = np.array(model.heads[name].indices)
         readings[name] = Reading.empty(indices, len(likely), want_probabilities and asked, want_entropy and asked)
+    linear = {name: torch.cat([weights[name][0].T, weights[name][1][None]]) for name in names}
     for start in range(0, len(likely) if names else 0, CHUNK):
         inside = interpolated(features, *corners(likely[start : start + CHUNK], shape, spacing, grid))
         for first, part in zip(range(start, len(likely), READ), inside.split(READ), strict=False):
-            for name in names:
-                weight, bias = weights[name]
-                readings[name].put(first, torch.addmm(bias, part, weight.T))
+            for name, reading in readings.items():
+                reading.put(first, part @ linear[name])
 
     def everywhere(values: np.ndarray) -> np.ndarray:
         """Values at the likely voxels, 0 elsewhere, on the canonical grid."""
@@ -164,7 +171,7 @@ def read_heads(
         return found
 
     if "brain" in weights:
-        near &= chance > 0.5
+        near &= (torch.from_numpy(chance) > 0.5).numpy()
         brain = without_bridges(largest_piece(near), spacing)
     else:
         brain = largest_piece(everywhere(np.any([readings[name].labels > 0 for name in names], 0)))
@@ -198,8 +205,8 @@ def read_heads(
 
 
 def interpolated(features: Sequence[Features], voxels: Tensor, share: Tensor) -> Tensor:
-    """The features (P, F) of all passes, side by side, at model voxels (P, N) with weights (P, N)."""
-    return torch.cat([one.interpolated(voxels, share) for one in features], 1)
+    """The features of all passes side by side and a 1 for the bias, (P, F + 1), at model voxels (P, N) with weights."""
+    return torch.cat([*(one.interpolated(voxels, share) for one in features), torch.ones(len(voxels), 1)], 1)
 
 
 def brain_logit(features: Sequence[Features], weights: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
@@ -227,22 +234,29 @@ def brain_chance(logit: Tensor, grid: Grid, shape: tuple[int, ...], spacing: np.
         planes = slice(start, start + PLANES)
         if within[0][planes].any():
             found = torch.sigmoid(resample(logit, [to_native[0][planes], *to_native[1:]])) * covered
-            chance[planes] = found * torch.from_numpy(within[0][planes])[:, None, None]
+            chance[planes] = (found * torch.from_numpy(within[0][planes])[:, None, None]).half().numpy()
     return chance
 
 
 def corners(voxels: np.ndarray, shape: tuple[int, ...], spacing: np.ndarray, grid: Grid) -> tuple[Tensor, Tensor]:
-    """For native voxels (P,) the flat positions (P, 8) of the model voxels around them, and their weights (P, 8)."""
-    rows = torch.zeros(len(voxels), 8, dtype=torch.int64)
-    share = torch.ones(len(voxels), 8)
+    """For native voxels (P,) the flat positions (P, N) of the model voxels around them, and their weights (P, N).
+
+    N is 8, or less where the two grids meet: a scan of the model grid's spacing is read as it is.
+    """
+    rows, share = torch.zeros(len(voxels), 1, dtype=torch.int64), torch.ones(len(voxels), 1)
     for axis, index in enumerate(np.unravel_index(voxels, shape)):
-        position = (torch.from_numpy(index) * spacing[axis] - grid.origin_mm[axis]) / grid.spacing_mm
-        position = position.clamp(0, grid.shape[axis] - 1)
-        low = position.floor().clamp(max=grid.shape[axis] - 2)
-        up = torch.tensor([(corner >> (2 - axis)) & 1 for corner in range(8)])
-        rows = rows * grid.shape[axis] + low.long()[:, None] + up
-        beyond = (position - low).float()[:, None]
-        share = share * torch.where(up == 1, beyond, 1 - beyond)
+        size = grid.shape[axis]
+        every = (torch.arange(shape[axis]) * spacing[axis] - grid.origin_mm[axis]) / grid.spacing_mm
+        position = every.clamp(0, size - 1)
+        low = (position + NEGLIGIBLE).floor().clamp(max=size - 1)
+        beyond = (position - low).clamp(min=0)
+        around, weights = low.long()[:, None], (1 - beyond)[:, None]
+        if (beyond > NEGLIGIBLE).any():
+            around = torch.cat([around, (around + 1).clamp(max=size - 1)], 1)
+            weights = torch.cat([weights, beyond[:, None]], 1)
+        here = torch.from_numpy(index)
+        rows = (rows[:, :, None] * size + around[here][:, None]).flatten(1)
+        share = (share[:, :, None] * weights[here][:, None]).flatten(1)
     return rows, share
 
 
@@ -252,7 +266,7 @@ def without_bridges(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     Args:
         spacing: (3,) mm.
     """
-    boxes = ndimage.find_objects(mask.astype(np.uint8))
+    boxes = ndimage.find_objects(mask.view(np.uint8))
     reach = np.rint(BRIDGE_MM / spacing).astype(int)
     if not boxes or not reach.any():
         return mask
@@ -270,12 +284,13 @@ def without_bridges(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
 
 def largest_piece(mask: np.ndarray) -> np.ndarray:
     """The largest connected piece of a mask, its holes filled."""
-    boxes = ndimage.find_objects(mask.astype(np.uint8))
+    boxes = ndimage.find_objects(mask.view(np.uint8))
     if not boxes:
         return mask
     found = np.zeros_like(mask)
     pieces, _ = ndimage.label(mask[boxes[0]])
     sizes = np.bincount(pieces.ravel())
     sizes[0] = 0
-    found[boxes[0]] = ndimage.binary_fill_holes(pieces == sizes.argmax())
+    outside, _ = ndimage.label(np.pad(pieces != sizes.argmax(), 1, constant_values=True))
+    found[boxes[0]] = (outside != outside[0, 0, 0])[1:-1, 1:-1, 1:-1]
     return found
