@@ -101,7 +101,7 @@ def resample(data: Tensor, weights: Sequence[np.ndarray]) -> Tensor:
 
     The axes are multiplied in the order in which they lie in memory, so that nothing is moved but the result.
     """
-    order = sorted(range(3), key=lambda axis: -data.stride(axis))
+    order = sorted(range(3), key=lambda axis: -data.stride()[axis])
     data = data.permute(order).contiguous()
     slow, middle, quick = (torch.from_numpy(weights[axis]) for axis in order)
     if data.shape[0] > len(slow):  # the fewer numbers, the sooner

@@ -19,7 +19,7 @@ class Network(nn.Module):
     """The number of voxels by which each axis of the grid must be divisible."""
 
     numbers_per_voxel = 165
-    """About how many numbers are held for each voxel of the grid: activations, and the features of two passes."""
+    """About how many numbers are held for each voxel of the grid while the features are computed."""
     whole = False
     """Whether it must be given the whole brain, since windows of it would say something else."""
     of_regions: tuple[str, ...] = ()

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from bidsseg.networks.network import Network
 
-
 SLAB = 8
 """Planes of cells whose last convolution is computed together."""
 
@@ -91,6 +90,7 @@ class SubpixelUNet(Network):
     ) -> None:
         super().__init__()
         self.cell = 2
+        self.numbers_per_voxel = widths[0]  # four arrays at half resolution, and as much for all that is coarser
         self.features = features
         # Without the bias the normalisation would make bright and dark tissue alike.
         self.stem = conv(8 * images + coordinates, widths[0], bias=True)
@@ -135,7 +135,7 @@ class SubpixelUNet(Network):
         """
         trunk, folded = self.trunk(image, coordinates)
         convolution, norm = self.last[0], self.last[1]
-        assert isinstance(norm, ChannelNorm)
+        assert isinstance(convolution, nn.Conv3d) and isinstance(norm, ChannelNorm)
         found = trunk.new_empty(int(cells.sum()), convolution.out_channels + folded.shape[1])
         found[:, convolution.out_channels :] = folded[0].permute(1, 2, 3, 0)[cells].to(found.dtype)
         done = 0
@@ -144,10 +144,8 @@ class SubpixelUNet(Network):
             if not len(asked):
                 continue
             asked[:, 0] += start
-            low = (asked.amin(0) - 1).clamp(min=0)
-            high = asked.amax(0) + 2  # a voxel more on each side, for the convolution
-            part = trunk[:, :, *(slice(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True))]
-            part = convolution(part.contiguous(memory_format=torch.channels_last_3d))[0].permute(1, 2, 3, 0)
+            low, high = asked.amin(0), asked.amax(0) + 1
+            part = F.conv3d(surrounded(trunk, low.tolist(), high.tolist()), convolution.weight)[0].permute(1, 2, 3, 0)
             x, y, z = (asked - low).T
             found[done : done + len(asked), : convolution.out_channels] = F.relu_(norm.rows(part[x, y, z]))
             done += len(asked)
@@ -183,6 +181,15 @@ class SubpixelUNet(Network):
         for i, j in itertools.product(range(2), range(2)):
             lines[:, :, i, :, j] = F.relu(F.linear(coarse, weight[i, j], bias[i, j]))
         return lines.view(n, 2 * d, 2 * h, 2 * w, self.features).permute(0, 4, 1, 2, 3)
+
+
+def surrounded(x: Tensor, low: Sequence[int], high: Sequence[int]) -> Tensor:
+    """The box from low to high (3,), exclusive, of (N, C, D, H, W) with a voxel around it, 0 beyond the array."""
+    sizes = list(zip(low, high, x.shape[2:], strict=True))
+    box = x[:, :, *(slice(max(a - 1, 0), b + 1) for a, b, _ in sizes)]
+    beyond = [(int(a == 0), int(b == n)) for a, b, n in sizes]
+    box = F.pad(box, [n for pair in reversed(beyond) for n in pair]) if any(map(any, beyond)) else box
+    return box.contiguous(memory_format=torch.channels_last_3d)
 
 
 def fold(x: Tensor) -> Tensor:

@@ -56,6 +56,7 @@ def segment(
     device: str = "cpu",
     precision: str = "fp32",
     memory_mb: int | None = None,
+    fast: bool = False,
     want_probabilities: bool = False,
     want_entropy: bool = False,
     progress: Callable[[str], None] = lambda stage: None,
@@ -65,6 +66,8 @@ def segment(
     Args:
         images: by suffix, all on the grid of the first that the model reads, which the answer lies on too; see
             ``image.align``. The others may be missing, if the model has learned to do without.
+        memory_mb: what the network may take, None for no limit.
+        fast: leave out the pass over the mirror image, if the model has one.
     """
     volume = images[model.card.inputs[0]]
     engine = Engine(device, precision, memory_mb)
@@ -73,7 +76,7 @@ def segment(
     progress("segmenting")
     features = [features_of(model.network, image, position, wanted, engine, notes)]
     weights = head_weights(model)
-    if model.card.mirror:
+    if model.card.mirror and not fast:
         mirrored = None if position is None else mirror_coordinates(position)
         seen = None if wanted is None else wanted.flip(0)
         features.append(features_of(model.network, image.flip(2), mirrored, seen, engine, notes).mirrored())
@@ -91,7 +94,8 @@ def model_input(
 ) -> tuple[Grid, Tensor, Tensor | None, Tensor | None]:
     """The model grid, the images (1, C, D, H, W) on it, coordinates (1, 3, D/2, H/2, W/2) and where to read features.
 
-    The last two are None for a model that sees the whole field of view. The first image places the grid, and the brain is found in it. Each is normalised by itself.
+    The last two are None for a model that sees the whole field of view. The first image places the grid, and the brain
+    is found in it. Each is normalised by itself.
     """
     card, multiple = model.card, model.network.multiple
     volume = images[card.inputs[0]]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from bidsseg.errors import lacks_memory
 from bidsseg.networks.network import Network
 from bidsseg.segmentation.features import Features, cells_of
 
@@ -41,8 +42,7 @@ def features_of(
             rows = in_windows(network, image, position, cells, window, device, engine.dtype)
             return Features.of_cells(network, rows, cells)
         except (MemoryError, RuntimeError) as error:
-            lacking = isinstance(error, MemoryError) or "memory" in str(error).lower()
-            if not lacking or number == len(attempts) - 1:
+            if not lacks_memory(error) or number == len(attempts) - 1:
                 raise
             notes.append(f"out of memory on {device}")
     raise AssertionError("unreachable")
@@ -79,7 +79,8 @@ def in_windows(
     shape, edge = image.shape[2:], network.cell
     halo = -(-HALO // network.multiple) * network.multiple
     number = torch.full(cells.shape, -1)
-    number[cells] = torch.arange(int(cells.sum()))
+    count = int(cells.sum())
+    number[cells] = torch.arange(count)
     target: Tensor | None = None
     for cores in itertools.product(*(steps(n, w, halo, network.multiple) for n, w in zip(shape, window, strict=True))):
         outer = [(max(0, a - halo), min(n, b + halo)) for (a, b), n in zip(cores, shape, strict=True)]
@@ -93,10 +94,10 @@ def in_windows(
         where = None if position is None else position[:, :, *(slice(a // 2, b // 2) for a, b in outer)].to(device)
         with torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
             found = network.rows(part, where, here.to(device)).cpu()
-        if part.shape[2:] == shape:
+        if len(found) == count:
             return found
         if target is None:
-            target = torch.empty((int(cells.sum()), found.shape[-1]), dtype=found.dtype)
+            target = torch.empty((count, found.shape[-1]), dtype=found.dtype)
         target[number[core][cells[core]]] = found
     assert target is not None
     return target
