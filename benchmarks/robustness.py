@@ -68,8 +68,8 @@ def main() -> None:
 
 def measure(path: Path, number: int, names: list[str], folder: Path, options: list[str]) -> list[dict[str, object]]:
     """Return the rows of one scan."""
-    scan = nib.load(path)
-    scan = nib.Nifti1Image(np.squeeze(scan.get_fdata(dtype=np.float32)), scan.affine)
+    stored = nib.Nifti1Image.from_filename(path)
+    scan = nib.Nifti1Image(np.squeeze(stored.get_fdata(dtype=np.float32)), stored.affine)
     segmented(folder, {"whole": scan}, number, options)
     mask = nib.load(next((folder / "out").rglob("*_desc-brain_mask.nii.gz"))).get_fdata() > 0
     copies = {name: COPIES[name](scan, mask) for name in names}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import socket
 import tempfile
 from contextlib import suppress
@@ -22,8 +23,11 @@ RESERVE = 0.9
 PROCESS_THREADS = 2
 """With more threads, another process segments more scans an hour; with fewer, memory is spent on little."""
 
-PROCESS_MB = 8000
-"""Memory (MB) with which a process predicts a usual head in one piece, by each shipped model, in bfloat16."""
+PROCESS_MB = 2500
+"""Memory (MB) with which a process predicts a usual head in one piece, but by models that must see it whole."""
+
+WHOLE_MB = 8000
+"""The same by such a model."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,11 @@ class Machine:
     precision: str
     threads: int
     memory_mb: int
+
+    @property
+    def number_bytes(self) -> int:
+        """Size of the numbers that the network computes with."""
+        return 2 if self.precision == "bf16" else 4
 
 
 def prepare_surroundings(settings: Settings) -> None:
@@ -99,8 +108,8 @@ class Workers:
     memory_mb: int
 
 
-def choose_workers(settings: Settings, scans: int) -> Workers | None:
-    """As many processes as scans, CPUs and memory allow; None if there is room for one only."""
+def choose_workers(settings: Settings, scans: int, process_mb: int = PROCESS_MB) -> Workers | None:
+    """As many processes, of a memory each, as scans, CPUs and memory allow; None if there is room for one only."""
     cpus = settings.n_cpus or available_cpus()
     count = min(scans, cpus // min(cpus, settings.threads or PROCESS_THREADS))
     if count < 2:
@@ -108,7 +117,7 @@ def choose_workers(settings: Settings, scans: int) -> Workers | None:
     keep_freed_memory()  # before torch is imported, should this process do all after all
     machine = choose_machine(settings)
     devices = cuda_count() if settings.device == "auto" and machine.device != "cpu" else 1
-    count = min(count, devices * (machine.memory_mb // PROCESS_MB), int(available_memory_mb() * RESERVE) // PROCESS_MB)
+    count = min(count, devices * (machine.memory_mb // process_mb), int(available_memory_mb() * RESERVE) // process_mb)
     if count < 2:
         return None
     if not has_loopback():
@@ -167,12 +176,14 @@ def available_memory_mb() -> int:
         words = _cgroup("memory.stat").split()
         cached = int(words[words.index("inactive_file") + 1]) if "inactive_file" in words else 0
         free = min(free, max(0, int(limit) - int(used) + cached))  # cached files make way when memory is asked for
+    addresses = resource.getrlimit(resource.RLIMIT_AS)[0]  # ulimit -v
+    if addresses != resource.RLIM_INFINITY:
+        free = min(free, max(0, addresses - psutil.Process().memory_info().vms))
     return free // 10**6
 
 
 def peak_memory_mb() -> int:
     """The most memory (MB) that this process has held so far."""
-    import resource
     import sys
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

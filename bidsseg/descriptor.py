@@ -15,7 +15,7 @@ IDS = {"participant_label": "SubjectLabel", "session_label": "SessionLabel"}
 OF_TRAIN_ALONE = "learning (level train)"
 """Title of the parser's group."""
 NOT_OF_TRAIN = {
-    "model", "probseg", "entropy", "output_spaces", "viewer", "stop_on_first_crash",
+    "model", "probseg", "entropy", "fast", "output_spaces", "viewer", "stop_on_first_crash",
     "shard", "executor", "dask_scheduler", "cluster_config",
 }  # fmt: skip
 """Flags without a meaning there."""

@@ -4,6 +4,8 @@ Messages are one line and say what to do about it. Codes from 64 up follow ``sys
 those that BIDS Apps share.
 """
 
+import errno
+
 EXIT_CODES = {
     0: "everything asked for is there",
     1: "some scans failed (see logs/)",
@@ -19,6 +21,22 @@ EXIT_CODES = {
     130: "stopped by a key or a signal: run again",
 }
 """Of the command line."""
+
+
+LACKING = ("memory", "bad_alloc", "bad alloc", "start new thread", "failed to map segment")
+"""What libraries say where there is no memory left, for arrays, for the stack of a thread or for themselves."""
+
+
+MORE_MEMORY = "free some, raise the limit (ulimit -v, the job's memory), or give less work at once (--n-cpus)"
+"""What a user can do then."""
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error means that there is no memory left, whichever library raised it."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno == errno.ENOMEM
+    of_library = isinstance(error, RuntimeError | ImportError | OSError)
+    return isinstance(error, MemoryError) or (of_library and any(word in str(error).lower() for word in LACKING))
 
 
 class BidssegError(Exception):

@@ -46,6 +46,7 @@ class Job:
         entropy: whether maps of uncertainty are asked for.
         spaces: standard spaces in which label maps and masks are asked for too.
         viewer: whether a page in three dimensions is asked for.
+        fast: whether the pass over the mirror image is left out.
     """
 
     scan: Scan
@@ -56,6 +57,7 @@ class Job:
     entropy: bool = False
     spaces: Sequence[Space] = ()
     viewer: bool = False
+    fast: bool = False
 
     @cached_property
     def paths(self) -> OutputPaths:
@@ -83,6 +85,7 @@ class Job:
         return {
             "Models": [{"Name": card.name, "SHA256": card.sha256} for card in cards],
             "InputFingerprints": [fingerprint(path) for path in self.sources],
+            **({"Fast": True} if self.fast else {}),
         }
 
     @property
@@ -94,7 +97,9 @@ class Job:
     def is_done(self) -> bool:
         """Whether every output is there, made by this model from these images."""
         found = read_json(self.record)
-        if not found or any(found.get(key) != value for key, value in self.provenance.items()):
+        if not found or bool(found.get("Fast")) != self.fast:
+            return False
+        if any(found.get(key) != value for key, value in self.provenance.items()):
             return False
         return all((self.output_dir / path).is_file() for path in self.paths.files)
 

@@ -17,15 +17,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from bidsseg.bids import names, query, validator
 from bidsseg.bids.index import participant_labels
 from bidsseg.bids.sidecars import write_text_atomic
-from bidsseg.compute import Workers, choose_workers, keep_freed_memory, peak_memory_mb
+from bidsseg.compute import PROCESS_MB, WHOLE_MB, Workers, choose_workers, keep_freed_memory, peak_memory_mb
 from bidsseg.errors import (
+    MORE_MEMORY,
     BidssegError,
     DataError,
     InputMissing,
     IOFailure,
     NothingSelected,
     OutputNotWritable,
+    TemporaryFailure,
     UsageError,
+    lacks_memory,
 )
 from bidsseg.image.align import Images
 from bidsseg.image.template import Space, find_space
@@ -93,7 +96,7 @@ def participant_level(settings: Settings) -> None:
     run = Run(settings, log)
     local = settings.executor == "local"
     try:
-        workers = choose_workers(settings, len(todo)) if local else None
+        workers = choose_workers(settings, len(todo), process_mb(card)) if local else None
         if todo and local and workers is None:
             run.process(todo)
         elif todo:
@@ -121,7 +124,7 @@ def _plan(
             reason = f"the model {card.name} needs a FLAIR: {scan.flair_reason}"
             passed_over.append(Entry(scan.key, "passed over", reason))
         else:
-            asked = settings.probseg, settings.entropy, spaces, settings.viewer
+            asked = settings.probseg, settings.entropy, spaces, settings.viewer, settings.fast
             jobs.append(Job(scan, card, settings.bids_dir, settings.output_dir, *asked))
     if not jobs:
         raise NothingSelected(f"{passed_over[0].scan}: {passed_over[0].reason}; so it is for all {len(scans)} scans")
@@ -150,6 +153,11 @@ def _conclude(settings: Settings, total: int, done_now: int, failures: Sequence[
     if len(failures) == total and of_data:
         raise DataError(f"none of the {total} scans can be used; the reasons stand above")
     raise BidssegError(f"{len(failures)} of {total} scans failed; the reasons stand above")
+
+
+def process_mb(card: Card) -> int:
+    """Memory (MB) of a process that segments usual scans by a model; many fit that see a brain in windows."""
+    return WHOLE_MB if card.network.get("name") == "segnet" else PROCESS_MB
 
 
 def prepare(settings: Settings, sha256: str) -> tuple[Machine, Model]:
@@ -216,6 +224,10 @@ class Run:
             reading = reader.submit(self._attempt, "read", tasks[0], self._read, tasks[0])
             with self.turn:
                 machine, model = self.prepare(asked, jobs[0].card.sha256)
+            if asked.memory_mb is not None and machine.device == "cpu":
+                from bidsseg.segmentation.memory import require_memory
+
+                require_memory(model, machine.memory_mb, machine.number_bytes)
             self.log.machine = asdict(machine)
             writing: Future[bool | None] | None = None
             for task, following in zip(tasks, [*tasks[1:], None], strict=True):
@@ -255,7 +267,8 @@ class Run:
             model,
             device=machine.device,
             precision=machine.precision,
-            memory_mb=machine.memory_mb,
+            memory_mb=self._network_mb(images, model, machine),
+            fast=asked.fast,
             want_probabilities=asked.probseg,
             want_entropy=asked.entropy,
             progress=lambda stage: asked.report.stage(scan.key, stage),
@@ -266,6 +279,16 @@ class Run:
         if not result.brain.any() or not all(labels.any() for labels in result.labels.values()):
             raise DataError(f"{scan.t1w}: the model found no brain; is it the T1w of a head? [EMPTY_SEGMENTATION]")
         return result
+
+    def _network_mb(self, images: Images, model: Model, machine: Machine) -> int:
+        """Memory (MB) of the device that the network may use."""
+        from bidsseg.segmentation.memory import left_for_network
+
+        if machine.device != "cpu":
+            return machine.memory_mb
+        voxels = max(volume.data.size for volume in images.volumes.values())
+        strict = self.settings.memory_mb is not None
+        return left_for_network(model, machine.memory_mb, voxels, machine.number_bytes, strict)
 
     def _write(self, task: _Task, images: Images, result: Segmentation, model: Model) -> bool:
         task.job.write(images, result, model.heads)
@@ -283,6 +306,8 @@ class Run:
         try:
             result = function(*arguments)
         except Exception as error:  # whatever happens to one scan must not happen to the others
+            if lacks_memory(error):
+                error = TemporaryFailure(f"out of memory: {MORE_MEMORY}")
             self._fail(task, error)
             if stage == "write" and isinstance(error, OutputNotWritable | IOFailure):
                 raise

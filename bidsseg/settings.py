@@ -91,6 +91,7 @@ class Settings:
         n_cpus: CPUs that all processes of a run use together, None for all that this process may use.
         threads: threads of each process, None for a number that suits the machine.
         memory_mb: limit on memory (MB), None for what is free.
+        fast: leave out the pass over the mirror image.
         output_spaces: standard spaces, see ``image.template.find_space``, in which results are written too.
         executor: one of EXECUTORS: what runs the scans of the level participant.
         dask_scheduler: address of the scheduler of a Dask cluster.
@@ -118,6 +119,7 @@ class Settings:
     cluster_config: Path | None = None
     probseg: bool = False
     entropy: bool = False
+    fast: bool = False
     output_spaces: Sequence[str] = ()
     viewer: bool = False
     overwrite: bool = False

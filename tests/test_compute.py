@@ -105,7 +105,7 @@ def test_workers(
     monkeypatch.setattr(compute, "available_cpus", lambda: cpus)
     monkeypatch.setattr(compute, "available_memory_mb", lambda: memory_gb * 1000 / compute.RESERVE)
     monkeypatch.setattr("torch.set_num_threads", lambda threads: None)
-    assert choose_workers(settings(device="cpu", **asked), scans) == workers
+    assert choose_workers(settings(device="cpu", **asked), scans, 8000) == workers
 
 
 def test_processes_that_cannot_talk_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +146,7 @@ def test_workers_share_what_cuda_devices_there_are(
     monkeypatch.setattr("torch.cuda.device_count", lambda: devices)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (25_001 / compute.RESERVE * 1e6, 0))
-    assert choose_workers(settings(device=device), scans) == workers
+    assert choose_workers(settings(device=device), scans, 8000) == workers
 
 
 def test_flags_are_read_on_linux() -> None:

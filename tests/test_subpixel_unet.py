@@ -1,5 +1,6 @@
 """The network: shapes, windows, precision and size."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +13,7 @@ from bidsseg.models.card import Card
 from bidsseg.models.library import build
 from bidsseg.networks.subpixel_unet import ChannelNorm, SubpixelUNet, fold, unfold
 from bidsseg.segmentation import windows
+from bidsseg.segmentation.features import Features
 from bidsseg.segmentation.predict import Engine
 from bidsseg.segmentation.windows import HALO, features_of, in_windows, steps, window_sizes
 
@@ -176,6 +178,64 @@ def test_the_first_model_has_four_heads_of_these_sizes() -> None:
     }  # fmt: skip
 
 
+# -- cells -------------------------------------------------------------------------------------------------------------
+
+
+def dense(net: SubpixelUNet, image: Tensor, position: Tensor | None, window: Sequence[int]) -> Tensor:
+    """Features (D, H, W, F) of the whole volume, computed in windows."""
+    cells = torch.ones([n // net.cell for n in image.shape[2:]], dtype=torch.bool)
+    rows = in_windows(net, image, position, cells, window, "cpu", torch.float32)
+    features = Features.of_cells(net, rows, cells)
+    count = image[0, 0].numel()
+    found = features.interpolated(torch.arange(count)[:, None], torch.ones(count, 1))
+    return found.view(*image.shape[2:], -1)
+
+
+def test_features_of_all_cells_are_those_of_the_network() -> None:
+    net = network((4, 8))
+    image, position = scan((24, 20, 12))
+    assert torch.allclose(dense(net, image, position, (24, 20, 12)), net(image, position)[0].movedim(0, -1), atol=1e-5)
+
+
+@pytest.mark.parametrize("corner", [(0, 0, 0), (3, 5, 2), (15, 11, 7)])
+def test_features_of_some_cells_are_those_of_the_network(corner: tuple[int, int, int]) -> None:
+    """Slabs of the last convolution see what lies around them, and zeros beyond the volume."""
+    net = network((4, 8))
+    image, position = scan((48, 24, 16))
+    wanted = torch.zeros(48, 24, 16, dtype=torch.bool)
+    wanted[corner[0] :, corner[1] : corner[1] + 9, corner[2] : corner[2] + 6] = True
+    wanted[-1, -1, -1] = True
+    features = features_of(net, image, position, wanted, Engine(), [])
+    assert (features.known() >= wanted).all()
+    assert features.known().sum() < 2 * wanted.sum()
+    voxels = wanted.view(-1).nonzero()
+    found = features.interpolated(voxels, torch.ones(len(voxels), 1))
+    assert torch.allclose(found, net(image, position)[0].movedim(0, -1)[wanted], atol=1e-5)
+
+
+def test_features_are_interpolated_and_mirrored() -> None:
+    net = network((4, 8))
+    image, position = scan((16, 12, 8))
+    exact = net(image, position)[0].movedim(0, -1)
+    features = features_of(net, image, position, None, Engine(), [])
+    voxels, share = torch.randint(exact[..., 0].numel(), (50, 8)), torch.rand(50, 8)
+    for one, truth in ((features, exact), (features.mirrored(), exact.flip(0))):
+        expected = (truth.reshape(-1, exact.shape[-1])[voxels] * share[..., None]).sum(1)
+        assert torch.allclose(one.interpolated(voxels, share), expected, atol=1e-5)
+
+
+def test_a_linear_map_of_features_has_a_constant_elsewhere() -> None:
+    net = network((4, 8))
+    image, position = scan((16, 12, 8))
+    wanted = torch.zeros(16, 12, 8, dtype=torch.bool)
+    wanted[4:8] = True
+    weight = torch.randn(net.features)
+    found = features_of(net, image, position, wanted, Engine(), []).linear(weight, -3.0)
+    exact = net(image, position)[0].movedim(0, -1) @ weight
+    assert torch.allclose(found[wanted], exact[wanted], atol=1e-5)
+    assert (found[~wanted] == -3).all()
+
+
 # -- windows -----------------------------------------------------------------------------------------------------------
 
 
@@ -214,8 +274,8 @@ def test_windows_whose_halo_covers_what_a_voxel_sees_give_the_same(shape: tuple[
     """With two levels a voxel sees 28 voxels to each side: fewer than the halo."""
     net = network((4, 8))
     image, position = scan(shape)
-    whole = in_windows(net, image, position, shape, "cpu", torch.float32)
-    parts = in_windows(net, image, position, (96, 96, 96), "cpu", torch.float32)
+    whole = dense(net, image, position, shape)
+    parts = dense(net, image, position, (96, 96, 96))
     assert whole.shape == (*shape, 4)
     assert torch.allclose(parts, whole, atol=1e-5)
 
@@ -225,8 +285,8 @@ def test_windows_of_a_deep_network_differ_near_their_seams_alone() -> None:
     net = network((4, 8, 8, 8))
     shape = (256, 32, 32)
     image, position = scan(shape)
-    whole = in_windows(net, image, position, shape, "cpu", torch.float32)
-    parts = in_windows(net, image, position, (192, 32, 32), "cpu", torch.float32)
+    whole = dense(net, image, position, shape)
+    parts = dense(net, image, position, (192, 32, 32))
     difference = (parts - whole).norm(dim=-1).mean((1, 2)) / whole.norm(dim=-1).mean()
     seam = 192 - 2 * HALO
     assert difference.max() < 0.05
@@ -239,27 +299,29 @@ def test_windows_of_a_network_deeper_than_the_halo_lie_on_its_grid() -> None:
     assert net.multiple == 64
     shape = (192, 64, 64)
     image, position = scan(shape)
-    found = in_windows(net, image, position, (128, 64, 64), "cpu", torch.float32)
-    whole = in_windows(net, image, position, shape, "cpu", torch.float32)
+    found = dense(net, image, position, (128, 64, 64))
+    whole = dense(net, image, position, shape)
     assert (found - whole).norm() < 0.1 * whole.norm()
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
 def test_out_of_memory_falls_back_to_windows_and_says_so(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    net, notes = network(), []
+    net = network()
+    notes: list[str] = []
     image, position = scan((128, 64, 16))
     tried = []
 
     def attempt(*given: object) -> Tensor:
-        tried.append(given[3])
+        tried.append(given[4])
         if len(tried) == 1:
             raise error
         return in_windows(*given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(windows, "HALO", 8)
     monkeypatch.setattr(windows, "in_windows", attempt)
-    found = features_of(net, image, position, Engine(), notes)
-    assert found.shape == (128, 64, 16, 4)
+    found = features_of(net, image, position, None, Engine(), notes)
+    assert found.lookup.shape == (128, 64, 16)
+    assert found.known().all()
     assert tried == [[128, 64, 16], [64, 64, 16]]
     assert notes == ["out of memory on cpu", "predicted in windows of 64x64x16 voxels on cpu to save memory"]
 
@@ -270,4 +332,4 @@ def test_other_errors_are_not_taken_for_lack_of_memory(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(windows, "in_windows", attempt)
     with pytest.raises(RuntimeError, match="9 channels"):
-        features_of(network(), *scan(), Engine(), [])
+        features_of(network(), *scan(), None, Engine(), [])

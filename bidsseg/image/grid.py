@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import nibabel as nib
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
@@ -144,10 +143,20 @@ def hat_weights(size_in: int, spacing_in: float, size_out: int, spacing_out: flo
 
 
 def resample(data: Tensor, weights: Sequence[np.ndarray]) -> Tensor:
-    """An array (X, Y, Z) taken through one weight matrix an axis."""
-    for axis, matrix in enumerate(weights):
-        data = torch.tensordot(torch.from_numpy(matrix), data, dims=([1], [axis])).movedim(0, axis)
-    return data.contiguous()
+    """An array (X, Y, Z) taken through one weight matrix an axis.
+
+    The axes are multiplied in the order in which they lie in memory, so that nothing is moved but the result.
+    """
+    order = sorted(range(3), key=lambda axis: -data.stride()[axis])
+    data = data.permute(order).contiguous()
+    slow, middle, quick = (torch.from_numpy(weights[axis]) for axis in order)
+    if data.shape[0] > len(slow):  # the fewer numbers, the sooner
+        data = (slow @ data.flatten(1)).unflatten(1, data.shape[1:])
+        data = torch.matmul(middle, data @ quick.T)
+    else:
+        data = torch.matmul(middle, data @ quick.T)
+        data = (slow @ data.flatten(1)).unflatten(1, data.shape[1:])
+    return data.permute([order.index(axis) for axis in range(3)]).contiguous()
 
 
 def to_grid(volume: Volume, grid: Grid) -> Tensor:
@@ -157,12 +166,13 @@ def to_grid(volume: Volume, grid: Grid) -> Tensor:
     """
     data = canonical(volume.data, volume.affine)
     spacing = canonical_spacing(volume)
-    data = np.ascontiguousarray(data, np.float32)
+    if min(data.strides) < 0:
+        data = data.copy(order="K")
     if grid.turn == UPRIGHT:
         weights = [
             hat_weights(data.shape[i], spacing[i], grid.shape[i], grid.spacing_mm, grid.origin_mm[i]) for i in range(3)
         ]
-        return resample(torch.from_numpy(data), weights)
+        return resample(torch.from_numpy(data).float(), weights)
     origin = np.zeros(3)
     if (spacing < FINE * grid.spacing_mm).any():
         upright = whole_grid(volume, grid.spacing_mm)
@@ -244,9 +254,11 @@ def coordinates(shape: Sequence[int], centre: np.ndarray, half: np.ndarray) -> T
 
 def dilate(mask: Tensor, voxels: int) -> Tensor:
     """Booleans (D, H, W) widened by a cube that reaches that many voxels, one axis after the other."""
-    x = mask[None, None].float()
     for axis in range(3):
-        kernel, padding = [1, 1, 1], [0, 0, 0]
-        kernel[axis], padding[axis] = 2 * voxels + 1, voxels
-        x = F.max_pool3d(x, kernel, 1, padding)
-    return x[0, 0] > 0
+        widened = mask.clone()
+        for step in range(1, min(voxels, mask.shape[axis] - 1) + 1):
+            count = mask.shape[axis] - step
+            widened.narrow(axis, step, count).logical_or_(mask.narrow(axis, 0, count))
+            widened.narrow(axis, 0, count).logical_or_(mask.narrow(axis, step, count))
+        mask = widened
+    return mask

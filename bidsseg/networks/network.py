@@ -19,11 +19,13 @@ class Network(nn.Module):
     """The number of voxels by which each axis of the grid must be divisible."""
 
     numbers_per_voxel = 165
-    """About how many numbers are held for each voxel of the grid: activations, and the features of two passes."""
+    """About how many numbers are held for each voxel of the grid while the features are computed."""
     whole = False
     """Whether it must be given the whole brain, since windows of it would say something else."""
     of_regions: tuple[str, ...] = ()
     """Beginnings of the names of tensors that belong to regions and do not tell of which protocol."""
+    cell = 1
+    """Edge, in voxels, of the cubes whose features are computed from one row of numbers."""
     memory_format = torch.channels_last_3d
     """How kernels and images lie in memory where 3-D convolutions are quick."""
 
@@ -34,6 +36,15 @@ class Network(nn.Module):
             coordinates: (N, 3, D/2, H/2, W/2) positions in the frame of the brain, for networks that take them.
         """
         raise NotImplementedError  # every architecture has its own
+
+    def rows(self, image: Tensor, coordinates: Tensor | None, cells: Tensor) -> Tensor:
+        """Rows (B, K) of the True cells (D/cell, H/cell, W/cell) of one image (1, C, D, H, W), in their order."""
+        features = self(image, coordinates)[0].permute(1, 2, 3, 0)
+        return features.flatten(0, 2) if cells.all() else features[cells]
+
+    def expand(self, rows: Tensor) -> Tensor:
+        """Features (B, cell³, F) of the voxels of cells, from their rows (B, K)."""
+        return rows[:, None]
 
     def head(self, name: str) -> tuple[Tensor, Tensor]:
         """Weight (R, F) and bias (R,) of a head: logits = features @ weight.T + bias."""

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 from bidsseg.networks.network import Network
 
+SLAB = 8
+"""Planes of cells whose last convolution is computed together."""
+
 
 class ChannelNorm(nn.Module):
     """Normalises the channels of each voxel. Input and output (N, C, D, H, W)."""
@@ -28,16 +31,25 @@ class ChannelNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.layer_norm(x.permute(0, 2, 3, 4, 1), self.weight.shape, self.weight.to(x.dtype), self.bias.to(x.dtype))
-        return x.permute(0, 4, 1, 2, 3)
+        return self.rows(x.permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """The same of voxels (..., C) whose channels come last."""
+        return F.layer_norm(x, self.weight.shape, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, bias: bool = False) -> nn.Sequential:
     """Convolution, normalisation, ReLU."""
     padding = 1 if kernel == 3 else 0
     return nn.Sequential(
-        nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=bias), ChannelNorm(outputs), nn.ReLU()
+        nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=bias), ChannelNorm(outputs), nn.ReLU(inplace=True)
     )
+
+
+def pointwise(layer: nn.Module, x: Tensor) -> Tensor:
+    """A convolution of one voxel, without bias, as a product of matrices, which leaves channels last in memory."""
+    assert isinstance(layer, nn.Conv3d)
+    return F.linear(x.permute(0, 2, 3, 4, 1), layer.weight.flatten(1)).permute(0, 4, 1, 2, 3)
 
 
 class Residual(nn.Module):
@@ -51,7 +63,9 @@ class Residual(nn.Module):
         nn.init.zeros_(self.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.norm(self.second(self.first(x))))
+        change = self.norm(self.second(self.first(x)))
+        change += x
+        return F.relu_(change)
 
 
 class SubpixelUNet(Network):
@@ -75,6 +89,8 @@ class SubpixelUNet(Network):
         last: int = 64,
     ) -> None:
         super().__init__()
+        self.cell = 2
+        self.numbers_per_voxel = widths[0]  # four arrays at half resolution, and as much for all that is coarser
         self.features = features
         # Without the bias the normalisation would make bright and dark tissue alike.
         self.stem = conv(8 * images + coordinates, widths[0], bias=True)
@@ -88,22 +104,58 @@ class SubpixelUNet(Network):
         self.unfold = nn.Conv3d(last + 8 * images, 8 * features, 1)
         self.heads = nn.ModuleDict({name: nn.Linear(features, regions) for name, regions in outputs.items()})
 
+    def trunk(self, image: Tensor, coordinates: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What the last convolution is given, (N, widths[0], D/2, H/2, W/2), and the folded image (N, 8C, …)."""
+        x = folded = fold(image)
+        if coordinates is not None:
+            x = torch.cat([x, coordinates.to(x.dtype).contiguous(memory_format=torch.channels_last_3d)], 1)
+        levels = [self.stem(x.contiguous(memory_format=torch.channels_last_3d))]
+        for down in self.down:
+            levels.append(down(levels[-1]))
+        x = self.bottom(levels.pop())
+        for i in reversed(range(len(self.down))):
+            x = F.interpolate(pointwise(self.reduce[i], x), scale_factor=2, mode="trilinear")
+            x += levels.pop()
+            x = self.up[i - 1](x) if i > 0 else x
+        return x, folded
+
     def coarse(self, image: Tensor, coordinates: Tensor | None = None) -> Tensor:
         """Features at half resolution, (N, last + 8C, D/2, H/2, W/2), of images (N, C, D, H, W).
 
         The brightness of the voxels themselves is passed on as it is: it decides between tissues at borders.
         """
-        x = folded = fold(image).contiguous(memory_format=torch.channels_last_3d)
-        if coordinates is not None:
-            x = torch.cat([x, coordinates.to(x.dtype)], 1)
-        levels = [self.stem(x.contiguous(memory_format=torch.channels_last_3d))]
-        for down in self.down:
-            levels.append(down(levels[-1]))
-        x = self.bottom(levels[-1])
-        for i in reversed(range(len(self.down))):
-            x = F.interpolate(self.reduce[i](x), scale_factor=2, mode="trilinear") + levels[i]
-            x = self.up[i - 1](x) if i > 0 else self.last(x)
+        x, folded = self.trunk(image, coordinates)
+        x = self.last(x)
         return torch.cat([x, folded.to(x.dtype)], 1)
+
+    def rows(self, image: Tensor, coordinates: Tensor | None, cells: Tensor) -> Tensor:
+        """Rows (B, last + 8C) of the True cells (D/2, H/2, W/2) of one image: ``coarse`` there.
+
+        The last convolution, which is a third of the work, is computed in slabs, each within its True cells' box.
+        """
+        trunk, folded = self.trunk(image, coordinates)
+        convolution, norm = self.last[0], self.last[1]
+        assert isinstance(convolution, nn.Conv3d) and isinstance(norm, ChannelNorm)
+        found = trunk.new_empty(int(cells.sum()), convolution.out_channels + folded.shape[1])
+        found[:, convolution.out_channels :] = folded[0].permute(1, 2, 3, 0)[cells].to(found.dtype)
+        done = 0
+        for start in range(0, cells.shape[0], SLAB):
+            asked = cells[start : start + SLAB].nonzero()
+            if not len(asked):
+                continue
+            asked[:, 0] += start
+            low, high = asked.amin(0), asked.amax(0) + 1
+            part = F.conv3d(surrounded(trunk, low.tolist(), high.tolist()), convolution.weight)[0].permute(1, 2, 3, 0)
+            x, y, z = (asked - low).T
+            found[done : done + len(asked), : convolution.out_channels] = F.relu_(norm.rows(part[x, y, z]))
+            done += len(asked)
+        return found
+
+    def expand(self, rows: Tensor) -> Tensor:
+        """Features (B, 8, features) of the voxels of cells, from their rows (B, last + 8C)."""
+        assert self.unfold.bias is not None
+        unfolded = F.linear(rows, self.unfold.weight.flatten(1).to(rows.dtype), self.unfold.bias.to(rows.dtype))
+        return F.relu_(unfolded).view(len(rows), 8, self.features)
 
     def at(self, image: Tensor, coordinates: Tensor | None, points: Tensor) -> Tensor:
         """Features (P, features) at voxels (P, 3) of one image (1, C, D, H, W), unfolded there alone."""
@@ -112,11 +164,8 @@ class SubpixelUNet(Network):
         half = points // 2
         flat = (half[:, 0] * height + half[:, 1]) * width + half[:, 2]
         rows = coarse[0].permute(1, 2, 3, 0).reshape(-1, coarse.shape[1])[flat]
-        assert self.unfold.bias is not None
-        unfolded = F.linear(rows, self.unfold.weight.flatten(1).to(rows.dtype), self.unfold.bias.to(rows.dtype))
         parity = 4 * (points[:, 0] % 2) + 2 * (points[:, 1] % 2) + points[:, 2] % 2
-        picked = unfolded.view(-1, 8, self.features)[torch.arange(len(points), device=points.device), parity]
-        return F.relu(picked)
+        return self.expand(rows)[torch.arange(len(points), device=points.device), parity]
 
     def forward(self, image: Tensor, coordinates: Tensor | None = None) -> Tensor:
         """Features (N, features, D, H, W) at full resolution, channels last in memory.
@@ -134,11 +183,20 @@ class SubpixelUNet(Network):
         return lines.view(n, 2 * d, 2 * h, 2 * w, self.features).permute(0, 4, 1, 2, 3)
 
 
+def surrounded(x: Tensor, low: Sequence[int], high: Sequence[int]) -> Tensor:
+    """The box from low to high (3,), exclusive, of (N, C, D, H, W) with a voxel around it, 0 beyond the array."""
+    sizes = list(zip(low, high, x.shape[2:], strict=True))
+    box = x[:, :, *(slice(max(a - 1, 0), b + 1) for a, b, _ in sizes)]
+    beyond = [(int(a == 0), int(b == n)) for a, b, n in sizes]
+    box = F.pad(box, [n for pair in reversed(beyond) for n in pair]) if any(map(any, beyond)) else box
+    return box.contiguous(memory_format=torch.channels_last_3d)
+
+
 def fold(x: Tensor) -> Tensor:
-    """(N, C, D, H, W) to (N, 8C, D/2, H/2, W/2): the eight voxels of a 2³ block become channels."""
+    """(N, C, D, H, W) to (N, 8C, D/2, H/2, W/2), channels last in memory: the voxels of a 2³ block become channels."""
     n, c, d, h, w = x.shape
-    x = x.view(n, c, d // 2, 2, h // 2, 2, w // 2, 2)
-    return x.permute(0, 3, 5, 7, 1, 2, 4, 6).reshape(n, 8 * c, d // 2, h // 2, w // 2)
+    x = x.reshape(n, c, d // 2, 2, h // 2, 2, w // 2, 2)
+    return x.permute(0, 2, 4, 6, 3, 5, 7, 1).reshape(n, d // 2, h // 2, w // 2, 8 * c).permute(0, 4, 1, 2, 3)
 
 
 def unfold(x: Tensor) -> Tensor:

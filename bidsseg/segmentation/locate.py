@@ -34,7 +34,8 @@ from bidsseg.image.shading import Shading, find_shading
 from bidsseg.image.volume import Volume
 from bidsseg.models.library import Model
 from bidsseg.segmentation.engine import Engine
-from bidsseg.segmentation.native import largest_piece
+from bidsseg.segmentation.features import Features
+from bidsseg.segmentation.native import brain_logit, largest_piece
 from bidsseg.segmentation.windows import features_of
 
 SMALLEST_BRAIN_MM3 = 100_000.0
@@ -103,14 +104,14 @@ class ModelInput:
     Attributes:
         image: (1, C, D, H, W) on the model grid.
         position: coordinates (1, 3, D/2, H/2, W/2) if the model wants them.
-        shown: booleans (D, H, W) where the image is not hidden; None if all of it is shown.
+        wanted: booleans (D, H, W) where features will be read; None for everywhere.
         brain: where the locator found it; None without a locator.
     """
 
     grid: Grid
     image: Tensor
     position: Tensor | None = None
-    shown: Tensor | None = None
+    wanted: Tensor | None = None
     brain: Brain | None = None
 
 
@@ -126,7 +127,7 @@ def model_input(
     """
     card, multiple = model.card, model.network.multiple
     volume = images[card.inputs[0]]
-    shown, position, brain = None, None, None
+    shown, position, wanted, brain = None, None, None, None
     if model.locator is None:
         box = content_box(canonical(volume.data, volume.affine))
         grid = whole_grid(volume, card.spacing_mm, multiple, box=box)
@@ -138,11 +139,12 @@ def model_input(
         grid = box_grid(brain.grid, found, card.spacing_mm, card.margin_mm, multiple, native_mm, brain.turn)
         mask = between(brain.probability, brain.grid, grid) > 0.5
         shown = dilate(mask, round(card.shown_mm / card.spacing_mm))
+        wanted = dilate(shown, 1)  # features are interpolated: beyond what is shown by a voxel
         position = coordinates(grid.shape, *brain.frame_on(grid))
     image = stack(images, card.inputs, grid)
     if brain is not None:
         image[0] = brain.unshaded(image[0], grid)
-    return ModelInput(grid, normalise_each(image, shown, card.normalisation)[None], position, shown, brain)
+    return ModelInput(grid, normalise_each(image, shown, card.normalisation)[None], position, wanted, brain)
 
 
 def find_brain(images: Mapping[str, Volume], locator: Model, engine: Engine) -> Brain:
@@ -178,11 +180,11 @@ def find_brain(images: Mapping[str, Volume], locator: Model, engine: Engine) -> 
     return replace(brain, shading=shading_of(images[locator.card.inputs[0]], chance, brain, locator))
 
 
-def look(seen: ModelInput, locator: Model, engine: Engine) -> tuple[Tensor, Tensor]:
-    """Return the brain's probability (D, H, W) and the features (D, H, W, F) of a locator. DataError without brain."""
-    features = features_of(locator.network, seen.image, seen.position, engine, []).float()
-    weight, bias = head_weights(locator)["brain"]
-    probability = torch.softmax(features @ weight.T + bias, -1)[..., 1]
+def look(seen: ModelInput, locator: Model, engine: Engine) -> tuple[Tensor, Features]:
+    """Return the brain's probability (D, H, W) and the features of a locator. DataError without brain."""
+    features = features_of(locator.network, seen.image, seen.position, seen.wanted, engine, [])
+    with torch.inference_mode():
+        probability = torch.sigmoid(brain_logit([features], head_weights(locator)))
     piece = largest_piece(probability.numpy() > 0.5)
     if piece.sum() * seen.grid.spacing_mm**3 < SMALLEST_BRAIN_MM3:
         raise DataError("no brain found in the image: is it a T1w of a head, with the right orientation in its header?")
@@ -190,15 +192,14 @@ def look(seen: ModelInput, locator: Model, engine: Engine) -> tuple[Tensor, Tens
     return torch.where(torch.from_numpy(piece), probability.clamp(min=0.5 + 1e-3), probability * rim), features
 
 
-def region_chance(features: Tensor, brain: Brain, locator: Model) -> np.ndarray:
-    """Return the probabilities (V, R) of the regions that tell the pose at the V voxels of the brain.
-
-    Args:
-        features: (D, H, W, F) on the grid of the brain.
-    """
+def region_chance(features: Features, brain: Brain, locator: Model) -> np.ndarray:
+    """Return the probabilities (V, R) of the regions that tell the pose at the V voxels of the brain."""
     assert locator.card.pose is not None
     weight, bias = head_weights(locator)[locator.card.pose["head"]]
-    return torch.softmax(features[brain.probability > 0.5] @ weight.T + bias, 1).double().numpy()
+    voxels = (brain.probability > 0.5).flatten().nonzero()
+    with torch.inference_mode():
+        logits = features.interpolated(voxels, torch.ones(voxels.shape)) @ weight.T + bias
+        return torch.softmax(logits, 1).double().numpy()
 
 
 def pose_of(chance: np.ndarray, brain: Brain, locator: Model, reference: Reference) -> Pose | None:

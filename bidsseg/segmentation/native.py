@@ -1,18 +1,19 @@
 """Reading the heads at every voxel of the native grid.
 
-The network gives features on the model grid and each head is one linear map of them. The features are interpolated at
-the native voxels of the brain and read there, a chunk of voxels at a time: no array of regions x voxels is ever held,
-and the answer is that of interpolating all logits.
+The network gives features on the model grid and each head is one linear map of them. The brain's head is read first.
+The features are then interpolated at the native voxels where the brain may be and the other heads are read there, a
+chunk of voxels at a time: no array of regions x voxels is ever held, nor one of features x voxels, and the answer is
+that of interpolating all logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
@@ -21,9 +22,18 @@ from bidsseg.image.grid import UPRIGHT, Grid, canonical, canonical_spacing, from
 from bidsseg.image.guard import Finding
 from bidsseg.image.volume import Volume
 from bidsseg.models.library import Model
+from bidsseg.segmentation.features import Features
 
-CHUNK = 1 << 16
-"""Voxels read at a time."""
+CHUNK = 1 << 18
+"""Voxels whose features are interpolated at a time."""
+READ = 1 << 12
+"""Voxels at which the regions are read at a time."""
+NEGLIGIBLE = 1e-4
+"""Distance, in voxels of the model grid, at which a native voxel still lies on one of them."""
+PLANES = 16
+"""Native planes whose brain probability is computed at a time."""
+ELSEWHERE = -10.0
+"""The brain's logit where no features were computed."""
 LIKELY = 0.05
 """Heads other than the brain's are read where the brain is at least this probable."""
 BRIDGE_MM = 3.0
@@ -85,89 +95,104 @@ class Segmentation:
 
 @dataclass
 class Reading:
-    """One head's answer on the canonical native grid, filled chunk by chunk."""
+    """One head's answer at P voxels of the canonical native grid, filled chunk by chunk."""
 
     indices: np.ndarray
     labels: np.ndarray
     soft: np.ndarray
     certainty: np.ndarray
-    probabilities: list[np.ndarray] | None
+    probabilities: np.ndarray | None
     entropy: np.ndarray | None
 
     @staticmethod
-    def empty(indices: np.ndarray, shape: tuple[int, ...], probabilities: bool, entropy: bool) -> Reading:
-        """Background everywhere."""
+    def empty(indices: np.ndarray, count: int, probabilities: bool, entropy: bool) -> Reading:
+        """Background at a count of voxels."""
+        small = np.min_scalar_type(int(indices.max()))
         return Reading(
-            indices.astype(np.min_scalar_type(int(indices.max()))),
-            np.zeros(int(np.prod(shape)), np.min_scalar_type(int(indices.max()))),
+            indices.astype(small),
+            np.zeros(count, small),
             np.zeros(len(indices)),
-            np.zeros(int(np.prod(shape)), np.float16),
-            [] if probabilities else None,
-            np.zeros(int(np.prod(shape)), np.float32) if entropy else None,
+            np.zeros(count, np.float16),
+            np.zeros((count, len(indices)), np.float16) if probabilities else None,
+            np.zeros(count, np.float32) if entropy else None,
         )
 
-    def put(self, voxels: np.ndarray, logits: Tensor) -> None:
-        """The answer (P, R) at flat voxels (P,)."""
-        chance = torch.softmax(logits, 1)
-        best = chance.max(1)
-        self.labels[voxels] = self.indices[best.indices.numpy()]
-        self.certainty[voxels] = best.values.numpy()
-        self.soft += chance.sum(0).double().numpy()
+    def put(self, start: int, logits: Tensor) -> None:
+        """The answer (N, R), which is used up, at the N voxels from the given one on."""
+        best = logits.max(1)
+        chance = logits.sub_(best.values[:, None]).exp_()
+        certainty = 1 / chance.sum(1)
+        here = slice(start, start + len(chance))
+        self.labels[here] = self.indices[best.indices.numpy()]
+        self.certainty[here] = certainty.numpy()
+        self.soft += (certainty @ chance).double().numpy()
+        if self.probabilities is None and self.entropy is None:
+            return
+        chance *= certainty[:, None]
         if self.probabilities is not None:
-            self.probabilities.append(chance.half().numpy())
+            self.probabilities[here] = chance.half().numpy()
         if self.entropy is not None:
             nats = -torch.special.xlogy(chance, chance).sum(1)
-            self.entropy[voxels] = (nats / np.log(chance.shape[1])).clamp(0, 1).numpy()
+            self.entropy[here] = (nats / np.log(chance.shape[1])).clamp(0, 1).numpy()
 
 
 def read_heads(
     volume: Volume,
     grid: Grid,
-    features: Tensor,
+    features: Sequence[Features],
     weights: Mapping[str, tuple[Tensor, Tensor]],
     model: Model,
     want_probabilities: bool,
     want_entropy: bool,
 ) -> Segmentation:
-    """The answers of all heads, from features (D, H, W, F) on the model grid and each head's weight and bias.
+    """The answers of all heads, from the features of one or two passes and each head's weight and bias.
 
     DataError if no brain is left.
     """
     shape = canonical(np.empty(volume.shape, np.uint8), volume.affine).shape
     spacing = canonical_spacing(volume)
-    chance = brain_chance(features, weights, grid, shape, spacing)
+    chance = brain_chance(brain_logit(features, weights), grid, shape, spacing)
+    near = (torch.from_numpy(chance) > LIKELY).numpy()  # NumPy takes its time with numbers of 16 bits
+    near = largest_piece(near) if "brain" in weights else near
+    likely = np.flatnonzero(near)
     names = [name for name in model.card.heads if name != "brain"]
     readings = {}
     for name in names:
         asked = name in model.card.protocols
         indices = np.array(model.heads[name].indices)
-        readings[name] = Reading.empty(indices, shape, want_probabilities and asked, want_entropy and asked)
-    flat = features.reshape(-1, features.shape[-1])
-    near = largest_piece(chance > LIKELY) if "brain" in weights else chance > LIKELY
-    likely = np.flatnonzero(near)
-    for voxels in np.array_split(likely, max(1, len(likely) // CHUNK)):
-        rows, share = corners(voxels, shape, spacing, grid)
-        inside = F.embedding_bag(rows, flat, per_sample_weights=share.to(flat.dtype), mode="sum").float()
-        for name in names:
-            weight, bias = weights[name]
-            readings[name].put(voxels, torch.addmm(bias, inside, weight.T))
+        readings[name] = Reading.empty(indices, len(likely), want_probabilities and asked, want_entropy and asked)
+    linear = {name: torch.cat([weights[name][0].T, weights[name][1][None]]) for name in names}
+    for start in range(0, len(likely) if names else 0, CHUNK):
+        inside = interpolated(features, *corners(likely[start : start + CHUNK], shape, spacing, grid))
+        for first, part in zip(range(start, len(likely), READ), inside.split(READ), strict=False):
+            for name, reading in readings.items():
+                reading.put(first, part @ linear[name])
+
+    def everywhere(values: np.ndarray) -> np.ndarray:
+        """Values at the likely voxels, 0 elsewhere, on the canonical grid."""
+        found = np.zeros(shape, values.dtype)
+        found.reshape(-1)[likely] = values
+        return found
+
     if "brain" in weights:
-        brain = without_bridges(largest_piece((chance > 0.5) & near), spacing)
+        near &= (torch.from_numpy(chance) > 0.5).numpy()
+        brain = without_bridges(largest_piece(near), spacing)
     else:
-        brain = largest_piece(np.any([readings[name].labels > 0 for name in names], 0).reshape(shape))
+        brain = largest_piece(everywhere(np.any([readings[name].labels > 0 for name in names], 0)))
     if not brain.any():
         raise DataError("the segmentation is empty: is it a T1w of a head, with the right orientation in its header?")
+    kept = brain.reshape(-1)[likely]
     for reading in readings.values():
-        reading.labels[~brain.reshape(-1)] = 0
+        reading.labels[~kept] = 0
 
     def native(values: np.ndarray) -> np.ndarray:
-        return from_canonical(values.reshape(*shape, *values.shape[1:]), volume.affine)
+        return from_canonical(everywhere(values), volume.affine)
 
     lesion = None
     if model.card.lesion is not None:
         lesion = native(np.isin(readings[model.card.lesion].labels, model.heads[model.card.lesion].lesions))
     written = {name: readings[name] for name in names if name in model.card.protocols}
-    quality = readings[names[0]].certainty[brain.reshape(-1)] if names else chance[brain]
+    quality = readings[names[0]].certainty[kept] if names else chance[brain]
     return Segmentation(
         labels={name: native(reading.labels) for name, reading in written.items()},
         soft_mm3={name: reading.soft * volume.voxel_volume_mm3 for name, reading in written.items()},
@@ -175,7 +200,7 @@ def read_heads(
         lesion=lesion,
         quality=float(quality.mean(dtype=np.float64)),
         probabilities={
-            name: Probabilities(volume.shape, volume.affine, likely, np.concatenate(reading.probabilities))
+            name: Probabilities(volume.shape, volume.affine, likely, reading.probabilities)
             for name, reading in written.items()
             if reading.probabilities is not None
         },
@@ -183,45 +208,91 @@ def read_heads(
     )
 
 
-def brain_chance(
-    features: Tensor,
-    weights: Mapping[str, tuple[Tensor, Tensor]],
-    grid: Grid,
-    shape: tuple[int, ...],
-    spacing: np.ndarray,
-) -> np.ndarray:
-    """The brain's probability on the canonical native grid; 1 in the model grid for a model that has no such head."""
-    inside = to_native(torch.ones(grid.shape), grid, shape, spacing) > 0.5
+def interpolated(features: Sequence[Features], voxels: Tensor, share: Tensor) -> Tensor:
+    """The features of all passes side by side and a 1 for the bias, (P, F + 1), at model voxels (P, N) with weights."""
+    return torch.cat([*(one.interpolated(voxels, share) for one in features), torch.ones(len(voxels), 1)], 1)
+
+
+def brain_logit(features: Sequence[Features], weights: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
+    """The brain's logit on the model grid; for a model without such a head, high wherever there are features."""
     if "brain" not in weights:
-        return inside.astype(np.float32)
+        return torch.where(features[0].known(), -ELSEWHERE, ELSEWHERE)
     weight, bias = weights["brain"]
-    difference = (features @ (weight[1] - weight[0]).to(features.dtype)).float() + (bias[1] - bias[0])
-    return torch.sigmoid(torch.from_numpy(to_native(difference, grid, shape, spacing))).numpy() * inside
+    parts = (weight[1] - weight[0]).chunk(len(features))
+    logit = sum(one.linear(part, ELSEWHERE / len(features)) for one, part in zip(features, parts, strict=True))
+    return logit + (bias[1] - bias[0])
 
 
-def to_native(values: Tensor, grid: Grid, shape: tuple[int, ...], spacing: np.ndarray) -> np.ndarray:
-    """Values (D, H, W) on the model grid, linearly interpolated at the canonical native voxels (X, Y, Z), 0 outside."""
-    if grid.turn == UPRIGHT:
-        weights = [
-            hat_weights(grid.shape[i], grid.spacing_mm, shape[i], spacing[i], -grid.origin_mm[i]) for i in range(3)
-        ]
-        return resample(values, weights).numpy()
+def brain_chance(logit: Tensor, grid: Grid, shape: tuple[int, ...], spacing: np.ndarray) -> np.ndarray:
+    """The brain's probability, float16, on the canonical native grid, of its logit (D, H, W); 0 outside that grid.
+
+    The logit is interpolated on some planes after the others: a native grid can have thirty times as many voxels.
+    """
+    if grid.turn != UPRIGHT:
+        return turned_chance(logit, grid, shape, spacing)
+    to_native = [
+        hat_weights(grid.shape[i], grid.spacing_mm, shape[i], spacing[i], -grid.origin_mm[i]) for i in range(3)
+    ]
+    within = [(matrix.sum(1) > 0).astype(np.float32) for matrix in to_native]
+    covered = torch.from_numpy(np.outer(within[1], within[2]))
+    chance = np.zeros(shape, np.float16)
+    for start in range(0, shape[0], PLANES):
+        planes = slice(start, start + PLANES)
+        if within[0][planes].any():
+            found = torch.sigmoid(resample(logit, [to_native[0][planes], *to_native[1:]])) * covered
+            chance[planes] = (found * torch.from_numpy(within[0][planes])[:, None, None]).half().numpy()
+    return chance
+
+
+def turned_chance(logit: Tensor, grid: Grid, shape: tuple[int, ...], spacing: np.ndarray) -> np.ndarray:
+    """The same from a turned grid, about 0 outside of it."""
     matrix = np.asarray(grid.turn).T * spacing[None] / grid.spacing_mm
-    return ndimage.affine_transform(values.numpy(), matrix, grid.voxels(np.zeros((1, 3)))[0], shape, order=1)
+    chance = np.zeros(shape, np.float16)
+    for start in range(0, shape[0], PLANES):
+        planes = min(PLANES, shape[0] - start), *shape[1:]
+        first = grid.voxels(np.array([[start * spacing[0], 0.0, 0.0]]))[0]
+        found = ndimage.affine_transform(logit.numpy(), matrix, first, planes, order=1, cval=ELSEWHERE)
+        chance[start : start + PLANES] = torch.sigmoid(torch.from_numpy(found)).half().numpy()
+    return chance
 
 
 def corners(voxels: np.ndarray, shape: tuple[int, ...], spacing: np.ndarray, grid: Grid) -> tuple[Tensor, Tensor]:
-    """For native voxels (P,) the flat positions (P, 8) of the model voxels around them, and their weights (P, 8)."""
-    rows = torch.zeros(len(voxels), 8, dtype=torch.int64)
-    share = torch.ones(len(voxels), 8)
+    """For native voxels (P,) the flat positions (P, N) of the model voxels around them, and their weights (P, N).
+
+    N is 8, or less where the two grids meet: a scan of the model grid's spacing is read as it is.
+    """
+    if grid.turn != UPRIGHT:
+        return turned_corners(voxels, shape, spacing, grid)
+    rows, share = torch.zeros(len(voxels), 1, dtype=torch.int64), torch.ones(len(voxels), 1)
+    for axis, index in enumerate(np.unravel_index(voxels, shape)):
+        size = grid.shape[axis]
+        every = (torch.arange(shape[axis]) * spacing[axis] - grid.origin_mm[axis]) / grid.spacing_mm
+        position = every.clamp(0, size - 1)
+        low = (position + NEGLIGIBLE).floor().clamp(max=size - 1)
+        beyond = (position - low).clamp(min=0)
+        around, weights = low.long()[:, None], (1 - beyond)[:, None]
+        if (beyond > NEGLIGIBLE).any():
+            around = torch.cat([around, (around + 1).clamp(max=size - 1)], 1)
+            weights = torch.cat([weights, beyond[:, None]], 1)
+        here = torch.from_numpy(index)
+        rows = (rows[:, :, None] * size + around[here][:, None]).flatten(1)
+        share = (share[:, :, None] * weights[here][:, None]).flatten(1)
+    return rows, share
+
+
+def turned_corners(
+    voxels: np.ndarray, shape: tuple[int, ...], spacing: np.ndarray, grid: Grid
+) -> tuple[Tensor, Tensor]:
+    """The same for a turned grid: always (P, 8)."""
+    rows, share = torch.zeros(len(voxels), 8, dtype=torch.int64), torch.ones(len(voxels), 8)
     places = np.stack(np.unravel_index(voxels, shape), 1) * spacing
+    up = torch.tensor(list(itertools.product((0, 1), repeat=3)))
     for axis, along in enumerate(torch.from_numpy(grid.voxels(places)).T):
         position = along.clamp(0, grid.shape[axis] - 1)
         low = position.floor().clamp(max=grid.shape[axis] - 2)
-        up = torch.tensor([(corner >> (2 - axis)) & 1 for corner in range(8)])
-        rows = rows * grid.shape[axis] + low.long()[:, None] + up
+        rows = rows * grid.shape[axis] + low.long()[:, None] + up[:, axis]
         beyond = (position - low).float()[:, None]
-        share = share * torch.where(up == 1, beyond, 1 - beyond)
+        share = share * torch.where(up[:, axis] == 1, beyond, 1 - beyond)
     return rows, share
 
 
@@ -231,7 +302,7 @@ def without_bridges(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     Args:
         spacing: (3,) mm.
     """
-    boxes = ndimage.find_objects(mask.astype(np.uint8))
+    boxes = ndimage.find_objects(mask.view(np.uint8))
     reach = np.rint(BRIDGE_MM / spacing).astype(int)
     if not boxes or not reach.any():
         return mask
@@ -249,12 +320,13 @@ def without_bridges(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
 
 def largest_piece(mask: np.ndarray) -> np.ndarray:
     """The largest connected piece of a mask, its holes filled."""
-    boxes = ndimage.find_objects(mask.astype(np.uint8))
+    boxes = ndimage.find_objects(mask.view(np.uint8))
     if not boxes:
         return mask
     found = np.zeros_like(mask)
     pieces, _ = ndimage.label(mask[boxes[0]])
     sizes = np.bincount(pieces.ravel())
     sizes[0] = 0
-    found[boxes[0]] = ndimage.binary_fill_holes(pieces == sizes.argmax())
+    outside, _ = ndimage.label(np.pad(pieces != sizes.argmax(), 1, constant_values=True))
+    found[boxes[0]] = (outside != outside[0, 0, 0])[1:-1, 1:-1, 1:-1]
     return found

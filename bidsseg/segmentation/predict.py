@@ -23,6 +23,7 @@ def segment(
     device: str = "cpu",
     precision: str = "fp32",
     memory_mb: int | None = None,
+    fast: bool = False,
     want_probabilities: bool = False,
     want_entropy: bool = False,
     progress: Callable[[str], None] = lambda stage: None,
@@ -32,27 +33,31 @@ def segment(
     Args:
         images: by suffix, all on the grid of the first that the model reads, which the answer lies on too; see
             ``image.align``. The others may be missing, if the model has learned to do without.
+        memory_mb: what the network may take, None for no limit.
+        fast: leave out the pass over the mirror image, if the model has one.
     """
-    images = rescaled_each({suffix: image for suffix, image in images.items() if suffix in model.card.inputs})
     volume = images[model.card.inputs[0]]
     engine = Engine(device, precision, memory_mb)
     notes: list[str] = []
-    seen = model_input(images, model, engine, notes, progress)
-    grid, image, position = seen.grid, seen.image, seen.position
+    used = rescaled_each({suffix: image for suffix, image in images.items() if suffix in model.card.inputs})
+    seen = model_input(used, model, engine, notes, progress)
+    grid, image, position, wanted = seen.grid, seen.image, seen.position, seen.wanted
+    findings = list(seen.brain.findings) if seen.brain is not None else []
+    del used, seen
     progress("segmenting")
-    features = features_of(model.network, image, position, engine, notes)
+    features = [features_of(model.network, image, position, wanted, engine, notes)]
     weights = head_weights(model)
-    if model.card.mirror:
+    if model.card.mirror and not fast:
         mirrored = None if position is None else mirror_coordinates(position)
-        other = features_of(model.network, image.flip(2), mirrored, engine, notes).flip(0)
-        features = torch.cat([features, other], -1)
+        there = None if wanted is None else wanted.flip(0)
+        features.append(features_of(model.network, image.flip(2), mirrored, there, engine, notes).mirrored())
         weights = {name: mirrored_head(model, name, w, b) for name, (w, b) in weights.items()}
+    del image, position, wanted
     progress("labelling")
     with torch.inference_mode():
         result = read_heads(volume, grid, features, weights, model, want_probabilities, want_entropy)
     result.device, result.precision, result.notes = device, precision, list(dict.fromkeys(notes))
-    if seen.brain is not None:
-        result.findings += seen.brain.findings
+    result.findings += findings
     return result
 
 

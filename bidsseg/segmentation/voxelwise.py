@@ -109,6 +109,7 @@ class StagedSegNet(Network):
         stages: segmentations with distances that are made at most.
     """
 
+    numbers_per_voxel = 400
     whole = True  # centroids are those of a whole brain
     memory_format = torch.preserve_format  # its convolutions are 2-D
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from bidsseg.errors import lacks_memory
 from bidsseg.networks.network import Network
+from bidsseg.segmentation.features import Features, cells_of
 
 if TYPE_CHECKING:
     from bidsseg.segmentation.engine import Engine
@@ -19,8 +21,16 @@ HALO = 32
 SMALLEST_WINDOW = 64
 
 
-def features_of(network: Network, image: Tensor, position: Tensor | None, engine: Engine, notes: list[str]) -> Tensor:
-    """Features (D, H, W, F), on the CPU, of an image (1, C, D, H, W) with coordinates (1, 3, D/2, H/2, W/2) or None."""
+def features_of(
+    network: Network, image: Tensor, position: Tensor | None, wanted: Tensor | None, engine: Engine, notes: list[str]
+) -> Features:
+    """Features of an image (1, C, D, H, W) with coordinates (1, 3, D/2, H/2, W/2) or None.
+
+    Args:
+        wanted: booleans (D, H, W), where they will be read; None for everywhere.
+    """
+    everywhere = torch.ones(image.shape[2:], dtype=torch.bool)
+    cells = cells_of(everywhere if wanted is None else wanted, network.cell)
     sizes = list(image.shape[2:]) if network.whole else window_sizes(image.shape[2:], network, engine)
     smaller = [min(s, max(SMALLEST_WINDOW, s // 2)) for s in sizes]
     attempts = [(engine.device, sizes)] + ([] if network.whole else [(engine.device, smaller)])
@@ -29,10 +39,10 @@ def features_of(network: Network, image: Tensor, position: Tensor | None, engine
         if any(w < s for w, s in zip(window, image.shape[2:], strict=True)):
             notes.append(f"predicted in windows of {'x'.join(map(str, window))} voxels on {device} to save memory")
         try:
-            return in_windows(network, image, position, window, device, engine.dtype)
+            rows = in_windows(network, image, position, cells, window, device, engine.dtype)
+            return Features.of_cells(network, rows, cells)
         except (MemoryError, RuntimeError) as error:
-            lacking = isinstance(error, MemoryError) or "memory" in str(error).lower()
-            if not lacking or number == len(attempts) - 1:
+            if not lacks_memory(error) or number == len(attempts) - 1:
                 raise
             notes.append(f"out of memory on {device}")
     raise AssertionError("unreachable")
@@ -53,25 +63,42 @@ def window_sizes(shape: Sequence[int], network: Network, engine: Engine) -> list
 
 @torch.inference_mode()
 def in_windows(
-    network: Network, image: Tensor, position: Tensor | None, window: Sequence[int], device: str, dtype: torch.dtype
+    network: Network,
+    image: Tensor,
+    position: Tensor | None,
+    cells: Tensor,
+    window: Sequence[int],
+    device: str,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """Features (D, H, W, F) put together from windows that overlap by a halo; one window if it covers the image."""
+    """Rows (B, K), on the CPU, of the True cells (D/cell, H/cell, W/cell) of an image.
+
+    They are put together from windows that overlap by a halo; one window if it covers the image.
+    """
     network = network.to(device=device, memory_format=network.memory_format)  # type: ignore[call-overload]
-    shape = image.shape[2:]
+    shape, edge = image.shape[2:], network.cell
     halo = -(-HALO // network.multiple) * network.multiple
+    number = torch.full(cells.shape, -1)
+    count = int(cells.sum())
+    number[cells] = torch.arange(count)
     target: Tensor | None = None
     for cores in itertools.product(*(steps(n, w, halo, network.multiple) for n, w in zip(shape, window, strict=True))):
         outer = [(max(0, a - halo), min(n, b + halo)) for (a, b), n in zip(cores, shape, strict=True)]
+        core = tuple(slice(a // edge, b // edge) for a, b in cores)
+        here = torch.zeros([(b - a) // edge for a, b in outer], dtype=torch.bool)
+        inner = tuple(slice((a - oa) // edge, (b - oa) // edge) for (a, b), (oa, _) in zip(cores, outer, strict=True))
+        here[inner] = cells[core]
+        if not here.any():
+            continue
         part = image[:, :, *(slice(a, b) for a, b in outer)].to(device)
         where = None if position is None else position[:, :, *(slice(a // 2, b // 2) for a, b in outer)].to(device)
         with torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
-            found = network(part, where)[0].permute(1, 2, 3, 0)
-        if found.shape[:3] == shape:
-            return found.cpu()
+            found = network.rows(part, where, here.to(device)).cpu()
+        if len(found) == count:
+            return found
         if target is None:
-            target = torch.empty((*shape, found.shape[-1]), dtype=found.dtype)
-        inner = tuple(slice(a - oa, b - oa) for (a, b), (oa, _) in zip(cores, outer, strict=True))
-        target[tuple(slice(a, b) for a, b in cores)] = found[inner].cpu()
+            target = torch.empty((count, found.shape[-1]), dtype=found.dtype)
+        target[number[core][cells[core]]] = found
     assert target is not None
     return target
 
