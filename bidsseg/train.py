@@ -80,6 +80,7 @@ def _train(settings: Settings, interruption: Interruption) -> Path:
         report.say(f"model: {folder} is finished")
         return folder
     check_labels(options.labels, heads, report)
+    check_sides(recipe, [*heads, *(load_protocol(name) for name in options.labels)])
     cases = load_cases(
         settings,
         report,
@@ -204,6 +205,16 @@ def check_labels(labels: Iterable[str], heads: Sequence[Protocol], report: Repor
     for head in heads:
         if head.name not in {*taught, "brain"}:  # the brain is found where no labels tell it
             report.warn(f"no --labels say anything of the head {head.name}, which learns nothing")
+
+
+def check_sides(recipe: Recipe, protocols: Iterable[Protocol]) -> None:
+    """UsageError if samples are to be mirrored whose labels cannot be: left and right would be mixed."""
+    one_sided = next((protocol.one_sided for protocol in protocols if protocol.unpaired), None)
+    if recipe.mirrors and one_sided:
+        raise UsageError(
+            f"{one_sided}, so that nothing can be mirrored: name it in a column partner of the protocol's table, "
+            "or write flip = 0.0 under [spatial] and mirror = false in the recipe"
+        )
 
 
 def check_recipe(recipe: Recipe, network: Network) -> None:

@@ -73,7 +73,10 @@ def segment(
     progress("segmenting")
     features = features_of(model.network, image, position, engine, notes)
     weights = head_weights(model)
-    if model.card.mirror:
+    one_sided = next((head.one_sided for head in model.heads.values() if head.unpaired), None)
+    if model.card.mirror and one_sided:
+        notes.append(f"without the mean of the scan and its mirror image: {one_sided}")
+    elif model.card.mirror:
         mirrored = None if position is None else mirror_coordinates(position)
         other = features_of(model.network, image.flip(2), mirrored, engine, notes).flip(0)
         features = torch.cat([features, other], -1)
