@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from bidsseg import __version__
-from bidsseg.compute import choose_machine, keep_freed_memory
+from bidsseg.compute import choose_machine, emulation, keep_freed_memory
 from bidsseg.errors import DataError, NothingSelected, OutputNotWritable, TemporaryFailure, UsageError
 from bidsseg.settings import Report, Settings, Training
 
@@ -64,6 +64,8 @@ def _train(settings: Settings, interruption: Interruption) -> Path:
     machine = choose_machine(settings)
     processes = Processes.join(machine.device)
     report = settings.report if processes.first else Report()
+    if warning := emulation(machine):
+        report.warn(warning)
     if recipe.voxels is None and processes.count > recipe.batch:
         report.say(f"a step has {processes.count} samples in place of {recipe.batch}: one of each process")
         recipe = replace(recipe, batch=processes.count)

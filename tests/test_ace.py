@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bidsseg.compute import cpu_precision
 from bidsseg.errors import DataError
 from bidsseg.image.nifti import read_image, read_labels
 from bidsseg.labels import Protocol, Region, load_protocol, load_relation
@@ -363,7 +364,7 @@ def test_the_shipped_model_finds_the_lesions_of_a_patient(testdata: Path) -> Non
     stem = "sub-26_space-MNI152_label-lesion_mask.nii.gz"
     truth = read_labels(testdata / "ms/derivatives/manual/sub-26/anat" / stem)
     assert truth.on_grid_of(scans["T1w"])
-    found = segment(scans, load_model("ace"), precision="bf16").lesion
+    found = segment(scans, load_model("ace"), precision=cpu_precision()).lesion
     assert found is not None
     both, either = found & (truth.data > 0), found.sum() + (truth.data > 0).sum()
     assert 2 * both.sum() / either > 0.5

@@ -45,7 +45,7 @@ def two_processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """This machine has room for two processes, which start with the fake network."""
     monkeypatch.setenv("PYTHONPATH", f"{TESTS}:{TESTS.parent}")
     monkeypatch.setenv("FAKE_MODEL_SECONDS", "0.3")
-    monkeypatch.setenv("FAKE_MODEL_MEMORY_MB", "16000")
+    monkeypatch.setenv("FAKE_MODEL_MEMORY_MB", "32000")
     with dask.config.set({"distributed.worker.preload": [str(TESTS / "fake_worker.py")]}):
         yield
 
@@ -112,7 +112,7 @@ def test_what_each_process_of_this_machine_is_given(app: App) -> None:
 @pytest.mark.parametrize("whom", ["group", "process"])
 def test_processes_of_one_machine_end_with_their_run(whom: str, app: App) -> None:
     """A key on the terminal stops all processes at once, a scheduler the first one."""
-    fake = {"FAKE_MODEL_SECONDS": "0.5", "FAKE_MODEL_MEMORY_MB": "16000"}
+    fake = {"FAKE_MODEL_SECONDS": "0.5", "FAKE_MODEL_MEMORY_MB": "32000"}
     preload = {"DASK_DISTRIBUTED__WORKER__PRELOAD": str(TESTS / "fake_worker.py")}
     run = app.process("--n-cpus", "2", "--omp-nthreads", "1", **fake, **preload)
     while not app.files("sub-*/anat/*_dseg.json"):
@@ -123,11 +123,11 @@ def test_processes_of_one_machine_end_with_their_run(whom: str, app: App) -> Non
         os.killpg(run.pid, signal.SIGINT)
     else:
         run.terminate()
-    _, errors = run.communicate(timeout=30)
+    _, errors = run.communicate(timeout=300)
     assert run.returncode == 130
     assert errors.splitlines()[-1] == "bidsseg: stopped; the same command goes on from here"
     assert "Traceback" not in errors
-    assert len(children) >= 2 and not psutil.wait_procs(children, timeout=10)[1]
+    assert len(children) >= 2 and not psutil.wait_procs(children, timeout=300)[1]
 
 
 def test_a_bad_scan_stops_no_other(
