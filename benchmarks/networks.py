@@ -2,9 +2,9 @@
 
     python benchmarks/networks.py [--shape 160 192 224] [--outputs 31] [--threads 2] [--precision bf16 fp32]
 
-In bfloat16 only where the machine has it, unless asked for.
 One forward pass of an image with one head, without training, on the CPU or on the GPU if there is one; each in a
-process of its own. Prints parameters, the median of three passes, and the peak of the memory that all took.
+process of its own, in bfloat16 only where the machine has it, unless asked for. Prints parameters, the median of three
+passes, and the peak of the memory that all took.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def naive_rate(network: StagedSegNet, case: Case) -> float:
     points = torch.nonzero(case.brain)[: 4 * NAIVE]
     net = network.first.eval()
     started = time.monotonic()
-    with torch.inference_mode(), torch.autocast("cpu", PRECISION, enabled=PRECISION != torch.float32):
+    with torch.inference_mode(), torch.autocast("cpu", PRECISION, enabled=PRECISION is torch.bfloat16):
         for some in points.split(NAIVE):
             net(describe(seen, some, net.groups))
     return len(points) / (time.monotonic() - started)
