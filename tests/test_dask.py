@@ -15,6 +15,7 @@ import distributed
 import psutil
 import pytest
 from fake_model import App, make_app
+from told import Told
 
 from bidsseg import cluster as spreading
 from bidsseg.compute import Workers
@@ -51,16 +52,18 @@ def two_processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def batch_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
-    """Makes a command sbatch that runs a script, and returns the words of a run that uses it."""
+def batch_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Makes a command sbatch, and perhaps scancel, that runs a script; returns the words of a run that uses them."""
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setattr(spreading, "LOOK_EVERY_S", 0.5)
     (tmp_path / "bin").mkdir()
     (tmp_path / "cluster.toml").write_text('cores = 1\nmemory = "2GB"\ninterface = "lo"\n')
 
-    def make(script: str) -> list[str]:
-        (tmp_path / "bin" / "sbatch").write_text(f"#!/bin/bash\n{script}\n")
-        (tmp_path / "bin" / "sbatch").chmod(0o755)
+    def make(script: str, cancel: str | None = "true") -> list[str]:
+        for name, content in (("sbatch", script), ("scancel", cancel)):
+            if content is not None:
+                (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{content}\n")
+                (tmp_path / "bin" / name).chmod(0o755)
         return ["--executor", "slurm", "--cluster-config", str(tmp_path / "cluster.toml")]
 
     return make
@@ -186,7 +189,7 @@ def test_mistakes_are_told(
     code: int,
     message: str,
     app: App,
-    batch_system: Callable[[str], list[str]],
+    batch_system: Callable[..., list[str]],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -268,7 +271,7 @@ def test_jobs_run_in_an_image(app: App, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_batch_system_that_takes_no_job_ends_the_run(
-    app: App, batch_system: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str]
+    app: App, batch_system: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert app(*batch_system("echo 'Invalid account' >&2; exit 1")) == 75
     error = capsys.readouterr().err
@@ -276,25 +279,81 @@ def test_a_batch_system_that_takes_no_job_ends_the_run(
     assert "Traceback" not in error
 
 
-def test_who_waits_for_workers_is_told(
-    app: App, batch_system: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    """The job begins after a while; the script of the job is its only argument."""
-    os.environ["FAKE_MODEL_SECONDS"] = "0"
+@pytest.fixture
+def fake_jobs(tmp_path: Path, batch_system: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The workers of the batch system have the fake network; returns where sbatch is to leave the script of the job."""
+    monkeypatch.setenv("FAKE_MODEL_SECONDS", "0")
     with (tmp_path / "cluster.toml").open("a") as config:
         config.write(f'worker_extra_args = ["--preload", "{TESTS / "fake_worker.py"}"]\n')
         config.write(f'job_script_prologue = ["export PYTHONPATH={TESTS}:{TESTS.parent}"]\n')
-    job = tmp_path / "job.sh"
-    words = batch_system(f'cp "$1" {job}; (sleep 2; exec bash {job}) > /dev/null 2>&1 & echo "Submitted batch job 7"')
-    assert app(*words, "--participant-label", "01") == 0
-    assert "no worker has started" in capsys.readouterr().err
-    script = job.read_text()
+    return tmp_path / "job.sh"
+
+
+def sbatch(job: Path, wait_s: int) -> str:
+    """A job begins after a while; its script is the only argument of sbatch."""
+    return f'cp "$1" {job}; (sleep {wait_s}; exec bash {job}) > /dev/null 2>&1 & echo "Submitted batch job 7"'
+
+
+def test_who_waits_for_workers_is_told(
+    app: App, batch_system: Callable[..., list[str]], fake_jobs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app(*batch_system(sbatch(fake_jobs, 2)), "--participant-label", "01") == 0
+    error = capsys.readouterr().err
+    assert "no worker has started" in error and "cancelled" not in error
+    script = fake_jobs.read_text()
     assert script.rindex("--memory-limit 0") > script.rindex("--memory-limit 1.86GiB")
+
+
+@pytest.mark.parametrize(
+    ("command", "cancel", "reason"),
+    [
+        ("scancel-of-another-machine", None, "scancel-of-another-machine"),
+        ("scancel", "sleep 60", "scancel: TimeoutError"),
+        ("scancel", "echo 'Invalid job id' >&2; exit 1", None),  # the job may have ended by itself
+    ],
+)
+def test_jobs_that_cannot_be_cancelled_are_a_warning(
+    command: str,
+    cancel: str | None,
+    reason: str | None,
+    app: App,
+    batch_system: Callable[..., list[str]],
+    fake_jobs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("dask_jobqueue.slurm.SLURMJob.cancel_command", command)
+    monkeypatch.setattr(spreading, "CANCEL_S", 1.0 if reason and "Timeout" in reason else 300.0)
+    assert app(*batch_system(sbatch(fake_jobs, 0), cancel), "--participant-label", "01") == 0
+    error = capsys.readouterr().err
+    assert "internal error" not in error and "Traceback" not in error
+    assert ("slurm: jobs of this run could not be cancelled" in error) == (reason is not None)
+    assert reason is None or reason in error
+    assert app.fates == {"sub-01": "done"}
+
+
+def test_a_cluster_that_cannot_be_closed_is_a_warning(tmp_path: Path) -> None:
+    class Broken:
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *_: object) -> None:
+            raise OSError("the scheduler\nis gone")
+
+    settings = Settings(tmp_path / "bids", tmp_path / "out", executor="slurm", report=(told := Told()))
+    with spreading.cancelled_at_the_end(Broken(), settings, spreading.Submissions()):
+        pass
+    (warning,) = told.warned
+    assert "could not be cancelled (the scheduler is gone)" in warning
+    with (
+        pytest.raises(InputMissing),
+        spreading.cancelled_at_the_end(Broken(), settings, spreading.Submissions()),
+    ):
+        raise InputMissing("what went wrong first")
 
 
 def test_jobs_are_sent_from_where_that_can_be_done(
     app: App,
-    batch_system: Callable[[str], list[str]],
+    batch_system: Callable[..., list[str]],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
