@@ -1,5 +1,6 @@
 """SegNet learns from labelled scans and then answers as any model."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -64,7 +65,7 @@ def short(plan: Plan) -> Plan:
 
 def fit(net: StagedSegNet, folder: Path, plan: Plan = PLAN, stop: Callable[[], bool] = lambda: False) -> State:
     folder.mkdir(exist_ok=True)
-    return fit_voxels(net, [case(1), case(2)], plan, Conditions(folder, 600, stop, lambda _: None))
+    return fit_voxels(net, [case(1), case(2)], plan, Conditions(folder, math.inf, stop, lambda _: None))
 
 
 @pytest.mark.parametrize("plan", [PLAN, AUGMENTED], ids=["as they are", "augmented"])
@@ -160,7 +161,8 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(
 
 def test_a_run_of_another_kind_is_not_continued(tmp_path: Path) -> None:
     tmp_path.joinpath("out").mkdir()
-    given = Conditions(tmp_path / "out", 600, lambda: True, lambda _: None, run={"seed": 1, "recipe": {"rate": 0.1}})
+    run = {"seed": 1, "recipe": {"rate": 0.1}}
+    given = Conditions(tmp_path / "out", math.inf, lambda: True, lambda _: None, run=run)
     fit_voxels(network(), [case(1)], PLAN, given)
     with pytest.raises(DataError, match=r"checkpoint\.pt: of another run \(seed differ\).*--overwrite"):
         fit_voxels(network(), [case(1)], PLAN, replace(given, run={**given.run, "seed": 2}))
