@@ -248,9 +248,7 @@ def test_a_killed_run_goes_on_where_it_was(
     app = make_app(tmp_path, make_bids(6), monkeypatch)
     process = app.process(FAKE_MODEL_SECONDS="0.5")
     record = "sub-02/anat/sub-02_seg-FreeSurfer_desc-wholebrain_dseg.json"
-    for _ in range(300):
-        if (app.output / record).exists() or process.poll() is not None:
-            break
+    while not (app.output / record).exists() and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(how)
     _, err = process.communicate()
