@@ -16,6 +16,8 @@ import argparse
 import time
 from pathlib import Path
 
+from bidsseg.compute import cpu_precision
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -27,7 +29,7 @@ def main() -> None:
     parser.add_argument("--images-only", action="store_true", help="pass over label maps without an image")
     parser.add_argument("--folds", type=int, default=0, help="0: all participants")
     parser.add_argument("--fold", type=int, default=0)
-    parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])
+    parser.add_argument("--precision", default=cpu_precision(), choices=["bf16", "fp32"], help="[that of the machine]")
     parser.add_argument("--table", type=Path, help="TSV with one row for each scan, head and region")
     options = parser.parse_args()
 

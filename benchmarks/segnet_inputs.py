@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from claims import HELD_OUT
 
-from bidsseg.compute import keep_freed_memory
+from bidsseg.compute import cpu_precision, keep_freed_memory
 from bidsseg.labels import load_protocol
 from bidsseg.learning.datasets import load_cases, split
 from bidsseg.learning.processes import Processes
@@ -41,6 +41,7 @@ INPUTS: dict[str, tuple[float, tuple[str, ...], tuple[int, ...]]] = {
 }
 """Error as published, groups of inputs, axes of the planes."""
 EPOCHS, PER_SCAN = 3, 5000
+PRECISION = torch.bfloat16 if cpu_precision() == "bf16" else torch.float32
 COLUMNS = ["inputs", "seed", "published", "same_brains", "unseen_brains", "seconds"]
 
 
@@ -87,8 +88,8 @@ def errors(
     torch.manual_seed(seed)
     outputs = {"BrainCOLOR": len(load_protocol("BrainCOLOR").scored().regions)}
     network = SegNet(outputs, groups, planes or (0, 1, 2), **options)
-    others = Trainer(network, unseen, voxels, seed, torch.bfloat16, Processes())
-    trainer = Trainer(network, seen, voxels, seed, torch.bfloat16, Processes())  # made last: it scales the distances
+    others = Trainer(network, unseen, voxels, seed, PRECISION, Processes())
+    trainer = Trainer(network, seen, voxels, seed, PRECISION, Processes())  # made last: it scales the distances
     for number in range(EPOCHS):
         for _ in trainer.epoch(number):
             pass

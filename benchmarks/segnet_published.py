@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bidsseg.compute import keep_freed_memory
+from bidsseg.compute import cpu_precision, keep_freed_memory
 from bidsseg.labels import load_protocol
 from bidsseg.learning.cases import Case
 from bidsseg.learning.datasets import load_cases
@@ -27,6 +27,7 @@ from bidsseg.segmentation import agreement
 from bidsseg.segmentation.voxelwise import StagedSegNet, segment_in_stages
 from bidsseg.settings import Report, Settings, Training
 
+PRECISION = torch.bfloat16 if cpu_precision() == "bf16" else torch.float32
 NAIVE = 2000
 """Voxels of a batch, patch by patch."""
 
@@ -76,7 +77,7 @@ def segmentations(
     """Labels (X, Y, Z) after the first network and at the end, seconds, and the number of stages."""
     started = time.monotonic()
     both = network.first, network.second
-    staged, _ = segment_in_stages(*both, image, brain, dtype=torch.bfloat16, most=network.stages)
+    staged, _ = segment_in_stages(*both, image, brain, dtype=PRECISION, most=network.stages)
     seconds = time.monotonic() - started
     return staged.first.long(), staged.labels.long(), seconds, staged.stages
 
@@ -88,7 +89,7 @@ def naive_rate(network: StagedSegNet, case: Case) -> float:
     points = torch.nonzero(case.brain)[: 4 * NAIVE]
     net = network.first.eval()
     started = time.monotonic()
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    with torch.inference_mode(), torch.autocast("cpu", PRECISION, enabled=PRECISION is torch.bfloat16):
         for some in points.split(NAIVE):
             net(describe(seen, some, net.groups))
     return len(points) / (time.monotonic() - started)

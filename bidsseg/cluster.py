@@ -6,6 +6,7 @@ die are replaced, and their scans go to others. A worker reads or writes a scan 
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import signal
 import tempfile
@@ -42,6 +43,8 @@ PLACES = Semaphore(TASKS)
 """The same, for workers of a user's cluster, which may be given more tasks."""
 NETWORK = Lock()
 """Of each process: a scan uses all of its threads."""
+CANCEL_S = 60.0
+"""How long the command that cancels a job may take."""
 LOOK_EVERY_S = 60.0
 """How often it is looked whether there are workers."""
 PREPARED: dict[tuple[object, ...], tuple[Machine, Model]] = {}
@@ -65,10 +68,12 @@ class Submissions:
     Attributes:
         accepted: their number.
         refusals: what it said of the others.
+        left: why jobs could not be cancelled at the end.
     """
 
     accepted: int = 0
     refusals: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -269,10 +274,33 @@ def on_a_cluster(settings: Settings, scans: int, submissions: Submissions) -> It
         memory_mb = int(parse_bytes(options["memory"]) / options["processes"] / 1e6) if "memory" in options else None
     except (TypeError, ValueError) as error:
         raise UsageError(f"--cluster-config: {error}") from error
-    with cluster, Client(cluster) as client:
+    with cancelled_at_the_end(cluster, settings, submissions), Client(cluster) as client:
         settings.report.detail(cluster.job_script())
         cluster.adapt(minimum_jobs=workers, maximum_jobs=workers)  # which replaces jobs that end too early
         yield client, replace(asked, n_cpus=settings.n_cpus or threads, memory_mb=settings.memory_mb or memory_mb)
+
+
+@contextmanager
+def cancelled_at_the_end(cluster: Any, settings: Settings, submissions: Submissions) -> Iterator[None]:
+    """End a cluster and its jobs. What goes wrong with that is a warning: the scans are finished, or failed before."""
+    cluster.__enter__()
+    try:
+        yield
+    finally:
+        try:
+            cluster.__exit__(None, None, None)
+        except Exception as error:
+            submissions.left.append(in_short(error))
+        if submissions.left:
+            settings.report.warn(
+                f"{settings.executor}: jobs of this run could not be cancelled ({submissions.left[-1]}); "
+                "look whether any is left in the queue"
+            )
+
+
+def in_short(error: Exception) -> str:
+    """Return the message of an error as one line of bounded length."""
+    return " ".join((str(error) or type(error).__name__).split())[-500:]
 
 
 def told_of(job: type, submissions: Submissions) -> type:
@@ -285,8 +313,16 @@ def told_of(job: type, submissions: Submissions) -> type:
                 await super().start()
                 submissions.accepted += 1
             except (OSError, RuntimeError, ValueError) as error:
-                submissions.refusals.append(" ".join(str(error).split())[-500:])
+                submissions.refusals.append(in_short(error))
                 self.status = Status.running  # else Dask would tell of it too, by a trace
+
+        @classmethod
+        async def _close_job(cls, job_id: str, cancel_command: str) -> None:
+            try:
+                async with asyncio.timeout(CANCEL_S):
+                    await super()._close_job(job_id, cancel_command)
+            except (OSError, RuntimeError, ValueError) as error:  # TimeoutError is an OSError
+                submissions.left.append(f"{cancel_command}: {in_short(error)}")
 
     return Told
 

@@ -17,6 +17,11 @@ from bidsseg.settings import Settings
 BF16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
 """CPU flags (x86, then ARM) of the instructions that multiply bfloat16 numbers."""
 
+ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+"""Variables that hold oneDNN, which computes the convolutions, down to an older processor."""
+ISA_WITHOUT_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"}
+"""Their values that leave no instructions for bfloat16."""
+
 RESERVE = 0.9
 """Share of the free memory that a run may plan with; the rest is for what nobody counted."""
 
@@ -81,7 +86,7 @@ def choose_machine(settings: Settings) -> Machine:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
-        bf16, free = bool(BF16_FLAGS & cpu_flags()), available_memory_mb()
+        bf16, free = cpu_precision() == "bf16", available_memory_mb()
     else:
         device = device if ":" in device else "cuda:0"
         count = cuda_count()
@@ -92,6 +97,24 @@ def choose_machine(settings: Settings) -> Machine:
         precision = "bf16" if bf16 else "fp32"
     limit = int(free * RESERVE)
     return Machine(device, precision, threads, min(limit, settings.memory_mb or limit))
+
+
+def cpu_precision() -> str:
+    """Return the fastest precision of this processor, ``bf16`` or ``fp32``."""
+    return "bf16" if BF16_FLAGS & cpu_flags() else "fp32"
+
+
+def emulation(machine: Machine) -> str | None:
+    """Return a warning if this processor only emulates the precision, which is very slow; else None."""
+    if machine.device != "cpu" or machine.precision != "bf16":
+        return None
+    flags = cpu_flags()
+    if not flags or flags & BF16_FLAGS:
+        return None
+    return (
+        "--precision bf16: this processor has no instructions for it; it is emulated, up to hundreds of times slower: "
+        "use --precision fp32 or leave the flag out"
+    )
 
 
 @dataclass(frozen=True)
@@ -191,12 +214,14 @@ def peak_memory_mb() -> int:
 
 
 def cpu_flags() -> set[str]:
-    """Instruction sets of the CPU as Linux names them; empty where it does not say."""
+    """Instruction sets of the CPU as Linux names them, but those that oneDNN may not use; empty where Linux is not."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return set()
-    return next((set(line.split()) for line in lines if line.startswith(("flags", "Features"))), set())
+    flags = next((set(line.split()) for line in lines if line.startswith(("flags", "Features"))), set())
+    held_down = any(os.environ.get(name, "").upper() in ISA_WITHOUT_BF16 for name in ISA_VARIABLES)
+    return flags - BF16_FLAGS if held_down else flags
 
 
 def _cgroup(name: str) -> str:

@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from bidsseg.bids import names, query, validator
 from bidsseg.bids.index import participant_labels
 from bidsseg.bids.sidecars import write_text_atomic
-from bidsseg.compute import PROCESS_MB, WHOLE_MB, Workers, choose_workers, keep_freed_memory, peak_memory_mb
+from bidsseg.compute import (
+    PROCESS_MB,
+    WHOLE_MB,
+    Workers,
+    choose_workers,
+    emulation,
+    keep_freed_memory,
+    peak_memory_mb,
+)
 from bidsseg.errors import (
     MORE_MEMORY,
     BidssegError,
@@ -184,6 +192,7 @@ class Run:
         prepare: gives the machine and the model, whose checksum it is told.
         turn: held while a scan is segmented.
         pages: whether to write the page of a scan, which two processes with scans of one participant must not do.
+        warned: warnings of workers that the user has seen.
     """
 
     settings: Settings
@@ -192,6 +201,7 @@ class Run:
     prepare: Callable[[Settings, str], tuple[Machine, Model]] = prepare
     turn: AbstractContextManager[Any] = field(default_factory=nullcontext)
     pages: bool = True
+    warned: set[str] = field(default_factory=set)
 
     def spread(self, jobs: Sequence[Job], workers: Workers | None = None) -> None:
         """Have the scans segmented by workers, of this machine or else of a cluster."""
@@ -208,7 +218,9 @@ class Run:
         self.log.machine = outcome.machine or self.log.machine
         self.log.add(entry)
         for warning in outcome.warnings:
-            report.warn(warning)
+            if warning not in self.warned:  # every worker repeats what holds for its machine
+                self.warned.add(warning)
+                report.warn(warning)
         if outcome.error is not None:
             self.failures.append((entry, outcome.error))
         took = f"{entry.outcome} in {sum(entry.seconds.values()):.1f} s"
@@ -229,6 +241,8 @@ class Run:
 
                 require_memory(model, machine.memory_mb, machine.number_bytes)
             self.log.machine = asdict(machine)
+            if warning := emulation(machine):
+                asked.report.warn(warning)
             writing: Future[bool | None] | None = None
             for task, following in zip(tasks, [*tasks[1:], None], strict=True):
                 asked.report.stage(task.entry.scan, "reading")

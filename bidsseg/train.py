@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from bidsseg import __version__
-from bidsseg.compute import choose_machine, keep_freed_memory
+from bidsseg.compute import choose_machine, emulation, keep_freed_memory
 from bidsseg.errors import DataError, NothingSelected, OutputNotWritable, TemporaryFailure, UsageError
 from bidsseg.settings import Report, Settings, Training
 
@@ -64,6 +64,8 @@ def _train(settings: Settings, interruption: Interruption) -> Path:
     machine = choose_machine(settings)
     processes = Processes.join(machine.device)
     report = settings.report if processes.first else Report()
+    if warning := emulation(machine):
+        report.warn(warning)
     if recipe.voxels is None and processes.count > recipe.batch:
         report.say(f"a step has {processes.count} samples in place of {recipe.batch}: one of each process")
         recipe = replace(recipe, batch=processes.count)
@@ -80,6 +82,7 @@ def _train(settings: Settings, interruption: Interruption) -> Path:
         report.say(f"model: {folder} is finished")
         return folder
     check_labels(options.labels, heads, report)
+    check_sides(recipe, [*heads, *(load_protocol(name) for name in options.labels)])
     cases = load_cases(
         settings,
         report,
@@ -215,6 +218,16 @@ def check_labels(labels: Iterable[str], heads: Sequence[Protocol], report: Repor
     for head in heads:
         if head.name not in {*taught, "brain"}:  # the brain is found where no labels tell it
             report.warn(f"no --labels say anything of the head {head.name}, which learns nothing")
+
+
+def check_sides(recipe: Recipe, protocols: Iterable[Protocol]) -> None:
+    """UsageError if samples are to be mirrored whose labels cannot be: left and right would be mixed."""
+    one_sided = next((protocol.one_sided for protocol in protocols if protocol.unpaired), None)
+    if recipe.mirrors and one_sided:
+        raise UsageError(
+            f"{one_sided}, so that nothing can be mirrored: name it in a column partner of the protocol's table, "
+            "or write flip = 0.0 under [spatial] and mirror = false in the recipe"
+        )
 
 
 def check_recipe(recipe: Recipe, network: Network) -> None:

@@ -94,9 +94,14 @@ class FakeModel:
         return segment(*given, **asked)
 
 
+def memory_mb() -> int:
+    """In place of ``available_memory_mb``: no test depends on what else runs on the machine."""
+    return int(os.environ.get("FAKE_MODEL_MEMORY_MB", 1000))
+
+
 def machine(*_: object) -> Machine:
     """In place of ``choose_machine``, which needs torch."""
-    return Machine("cpu", "fp32", 1, int(os.environ.get("FAKE_MODEL_MEMORY_MB", 1000)))
+    return Machine("cpu", os.environ.get("FAKE_MODEL_PRECISION", "fp32"), 1, memory_mb())
 
 
 @dataclass
@@ -147,10 +152,12 @@ def make_app(folder: Path, bids: Path, monkeypatch: pytest.MonkeyPatch) -> App:
     for name, module in fake.modules().items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr("bidsseg.compute.choose_machine", machine)
+    monkeypatch.setattr("bidsseg.compute.available_memory_mb", memory_mb)
     return App(bids, folder / "out", save_card(folder / "model"), fake)
 
 
 if __name__ == "__main__":  # the command line with the fake model in a process of its own
     sys.modules.update(FakeModel().modules())
     compute.choose_machine = machine  # type: ignore[assignment]
+    compute.available_memory_mb = memory_mb
     sys.exit(cli.main())

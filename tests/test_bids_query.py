@@ -327,7 +327,7 @@ def test_label_maps_without_images(tmp_path: Path) -> None:
 @pytest.mark.data
 @pytest.mark.parametrize(
     ("name", "scans", "flairs"),
-    [("oasis", 15, 0), ("ds000011", 8, 0), ("ds002748", 12, 0), ("ms", 1, 1), ("clinical", 3, 3)],
+    [("oasis", 15, 0), ("ds000011", 8, 0), ("ds002748", 24, 0), ("ms", 2, 2), ("clinical", 3, 3)],
 )
 def test_real_datasets(testdata: Path, name: str, scans: int, flairs: int) -> None:
     selection = select_scans(testdata / name)
@@ -342,10 +342,10 @@ def test_real_annotations(testdata: Path) -> None:
         for folder, protocol in (("manual", "BrainCOLOR"), ("fast", "FAST")):
             found = find_annotations(testdata / "oasis/derivatives" / folder, scan, protocol)
             assert found is not None and f"{scan.key}_seg-{protocol}" in found.name
-    (scan,) = find_scans(testdata / "ms")
-    lesions = testdata / "ms/derivatives/manual"
-    assert find_annotations(lesions, scan, "lesion") is not None
-    assert len(find_label_maps(lesions, "lesion")) == 28
+    patients, lesions = find_scans(testdata / "ms"), testdata / "ms/derivatives/manual"
+    assert [scan.key for scan in patients] == ["sub-19", "sub-26"]
+    assert all(find_annotations(lesions, scan, "lesion") is not None for scan in patients)
+    assert len(find_label_maps(lesions, "lesion")) == 29
     assert len(find_label_maps(testdata / "heads", "head")) == 20
 
 

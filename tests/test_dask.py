@@ -15,9 +15,10 @@ import distributed
 import psutil
 import pytest
 from fake_model import App, make_app
+from told import Told
 
 from bidsseg import cluster as spreading
-from bidsseg.compute import Workers
+from bidsseg.compute import Workers, cpu_flags
 from bidsseg.errors import InputMissing, UsageError
 from bidsseg.settings import Settings
 
@@ -45,22 +46,24 @@ def two_processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """This machine has room for two processes, which start with the fake network."""
     monkeypatch.setenv("PYTHONPATH", f"{TESTS}:{TESTS.parent}")
     monkeypatch.setenv("FAKE_MODEL_SECONDS", "0.3")
-    monkeypatch.setenv("FAKE_MODEL_MEMORY_MB", "16000")
+    monkeypatch.setenv("FAKE_MODEL_MEMORY_MB", "32000")
     with dask.config.set({"distributed.worker.preload": [str(TESTS / "fake_worker.py")]}):
         yield
 
 
 @pytest.fixture
-def batch_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
-    """Makes a command sbatch that runs a script, and returns the words of a run that uses it."""
+def batch_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Makes a command sbatch, and perhaps scancel, that runs a script; returns the words of a run that uses them."""
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setattr(spreading, "LOOK_EVERY_S", 0.5)
     (tmp_path / "bin").mkdir()
     (tmp_path / "cluster.toml").write_text('cores = 1\nmemory = "2GB"\ninterface = "lo"\n')
 
-    def make(script: str) -> list[str]:
-        (tmp_path / "bin" / "sbatch").write_text(f"#!/bin/bash\n{script}\n")
-        (tmp_path / "bin" / "sbatch").chmod(0o755)
+    def make(script: str, cancel: str | None = "true") -> list[str]:
+        for name, content in (("sbatch", script), ("scancel", cancel)):
+            if content is not None:
+                (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{content}\n")
+                (tmp_path / "bin" / name).chmod(0o755)
         return ["--executor", "slurm", "--cluster-config", str(tmp_path / "cluster.toml")]
 
     return make
@@ -89,12 +92,15 @@ def test_processes_of_one_machine(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Two scans stand on one page, and are done at the same time."""
+    """Two scans stand on one page, and are done at the same time; what both processes warn of is said once."""
     app = make_app(tmp_path, make_bids(3, runs=2), monkeypatch)
+    monkeypatch.setenv("FAKE_MODEL_PRECISION", "bf16")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     next((app.bids / "sub-03" / "anat").glob("sub-03_run-*2_T1w.nii.gz")).write_bytes(b"nothing")
     assert app("--n-cpus", "2", "--omp-nthreads", "1") == 1
     assert sorted(app.fates.values()) == ["done"] * 5 + ["failed"]
-    assert "[6/6]" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "[6/6]" in error and error.count("it is emulated") == (1 if cpu_flags() else 0)
     spread, app.output = results(app), tmp_path / "alone"
     assert app() == 1
     assert results(app) == spread
@@ -112,7 +118,7 @@ def test_what_each_process_of_this_machine_is_given(app: App) -> None:
 @pytest.mark.parametrize("whom", ["group", "process"])
 def test_processes_of_one_machine_end_with_their_run(whom: str, app: App) -> None:
     """A key on the terminal stops all processes at once, a scheduler the first one."""
-    fake = {"FAKE_MODEL_SECONDS": "0.5", "FAKE_MODEL_MEMORY_MB": "16000"}
+    fake = {"FAKE_MODEL_SECONDS": "0.5", "FAKE_MODEL_MEMORY_MB": "32000"}
     preload = {"DASK_DISTRIBUTED__WORKER__PRELOAD": str(TESTS / "fake_worker.py")}
     run = app.process("--n-cpus", "2", "--omp-nthreads", "1", **fake, **preload)
     while not app.files("sub-*/anat/*_dseg.json"):
@@ -123,11 +129,11 @@ def test_processes_of_one_machine_end_with_their_run(whom: str, app: App) -> Non
         os.killpg(run.pid, signal.SIGINT)
     else:
         run.terminate()
-    _, errors = run.communicate(timeout=30)
+    _, errors = run.communicate(timeout=300)
     assert run.returncode == 130
     assert errors.splitlines()[-1] == "bidsseg: stopped; the same command goes on from here"
     assert "Traceback" not in errors
-    assert len(children) >= 2 and not psutil.wait_procs(children, timeout=10)[1]
+    assert len(children) >= 2 and not psutil.wait_procs(children, timeout=300)[1]
 
 
 def test_a_bad_scan_stops_no_other(
@@ -186,7 +192,7 @@ def test_mistakes_are_told(
     code: int,
     message: str,
     app: App,
-    batch_system: Callable[[str], list[str]],
+    batch_system: Callable[..., list[str]],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -268,7 +274,7 @@ def test_jobs_run_in_an_image(app: App, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_batch_system_that_takes_no_job_ends_the_run(
-    app: App, batch_system: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str]
+    app: App, batch_system: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert app(*batch_system("echo 'Invalid account' >&2; exit 1")) == 75
     error = capsys.readouterr().err
@@ -276,25 +282,81 @@ def test_a_batch_system_that_takes_no_job_ends_the_run(
     assert "Traceback" not in error
 
 
-def test_who_waits_for_workers_is_told(
-    app: App, batch_system: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    """The job begins after a while; the script of the job is its only argument."""
-    os.environ["FAKE_MODEL_SECONDS"] = "0"
+@pytest.fixture
+def fake_jobs(tmp_path: Path, batch_system: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The workers of the batch system have the fake network; returns where sbatch is to leave the script of the job."""
+    monkeypatch.setenv("FAKE_MODEL_SECONDS", "0")
     with (tmp_path / "cluster.toml").open("a") as config:
         config.write(f'worker_extra_args = ["--preload", "{TESTS / "fake_worker.py"}"]\n')
         config.write(f'job_script_prologue = ["export PYTHONPATH={TESTS}:{TESTS.parent}"]\n')
-    job = tmp_path / "job.sh"
-    words = batch_system(f'cp "$1" {job}; (sleep 2; exec bash {job}) > /dev/null 2>&1 & echo "Submitted batch job 7"')
-    assert app(*words, "--participant-label", "01") == 0
-    assert "no worker has started" in capsys.readouterr().err
-    script = job.read_text()
+    return tmp_path / "job.sh"
+
+
+def sbatch(job: Path, wait_s: int) -> str:
+    """A job begins after a while; its script is the only argument of sbatch."""
+    return f'cp "$1" {job}; (sleep {wait_s}; exec bash {job}) > /dev/null 2>&1 & echo "Submitted batch job 7"'
+
+
+def test_who_waits_for_workers_is_told(
+    app: App, batch_system: Callable[..., list[str]], fake_jobs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app(*batch_system(sbatch(fake_jobs, 2)), "--participant-label", "01") == 0
+    error = capsys.readouterr().err
+    assert "no worker has started" in error and "cancelled" not in error
+    script = fake_jobs.read_text()
     assert script.rindex("--memory-limit 0") > script.rindex("--memory-limit 1.86GiB")
+
+
+@pytest.mark.parametrize(
+    ("command", "cancel", "reason"),
+    [
+        ("scancel-of-another-machine", None, "scancel-of-another-machine"),
+        ("scancel", "sleep 60", "scancel: TimeoutError"),
+        ("scancel", "echo 'Invalid job id' >&2; exit 1", None),  # the job may have ended by itself
+    ],
+)
+def test_jobs_that_cannot_be_cancelled_are_a_warning(
+    command: str,
+    cancel: str | None,
+    reason: str | None,
+    app: App,
+    batch_system: Callable[..., list[str]],
+    fake_jobs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("dask_jobqueue.slurm.SLURMJob.cancel_command", command)
+    monkeypatch.setattr(spreading, "CANCEL_S", 1.0 if reason and "Timeout" in reason else 300.0)
+    assert app(*batch_system(sbatch(fake_jobs, 0), cancel), "--participant-label", "01") == 0
+    error = capsys.readouterr().err
+    assert "internal error" not in error and "Traceback" not in error
+    assert ("slurm: jobs of this run could not be cancelled" in error) == (reason is not None)
+    assert reason is None or reason in error
+    assert app.fates == {"sub-01": "done"}
+
+
+def test_a_cluster_that_cannot_be_closed_is_a_warning(tmp_path: Path) -> None:
+    class Broken:
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *_: object) -> None:
+            raise OSError("the scheduler\nis gone")
+
+    settings = Settings(tmp_path / "bids", tmp_path / "out", executor="slurm", report=(told := Told()))
+    with spreading.cancelled_at_the_end(Broken(), settings, spreading.Submissions()):
+        pass
+    (warning,) = told.warned
+    assert "could not be cancelled (the scheduler is gone)" in warning
+    with (
+        pytest.raises(InputMissing),
+        spreading.cancelled_at_the_end(Broken(), settings, spreading.Submissions()),
+    ):
+        raise InputMissing("what went wrong first")
 
 
 def test_jobs_are_sent_from_where_that_can_be_done(
     app: App,
-    batch_system: Callable[[str], list[str]],
+    batch_system: Callable[..., list[str]],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -143,6 +143,16 @@ def test_the_manifest_tells_what_happened(app: App) -> None:
     assert manifest["machine"] == {"device": "cpu", "precision": "fp32", "threads": 1, "memory_mb": 1000}
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_emulated_precision_is_warned_about_once(
+    precision: str, app: App, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FAKE_MODEL_PRECISION", precision)
+    monkeypatch.setattr("bidsseg.compute.cpu_flags", lambda: {"avx2"})
+    assert app("--n-cpus", "1") == 0
+    assert capsys.readouterr().err.count("it is emulated") == (precision == "bf16")
+
+
 def test_the_same_input_gives_the_same_bytes(app: App, tmp_path: Path) -> None:
     assert app("--probseg", "--entropy") == 0
     first = app.files()
@@ -238,9 +248,7 @@ def test_a_killed_run_goes_on_where_it_was(
     app = make_app(tmp_path, make_bids(6), monkeypatch)
     process = app.process(FAKE_MODEL_SECONDS="0.5")
     record = "sub-02/anat/sub-02_seg-FreeSurfer_desc-wholebrain_dseg.json"
-    for _ in range(300):
-        if (app.output / record).exists() or process.poll() is not None:
-            break
+    while not (app.output / record).exists() and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(how)
     _, err = process.communicate()

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bidsseg.compute import cpu_precision
 from bidsseg.image.nifti import read_image, read_labels
 from bidsseg.labels import load_protocol, load_relation
 from bidsseg.learning.cases import Annotation, positions
@@ -36,7 +37,7 @@ def test_a_shipped_model_reaches_what_its_card_says(name: str, least: dict[str, 
     manual = load_protocol("BrainCOLOR")
     annotation = Annotation(manual, positions(read_labels(path).data, manual, path.name))
     model = load_model(name)
-    result = segment({"T1w": scan}, model, precision="bf16")
+    result = segment({"T1w": scan}, model, precision=cpu_precision())
     for head, dice in least.items():
         relation = load_relation(manual, model.heads[head])
         assert relation is not None

@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 from bidsseg.errors import DataError
+from bidsseg.labels import sides
 
 FOLDER = Path(__file__).parent / "protocols"
-SIDES = {"Left": "Right", "Right": "Left"}
 LESION = 7
 """Value of lesions in the generic BIDS table."""
 
@@ -24,6 +25,8 @@ class Region:
         index: value in the label map.
         mapping: value in the generic BIDS table (0 background, 1 grey matter, 2 white matter, 3 CSF, ...) or None.
         scored: False for values that an annotation may hold but that no network learns or is measured on.
+        hemisphere: L, R, or empty, which leaves it to the name.
+        partner: value of the same region on the other side, its own on the midline; None leaves it to the names.
     """
 
     index: int
@@ -32,6 +35,8 @@ class Region:
     color: str
     mapping: int | None
     scored: bool = True
+    hemisphere: str = ""
+    partner: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,10 @@ class Protocol:
             raise DataError(f"protocol {self.name}: the first region must be the background, index 0")
         if len(set(indices)) != len(indices) or min(indices) < 0:
             raise DataError(f"protocol {self.name}: indices must be unique and not negative")
+        named = {region.index: region.partner for region in self.regions if region.partner is not None}
+        for index, partner in named.items():
+            if named.get(partner, index) != index:
+                raise DataError(f"protocol {self.name}: the partner of {index} is {partner}, whose is {named[partner]}")
 
     @cached_property
     def indices(self) -> tuple[int, ...]:
@@ -69,22 +78,61 @@ class Protocol:
                 return region
         raise DataError(f"protocol {self.name} has no region with index {index}")
 
-    def partners(self) -> tuple[int, ...]:
-        """For each region its position in the table after a left-right mirroring (itself on the midline)."""
-        position = {region.name: i for i, region in enumerate(self.regions)}
-        mirrored = []
+    @cached_property
+    def sides(self) -> tuple[int | None, ...]:
+        """For each region the position of its partner on the other side, itself on the midline, None where unknown."""
+        found = list(sides.partners([r.name for r in self.regions], [r.hemisphere for r in self.regions]))
         for i, region in enumerate(self.regions):
-            side, _, rest = region.name.partition(" ")
-            mirrored.append(position.get(f"{SIDES[side]} {rest}", i) if side in SIDES else i)
-        return tuple(mirrored)
+            if region.partner is not None:
+                found[i] = self.indices.index(region.partner) if region.partner in self.indices else None
+                if (partner := found[i]) is not None:
+                    found[partner] = i
+        return sides.mutual(found)
+
+    @cached_property
+    def unpaired(self) -> tuple[str, ...]:
+        """The names of the scored regions that lie on one side and whose partner is not known."""
+        pairs = zip(self.regions, self.sides, strict=True)
+        return tuple(region.name for region, partner in pairs if partner is None and region.scored)
+
+    def partners(self) -> tuple[int, ...]:
+        """For each region its position in the table after a left-right mirroring (itself on the midline).
+
+        DataError if that of a scored region is not known: what cannot be mirrored must not be.
+        """
+        if self.unpaired:
+            raise DataError(f"{self.one_sided}; name it in a column partner of the table")
+        return tuple(i if partner is None else partner for i, partner in enumerate(self.sides))
+
+    @property
+    def one_sided(self) -> str:
+        """What is wrong with ``unpaired`` regions, in words."""
+        more = f" and {len(self.unpaired) - 3} more" if len(self.unpaired) > 3 else ""
+        regions = ", ".join(self.unpaired[:3]) + more
+        return f"protocol {self.name}: no region is known as that of the other side for {regions}"
 
     def to_tsv(self) -> str:
         """The look-up table as BIDS wants it beside a label map."""
-        lines = ["index\tname\tabbreviation\tcolor\tmapping"]
-        for r in self.regions:
-            mapping = "n/a" if r.mapping is None else r.mapping
-            lines.append(f"{r.index}\t{r.name}\t{r.abbreviation}\t{r.color}\t{mapping}")
-        return "\n".join(lines) + "\n"
+        rows: list[list[Any]] = [["index", "name", "abbreviation", "color", "mapping"]]
+        rows += [[r.index, r.name, r.abbreviation, r.color, _cell(r.mapping)] for r in self.regions]
+        if any(r.hemisphere for r in self.regions):
+            _add_column(rows, "hemi", [r.hemisphere or "n/a" for r in self.regions])
+        if any(r.partner is not None for r in self.regions):
+            _add_column(rows, "partner", [_cell(r.partner) for r in self.regions])
+        return "".join("\t".join(map(str, row)) + "\n" for row in rows)
+
+
+def _add_column(rows: list[list[Any]], title: str, cells: Iterable[Any]) -> None:
+    for row, cell in zip(rows, [title, *cells], strict=True):
+        row.append(cell)
+
+
+def _cell(number: int | None) -> str:
+    return "n/a" if number is None else str(number)
+
+
+def _number(cell: str | None) -> int | None:
+    return None if cell in (None, "", "n/a") else int(cell)
 
 
 def shipped_protocols() -> list[str]:
@@ -96,7 +144,8 @@ def shipped_protocols() -> list[str]:
 def load_protocol(name_or_path: str) -> Protocol:
     """The shipped protocol of that name, or the one in that ``dseg.tsv`` file.
 
-    A file needs the columns index and name; abbreviation, color, mapping and scored are optional.
+    A file needs the columns index and name. Optional are abbreviation, color, mapping, scored, hemi (or hemisphere: L,
+    R or n/a) and partner (the index of the region on the other side; its own index for a region on the midline).
     """
     path = FOLDER / f"{name_or_path}.tsv"
     if not path.is_file():
@@ -115,12 +164,13 @@ def load_protocol(name_or_path: str) -> Protocol:
 
 def _regions(rows: Iterable[dict[str, str]]) -> Iterable[Region]:
     for row in rows:
-        mapping = row.get("mapping") or "n/a"
         yield Region(
             index=int(row["index"]),
             name=row["name"],
             abbreviation=row.get("abbreviation") or row["name"],
             color=row.get("color") or "#808080",
-            mapping=None if mapping == "n/a" else int(mapping),
+            mapping=_number(row.get("mapping")),
             scored=(row.get("scored") or "1") == "1",
+            hemisphere=sides.side(row.get("hemi") or row.get("hemisphere") or ""),
+            partner=_number(row.get("partner")),
         )

@@ -138,6 +138,12 @@ class Recipe:
         check_inputs(self.inputs, f"recipe {self.name}")
 
     @property
+    def mirrors(self) -> bool:
+        """Whether left and right are swapped in samples, or in scans that the finished model segments."""
+        moved = self.voxels is None or self.voxels.augmented
+        return self.mirror or (moved and self.spatial.flip > 0)
+
+    @property
     def view(self) -> View:
         """How cases are shown to the finished model."""
         return View(self.sampling, self.spatial, self.intensity, self.spacing_mm, self.normalisation, self.inputs)

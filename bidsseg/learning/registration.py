@@ -64,7 +64,7 @@ class Mover:
     network: DFNet
     targets: Sequence[Tensor]
     share: float
-    precision: torch.dtype = torch.bfloat16
+    precision: torch.dtype = torch.float32
 
     @torch.no_grad()
     def move(self, case: Case, warp: Warp, generator: Generator) -> Warp:

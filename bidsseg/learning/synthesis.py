@@ -58,8 +58,7 @@ def brightness(
             if value is not None:
                 means[i] = (value + jitter[i]).clamp(0.02, 1)
     spread = 0.01 + 0.07 * torch.rand(len(means), generator=generator)
-    partners = torch.tensor(protocol.partners())
-    keep = torch.minimum(torch.arange(len(means)), partners)
+    keep = torch.tensor([i if partner is None else min(i, partner) for i, partner in enumerate(protocol.sides)])
     means, spread = means[keep], spread[keep]
     if uniform(0, 1, generator) < 0.9:
         means[0], spread[0] = 0.0, 0.005

@@ -47,7 +47,11 @@ def segment(
     progress("segmenting")
     features = [features_of(model.network, image, position, wanted, engine, notes)]
     weights = head_weights(model)
-    if model.card.mirror and not fast:
+    one_sided = next((head.one_sided for head in model.heads.values() if head.unpaired), None)
+    mirror = model.card.mirror and not fast
+    if mirror and one_sided:
+        notes.append(f"without the mean of the scan and its mirror image: {one_sided}")
+    elif mirror:
         mirrored = None if position is None else mirror_coordinates(position)
         there = None if wanted is None else wanted.flip(0)
         features.append(features_of(model.network, image.flip(2), mirrored, there, engine, notes).mirrored())
