@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,6 +10,8 @@ from typing import Any
 
 from bidsseg.bids.index import folders
 from bidsseg.bids.names import build_name, parse_name, root_path, with_extension
+from bidsseg.errors import BidssegError
+from bidsseg.reading import read_object, read_table
 from bidsseg.segmentation.volumes import INTRACRANIAL
 
 
@@ -50,15 +50,14 @@ class Result:
         return float(value) if isinstance(value, int | float) else None
 
     def volumes(self) -> list[Volume]:
-        """The table of volumes, at least one row; ValueError or OSError if it is no such table."""
-        with self.path.open(encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream, delimiter="\t"))
+        """The table of volumes, at least one row; ValueError if it cannot be read or is no such table."""
         try:
+            rows = read_table(self.path)
             volumes = [
                 Volume(row["name"], row["abbreviation"], float(row["volume-mm3"]), _number(row["softvolume-mm3"]))
                 for row in rows
             ]
-        except (KeyError, TypeError) as error:
+        except (KeyError, BidssegError) as error:
             raise ValueError(f"not a table of volumes: {error}") from error
         if not volumes:
             raise ValueError("an empty table")
@@ -123,10 +122,9 @@ def find_fates(output_dir: Path) -> dict[tuple[str, str], Fate]:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; empty if there is none that can be read."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(path)
+    except BidssegError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def natural(text: str) -> list[tuple[int, str]]:

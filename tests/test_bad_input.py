@@ -192,6 +192,11 @@ def dangling(path: Path) -> None:
     path.symlink_to("../../nowhere")
 
 
+def annex_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("../../.git/annex/objects/a/b/MD5E-s9--0.nii.gz/MD5E-s9--0.nii.gz")
+
+
 def rgb(path: Path) -> None:
     colours = np.zeros(HEAD.shape, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
     nib.save(nib.Nifti1Image(colours, GRID), path)
@@ -210,7 +215,13 @@ UNUSABLE: dict[str, tuple[Callable[[Path], None], str]] = {
     "truncated before compression": (short_inside, "TRUNCATED"),
     "not NIfTI": (bytes_of(gzip.compress(b"DICM" * 200)), ""),
     "empty file": (bytes_of(b""), "EMPTY_FILE"),
-    "text": (bytes_of(b"<html>not found</html>\n"), ""),
+    "web page": (bytes_of(b"<html>not found</html>\n"), "WEB_PAGE"),
+    "answer of an object store": (bytes_of(b'\xef\xbb\xbf<?xml version="1.0"?>\n<Error>no</Error>'), "WEB_PAGE"),
+    "text": (bytes_of(b'{"error": "not found"}\n'), "NOT_NIFTI"),
+    "pointer of git-annex": (bytes_of(b"/annex/objects/MD5E-s9--0.nii.gz\n"), "NOT_FETCHED"),
+    "link as text": (bytes_of(b"../../.git/annex/objects/a/b/MD5E-s9--0.nii.gz/MD5E-s9--0.nii.gz"), "NOT_FETCHED"),
+    "pointer of Git LFS": (bytes_of(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "NOT_FETCHED"),
+    "link of git-annex": (annex_link, "NOT_FETCHED"),
     "2-D": (image(HEAD[:, :, 24]), "NOT_3D"),
     "one slice": (image(HEAD[:, :, 24:25]), "NOT_3D"),
     "real 4-D": (image(np.stack([HEAD, HEAD], -1)), "REAL_4D"),

@@ -308,6 +308,15 @@ def test_another_space_counts_on_the_same_grid(tmp_path: Path, shift_mm: float, 
     assert find_annotations(folder, find_scans(bids_dir)[0], "lesion") == (mask if fits else None)
 
 
+def test_an_annotation_that_was_not_fetched(tmp_path: Path) -> None:
+    bids_dir = make_tree(tmp_path / "bids", "sub-01_T1w.nii.gz")
+    folder = make_tree(tmp_path / "labels", "sub-01_space-MNI152_label-lesion_mask.nii.gz")
+    mask = folder / home("sub-01_space-MNI152_label-lesion_mask.nii.gz")
+    mask.write_text("/annex/objects/MD5E-s9--0.nii.gz\n")
+    with pytest.raises(InputMissing, match=rf"datalad get .*{mask.name}"):
+        find_annotations(folder, find_scans(bids_dir)[0], "lesion")
+
+
 def test_label_maps_without_images(tmp_path: Path) -> None:
     names = ["sub-01_seg-head_dseg.nii.gz", "sub-02_ses-1_seg-head_dseg.nii", "sub-02_ses-2_seg-other_dseg.nii"]
     folder = make_tree(tmp_path, *names, "sub-01_seg-head_dseg.json")

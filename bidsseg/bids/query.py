@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ from typing import Any
 from bidsseg.bids.annotations import LabelMap, find_annotations, find_label_maps
 from bidsseg.bids.index import Image, anatomical_images, participant_labels
 from bidsseg.bids.names import build_name, entity_names
-from bidsseg.errors import InputMissing, NothingSelected, UsageError
+from bidsseg.errors import NothingSelected, UsageError
+from bidsseg.reading import read_object
 
 __all__ = [
     "Scan", "Selection", "Filters", "LabelMap",
@@ -126,13 +126,8 @@ def read_filters(path: Path) -> dict[str, dict[str, Any]]:
 
     Queries of other programs (``bold``, ...) may stand in the file and are left aside.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputMissing(f"cannot read the filter file {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UsageError(f"the filter file {path} is not JSON: {error}") from error
-    if not isinstance(content, dict) or not all(isinstance(value, dict) for value in content.values()):
+    content = read_object(path, UsageError)
+    if not all(isinstance(value, dict) for value in content.values()):
         raise UsageError(f'the filter file {path} must look like {{"t1w": {{"acquisition": "mprage", "run": null}}}}')
     return {key.lower(): value for key, value in content.items() if key.lower() in DEFAULT_FILTERS}
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +11,9 @@ from urllib.parse import quote
 
 from bidsseg import __version__
 from bidsseg.bids.names import root_path
+from bidsseg.errors import BidssegError, InputMissing, OutputNotWritable
 from bidsseg.image.files import replacing
+from bidsseg.reading import read_object, read_table
 
 BIDS_VERSION = "1.10.1"
 SOURCE = "raw"
@@ -193,8 +193,13 @@ def _desc_labels(models: Mapping[str, str]) -> dict[str, str]:
 def _read_descriptions(table: Path) -> dict[str, str]:
     if not table.is_file():
         return {}
-    rows = csv.DictReader(io.StringIO(table.read_text(encoding="utf-8")), delimiter="\t", quoting=csv.QUOTE_NONE)
-    return {row["desc_id"].removeprefix("desc-"): row["description"] for row in rows}
+    try:
+        rows = read_table(table, OutputNotWritable, quotes=False)
+        return {row["desc_id"].removeprefix("desc-"): row["description"] for row in rows}
+    except InputMissing as error:
+        raise OutputNotWritable(str(error)) from error
+    except KeyError as error:
+        raise OutputNotWritable(f"{table} has no column {error}: correct or remove it") from error
 
 
 def _readme(bids_dir: Path, descriptions: Mapping[str, str]) -> str:
@@ -207,10 +212,9 @@ def _readme(bids_dir: Path, descriptions: Mapping[str, str]) -> str:
 def _source_description(bids_dir: Path) -> dict[str, Any]:
     """The description of the input; nothing of it is needed, so that a broken one is an empty one."""
     try:
-        content = json.loads((bids_dir / root_path("description")).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(bids_dir / root_path("description"))
+    except BidssegError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _source_dataset(bids_dir: Path, source: Mapping[str, Any]) -> dict[str, str]:
