@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import json
 import os
 import shutil
 import subprocess
@@ -329,6 +330,27 @@ def test_links_that_go_round(app: App) -> None:
     (app.bids / "sub-01" / "anat" / "sub-01_acq-loop_T1w.nii.gz").symlink_to("sub-01_acq-loop_T1w.nii.gz")
     assert app("--skip-bids-validation") in (0, 1)
     assert whole(app, "01") and whole(app, "02")
+
+
+def test_a_dataset_of_7_tesla(app: App, tmp_path: Path, told: Told) -> None:
+    for label in ("01", "02"):
+        t1w(app, label).rename(t1w(app, label).with_name(f"sub-{label}_UNIT1.nii.gz"))
+    assert app() == 18
+    assert 'take it by a --bids-filter-file with {"t1w": {"suffix": "UNIT1"}}' in told.err
+    (tmp_path / "filter.json").write_text('{"t1w": {"suffix": "UNIT1"}}')
+    assert app("--bids-filter-file", str(tmp_path / "filter.json")) == 0
+    assert whole(app, "01") and whole(app, "02")
+    sidecar = json.loads((app.output / "sub-01/anat/sub-01_seg-FAST_desc-wholebrain_dseg.json").read_text())
+    assert sidecar["Sources"] == ["bids:raw:sub-01/anat/sub-01_UNIT1.nii.gz"]
+    assert app("--bids-filter-file", str(tmp_path / "filter.json"), level="group") == 0
+    assert "done\t" in (app.output / "group_seg-FAST_desc-wholebrain_morph.tsv").read_text()
+
+
+def test_a_description_of_the_dataset_with_a_byte_order_mark(app: App, told: Told) -> None:
+    path = app.bids / "dataset_description.json"
+    path.write_bytes(path.read_text().encode("utf-8-sig"))
+    assert app() == 0
+    assert "warning: dataset_description.json: JSON files must be" in told.err
 
 
 @pytest.mark.parametrize("size", ["another grid", "damaged"])
