@@ -74,15 +74,22 @@ def choose_machine(settings: Settings) -> Machine:
     if device == "cpu":
         bf16, free = bool(BF16_FLAGS & cpu_flags()), available_memory_mb()
     else:
+        check_device(device)
         device = device if ":" in device else "cuda:0"
-        count = cuda_count()
-        if int(device.partition(":")[2]) >= count:
-            raise UsageError(f"--device {device}: torch sees {count} CUDA devices; choose another, or cpu")
         bf16, free = torch.cuda.is_bf16_supported(), torch.cuda.mem_get_info(device)[0] // 10**6
     if precision == "auto":
         precision = "bf16" if bf16 else "fp32"
     limit = int(free * RESERVE)
     return Machine(device, precision, threads, min(limit, settings.memory_mb or limit))
+
+
+def check_device(device: str) -> None:
+    """Raise UsageError if a device, as it is asked for, is not in this machine."""
+    if device in ("auto", "cpu"):
+        return
+    count = cuda_count()
+    if int(device.partition(":")[2] or 0) >= count:
+        raise UsageError(f"--device {device}: torch sees {count} CUDA devices; choose another, or cpu")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from bidsseg.bids import names, query, validator
 from bidsseg.bids.index import participant_labels
 from bidsseg.bids.sidecars import write_text_atomic
-from bidsseg.compute import Workers, choose_workers, keep_freed_memory, peak_memory_mb
+from bidsseg.compute import Workers, check_device, choose_workers, keep_freed_memory, peak_memory_mb
 from bidsseg.errors import (
     BidssegError,
     DataError,
@@ -50,6 +50,8 @@ def participant_level(settings: Settings) -> None:
         BidssegError: with code 1 if some scans failed, 65 if all failed because of their data.
     """
     card = find_card(settings.model)
+    if settings.executor == "local":  # the machines of a cluster have devices of their own
+        check_device(settings.device)
     spaces = list(dict.fromkeys(find_space(word) for word in settings.output_spaces))
     for one, other in itertools.combinations(spaces, 2):
         if one.template == other.template and one.affine != other.affine:

@@ -123,6 +123,8 @@ def nothing(app: App) -> None:
         (nothing, ["--participant-label", "77"], 18, "77"),
         (nothing, ["--session-label", "9"], 18, "9"),
         (nothing, ["--model", "/nowhere"], 66, "/nowhere"),
+        (nothing, ["--device", "cuda:99"], 64, "--device cuda:99: torch sees"),
+        (nothing, ["--device", "cuda:99", "--dry-run"], 64, "--device cuda:99: torch sees"),
     ],
 )
 def test_a_call_that_cannot_work(
@@ -134,6 +136,10 @@ def test_a_call_that_cannot_work(
     assert hint in err
     assert err.splitlines()[-1].startswith("bidsseg: ")
     assert not app.output.is_dir() or output_inside is prepare
+
+
+def test_a_cluster_has_devices_of_its_own(app: App) -> None:
+    assert app("--device", "cuda:99", "--executor", "slurm", "--dry-run") == 0
 
 
 def test_an_unknown_level(app: App, told: Told) -> None:
