@@ -30,7 +30,7 @@ from bidsseg.errors import (
 from bidsseg.image.align import Images
 from bidsseg.image.template import Space, find_space
 from bidsseg.models.card import Card, find_card
-from bidsseg.outputs import Job, remove_halves, write_root
+from bidsseg.outputs import Job, check_apart, remove_halves, write_root
 from bidsseg.runlog import Entry, RunLog, crash_text, stamp
 from bidsseg.settings import Settings
 
@@ -68,6 +68,8 @@ def participant_level(settings: Settings) -> None:
         database_dir=settings.database_dir,
     )
     jobs, passed_over = _plan(settings, card, selection.scans, spaces)
+    if spaces:
+        check_apart(jobs)
     done = set() if settings.overwrite else {job for job in jobs if job.is_done()}
     todo = [job for job in jobs if job not in done]
     warnings = [*selection.notes, *(f"{entry.scan} is passed over: {entry.reason}" for entry in passed_over)]

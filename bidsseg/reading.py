@@ -70,6 +70,14 @@ def read_object(path: Path, kind: Kind = DataError) -> dict[str, Any]:
     return content
 
 
+def object_or_empty(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; empty if there is none that can be read."""
+    try:
+        return read_object(path)
+    except BidssegError:
+        return {}
+
+
 def read_toml(path: Path, kind: Kind = DataError) -> dict[str, Any]:
     """Return the content of a TOML file, as `read_text` reads it."""
     try:

@@ -11,7 +11,7 @@ from typing import Any
 from bidsseg.bids.index import folders
 from bidsseg.bids.names import build_name, parse_name, root_path, with_extension
 from bidsseg.errors import BidssegError
-from bidsseg.reading import read_object, read_table
+from bidsseg.reading import object_or_empty, read_table
 from bidsseg.segmentation.volumes import INTRACRANIAL
 
 
@@ -43,6 +43,12 @@ class Result:
     def sidecar(self) -> dict[str, Any]:
         """Content of the sidecar of the label map; empty if it cannot be read."""
         return read_json(with_extension(self.dseg, ".json"))
+
+    def model_name(self) -> str:
+        """Name of the model alone, without a ``desc`` of the T1w before it."""
+        models = self.sidecar().get("Models")
+        name = models[0].get("Name") if isinstance(models, list) and models and isinstance(models[0], dict) else None
+        return name if isinstance(name, str) and name and self.model.endswith(name) else self.model
 
     def quality(self) -> float | None:
         """Mean confidence of the network in the brain, 0 to 1, if the sidecar tells it."""
@@ -121,10 +127,7 @@ def find_fates(output_dir: Path) -> dict[tuple[str, str], Fate]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; empty if there is none that can be read."""
-    try:
-        return read_object(path)
-    except BidssegError:
-        return {}
+    return object_or_empty(path)
 
 
 def natural(text: str) -> list[tuple[int, str]]:

@@ -161,6 +161,8 @@ def _from_database(
             (Path(half) / INDEX).replace(own / INDEX)
         return listed, notes
     except (OSError, SQLAlchemyError) as error:
+        if str(getattr(error, "filename", "")).startswith(f"{bids_dir}{os.sep}"):  # it is the dataset that fails
+            raise
         reason = f"cannot keep an index in {folder}: {getattr(error, 'strerror', None) or error}"
         if not notes:
             raise OutputNotWritable(reason) from error

@@ -10,10 +10,10 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from bidsseg import __version__
-from bidsseg.bids.names import root_path
-from bidsseg.errors import BidssegError, InputMissing, OutputNotWritable
+from bidsseg.bids.names import parse_name, root_path
+from bidsseg.errors import InputMissing, OutputNotWritable
 from bidsseg.image.files import replacing
-from bidsseg.reading import read_object, read_table
+from bidsseg.reading import object_or_empty, read_table
 
 BIDS_VERSION = "1.10.1"
 SOURCE = "raw"
@@ -61,6 +61,26 @@ def image_sidecar(
     """
     uris = [bids_uri(path, bids_dir) for path in sources]
     return {"Description": description, "Sources": uris, "SpatialReference": uris[0], **(details or {})}
+
+
+def carried_over(image: Path, bids_dir: Path) -> dict[str, Any]:
+    """Return what BIDS asks of every image with the entities of the input image: ``Resolution`` where it has ``res-``.
+
+    It is that of the nearest JSON file that applies to the image.
+    """
+    parsed = parse_name(image.name)
+    if parsed is None or "res" not in parsed[0]:
+        return {}
+    for folder in image.parents:
+        for file in sorted(folder.glob(f"*{parsed[1]}.json"), key=lambda file: -len(file.name)):
+            applies = parse_name(file.name)
+            if applies and applies[1] == parsed[1] and applies[0].items() <= parsed[0].items():
+                resolution = object_or_empty(file).get("Resolution")
+                if resolution and isinstance(resolution, str | dict):
+                    return {"Resolution": resolution}
+        if folder == bids_dir:
+            break
+    return {"Resolution": f"that of {image.name}"}
 
 
 def dseg_sidecar(
@@ -211,10 +231,7 @@ def _readme(bids_dir: Path, descriptions: Mapping[str, str]) -> str:
 
 def _source_description(bids_dir: Path) -> dict[str, Any]:
     """The description of the input; nothing of it is needed, so that a broken one is an empty one."""
-    try:
-        return read_object(bids_dir / root_path("description"))
-    except BidssegError:
-        return {}
+    return object_or_empty(bids_dir / root_path("description"))
 
 
 def _source_dataset(bids_dir: Path, source: Mapping[str, Any]) -> dict[str, str]:

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bidsseg.bids.names import root_path
-from bidsseg.errors import BidssegError, InvalidInputDataset
-from bidsseg.reading import read_object
+from bidsseg.errors import InvalidInputDataset
+from bidsseg.reading import object_or_empty
 
 if TYPE_CHECKING:
     from bidsseg.bids.query import Scan
@@ -141,10 +141,7 @@ def _run(program: str, view: Path) -> tuple[list[dict[str, Any]], dict[str, str]
 
 def _is_understood(description: Path) -> bool:
     """Whether this program reads a description that the validator may refuse, as one with a byte-order mark."""
-    try:
-        return bool(read_object(description))
-    except BidssegError:
-        return False
+    return bool(object_or_empty(description))
 
 
 def _is_fatal(entry: dict[str, Any], read: set[str], understood: bool) -> bool:
