@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from bidsseg.errors import InputMissing, UsageError
+from bidsseg.reading import read_text
 
 
 def megabytes(text: str) -> int:
@@ -56,35 +58,66 @@ def dataset(path: Path) -> Path:
 
 
 def labels(entity: str, words: Sequence[str], patterns: bool = False) -> list[str]:
-    """Labels without their prefix, from words or from text files (first column of each line).
+    """Return labels without their prefix, from words, which commas may separate, and from text files of labels.
 
     Args:
         patterns: whether a word may be a pattern of labels, as file names have.
 
-    >>> labels("sub", ["sub-01", "02", "01"])
-    ['01', '02']
+    >>> labels("sub", ["sub-01,sub-03", "02", "01"])
+    ['01', '03', '02']
     >>> labels("sub", ["sub-both*"], patterns=True)
     ['both*']
     """
     others, or_pattern = (r"*?!\[\]-", " or pattern of such") if patterns else ("", "")
     found: dict[str, None] = {}
     for word in words:
-        for entry in _entries(Path(word)) if Path(word).is_file() else [word]:
-            label = entry.removeprefix(f"{entity}-").rstrip("/")
+        is_file = _is_file(word)
+        entries = _entries(Path(word), entity) if is_file else [part for part in word.split(",") if part.strip()]
+        for entry in entries or [word]:
+            label = entry.strip().removeprefix(f"{entity}-").rstrip("/")
             if not re.fullmatch(rf"[A-Za-z0-9+{others}]+", label):
-                raise UsageError(
-                    f"'{entry}' is no {entity}- label (letters and digits){or_pattern} and no text file of labels"
-                )
+                place, other = (f"{word}: ", "") if is_file else ("", " and no text file of labels")
+                raise UsageError(f"{place}'{entry}' is no {entity}- label (letters and digits){or_pattern}{other}")
             found[label] = None
     return list(found)
 
 
-def _entries(path: Path) -> list[str]:
-    lines = [line.split() for line in text(path).splitlines() if line.strip() and not line.startswith("#")]
-    entries = [words[0] for words in lines if words[0] not in ("participant_id", "session_id")]
+def _is_file(word: str) -> bool:
+    """Whether a word names a file; a list of labels may be longer than a name can be."""
+    try:
+        return Path(word).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _entries(path: Path, entity: str) -> list[str]:
+    """Return the labels in a file: a table with the column ``participant_id`` (``session_id``), or one in each line.
+
+    Columns are separated by tabs, commas, semicolons or blanks. Without a header, all cells with a prefix are labels,
+    else the first cell of each line, or all cells of a single line.
+    """
+    lines = [line for line in read_text(path, UsageError).splitlines() if line.strip() and not line.startswith("#")]
+    rows = _cells(lines)
+    column = {"sub": "participant_id", "ses": "session_id"}[entity]
+    header = [cell.lower() for cell in rows[0]] if rows else []
+    if column in header:
+        place = header.index(column)
+        entries = [row[place] for row in rows[1:] if len(row) > place]
+    else:
+        prefixed = [cell for row in rows for cell in row if cell.startswith(f"{entity}-")]
+        entries = prefixed or (rows[0] if len(rows) == 1 else [row[0] for row in rows])
+    entries = [entry for entry in entries if entry not in ("", "n/a")]
     if not entries:
         raise UsageError(f"{path} holds no label: write one in each line")
     return entries
+
+
+def _cells(lines: Sequence[str]) -> list[list[str]]:
+    """Return the cells of each line, which tabs divide if there are any, else commas, semicolons or blanks."""
+    separator = next((mark for mark in "\t,;" if any(mark in line for line in lines)), None)
+    if separator is None:
+        return [line.replace('"', " ").split() for line in lines]
+    return [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator, skipinitialspace=True)]
 
 
 def annotation_folders(pairs: Sequence[str], derivatives: Sequence[str], bids_dir: Path) -> dict[str, list[Path]]:
@@ -104,13 +137,3 @@ def annotation_folders(pairs: Sequence[str], derivatives: Sequence[str], bids_di
             raise InputMissing(f"--labels: there is no derivative dataset {where}: give its folder, or name it with -d")
         found[protocol] = list(dict.fromkeys([*found.get(protocol, []), folder]))
     return found
-
-
-def text(path: Path) -> str:
-    """The content of a small text file that the user named."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not a text file") from error
-    except OSError as error:
-        raise InputMissing(f"{path} cannot be read ({error.strerror}): check the path and its permissions") from error

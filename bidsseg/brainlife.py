@@ -31,6 +31,7 @@ from bidsseg.bids.query import Scan
 from bidsseg.bids.sidecars import BIDS_VERSION, write_json_atomic, write_text_atomic
 from bidsseg.errors import BidssegError, InputMissing, UsageError
 from bidsseg.models.card import BRAIN, Card, find_card
+from bidsseg.reading import read_object
 from bidsseg.results import Result
 from bidsseg.settings import Settings
 
@@ -70,13 +71,10 @@ def main(folder: Path | None = None) -> int:
 
 def read_config(path: Path) -> dict[str, Any]:
     """The configuration."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputMissing(f"{path} cannot be read ({error.strerror}): start in the folder that holds it") from error
-    except ValueError as error:
-        raise UsageError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("t1"), str):
+    if not path.is_file():
+        raise InputMissing(f"there is no file {path}: start in the folder that holds it")
+    config = read_object(path, UsageError)
+    if not isinstance(config.get("t1"), str):
         raise UsageError(f"{path}: give the path of a T1w as 't1' (see config.json.sample)")
     if not isinstance(config.get("flair") or "", str):
         raise UsageError(f"{path}: give the path of one FLAIR as 'flair', or none")

@@ -155,8 +155,8 @@ def _parser() -> argparse.ArgumentParser:
 
     add = parser.add_argument_group("which scans").add_argument
     add("--participant-label", "--subject-label", metavar="LABEL", **several,
-        help="these only, 'sub-' optional; or a text file of labels")  # fmt: skip
-    add("--session-label", metavar="LABEL", **several, help="these only, 'ses-' optional; or a text file of labels")
+        help="these only, 'sub-' optional, also 01,02; or a file of labels, e.g. participants.tsv")  # fmt: skip
+    add("--session-label", metavar="LABEL", **several, help="these only, 'ses-' optional; or a file of labels")
     add("--shard", metavar="I/N", type=arguments.shard, default=Settings.shard,
         help="every N-th participant from the I-th, counted from 1: the part of one job of many")  # fmt: skip
     add("--bids-filter-file", metavar="FILE", type=Path,

@@ -10,7 +10,6 @@ import asyncio
 import shutil
 import signal
 import tempfile
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,12 +17,13 @@ from pathlib import Path
 from threading import Event, Lock, Semaphore, Thread
 from typing import TYPE_CHECKING, Any
 
-from bidsseg import __version__, arguments
+from bidsseg import __version__
 from bidsseg.compute import Workers, cuda_count, prepare_surroundings
 from bidsseg.errors import BidssegError, TemporaryFailure, UsageError
 from bidsseg.image.template import caches
 from bidsseg.outputs import Job
 from bidsseg.participant import Run
+from bidsseg.reading import read_toml
 from bidsseg.runlog import Entry, RunLog
 from bidsseg.settings import Report, Settings
 
@@ -329,10 +329,7 @@ def told_of(job: type, submissions: Submissions) -> type:
 
 def read_config(path: Path) -> dict[str, Any]:
     """How jobs are to be: arguments of the class of dask-jobqueue, and ours, ``workers`` and ``image``."""
-    try:
-        options = tomllib.loads(arguments.text(path))
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"the cluster configuration {path} is not TOML: {error}") from error
+    options = read_toml(path, UsageError)
     if not isinstance(options.get("workers", 1), int) or not isinstance(options.get("image", ""), str):
         raise UsageError(f"the cluster configuration {path}: workers must be a number, and image a file")
     return options

@@ -49,6 +49,8 @@ class Cohort:
     """What is known of a table before it is written.
 
     Attributes:
+        model: what ``desc-`` says in the names of its files: the model's name, behind the ``desc`` of the T1w.
+        desc: of the T1w images, if they are derivatives themselves; else empty.
         entities: those that any of its scans has, in BIDS order.
         done: keys of the scans that have a result.
         absent: scans that have none, in natural order.
@@ -57,6 +59,7 @@ class Cohort:
 
     model: str
     protocol: str
+    desc: str = ""
     entities: list[str] = field(default_factory=list)
     done: set[str] = field(default_factory=set)
     absent: list[Absent] = field(default_factory=list)
@@ -96,11 +99,13 @@ def collect(
     used: dict[tuple[str, str], set[str]] = {}
     for result in results:
         place = (result.model, result.protocol)
-        cohort = cohorts.setdefault(place, Cohort(*place))
+        if place not in cohorts:
+            cohorts[place] = Cohort(*place, desc=result.model.removesuffix(result.model_name()))
+        cohort = cohorts[place]
         cohort.done.add(result.key)
         cohort.regions = cohort.regions or _regions(result)
         used.setdefault(place, set()).update(result.source)
-    sources = [{name: label for name, label in source.items() if name != "desc"} for source in expected]
+    sources = [dict(source) for source in expected]
     for place, cohort in cohorts.items():
         cohort.absent = sorted(_absent(cohort, sources, fates), key=lambda absent: natural(absent.key))
         used[place].update(name for absent in cohort.absent for name in absent.source)
@@ -142,10 +147,13 @@ def _regions(result: Result) -> dict[str, str]:
 def _absent(
     cohort: Cohort, sources: Sequence[dict[str, str]], fates: Mapping[tuple[str, str], Fate]
 ) -> Iterator[Absent]:
+    model = cohort.model.removeprefix(cohort.desc)
     for source in sources:
-        key = build_name(source)
-        if key not in cohort.done:
-            yield Absent(source, fates.get((cohort.model, key), MISSING))
+        if source.get("desc", "") == cohort.desc:
+            fate = fates.get((model, build_name(source)), MISSING)
+            absent = Absent({name: label for name, label in source.items() if name != "desc"}, fate)
+            if absent.key not in cohort.done:
+                yield absent
 
 
 def _row(item: Result | Absent, cohort: Cohort, problems: list[str]) -> dict[str, Any]:

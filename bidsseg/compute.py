@@ -88,10 +88,8 @@ def choose_machine(settings: Settings) -> Machine:
     if device == "cpu":
         bf16, free = cpu_precision() == "bf16", available_memory_mb()
     else:
+        check_device(device)
         device = device if ":" in device else "cuda:0"
-        count = cuda_count()
-        if int(device.partition(":")[2]) >= count:
-            raise UsageError(f"--device {device}: torch sees {count} CUDA devices; choose another, or cpu")
         bf16, free = torch.cuda.is_bf16_supported(), torch.cuda.mem_get_info(device)[0] // 10**6
     if precision == "auto":
         precision = "bf16" if bf16 else "fp32"
@@ -115,6 +113,15 @@ def emulation(machine: Machine) -> str | None:
         "--precision bf16: this processor has no instructions for it; it is emulated, up to hundreds of times slower: "
         "use --precision fp32 or leave the flag out"
     )
+
+
+def check_device(device: str) -> None:
+    """Raise UsageError if a device, as it is asked for, is not in this machine."""
+    if device in ("auto", "cpu"):
+        return
+    count = cuda_count()
+    if int(device.partition(":")[2] or 0) >= count:
+        raise UsageError(f"--device {device}: torch sees {count} CUDA devices; choose another, or cpu")
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,7 @@ class Job:
         ways = {space.template: "affine" if space.affine else "deformable" for space in self.spaces}
         details = {
             **self.provenance,
+            **sidecars.carried_over(self.scan.t1w, self.bids_dir),
             "Quality": round(float(result.quality), 4),
             "SoftwareVersion": __version__,
             **({"OutputSpaces": ways} if ways else {}),
@@ -223,6 +224,22 @@ class Job:
         remove_halves(
             subject.rglob(".*.part"), {path.name for path in (*self.paths.files, *self.paths.figures.values())}
         )
+
+
+def check_apart(jobs: Iterable[Job]) -> None:
+    """Raise UsageError if results in a standard space would have the name of other results."""
+    owners: dict[Path, str] = {}
+    for job in jobs:
+        native, spaces = job.paths, job.paths.spaces
+        maps = [path for places in (native.dseg, *(space.dseg for space in spaces)) for path in places.values()]
+        for path in (*maps, native.brain, *(space.brain for space in spaces)):
+            if path in owners:
+                both = " and ".join(dict.fromkeys([owners[path], job.scan.key]))
+                raise UsageError(
+                    f"--output-spaces: two results would be {path}, from {both}: leave out images that are in a "
+                    'standard space already, by --bids-filter-file with {"t1w": {"space": null}}'
+                )
+            owners[path] = job.scan.key
 
 
 def remove(files: Iterable[Path]) -> None:

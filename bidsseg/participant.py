@@ -21,6 +21,7 @@ from bidsseg.compute import (
     PROCESS_MB,
     WHOLE_MB,
     Workers,
+    check_device,
     choose_workers,
     emulation,
     keep_freed_memory,
@@ -41,7 +42,7 @@ from bidsseg.errors import (
 from bidsseg.image.align import Images
 from bidsseg.image.template import Space, find_space
 from bidsseg.models.card import Card, find_card
-from bidsseg.outputs import Job, remove_halves, write_root
+from bidsseg.outputs import Job, check_apart, remove_halves, write_root
 from bidsseg.runlog import Entry, RunLog, crash_text, stamp
 from bidsseg.settings import Settings
 
@@ -61,6 +62,8 @@ def participant_level(settings: Settings) -> None:
         BidssegError: with code 1 if some scans failed, 65 if all failed because of their data.
     """
     card = find_card(settings.model)
+    if settings.executor == "local":  # the machines of a cluster have devices of their own
+        check_device(settings.device)
     spaces = list(dict.fromkeys(find_space(word) for word in settings.output_spaces))
     for one, other in itertools.combinations(spaces, 2):
         if one.template == other.template and one.affine != other.affine:
@@ -77,6 +80,8 @@ def participant_level(settings: Settings) -> None:
         database_dir=settings.database_dir,
     )
     jobs, passed_over = _plan(settings, card, selection.scans, spaces)
+    if spaces:
+        check_apart(jobs)
     done = set() if settings.overwrite else {job for job in jobs if job.is_done()}
     todo = [job for job in jobs if job not in done]
     warnings = [*selection.notes, *(f"{entry.scan} is passed over: {entry.reason}" for entry in passed_over)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,6 +10,8 @@ from typing import Any
 
 from bidsseg.bids.index import folders
 from bidsseg.bids.names import build_name, parse_name, root_path, with_extension
+from bidsseg.errors import BidssegError
+from bidsseg.reading import object_or_empty, read_table
 from bidsseg.segmentation.volumes import INTRACRANIAL
 
 
@@ -44,21 +44,26 @@ class Result:
         """Content of the sidecar of the label map; empty if it cannot be read."""
         return read_json(with_extension(self.dseg, ".json"))
 
+    def model_name(self) -> str:
+        """Name of the model alone, without a ``desc`` of the T1w before it."""
+        models = self.sidecar().get("Models")
+        name = models[0].get("Name") if isinstance(models, list) and models and isinstance(models[0], dict) else None
+        return name if isinstance(name, str) and name and self.model.endswith(name) else self.model
+
     def quality(self) -> float | None:
         """Mean confidence of the network in the brain, 0 to 1, if the sidecar tells it."""
         value = self.sidecar().get("Quality")
         return float(value) if isinstance(value, int | float) else None
 
     def volumes(self) -> list[Volume]:
-        """The table of volumes, at least one row; ValueError or OSError if it is no such table."""
-        with self.path.open(encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream, delimiter="\t"))
+        """The table of volumes, at least one row; ValueError if it cannot be read or is no such table."""
         try:
+            rows = read_table(self.path)
             volumes = [
                 Volume(row["name"], row["abbreviation"], float(row["volume-mm3"]), _number(row["softvolume-mm3"]))
                 for row in rows
             ]
-        except (KeyError, TypeError) as error:
+        except (KeyError, BidssegError) as error:
             raise ValueError(f"not a table of volumes: {error}") from error
         if not volumes:
             raise ValueError("an empty table")
@@ -122,11 +127,7 @@ def find_fates(output_dir: Path) -> dict[tuple[str, str], Fate]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; empty if there is none that can be read."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return object_or_empty(path)
 
 
 def natural(text: str) -> list[tuple[int, str]]:

@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import json
 import os
 import shutil
 import subprocess
@@ -122,6 +123,8 @@ def nothing(app: App) -> None:
         (nothing, ["--participant-label", "77"], 18, "77"),
         (nothing, ["--session-label", "9"], 18, "9"),
         (nothing, ["--model", "/nowhere"], 66, "/nowhere"),
+        (nothing, ["--device", "cuda:99"], 64, "--device cuda:99: torch sees"),
+        (nothing, ["--device", "cuda:99", "--dry-run"], 64, "--device cuda:99: torch sees"),
     ],
 )
 def test_a_call_that_cannot_work(
@@ -133,6 +136,10 @@ def test_a_call_that_cannot_work(
     assert hint in err
     assert err.splitlines()[-1].startswith("bidsseg: ")
     assert not app.output.is_dir() or output_inside is prepare
+
+
+def test_a_cluster_has_devices_of_its_own(app: App) -> None:
+    assert app("--device", "cuda:99", "--executor", "slurm", "--dry-run") == 0
 
 
 def test_an_unknown_level(app: App, told: Told) -> None:
@@ -192,6 +199,11 @@ def dangling(path: Path) -> None:
     path.symlink_to("../../nowhere")
 
 
+def annex_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("../../.git/annex/objects/a/b/MD5E-s9--0.nii.gz/MD5E-s9--0.nii.gz")
+
+
 def rgb(path: Path) -> None:
     colours = np.zeros(HEAD.shape, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
     nib.save(nib.Nifti1Image(colours, GRID), path)
@@ -210,7 +222,13 @@ UNUSABLE: dict[str, tuple[Callable[[Path], None], str]] = {
     "truncated before compression": (short_inside, "TRUNCATED"),
     "not NIfTI": (bytes_of(gzip.compress(b"DICM" * 200)), ""),
     "empty file": (bytes_of(b""), "EMPTY_FILE"),
-    "text": (bytes_of(b"<html>not found</html>\n"), ""),
+    "web page": (bytes_of(b"<html>not found</html>\n"), "WEB_PAGE"),
+    "answer of an object store": (bytes_of(b'\xef\xbb\xbf<?xml version="1.0"?>\n<Error>no</Error>'), "WEB_PAGE"),
+    "text": (bytes_of(b'{"error": "not found"}\n'), "NOT_NIFTI"),
+    "pointer of git-annex": (bytes_of(b"/annex/objects/MD5E-s9--0.nii.gz\n"), "NOT_FETCHED"),
+    "link as text": (bytes_of(b"../../.git/annex/objects/a/b/MD5E-s9--0.nii.gz/MD5E-s9--0.nii.gz"), "NOT_FETCHED"),
+    "pointer of Git LFS": (bytes_of(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "NOT_FETCHED"),
+    "link of git-annex": (annex_link, "NOT_FETCHED"),
     "2-D": (image(HEAD[:, :, 24]), "NOT_3D"),
     "one slice": (image(HEAD[:, :, 24:25]), "NOT_3D"),
     "real 4-D": (image(np.stack([HEAD, HEAD], -1)), "REAL_4D"),
@@ -318,6 +336,27 @@ def test_links_that_go_round(app: App) -> None:
     (app.bids / "sub-01" / "anat" / "sub-01_acq-loop_T1w.nii.gz").symlink_to("sub-01_acq-loop_T1w.nii.gz")
     assert app("--skip-bids-validation") in (0, 1)
     assert whole(app, "01") and whole(app, "02")
+
+
+def test_a_dataset_of_7_tesla(app: App, tmp_path: Path, told: Told) -> None:
+    for label in ("01", "02"):
+        t1w(app, label).rename(t1w(app, label).with_name(f"sub-{label}_UNIT1.nii.gz"))
+    assert app() == 18
+    assert 'take it by a --bids-filter-file with {"t1w": {"suffix": "UNIT1"}}' in told.err
+    (tmp_path / "filter.json").write_text('{"t1w": {"suffix": "UNIT1"}}')
+    assert app("--bids-filter-file", str(tmp_path / "filter.json")) == 0
+    assert whole(app, "01") and whole(app, "02")
+    sidecar = json.loads((app.output / "sub-01/anat/sub-01_seg-FAST_desc-wholebrain_dseg.json").read_text())
+    assert sidecar["Sources"] == ["bids:raw:sub-01/anat/sub-01_UNIT1.nii.gz"]
+    assert app("--bids-filter-file", str(tmp_path / "filter.json"), level="group") == 0
+    assert "done\t" in (app.output / "group_seg-FAST_desc-wholebrain_morph.tsv").read_text()
+
+
+def test_a_description_of_the_dataset_with_a_byte_order_mark(app: App, told: Told) -> None:
+    path = app.bids / "dataset_description.json"
+    path.write_bytes(path.read_text().encode("utf-8-sig"))
+    assert app() == 0
+    assert "warning: dataset_description.json: JSON files must be" in told.err
 
 
 @pytest.mark.parametrize("size", ["another grid", "damaged"])

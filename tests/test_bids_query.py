@@ -18,7 +18,7 @@ from bidsseg.bids.query import (
     read_filters,
     select_scans,
 )
-from bidsseg.errors import DataError, InputMissing, NothingSelected, UsageError
+from bidsseg.errors import DataError, InputMissing, NothingSelected, OutputNotWritable, UsageError
 
 
 def keys(bids_dir: Path, **choice: Any) -> list[str]:
@@ -73,7 +73,54 @@ def test_participants_without_t1w_are_noted(tmp_path: Path) -> None:
     bids_dir = make_tree(tmp_path, "sub-01_T1w.nii", "sub-02_T2w.nii", "sub-03/func/sub-03_task-x_bold.nii")
     selection = select_scans(bids_dir)
     assert [scan.key for scan in selection.scans] == ["sub-01"]
-    assert selection.notes == ["sub-02: no T1w image matches", "sub-03: no T1w image matches"]
+    there = "there is sub-02_T2w.nii (no model reads it without a T1w)"
+    assert selection.notes == [f"sub-02: no T1w image matches; {there}", "sub-03: no T1w image matches"]
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["sub-01_UNIT1.nii.gz"], r'sub-01_UNIT1\.nii\.gz \(take it by a .*{"t1w": {"suffix": "UNIT1"}}\)'),
+        (["sub-01_FLAIR.nii", "sub-01_T2w.nii"], r"sub-01_FLAIR\.nii and 1 more \(no model reads it without a T1w\)"),
+        (["sub-01_ses-1_T1w.mgz"], r"sub-01_ses-1_T1w\.mgz \(convert it"),
+        (["sub-01_T1w.hdr", "sub-01_T1w.img"], r"sub-01_T1w\.hdr and 1 more \(convert it"),
+        (["sub-01_T1w.NII.GZ"], r"sub-01_T1w\.NII\.GZ \(its name must end in _T1w\.nii\.gz: rename"),
+        (["sub-01_t1w.nii"], r"sub-01_t1w\.nii \(its name must end in _T1w\.nii: rename"),
+        (["sub-01_acq-x_T1w.nii"], r"sub-01_acq-x_T1w\.nii \(the selection or the filters leave it out"),
+        (["sub-01_part-phase_T1w.nii"], "leave it out"),
+        (["sub-01_T1w.mgz", "sub-01_T2w.nii", "sub-02_UNIT1.nii"], r"mgz \(convert.*; sub-02_UNIT1.*; sub-01_T2w"),
+        (["sub-01_T1w.json", "sub-01_scans.tsv", "readme"], "participants, sessions, filters"),
+    ],
+)
+def test_what_is_there_in_place_of_a_t1w_is_told(tmp_path: Path, names: list[str], told: str) -> None:
+    bids_dir = make_tree(tmp_path, "sub-01/sub-01_scans.tsv", *names)
+    with pytest.raises(NothingSelected, match=rf"no T1w image \(\.nii or \.nii\.gz\) matches in .*{told}"):
+        find_scans(bids_dir, filters={"t1w": {"acquisition": None}})
+
+
+def test_a_filter_takes_another_suffix(tmp_path: Path) -> None:
+    bids_dir = make_tree(tmp_path, "sub-01_UNIT1.nii.gz", "sub-02_T1w.nii", "sub-02_UNIT1.nii", "sub-03_T1w.nii")
+    chosen = select_scans(bids_dir, filters={"t1w": {"suffix": "UNIT1"}})
+    assert [scan.t1w.name for scan in chosen.scans] == ["sub-01_UNIT1.nii.gz", "sub-02_UNIT1.nii"]
+    both = select_scans(bids_dir, filters={"t1w": {"suffix": ["T1w", "UNIT1"]}})
+    assert [scan.t1w.name for scan in both.scans] == ["sub-01_UNIT1.nii.gz", "sub-02_T1w.nii", "sub-03_T1w.nii"]
+    assert both.notes == ["sub-02_UNIT1.nii is skipped: sub-02_T1w.nii has the same entities"]
+
+
+def test_only_magnitudes_are_taken(tmp_path: Path) -> None:
+    parts = [
+        f"sub-01_part-{part}_{suffix}.nii" for part in ("mag", "phase", "real", "imag") for suffix in ("T1w", "FLAIR")
+    ]
+    bids_dir = make_tree(tmp_path, *parts, "sub-02_T1w.nii", "sub-02_part-phase_T1w.nii", "sub-03_part-phase_T1w.nii")
+    selection = select_scans(bids_dir)
+    assert [scan.key for scan in selection.scans] == ["sub-01_part-mag", "sub-02"]
+    assert selection.scans[0].flair == bids_dir / home("sub-01_part-mag_FLAIR.nii")
+    skipped = [note for note in selection.notes if note.endswith("is no magnitude")]
+    assert [note.split(" is skipped")[0] for note in skipped] == [
+        "sub-01_part-imag_T1w.nii", "sub-01_part-phase_T1w.nii", "sub-01_part-real_T1w.nii",
+        "sub-02_part-phase_T1w.nii", "sub-03_part-phase_T1w.nii",
+    ]  # fmt: skip
+    assert keys(bids_dir, filters={"t1w": {"part": "phase"}}, participants=["03"]) == ["sub-03_part-phase"]
 
 
 def test_missing_empty_and_file_instead_of_folder(tmp_path: Path) -> None:
@@ -142,7 +189,7 @@ def test_links(tmp_path: Path) -> None:
 def test_same_entities_twice(tmp_path: Path) -> None:
     selection = select_scans(make_tree(tmp_path, "sub-01_T1w.nii", "sub-01_T1w.nii.gz"))
     assert [scan.t1w.name for scan in selection.scans] == ["sub-01_T1w.nii.gz"]
-    assert "sub-01_T1w.nii is passed over" in selection.notes[0]
+    assert "sub-01_T1w.nii is skipped" in selection.notes[0]
 
 
 def test_names_that_are_not_bids_are_noted(tmp_path: Path) -> None:
@@ -250,6 +297,66 @@ def test_database_is_made_once_and_read_again(tmp_path: Path, monkeypatch: pytes
     assert scans[1].flair is not None
 
 
+def index_in(folder: Path) -> Path:
+    return folder / "layout_index.sqlite"
+
+
+def test_an_old_database_is_made_anew(tmp_path: Path) -> None:
+    bids_dir, kept = make_tree(tmp_path / "bids", "sub-01_T1w.nii"), tmp_path / "kept"
+    find_scans(bids_dir, database_dir=kept)
+    make_tree(bids_dir, "sub-01_run-2_T1w.nii", "sub-02_ses-1_T1w.nii")
+    (bids_dir / home("sub-01_T1w.nii")).rename(bids_dir / home("sub-01_run-1_T1w.nii"))
+    os.utime(index_in(kept / "bidsseg"), (2**31, 2**31))  # copied datasets have old times
+    selection = select_scans(bids_dir, database_dir=kept)
+    assert [scan.key for scan in selection.scans] == ["sub-01_run-1", "sub-01_run-2", "sub-02_ses-1"]
+    assert any("does not list what the dataset holds now" in note for note in selection.notes)
+    assert not select_scans(bids_dir, database_dir=kept).notes
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a database", None])
+def test_a_damaged_database_is_made_anew(tmp_path: Path, damage: bytes | None) -> None:
+    bids_dir, kept = make_tree(tmp_path / "bids", "sub-01_T1w.nii"), tmp_path / "kept"
+    find_scans(bids_dir, database_dir=kept)
+    index = index_in(kept / "bidsseg")
+    index.write_bytes(index.read_bytes()[:9000] if damage is None else damage)
+    selection = select_scans(bids_dir, database_dir=kept)
+    assert [scan.key for scan in selection.scans] == ["sub-01"]
+    assert "damaged" in selection.notes[0]
+    assert not select_scans(bids_dir, database_dir=kept).notes
+
+
+@pytest.mark.parametrize("what", ["old", "damaged"])
+def test_a_database_of_pybids_is_never_replaced(tmp_path: Path, what: str) -> None:
+    from bids.layout import BIDSLayout
+
+    bids_dir, kept = make_tree(tmp_path / "bids", "sub-01_T1w.nii"), tmp_path / "kept"
+    BIDSLayout(bids_dir, validate=False, database_path=kept)
+    make_tree(bids_dir, "sub-02_T1w.nii")
+    if what == "damaged":
+        index_in(kept).write_bytes(b"damaged")
+    before = index_in(kept).read_bytes()
+    for _ in range(2):
+        assert keys(bids_dir, database_dir=kept) == ["sub-01", "sub-02"]
+    assert index_in(kept).read_bytes() == before
+    assert index_in(kept / "bidsseg").is_file()
+
+
+def test_an_old_database_that_cannot_be_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bids_dir, kept = make_tree(tmp_path / "bids", "sub-01_T1w.nii"), tmp_path / "kept"
+    find_scans(bids_dir, database_dir=kept)
+    make_tree(bids_dir, "sub-02_T1w.nii")
+
+    def refuse(**_: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("bidsseg.bids.index.tempfile.TemporaryDirectory", refuse)
+    selection = select_scans(bids_dir, database_dir=kept)
+    assert [scan.key for scan in selection.scans] == ["sub-01", "sub-02"]
+    assert "Read-only file system" in selection.notes[1]
+    with pytest.raises(OutputNotWritable, match="cannot keep an index"):
+        find_scans(bids_dir, database_dir=tmp_path / "other")
+
+
 def test_database_of_pybids_is_read(tmp_path: Path) -> None:
     from bids.layout import BIDSLayout
 
@@ -306,6 +413,15 @@ def test_another_space_counts_on_the_same_grid(tmp_path: Path, shift_mm: float, 
     mask = folder / home("sub-01_space-MNI152_label-lesion_mask.nii")
     nib.Nifti1Image(np.zeros((3, 4, 5), np.uint8), affine).to_filename(mask)
     assert find_annotations(folder, find_scans(bids_dir)[0], "lesion") == (mask if fits else None)
+
+
+def test_an_annotation_that_was_not_fetched(tmp_path: Path) -> None:
+    bids_dir = make_tree(tmp_path / "bids", "sub-01_T1w.nii.gz")
+    folder = make_tree(tmp_path / "labels", "sub-01_space-MNI152_label-lesion_mask.nii.gz")
+    mask = folder / home("sub-01_space-MNI152_label-lesion_mask.nii.gz")
+    mask.write_text("/annex/objects/MD5E-s9--0.nii.gz\n")
+    with pytest.raises(InputMissing, match=rf"datalad get .*{mask.name}"):
+        find_annotations(folder, find_scans(bids_dir)[0], "lesion")
 
 
 def test_label_maps_without_images(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_a_bad_scan_stops_no_other(
     assert app("--dask-scheduler", workers.scheduler_address) == 1
     assert app.fates == {f"sub-0{number}": "failed" if number == 3 else "done" for number in range(1, 7)}
     (failed,) = [scan for scan in app.manifest["scans"] if scan["outcome"] == "failed"]
-    assert "not compressed" in failed["reason"]
+    assert "is text" in failed["reason"]
     assert (app.output / failed["crash_file"]).is_file()
     assert "sub-03 failed: " in capsys.readouterr().err
 

@@ -24,6 +24,7 @@ from bidsseg.image.demons import deform
 from bidsseg.image.linear import as_text
 from bidsseg.image.nifti import write_field
 from bidsseg.image.template import Fit, Space, caches, find_space, labels_at, template_brain
+from bidsseg.image.templateflow import listed
 from bidsseg.image.volume import Field, Volume, places
 from bidsseg.segmentation.agreement import dice
 
@@ -47,6 +48,7 @@ def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     nib.save(mask, folder / f"tpl-{NAME}_res-02_desc-brain_mask.nii.gz")
     (folder / f"tpl-{NAME}_res-01_T1w.nii.gz").touch()  # as the client leaves what it has not fetched
     monkeypatch.setenv("TEMPLATEFLOW_HOME", str(home))
+    listed.cache_clear()
     return home
 
 
@@ -138,7 +140,15 @@ def test_the_space_is_part_of_what_is_done_and_valid_bids(app: App) -> None:
     ("word", "code", "message"),
     [
         (NAME, 66, "TEMPLATEFLOW_HOME"),  # resolution 1 is an empty file
-        ("Nowhere", 66, "tpl-Nowhere_res-01_T1w.nii.gz is not there"),
+        ("NKI", 66, "tpl-NKI_res-01_T1w.nii.gz is not there; fetch it"),
+        ("Nowhere", 64, "TemplateFlow has no template Nowhere: give one of MNI152Lin, "),
+        ("MNI152NLin2009casym", 64, f"no template MNI152NLin2009casym: give one of {NAME}, "),
+        ("MNI152", 64, "no template MNI152: give one of MNI152Lin, "),
+        (f"{NAME}:res-3", 64, f"no resolution 3 of {NAME}: give {NAME}:res-1 or {NAME}:res-2"),
+        ("RESILIENT", 64, "RESILIENT is no volume template with a T1w and a brain mask: give one of"),
+        ("anat", 64, "anat is no volume template: results on the grid of the scan are written always"),
+        ("fsaverage", 64, "fsaverage is no volume template but a surface: give one of"),
+        ("fsLR:res-2", 64, "fsLR is no volume template but a surface"),
         (f"{NAME}:2", 64, "give TEMPLATE[:res-NUMBER]"),
         (f"{NAME}:warped", 64, "[:affine]"),
         ("../etc", 64, "give TEMPLATE"),
@@ -149,9 +159,11 @@ def test_a_template_that_is_not_there_is_told_at_the_start(
 ) -> None:
     asked: list[str] = []
     monkeypatch.setattr("bidsseg.image.template.fetch", lambda template, _: asked.append(template))
+    assert app("--output-spaces", word, "--dry-run") == code
+    assert message in capsys.readouterr().err
     assert app("--output-spaces", word) == code
     assert message in capsys.readouterr().err
-    assert asked == ([word] if code == 66 else [])
+    assert asked == ([word, word] if code == 66 else [])
     assert not app.output.exists() and app.fake.segmented == 0
 
 
@@ -162,6 +174,25 @@ def test_words_for_spaces(templates: Path) -> None:
     assert find_space(f"{NAME}:res-2:affine").words["transform"] == ".txt"
     with pytest.raises(UsageError):
         find_space(f"{NAME}:res-0")
+
+
+def test_templates_of_the_user_and_resolutions_of_one_digit(templates: Path) -> None:
+    for path in (templates / f"tpl-{NAME}").glob("*_res-02_*"):
+        for name, number in (("Mine", "02"), ("MNI152NLin2009aAsym", "1")):
+            other = templates / f"tpl-{name}" / path.name.replace(NAME, name).replace("res-02", f"res-{number}")
+            other.parent.mkdir(exist_ok=True)
+            shutil.copy(path, other)
+    assert find_space("Mine:res-2").image.name == "tpl-Mine_res-02_T1w.nii.gz"
+    assert find_space("MNI152NLin2009aAsym").reference.endswith("/tpl-MNI152NLin2009aAsym_res-1_T1w.nii.gz")
+    with pytest.raises(InputMissing):  # it may have come after the client
+        find_space("Mine:res-1")
+
+
+def test_without_a_list_no_name_is_refused(templates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bidsseg.image.templateflow.listed", dict)
+    monkeypatch.setattr("bidsseg.image.template.fetch", lambda *_: None)
+    with pytest.raises(InputMissing, match="fetch it"):
+        find_space("Nowhere")
 
 
 def test_the_image_has_templates_of_its_own(templates: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

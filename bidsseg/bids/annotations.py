@@ -123,8 +123,11 @@ def _grid(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
     """Shape (X, Y, Z) and affine (voxel to RAS+ mm), from the header alone."""
     import nibabel as nib
 
+    from bidsseg.image.nifti import read_labels
+
     try:
         image = nib.Nifti1Image.from_filename(path)
     except (OSError, EOFError, nib.filebasedimages.ImageFileError) as error:
+        read_labels(path)  # knows the usual reasons
         raise DataError(f"{path}: cannot be read: {error}") from error
     return image.shape[:3], image.affine

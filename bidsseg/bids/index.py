@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bidsseg.bids.names import IMAGE_EXTENSIONS, parse_name, sort_entities
-from bidsseg.errors import InputMissing, OutputNotWritable, UsageError
+from bidsseg.errors import BidssegError, InputMissing, OutputNotWritable, UsageError
 
 INDEX = "layout_index.sqlite"
 """File in which pybids keeps an index."""
@@ -52,6 +53,19 @@ def _is_dir(entry: os.DirEntry[str]) -> bool:
         return False
 
 
+def anat_files(dataset_dir: Path, label: str) -> Iterator[tuple[str, ...]]:
+    """Yield the files in the ``anat`` folders of a participant as parts of their paths below the dataset.
+
+    Links to nothing are among them; what is in folders that cannot be read is not.
+    """
+    subject = dataset_dir / f"sub-{label}"
+    with suppress(BidssegError):
+        for place in (subject, *folders(subject, "ses-")):
+            above = place.relative_to(dataset_dir).parts
+            with suppress(OSError), os.scandir(place / "anat") as entries:
+                yield from ((*above, "anat", e.name) for e in entries if not (e.name.startswith(".") or _is_dir(e)))
+
+
 def anatomical_images(
     bids_dir: Path, participants: Sequence[str] | None, database_dir: Path | None = None
 ) -> tuple[list[Image], list[str]]:
@@ -64,19 +78,17 @@ def anatomical_images(
         participants: labels of those to look into; None means all.
         database_dir: where the index of pybids is kept.
     """
-    layout = _database(bids_dir, database_dir) if database_dir else _index(bids_dir, participants)
-    root, labels = Path(layout.root), participants and set(participants)
-    narrow = {"subject": list(labels)} if labels and len(labels) < MANY and "/sub-" not in layout.root else {}
-    images, notes = [], []
-    for name in layout.get(extension=list(IMAGE_EXTENSIONS), return_type="filename", **narrow):
-        parts = Path(name).relative_to(root).parts
-        if len(parts) not in (3, 4) or parts[-2] != "anat" or (labels and parts[0].removeprefix("sub-") not in labels):
-            continue
+    if database_dir is not None:
+        places, notes = _from_database(bids_dir, participants, database_dir)
+    else:
+        places, notes = _places(_index(bids_dir, participants), participants), []
+    images = []
+    for parts in places:
         image = read_image_name(bids_dir, parts)
         if image:
             images.append(image)
-        elif name.endswith(("_T1w.nii", "_T1w.nii.gz")):
-            notes.append(f"{'/'.join(parts)} is passed over: not a BIDS file name")
+        elif parts[-1].endswith(("_T1w.nii", "_T1w.nii.gz")):
+            notes.append(f"{'/'.join(parts)} is skipped: not a BIDS file name")
     return images, notes
 
 
@@ -107,26 +119,74 @@ def _everything_but(participants: Sequence[str] | None) -> re.Pattern[str]:
     return re.compile(rf"^(?!/sub-{labels}(?:/ses-[^/]+)?(?:/anat(?:/[^/]+\.nii(?:\.gz)?)?)?$)")
 
 
-def _database(bids_dir: Path, folder: Path) -> Any:
-    """The layout kept in that folder, made first if it is not there.
+def _places(layout: Any, participants: Sequence[str] | None) -> list[tuple[str, ...]]:
+    """Return the images in ``anat`` folders that a layout lists, as parts of their paths below the dataset."""
+    root, labels = Path(layout.root), participants and set(participants)
+    narrow = {"subject": list(labels)} if labels and len(labels) < MANY and "/sub-" not in layout.root else {}
+    names = layout.get(extension=list(IMAGE_EXTENSIONS), return_type="filename", **narrow)
+    return [
+        parts
+        for parts in (Path(name).relative_to(root).parts for name in names)
+        if len(parts) in (3, 4) and parts[-2] == "anat" and not (labels and parts[0].removeprefix("sub-") not in labels)
+    ]
+
+
+def _from_database(
+    bids_dir: Path, participants: Sequence[str] | None, folder: Path
+) -> tuple[list[tuple[str, ...]], list[str]]:
+    """Return what the index in a folder lists, as `_places`, and notes; an index is made where none is current.
 
     An index that pybids itself wrote into the folder is complete and serves us. Ours holds only anatomical images, so
     it goes into a subfolder, where no other program takes it for a complete one.
     """
+    own, notes = folder / "bidsseg", []
+    for place in (folder, own):
+        if not (place / INDEX).is_file():
+            continue
+        listed = _read_index(bids_dir, participants, place)
+        if listed is None:
+            notes.append(f"the index in {place} is damaged: it is not used, and a new one is made in {own}")
+        elif not _is_current(bids_dir, participants, listed):
+            notes.append(f"the index in {place} does not list what the dataset holds now: a new one is made in {own}")
+        else:
+            return listed, notes
+    if own.resolve().is_relative_to(bids_dir.resolve()):
+        raise UsageError(f"--bids-database-dir {folder} is inside the dataset, which is never written to")
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        own.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=own) as half:  # a killed run leaves no index that looks complete
+            listed = _places(_index(bids_dir, None, Path(half)), participants)
+            (Path(half) / INDEX).replace(own / INDEX)
+        return listed, notes
+    except (OSError, SQLAlchemyError) as error:
+        if str(getattr(error, "filename", "")).startswith(f"{bids_dir}{os.sep}"):  # it is the dataset that fails
+            raise
+        reason = f"cannot keep an index in {folder}: {getattr(error, 'strerror', None) or error}"
+        if not notes:
+            raise OutputNotWritable(reason) from error
+        return _places(_index(bids_dir, participants), participants), [*notes, reason]
+
+
+def _read_index(bids_dir: Path, participants: Sequence[str] | None, place: Path) -> list[tuple[str, ...]] | None:
+    """Return what the index in a folder lists, as `_places`; None if it is damaged."""
     from bids.layout import BIDSLayout
 
-    place = folder if (folder / INDEX).is_file() else folder / "bidsseg"
-    if not (place / INDEX).is_file():
-        if place.resolve().is_relative_to(bids_dir.resolve()):
-            raise UsageError(f"--bids-database-dir {folder} is inside the dataset, which is never written to")
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=place) as half:  # a killed run leaves no index that looks complete
-                _index(bids_dir, None, Path(half))
-                (Path(half) / INDEX).replace(place / INDEX)
-        except OSError as error:
-            raise OutputNotWritable(f"cannot keep an index in {folder}: {error.strerror}") from error
-    layout = BIDSLayout(bids_dir, validate=False, database_path=place)
-    if Path(layout.root).resolve() != bids_dir.resolve():
-        raise UsageError(f"the index in {place} is of {layout.root}: give another --bids-database-dir")
-    return layout
+    try:
+        layout = BIDSLayout(bids_dir, validate=False, database_path=place)
+        root = Path(layout.root)
+        listed = _places(layout, participants)
+    except Exception:  # pybids lets everything through that its database and its parts raise
+        return None
+    if root.resolve() != bids_dir.resolve():
+        raise UsageError(f"the index in {place} is of {root}: give another --bids-database-dir")
+    return listed
+
+
+def _is_current(bids_dir: Path, participants: Sequence[str] | None, listed: Iterable[tuple[str, ...]]) -> bool:
+    """Whether an index lists the images that are in the dataset; times of copied files tell nothing of that."""
+    labels = participant_labels(bids_dir) if participants is None else participants
+    there = (parts for label in labels for parts in anat_files(bids_dir, label))
+    indexed, found = ({parts for parts in some if read_image_name(bids_dir, parts)} for some in (listed, there))
+    return indexed == found

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bidsseg.bids.alternatives import alternatives
 from bidsseg.bids.annotations import LabelMap, find_annotations, find_label_maps
 from bidsseg.bids.index import Image, anatomical_images, participant_labels
 from bidsseg.bids.names import build_name, entity_names
-from bidsseg.errors import InputMissing, NothingSelected, UsageError
+from bidsseg.errors import NothingSelected, UsageError
+from bidsseg.reading import read_object
 
 __all__ = [
     "Scan", "Selection", "Filters", "LabelMap",
@@ -86,7 +87,8 @@ def select_scans(
         participants: labels with or without ``sub-``; None means all.
         sessions: labels with or without ``ses-``; None means all. Files without a session are left out when given.
         filters: for ``t1w`` and ``flair`` the values that entities must have: one value, a list of them, None for
-            "absent" or ``"*"`` for "any". Files that lack an entity which is filtered by value are left out.
+            "absent" or ``"*"`` for "any". Files that lack an entity which is filtered by value are left out, and so is
+            what is no magnitude (``part-phase``, ``part-real``, ``part-imag``) unless the filter names ``part``.
         database_dir: keeps the index of pybids for later runs; it then holds all participants.
 
     Raises:
@@ -107,13 +109,15 @@ def select_scans(
     if wanted_sessions is not None:
         images, more_notes = _of_sessions(images, wanted_sessions)
         notes += more_notes
-    t1ws, more_notes = _unique(image for image in images if _matches(image, filters["t1w"]))
-    flairs, _ = _unique(image for image in images if _matches(image, filters["flair"]))
+    t1ws, more_notes = _unique(*_matching(images, filters["t1w"]))
+    flairs, _ = _unique(*_matching(images, filters["flair"]))
     notes += more_notes
-    with_t1w = {image.entities["subject"] for image in t1ws}
-    notes += [f"sub-{label}: no T1w image matches" for label in chosen if label not in with_t1w]
     if not t1ws:
-        raise NothingSelected(f"no T1w image (.nii or .nii.gz) matches in {bids_dir}: participants, sessions, filters?")
+        others = alternatives(bids_dir, chosen) or ": participants, sessions, filters?"
+        raise NothingSelected(f"no T1w image (.nii or .nii.gz) matches in {bids_dir}{others}")
+    with_t1w = {image.entities["subject"] for image in t1ws}
+    without = [label for label in chosen if label not in with_t1w]
+    notes += [f"sub-{label}: no T1w image matches{alternatives(bids_dir, [label])}" for label in without]
     of_subject: dict[str, list[Image]] = {}
     for flair in flairs:
         of_subject.setdefault(flair.entities["subject"], []).append(flair)
@@ -126,13 +130,8 @@ def read_filters(path: Path) -> dict[str, dict[str, Any]]:
 
     Queries of other programs (``bold``, ...) may stand in the file and are left aside.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputMissing(f"cannot read the filter file {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UsageError(f"the filter file {path} is not JSON: {error}") from error
-    if not isinstance(content, dict) or not all(isinstance(value, dict) for value in content.values()):
+    content = read_object(path, UsageError)
+    if not all(isinstance(value, dict) for value in content.values()):
         raise UsageError(f'the filter file {path} must look like {{"t1w": {{"acquisition": "mprage", "run": null}}}}')
     return {key.lower(): value for key, value in content.items() if key.lower() in DEFAULT_FILTERS}
 
@@ -195,6 +194,18 @@ def _complete(filters: Filters | None) -> dict[str, dict[str, Any]]:
     return complete
 
 
+def _matching(images: Iterable[Image], wanted: Mapping[str, Any]) -> tuple[list[Image], list[str]]:
+    """The images that a filter selects, and notes on those that are no magnitude."""
+    matching = [image for image in images if _matches(image, wanted)]
+    if "part" in wanted:
+        return matching, []
+    magnitudes = [image for image in matching if image.entities.get("part", "mag") == "mag"]
+    others = [image for image in matching if image.entities.get("part", "mag") != "mag"]
+    return magnitudes, [
+        f"{image.path.name} is skipped: part-{image.entities['part']} is no magnitude" for image in others
+    ]
+
+
 def _matches(image: Image, wanted: Mapping[str, Any]) -> bool:
     """Whether the image has the values; numbers are compared as such, so that 1 finds ``run-01``."""
     values = {
@@ -224,14 +235,14 @@ def _equal(name: str, value: str | None, wanted: Any) -> bool:
     return value == str(wanted).removeprefix(prefix)
 
 
-def _unique(images: Iterable[Image]) -> tuple[list[Image], list[str]]:
-    """One image for each set of entities, sorted: ``.nii.gz`` before ``.nii``; the others are noted."""
+def _unique(images: Iterable[Image], notes: Iterable[str] = ()) -> tuple[list[Image], list[str]]:
+    """One image for each set of entities, sorted: ``.nii.gz`` before ``.nii``; the others are added to the notes."""
     chosen: dict[str, Image] = {}
-    notes = []
+    notes = list(notes)
     for image in sorted(images, key=lambda i: (_natural(build_name(i.entities)), i.path.suffix, i.path)):
         key = build_name(image.entities)
         if key in chosen:
-            notes.append(f"{image.path.name} is passed over: {chosen[key].path.name} has the same entities")
+            notes.append(f"{image.path.name} is skipped: {chosen[key].path.name} has the same entities")
         chosen.setdefault(key, image)
     return list(chosen.values()), notes
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,8 +10,10 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from bidsseg import __version__
-from bidsseg.bids.names import root_path
+from bidsseg.bids.names import parse_name, root_path
+from bidsseg.errors import InputMissing, OutputNotWritable
 from bidsseg.image.files import replacing
+from bidsseg.reading import object_or_empty, read_table
 
 BIDS_VERSION = "1.10.1"
 SOURCE = "raw"
@@ -61,6 +61,26 @@ def image_sidecar(
     """
     uris = [bids_uri(path, bids_dir) for path in sources]
     return {"Description": description, "Sources": uris, "SpatialReference": uris[0], **(details or {})}
+
+
+def carried_over(image: Path, bids_dir: Path) -> dict[str, Any]:
+    """Return what BIDS asks of every image with the entities of the input image: ``Resolution`` where it has ``res-``.
+
+    It is that of the nearest JSON file that applies to the image.
+    """
+    parsed = parse_name(image.name)
+    if parsed is None or "res" not in parsed[0]:
+        return {}
+    for folder in image.parents:
+        for file in sorted(folder.glob(f"*{parsed[1]}.json"), key=lambda file: -len(file.name)):
+            applies = parse_name(file.name)
+            if applies and applies[1] == parsed[1] and applies[0].items() <= parsed[0].items():
+                resolution = object_or_empty(file).get("Resolution")
+                if resolution and isinstance(resolution, str | dict):
+                    return {"Resolution": resolution}
+        if folder == bids_dir:
+            break
+    return {"Resolution": f"that of {image.name}"}
 
 
 def dseg_sidecar(
@@ -193,8 +213,13 @@ def _desc_labels(models: Mapping[str, str]) -> dict[str, str]:
 def _read_descriptions(table: Path) -> dict[str, str]:
     if not table.is_file():
         return {}
-    rows = csv.DictReader(io.StringIO(table.read_text(encoding="utf-8")), delimiter="\t", quoting=csv.QUOTE_NONE)
-    return {row["desc_id"].removeprefix("desc-"): row["description"] for row in rows}
+    try:
+        rows = read_table(table, OutputNotWritable, quotes=False)
+        return {row["desc_id"].removeprefix("desc-"): row["description"] for row in rows}
+    except InputMissing as error:
+        raise OutputNotWritable(str(error)) from error
+    except KeyError as error:
+        raise OutputNotWritable(f"{table} has no column {error}: correct or remove it") from error
 
 
 def _readme(bids_dir: Path, descriptions: Mapping[str, str]) -> str:
@@ -206,11 +231,7 @@ def _readme(bids_dir: Path, descriptions: Mapping[str, str]) -> str:
 
 def _source_description(bids_dir: Path) -> dict[str, Any]:
     """The description of the input; nothing of it is needed, so that a broken one is an empty one."""
-    try:
-        content = json.loads((bids_dir / root_path("description")).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return object_or_empty(bids_dir / root_path("description"))
 
 
 def _source_dataset(bids_dir: Path, source: Mapping[str, Any]) -> dict[str, str]:

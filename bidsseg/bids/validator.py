@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from bidsseg.bids.names import root_path
 from bidsseg.errors import InvalidInputDataset
+from bidsseg.reading import object_or_empty
 
 if TYPE_CHECKING:
     from bidsseg.bids.query import Scan
@@ -79,7 +80,8 @@ def validate(bids_dir: Path, scans: Sequence[Scan], output_dir: Path | None = No
         except (OSError, ValueError, LookupError, TypeError) as error:
             return [Issue("VALIDATOR_FAILED", "", f"not validated, because {PROGRAM} failed: {_line(str(error))}")]
     read = {image.as_posix() for image in images}
-    fatal = _issues([entry for entry in errors if _is_fatal(entry, read)], meanings)
+    understood = _is_understood(bids_dir / root_path("description"))
+    fatal = _issues([entry for entry in errors if _is_fatal(entry, read, understood)], meanings)
     if fatal:
         raise InvalidInputDataset(f"{'; '.join(map(str, fatal))}; correct it or use --skip-bids-validation")
     return _issues([entry for entry in errors if entry["code"] not in OF_THE_VIEW], meanings)
@@ -137,13 +139,22 @@ def _run(program: str, view: Path) -> tuple[list[dict[str, Any]], dict[str, str]
     return [entry for entry in report["issues"] if entry["severity"] == "error"], report["codeMessages"]
 
 
-def _is_fatal(entry: dict[str, Any], read: set[str]) -> bool:
-    """Whether an error concerns what will be read: metadata of the images are not."""
+def _is_understood(description: Path) -> bool:
+    """Whether this program reads a description that the validator may refuse, as one with a byte-order mark."""
+    return bool(object_or_empty(description))
+
+
+def _is_fatal(entry: dict[str, Any], read: set[str], understood: bool) -> bool:
+    """Whether an error concerns what will be read: metadata of the images are not.
+
+    Args:
+        understood: whether ``dataset_description.json`` can be read.
+    """
     code, location = entry["code"], _location(entry)
     if code == "MISSING_DATASET_DESCRIPTION":
         return True
     if location == root_path("description").as_posix():
-        return code in UNREADABLE
+        return code in UNREADABLE and not understood
     return location in read and not (entry.get("rule") or "").startswith("rules.sidecars")
 
 

@@ -10,13 +10,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from bidsseg.errors import InputMissing, IOFailure, OutputNotWritable
+from bidsseg.errors import IOFailure, OutputNotWritable
 from bidsseg.image.guard import refusal
-
-NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
-"""What the system says when a path leads nowhere."""
-
-NOT_ALLOWED = {errno.EACCES, errno.EPERM}
+from bidsseg.reading import NOT_ALLOWED, check_fetched, is_web_page, unreadable
 
 NOT_WRITABLE = NOT_ALLOWED | {errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
 """What the system says when no file can be made at a place; other errors come from the disk."""
@@ -26,28 +22,27 @@ def content(path: Path) -> bytes:
     """Bytes of a file, uncompressed when its name ends in ``.gz``.
 
     Raises:
-        InputMissing: There is no such file, or it may not be read.
+        InputMissing: There is no such file, it may not be read, or its content was not fetched.
         IOFailure: The disk or the network failed.
-        DataError: It is no file, empty or damaged.
+        DataError: It is no file, empty, damaged, or a web page.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise refusal("NOT_A_FILE", "is not a file")
         stored = path.read_bytes()
     except OSError as error:
-        if error.errno in NOT_THERE:
-            link = path.is_symlink()
-            hint = "a link to nothing; fetch its content, e.g. with `datalad get`" if link else "no such file"
-            raise InputMissing(f"{path}: {hint}") from None
-        if error.errno in NOT_ALLOWED:
-            raise InputMissing(f"{path}: may not be read by this user; change its permissions") from None
-        raise IOFailure(f"{path}: reading failed: {error.strerror}") from error
+        raise unreadable(path, error) from error
     if not stored:
         raise refusal("EMPTY_FILE", "is empty; copy or convert it again")
+    check_fetched(path, stored)
+    if is_web_page(stored):
+        raise refusal("WEB_PAGE", "is a web page, not an image; download the image itself")
     compressed, named = stored[:2] == b"\x1f\x8b", path.name.lower().endswith(".gz")
     if compressed and not named:
         raise refusal("NAME_MISLEADS", "is compressed, but its name does not end in .gz; rename it")
     if named and not compressed:
+        if is_text(stored):
+            raise refusal("NOT_NIFTI", "is text, not a NIfTI image")
         raise refusal("NAME_MISLEADS", "is not compressed, but its name ends in .gz; rename or convert it")
     if not compressed:
         return stored
@@ -55,6 +50,12 @@ def content(path: Path) -> bytes:
         return gzip.decompress(stored)
     except (EOFError, OSError, zlib.error) as error:
         raise refusal("DAMAGED_GZIP", f"is damaged ({error}); copy or convert it again") from error
+
+
+def is_text(stored: bytes) -> bool:
+    """Whether a file begins with printable characters, as no image does."""
+    start = stored[:64].split()
+    return bool(start) and all(word.isascii() and word.decode().isprintable() for word in start)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from nibabel.arrayproxy import ArrayProxy
 from nibabel.spatialimages import HeaderDataError
 
 from bidsseg.errors import DataError
-from bidsseg.image.files import content, replacing
+from bidsseg.image.files import content, is_text, replacing
 from bidsseg.image.guard import UNITS_MM, Finding, check_kind, check_shape, check_space, clean_intensities, refusal
 from bidsseg.image.volume import Field, Volume
 
@@ -199,7 +199,7 @@ def _header(stored: bytes) -> nib.Nifti1Header:
         return nib.Nifti2Header(stored[:540].ljust(540, b"\0"), check=False)
     if stored[344:348] == b"ni1\0":
         raise refusal("NOT_NIFTI", "is only the header of a pair of files; convert it to a single .nii.gz")
-    if stored[:64].isascii() and stored[:64].decode().isprintable():
+    if is_text(stored):
         raise refusal("NOT_NIFTI", "is text, not a NIfTI image")
     raise refusal("NOT_NIFTI", "is not a NIfTI image; convert it to .nii.gz")
 

@@ -20,6 +20,7 @@ from scipy import ndimage
 
 from bidsseg.errors import DataError, InputMissing, UsageError
 from bidsseg.image.nifti import read_image, read_labels
+from bidsseg.image.templateflow import check_is_volume, check_template
 from bidsseg.image.volume import Field, Volume, places
 
 
@@ -82,18 +83,24 @@ def find_space(word: str) -> Space:
     """The space of a word such as ``MNI152NLin2009cAsym`` (at resolution 1) or ``MNI152NLin2009cAsym:res-2:affine``.
 
     Raises:
-        UsageError: the word is not of that form, or SimpleITK is not installed.
+        UsageError: the word is not of that form, TemplateFlow has no such volume, or SimpleITK is not installed.
         InputMissing: its files are not in the cache and cannot be fetched.
     """
-    try:
-        import SimpleITK  # noqa: F401
-    except ImportError as error:
-        raise UsageError(f'output space {word} needs SimpleITK: pip install "bidsseg[spaces]"') from error
     match = re.fullmatch(r"([A-Za-z0-9]+)(?::res-0*([1-9]\d*))?(:affine)?", word)
     if not match:
         raise UsageError(f"output space '{word}': give TEMPLATE[:res-NUMBER][:affine], e.g. MNI152NLin2009cAsym:res-1")
     template, resolution = match[1], int(match[2] or 1)
-    found = stored(template, resolution)
+    try:
+        check_is_volume(template)
+        found = stored(template, resolution)
+        if found is None:
+            check_template(template, resolution, (path.name[4:] for cache in caches() for path in cache.glob("tpl-*")))
+    except UsageError as error:
+        raise UsageError(f"output space '{word}': {error}") from error
+    try:
+        import SimpleITK  # noqa: F401
+    except ImportError as error:
+        raise UsageError(f'output space {word} needs SimpleITK: pip install "bidsseg[spaces]"') from error
     if found is None:
         fetch(template, resolution)
         found = stored(template, resolution)
@@ -113,8 +120,10 @@ def stored(template: str, resolution: int) -> tuple[Path, Path] | None:
 
 
 def files_in(cache: Path, template: str, resolution: int) -> tuple[Path, Path]:
-    """Where the T1w and the brain mask of a template would lie."""
-    stem = cache / f"tpl-{template}" / f"tpl-{template}_res-{resolution:02d}"
+    """Where the T1w and the brain mask of a template would lie; some templates number resolutions with one digit."""
+    folder, spellings = cache / f"tpl-{template}", (f"{resolution:02d}", str(resolution))
+    stems = [folder / f"tpl-{template}_res-{number}" for number in spellings]
+    stem = next((stem for stem in stems if stem.with_name(f"{stem.name}_T1w.nii.gz").exists()), stems[0])
     return stem.with_name(f"{stem.name}_T1w.nii.gz"), stem.with_name(f"{stem.name}_desc-brain_mask.nii.gz")
 
 

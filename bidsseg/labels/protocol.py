@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -11,6 +10,7 @@ from typing import Any
 
 from bidsseg.errors import DataError
 from bidsseg.labels import sides
+from bidsseg.reading import read_table
 
 FOLDER = Path(__file__).parent / "protocols"
 LESION = 7
@@ -154,11 +154,10 @@ def load_protocol(name_or_path: str) -> Protocol:
         choice = ", ".join(shipped_protocols())
         raise DataError(f"no protocol '{name_or_path}': choose one of {choice} or give a dseg.tsv")
     name = path.stem.removesuffix("_dseg").removeprefix("seg-")
+    rows = read_table(path)
     try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream, delimiter="\t"))
         return Protocol(name, tuple(sorted(_regions(rows), key=lambda region: region.index)))
-    except (KeyError, ValueError, csv.Error, DataError) as error:
+    except (KeyError, ValueError, DataError) as error:
         raise DataError(f"{path}: not a look-up table with the columns index and name ({error})") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from bidsseg.learning.losses import Loss
 from bidsseg.learning.optimiser import Optimiser
 from bidsseg.learning.registration import Registration
 from bidsseg.models.card import Card, check_inputs
+from bidsseg.reading import read_toml
 
 FOLDER = Path(__file__).parent / "recipes"
 Part = TypeVar("Part")
@@ -223,10 +223,7 @@ def load_recipe(name_or_path: str, small: bool = False) -> Recipe:
 
 def table(path: Path) -> dict[str, Any]:
     """The content of a recipe's file, laid over that of the shipped recipe that it names as its ``base``."""
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a TOML file ({error})") from error
+    values = read_toml(path)
     base = values.pop("base", None)
     if base is None:
         return values

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bidsseg.errors import DataError, InputMissing
+from bidsseg.reading import read_object
 
 FOLDER = Path(__file__).parent / "shipped"
 INPUTS = (("T1w",), ("T1w", "FLAIR"))
@@ -138,11 +139,12 @@ def read_card(folder: Path) -> Card:
     """The card in a model folder; DataError if it is not one."""
     path = folder / CARD
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_object(path)
         for key, kind in (("inputs", list), ("heads", list), ("network", dict)):
             if not isinstance(values[key], kind):
                 raise TypeError(f"{key} must be a {kind.__name__}")
         values |= {"inputs": tuple(values["inputs"]), "heads": tuple(values["heads"])}
         return Card(**values, folder=folder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: not a model card ({error})") from error
+    except (DataError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error).removeprefix(f"{path} ")
+        raise DataError(f"{path}: not a model card ({reason})") from error

@@ -7,7 +7,6 @@ one. The pictures are made while the image is at hand.
 from __future__ import annotations
 
 import base64
-import csv
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,9 +18,11 @@ import numpy as np
 
 from bidsseg.bids.names import group_table, output_paths, report_path, with_extension
 from bidsseg.bids.query import Scan
+from bidsseg.errors import BidssegError
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol, load_protocol
 from bidsseg.models.card import BRAIN, LESION
+from bidsseg.reading import read_table
 from bidsseg.report.distributions import FAR, FEWEST, Distribution
 from bidsseg.report.methods import Methods, methods
 from bidsseg.report.mosaic import Overlay, write_mosaics
@@ -200,9 +201,8 @@ class _Scan:
 def _colors(result: Result) -> dict[str, str]:
     """Colour of each region from the look-up table beside the label map; none if it is not there."""
     try:
-        with with_extension(result.dseg, ".tsv").open(encoding="utf-8", newline="") as stream:
-            return {row["name"]: row["color"] for row in csv.DictReader(stream, delimiter="\t")}
-    except (OSError, KeyError):
+        return {row["name"]: row["color"] for row in read_table(with_extension(result.dseg, ".tsv"))}
+    except (BidssegError, KeyError):
         return {}
 
 

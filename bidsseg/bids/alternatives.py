@@ -1,0 +1,66 @@
+"""What a participant has in place of a T1w image that can be read, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from bidsseg.bids.index import anat_files
+from bidsseg.bids.names import IMAGE_EXTENSIONS, parse_name
+
+FILTER = '--bids-filter-file with {"t1w": {"suffix": "UNIT1"}}'
+"""How the user asks for the usual T1w of 7 T."""
+
+RENAMED = "its name must end in {}: rename it"
+CONVERTED = "convert it to .nii.gz"
+UNIFORM = f"take it by a {FILTER}"
+LEFT_OUT = "the selection or the filters leave it out"
+OTHER = "no model reads it without a T1w"
+"""Remedies, here in the order in which they are told."""
+
+
+def alternatives(bids_dir: Path, labels: Iterable[str]) -> str:
+    """Return the end of a sentence: an example of each kind of image in ``anat``, and a remedy; empty if there is none.
+
+    >>> alternatives(Path("/nowhere"), ["01"])
+    ''
+    """
+    examples: dict[str, tuple[str, int]] = {}
+    names = sorted(parts[-1] for label in labels for parts in anat_files(bids_dir, label))
+    for name in names:
+        remedy = _remedy(name)
+        if remedy is not None:
+            example, count = examples.get(remedy, (name, 0))
+            examples[remedy] = example, count + 1
+    told = [
+        f"{example}{f' and {count - 1} more' if count > 1 else ''} ({remedy})"
+        for remedy, (example, count) in sorted(examples.items(), key=lambda item: _rank(item[0]))
+    ]
+    return f"; there is {'; '.join(told)}" if told else ""
+
+
+def _rank(remedy: str) -> int:
+    order = (CONVERTED, UNIFORM, LEFT_OUT, OTHER)
+    return order.index(remedy) + 1 if remedy in order else 0
+
+
+def _remedy(name: str) -> str | None:
+    """Return what to do about a file; None if it is no image."""
+    parsed = parse_name(name)
+    if parsed is None:
+        return None
+    _, suffix, extension = parsed
+    t1w = suffix.upper() in ("T1W", "UNIT1")
+    if extension in IMAGE_EXTENSIONS:
+        if suffix in ("T1w", "UNIT1"):
+            return LEFT_OUT if suffix == "T1w" else UNIFORM
+        return RENAMED.format(f"_{_spelled(suffix)}{extension}") if t1w else OTHER
+    if not t1w or extension.lower() in ("", ".json", ".tsv"):
+        return None
+    if extension.lower() in IMAGE_EXTENSIONS:
+        return RENAMED.format(f"_{_spelled(suffix)}{extension.lower()}")
+    return CONVERTED
+
+
+def _spelled(suffix: str) -> str:
+    return "T1w" if suffix.upper() == "T1W" else "UNIT1"

@@ -1,0 +1,135 @@
+"""Text files that users edit and tools leave: read with or without a byte-order mark, or one clear error.
+
+Also what a file can hold in place of its content: a pointer of git-annex or Git LFS, or a web page.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import errno
+import io
+import json
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from bidsseg.errors import BidssegError, DataError, InputMissing, IOFailure
+
+NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
+"""What the system says when a path leads nowhere."""
+
+NOT_ALLOWED = {errno.EACCES, errno.EPERM}
+
+ANNEX = "annex/objects/"
+"""Part of the target of each link, and of the text of each pointer, of git-annex."""
+
+LFS = b"version https://git-lfs"
+
+WEB_PAGE = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")
+"""First bytes, in lower case, of what a server sends in place of a file, error messages of object stores included."""
+
+Kind = Callable[[str], BidssegError]
+"""The class of the error that is raised when the content of a file cannot be used."""
+
+
+def read_text(path: Path, kind: Kind = DataError) -> str:
+    """Return the content of a text file, without a byte-order mark, with ``\\n`` at the end of each line.
+
+    It is UTF-8, or UTF-16 if a byte-order mark says so (the "Unicode text" of spreadsheets).
+
+    Raises:
+        InputMissing: the file does not exist, may not be read, or its content was not fetched.
+        IOFailure: the disk or the network failed.
+        BidssegError: of that kind, if it is no such text.
+    """
+    try:
+        stored = path.read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from error
+    check_fetched(path, stored)
+    wide = stored.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = stored.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeError as error:
+        raise kind(f"{path} is not a text file in UTF-8: save it in that encoding") from error
+    if "\0" in text:
+        raise kind(f"{path} is not a text file")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_object(path: Path, kind: Kind = DataError) -> dict[str, Any]:
+    """Return the JSON object in a file, as `read_text` reads it."""
+    try:
+        content = json.loads(read_text(path, kind))
+    except (ValueError, RecursionError) as error:
+        raise kind(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise kind(f"{path} is not a JSON object {{…}}")
+    return content
+
+
+def object_or_empty(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; empty if there is none that can be read."""
+    try:
+        return read_object(path)
+    except BidssegError:
+        return {}
+
+
+def read_toml(path: Path, kind: Kind = DataError) -> dict[str, Any]:
+    """Return the content of a TOML file, as `read_text` reads it."""
+    try:
+        return tomllib.loads(read_text(path, kind))
+    except tomllib.TOMLDecodeError as error:
+        raise kind(f"{path} is not TOML: {error}") from error
+
+
+def read_table(path: Path, kind: Kind = DataError, quotes: bool = True) -> list[dict[str, str]]:
+    """Return the rows of a tab-separated table with a header; cells that a row lacks are empty.
+
+    Args:
+        quotes: whether quotation marks hold a cell together, else they are letters like others.
+    """
+    lines = io.StringIO(read_text(path, kind), newline="")
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+    try:
+        rows = list(csv.DictReader(lines, delimiter="\t", restval="", restkey="", quoting=quoting))
+    except csv.Error as error:
+        raise kind(f"{path} is not a table: {error}") from error
+    return [{name: cell for name, cell in row.items() if name} for row in rows]
+
+
+def unreadable(path: Path, error: OSError) -> BidssegError:
+    """Return the error for a file that the system does not open or read."""
+    if error.errno == errno.ENAMETOOLONG:
+        return InputMissing(f"{path}: no such file, its name is too long")
+    if error.errno in NOT_THERE:
+        if not path.is_symlink():
+            return InputMissing(f"{path}: no such file")
+        if ANNEX in str(path.readlink()):
+            return _not_fetched(path, "a link of git-annex")
+        return InputMissing(f"{path}: a link to nothing; fetch its content, e.g. with `datalad get`")
+    if error.errno in NOT_ALLOWED:
+        return InputMissing(f"{path}: may not be read by this user; change its permissions")
+    return IOFailure(f"{path}: reading failed: {error.strerror}")
+
+
+def check_fetched(path: Path, start: bytes) -> None:
+    """Raise InputMissing if a file, given by at least its first 512 bytes, is a pointer of git-annex or Git LFS."""
+    first_line = start[:512].partition(b"\n")[0]
+    if ANNEX.encode() in first_line and b"\0" not in first_line:
+        raise _not_fetched(path, "a pointer of git-annex")
+    if start.startswith(LFS):
+        raise _not_fetched(path, "a pointer of Git LFS", "git lfs pull")
+
+
+def is_web_page(start: bytes) -> bool:
+    """Whether a file that begins so is what a server sent in place of it."""
+    return start[:512].removeprefix(codecs.BOM_UTF8).lstrip().lower().startswith(WEB_PAGE)
+
+
+def _not_fetched(path: Path, what: str, command: str = "datalad get") -> InputMissing:
+    hint = f"`{command} {path}`" if command == "datalad get" else f"`{command}` in its folder"
+    return InputMissing(f"{path}: its content was not fetched, this is {what}: run {hint} [NOT_FETCHED]")
