@@ -15,10 +15,11 @@ import numpy as np
 
 from bidsseg import __version__
 from bidsseg.bids import sidecars
-from bidsseg.bids.names import OutputPaths, SpacePaths, output_paths, root_path, with_extension
+from bidsseg.bids.names import OutputPaths, SpacePaths, output_paths, with_extension
 from bidsseg.bids.query import Scan
-from bidsseg.errors import OutputNotWritable, UsageError
+from bidsseg.errors import OutputNotWritable
 from bidsseg.image.align import Images, read_aligned
+from bidsseg.image.files import is_being_written, locked
 from bidsseg.image.nifti import write_field, write_labels, write_map, write_maps
 from bidsseg.image.template import Fit, Space, fit_to, labels_at, template_brain
 from bidsseg.image.volume import Volume
@@ -96,7 +97,10 @@ class Job:
         found = read_json(self.record)
         if not found or any(found.get(key) != value for key, value in self.provenance.items()):
             return False
-        return all((self.output_dir / path).is_file() for path in self.paths.files)
+        try:
+            return all((self.output_dir / path).is_file() for path in self.paths.files)
+        except OSError:  # a folder that may not be entered
+            return False
 
     def read(self) -> Images:
         """The images that the model reads, on the grid of the T1w."""
@@ -196,14 +200,18 @@ class Job:
 
     def has_page(self) -> bool:
         """Whether the page shows the scan: a run may be killed between the record and the page."""
-        page = self._place(self.paths.report)
-        return page.is_file() and page.stat().st_mtime_ns >= self.record.stat().st_mtime_ns
+        try:
+            return self._place(self.paths.report).stat().st_mtime_ns >= self.record.stat().st_mtime_ns
+        except OSError:
+            return False
 
     def write_page(self) -> None:
         """Write the page on which the scan stands, from what lies in the output folder."""
         from bidsseg.report import participant_page
 
-        participant_page(self.output_dir, self.scan)
+        # Runs with other models or scans write the same page, each from what it finds here.
+        with locked(self._place(self.paths.brain).parent):
+            participant_page(self.output_dir, self.scan)
 
     def _place(self, path: Path) -> Path:
         return self.output_dir / path
@@ -230,15 +238,12 @@ def remove(files: Iterable[Path]) -> None:
 
 
 def remove_halves(parts: Iterable[Path], names: Container[str]) -> None:
-    """Take away what a killed run left of files with these names; others may be in the making, by other processes."""
-    remove(part for part in parts if part.name[1:].rsplit(".", 2)[0] in names)
+    """Remove what killed runs left of files with these names, but nothing that another process is writing."""
+    remove(part for part in parts if part.name[1:].rsplit(".", 2)[0] in names and not is_being_written(part))
 
 
 def write_root(settings: Settings, card: Card) -> None:
     """Write the files at the top of the output, keeping what other models have entered there."""
-    description = settings.output_dir / root_path("description")
-    if description.is_file() and read_json(description).get("DatasetType") != "derivative":
-        raise UsageError(f"{settings.output_dir} holds another dataset, no derivative: choose another OUTPUT_DIR")
     sidecars.write_root_files(settings.output_dir, settings.bids_dir, {card.name: card.description or card.title})
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bidsseg.bids import names, query, validator
 from bidsseg.bids.index import participant_labels
-from bidsseg.bids.sidecars import write_text_atomic
+from bidsseg.bids.sidecars import lists_model, write_text_atomic
 from bidsseg.compute import Workers, choose_workers, keep_freed_memory, peak_memory_mb
 from bidsseg.errors import (
     BidssegError,
@@ -26,11 +26,13 @@ from bidsseg.errors import (
     NothingSelected,
     OutputNotWritable,
     UsageError,
+    explained,
 )
 from bidsseg.image.align import Images
 from bidsseg.image.template import Space, find_space
 from bidsseg.models.card import Card, find_card
 from bidsseg.outputs import Job, remove_halves, write_root
+from bidsseg.ownership import check_files, check_folder, check_source
 from bidsseg.runlog import Entry, RunLog, crash_text, stamp
 from bidsseg.settings import Settings
 
@@ -49,6 +51,8 @@ def participant_level(settings: Settings) -> None:
     Raises:
         BidssegError: with code 1 if some scans failed, 65 if all failed because of their data.
     """
+    check_folder(settings.output_dir)
+    check_source(settings)
     card = find_card(settings.model)
     spaces = list(dict.fromkeys(find_space(word) for word in settings.output_spaces))
     for one, other in itertools.combinations(spaces, 2):
@@ -68,6 +72,7 @@ def participant_level(settings: Settings) -> None:
     jobs, passed_over = _plan(settings, card, selection.scans, spaces)
     done = set() if settings.overwrite else {job for job in jobs if job.is_done()}
     todo = [job for job in jobs if job not in done]
+    check_files(settings.output_dir, jobs, done)
     warnings = [*selection.notes, *(f"{entry.scan} is passed over: {entry.reason}" for entry in passed_over)]
     if todo and not settings.skip_validation:
         place = None if settings.dry_run else settings.output_dir
@@ -86,6 +91,7 @@ def participant_level(settings: Settings) -> None:
         settings.output_dir / names.manifest_path(stamp()),
         settings.command,
         {"name": card.name, "sha256": card.sha256, "folder": str(card.folder)},
+        planned=[job.scan.key for job in todo],
         warnings=warnings,
         entries=[*passed_over, *(Entry(job.scan.key, "skipped") for job in jobs if job in done)],
     )
@@ -100,6 +106,8 @@ def participant_level(settings: Settings) -> None:
             run.spread(todo, workers)
     finally:
         log.finish()
+    if not lists_model(settings.output_dir, card.name):  # another run began at the same time, where there are no locks
+        write_root(settings, card)
     _conclude(settings, len(jobs), len(todo), run.failures)
 
 
@@ -282,10 +290,11 @@ class Run:
         start = time.perf_counter()
         try:
             result = function(*arguments)
-        except Exception as error:  # whatever happens to one scan must not happen to the others
+        except Exception as raised:  # whatever happens to one scan must not happen to the others
+            error = explained(raised) or raised
             self._fail(task, error)
             if stage == "write" and isinstance(error, OutputNotWritable | IOFailure):
-                raise
+                raise error from error.__cause__
             if self.settings.stop_on_first_crash:
                 raise _stop(entry, error) from error
             return None
@@ -299,8 +308,8 @@ class Run:
     def _fail(self, task: _Task, error: Exception) -> None:
         """Put a failure on record, with its full trace in a file."""
         entry = task.entry
-        known = isinstance(error, BidssegError)
         entry.outcome = "failed"
+        known = isinstance(error, BidssegError)
         entry.reason = " ".join(str(error).split()) if known else f"internal error: {error!r}"
         self.failures.append((entry, error))
         path = names.crash_path(task.job.scan, stamp())

@@ -14,6 +14,10 @@ from bidsseg.bids.index import folders
 from bidsseg.bids.names import build_name, parse_name, root_path, with_extension
 from bidsseg.segmentation.volumes import INTRACRANIAL
 
+PAGE_MARK = b'<meta name="generator" content="bidsseg'
+PAGE_HEAD = 4096
+"""Bytes at the beginning of a page among which its mark is."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -51,14 +55,14 @@ class Result:
 
     def volumes(self) -> list[Volume]:
         """The table of volumes, at least one row; ValueError or OSError if it is no such table."""
-        with self.path.open(encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream, delimiter="\t"))
         try:
+            with self.path.open(encoding="utf-8", newline="") as stream:
+                rows = list(csv.DictReader(stream, delimiter="\t"))
             volumes = [
                 Volume(row["name"], row["abbreviation"], float(row["volume-mm3"]), _number(row["softvolume-mm3"]))
                 for row in rows
             ]
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, csv.Error) as error:
             raise ValueError(f"not a table of volumes: {error}") from error
         if not volumes:
             raise ValueError("an empty table")
@@ -99,7 +103,7 @@ def find_results(output_dir: Path, participants: Iterable[str] = (), sessions: I
     wanted_sessions = set(sessions)
     existing = [folder for folder in wanted if folder.is_dir()] if wanted else folders(output_dir, "sub-")
     for participant in sorted(existing, key=lambda folder: natural(folder.name)):
-        found = [result for folder in _anat_folders(participant) for result in _in_folder(folder)]
+        found = [result for folder in anat_folders(participant) for result in _in_folder(folder)]
         for result in sorted(found, key=lambda result: natural(result.path.name)):
             if not wanted_sessions or result.source.get("session") in wanted_sessions:
                 yield result
@@ -110,8 +114,11 @@ def find_fates(output_dir: Path) -> dict[tuple[str, str], Fate]:
     fates: dict[tuple[str, str], Fate] = {}
     for path in sorted((output_dir / root_path("logs")).glob("run-*.json")):
         manifest = read_json(path)
-        model = str(manifest.get("model", {}).get("name", ""))
-        for entry in manifest.get("scans", []):
+        about, entries = manifest.get("model"), manifest.get("scans")
+        model = str(about.get("name", "")) if isinstance(about, dict) else ""
+        for entry in entries if isinstance(entries, list) else []:
+            if not isinstance(entry, dict):
+                continue
             place = (model, str(entry.get("scan")))
             if entry.get("outcome") in ("failed", "passed over"):
                 fates[place] = Fate(entry["outcome"], str(entry.get("reason", "")))
@@ -124,9 +131,18 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; empty if there is none that can be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def is_own_page(path: Path) -> bool:
+    """Whether a page was made by this program."""
+    try:
+        with path.open("rb") as stream:
+            return PAGE_MARK in stream.read(PAGE_HEAD)
+    except OSError:
+        return False
 
 
 def natural(text: str) -> list[tuple[int, str]]:
@@ -134,7 +150,8 @@ def natural(text: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
-def _anat_folders(participant: Path) -> list[Path]:
+def anat_folders(participant: Path) -> list[Path]:
+    """The folders of a participant, and of their sessions, in which results are."""
     above = [participant, *folders(participant, "ses-")]
     return [folder / "anat" for folder in above if (folder / "anat").is_dir()]
 
