@@ -17,7 +17,7 @@ from bidsseg import __version__
 from bidsseg.bids import sidecars
 from bidsseg.bids.names import OutputPaths, SpacePaths, output_paths, with_extension
 from bidsseg.bids.query import Scan
-from bidsseg.errors import OutputNotWritable
+from bidsseg.errors import DataError, OutputNotWritable
 from bidsseg.image.align import Images, read_aligned
 from bidsseg.image.files import is_being_written, locked
 from bidsseg.image.nifti import write_field, write_labels, write_map, write_maps
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 ENDS = 1 << 16
 """Bytes at both ends of a compressed file that stand for the whole: the last eight are a checksum of its content."""
+
+LONGEST_NAME = 255 - len("..00000000.part")
+"""Letters of a name with which a file can be written under a temporary one; file systems take 255."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +94,12 @@ class Job:
         """The sidecar that is written last: where it is, all else is."""
         last = list(self.paths.dseg.values())[-1] if self.paths.dseg else self.paths.lesion or self.paths.brain
         return self.output_dir / with_extension(last, ".json")
+
+    def check_names(self) -> None:
+        """DataError if a file of the scan would have a longer name than file systems take."""
+        longest = max((path.name for path in (*self.paths.files, *self.paths.figures.values())), key=len)
+        if len(longest) > LONGEST_NAME:
+            raise DataError(f"{longest} would be too long a name of a file; shorten the labels of {self.scan.t1w.name}")
 
     def is_done(self) -> bool:
         """Whether every output is there, made by this model from these images."""

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from bidsseg.segmentation.predict import Segmentation
 
 T = TypeVar("T")
+Failure = tuple[Entry, Exception]
 
 
 def participant_level(settings: Settings) -> None:
@@ -69,7 +70,10 @@ def participant_level(settings: Settings) -> None:
         filters=settings.filters,
         database_dir=settings.database_dir,
     )
-    jobs, passed_over = _plan(settings, card, selection.scans, spaces)
+    jobs, passed_over, unusable = _plan(settings, card, selection.scans, spaces)
+    unusable += [_failure(key, InputMissing(reason)) for key, reason in selection.closed.items()]
+    if not jobs:
+        raise DataError("; ".join(str(error) for _, error in unusable))
     done = set() if settings.overwrite else {job for job in jobs if job.is_done()}
     todo = [job for job in jobs if job not in done]
     check_files(settings.output_dir, jobs, done)
@@ -81,6 +85,8 @@ def participant_level(settings: Settings) -> None:
         settings.report.warn(warning)
     if settings.dry_run:
         _list(settings, card, jobs, done)
+        for entry, _ in unusable:
+            settings.report.warn(f"{entry.scan} would fail: {entry.reason}")
         return
     write_root(settings, card)
     remove_halves(settings.output_dir.glob(".*.part"), {job.paths.report.name for job in jobs})
@@ -93,10 +99,14 @@ def participant_level(settings: Settings) -> None:
         {"name": card.name, "sha256": card.sha256, "folder": str(card.folder)},
         planned=[job.scan.key for job in todo],
         warnings=warnings,
-        entries=[*passed_over, *(Entry(job.scan.key, "skipped") for job in jobs if job in done)],
+        entries=[
+            *passed_over,
+            *(entry for entry, _ in unusable),
+            *(Entry(job.scan.key, "skipped") for job in jobs if job in done),
+        ],
     )
     log.save()
-    run = Run(settings, log)
+    run = Run(settings, log, failures=unusable)
     local = settings.executor == "local"
     try:
         workers = choose_workers(settings, len(todo)) if local else None
@@ -108,7 +118,7 @@ def participant_level(settings: Settings) -> None:
         log.finish()
     if not lists_model(settings.output_dir, card.name):  # another run began at the same time, where there are no locks
         write_root(settings, card)
-    _conclude(settings, len(jobs), len(todo), run.failures)
+    _conclude(settings, len(jobs) + len(unusable), len(todo) + len(unusable), run.failures)
 
 
 def _shard(settings: Settings) -> list[str] | None:
@@ -121,19 +131,29 @@ def _shard(settings: Settings) -> list[str] | None:
 
 def _plan(
     settings: Settings, card: Card, scans: Sequence[query.Scan], spaces: Sequence[Space]
-) -> tuple[list[Job], list[Entry]]:
-    """What there is to do for each scan, and the scans that lack an image which the model needs."""
-    jobs, passed_over = [], []
+) -> tuple[list[Job], list[Entry], list[Failure]]:
+    """The jobs, the scans that lack an image which the model needs, and those whose files cannot have their names."""
+    jobs, passed_over, unusable = [], [], []
     for scan in scans:
         if "FLAIR" in card.inputs and scan.flair is None:
             reason = f"the model {card.name} needs a FLAIR: {scan.flair_reason}"
             passed_over.append(Entry(scan.key, "passed over", reason))
         else:
             asked = settings.probseg, settings.entropy, spaces, settings.viewer
-            jobs.append(Job(scan, card, settings.bids_dir, settings.output_dir, *asked))
-    if not jobs:
+            job = Job(scan, card, settings.bids_dir, settings.output_dir, *asked)
+            try:
+                job.check_names()
+                jobs.append(job)
+            except DataError as error:
+                unusable.append(_failure(scan.key, error))
+    if not jobs and not unusable:
         raise NothingSelected(f"{passed_over[0].scan}: {passed_over[0].reason}; so it is for all {len(scans)} scans")
-    return jobs, passed_over
+    return jobs, passed_over, unusable
+
+
+def _failure(scan: str, error: BidssegError) -> Failure:
+    """The failure of a scan before any work on it."""
+    return Entry(scan, "failed", str(error)), error
 
 
 def _list(settings: Settings, card: Card, jobs: Sequence[Job], done: Container[Job]) -> None:
@@ -145,13 +165,14 @@ def _list(settings: Settings, card: Card, jobs: Sequence[Job], done: Container[J
             settings.report.say(f"  {settings.output_dir / path}")
 
 
-def _conclude(settings: Settings, total: int, done_now: int, failures: Sequence[tuple[Entry, Exception]]) -> None:
+def _conclude(settings: Settings, total: int, done_now: int, failures: Sequence[Failure]) -> None:
     """Tell the end of the story, and raise if it is not a happy one."""
     report = settings.report
     report.stop()
     report.say(f"segmented {done_now - len(failures)} of {total} scans, {total - done_now} were done before")
     for entry, _ in failures:
-        report.warn(f"{entry.scan} failed: {entry.reason} ({entry.crash_file})")
+        trace = f" ({entry.crash_file})" if entry.crash_file else ""
+        report.warn(f"{entry.scan} failed: {entry.reason}{trace}")
     if not failures:
         return
     of_data = all(isinstance(error, DataError | InputMissing) for _, error in failures)
@@ -188,7 +209,7 @@ class Run:
 
     settings: Settings
     log: RunLog
-    failures: list[tuple[Entry, Exception]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
     prepare: Callable[[Settings, str], tuple[Machine, Model]] = prepare
     turn: AbstractContextManager[Any] = field(default_factory=nullcontext)
     pages: bool = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,37 @@ def _is_dir(entry: os.DirEntry[str]) -> bool:
         return False
 
 
+def closed_folders(bids_dir: Path, participants: Sequence[str]) -> dict[Path, str]:
+    """Folders of participants and sessions that cannot be read, relative to the dataset, and what the system says."""
+    closed: dict[Path, str] = {}
+    for label in participants:
+        participant = bids_dir / f"sub-{label}"
+        if _closed(participant, bids_dir, closed):
+            continue
+        for above in (participant, *folders(participant, "ses-")):
+            if not _closed(above, bids_dir, closed) and os.path.lexists(above / "anat"):
+                _closed(above / "anat", bids_dir, closed)
+    return closed
+
+
+def _closed(folder: Path, bids_dir: Path, closed: dict[Path, str]) -> bool:
+    """Whether a folder cannot be listed or entered, which is then noted."""
+    try:
+        os.scandir(folder).close()
+        (folder / ".").lstat()
+    except NotADirectoryError:
+        return False
+    except OSError as error:
+        closed[folder.relative_to(bids_dir)] = str(error.strerror)
+        return True
+    return False
+
+
 def anatomical_images(
-    bids_dir: Path, participants: Sequence[str] | None, database_dir: Path | None = None
+    bids_dir: Path,
+    participants: Sequence[str] | None,
+    database_dir: Path | None = None,
+    closed: Iterable[Path] = (),
 ) -> tuple[list[Image], list[str]]:
     """Images in ``sub-*/[ses-*/]anat``, and notes on T1w images whose names are not of BIDS form.
 
@@ -63,8 +92,12 @@ def anatomical_images(
     Args:
         participants: labels of those to look into; None means all.
         database_dir: where the index of pybids is kept.
+        closed: folders relative to the dataset that must not be looked into.
+
+    Raises:
+        OSError: a folder cannot be read, see :func:`closed_folders`.
     """
-    layout = _database(bids_dir, database_dir) if database_dir else _index(bids_dir, participants)
+    layout = _database(bids_dir, database_dir) if database_dir else _index(bids_dir, participants, closed=closed)
     root, labels = Path(layout.root), participants and set(participants)
     narrow = {"subject": list(labels)} if labels and len(labels) < MANY and "/sub-" not in layout.root else {}
     images, notes = [], []
@@ -93,11 +126,15 @@ def read_image_name(dataset_dir: Path, parts: Sequence[str]) -> Image | None:
     return Image(dataset_dir.joinpath(*parts), sort_entities({**parsed[0], **above}), parsed[1])
 
 
-def _index(bids_dir: Path, participants: Sequence[str] | None, database_dir: Path | None = None) -> Any:
+def _index(
+    bids_dir: Path, participants: Sequence[str] | None, database_dir: Path | None = None, closed: Iterable[Path] = ()
+) -> Any:
     """A pybids layout of the ``anat`` folders of the participants (None: all)."""
     from bids.layout import BIDSLayout, BIDSLayoutIndexer
 
-    indexer = BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=[_everything_but(participants)])
+    without = [re.compile(rf"^/{re.escape(folder.as_posix())}(?:/|$)") for folder in closed]
+    ignore = [_everything_but(participants), *without]
+    indexer = BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=ignore)
     return BIDSLayout(bids_dir, validate=False, indexer=indexer, database_path=database_dir)
 
 
@@ -125,6 +162,8 @@ def _database(bids_dir: Path, folder: Path) -> Any:
                 _index(bids_dir, None, Path(half))
                 (Path(half) / INDEX).replace(place / INDEX)
         except OSError as error:
+            if str(error.filename).startswith(f"{bids_dir}{os.sep}"):
+                raise
             raise OutputNotWritable(f"cannot keep an index in {folder}: {error.strerror}") from error
     layout = BIDSLayout(bids_dir, validate=False, database_path=place)
     if Path(layout.root).resolve() != bids_dir.resolve():
