@@ -116,18 +116,18 @@ def check_source(settings: Settings) -> None:
     if any(records) or not (records or _has_results(output_dir)):
         return
     now = dataset_description(output_dir, bids_dir)
-    path, path_now = _source_path(before), _source_path(now)
-    if _same_name(before, now, path == path_now):
-        if not records or (path == path_now and (len(records) == 1 or settings.overwrite)):
+    same_path = _source(before).get("URL") == _source(now).get("URL")
+    if _same_name(before, now, same_path):
+        if not records or (same_path and (len(records) == 1 or settings.overwrite)):
             return
-        if path == path_now:
+        if same_path:
             raise OutputNotWritable(
                 f"{output_dir} holds results of a dataset that was at {bids_dir} when they were made, and none of "
                 f"{len(records)} images is still the same: {ELSEWHERE}, or give --overwrite to replace the results"
             )
+    path = _source_path(before) or "(path unknown)"
     raise OutputNotWritable(
-        f"{output_dir} holds results of the dataset {path or '(path unknown)'}, and {bids_dir.resolve()} is another "
-        f"one: {ELSEWHERE}"
+        f"{output_dir} holds results of the dataset {path}, and {bids_dir.resolve()} is another one: {ELSEWHERE}"
     )
 
 

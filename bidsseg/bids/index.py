@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from bidsseg.errors import InputMissing, OutputNotWritable, UsageError
 
 INDEX = "layout_index.sqlite"
 """File in which pybids keeps an index."""
+
+NOT_UTF8 = re.compile("[\udc80-\udcff]")
+"""What Python puts in place of the bytes of a name that it cannot decode."""
 
 MANY = 1000
 """Participants for which a query by label is no longer faster than one for all."""
@@ -97,7 +101,8 @@ def anatomical_images(
     Raises:
         OSError: a folder cannot be read, see :func:`closed_folders`.
     """
-    layout = _database(bids_dir, database_dir) if database_dir else _index(bids_dir, participants, closed=closed)
+    with _named_in_utf8(bids_dir) as root_dir:
+        layout = _database(bids_dir, database_dir) if database_dir else _index(root_dir, participants, closed=closed)
     root, labels = Path(layout.root), participants and set(participants)
     narrow = {"subject": list(labels)} if labels and len(labels) < MANY and "/sub-" not in layout.root else {}
     images, notes = [], []
@@ -133,9 +138,21 @@ def _index(
     from bids.layout import BIDSLayout, BIDSLayoutIndexer
 
     without = [re.compile(rf"^/{re.escape(folder.as_posix())}(?:/|$)") for folder in closed]
-    ignore = [_everything_but(participants), *without]
+    ignore = [_everything_but(participants), NOT_UTF8, *without]
     indexer = BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=ignore)
     return BIDSLayout(bids_dir, validate=False, indexer=indexer, database_path=database_dir)
+
+
+@contextmanager
+def _named_in_utf8(bids_dir: Path) -> Iterator[Path]:
+    """The dataset under a name that the database of pybids can hold: its own, or else a link."""
+    if not NOT_UTF8.search(str(bids_dir)):
+        yield bids_dir
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / "dataset"
+        link.symlink_to(bids_dir)
+        yield link
 
 
 def _everything_but(participants: Sequence[str] | None) -> re.Pattern[str]:
