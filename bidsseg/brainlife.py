@@ -34,6 +34,7 @@ from bidsseg.models.card import BRAIN, Card, find_card
 from bidsseg.reading import read_object
 from bidsseg.results import Result
 from bidsseg.settings import Settings
+from bidsseg.terminal import write_line
 
 CONFIG = "config.json"
 IMAGES = {"t1": "T1w", "flair": "FLAIR"}
@@ -65,7 +66,7 @@ def main(folder: Path | None = None) -> int:
             write_products(output, label, card, protocol, folder)
         return code
     except BidssegError as error:
-        print(f"bidsseg: {error}", file=sys.stderr)
+        write_line(f"bidsseg: {error}", sys.stderr)
         return error.code
 
 

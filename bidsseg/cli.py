@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import signal
@@ -18,9 +17,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from bidsseg import __version__, arguments
 from bidsseg.compute import prepare_surroundings
-from bidsseg.errors import EXIT_CODES, MORE_MEMORY, BidssegError, UnknownLevel, UsageError, lacks_memory
+from bidsseg.errors import EXIT_CODES, BidssegError, UnknownLevel, UsageError, explained
 from bidsseg.models.card import located
-from bidsseg.settings import EXECUTORS, LEVELS, Report, Settings, Training
+from bidsseg.settings import EXECUTORS, LEVELS, Settings, Training
+from bidsseg.terminal import Terminal, prepare_streams, write_line
 
 if TYPE_CHECKING:
     from bidsseg.bids.query import Filters
@@ -39,8 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     settings = None
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold what the terminal cannot show
+    prepare_streams()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a container or a scheduler asks us to stop
     try:
         given = _parser().parse_intermixed_args(words)
@@ -56,10 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), error.code)
     except KeyboardInterrupt:
         return _fail("stopped; the same command goes on from here", 130)
-    except Exception as error:
-        if lacks_memory(error):
-            return _fail(f"out of memory ({' '.join(str(error).split())[:120]}): {MORE_MEMORY}", 75)
-        # a bug: the trace goes to a file, not to the terminal
+    except Exception as error:  # the trace goes to a file, not to the terminal
+        if known := explained(error):
+            return _fail(f"{known} (trace in {_keep_trace(settings)})", known.code)
         return _fail(f"internal error ({error!r}): please report it together with {_keep_trace(settings)}", 1)
 
 
@@ -90,7 +88,7 @@ def _run(levels: Sequence[str], settings: Settings) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"bidsseg: {' '.join(message.split())}", file=sys.stderr)
+    write_line(f"bidsseg: {' '.join(message.split())}", sys.stderr)
     return code
 
 
@@ -112,14 +110,14 @@ def _list_models() -> int:
         measured = f"; Dice on people held out: {dice}" if dice else ""
         size = f"; {card.size_mb:.0f} MB" if card.weights.is_file() else ""
         spoken = f"needs {' + '.join(card.inputs)}, gives {', '.join(card.heads)}"
-        print(f"{card.name}: {card.title}; {spoken}{measured}{size}; {card.licence}")
+        write_line(f"{card.name}: {card.title}; {spoken}{measured}{size}; {card.licence}", sys.stdout)
     return 0
 
 
 def _print_descriptor(level: str) -> int:
     from bidsseg.descriptor import descriptor
 
-    print(json.dumps(descriptor(_parser(), level == "train"), indent=2))
+    write_line(json.dumps(descriptor(_parser(), level == "train"), indent=2), sys.stdout)
     return 0
 
 
@@ -132,6 +130,9 @@ class _Parser(argparse.ArgumentParser):
             flag, equals, value = word.partition("=")
             words.append(flag.replace("_", "-") + equals + value if word.startswith("--") else word)
         return super().parse_known_args(words, namespace)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        write_line(message.removesuffix("\n"), file or sys.stdout)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (--help shows the usage)")
@@ -292,57 +293,3 @@ def _filters(path: Path | None) -> Filters:
     from bidsseg.bids.query import read_filters
 
     return read_filters(path)
-
-
-class Terminal(Report):
-    """Speaks to the user: results on standard output, the rest on standard error, with a bar on a terminal."""
-
-    def __init__(self, verbose: bool = False) -> None:
-        self.verbose = verbose
-        self.total = self.count = 0
-        self.bar: Any = None
-
-    def say(self, message: str) -> None:
-        self._print(message, sys.stdout)
-
-    def warn(self, message: str) -> None:
-        self._print(f"warning: {message}", sys.stderr)
-
-    def detail(self, message: str) -> None:
-        if self.verbose:
-            self._print(message, sys.stderr)
-
-    def start(self, total: int, unit: str = "scan") -> None:
-        self.total, self.count = total, 0
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self.bar = tqdm(total=total, unit=unit, dynamic_ncols=True)
-
-    def stage(self, unit: str, stage: str) -> None:
-        if self.bar is not None:
-            self.bar.set_postfix_str(f"{unit}: {stage}")
-        else:
-            self.detail(f"{unit}: {stage}")
-
-    def advance(self, unit: str, outcome: str) -> None:
-        self.count += 1
-        if self.bar is not None:
-            self.bar.update()
-        else:
-            self._print(f"[{self.count}/{self.total}] {unit}: {outcome}", sys.stderr)
-
-    def stop(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
-
-    def _print(self, message: str, stream: Any) -> None:
-        if self.bar is not None:
-            self.bar.write(message, file=stream)
-        else:
-            try:
-                stream.write(f"{message}\n")  # in one piece, for two threads speak
-                stream.flush()
-            except BrokenPipeError:  # who read along has gone; the work goes on
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

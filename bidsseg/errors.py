@@ -5,6 +5,7 @@ those that BIDS Apps share.
 """
 
 import errno
+import os
 
 EXIT_CODES = {
     0: "everything asked for is there",
@@ -97,3 +98,40 @@ class TemporaryFailure(BidssegError):
     """A resource is lacking now; the same command may work later."""
 
     code = 75
+
+
+ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
+"""What the system says when a file is not there, or not for this user."""
+FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def explained(error: Exception) -> BidssegError | None:
+    """The error of this program that says what the system, a decoder or an allocator said; None if it may be a bug.
+
+    Whoever reads or writes a file explains its errors better; this is for those that nobody foresaw.
+    """
+    if isinstance(error, BidssegError):
+        return error
+    if lacks_memory(error):
+        said = " ".join(str(error).split())[:120]
+        known: BidssegError = TemporaryFailure(f"out of memory{f' ({said})' if said else ''}: {MORE_MEMORY}")
+    elif isinstance(error, UnicodeError):
+        known = DataError(f"a name or a text is not UTF-8 ({error}): rename the file or convert the text")
+    elif isinstance(error, OSError):
+        known = _of_the_system(error)
+    else:
+        return None
+    known.__cause__ = error
+    return known
+
+
+def _of_the_system(error: OSError) -> BidssegError:
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    text = ": ".join([*[" and ".join(names)][: len(names)], error.strerror or str(error)])
+    if error.errno == errno.EROFS:
+        return OutputNotWritable(f"{text}; choose another folder")
+    if error.errno in ABSENT:
+        return InputMissing(f"{text}; check that it is there, and its permissions")
+    if error.errno in FULL:
+        return IOFailure(f"{text}; free some space there or choose another folder, and run again")
+    return IOFailure(f"{text}; check the disk or the network, and run again")

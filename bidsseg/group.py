@@ -9,6 +9,7 @@ from bidsseg.bids.query import find_scans
 from bidsseg.bids.sidecars import write_json_atomic
 from bidsseg.cohort import Cohort, collect, write_table
 from bidsseg.errors import BidssegError, InputMissing, NothingSelected
+from bidsseg.ownership import check_folder, check_group_files, check_source
 from bidsseg.results import Result, find_fates, find_results
 from bidsseg.settings import Settings
 
@@ -25,10 +26,13 @@ def group_level(settings: Settings) -> None:
     output_dir, report = settings.output_dir, settings.report
     if not output_dir.is_dir():
         raise InputMissing(f"there is no folder {output_dir}: run the level participant first")
+    check_folder(output_dir)
+    check_source(settings)
     fates = find_fates(output_dir)
     cohorts = collect(_results(settings), _expected(settings, {key for _, key in fates}), fates)
     if not cohorts:
         raise NothingSelected(f"no result of the selected scans in {output_dir}: run the level participant first")
+    check_group_files(output_dir, cohorts)
     if not settings.dry_run:
         report.start(len(cohorts) + 2, "step")
     for cohort in cohorts:

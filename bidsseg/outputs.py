@@ -15,10 +15,11 @@ import numpy as np
 
 from bidsseg import __version__
 from bidsseg.bids import sidecars
-from bidsseg.bids.names import OutputPaths, SpacePaths, output_paths, root_path, with_extension
+from bidsseg.bids.names import OutputPaths, SpacePaths, output_paths, with_extension
 from bidsseg.bids.query import Scan
-from bidsseg.errors import OutputNotWritable, UsageError
+from bidsseg.errors import DataError, OutputNotWritable, UsageError
 from bidsseg.image.align import Images, read_aligned
+from bidsseg.image.files import is_being_written, locked
 from bidsseg.image.nifti import write_field, write_labels, write_map, write_maps
 from bidsseg.image.template import Fit, Space, fit_to, labels_at, template_brain
 from bidsseg.image.volume import Volume
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 ENDS = 1 << 16
 """Bytes at both ends of a compressed file that stand for the whole: the last eight are a checksum of its content."""
+
+LONGEST_NAME = 255 - len("..00000000.part")
+"""Letters of a name with which a file can be written under a temporary one; file systems take 255."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +98,12 @@ class Job:
         last = list(self.paths.dseg.values())[-1] if self.paths.dseg else self.paths.lesion or self.paths.brain
         return self.output_dir / with_extension(last, ".json")
 
+    def check_names(self) -> None:
+        """DataError if a file of the scan would have a longer name than file systems take."""
+        longest = max((path.name for path in (*self.paths.files, *self.paths.figures.values())), key=len)
+        if len(longest) > LONGEST_NAME:
+            raise DataError(f"{longest} would be too long a name of a file; shorten the labels of {self.scan.t1w.name}")
+
     def is_done(self) -> bool:
         """Whether every output is there, made by this model from these images."""
         found = read_json(self.record)
@@ -101,7 +111,10 @@ class Job:
             return False
         if any(found.get(key) != value for key, value in self.provenance.items()):
             return False
-        return all((self.output_dir / path).is_file() for path in self.paths.files)
+        try:
+            return all((self.output_dir / path).is_file() for path in self.paths.files)
+        except OSError:  # a folder that may not be entered
+            return False
 
     def read(self) -> Images:
         """The images that the model reads, on the grid of the T1w."""
@@ -202,14 +215,18 @@ class Job:
 
     def has_page(self) -> bool:
         """Whether the page shows the scan: a run may be killed between the record and the page."""
-        page = self._place(self.paths.report)
-        return page.is_file() and page.stat().st_mtime_ns >= self.record.stat().st_mtime_ns
+        try:
+            return self._place(self.paths.report).stat().st_mtime_ns >= self.record.stat().st_mtime_ns
+        except OSError:
+            return False
 
     def write_page(self) -> None:
         """Write the page on which the scan stands, from what lies in the output folder."""
         from bidsseg.report import participant_page
 
-        participant_page(self.output_dir, self.scan)
+        # Runs with other models or scans write the same page, each from what it finds here.
+        with locked(self._place(self.paths.brain).parent):
+            participant_page(self.output_dir, self.scan)
 
     def _place(self, path: Path) -> Path:
         return self.output_dir / path
@@ -252,15 +269,12 @@ def remove(files: Iterable[Path]) -> None:
 
 
 def remove_halves(parts: Iterable[Path], names: Container[str]) -> None:
-    """Take away what a killed run left of files with these names; others may be in the making, by other processes."""
-    remove(part for part in parts if part.name[1:].rsplit(".", 2)[0] in names)
+    """Remove what killed runs left of files with these names, but nothing that another process is writing."""
+    remove(part for part in parts if part.name[1:].rsplit(".", 2)[0] in names and not is_being_written(part))
 
 
 def write_root(settings: Settings, card: Card) -> None:
     """Write the files at the top of the output, keeping what other models have entered there."""
-    description = settings.output_dir / root_path("description")
-    if description.is_file() and read_json(description).get("DatasetType") != "derivative":
-        raise UsageError(f"{settings.output_dir} holds another dataset, no derivative: choose another OUTPUT_DIR")
     sidecars.write_root_files(settings.output_dir, settings.bids_dir, {card.name: card.description or card.title})
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bidsseg.bids import names, query, validator
 from bidsseg.bids.index import participant_labels
-from bidsseg.bids.sidecars import write_text_atomic
+from bidsseg.bids.sidecars import lists_model, write_text_atomic
 from bidsseg.compute import (
     PROCESS_MB,
     WHOLE_MB,
@@ -28,21 +28,20 @@ from bidsseg.compute import (
     peak_memory_mb,
 )
 from bidsseg.errors import (
-    MORE_MEMORY,
     BidssegError,
     DataError,
     InputMissing,
     IOFailure,
     NothingSelected,
     OutputNotWritable,
-    TemporaryFailure,
     UsageError,
-    lacks_memory,
+    explained,
 )
 from bidsseg.image.align import Images
 from bidsseg.image.template import Space, find_space
 from bidsseg.models.card import Card, find_card
 from bidsseg.outputs import Job, check_apart, remove_halves, write_root
+from bidsseg.ownership import check_files, check_folder, check_source
 from bidsseg.runlog import Entry, RunLog, crash_text, stamp
 from bidsseg.settings import Settings
 
@@ -53,6 +52,7 @@ if TYPE_CHECKING:
     from bidsseg.segmentation.predict import Segmentation
 
 T = TypeVar("T")
+Failure = tuple[Entry, Exception]
 
 
 def participant_level(settings: Settings) -> None:
@@ -61,6 +61,8 @@ def participant_level(settings: Settings) -> None:
     Raises:
         BidssegError: with code 1 if some scans failed, 65 if all failed because of their data.
     """
+    check_folder(settings.output_dir)
+    check_source(settings)
     card = find_card(settings.model)
     if settings.executor == "local":  # the machines of a cluster have devices of their own
         check_device(settings.device)
@@ -79,11 +81,15 @@ def participant_level(settings: Settings) -> None:
         filters=settings.filters,
         database_dir=settings.database_dir,
     )
-    jobs, passed_over = _plan(settings, card, selection.scans, spaces)
+    jobs, passed_over, unusable = _plan(settings, card, selection.scans, spaces)
+    unusable += [_failure(key, InputMissing(reason)) for key, reason in selection.closed.items()]
+    if not jobs:
+        raise DataError("; ".join(str(error) for _, error in unusable))
     if spaces:
         check_apart(jobs)
     done = set() if settings.overwrite else {job for job in jobs if job.is_done()}
     todo = [job for job in jobs if job not in done]
+    check_files(settings.output_dir, jobs, done)
     warnings = [*selection.notes, *(f"{entry.scan} is passed over: {entry.reason}" for entry in passed_over)]
     if todo and not settings.skip_validation:
         place = None if settings.dry_run else settings.output_dir
@@ -92,6 +98,8 @@ def participant_level(settings: Settings) -> None:
         settings.report.warn(warning)
     if settings.dry_run:
         _list(settings, card, jobs, done)
+        for entry, _ in unusable:
+            settings.report.warn(f"{entry.scan} would fail: {entry.reason}")
         return
     write_root(settings, card)
     remove_halves(settings.output_dir.glob(".*.part"), {job.paths.report.name for job in jobs})
@@ -102,11 +110,16 @@ def participant_level(settings: Settings) -> None:
         settings.output_dir / names.manifest_path(stamp()),
         settings.command,
         {"name": card.name, "sha256": card.sha256, "folder": str(card.folder)},
+        planned=[job.scan.key for job in todo],
         warnings=warnings,
-        entries=[*passed_over, *(Entry(job.scan.key, "skipped") for job in jobs if job in done)],
+        entries=[
+            *passed_over,
+            *(entry for entry, _ in unusable),
+            *(Entry(job.scan.key, "skipped") for job in jobs if job in done),
+        ],
     )
     log.save()
-    run = Run(settings, log)
+    run = Run(settings, log, failures=unusable)
     local = settings.executor == "local"
     try:
         workers = choose_workers(settings, len(todo), process_mb(card)) if local else None
@@ -116,7 +129,9 @@ def participant_level(settings: Settings) -> None:
             run.spread(todo, workers)
     finally:
         log.finish()
-    _conclude(settings, len(jobs), len(todo), run.failures)
+    if not lists_model(settings.output_dir, card.name):  # another run began at the same time, where there are no locks
+        write_root(settings, card)
+    _conclude(settings, len(jobs) + len(unusable), len(todo) + len(unusable), run.failures)
 
 
 def _shard(settings: Settings) -> list[str] | None:
@@ -129,19 +144,29 @@ def _shard(settings: Settings) -> list[str] | None:
 
 def _plan(
     settings: Settings, card: Card, scans: Sequence[query.Scan], spaces: Sequence[Space]
-) -> tuple[list[Job], list[Entry]]:
-    """What there is to do for each scan, and the scans that lack an image which the model needs."""
-    jobs, passed_over = [], []
+) -> tuple[list[Job], list[Entry], list[Failure]]:
+    """The jobs, the scans that lack an image which the model needs, and those whose files cannot have their names."""
+    jobs, passed_over, unusable = [], [], []
     for scan in scans:
         if "FLAIR" in card.inputs and scan.flair is None:
             reason = f"the model {card.name} needs a FLAIR: {scan.flair_reason}"
             passed_over.append(Entry(scan.key, "passed over", reason))
         else:
             asked = settings.probseg, settings.entropy, spaces, settings.viewer, settings.fast
-            jobs.append(Job(scan, card, settings.bids_dir, settings.output_dir, *asked))
-    if not jobs:
+            job = Job(scan, card, settings.bids_dir, settings.output_dir, *asked)
+            try:
+                job.check_names()
+                jobs.append(job)
+            except DataError as error:
+                unusable.append(_failure(scan.key, error))
+    if not jobs and not unusable:
         raise NothingSelected(f"{passed_over[0].scan}: {passed_over[0].reason}; so it is for all {len(scans)} scans")
-    return jobs, passed_over
+    return jobs, passed_over, unusable
+
+
+def _failure(scan: str, error: BidssegError) -> Failure:
+    """The failure of a scan before any work on it."""
+    return Entry(scan, "failed", str(error)), error
 
 
 def _list(settings: Settings, card: Card, jobs: Sequence[Job], done: Container[Job]) -> None:
@@ -153,13 +178,14 @@ def _list(settings: Settings, card: Card, jobs: Sequence[Job], done: Container[J
             settings.report.say(f"  {settings.output_dir / path}")
 
 
-def _conclude(settings: Settings, total: int, done_now: int, failures: Sequence[tuple[Entry, Exception]]) -> None:
+def _conclude(settings: Settings, total: int, done_now: int, failures: Sequence[Failure]) -> None:
     """Tell the end of the story, and raise if it is not a happy one."""
     report = settings.report
     report.stop()
     report.say(f"segmented {done_now - len(failures)} of {total} scans, {total - done_now} were done before")
     for entry, _ in failures:
-        report.warn(f"{entry.scan} failed: {entry.reason} ({entry.crash_file})")
+        trace = f" ({entry.crash_file})" if entry.crash_file else ""
+        report.warn(f"{entry.scan} failed: {entry.reason}{trace}")
     if not failures:
         return
     of_data = all(isinstance(error, DataError | InputMissing) for _, error in failures)
@@ -202,7 +228,7 @@ class Run:
 
     settings: Settings
     log: RunLog
-    failures: list[tuple[Entry, Exception]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
     prepare: Callable[[Settings, str], tuple[Machine, Model]] = prepare
     turn: AbstractContextManager[Any] = field(default_factory=nullcontext)
     pages: bool = True
@@ -324,12 +350,11 @@ class Run:
         start = time.perf_counter()
         try:
             result = function(*arguments)
-        except Exception as error:  # whatever happens to one scan must not happen to the others
-            if lacks_memory(error):
-                error = TemporaryFailure(f"out of memory: {MORE_MEMORY}")
+        except Exception as raised:  # whatever happens to one scan must not happen to the others
+            error = explained(raised) or raised
             self._fail(task, error)
             if stage == "write" and isinstance(error, OutputNotWritable | IOFailure):
-                raise
+                raise error from error.__cause__
             if self.settings.stop_on_first_crash:
                 raise _stop(entry, error) from error
             return None
@@ -343,8 +368,8 @@ class Run:
     def _fail(self, task: _Task, error: Exception) -> None:
         """Put a failure on record, with its full trace in a file."""
         entry = task.entry
-        known = isinstance(error, BidssegError)
         entry.outcome = "failed"
+        known = isinstance(error, BidssegError)
         entry.reason = " ".join(str(error).split()) if known else f"internal error: {error!r}"
         self.failures.append((entry, error))
         path = names.crash_path(task.job.scan, stamp())

@@ -14,6 +14,10 @@ from bidsseg.errors import BidssegError
 from bidsseg.reading import object_or_empty, read_table
 from bidsseg.segmentation.volumes import INTRACRANIAL
 
+PAGE_MARK = b'<meta name="generator" content="bidsseg'
+PAGE_HEAD = 4096
+"""Bytes at the beginning of a page among which its mark is."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -104,7 +108,7 @@ def find_results(output_dir: Path, participants: Iterable[str] = (), sessions: I
     wanted_sessions = set(sessions)
     existing = [folder for folder in wanted if folder.is_dir()] if wanted else folders(output_dir, "sub-")
     for participant in sorted(existing, key=lambda folder: natural(folder.name)):
-        found = [result for folder in _anat_folders(participant) for result in _in_folder(folder)]
+        found = [result for folder in anat_folders(participant) for result in _in_folder(folder)]
         for result in sorted(found, key=lambda result: natural(result.path.name)):
             if not wanted_sessions or result.source.get("session") in wanted_sessions:
                 yield result
@@ -115,8 +119,11 @@ def find_fates(output_dir: Path) -> dict[tuple[str, str], Fate]:
     fates: dict[tuple[str, str], Fate] = {}
     for path in sorted((output_dir / root_path("logs")).glob("run-*.json")):
         manifest = read_json(path)
-        model = str(manifest.get("model", {}).get("name", ""))
-        for entry in manifest.get("scans", []):
+        about, entries = manifest.get("model"), manifest.get("scans")
+        model = str(about.get("name", "")) if isinstance(about, dict) else ""
+        for entry in entries if isinstance(entries, list) else []:
+            if not isinstance(entry, dict):
+                continue
             place = (model, str(entry.get("scan")))
             if entry.get("outcome") in ("failed", "passed over"):
                 fates[place] = Fate(entry["outcome"], str(entry.get("reason", "")))
@@ -130,12 +137,22 @@ def read_json(path: Path) -> dict[str, Any]:
     return object_or_empty(path)
 
 
+def is_own_page(path: Path) -> bool:
+    """Whether a page was made by this program."""
+    try:
+        with path.open("rb") as stream:
+            return PAGE_MARK in stream.read(PAGE_HEAD)
+    except OSError:
+        return False
+
+
 def natural(text: str) -> list[tuple[int, str]]:
     """Sorting key in which run-2 comes before run-10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
-def _anat_folders(participant: Path) -> list[Path]:
+def anat_folders(participant: Path) -> list[Path]:
+    """The folders of a participant, and of their sessions, in which results are."""
     above = [participant, *folders(participant, "ses-")]
     return [folder / "anat" for folder in above if (folder / "anat").is_dir()]
 

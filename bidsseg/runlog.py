@@ -47,11 +47,13 @@ class RunLog:
 
     Attributes:
         path: None keeps it in memory alone.
+        planned: keys of the scans that the run is about to segment, whose files are therefore of this program.
     """
 
     path: Path | None
     command: Sequence[str]
     model: Mapping[str, Any]
+    planned: Sequence[str] = ()
     machine: Mapping[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
@@ -86,6 +88,7 @@ class RunLog:
             "model": dict(self.model),
             "machine": dict(self.machine),
             "warnings": self.warnings,
+            "planned": list(self.planned),
             "scans": [{key: value for key, value in asdict(entry).items() if value} for entry in self.entries],
         }
         write_json_atomic(self.path, content)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from bidsseg import __version__
 from bidsseg.compute import choose_machine, emulation, keep_freed_memory
 from bidsseg.errors import DataError, NothingSelected, OutputNotWritable, TemporaryFailure, UsageError
+from bidsseg.ownership import check_model_folder
 from bidsseg.settings import Report, Settings, Training
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def _train(settings: Settings, interruption: Interruption) -> Path:
         report.say(f"a step has {processes.count} samples in place of {recipe.batch}: one of each process")
         recipe = replace(recipe, batch=processes.count)
     folder = settings.output_dir / "models" / recipe.name
+    check_model_folder(settings.output_dir, folder)
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists() and not options.resume and not settings.overwrite:
         raise UsageError(f"{checkpoint} is there: give --resume to go on, --overwrite to start again")

@@ -6,7 +6,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from bidsseg.errors import BidssegError, InputMissing, OutputNotWritable, UsageE
 
 INDEX = "layout_index.sqlite"
 """File in which pybids keeps an index."""
+
+NOT_UTF8 = re.compile("[\udc80-\udcff]")
+"""What Python puts in place of the bytes of a name that it cannot decode."""
 
 MANY = 1000
 """Participants for which a query by label is no longer faster than one for all."""
@@ -66,8 +69,37 @@ def anat_files(dataset_dir: Path, label: str) -> Iterator[tuple[str, ...]]:
                 yield from ((*above, "anat", e.name) for e in entries if not (e.name.startswith(".") or _is_dir(e)))
 
 
+def closed_folders(bids_dir: Path, participants: Sequence[str]) -> dict[Path, str]:
+    """Folders of participants and sessions that cannot be read, relative to the dataset, and what the system says."""
+    closed: dict[Path, str] = {}
+    for label in participants:
+        participant = bids_dir / f"sub-{label}"
+        if _closed(participant, bids_dir, closed):
+            continue
+        for above in (participant, *folders(participant, "ses-")):
+            if not _closed(above, bids_dir, closed) and os.path.lexists(above / "anat"):
+                _closed(above / "anat", bids_dir, closed)
+    return closed
+
+
+def _closed(folder: Path, bids_dir: Path, closed: dict[Path, str]) -> bool:
+    """Whether a folder cannot be listed or entered, which is then noted."""
+    try:
+        os.scandir(folder).close()
+        (folder / ".").lstat()
+    except NotADirectoryError:
+        return False
+    except OSError as error:
+        closed[folder.relative_to(bids_dir)] = str(error.strerror)
+        return True
+    return False
+
+
 def anatomical_images(
-    bids_dir: Path, participants: Sequence[str] | None, database_dir: Path | None = None
+    bids_dir: Path,
+    participants: Sequence[str] | None,
+    database_dir: Path | None = None,
+    closed: Iterable[Path] = (),
 ) -> tuple[list[Image], list[str]]:
     """Images in ``sub-*/[ses-*/]anat``, and notes on T1w images whose names are not of BIDS form.
 
@@ -77,11 +109,16 @@ def anatomical_images(
     Args:
         participants: labels of those to look into; None means all.
         database_dir: where the index of pybids is kept.
+        closed: folders relative to the dataset that must not be looked into.
+
+    Raises:
+        OSError: a folder cannot be read, see :func:`closed_folders`.
     """
     if database_dir is not None:
         places, notes = _from_database(bids_dir, participants, database_dir)
     else:
-        places, notes = _places(_index(bids_dir, participants), participants), []
+        with _named_in_utf8(bids_dir) as named:
+            places, notes = _places(_index(named, participants, closed=closed), participants), []
     images = []
     for parts in places:
         image = read_image_name(bids_dir, parts)
@@ -105,12 +142,28 @@ def read_image_name(dataset_dir: Path, parts: Sequence[str]) -> Image | None:
     return Image(dataset_dir.joinpath(*parts), sort_entities({**parsed[0], **above}), parsed[1])
 
 
-def _index(bids_dir: Path, participants: Sequence[str] | None, database_dir: Path | None = None) -> Any:
+def _index(
+    bids_dir: Path, participants: Sequence[str] | None, database_dir: Path | None = None, closed: Iterable[Path] = ()
+) -> Any:
     """A pybids layout of the ``anat`` folders of the participants (None: all)."""
     from bids.layout import BIDSLayout, BIDSLayoutIndexer
 
-    indexer = BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=[_everything_but(participants)])
+    without = [re.compile(rf"^/{re.escape(folder.as_posix())}(?:/|$)") for folder in closed]
+    ignore = [_everything_but(participants), NOT_UTF8, *without]
+    indexer = BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=ignore)
     return BIDSLayout(bids_dir, validate=False, indexer=indexer, database_path=database_dir)
+
+
+@contextmanager
+def _named_in_utf8(bids_dir: Path) -> Iterator[Path]:
+    """The dataset under a name that the database of pybids can hold: its own, or else a link."""
+    if not NOT_UTF8.search(str(bids_dir)):
+        yield bids_dir
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / "dataset"
+        link.symlink_to(bids_dir)
+        yield link
 
 
 def _everything_but(participants: Sequence[str] | None) -> re.Pattern[str]:

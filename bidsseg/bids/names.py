@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 LABEL = re.compile(r"[0-9a-zA-Z+]+")
 IMAGE_EXTENSIONS = (".nii", ".nii.gz")
+LONGEST_KEY = 180
+"""Of a scan, in the name of a file that does not need all of it."""
 
 
 @cache
@@ -245,4 +247,4 @@ def manifest_path(stamp: str) -> Path:
 
 def crash_path(scan: Scan, stamp: str) -> Path:
     """The trace of a failure at a scan."""
-    return root_path("logs") / f"crash-{stamp}_{scan.key}.txt"
+    return root_path("logs") / f"crash-{stamp}_{scan.key[:LONGEST_KEY]}.txt"

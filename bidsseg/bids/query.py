@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bidsseg.bids.alternatives import alternatives
 from bidsseg.bids.annotations import LabelMap, find_annotations, find_label_maps
-from bidsseg.bids.index import Image, anatomical_images, participant_labels
+from bidsseg.bids.index import Image, anatomical_images, closed_folders, participant_labels
 from bidsseg.bids.names import build_name, entity_names
-from bidsseg.errors import NothingSelected, UsageError
+from bidsseg.errors import InputMissing, NothingSelected, UsageError
 from bidsseg.reading import read_object
 
 __all__ = [
@@ -52,10 +52,15 @@ class Scan:
 
 @dataclass(frozen=True)
 class Selection:
-    """Scans, sorted by participant, session and the rest, and what the user should know about those left out."""
+    """Scans, sorted by participant, session and the rest, and what the user should know about those left out.
+
+    Attributes:
+        closed: why folders of participants or sessions (``sub-01_ses-1``) cannot be read.
+    """
 
     scans: list[Scan]
     notes: list[str]
+    closed: dict[str, str] = field(default_factory=dict)
 
 
 def find_scans(
@@ -103,7 +108,15 @@ def select_scans(
     if not chosen:
         what = f"no participant {', '.join(sorted(wanted))}" if wanted is not None else "no sub-* folder"
         raise NothingSelected(f"{what} in {bids_dir}{_some(existing)}")
-    images, more_notes = anatomical_images(bids_dir, None if wanted is None else chosen, database_dir)
+    closed: dict[str, str] = {}
+    try:
+        images, more_notes = anatomical_images(bids_dir, None if wanted is None else chosen, database_dir)
+    except OSError:
+        found = closed_folders(bids_dir, chosen)
+        if not found:
+            raise
+        closed = {_key(folder): f"{bids_dir / folder} cannot be read: {reason}" for folder, reason in found.items()}
+        images, more_notes = anatomical_images(bids_dir, chosen, closed=found)
     notes += more_notes
     wanted_sessions = _labels(sessions, "ses-")
     if wanted_sessions is not None:
@@ -112,17 +125,24 @@ def select_scans(
     t1ws, more_notes = _unique(*_matching(images, filters["t1w"]))
     flairs, _ = _unique(*_matching(images, filters["flair"]))
     notes += more_notes
+    if closed and not t1ws:
+        raise InputMissing(f"{'; '.join(closed.values())}; change the permissions")
     if not t1ws:
         others = alternatives(bids_dir, chosen) or ": participants, sessions, filters?"
         raise NothingSelected(f"no T1w image (.nii or .nii.gz) matches in {bids_dir}{others}")
-    with_t1w = {image.entities["subject"] for image in t1ws}
+    with_t1w = {image.entities["subject"] for image in t1ws} | {key[4:].partition("_")[0] for key in closed}
     without = [label for label in chosen if label not in with_t1w]
     notes += [f"sub-{label}: no T1w image matches{alternatives(bids_dir, [label])}" for label in without]
     of_subject: dict[str, list[Image]] = {}
     for flair in flairs:
         of_subject.setdefault(flair.entities["subject"], []).append(flair)
     pairs = ((t1w, pair_flair(t1w, of_subject.get(t1w.entities["subject"], []))) for t1w in t1ws)
-    return Selection([Scan(t1w.entities, t1w.path, *pair) for t1w, pair in pairs], notes)
+    return Selection([Scan(t1w.entities, t1w.path, *pair) for t1w, pair in pairs], notes, closed)
+
+
+def _key(folder: Path) -> str:
+    """How a folder of a participant or session is called: ``sub-01_ses-1``."""
+    return "_".join(part for part in folder.parts if part.startswith(("sub-", "ses-")))
 
 
 def read_filters(path: Path) -> dict[str, dict[str, Any]]:

@@ -12,12 +12,18 @@ from urllib.parse import quote
 from bidsseg import __version__
 from bidsseg.bids.names import parse_name, root_path
 from bidsseg.errors import InputMissing, OutputNotWritable
-from bidsseg.image.files import replacing
+from bidsseg.image.files import locked, replacing
 from bidsseg.reading import object_or_empty, read_table
 
 BIDS_VERSION = "1.10.1"
 SOURCE = "raw"
 """Name of the input dataset in BIDS URIs."""
+TOOL = "bidsseg"
+"""Name of this program in ``GeneratedBy``."""
+NAME_PREFIX = f"{TOOL}: segmentation of "
+"""How the name of an output dataset begins; that of its source follows."""
+README_MARK = f"# Segmentation of brain MRI by {TOOL}"
+"""How the README of an output begins."""
 
 BIDSIGNORE = ("*.html", "figures", "*_morph.tsv", "*_morph.json", "group_*", "*_xfm.*", "models")
 """What BIDS has no names for. No slash after a folder: the validator would then still complain about the folder."""
@@ -34,7 +40,8 @@ def write_text_atomic(path: Path, text: str) -> None:
         IOFailure: writing failed on the way, e.g. the disk is full.
     """
     with replacing(path) as stream:
-        stream.write(text.encode())
+        # Of a name that is not UTF-8, the bytes that cannot be written are escaped, as JSON has it.
+        stream.write(text.encode(errors="backslashreplace"))
 
 
 def write_json_atomic(path: Path, content: Mapping[str, Any]) -> None:
@@ -173,21 +180,47 @@ def write_root_files(output_dir: Path, bids_dir: Path, descriptions: Mapping[str
     Args:
         descriptions: what each model of this run is, by its name; those of earlier runs in the folder are kept.
     """
-    table = output_dir / root_path("descriptions")
-    rows = {**_read_descriptions(table), **_desc_labels(descriptions)}
-    write_json_atomic(output_dir / root_path("description"), dataset_description(output_dir, bids_dir))
-    write_text_atomic(table, descriptions_table(rows))
-    write_text_atomic(output_dir / root_path("readme"), _readme(bids_dir, rows))
-    write_text_atomic(output_dir / root_path("bidsignore"), "".join(f"{line}\n" for line in BIDSIGNORE))
+    with locked(output_dir):  # other runs may enter their models at the same time
+        table = output_dir / root_path("descriptions")
+        rows = {**_read_descriptions(table), **_desc_labels(descriptions)}
+        description = _kept(_description(output_dir), dataset_description(output_dir, bids_dir))
+        write_json_atomic(output_dir / root_path("description"), description)
+        write_text_atomic(table, descriptions_table(rows))
+        readme, bidsignore = output_dir / root_path("readme"), output_dir / root_path("bidsignore")
+        if _text(readme).startswith(README_MARK) or not readme.exists():  # else the user has written one
+            write_text_atomic(readme, _readme(bids_dir, rows))
+        lines = dict.fromkeys([*_text(bidsignore).splitlines(), *BIDSIGNORE])
+        with replacing(bidsignore) as stream:
+            stream.write("".join(f"{line}\n" for line in lines).encode(errors="surrogateescape"))
+
+
+def lists_model(output_dir: Path, model: str) -> bool:
+    """Whether ``descriptions.tsv`` has the model."""
+    return model in _read_descriptions(output_dir / root_path("descriptions"))
+
+
+def _kept(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The new description of a dataset, with what users have entered in the old one (authors, other tools)."""
+    tools = before.get("GeneratedBy")
+    others = [t for t in tools if isinstance(t, dict) and t.get("Name") != TOOL] if isinstance(tools, list) else []
+    return {**before, **now, "GeneratedBy": [*now["GeneratedBy"], *others]}
+
+
+def _text(path: Path) -> str:
+    """Content of a text file; empty if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError:
+        return ""
 
 
 def dataset_description(output_dir: Path, bids_dir: Path) -> dict[str, Any]:
     """Content of ``dataset_description.json`` of the derivative dataset."""
-    source = _source_description(bids_dir)
-    generated_by = {"Name": "bidsseg", "Version": __version__, "Description": "Segmentation of brain MRI"}
+    source = _description(bids_dir)
+    generated_by = {"Name": TOOL, "Version": __version__, "Description": "Segmentation of brain MRI"}
     container = _container()
     return {
-        "Name": f"bidsseg: segmentation of {source.get('Name') or bids_dir.resolve().name}",
+        "Name": f"{NAME_PREFIX}{source.get('Name') or bids_dir.resolve().name}",
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
         "GeneratedBy": [{**generated_by, "Container": container} if container else generated_by],
@@ -224,14 +257,14 @@ def _read_descriptions(table: Path) -> dict[str, str]:
 
 def _readme(bids_dir: Path, descriptions: Mapping[str, str]) -> str:
     text = Path(__file__).with_name("readme.md").read_text(encoding="utf-8")
-    source = _source_description(bids_dir).get("Name") or bids_dir.resolve().name
+    source = _description(bids_dir).get("Name") or bids_dir.resolve().name
     models = "\n".join(f"- `{label}`: {what}" for label, what in sorted(descriptions.items()))
     return text.format(version=__version__, source=source, models=models)
 
 
-def _source_description(bids_dir: Path) -> dict[str, Any]:
-    """The description of the input; nothing of it is needed, so that a broken one is an empty one."""
-    return object_or_empty(bids_dir / root_path("description"))
+def _description(dataset: Path) -> dict[str, Any]:
+    """The description of a dataset; nothing of it is needed, so that a broken one is an empty one."""
+    return object_or_empty(dataset / root_path("description"))
 
 
 def _source_dataset(bids_dir: Path, source: Mapping[str, Any]) -> dict[str, str]:

@@ -15,13 +15,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bidsseg.bids.index import NOT_UTF8
 from bidsseg.bids.names import root_path
-from bidsseg.errors import InvalidInputDataset
+from bidsseg.errors import InvalidInputDataset, IOFailure
 from bidsseg.reading import object_or_empty
 
 if TYPE_CHECKING:
@@ -72,9 +73,14 @@ def validate(bids_dir: Path, scans: Sequence[Scan], output_dir: Path | None = No
     if program is None:
         return [Issue("NO_VALIDATOR", "", f"not validated, because {PROGRAM} is not installed")]
     images = sorted({path.relative_to(bids_dir) for scan in scans for path in (scan.t1w, scan.flair) if path})
-    with tempfile.TemporaryDirectory(prefix=".bidsseg-", dir=_place(output_dir)) as folder:
-        view = Path(folder) / "dataset"
-        _make_view(bids_dir, view, images)
+    with _temporary(_place(output_dir)) as folder:
+        view = folder / "dataset"
+        try:
+            _make_view(bids_dir, view, images)
+        except OSError as error:
+            if str(error.filename).startswith(str(bids_dir)):
+                raise
+            raise _temporary_failed(folder.parent, error) from error
         try:
             errors, meanings = _run(program, view)
         except (OSError, ValueError, LookupError, TypeError) as error:
@@ -102,6 +108,25 @@ def _place(output_dir: Path | None) -> Path | None:
     return None
 
 
+@contextmanager
+def _temporary(place: Path | None) -> Iterator[Path]:
+    """A temporary folder, in the place given or where temporary files are."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=".bidsseg-", dir=place))
+    except OSError as error:
+        raise _temporary_failed(place or Path(tempfile.gettempdir()), error) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _temporary_failed(folder: Path, error: OSError) -> IOFailure:
+    """What to tell when temporary files cannot be written."""
+    reason = error.strerror or str(error)
+    return IOFailure(f"temporary files cannot be written to {folder}: {reason}; give another --work-dir")
+
+
 def _make_view(bids_dir: Path, view: Path, images: Iterable[Path]) -> None:
     """Fill the folder ``view``; ``images`` are relative to the dataset."""
     view.mkdir()
@@ -112,7 +137,11 @@ def _make_view(bids_dir: Path, view: Path, images: Iterable[Path]) -> None:
         (view / image).write_bytes(b"placeholder")
     for place in places:
         for file in _files(bids_dir / place):
-            if place == Path() or file.suffix == ".json":
+            if place != Path() and file.suffix != ".json":
+                continue
+            if NOT_UTF8.search(str(file)):  # the validator cannot follow a link to it
+                shutil.copyfile(file, view / place / NOT_UTF8.sub("_", file.name))
+            else:
                 (view / place / file.name).symlink_to(file.absolute())
 
 

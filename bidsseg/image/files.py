@@ -1,21 +1,30 @@
 """Files as bytes: reading with clear errors, and writing so that a file is whole or not there."""
 
 import errno
+import fcntl
 import gzip
+import os
 import secrets
 import stat
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from bidsseg.errors import IOFailure, OutputNotWritable
+from bidsseg.errors import DataError, IOFailure, OutputNotWritable
 from bidsseg.image.guard import refusal
 from bidsseg.reading import NOT_ALLOWED, check_fetched, is_web_page, unreadable
 
 NOT_WRITABLE = NOT_ALLOWED | {errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
 """What the system says when no file can be made at a place; other errors come from the disk."""
+
+UNLOCKED_S = 3600.0
+"""Age from which a temporary file is a leftover where the file system cannot tell whether it is in use."""
+
+LOCK_WAIT_S = 30.0
+"""How long to wait for another process, which may have been halted."""
 
 
 def content(path: Path) -> bytes:
@@ -65,25 +74,88 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OutputNotWritable: The file cannot be created there.
         IOFailure: Writing failed on the way, e.g. the disk is full.
+        DataError: The file system takes no name that long.
     """
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    part = path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("xb") as stream:
-            yield stream
-        part.replace(path)
+        part, stream = _new_part(path)
+        lock = os.dup(stream.fileno())  # held until the file has its name, while closing still tells of a full disk
+        try:
+            with stream:
+                yield stream
+            part.replace(path)
+        finally:
+            os.close(lock)
     except OSError as error:
-        _discard(part)
+        _discard(part, path)
+        if error.errno == errno.ENAMETOOLONG:
+            raise DataError(f"{path.name}: the name is too long here; shorten the labels of the image") from error
         if error.errno in NOT_WRITABLE:
             message = f"{path}: cannot be written: {error.strerror}; choose another folder or change its permissions"
             raise OutputNotWritable(message) from error
         raise IOFailure(f"{path}: writing failed: {error.strerror}") from error
     except BaseException:
-        _discard(part)
+        _discard(part, path)
         raise
 
 
-def _discard(part: Path) -> None:
+def is_being_written(part: Path) -> bool:
+    """Whether a temporary file of :func:`replacing` is in use by some process, or cannot be told not to be."""
+    try:
+        with part.open("r+b") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, FileNotFoundError, PermissionError):
+        return True
+    except OSError:  # a file system without locks
+        return time.time() - part.stat().st_mtime < UNLOCKED_S
+    return False
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time work in a folder, as far as its file system has locks; nobody waits for ever."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # which who writes there will report
+        yield
+        return
+    try:
+        _wait_for_lock(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _wait_for_lock(descriptor: int) -> None:
+    until = time.monotonic() + LOCK_WAIT_S
+    while time.monotonic() < until:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.05)
+        except OSError:  # no locks here; what is written is whole even so
+            return
+        else:
+            return
+
+
+def _new_part(path: Path) -> tuple[Path, BinaryIO]:
+    """A temporary file beside a path, locked as long as it is written, so that no other run takes it for a leftover."""
+    while True:
+        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        stream = part.open("xb")
+        with suppress(OSError):
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if part.exists():
+            return part, stream
+        stream.close()  # taken away before it was locked
+
+
+def _discard(part: Path, path: Path) -> None:
+    if part == path:
+        return
     # The error that led here tells more than one from cleaning up.
     with suppress(OSError):
         part.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from bidsseg.cohort import QUALITY, STATUS, Absent, Cohort, entity_column
 from bidsseg.report.distributions import Distribution, Line, bars, distributions, lines
 from bidsseg.report.page import write_page
 from bidsseg.report.scan_page import COHORT, cohort_ranges, participant_page
+from bidsseg.results import is_own_page
 
 AT_MOST = 1000
 """Scans that a list on the page shows; the table has all."""
@@ -77,9 +78,10 @@ def compare_pages(output_dir: Path, tables: Sequence[Table]) -> int:
     if not any(cohort_ranges(output_dir, table.cohort.model, table.cohort.protocol) for table in tables):
         return 0
     pages = {report_path(scan): scan for table in tables for _, scan in table.lines if scan is not None}
-    for scan in pages.values():
+    own = [scan for page, scan in pages.items() if is_own_page(output_dir / page)]
+    for scan in own:
         participant_page(output_dir, scan)
-    return len(pages)
+    return len(own)
 
 
 def _with_page(output_dir: Path, line: Line, entities: Sequence[str]) -> Scan | None:

@@ -23,7 +23,7 @@ from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol, load_protocol
 from bidsseg.models.card import BRAIN, LESION
 from bidsseg.reading import read_table
-from bidsseg.report.distributions import FAR, FEWEST, Distribution
+from bidsseg.report.distributions import FAR, FEWEST, SUMMARY, Distribution
 from bidsseg.report.methods import Methods, methods
 from bidsseg.report.mosaic import Overlay, write_mosaics
 from bidsseg.report.page import write_page
@@ -93,7 +93,7 @@ def cohort_ranges(output_dir: Path, model: str, protocol: str) -> dict[str, Dist
     found = {
         str(column["LongName"]): Distribution.of(name, column[COHORT])
         for name, column in columns.items()
-        if isinstance(column, dict) and {"LongName", COHORT} <= column.keys()
+        if isinstance(column, dict) and {"LongName", COHORT} <= column.keys() and _is_summary(column[COHORT])
     }
     return {name: distribution for name, distribution in found.items() if distribution.n >= FEWEST}
 
@@ -167,7 +167,7 @@ class _Scan:
         ranges = cohort_ranges(output_dir, result.model, result.protocol)
         sidecar = self.sidecar = result.sidecar()
         self.quality = result.quality()
-        told = [str(text) for key in ("InputFindings", "Notes") for text in sidecar.get(key, [])]
+        told = [str(text) for key in ("InputFindings", "Notes") for text in sidecar.get(key) or []]
         self.warnings = list(dict.fromkeys([*self.warnings, *told]))
         self.details = {key: _plain(value) for key, value in sidecar.items() if key not in HIDDEN}
         paths = output_paths(Scan(result.source, Path()), result.model, [result.protocol, BRAIN, LESION], viewer=True)
@@ -204,6 +204,11 @@ def _colors(result: Result) -> dict[str, str]:
         return {row["name"]: row["color"] for row in read_table(with_extension(result.dseg, ".tsv"))}
     except (BidssegError, KeyError):
         return {}
+
+
+def _is_summary(value: Any) -> bool:
+    """Whether a cohort's distribution can be read from it; a table may have been edited by hand."""
+    return isinstance(value, Mapping) and all(isinstance(value.get(key), int | float) for key in SUMMARY)
 
 
 def _plain(value: Any) -> str:

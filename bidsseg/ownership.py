@@ -1,0 +1,280 @@
+"""Whose output folder it is: files of other tools and results of other datasets are never replaced.
+
+The records of this program are the dataset description, the sidecars of results, which hold checksums of the images,
+the manifests in ``logs/`` and the mark on each page.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from bidsseg.bids.index import folders
+from bidsseg.bids.names import group_report, group_table, root_path
+from bidsseg.bids.sidecars import NAME_PREFIX, README_MARK, SOURCE, TOOL, dataset_description
+from bidsseg.cohort import QUALITY, STATUS, Cohort
+from bidsseg.errors import InputMissing, OutputNotWritable, UsageError
+from bidsseg.models.card import CARD, WEIGHTS
+from bidsseg.outputs import Job, fingerprint
+from bidsseg.results import anat_folders, is_own_page, read_json
+from bidsseg.settings import Settings
+
+ROOT_FILES = ("descriptions", "readme", "bidsignore")
+CHECKPOINT = "checkpoint.pt"
+MODEL_FILES = (CARD, WEIGHTS, "curve.tsv", "curve.png", "validation.tsv")
+COMPARED = 20
+"""Images that are compared with those on record, at most."""
+LOOKED_AT = 500
+"""Records that are read to find images to compare, at most."""
+ELSEWHERE = "choose another OUTPUT_DIR"
+
+
+def check_tool(output_dir: Path) -> None:
+    """Refuse a folder whose description names another tool or a raw dataset.
+
+    Raises:
+        OutputNotWritable: another tool has made the dataset, or its description cannot be read.
+        UsageError: it is no derivative dataset.
+    """
+    content = _description(output_dir)
+    if content is None or TOOL in (tools := _tools(content)):
+        return
+    if tools:
+        raise OutputNotWritable(f"{output_dir} holds results of {', '.join(sorted(tools))}: {ELSEWHERE}")
+    if content.get("DatasetType") != "derivative":
+        raise UsageError(f"{output_dir} holds another dataset, no derivative: {ELSEWHERE}")
+    path = output_dir / root_path("description")
+    raise OutputNotWritable(f"{path} does not name {TOOL} in GeneratedBy, so that it is of another tool: {ELSEWHERE}")
+
+
+def check_folder(output_dir: Path) -> None:
+    """Refuse a folder as :func:`check_tool` does, and one whose top files nobody's description claims."""
+    # Listed first: another run may be writing them now, after its description.
+    found = [path for kind in ROOT_FILES if os.path.lexists(path := output_dir / root_path(kind))]
+    check_tool(output_dir)
+    if found and _description(output_dir) is None and not (_is_readme(found) or Manifests(output_dir).any):
+        raise OutputNotWritable(f"{found[0]} is there and was not written by {TOOL}: {ELSEWHERE}")
+
+
+def check_files(output_dir: Path, jobs: Iterable[Job], done: Container[Job]) -> None:
+    """OutputNotWritable if a file that one of the jobs would write is there and is not of this program."""
+    manifests = Manifests(output_dir)
+    for job in jobs:
+        if job not in done and (path := _foreign_result(job, manifests)):
+            raise OutputNotWritable(f"{path} is there and was not written by {TOOL}: {ELSEWHERE}")
+        if job in done and job.has_page():
+            continue
+        page = output_dir / job.paths.report
+        if os.path.lexists(page) and not is_own_page(page) and not manifests.claim_page(page):
+            raise OutputNotWritable(f"{page} is there and was not written by {TOOL}: {ELSEWHERE}")
+
+
+def check_group_files(output_dir: Path, cohorts: Iterable[Cohort]) -> None:
+    """OutputNotWritable if a table or the page of the cohort would replace a file that is not of this program."""
+    page = output_dir / group_report()
+    foreign = [page] if os.path.lexists(page) and not is_own_page(page) else []
+    for cohort in cohorts:
+        table = output_dir / group_table(cohort.model, cohort.protocol)
+        if os.path.lexists(table) and not {STATUS, QUALITY} <= set(_columns(table)):
+            foreign.append(table)
+    if foreign:
+        raise OutputNotWritable(f"{foreign[0]} is there and was not written by {TOOL}: {ELSEWHERE}")
+
+
+def check_model_folder(output_dir: Path, folder: Path) -> None:
+    """Refuse to train a model into a folder of another tool, or among files that neither card nor checkpoint claims."""
+    check_tool(output_dir)
+    present = [path for name in MODEL_FILES if os.path.lexists(path := folder / name)]
+    card = read_json(folder / CARD)
+    if present and not {"network", "heads"} <= card.keys() and not os.path.lexists(folder / CHECKPOINT):
+        raise OutputNotWritable(f"{present[0]} is there and was not written by {TOOL}: {ELSEWHERE}")
+
+
+def check_source(settings: Settings) -> None:
+    """Refuse an output folder that holds results of another dataset than the input.
+
+    A dataset is the same if one of the images on record lies in it at the same place, wherever the dataset is now. If
+    there is none, its name and DOI must be the same, and images at the same places may differ only if its path is the
+    same. Even so, when several images are compared and all differ (as when each dataset is mounted as ``/bids`` and
+    has the name of a template), ``--overwrite`` has to be given.
+
+    Raises:
+        OutputNotWritable: it is another dataset.
+    """
+    output_dir, bids_dir = settings.output_dir, settings.bids_dir
+    before = _description(output_dir)
+    if before is None:
+        return
+    records = list(islice(_comparisons(output_dir, bids_dir), COMPARED))
+    if any(records) or not (records or _has_results(output_dir)):
+        return
+    now = dataset_description(output_dir, bids_dir)
+    same_path = _source(before).get("URL") == _source(now).get("URL")
+    if _same_name(before, now, same_path):
+        if not records or (same_path and (len(records) == 1 or settings.overwrite)):
+            return
+        if same_path:
+            raise OutputNotWritable(
+                f"{output_dir} holds results of a dataset that was at {bids_dir} when they were made, and none of "
+                f"{len(records)} images is still the same: {ELSEWHERE}, or give --overwrite to replace the results"
+            )
+    path = _source_path(before) or "(path unknown)"
+    raise OutputNotWritable(
+        f"{output_dir} holds results of the dataset {path}, and {bids_dir.resolve()} is another one: {ELSEWHERE}"
+    )
+
+
+@dataclass(frozen=True)
+class Manifests:
+    """What the runs of this program have put on record in ``logs/``."""
+
+    output_dir: Path
+
+    @cached_property
+    def contents(self) -> list[dict[str, Any]]:
+        """Manifests of this program, read when they are first asked for."""
+        found = map(read_json, (self.output_dir / root_path("logs")).glob("run-*.json"))
+        return [content for content in found if TOOL in _mapping(content.get("versions"))]
+
+    @property
+    def any(self) -> bool:
+        """Whether this program has ever run here."""
+        return bool(self.contents)
+
+    @cached_property
+    def scans(self) -> frozenset[str] | None:
+        """Keys of the scans that some run meant to segment; None if runs of before 0.10.0 do not tell."""
+        if any("planned" not in content for content in self.contents):
+            return None
+        return frozenset(str(key) for content in self.contents for key in content["planned"] or ())
+
+    def claim(self, key: str) -> bool:
+        """Whether files of this scan may come from a run of this program."""
+        return self.scans is None or key in self.scans
+
+    def claim_page(self, page: Path) -> bool:
+        """Whether a page may come from a run of this program."""
+        return self.scans is None or any(f"{key}_".startswith(f"{page.stem}_") for key in self.scans)
+
+
+# -- files of other tools ----------------------------------------------------------------------------------------------
+
+
+def _description(output_dir: Path) -> dict[str, Any] | None:
+    """Content of the description of the output; None if there is none."""
+    path = output_dir / root_path("description")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise OutputNotWritable(f"{path} cannot be read ({error.strerror}): {ELSEWHERE}") from error
+    except (ValueError, RecursionError) as error:
+        raise OutputNotWritable(f"{path} is not JSON in UTF-8: correct it, or {ELSEWHERE}") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _tools(description: Mapping[str, Any]) -> set[str]:
+    """Names of the tools that have made a dataset, as they are in ``GeneratedBy`` or in its forerunner."""
+    generated = description.get("GeneratedBy")
+    entries = [*(generated if isinstance(generated, list) else [generated]), description.get("PipelineDescription")]
+    return {str(name) for entry in entries if (name := _mapping(entry).get("Name"))}
+
+
+def _is_readme(found: Iterable[Path]) -> bool:
+    """Whether the README among the files is that of this program."""
+    for path in found:
+        if path.name == root_path("readme").name:
+            try:
+                return path.read_bytes().startswith(README_MARK.encode())
+            except OSError:
+                return False
+    return False
+
+
+def _foreign_result(job: Job, manifests: Manifests) -> Path | None:
+    """A file of the job that is there and that no record of this program claims."""
+    names = [*job.paths.files, *job.paths.figures.values()]
+    present = [path for name in names if os.path.lexists(path := job.output_dir / name)]
+    if not present:
+        return None
+    sidecars = {path: content for path in present if path.suffix == ".json" and (content := read_json(path))}
+    foreign = [path for path, content in sidecars.items() if not _is_record(content)]
+    if foreign:
+        return foreign[0]
+    return None if sidecars or manifests.claim(job.scan.key) else present[0]
+
+
+def _columns(table: Path) -> list[str]:
+    try:
+        with table.open(encoding="utf-8-sig") as stream:
+            return stream.readline().rstrip("\n").split("\t")
+    except (OSError, ValueError):
+        return []
+
+
+def _is_record(sidecar: Mapping[str, Any]) -> bool:
+    return "InputFingerprints" in sidecar
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+# -- results of other datasets -----------------------------------------------------------------------------------------
+
+
+def _has_results(output_dir: Path) -> bool:
+    return next(_records(output_dir), None) is not None
+
+
+def _records(output_dir: Path) -> Iterator[dict[str, Any]]:
+    """Sidecars of the brain masks, of which every scan that was segmented has one."""
+    try:
+        participants = folders(output_dir, "sub-")
+    except InputMissing:
+        return
+    for participant in participants:
+        for folder in anat_folders(participant):
+            for path in sorted(folder.glob("*_desc-*brain_mask.json")):
+                content = read_json(path)
+                if _is_record(content):
+                    yield content
+
+
+def _comparisons(output_dir: Path, bids_dir: Path) -> Iterator[bool]:
+    """For images on record that lie in the dataset too, whether their content is that on record."""
+    prefix = f"bids:{SOURCE}:"
+    for record in islice(_records(output_dir), LOOKED_AT):
+        sources, checksums = record.get("Sources"), record["InputFingerprints"]
+        if not (isinstance(sources, list) and sources and isinstance(checksums, list) and checksums):
+            continue
+        found = fingerprint(bids_dir / unquote(str(sources[0]).removeprefix(prefix)))
+        if found:
+            yield found == checksums[0]
+
+
+def _source(description: Mapping[str, Any]) -> Mapping[str, Any]:
+    sources = description.get("SourceDatasets")
+    return _mapping(sources[0]) if isinstance(sources, list) and sources else {}
+
+
+def _source_path(description: Mapping[str, Any]) -> str:
+    """Path of the dataset that results were made from; empty if the description does not tell."""
+    return unquote(urlparse(str(_source(description).get("URL", ""))).path)
+
+
+def _same_name(before: Mapping[str, Any], now: Mapping[str, Any], same_path: bool) -> bool:
+    """Whether two descriptions name the same source: by DOI if both have one, else by its name."""
+    doi, doi_now = _source(before).get("DOI"), _source(now).get("DOI")
+    if doi and doi_now:
+        return bool(doi == doi_now)
+    name = str(before.get("Name", ""))
+    return name == now["Name"] if name.startswith(NAME_PREFIX) else same_path

@@ -1,0 +1,67 @@
+"""Streams that are closed, cut or full: they are never worth a scan, and never look like a bug."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fake_model import App, make_app
+
+ROOT = Path(__file__).parents[1]
+FULL = Path("/dev/full")
+needs_full = pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full")
+
+
+@pytest.fixture
+def app(tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> App:
+    return make_app(tmp_path, make_bids(), monkeypatch)
+
+
+def shell(line: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a line of the shell in which ``"$@"`` is the command line with the words."""
+    command = ["bash", "-c", f"set -o pipefail; {line}", "bash", sys.executable, *words]
+    path = f"{Path(__file__).parent}:{ROOT}"
+    environment = {**os.environ, "PYTHONPATH": path}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def words(app: App, *more: str) -> list[str]:
+    fake = Path(__file__).with_name("fake_model.py")
+    place = [str(fake), str(app.bids), str(app.output), "participant", "--model", str(app.card)]
+    return [*place, "--skip-bids-validation", "--n-cpus", "1", *more]
+
+
+@pytest.mark.parametrize("flag", ["--list-models", "--help", "--version", "--bids-exec-spec"])
+def test_who_reads_along_may_go(flag: str, tmp_path: Path) -> None:
+    done = shell('"$@" | true', str(ROOT / "run.py"), flag)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_dry_run_of_which_only_the_beginning_is_read(app: App) -> None:
+    done = shell('"$@" | head -n 1', *words(app, "--dry-run"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "model wholebrain: Thresholds\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '"$@" >&-',
+        '"$@" 2>&-',
+        '"$@" <&- >&- 2>&-',
+        pytest.param('"$@" >/dev/full', marks=needs_full),
+        pytest.param('"$@" 2>/dev/full', marks=needs_full),
+        pytest.param('"$@" >/dev/full 2>&1', marks=needs_full),
+        '"$@" 2>&1 | true',
+    ],
+)
+def test_no_scan_is_lost_by_a_stream(line: str, app: App) -> None:
+    done = shell(line, *words(app))
+    assert done.returncode == 0, done.stderr
+    assert app.fates == {"sub-01": "done", "sub-02": "done"}
+    assert "Exception" not in done.stderr and "internal error" not in done.stderr
+    straight, app.output = app.files(), app.output.with_name("straight")
+    assert app("--skip-bids-validation") == 0
+    assert straight == app.files(), "what is written to a closed stream must not go into a file"
