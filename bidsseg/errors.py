@@ -16,7 +16,7 @@ EXIT_CODES = {
     64: "wrong usage",
     65: "the data cannot be used: every scan failed",
     66: "input missing or unreadable",
-    73: "output cannot be created",
+    73: "output cannot be created, or its folder is of another tool or dataset",
     74: "reading or writing broke off (disk full)",
     75: "stopped before the end, or something is lacking for now: run again (train: with --resume)",
     130: "stopped by a key or a signal: run again",

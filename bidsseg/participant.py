@@ -119,7 +119,7 @@ def participant_level(settings: Settings) -> None:
         ],
     )
     log.save()
-    run = Run(settings, log, failures=unusable)
+    run = Run(settings, log, failures=list(unusable))
     local = settings.executor == "local"
     try:
         workers = choose_workers(settings, len(todo), process_mb(card)) if local else None

@@ -155,7 +155,7 @@ def test_only_names_too_long(app: App) -> None:
 
 @pytest.mark.parametrize(
     ("closed", "failed"),
-    [("sub-01", {"sub-01"}), ("sub-01/ses-2", {"sub-01_ses-2"}), ("sub-02/ses-1/anat", {"sub-02_ses-1"})],
+    [("sub-01", "sub-01"), ("sub-01/ses-2", "sub-01_ses-2"), ("sub-02/ses-1/anat", "sub-02_ses-1")],
 )
 def test_a_folder_that_may_not_be_read_costs_only_its_own_scans(
     closed: str, failed: str, open_app: App, capsys: pytest.CaptureFixture[str]
