@@ -1,25 +1,32 @@
-"""Time and memory of a participant run, and of its parts.
+"""Time and memory of a participant run, and of its parts, beside those of another checkout.
 
-    python benchmarks/speed.py [--scans N] [--model NAME]
+    python benchmarks/speed.py [--old CHECKOUT] [--scan T1W] [--precision fp32 bf16] [--repeats N] [--model NAME]
 
-Makes a dataset of the T1w template that nilearn carries on a 256³ grid of 1 mm, runs ``participant`` on it as a user
-would, and prints: wall time and peak memory of the run with one scan; the time of each further scan; the stages of one
-scan; the rate the network reaches against the fastest convolution of the machine; float32 against bfloat16, where the
-processor has it; the whole volume against windows.
+Runs ``participant`` on a 256³ scan of 1 mm, as a user would, with both checkouts alternating, and prints for each
+precision: time of each stage, CPU time and peak memory of a whole run; the ratio of the segment stages; how well the
+label maps of both agree; the rate that the network reaches against the fastest convolution of the machine. Without
+--scan, the scan is the T1w template that nilearn carries. The least of the repeats counts. An older processor is acted
+by ``ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2`` and ``--precision fp32``.
+
+    python benchmarks/speed.py --series 20
+
+segments a scan that many times in one process and prints the memory held after each.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -27,32 +34,51 @@ import numpy as np
 import torch
 from torch import nn
 
-RUN = Path(__file__).parent.parent / "run.py"
-ONE_PROCESS = "--omp-nthreads", str(len(os.sched_getaffinity(0)))
-"""All threads to one scan."""
+HERE = Path(__file__).parents[1]
+STAGES = ("read", "segment", "write")
 
 
 def main() -> None:
+    from bidsseg.compute import cpu_precision
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scans", type=int, default=3, help="scans of the longer run")
+    parser.add_argument("--old", type=Path, help="another checkout, to compare with")
+    parser.add_argument("--scan", type=Path, help="a T1w [the template of nilearn, on a grid of 256³]")
+    parser.add_argument("--precision", nargs="+", default=[cpu_precision()], help="[that of this machine]")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--scans", type=int, default=2, help="scans of each run; the last is a further one")
     parser.add_argument("--model", default="wholebrain")
+    parser.add_argument("--series", type=int, help="only segment the scan so many times, and print the memory held")
     options = parser.parse_args()
+    checkouts = {"new": HERE, **({"old": options.old.resolve()} if options.old else {})}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        dataset(folder / "bids", options.scans)
-        one = run(folder, options.model, ["01"])
-        print(f"one scan, whole run:    {one:6.1f} s")
-        more = run(folder, options.model, [f"{i:02d}" for i in range(2, options.scans + 1)])
-        if options.scans > 2:
-            print(f"each further scan:      {(more - one) / (options.scans - 2):6.1f} s")
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
-        print(f"peak memory:            {peak:6.2f} GB")
-        scan = folder / "bids" / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
-        parts(scan, options.model)
+        scan = dataset(folder / "bids", options.scan, options.scans)
+        if options.series:
+            series(scan, options.model, options.precision[0], options.series)
+            return
+        for precision in options.precision:
+            compare(folder, checkouts, options.model, precision, options.repeats)
+            network(scan, options.model, precision)
 
 
-def dataset(folder: Path, scans: int) -> None:
-    """The template in the middle of a 256³ grid, once for each participant."""
+def dataset(folder: Path, scan: Path | None, scans: int) -> Path:
+    """A dataset that holds the scan once for each participant; the path of the first."""
+    paths = [folder / f"sub-{n:02d}" / "anat" / f"sub-{n:02d}_T1w.nii.gz" for n in range(1, scans + 1)]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+    if scan is None:
+        save_template(paths[0])
+    else:
+        nib.save(nib.load(scan), paths[0])
+    for path in paths[1:]:
+        shutil.copy(paths[0], path)
+    (folder / "dataset_description.json").write_text(json.dumps({"Name": "speed", "BIDSVersion": "1.10.1"}))
+    return paths[0]
+
+
+def save_template(path: Path) -> None:
+    """Write the template in the middle of a 256³ grid."""
     from nilearn.datasets import load_mni152_template
 
     template = load_mni152_template(resolution=1)
@@ -63,59 +89,112 @@ def dataset(folder: Path, scans: int) -> None:
     affine[:3, 3] -= affine[:3, :3] @ before
     image = nib.Nifti1Image((wide * 1000).astype(np.int16), affine)
     image.header.set_xyzt_units("mm")
-    for number in range(1, scans + 1):
-        path = folder / f"sub-{number:02d}" / "anat" / f"sub-{number:02d}_T1w.nii.gz"
-        path.parent.mkdir(parents=True)
-        nib.save(image, path)
-    (folder / "dataset_description.json").write_text(json.dumps({"Name": "speed", "BIDSVersion": "1.10.1"}))
+    nib.save(image, path)
 
 
-def run(folder: Path, model: str, participants: list[str]) -> float:
-    """Seconds of a participant run."""
-    command = [sys.executable, str(RUN), str(folder / "bids"), str(folder / "out"), "participant", "--model", model]
-    started = time.monotonic()
-    subprocess.run([*command, *ONE_PROCESS, "--participant-label", *participants], check=True, capture_output=True)
-    return time.monotonic() - started
+# -- whole runs --------------------------------------------------------------------------------------------------------
 
 
-def parts(scan: Path, model_name: str) -> None:
-    """Stages, precision and windows, for the scan."""
-    from bidsseg.compute import cpu_precision
+@dataclass(frozen=True)
+class Measured:
+    """One run: seconds on the wall and of CPUs, peak memory (GB), seconds of the stages of the first and last scan."""
+
+    wall: float
+    cpu: float
+    peak: float
+    first: dict[str, float]
+    last: dict[str, float]
+
+
+def compare(folder: Path, checkouts: dict[str, Path], model: str, precision: str, repeats: int) -> None:
+    """Run all checkouts in turn, and print what each takes."""
+    runs: dict[str, list[Measured]] = {name: [] for name in checkouts}
+    for _ in range(repeats):
+        for name, checkout in checkouts.items():
+            runs[name].append(run(checkout, folder / "bids", folder / name, model, precision))
+    print(f"{precision}, {len(os.sched_getaffinity(0))} CPUs, one process, the least of {repeats} runs:")
+    for name, done in runs.items():
+        wall, cpu = (min(getattr(one, key) for one in done) for key in ("wall", "cpu"))
+        peak = max(one.peak for one in done)
+        print(f"  {name}: whole run {wall:.1f} s ({cpu:.1f} s of CPUs), peak memory {peak:.2f} GB")
+        for which in ("first", "last"):
+            stages = {stage: least(done, which, stage) for stage in STAGES}
+            print(f"    {which} scan: " + ", ".join(f"{stage} {value:.1f} s" for stage, value in stages.items()))
+        outside = min(one.wall - one.first["segment"] - one.last["segment"] for one in done)
+        print(f"    all but segmenting: {outside:.1f} s")
+    if "old" in runs:
+        for which in ("first", "last"):
+            old, new = (least(runs[name], which, "segment") for name in ("old", "new"))
+            print(f"  segment stage of the {which} scan, old / new: {old / new:.2f}")
+        print_agreement(folder / "old", folder / "new")
+
+
+def least(runs: Sequence[Measured], which: str, stage: str) -> float:
+    """The fewest seconds of a stage of the first or last scan."""
+    return min(getattr(one, which)[stage] for one in runs)
+
+
+def run(checkout: Path, bids: Path, output: Path, model: str, precision: str) -> Measured:
+    """A participant run in one process with all threads."""
+    shutil.rmtree(output, ignore_errors=True)
+    command = [sys.executable, "run.py", bids, output, "participant", "--model", model, "--precision", precision]
+    threads = "--omp-nthreads", str(len(os.sched_getaffinity(0)))
+    before, started = cpu_seconds(), time.monotonic()
+    process = subprocess.Popen(list(map(str, [*command, *threads])), cwd=checkout, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    wall = time.monotonic() - started
+    if status:
+        raise SystemExit(f"{checkout}: the run failed; try it by hand: {' '.join(map(str, command))}")
+    (log,) = (output / "logs").glob("run-*.json")
+    scans = [entry["seconds"] for entry in json.loads(log.read_text())["scans"]]
+    return Measured(wall, cpu_seconds() - before, usage.ru_maxrss / 1e6, scans[0], scans[-1])
+
+
+def cpu_seconds() -> float:
+    """Seconds of CPUs that the processes started so far have taken."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def print_agreement(old: Path, new: Path) -> None:
+    """Print how far the label maps of two runs are the same."""
+    from bidsseg.segmentation.agreement import dice
+
+    for path in sorted(old.glob("sub-01/anat/*_dseg.nii.gz")):
+        first, second = (
+            np.asanyarray(nib.Nifti1Image.load(root / path.relative_to(old)).dataobj) for root in (old, new)
+        )
+        mean = np.nanmean(dice(first, second, range(1, int(first.max()) + 1)))
+        print(f"  {path.name.split('_')[1]}: Dice {mean:.5f}, {(first != second).sum()} voxels differ")
+
+
+# -- the network -------------------------------------------------------------------------------------------------------
+
+
+def network(scan: Path, model_name: str, precision: str) -> None:
+    """Print the rate of one pass of the network."""
+    from bidsseg.image.brightness import rescaled_each
     from bidsseg.image.nifti import read_image
     from bidsseg.models.library import load_model
-    from bidsseg.segmentation.agreement import dice
-    from bidsseg.segmentation.predict import Engine, model_input, segment
+    from bidsseg.segmentation.engine import Engine
+    from bidsseg.segmentation.features import cells_of
+    from bidsseg.segmentation.locate import model_input
     from bidsseg.segmentation.windows import features_of
 
-    volume, _ = read_image(scan)
-    model = load_model(model_name)
-    own = cpu_precision()  # others are emulated, and would take hours
-    stages: list[tuple[str, float]] = []
-    segment({"T1w": volume}, model, precision=own, progress=lambda stage: stages.append((stage, time.monotonic())))
-    ends = [t for _, t in stages[1:]] + [time.monotonic()]
-    for (stage, start), end in zip(stages, ends, strict=True):
-        print(f"  {stage + ':':22}{end - start:6.2f} s")
-    grid, image, position = model_input({"T1w": volume}, model, Engine("cpu", own), [], lambda stage: None)
-    found, seconds = {}, {}
-    for name, engine in {
-        f"{own}, whole": Engine("cpu", own),
-        "fp32, whole": Engine("cpu", "fp32"),
-        f"{own}, windows": Engine("cpu", own, memory_mb=700),
-    }.items():
-        notes: list[str] = []
-        seconds[name] = timed(partial(features_of, model.network, image, position, engine, notes))
-        result = segment({"T1w": volume}, model, precision=engine.precision, memory_mb=engine.memory_mb)
-        found[name] = next(iter(result.labels.values()))
-    print(f"network on {'x'.join(map(str, grid.shape))} voxels, one pass:")
-    for name, value in seconds.items():
-        agreement = np.nanmean(dice(found[name], found[f"{own}, whole"], range(1, found[name].max() + 1)))
-        print(f"  {name + ':':22}{value:6.2f} s, labels agree with {own}, whole: Dice {agreement:.4f}")
-    flops = operations(model.network, image, position)
-    rate, best = flops / seconds[f"{own}, whole"], peak_rate(own)
-    print(f"  {flops / 1e12:.2f} TFLOP at {rate / 1e12:.2f} TFLOP/s, {rate / best:.0%} of the fastest convolution's")
+    model, engine = load_model(model_name), Engine("cpu", precision)
+    images = rescaled_each({"T1w": read_image(scan)[0]})
+    seen = model_input(images, model, engine, [], lambda stage: None)
+    grid, image, position, wanted = seen.grid, seen.image, seen.position, seen.wanted
+    cells = cells_of(torch.ones(grid.shape, dtype=torch.bool) if wanted is None else wanted, model.network.cell)
+    seconds = timed(lambda: features_of(model.network, image, position, wanted, engine, []))
+    work = operations(lambda: model.network.rows(image, position, cells))
+    best = peak_rate(engine.dtype)
+    rate = work / seconds
+    print(f"  network on {'x'.join(map(str, grid.shape))} voxels, one pass: {seconds:.2f} s, {work / 1e12:.2f} TFLOP")
+    print(f"  at {rate / 1e12:.2f} TFLOP/s, {rate / best:.0%} of the fastest convolution's {best / 1e12:.2f}")
 
 
-def timed(work: Callable[[], object], repeats: int = 3) -> float:
+def timed(work: Callable[[], object], repeats: int = 5) -> float:
     """Seconds of the fastest of some repeats."""
     times = []
     for _ in range(repeats):
@@ -125,22 +204,42 @@ def timed(work: Callable[[], object], repeats: int = 3) -> float:
     return min(times)
 
 
-def operations(network: nn.Module, image: torch.Tensor, position: torch.Tensor | None) -> float:
-    """Multiplications and additions of the convolutions in one pass."""
+def operations(work: Callable[[], object]) -> float:
+    """Multiplications and additions of convolutions and products of matrices."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        network(image, position)
+        work()
     return float(counter.get_total_flops())
 
 
-def peak_rate(precision: str) -> float:
-    """Operations a second of a 3³ convolution of 128 channels at 24³ in that precision, channels last."""
-    kind = torch.bfloat16 if precision == "bf16" else torch.float32
-    layer = nn.Conv3d(128, 128, 3, padding=1, bias=False, dtype=kind)
-    x = torch.randn(1, 128, 24, 24, 24, dtype=kind).to(memory_format=torch.channels_last_3d)
+def peak_rate(dtype: torch.dtype) -> float:
+    """Operations a second of a 3³ convolution of 128 channels at 24³, channels last."""
+    layer = nn.Conv3d(128, 128, 3, padding=1, bias=False).to(dtype)
+    x = torch.randn(1, 128, 24, 24, 24).to(dtype).to(memory_format=torch.channels_last_3d)
     with torch.inference_mode():
         return 2 * 128 * 128 * 27 * 24**3 / timed(lambda: layer(x), 10)
+
+
+# -- one after the other -----------------------------------------------------------------------------------------------
+
+
+def series(scan: Path, model_name: str, precision: str, count: int) -> None:
+    """Print the memory (MB) that the process holds after each of some scans in a row."""
+    import psutil
+
+    from bidsseg.compute import keep_freed_memory, peak_memory_mb
+    from bidsseg.image.nifti import read_image
+    from bidsseg.models.library import load_model
+    from bidsseg.segmentation.predict import segment
+
+    keep_freed_memory()
+    model = load_model(model_name)
+    for number in range(1, count + 1):
+        segment({"T1w": read_image(scan)[0]}, model, precision=precision)
+        gc.collect()
+        held = psutil.Process().memory_info().rss // 10**6
+        print(f"scan {number}: {held} MB held, peak {peak_memory_mb()} MB", flush=True)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,9 @@ class FakeModel:
     def load(self, name: str) -> SimpleNamespace:
         self.loaded += 1
         card = find_card(name)
-        return SimpleNamespace(card=card, heads={name: load_protocol(name).scored() for name in card.heads})
+        heads = {name: load_protocol(name).scored() for name in card.heads}
+        network = SimpleNamespace(numbers_per_voxel=32, whole=False)
+        return SimpleNamespace(card=card, heads=heads, network=network, locator=None)
 
     def segment(self, *given: Any, **asked: Any) -> SimpleNamespace:
         self.segmented += 1

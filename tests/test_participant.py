@@ -1,5 +1,6 @@
 """The level participant, with a fake network: what it writes, what it skips, and what it does when things go wrong."""
 
+import errno
 import json
 import os
 import re
@@ -423,6 +424,45 @@ def test_a_bug_in_one_scan_is_reported_as_such(
     err = capsys.readouterr().err
     assert "sub-01 failed: internal error: ZeroDivisionError('a bug')" in err and "Traceback" not in err
     assert app.fates["sub-02"] == "done"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("can't start new thread"),
+    ],
+)
+def test_want_of_memory_is_no_bug(
+    error: Exception, app: App, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(sys.modules["bidsseg.segmentation.predict"], "segment", fail)
+    assert app("--participant-label", "01") == 1
+    err = capsys.readouterr().err
+    assert "sub-01 failed: out of memory: free some, raise the limit" in err
+    assert "internal error" not in err
+
+
+def test_a_limit_that_cannot_be_kept_is_refused_first(app: App, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app("--mem", "1000M") == 64
+    assert "cannot be done in 1G: the model wholebrain needs 1.5G here; give --mem" in capsys.readouterr().err
+    assert app.fake.segmented == 0
+
+
+def test_a_fast_result_is_no_substitute_for_a_full_one(app: App) -> None:
+    assert app("--fast") == 0
+    assert app("--fast") == 0
+    assert app.fake.segmented == 2
+    assert app() == 0
+    assert app.fake.segmented == 4
+    assert app() == 0
+    assert app("--fast") == 0
+    assert app.fake.segmented == 6
 
 
 @pytest.mark.parametrize("what", ["brain", "labels"])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from math import prod
+from typing import TYPE_CHECKING
 
 from bidsseg.errors import TemporaryFailure, UsageError
-from bidsseg.models.library import Model
-from bidsseg.segmentation.windows import SMALLEST_WINDOW
 
-HELD_MB = 900
+if TYPE_CHECKING:
+    from bidsseg.models.library import Model
+
+HELD_MB = 1150
 """Memory (MB) of a process beside the network's: libraries, and scans of usual size that are read and written."""
 USUAL_VOXELS = 20_000_000
 """Voxels of a scan, for which HELD_MB is enough."""
@@ -16,7 +18,7 @@ VOXEL_BYTES = 24
 """Memory that each further voxel of a scan takes."""
 BRAIN_MM = (176, 208, 192)
 """Box around a large brain."""
-WINDOW = 2 * SMALLEST_WINDOW
+WINDOW = 128
 """Edge, in voxels, of the smallest windows with which a prediction still ends in reasonable time."""
 
 

@@ -1,0 +1,116 @@
+"""Memory: what a scan needs is known before it is taken, and the limit is kept."""
+
+import json
+import resource
+import subprocess
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from bidsseg import compute
+from bidsseg.errors import TemporaryFailure, UsageError, lacks_memory
+from bidsseg.models.card import Card
+from bidsseg.models.library import Model
+from bidsseg.networks.network import Network
+from bidsseg.segmentation.memory import HELD_MB, left_for_network, network_mb, require_memory
+
+CHILD = """
+import json, sys
+import torch
+from bidsseg.compute import peak_memory_mb
+from bidsseg.networks.subpixel_unet import SubpixelUNet
+from bidsseg.segmentation.predict import Engine
+from bidsseg.segmentation.windows import features_of
+
+torch.set_num_threads(1)
+network = SubpixelUNet({"brain": 2}, coordinates=0, widths=(32, 32, 32), features=8, last=64).eval()
+image = torch.rand(1, 1, 192, 160, 160)
+wanted = torch.zeros(192, 160, 160, dtype=torch.bool)
+wanted[60:130, 40:120, 40:120] = True
+features_of(network, image[:, :, :64, :64, :64], None, None, Engine(), [])
+before, notes = peak_memory_mb(), []
+for _ in range(2):
+    features_of(network, image, None, wanted, Engine(memory_mb=json.loads(sys.argv[1])), notes)
+print(json.dumps([peak_memory_mb() - before, notes]))
+"""
+
+
+def model(spacing_mm: float = 1.0, locator: Model | None = None, whole: bool = False, numbers: int = 32) -> Model:
+    network = Network()
+    network.whole, network.numbers_per_voxel = whole, numbers
+    return Model(Card("ours", "", ("T1w",), {}, spacing_mm, ("brain",), ""), network, locator)
+
+
+@pytest.mark.parametrize("memory_mb", [None, 250])
+def test_the_network_takes_no_more_than_it_may(memory_mb: int | None) -> None:
+    """Whole it takes 630 MB by the rule of thumb, and really more than 250."""
+    done = subprocess.run([sys.executable, "-c", CHILD, json.dumps(memory_mb)], capture_output=True, text=True)
+    grown, notes = json.loads(done.stdout)
+    assert (grown > 250) == (memory_mb is None)
+    assert grown < 630
+    assert len(notes) == (0 if memory_mb is None else 2)
+
+
+def test_what_a_network_needs_is_that_of_its_smallest_windows() -> None:
+    assert network_mb(model(), 4) == 128**3 * 32 * 4 // 10**6
+    assert network_mb(model(), 2) == 128**3 * 32 * 2 // 10**6
+    assert network_mb(model(spacing_mm=2.0), 4) == 88 * 104 * 96 * 32 * 4 // 10**6
+    assert network_mb(model(whole=True), 4) == 176 * 208 * 192 * 32 * 4 // 10**6
+    assert network_mb(model(spacing_mm=4.0, locator=model()), 4) == network_mb(model(), 4)
+
+
+def test_a_limit_that_is_too_low_says_what_is_needed() -> None:
+    least = HELD_MB + network_mb(model(), 4)
+    require_memory(model(), least, 4)
+    with pytest.raises(UsageError, match=r"cannot be done in 1G: the model ours needs 1\.5G here"):
+        require_memory(model(), 1000, 4)
+
+
+def test_a_large_scan_leaves_less_for_the_network() -> None:
+    usual, large = (left_for_network(model(), 4000, voxels, 4, True) for voxels in (10_000_000, 100_000_000))
+    assert usual == 4000 - HELD_MB
+    assert large == usual - 80 * 24
+    with pytest.raises(TemporaryFailure, match=r"a scan of 100 million voxels needs 3\.4G"):
+        left_for_network(model(), 3000, 100_000_000, 4, True)
+    assert left_for_network(model(), 3000, 100_000_000, 4, False) == network_mb(model(), 4)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("could not create a memory object"),
+        RuntimeError("can't start new thread"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        OSError(12, "Cannot allocate memory"),
+    ],
+)
+def test_errors_that_mean_want_of_memory(error: Exception) -> None:
+    assert lacks_memory(error)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("expected 9 channels"), KeyError("memory"), OSError(28, "No memory")])
+def test_errors_that_mean_something_else(error: Exception) -> None:
+    assert not lacks_memory(error)
+
+
+def test_a_limit_of_addresses_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by ``ulimit -v``."""
+    held = SimpleNamespace(memory_info=lambda: SimpleNamespace(vms=300 * 10**6))
+    monkeypatch.setattr("psutil.Process", lambda: held)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=9000 * 10**6))
+    monkeypatch.setattr(compute, "_cgroup", lambda name: "")
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY,) * 2)
+    assert compute.available_memory_mb() == 9000
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1000 * 10**6,) * 2)
+    assert compute.available_memory_mb() == 700
+
+
+def test_a_model_that_sees_the_whole_brain_has_processes_of_its_own_size() -> None:
+    from bidsseg.participant import process_mb
+
+    card = model().card
+    assert process_mb(card) == compute.PROCESS_MB
+    assert process_mb(replace(card, network={"name": "segnet"})) == compute.WHOLE_MB
