@@ -25,6 +25,8 @@ import pandas as pd
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from bidsseg.image.nifti import read_image, read_labels
+
 RUN = Path(__file__).parent.parent / "run.py"
 SHADING_MM = 60.0
 """Width of the bright middle of an image at 7 T."""
@@ -68,10 +70,10 @@ def main() -> None:
 
 def measure(path: Path, number: int, names: list[str], folder: Path, options: list[str]) -> list[dict[str, object]]:
     """Return the rows of one scan."""
-    stored = nib.Nifti1Image.from_filename(path)
-    scan = nib.Nifti1Image(np.squeeze(stored.get_fdata(dtype=np.float32)), stored.affine)
+    volume, _ = read_image(path)
+    scan = nib.Nifti1Image(volume.data, volume.affine)
     segmented(folder, {"whole": scan}, number, options)
-    mask = nib.load(next((folder / "out").rglob("*_desc-brain_mask.nii.gz"))).get_fdata() > 0
+    mask = read_labels(next((folder / "out").rglob("*_desc-brain_mask.nii.gz"))).data > 0
     copies = {name: COPIES[name](scan, mask) for name in names}
     stripped = nib.Nifti1Image(np.where(mask, scan.get_fdata(), 0).astype(np.float32), scan.affine)
     segmented(folder, {"stripped": stripped, **{name: copy.image for name, copy in copies.items()}}, number, options)
@@ -80,9 +82,8 @@ def measure(path: Path, number: int, names: list[str], folder: Path, options: li
         expected = answers(folder, "stripped" if name.startswith("stripped") else "whole")
         found = answers(folder, name)
         for protocol, truth in expected.items():
-            labels = np.asarray(truth.dataobj)
-            back = brought_back(found.get(protocol), copy, truth)
-            dice = mean_dice(back, labels, copy.seen if copy.seen is not None else np.ones(labels.shape, bool))
+            back = brought_back(found.get(protocol), copy, scan)
+            dice = mean_dice(back, truth, copy.seen if copy.seen is not None else np.ones(truth.shape, bool))
             row = {"scan": f"{number} {path.name}", "copy": name, "protocol": protocol, "dice": dice}
             rows.append({**row, "findings": said(folder, name)})
             print(f"{number} {name} {protocol} {dice:.3f} {said(folder, name)}", file=sys.stderr)
@@ -108,10 +109,10 @@ def label(name: str) -> str:
     return "".join(letter for letter in name.title() if letter.isalnum())
 
 
-def answers(folder: Path, name: str) -> dict[str, nib.Nifti1Image]:
+def answers(folder: Path, name: str) -> dict[str, np.ndarray]:
     """Return the label maps of an acquisition by protocol."""
     paths = (folder / "out").rglob(f"*_acq-{label(name)}_seg-*_dseg.nii.gz")
-    return {path.name.split("_seg-")[1].split("_")[0]: nib.load(path) for path in sorted(paths)}
+    return {path.name.split("_seg-")[1].split("_")[0]: read_labels(path).data for path in sorted(paths)}
 
 
 def said(folder: Path, name: str) -> str:
@@ -122,13 +123,12 @@ def said(folder: Path, name: str) -> str:
     return " ".join(finding.split(":")[0] for finding in json.loads(sidecars[0].read_text())["InputFindings"])
 
 
-def brought_back(labels: nib.Nifti1Image | None, copy: Copy, scan: nib.Nifti1Image) -> np.ndarray:
+def brought_back(labels: np.ndarray | None, copy: Copy, scan: nib.Nifti1Image) -> np.ndarray:
     """Return labels of a copy at the voxels of the scan, nearest neighbour; 0 where there is no answer."""
     if labels is None:
         return np.zeros(scan.shape, int)
     matrix = np.linalg.inv(copy.affine) @ scan.affine
-    data = np.asarray(labels.dataobj).astype(np.int32)
-    return ndimage.affine_transform(data, matrix[:3, :3], matrix[:3, 3], scan.shape, order=0)
+    return ndimage.affine_transform(labels.astype(np.int32), matrix[:3, :3], matrix[:3, 3], scan.shape, order=0)
 
 
 def mean_dice(found: np.ndarray, truth: np.ndarray, seen: np.ndarray) -> float:

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from speed import ONE_PROCESS, RUN
+from speed import HERE, ONE_PROCESS
 
 from bidsseg.image.nifti import read_labels
 from bidsseg.image.template import find_space
@@ -50,7 +50,8 @@ def main() -> None:
 
 def run(bids: Path, out: Path, *words: str) -> None:
     """Segment, with one process, so that times are those of a processor that does little else."""
-    command = [sys.executable, RUN, bids, out, "participant", "--skip-bids-validation", *ONE_PROCESS, *words]
+    command = [sys.executable, HERE / "run.py", bids, out, "participant", "--skip-bids-validation"]
+    command += [*ONE_PROCESS, *words]
     subprocess.run([str(word) for word in command], check=True, capture_output=True)
 
 

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import psutil
-from speed import RUN, dataset
+from speed import HERE, dataset
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     half, rate = cpus[: len(cpus) // 2], {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        dataset(folder / "bids", options.scans + 2)
+        dataset(folder / "bids", None, options.scans + 2)
         for title, used, processes in [
             ("half of the CPUs, 1 process", half, 1),
             ("all CPUs, 1 process", cpus, 1),
@@ -51,7 +51,7 @@ def main() -> None:
 def run(folder: Path, scans: int, words: list[object]) -> tuple[float, float]:
     """Seconds of a participant run on the first scans, and the most memory (GB) of all its processes together."""
     labels = [f"{number:02d}" for number in range(1, scans + 1)]
-    command = [sys.executable, RUN, folder / "bids", folder / "out", "participant", "--overwrite", *words]
+    command = [sys.executable, HERE / "run.py", folder / "bids", folder / "out", "participant", "--overwrite", *words]
     command += ["--skip-bids-validation", "--participant-label", *labels]
     started, most = time.monotonic(), 0
     with subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE, text=True) as process:
