@@ -129,7 +129,7 @@ def product(result: Result, card: Card, figures: Sequence[Path]) -> dict[str, An
     """What the platform shows of a result."""
     protocol, sidecar, volumes = result.protocol, result.sidecar(), result.volumes()
     names, sizes = [row.name for row in volumes], [round(row.volume_mm3) for row in volumes]
-    warnings = [*sidecar["InputFindings"], *sidecar["Notes"]]
+    warnings = [*sidecar["ResultFindings"], *sidecar["InputFindings"], *sidecar["Notes"]]
     shown: list[dict[str, Any]] = [
         {"type": "info", "msg": f"bidsseg {__version__}, model {card.name}: {card.title}. Not a medical device."},
         *({"type": "warning", "msg": warning} for warning in warnings),

@@ -18,7 +18,7 @@ from bidsseg.bids.sidecars import group_sidecar
 from bidsseg.image.files import replacing
 from bidsseg.results import Fate, Result, natural
 
-STATUS, QUALITY = "status", "quality"
+STATUS, QUALITY, FINDINGS = "status", "quality", "findings"
 NOT_AVAILABLE = "n/a"
 MISSING = Fate("missing", "not processed yet")
 UNREADABLE = "unreadable"
@@ -121,7 +121,7 @@ def write_table(path: Path, cohort: Cohort, results: Iterable[Result]) -> list[s
         results: those of the cohort, in natural order.
     """
     problems: list[str] = []
-    columns = [*cohort.ids, STATUS, QUALITY, *cohort.regions]
+    columns = [*cohort.ids, STATUS, QUALITY, FINDINGS, *cohort.regions]
     with replacing(path) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
         writer = csv.DictWriter(text, columns, restval=NOT_AVAILABLE, delimiter="\t", lineterminator="\n")
@@ -169,4 +169,5 @@ def _row(item: Result | Absent, cohort: Cohort, problems: list[str]) -> dict[str
         problems.append(f"{item.path.name}: regions that other scans do not have: {', '.join(sorted(unknown))}")
     row = {column: f"{volumes[name].volume_mm3:.10g}" for column, name in cohort.regions.items() if name in volumes}
     quality = item.quality()
-    return {**ids, STATUS: "done", QUALITY: NOT_AVAILABLE if quality is None else f"{quality:.4g}", **row}
+    shown = NOT_AVAILABLE if quality is None else f"{quality:.4g}"
+    return {**ids, STATUS: "done", QUALITY: shown, FINDINGS: " ".join(item.findings()) or NOT_AVAILABLE, **row}

@@ -141,7 +141,8 @@ class Job:
             "Device": result.device,
             "Precision": result.precision,
             "Notes": [*images.notes, *result.notes],
-            "InputFindings": [f"{finding.code}: {finding.message}" for finding in images.findings],
+            "InputFindings": [str(finding) for finding in images.findings],
+            "ResultFindings": [str(finding) for finding in result.findings],
         }
         about = (self.sources, self.bids_dir, details)
         write_labels(self._place(places.brain), result.brain, t1w)

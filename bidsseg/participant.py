@@ -318,6 +318,9 @@ class Run:
             want_entropy=asked.entropy,
             progress=lambda stage: asked.report.stage(scan.key, stage),
         )
+        task.entry.findings += [asdict(finding) for finding in result.findings]
+        for finding in result.findings:
+            asked.report.warn(f"{scan.key}: {finding.message} [{finding.code}]")
         task.entry.notes += result.notes
         for note in result.notes:
             asked.report.warn(f"{scan.key}: {note}")

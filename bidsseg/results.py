@@ -15,6 +15,8 @@ from bidsseg.reading import object_or_empty, read_table
 from bidsseg.segmentation.volumes import INTRACRANIAL
 
 PAGE_MARK = b'<meta name="generator" content="bidsseg'
+FINDINGS = "ResultFindings", "InputFindings"
+"""Keys of a sidecar whose texts begin with the code of a finding."""
 PAGE_HEAD = 4096
 """Bytes at the beginning of a page among which its mark is."""
 
@@ -58,6 +60,12 @@ class Result:
         """Mean confidence of the network in the brain, 0 to 1, if the sidecar tells it."""
         value = self.sidecar().get("Quality")
         return float(value) if isinstance(value, int | float) else None
+
+    def findings(self) -> list[str]:
+        """Codes of what was found in the scan and its result, those of the result first."""
+        sidecar = self.sidecar()
+        told = [str(text) for key in FINDINGS if isinstance(sidecar.get(key), list) for text in sidecar[key]]
+        return list(dict.fromkeys(text.partition(":")[0] for text in told))
 
     def volumes(self) -> list[Volume]:
         """The table of volumes, at least one row; ValueError if it cannot be read or is no such table."""

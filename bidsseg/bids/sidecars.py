@@ -164,6 +164,7 @@ def group_sidecar(protocol: str, entities: Iterable[str], regions: Mapping[str, 
         "Description": f"Volumes in the {protocol} protocol, one row for each scan",
         **{name: {"Description": f"{name.removesuffix('_id')} of the scan"} for name in entities},
         "quality": {"Description": "Mean confidence of the network in the brain, from 0 to 1"},
+        "findings": {"Description": "Codes of what was found in the scan and its result; the sidecars explain them"},
         **{
             column: {"LongName": name, "Description": f"Volume of: {name}", "Units": "mm^3"}
             for column, name in regions.items()

@@ -57,6 +57,9 @@ class Finding:
     code: str
     message: str
 
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
+
 
 def refusal(code: str, message: str) -> DataError:
     """The error for an image that cannot be used, with its code in the message."""

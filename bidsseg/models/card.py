@@ -36,6 +36,8 @@ class Card:
         pose: of a model that others ask for it: the head that tells how a head lies, and where its regions lie in an
             average brain, see ``image.pose.Reference``. None if it does not tell.
         heads: protocols that the network answers in.
+        least_quality: mean confidence (see ``Segmentation.quality``) that scans as those it was trained for reach; None
+            if it was not measured.
         bits: of each stored number, 16 or 8.
         lesion: the head that holds lesions, None without.
         metrics: figures with their split, as the validation printed them.
@@ -56,6 +58,7 @@ class Card:
     bits: int = 16
     lesion: str | None = None
     pose: Mapping[str, Any] | None = None
+    least_quality: float | None = None
     description: str = ""
     licence: str = "unknown"
     citation: Sequence[str] = ()

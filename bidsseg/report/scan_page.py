@@ -27,14 +27,16 @@ from bidsseg.report.distributions import FAR, FEWEST, SUMMARY, Distribution
 from bidsseg.report.methods import Methods, methods
 from bidsseg.report.mosaic import Overlay, write_mosaics
 from bidsseg.report.page import write_page
-from bidsseg.results import Result, find_results, read_json
+from bidsseg.results import FINDINGS, Result, find_results, read_json
 from bidsseg.results import Volume as Row
 
 COHORT = "Cohort"
 """Key of the data dictionary of the table of a cohort under which the distribution of a column stands."""
 UNLISTED = "#808080"
 """Colour of a region that has none."""
-HIDDEN = ("Description", "Sources", "SpatialReference", "Manual", "Quality", "InputFindings", "Notes")
+SAID = *FINDINGS, "Notes"
+"""Keys of a sidecar with what a user should know first."""
+HIDDEN = ("Description", "Sources", "SpatialReference", "Manual", "Quality", *SAID)
 """Keys of the sidecar that stand elsewhere on the page, or say nothing on it."""
 
 
@@ -167,7 +169,7 @@ class _Scan:
         ranges = cohort_ranges(output_dir, result.model, result.protocol)
         sidecar = self.sidecar = result.sidecar()
         self.quality = result.quality()
-        told = [str(text) for key in ("InputFindings", "Notes") for text in sidecar.get(key) or []]
+        told = [str(text) for key in SAID for text in sidecar.get(key) or []]
         self.warnings = list(dict.fromkeys([*self.warnings, *told]))
         self.details = {key: _plain(value) for key, value in sidecar.items() if key not in HIDDEN}
         paths = output_paths(Scan(result.source, Path()), result.model, [result.protocol, BRAIN, LESION], viewer=True)

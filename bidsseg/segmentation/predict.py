@@ -13,6 +13,7 @@ from bidsseg.models.library import Model
 from bidsseg.segmentation.engine import Engine
 from bidsseg.segmentation.locate import head_weights, model_input
 from bidsseg.segmentation.native import Segmentation, read_heads
+from bidsseg.segmentation.plausibility import doubts
 from bidsseg.segmentation.windows import features_of
 
 
@@ -62,6 +63,7 @@ def segment(
         result = read_heads(volume, grid, features, weights, model, want_probabilities, want_entropy)
     result.device, result.precision, result.notes = device, precision, list(dict.fromkeys(notes))
     result.findings += findings
+    result.findings += doubts(result, model, volume.voxel_volume_mm3)
     return result
 
 

@@ -1,0 +1,70 @@
+"""What no living brain has: a result that shows it deserves a look before anybody trusts it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from bidsseg.image.guard import Finding
+from bidsseg.labels import Protocol
+from bidsseg.models.library import Model
+from bidsseg.segmentation.native import Segmentation
+
+BRAIN_CM3 = 700.0, 2200.0
+"""Brains of adults and of children from about a year on lie between."""
+SHARES = {1: ("grey matter", 0.2, 0.75), 2: ("white matter", 0.15, 0.65)}
+"""By the value in the generic BIDS table: the share of a brain, fluid included, that is usual at any age."""
+UNEQUAL = 0.25
+"""How far the volumes of all pairs of regions differ, as a share of their sum; in healthy people about .05."""
+
+
+def doubts(result: Segmentation, model: Model, voxel_mm3: float) -> Iterator[Finding]:
+    """Yield what makes a result doubtful; a brain that is known to be cut is not judged by its volumes.
+
+    Args:
+        voxel_mm3: volume of a voxel of the native grid.
+    """
+    least = model.card.least_quality
+    if least is not None and result.quality < least:
+        yield Finding(
+            "CONFIDENCE_LOW",
+            f"The network is unsure of this scan (quality {result.quality:.2f}, usually at least {least:.2f}): "
+            "look at it before you use it.",
+        )
+    if any(finding.code == "BRAIN_CUT" for finding in result.findings):
+        return
+    brain_cm3 = float(result.brain.sum()) * voxel_mm3 / 1000
+    if not BRAIN_CM3[0] <= brain_cm3 <= BRAIN_CM3[1]:
+        yield Finding("BRAIN_VOLUME_UNUSUAL", f"The brain has {brain_cm3:.0f} ml, as hardly any: look at its mask.")
+    for name, volumes in result.soft_mm3.items():
+        yield from _unusual_shares(volumes, model.heads[name])
+    pairs = {name: difference_of_sides(volumes, model.heads[name]) for name, volumes in result.soft_mm3.items()}
+    name, most = max(pairs.items(), key=lambda pair: pair[1], default=("", 0.0))
+    if most > UNEQUAL:
+        yield Finding(
+            "SIDES_UNEQUAL",
+            f"The volumes of left and right regions differ by {most:.0%} ({name}): look whether a side is missing, "
+            "or a lesion is labelled as healthy tissue.",
+        )
+
+
+def _unusual_shares(volumes_mm3: Sequence[float] | np.ndarray, protocol: Protocol) -> Iterator[Finding]:
+    """Yield a finding for each tissue whose share of all tissue no brain has, for protocols of tissues alone."""
+    meant = [region.mapping for region in protocol.regions]
+    if len(meant) > 6 or not set(SHARES) <= set(meant):
+        return
+    volumes = np.asarray(volumes_mm3, float)
+    whole = volumes[1:].sum()
+    for value, (tissue, low, high) in SHARES.items():
+        share = float(volumes[[mapping == value for mapping in meant]].sum() / whole) if whole else 0.0
+        if not low <= share <= high:
+            yield Finding("TISSUE_UNUSUAL", f"{share:.0%} of the brain is {tissue} ({protocol.name}): look at it.")
+
+
+def difference_of_sides(volumes_mm3: Sequence[float] | np.ndarray, protocol: Protocol) -> float:
+    """Return the sum of the differences between partners over the sum of their volumes; 0 without pairs."""
+    volumes = np.asarray(volumes_mm3, float)
+    pairs = [(i, j) for i, j in enumerate(protocol.sides) if j is not None and i < j]
+    both = sum(volumes[i] + volumes[j] for i, j in pairs)
+    return float(sum(abs(volumes[i] - volumes[j]) for i, j in pairs) / both) if both else 0.0
