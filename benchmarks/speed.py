@@ -35,6 +35,9 @@ import torch
 from torch import nn
 
 HERE = Path(__file__).parents[1]
+RUN = HERE / "run.py"
+ONE_PROCESS = "--omp-nthreads", str(len(os.sched_getaffinity(0)))
+"""All threads to one scan."""
 STAGES = ("read", "segment", "write")
 
 
@@ -144,9 +147,8 @@ def run(checkout: Path, bids: Path, output: Path, model: str, precision: str) ->
     """A participant run in one process with all threads."""
     shutil.rmtree(output, ignore_errors=True)
     command = [sys.executable, "run.py", bids, output, "participant", "--model", model, "--precision", precision]
-    threads = "--omp-nthreads", str(len(os.sched_getaffinity(0)))
     before, started = cpu_seconds(), time.monotonic()
-    process = subprocess.Popen(list(map(str, [*command, *threads])), cwd=checkout, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(list(map(str, [*command, *ONE_PROCESS])), cwd=checkout, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     wall = time.monotonic() - started
     if status:
@@ -164,12 +166,11 @@ def cpu_seconds() -> float:
 
 def print_agreement(old: Path, new: Path) -> None:
     """Print how far the label maps of two runs are the same."""
+    from bidsseg.image.nifti import read_labels
     from bidsseg.segmentation.agreement import dice
 
     for path in sorted(old.glob("sub-01/anat/*_dseg.nii.gz")):
-        first, second = (
-            np.asanyarray(nib.Nifti1Image.load(root / path.relative_to(old)).dataobj) for root in (old, new)
-        )
+        first, second = (read_labels(root / path.relative_to(old)).data for root in (old, new))
         mean = np.nanmean(dice(first, second, range(1, int(first.max()) + 1)))
         print(f"  {path.name.split('_')[1]}: Dice {mean:.5f}, {(first != second).sum()} voxels differ")
 

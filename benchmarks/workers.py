@@ -32,7 +32,7 @@ def main() -> None:
     half, rate = cpus[: len(cpus) // 2], {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        dataset(folder / "bids", options.scans + 2)
+        dataset(folder / "bids", None, options.scans + 2)
         for title, used, processes in [
             ("half of the CPUs, 1 process", half, 1),
             ("all CPUs, 1 process", cpus, 1),
