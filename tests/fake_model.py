@@ -98,7 +98,7 @@ class FakeModel:
 
 def memory_mb() -> int:
     """In place of ``available_memory_mb``: no test depends on what else runs on the machine."""
-    return int(os.environ.get("FAKE_MODEL_MEMORY_MB", 1000))
+    return int(os.environ.get("FAKE_MODEL_MEMORY_MB", 3000))
 
 
 def machine(*_: object) -> Machine:

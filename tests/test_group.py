@@ -68,8 +68,8 @@ def test_a_row_for_each_scan_and_a_column_for_each_region(bids: Path, output: Pa
     add_result(output, {"subject": "02"}, 45)
     run(bids, output)
     rows = rows_of(output / f"group_seg-FAST_desc-{MODEL}_morph.tsv")
-    assert list(rows[0]) == ["participant_id", "status", "quality", "ICV", "CSF", "GM", "WM"]
-    assert rows[0] == dict(zip(rows[0], ["sub-01", "done", "0.91", "120", "20", "60", "40"], strict=True))
+    assert list(rows[0]) == ["participant_id", "status", "quality", "findings", "ICV", "CSF", "GM", "WM"]
+    assert rows[0] == dict(zip(rows[0], ["sub-01", "done", "0.91", "n/a", "120", "20", "60", "40"], strict=True))
     assert rows[1]["GM"] == "90" and rows[1]["ICV"] == "150"
 
 

@@ -444,7 +444,8 @@ def test_want_of_memory_is_no_bug(
     monkeypatch.setattr(sys.modules["bidsseg.segmentation.predict"], "segment", fail)
     assert app("--participant-label", "01") == 1
     err = capsys.readouterr().err
-    assert "sub-01 failed: out of memory: free some, raise the limit" in err
+    assert "sub-01: failed: out of memory" in err
+    assert ": free some, raise the limit" in err
     assert "internal error" not in err
 
 

@@ -318,7 +318,7 @@ def test_somebody_must_be_left_to_learn_from(ask: Ask) -> None:
         (("steps = 3", "optimiser = 3"), r"\[optimiser\]: must be a table"),
         (('title = "Tissue from next to nothing"', ""), "title"),
         (("shape = [32, 32, 32]", ""), r"\[sampling\]: .*shape"),
-        (("steps = 3", "steps = "), "not a TOML file"),
+        (("steps = 3", "steps = "), "is not TOML"),
         (("[32, 32, 32]", "[32, 30, 32]"), "every size in shape must be a multiple of 4"),
         (('"subpixel-unet"', '"perceptron"'), "no network 'perceptron'"),
         (("features = 4", "depth = 4"), "options do not fit"),

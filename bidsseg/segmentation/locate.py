@@ -40,7 +40,7 @@ from bidsseg.segmentation.windows import features_of
 
 SMALLEST_BRAIN_MM3 = 100_000.0
 """Less than this is not a brain (a newborn's has about 300,000)."""
-TURN_FROM_DEG = 12.0
+TURN_FROM_DEG = 8.0
 """A head that is turned less is left as it lies, uninterpolated: networks are trained on such."""
 AROUND_MM = 30.0
 """Of a head that is turned, so much around the brain is shown to the locator once more."""
