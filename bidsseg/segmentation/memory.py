@@ -14,7 +14,7 @@ HELD_MB = 1150
 """Memory (MB) of a process beside the network's: libraries, and scans of usual size that are read and written."""
 USUAL_VOXELS = 20_000_000
 """Voxels of a scan, for which HELD_MB is enough."""
-VOXEL_BYTES = 16
+VOXEL_BYTES = 24
 """Memory that each further voxel of a scan takes."""
 BRAIN_MM = (176, 208, 192)
 """Box around a large brain."""
