@@ -120,7 +120,8 @@ def said(folder: Path, name: str) -> str:
     sidecars = sorted((folder / "out").rglob(f"*_acq-{label(name)}_seg-*_dseg.json"))
     if not sidecars:
         return "FAILED"
-    return " ".join(finding.split(":")[0] for finding in json.loads(sidecars[0].read_text())["InputFindings"])
+    sidecar = json.loads(sidecars[0].read_text())
+    return " ".join(text.split(":")[0] for key in ("ResultFindings", "InputFindings") for text in sidecar[key])
 
 
 def brought_back(labels: np.ndarray | None, copy: Copy, scan: nib.Nifti1Image) -> np.ndarray:

@@ -27,7 +27,7 @@ def background(data: np.ndarray) -> float | None:
 
     Masks, skull-stripping and padding leave such a constant, whatever the scale of the image; air is noise.
     """
-    faces = np.concatenate([data.take(side, axis).ravel() for axis in range(3) for side in (0, -1)])
+    faces = np.concatenate([np.moveaxis(data, axis, 0)[side].ravel() for axis in range(3) for side in (0, -1)])
     values, counts = np.unique(faces, return_counts=True)
     return float(values[counts.argmax()]) if counts.max() >= CONSTANT * len(faces) else None
 
@@ -40,8 +40,8 @@ def rescaled(volume: Volume) -> Volume:
     data = np.asarray(volume.data, np.float32)
     constant = background(data)
     surrounding = None if constant is None else data == np.float32(constant)
-    thin = (slice(None, None, max(1, round((data.size / SAMPLE / 4) ** (1 / 3)))),) * 3
-    values = data[thin] if surrounding is None else data[thin][~surrounding[thin]]
+    values = data.ravel() if surrounding is None else data[~surrounding]
+    values = values[:: max(1, values.size // SAMPLE)]
     low, high = np.quantile(values, [0.001, 0.999]).astype(float) if values.size else (0.0, 1.0)
     scaled = (data - np.float32(low)) * np.float32(1 / (high - low) if high > low else 0)
     np.clip(scaled, DARKEST, None, out=scaled)

@@ -7,6 +7,7 @@ has its own axes, each taken as the nearest anatomical one, in mm from the centr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import nibabel as nib
@@ -34,6 +35,10 @@ Turn = tuple[tuple[float, float, float], tuple[float, float, float], tuple[float
 """A rotation (3, 3) as nested tuples."""
 UPRIGHT: Turn = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 """No rotation: axes parallel to those of the scan."""
+BEYOND = 12
+"""Voxels around what is interpolated by splines that still matter."""
+PLANES = 16
+"""Planes of a turned grid that are interpolated at a time."""
 FINE = 0.8
 """A scan with voxels smaller than this share of a turned grid's is first brought to that spacing."""
 
@@ -190,7 +195,24 @@ def turned(data: np.ndarray, origin_mm: np.ndarray, spacing_mm: np.ndarray, grid
     """
     matrix = grid.spacing_mm * np.asarray(grid.turn) / np.asarray(spacing_mm)[:, None]
     offset = (np.asarray(grid.origin_mm) - origin_mm) / spacing_mm
-    return ndimage.affine_transform(data, matrix, offset, grid.shape, order=order)
+    ends = (
+        np.stack(np.meshgrid(*[(0, n - 1) for n in grid.shape], indexing="ij"), -1).reshape(-1, 3) @ matrix.T + offset
+    )
+    first = np.clip(np.floor(ends.min(0)).astype(int) - BEYOND, 0, np.array(data.shape) - 1)
+    last = np.clip(np.ceil(ends.max(0)).astype(int) + BEYOND, first + 1, data.shape)
+    part = data[tuple(slice(a, b) for a, b in zip(first, last, strict=True))]
+    if order > 1:
+        part = ndimage.spline_filter(part, order, np.float32)
+    found = np.empty(grid.shape, np.float32)
+
+    def fill(start: int) -> None:
+        planes = found[start : start + PLANES]
+        begin = offset - first + matrix @ np.array([start, 0, 0])
+        ndimage.affine_transform(part, matrix, begin, planes.shape, planes, order, prefilter=False)
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(fill, range(0, grid.shape[0], PLANES)))
+    return found
 
 
 def stack(images: Mapping[str, Volume], inputs: Sequence[str], grid: Grid) -> Tensor:
