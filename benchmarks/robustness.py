@@ -4,8 +4,8 @@
 
 Makes copies of each scan that show the same brain in other units, on another background, in another field of view or
 pose, with fewer grey levels, with noise around or with shading; runs ``participant`` on all of them; brings the label
-maps back to the grid of the scan; and prints the mean Dice over regions of each protocol, mean over scans, beside what
-the program found worth saying. Copies of a stripped scan are compared with the scan stripped by its own brain mask.
+maps back to the grid of the scan; and prints the mean Dice over regions of each protocol, mean over scans, beside the
+lowest quality and the findings. Copies of a stripped scan are compared with the scan stripped by its own brain mask.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ def main() -> None:
     if options.table:
         table.to_csv(options.table, sep="\t", index=False, float_format="%.4f")
     shown = table.pivot_table("dice", "copy", "protocol", sort=False).round(3)
+    shown["quality"] = table.groupby("copy").quality.min()
     shown["findings"] = table.groupby("copy").findings.agg(lambda said: " ".join(sorted(set(" ".join(said).split()))))
     print(shown.to_string())
 
@@ -85,8 +86,9 @@ def measure(path: Path, number: int, names: list[str], folder: Path, options: li
             back = brought_back(found.get(protocol), copy, scan)
             dice = mean_dice(back, truth, copy.seen if copy.seen is not None else np.ones(truth.shape, bool))
             row = {"scan": f"{number} {path.name}", "copy": name, "protocol": protocol, "dice": dice}
-            rows.append({**row, "findings": said(folder, name)})
-            print(f"{number} {name} {protocol} {dice:.3f} {said(folder, name)}", file=sys.stderr)
+            quality, findings = said(folder, name)
+            rows.append({**row, "quality": quality, "findings": findings})
+            print(f"{number} {name} {protocol} {dice:.3f} {quality:.3f} {findings}", file=sys.stderr, flush=True)
     return rows
 
 
@@ -115,13 +117,14 @@ def answers(folder: Path, name: str) -> dict[str, np.ndarray]:
     return {path.name.split("_seg-")[1].split("_")[0]: read_labels(path).data for path in sorted(paths)}
 
 
-def said(folder: Path, name: str) -> str:
-    """Return the codes of the findings about an acquisition; FAILED if it has no answer."""
+def said(folder: Path, name: str) -> tuple[float, str]:
+    """Return the quality and the codes of the findings of an acquisition; NaN and FAILED if it has no answer."""
     sidecars = sorted((folder / "out").rglob(f"*_acq-{label(name)}_seg-*_dseg.json"))
     if not sidecars:
-        return "FAILED"
+        return float("nan"), "FAILED"
     sidecar = json.loads(sidecars[0].read_text())
-    return " ".join(text.split(":")[0] for key in ("ResultFindings", "InputFindings") for text in sidecar[key])
+    texts = [text for key in ("ResultFindings", "InputFindings") for text in sidecar[key]]
+    return sidecar["Quality"], " ".join(text.split(":")[0] for text in texts)
 
 
 def brought_back(labels: np.ndarray | None, copy: Copy, scan: nib.Nifti1Image) -> np.ndarray:

@@ -25,6 +25,7 @@ from bidsseg.learning.cases import (
     towards_ventricles,
 )
 from bidsseg.learning.datasets import brain_of
+from bidsseg.learning.synthesis import noise_around
 
 STRUCTURES = load_protocol("FreeSurfer")
 FAST = load_protocol("FAST")
@@ -497,3 +498,13 @@ def test_an_elastic_change_moves_image_and_labels_together() -> None:
     inside = ((warp.source >= 0) & (warp.source <= torch.tensor(shape) - 1)).all(-1)
     assert not torch.equal(moved, labels) and set(moved.unique().tolist()) <= set(labels.unique().tolist())
     assert torch.allclose(moved[inside].float(), near[inside], atol=1e-3)
+
+
+def test_noise_takes_the_place_of_air_alone() -> None:
+    head = torch.zeros((12, 12, 12), dtype=torch.bool)
+    head[3:9, 3:9, 3:9] = True
+    images = torch.where(head, 0.7, 0.0).expand(2, -1, -1, -1)
+    found = noise_around(images, head, seeded(1))
+    assert torch.equal(found[:, head], images[:, head])
+    assert (found[:, ~head] > 0).all() and found[:, ~head].std() > 0.02
+    assert not torch.equal(found, noise_around(images, head, seeded(2)))
