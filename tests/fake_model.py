@@ -101,9 +101,10 @@ def memory_mb() -> int:
     return int(os.environ.get("FAKE_MODEL_MEMORY_MB", 3000))
 
 
-def machine(*_: object) -> Machine:
+def machine(settings: Any = None) -> Machine:
     """In place of ``choose_machine``, which needs torch."""
-    return Machine("cpu", os.environ.get("FAKE_MODEL_PRECISION", "fp32"), 1, memory_mb())
+    limit = min(memory_mb(), getattr(settings, "memory_mb", None) or memory_mb())
+    return Machine("cpu", os.environ.get("FAKE_MODEL_PRECISION", "fp32"), 1, limit)
 
 
 @dataclass

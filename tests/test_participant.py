@@ -141,7 +141,7 @@ def test_the_manifest_tells_what_happened(app: App) -> None:
     assert first["scan"] == "sub-01" and first["outcome"] == "done"
     assert set(first["seconds"]) == {"read", "segment", "write"}
     assert first["peak_memory_mb"] > 10
-    assert manifest["machine"] == {"device": "cpu", "precision": "fp32", "threads": 1, "memory_mb": 1000}
+    assert manifest["machine"] == {"device": "cpu", "precision": "fp32", "threads": 1, "memory_mb": 3000}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
