@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from bidsseg.bids import names, query, validator
 from bidsseg.bids.index import participant_labels
 from bidsseg.bids.sidecars import write_text_atomic
-from bidsseg.compute import PROCESS_MB, WHOLE_MB, Workers, choose_workers, keep_freed_memory, peak_memory_mb
+from bidsseg.compute import (
+    PROCESS_MB,
+    WHOLE_MB,
+    Workers,
+    choose_workers,
+    keep_freed_memory,
+    peak_memory_mb,
+    release_freed_memory,
+)
 from bidsseg.errors import (
     MORE_MEMORY,
     BidssegError,
@@ -273,6 +281,7 @@ class Run:
             want_entropy=asked.entropy,
             progress=lambda stage: asked.report.stage(scan.key, stage),
         )
+        release_freed_memory()
         task.entry.notes += result.notes
         for note in result.notes:
             asked.report.warn(f"{scan.key}: {note}")

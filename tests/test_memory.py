@@ -26,9 +26,9 @@ from bidsseg.segmentation.windows import features_of
 
 torch.set_num_threads(1)
 network = SubpixelUNet({"brain": 2}, coordinates=0, widths=(32, 32, 32), features=8, last=64).eval()
-image = torch.rand(1, 1, 192, 160, 160)
-wanted = torch.zeros(192, 160, 160, dtype=torch.bool)
-wanted[60:130, 40:120, 40:120] = True
+image = torch.rand(1, 1, 256, 192, 192)
+wanted = torch.zeros(256, 192, 192, dtype=torch.bool)
+wanted[80:180, 40:150, 40:150] = True
 features_of(network, image[:, :, :64, :64, :64], None, None, Engine(), [])
 before, notes = peak_memory_mb(), []
 for _ in range(2):
@@ -45,11 +45,11 @@ def model(spacing_mm: float = 1.0, locator: Model | None = None, whole: bool = F
 
 @pytest.mark.parametrize("memory_mb", [None, 250])
 def test_the_network_takes_no_more_than_it_may(memory_mb: int | None) -> None:
-    """Whole it takes 630 MB by the rule of thumb, and really more than 250."""
+    """Whole it takes more than 250."""
     done = subprocess.run([sys.executable, "-c", CHILD, json.dumps(memory_mb)], capture_output=True, text=True)
     grown, notes = json.loads(done.stdout)
     assert (grown > 250) == (memory_mb is None)
-    assert grown < 630
+    assert grown < 1200  # by the rule of thumb
     assert len(notes) == (0 if memory_mb is None else 2)
 
 
@@ -71,10 +71,10 @@ def test_a_limit_that_is_too_low_says_what_is_needed() -> None:
 def test_a_large_scan_leaves_less_for_the_network() -> None:
     usual, large = (left_for_network(model(), 4000, voxels, 4, True) for voxels in (10_000_000, 100_000_000))
     assert usual == 4000 - HELD_MB
-    assert large == usual - 80 * 24
-    with pytest.raises(TemporaryFailure, match=r"a scan of 100 million voxels needs 3\.4G"):
-        left_for_network(model(), 3000, 100_000_000, 4, True)
-    assert left_for_network(model(), 3000, 100_000_000, 4, False) == network_mb(model(), 4)
+    assert large == usual - 80 * 16
+    with pytest.raises(TemporaryFailure, match=r"a scan of 100 million voxels needs 2\.7G"):
+        left_for_network(model(), 2500, 100_000_000, 4, True)
+    assert left_for_network(model(), 2500, 100_000_000, 4, False) == network_mb(model(), 4)
 
 
 @pytest.mark.parametrize(
