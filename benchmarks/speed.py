@@ -228,7 +228,7 @@ def series(scan: Path, model_name: str, precision: str, count: int) -> None:
     """Print the memory (MB) that the process holds after each of some scans in a row."""
     import psutil
 
-    from bidsseg.compute import keep_freed_memory, peak_memory_mb
+    from bidsseg.compute import keep_freed_memory, peak_memory_mb, release_freed_memory
     from bidsseg.image.nifti import read_image
     from bidsseg.models.library import load_model
     from bidsseg.segmentation.predict import segment
@@ -238,6 +238,7 @@ def series(scan: Path, model_name: str, precision: str, count: int) -> None:
     for number in range(1, count + 1):
         segment({"T1w": read_image(scan)[0]}, model, precision=precision)
         gc.collect()
+        release_freed_memory()
         held = psutil.Process().memory_info().rss // 10**6
         print(f"scan {number}: {held} MB held, peak {peak_memory_mb()} MB", flush=True)
 

@@ -187,6 +187,12 @@ def keep_freed_memory() -> None:
         mallopt(trim_threshold, -1)
 
 
+def release_freed_memory() -> None:
+    """Return freed memory to the system, where ``keep_freed_memory`` holds it; else its gaps add up over many scans."""
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def available_cpus() -> int:
     """CPUs that this process may use: its affinity and the quota of its container."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

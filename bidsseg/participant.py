@@ -26,6 +26,7 @@ from bidsseg.compute import (
     emulation,
     keep_freed_memory,
     peak_memory_mb,
+    release_freed_memory,
 )
 from bidsseg.errors import (
     BidssegError,
@@ -318,6 +319,7 @@ class Run:
             want_entropy=asked.entropy,
             progress=lambda stage: asked.report.stage(scan.key, stage),
         )
+        release_freed_memory()
         task.entry.findings += [asdict(finding) for finding in result.findings]
         for finding in result.findings:
             asked.report.warn(f"{scan.key}: {finding.message} [{finding.code}]")

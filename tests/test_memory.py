@@ -26,9 +26,9 @@ from bidsseg.segmentation.windows import features_of
 
 torch.set_num_threads(1)
 network = SubpixelUNet({"brain": 2}, coordinates=0, widths=(32, 32, 32), features=8, last=64).eval()
-image = torch.rand(1, 1, 192, 160, 160)
-wanted = torch.zeros(192, 160, 160, dtype=torch.bool)
-wanted[60:130, 40:120, 40:120] = True
+image = torch.rand(1, 1, 256, 192, 192)
+wanted = torch.zeros(256, 192, 192, dtype=torch.bool)
+wanted[80:180, 40:150, 40:150] = True
 features_of(network, image[:, :, :64, :64, :64], None, None, Engine(), [])
 before, notes = peak_memory_mb(), []
 for _ in range(2):
@@ -43,13 +43,13 @@ def model(spacing_mm: float = 1.0, locator: Model | None = None, whole: bool = F
     return Model(Card("ours", "", ("T1w",), {}, spacing_mm, ("brain",), ""), network, locator)
 
 
-@pytest.mark.parametrize("memory_mb", [None, 150])
+@pytest.mark.parametrize("memory_mb", [None, 250])
 def test_the_network_takes_no_more_than_it_may(memory_mb: int | None) -> None:
-    """Whole it takes 630 MB by the rule of thumb, and really more than 150."""
+    """Whole it takes more than 250."""
     done = subprocess.run([sys.executable, "-c", CHILD, json.dumps(memory_mb)], capture_output=True, text=True)
     grown, notes = json.loads(done.stdout)
-    assert (grown > 150) == (memory_mb is None)
-    assert grown < 630
+    assert (grown > 250) == (memory_mb is None)
+    assert grown < 1200  # by the rule of thumb
     assert len(notes) == (0 if memory_mb is None else 2)
 
 
