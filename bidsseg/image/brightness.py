@@ -17,7 +17,6 @@ CONSTANT = 1 / 3
 """Share of the faces of an image that a constant background covers at least."""
 DARKEST = 1e-3
 """Least brightness of what is no background, as a share of the range of an image."""
-
 STEPS = np.float32(1 << 14)
 """Of the brightness: finer differences are rounding, which must not tell one unit from another."""
 

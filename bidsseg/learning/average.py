@@ -10,10 +10,8 @@ from bidsseg.errors import DataError
 from bidsseg.image.grid import brain_frame
 from bidsseg.image.pose import Reference
 from bidsseg.labels import Protocol, Relation, load_relation
-from bidsseg.learning.cases import Annotation, Case
+from bidsseg.learning.cases import VENTRICLES, Annotation, Case
 
-FLUID = 3
-"""Value of fluid in the generic BIDS table."""
 FEWEST = 8
 """Regions that an annotation must know to count."""
 
@@ -63,5 +61,5 @@ def whole_regions(relation: Relation) -> np.ndarray:
     sure = relation.allowed.sum(1) == 1
     scored = np.array([region.scored for region in relation.annotation.regions])
     known = relation.allowed[sure].any(0) & ~relation.allowed[~sure & scored].any(0)
-    fluid = np.array([region.mapping == FLUID for region in relation.head.regions])
+    fluid = np.array([region.mapping == VENTRICLES for region in relation.head.regions])
     return known & ~fluid & (np.array(relation.head.indices) > 0)

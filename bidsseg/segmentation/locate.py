@@ -162,11 +162,11 @@ def find_brain(images: Mapping[str, Volume], locator: Model, engine: Engine) -> 
     brain = Brain(seen.grid, probability)
     if locator.card.pose is None:
         return brain
+    card, volume = locator.card, images[locator.card.inputs[0]]
     reference = Reference.from_card(locator.card.pose)
     chance = region_chance(features, brain, locator)
     pose = pose_of(chance, brain, locator, reference)
     if pose is not None and pose.angle_deg > TURN_FROM_DEG:
-        card, volume = locator.card, images[locator.card.inputs[0]]
         found, multiple, native_mm = probability.numpy() > 0.5, locator.network.multiple, canonical_spacing(volume)
         grid = box_grid(brain.grid, found, card.spacing_mm, AROUND_MM, multiple, native_mm, as_turn(pose.turn))
         image = normalise_each(stack(images, card.inputs, grid), None, card.normalisation)[None]
@@ -176,8 +176,8 @@ def find_brain(images: Mapping[str, Volume], locator: Model, engine: Engine) -> 
         pose = pose_of(chance, brain, locator, reference) or pose
     if pose is None or pose.error_mm > LARGEST_ERROR_MM:
         return brain
-    brain = posed(brain, pose, reference, images[locator.card.inputs[0]], locator)
-    return replace(brain, shading=shading_of(images[locator.card.inputs[0]], chance, brain, locator))
+    brain = posed(brain, pose, reference, volume, locator)
+    return replace(brain, shading=shading_of(volume, chance, brain, locator))
 
 
 def look(seen: ModelInput, locator: Model, engine: Engine) -> tuple[Tensor, Features]:
