@@ -179,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     add("-w", "--work-dir", metavar="DIR", type=Path, help="for temporary files [the system's folder]")
 
     add = parser.add_argument_group("how fast").add_argument
-    add("--fast", action="store_true", help="skip the second pass, over the mirror image; Dice falls by .006")
+    add("--fast", action="store_true", help="skip the second pass, over the mirror image; a little less accurate")
     add("--device", metavar="NAME", type=arguments.device, default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     add("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="of the network [auto]")
     add("--n-cpus", "--nprocs", "--nthreads", metavar="N", type=int, help="CPUs [all that are free to use]")
