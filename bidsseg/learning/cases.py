@@ -29,6 +29,8 @@ from bidsseg.learning.synthesis import noise_around, strip, synthesise_each
 
 VENTRICLES = 3
 """Value of fluid in the generic BIDS table."""
+CUT_UNCERTAINTY = 2.5
+"""The frame of a brain that is cut is guessed from the places of its regions: so much less certain is it."""
 ROOM = 8
 """Voxels that a scan which is moved as a whole gets on every side."""
 
@@ -94,9 +96,9 @@ class Sampling:
         whole_head: the sample shows the whole head and not the brain alone.
         realistic: share of synthetic images near the contrast of their kind; the others have any.
         stripped: share of whole-head samples whose skull is stripped.
-        cut: share of whole-head samples with a part of the field of view missing.
+        cut: share of samples with a part of the field of view missing.
         deepest_cut: greatest share of the field of view that is then missing.
-        noise_around: share of synthetic images that have strong noise in place of air, as MP2RAGE (UNIT1) images have.
+        noise_around: share of samples that have strong noise in place of air, as MP2RAGE (UNIT1) images have.
         missing: share of the samples that lack all images but the first, so that a network learns to do without.
     """
 
@@ -107,7 +109,7 @@ class Sampling:
     whole_head: bool = False
     realistic: float = 0.6
     stripped: float = 0.35
-    cut: float = 0.4
+    cut: float = 0.0
     deepest_cut: float = 0.35
     noise_around: float = 0.0
     anywhere: bool = False
@@ -190,17 +192,19 @@ def draw_sample(case: Case, view: View, generator: Generator, move: Callable[[Wa
         first = case.annotations[0]
         values = sample_labels(first.values, warp.source)
         realistic = uniform(0, 1, generator) < sampling.realistic
-        image = synthesise_each(values, first.protocol, realistic, view.inputs, generator)
-        if sampling.noise_around and uniform(0, 1, generator) < sampling.noise_around:
-            image = noise_around(image, values != 0, generator)
+        image, head = synthesise_each(values, first.protocol, realistic, view.inputs, generator), values != 0
     else:
         whole = normalise_each(case.image, None, normalisation) if sampling.anywhere else case.image
         image = sample_image(whole, warp)
+        head = image[0] != 0
+    if sampling.noise_around and uniform(0, 1, generator) < sampling.noise_around:
+        image = noise_around(image, head, generator)
     shown = torch.ones(sampling.shape, dtype=torch.bool)
     if not sampling.whole_head or uniform(0, 1, generator) < sampling.stripped:
         left = uniform(0, 6, generator), uniform(0, 16, generator)
         shown = strip(brain, *left, 2 * spacing_mm, generator)
-    if sampling.whole_head and uniform(0, 1, generator) < sampling.cut:
+    is_cut = sampling.cut > 0 and uniform(0, 1, generator) < sampling.cut
+    if is_cut:
         shown = shown & field_of_view(sampling.shape, sampling.deepest_cut, generator)
     if len(view.inputs) > 1 and uniform(0, 1, generator) < sampling.missing:
         image[1:] = 0
@@ -214,7 +218,7 @@ def draw_sample(case: Case, view: View, generator: Generator, move: Callable[[Wa
     source = warp.source[points[:, 0], points[:, 1], points[:, 2]]
     sample = Sample(
         image=image[None],
-        coordinates=None if sampling.whole_head else jittered_coordinates(brain, generator),
+        coordinates=None if sampling.whole_head else jittered_coordinates(brain, is_cut, generator),
         points=points,
     )
     for annotation in case.annotations:
@@ -248,10 +252,10 @@ def values_at(annotation: Annotation, source: Tensor, mirrored: bool) -> Tensor:
     return torch.tensor(annotation.protocol.partners(), dtype=values.dtype)[values.long()] if mirrored else values
 
 
-def jittered_coordinates(brain: Tensor, generator: Generator) -> Tensor:
+def jittered_coordinates(brain: Tensor, is_cut: bool, generator: Generator) -> Tensor:
     """Coordinates in the frame of a brain (D/2, H/2, W/2), as uncertain as the frame of an unseen scan is."""
     centre, half = brain_frame(brain)
-    noise = torch.randn(6, generator=generator).numpy()
+    noise = (CUT_UNCERTAINTY if is_cut else 1.0) * torch.randn(6, generator=generator).numpy()
     shape = [2 * n for n in brain.shape]
     return coordinates(shape, 2 * centre + 0.5 + 1.5 * noise[:3], 2 * half * (1 + 0.02 * noise[3:]))
 
