@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import nibabel as nib
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
@@ -238,8 +239,26 @@ def between(mask: Tensor, source: Grid, target: Grid) -> Tensor:
         ]
         return resample(mask.float(), weights)
     matrix = axes.T @ np.asarray(target.turn) * (target.spacing_mm / source.spacing_mm)
-    offset = source.voxels(np.asarray(target.origin_mm)[None])[0]
-    return torch.from_numpy(ndimage.affine_transform(mask.float().numpy(), matrix, offset, target.shape, order=1))
+    return linearly(mask.float(), matrix, source.voxels(np.asarray(target.origin_mm)[None])[0], target.shape)
+
+
+def linearly(
+    values: Tensor, matrix: np.ndarray, offset: np.ndarray, shape: Sequence[int], outside: float = 0.0
+) -> Tensor:
+    """Return an array (X, Y, Z), linearly interpolated at matrix @ voxel + offset, for all voxels of a shape (D, H, W).
+
+    Beyond the array it falls to the value outside within a voxel.
+    """
+    to_unit = 2 / np.maximum(np.array(values.shape) - 1, 1)
+    start = torch.from_numpy(offset * to_unit - 1).float()
+    steps = [torch.arange(n)[:, None] * torch.from_numpy(matrix[:, i] * to_unit) for i, n in enumerate(shape)]
+    along, across, up = (each.float().flip(1) for each in steps)
+    plane = (across[:, None] + up[None] + start.flip(0))[None]
+    source, found = (values - outside)[None, None], values.new_empty(tuple(shape))
+    for first in range(0, shape[0], PLANES):
+        places = along[first : first + PLANES, None, None] + plane
+        found[first : first + PLANES] = F.grid_sample(source, places[None], align_corners=True)[0, 0]
+    return found + outside
 
 
 def labels_to_grid(data: np.ndarray, affine: np.ndarray, grid: Grid, spacing: np.ndarray) -> np.ndarray:

@@ -40,7 +40,7 @@ from bidsseg.segmentation.windows import features_of
 
 SMALLEST_BRAIN_MM3 = 100_000.0
 """Less than this is not a brain (a newborn's has about 300,000)."""
-TURN_FROM_DEG = 8.0
+TURN_FROM_DEG = 10.0
 """A head that is turned less is left as it lies, uninterpolated: networks are trained on such."""
 AROUND_MM = 30.0
 """Of a head that is turned, so much around the brain is shown to the locator once more."""
@@ -80,10 +80,14 @@ class Brain:
         """Return the canonical places (V, 3) in mm of the voxels of the brain."""
         return self.grid.places(np.argwhere(self.probability.numpy() > 0.5))
 
-    def frame_on(self, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-        """Return middle and half extent (3,) of the brain in voxels of a grid that is turned as the head."""
+    def frame_on(self, grid: Grid, mask: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Return middle and half extent (3,) of the brain in voxels of a grid that is turned as the head.
+
+        Args:
+            mask: booleans (D, H, W), the brain on that grid.
+        """
         if self.frame_mm is None or not self.is_cut:
-            return brain_frame(between(self.probability, self.grid, grid) > 0.5)
+            return brain_frame(mask)
         centre, half = self.frame_mm
         return grid.voxels(centre[None])[0], half / grid.spacing_mm
 
@@ -140,7 +144,7 @@ def model_input(
         mask = between(brain.probability, brain.grid, grid) > 0.5
         shown = dilate(mask, round(card.shown_mm / card.spacing_mm))
         wanted = dilate(shown, 1)  # features are interpolated: beyond what is shown by a voxel
-        position = coordinates(grid.shape, *brain.frame_on(grid))
+        position = coordinates(grid.shape, *brain.frame_on(grid, mask))
     image = stack(images, card.inputs, grid)
     if brain is not None:
         image[0] = brain.unshaded(image[0], grid)

@@ -8,7 +8,6 @@ that of interpolating all logits.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -18,7 +17,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from bidsseg.errors import DataError
-from bidsseg.image.grid import UPRIGHT, Grid, canonical, canonical_spacing, from_canonical, hat_weights, resample
+from bidsseg.image.grid import UPRIGHT, Grid, canonical, canonical_spacing, from_canonical, hat_weights, linearly, resample
 from bidsseg.image.guard import Finding
 from bidsseg.image.volume import Volume
 from bidsseg.models.library import Model
@@ -251,8 +250,7 @@ def turned_chance(logit: Tensor, grid: Grid, shape: tuple[int, ...], spacing: np
     for start in range(0, shape[0], PLANES):
         planes = min(PLANES, shape[0] - start), *shape[1:]
         first = grid.voxels(np.array([[start * spacing[0], 0.0, 0.0]]))[0]
-        found = ndimage.affine_transform(logit.numpy(), matrix, first, planes, order=1, cval=ELSEWHERE)
-        chance[start : start + PLANES] = torch.sigmoid(torch.from_numpy(found)).half().numpy()
+        chance[start : start + PLANES] = torch.sigmoid(linearly(logit, matrix, first, planes, ELSEWHERE)).half().numpy()
     return chance
 
 
@@ -284,15 +282,18 @@ def turned_corners(
     voxels: np.ndarray, shape: tuple[int, ...], spacing: np.ndarray, grid: Grid
 ) -> tuple[Tensor, Tensor]:
     """The same for a turned grid: always (P, 8)."""
-    rows, share = torch.zeros(len(voxels), 8, dtype=torch.int64), torch.ones(len(voxels), 8)
-    places = np.stack(np.unravel_index(voxels, shape), 1) * spacing
-    up = torch.tensor(list(itertools.product((0, 1), repeat=3)))
-    for axis, along in enumerate(torch.from_numpy(grid.voxels(places)).T):
-        position = along.clamp(0, grid.shape[axis] - 1)
-        low = position.floor().clamp(max=grid.shape[axis] - 2)
-        rows = rows * grid.shape[axis] + low.long()[:, None] + up[:, axis]
-        beyond = (position - low).float()[:, None]
-        share = share * torch.where(up[:, axis] == 1, beyond, 1 - beyond)
+    matrix = np.asarray(grid.turn).T * spacing / grid.spacing_mm
+    start = grid.voxels(np.zeros((1, 3)))[0]
+    x, y, z = (torch.from_numpy(index) for index in np.unravel_index(voxels, shape))
+    rows, share = torch.zeros(len(voxels), 1, dtype=torch.int64), torch.ones(len(voxels), 1)
+    for axis, size in enumerate(grid.shape):
+        along, across, up = (torch.arange(n) * matrix[axis, i] for i, n in enumerate(shape))
+        position = ((along + start[axis])[x] + across[y] + up[z]).float().clamp_(0, size - 1)
+        low = position.floor().clamp_(max=size - 2)
+        beyond = (position - low)[:, None]
+        around = low.long()[:, None] + torch.arange(2)
+        rows = (rows[:, :, None] * size + around[:, None]).flatten(1)
+        share = (share[:, :, None] * torch.cat([1 - beyond, beyond], 1)[:, None]).flatten(1)
     return rows, share
 
 
