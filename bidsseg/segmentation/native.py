@@ -9,7 +9,7 @@ that of interpolating all logits.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -17,7 +17,17 @@ from scipy import ndimage
 from torch import Tensor
 
 from bidsseg.errors import DataError
-from bidsseg.image.grid import UPRIGHT, Grid, canonical, canonical_spacing, from_canonical, hat_weights, linearly, resample
+from bidsseg.image.grid import (
+    UPRIGHT,
+    Box,
+    Grid,
+    canonical,
+    canonical_spacing,
+    from_canonical,
+    hat_weights,
+    linearly,
+    resample,
+)
 from bidsseg.image.guard import Finding
 from bidsseg.image.volume import Volume
 from bidsseg.models.library import Model
@@ -148,8 +158,12 @@ def read_heads(
 
     DataError if no brain is left.
     """
-    shape = canonical(np.empty(volume.shape, np.uint8), volume.affine).shape
+    whole = canonical(np.empty(volume.shape, np.uint8), volume.affine).shape
     spacing = canonical_spacing(volume)
+    box = covered(grid, whole, spacing)
+    low, high = np.array(box).T
+    shape = tuple((high - low).tolist())
+    grid = replace(grid, origin_mm=tuple((np.asarray(grid.origin_mm) - low * spacing).tolist()))  # from the box on
     chance = brain_chance(brain_logit(features, weights), grid, shape, spacing)
     near = (torch.from_numpy(chance) > LIKELY).numpy()  # NumPy takes its time with numbers of 16 bits
     near = largest_piece(near) if "brain" in weights else near
@@ -167,8 +181,8 @@ def read_heads(
             for name, reading in readings.items():
                 reading.put(first, part @ linear[name])
 
-    def everywhere(values: np.ndarray) -> np.ndarray:
-        """Values at the likely voxels, 0 elsewhere, on the canonical grid."""
+    def filled(values: np.ndarray) -> np.ndarray:
+        """Values at the likely voxels, 0 elsewhere in the box."""
         found = np.zeros(shape, values.dtype)
         found.reshape(-1)[likely] = values
         return found
@@ -177,7 +191,7 @@ def read_heads(
         near &= (torch.from_numpy(chance) > 0.5).numpy()
         brain = without_bridges(largest_piece(near), spacing)
     else:
-        brain = largest_piece(everywhere(np.any([readings[name].labels > 0 for name in names], 0)))
+        brain = largest_piece(filled(np.any([readings[name].labels > 0 for name in names], 0)))
     if not brain.any():
         raise DataError("the segmentation is empty: is it a T1w of a head, with the right orientation in its header?")
     kept = brain.reshape(-1)[likely]
@@ -185,26 +199,45 @@ def read_heads(
         reading.labels[~kept] = 0
 
     def native(values: np.ndarray) -> np.ndarray:
-        return from_canonical(everywhere(values), volume.affine)
+        """Values in the box, 0 outside of it, on the grid of the scan."""
+        found = np.zeros(whole, values.dtype)
+        found[tuple(slice(a, b) for a, b in box)] = values
+        return from_canonical(found, volume.affine)
 
     lesion = None
     if model.card.lesion is not None:
-        lesion = native(np.isin(readings[model.card.lesion].labels, model.heads[model.card.lesion].lesions))
+        lesion = native(filled(np.isin(readings[model.card.lesion].labels, model.heads[model.card.lesion].lesions)))
     written = {name: readings[name] for name in names if name in model.card.protocols}
     quality = readings[names[0]].certainty[kept] if names else chance[brain]
     return Segmentation(
-        labels={name: native(reading.labels) for name, reading in written.items()},
+        labels={name: native(filled(reading.labels)) for name, reading in written.items()},
         soft_mm3={name: reading.soft * volume.voxel_volume_mm3 for name, reading in written.items()},
-        brain=from_canonical(brain, volume.affine),
+        brain=native(brain),
         lesion=lesion,
         quality=float(quality.mean(dtype=np.float64)),
         probabilities={
-            name: Probabilities(volume.shape, volume.affine, likely, reading.probabilities)
+            name: Probabilities(volume.shape, volume.affine, flat(likely, shape, low, whole), reading.probabilities)
             for name, reading in written.items()
             if reading.probabilities is not None
         },
-        entropy={n: native(r.entropy) for n, r in written.items() if r.entropy is not None},
+        entropy={n: native(filled(r.entropy)) for n, r in written.items() if r.entropy is not None},
     )
+
+
+def covered(grid: Grid, shape: tuple[int, ...], spacing: np.ndarray) -> Box:
+    """Return the canonical voxels of a scan that a model grid covers, at least one along each axis."""
+    ends = np.stack(np.meshgrid(*[(-0.5, n - 0.5) for n in grid.shape]), -1).reshape(-1, 3)
+    places = grid.places(ends) / spacing
+    first = np.clip(np.ceil(places.min(0) - NEGLIGIBLE).astype(int), 0, np.array(shape) - 1)
+    end = np.clip(np.floor(places.max(0) + NEGLIGIBLE).astype(int) + 1, first + 1, shape)
+    x, y, z = zip(first.tolist(), end.tolist(), strict=True)
+    return x, y, z
+
+
+def flat(voxels: np.ndarray, shape: tuple[int, ...], low: np.ndarray, whole: tuple[int, ...]) -> np.ndarray:
+    """Return flat positions (P,) in a box of that shape as those in the whole, where the box begins at low (3,)."""
+    inside = np.array(np.unravel_index(voxels, shape)) + low[:, None]
+    return np.ravel_multi_index((inside[0], inside[1], inside[2]), whole)
 
 
 def interpolated(features: Sequence[Features], voxels: Tensor, share: Tensor) -> Tensor:
