@@ -165,10 +165,13 @@ def resample(data: Tensor, weights: Sequence[np.ndarray]) -> Tensor:
     return data.permute([order.index(axis) for axis in range(3)]).contiguous()
 
 
-def to_grid(volume: Volume, grid: Grid) -> Tensor:
+def to_grid(volume: Volume, grid: Grid, wanted: Tensor | None = None) -> Tensor:
     """The scan on the model grid (D, H, W), float32, 0 outside its field of view.
 
     It is interpolated linearly; on a turned grid by cubic splines, which blur less.
+
+    Args:
+        wanted: booleans (D, H, W), where it is needed at least; None for everywhere.
     """
     data = canonical(volume.data, volume.affine)
     spacing = canonical_spacing(volume)
@@ -184,15 +187,18 @@ def to_grid(volume: Volume, grid: Grid) -> Tensor:
         upright = whole_grid(volume, grid.spacing_mm)
         data, spacing = to_grid(volume, upright).numpy(), np.full(3, upright.spacing_mm)
         origin = np.asarray(upright.origin_mm)
-    return torch.from_numpy(turned(data, origin, spacing, grid, order=3)).clamp_(min=0)
+    return torch.from_numpy(turned(data, origin, spacing, grid, 3, wanted)).clamp_(min=0)
 
 
-def turned(data: np.ndarray, origin_mm: np.ndarray, spacing_mm: np.ndarray, grid: Grid, order: int) -> np.ndarray:
+def turned(
+    data: np.ndarray, origin_mm: np.ndarray, spacing_mm: np.ndarray, grid: Grid, order: int, wanted: Tensor | None
+) -> np.ndarray:
     """Return an upright array (X, Y, Z) interpolated on a grid of any turn, 0 outside.
 
     Args:
         origin_mm, spacing_mm: (3,) of the array, in the canonical frame.
         order: of the splines, 1 for linear interpolation.
+        wanted: booleans (D, H, W), beyond which it may be 0; None for everywhere.
     """
     matrix = grid.spacing_mm * np.asarray(grid.turn) / np.asarray(spacing_mm)[:, None]
     offset = (np.asarray(grid.origin_mm) - origin_mm) / spacing_mm
@@ -204,28 +210,33 @@ def turned(data: np.ndarray, origin_mm: np.ndarray, spacing_mm: np.ndarray, grid
     part = data[tuple(slice(a, b) for a, b in zip(first, last, strict=True))]
     if order > 1:
         part = ndimage.spline_filter(part, order, np.float32)
-    found = np.empty(grid.shape, np.float32)
+    found = np.zeros(grid.shape, np.float32)
 
     def fill(start: int) -> None:
         planes = found[start : start + PLANES]
-        begin = offset - first + matrix @ np.array([start, 0, 0])
-        ndimage.affine_transform(part, matrix, begin, planes.shape, planes, order, prefilter=False)
+        (_, end), rows, columns = content_box(planes + 1 if wanted is None else wanted[start : start + PLANES].numpy())
+        box = planes[:end, slice(*rows), slice(*columns)]
+        begin = offset - first + matrix @ np.array([start, rows[0], columns[0]])
+        ndimage.affine_transform(part, matrix, begin, box.shape, box, order, prefilter=False)
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         list(pool.map(fill, range(0, grid.shape[0], PLANES)))
     return found
 
 
-def stack(images: Mapping[str, Volume], inputs: Sequence[str], grid: Grid) -> Tensor:
+def stack(images: Mapping[str, Volume], inputs: Sequence[str], grid: Grid, wanted: Tensor | None = None) -> Tensor:
     """The images of a scan on the model grid, (C, D, H, W), in the order of inputs; a missing one is 0 everywhere.
 
     They must all lie on the grid of the first, see ``image.align``; DataError if one does not.
+
+    Args:
+        wanted: booleans (D, H, W), where they are needed at least; None for everywhere.
     """
     first = images[inputs[0]]
     for suffix in inputs:
         if suffix in images and not images[suffix].on_grid_of(first):
             raise DataError(f"the {suffix} does not lie on the grid of the {inputs[0]}: align it first")
-    return torch.stack([to_grid(images[i], grid) if i in images else torch.zeros(grid.shape) for i in inputs])
+    return torch.stack([to_grid(images[i], grid, wanted) if i in images else torch.zeros(grid.shape) for i in inputs])
 
 
 def between(mask: Tensor, source: Grid, target: Grid) -> Tensor:
@@ -255,9 +266,14 @@ def linearly(
     along, across, up = (each.float().flip(1) for each in steps)
     plane = (across[:, None] + up[None] + start.flip(0))[None]
     source, found = (values - outside)[None, None], values.new_empty(tuple(shape))
-    for first in range(0, shape[0], PLANES):
+
+    @torch.inference_mode()
+    def fill(first: int) -> None:
         places = along[first : first + PLANES, None, None] + plane
         found[first : first + PLANES] = F.grid_sample(source, places[None], align_corners=True)[0, 0]
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # of one volume, it uses one thread
+        list(pool.map(fill, range(0, shape[0], PLANES)))
     return found + outside
 
 

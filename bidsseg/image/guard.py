@@ -41,6 +41,9 @@ LARGEST_INTENSITY = 1e12
 NEGATIVE_FRACTION = 0.01
 """Fewer negative voxels than this come from interpolation and mean nothing."""
 
+FEWEST_LEVELS, EVERY = 32, 97
+"""With fewer grey levels tissues run into one another; they are counted in every so manieth voxel first."""
+
 UNITS_MM = {1: ("metres", 1000.0), 2: ("millimetres", 1.0), 3: ("micrometres", 0.001)}
 """NIfTI code of the spatial unit: its name and its length in millimetres."""
 
@@ -219,5 +222,9 @@ def clean_intensities(data: np.ndarray) -> list[Finding]:
                 f"{100 * negative / data.size:.2g} % of the voxels are negative "
                 f"(lowest {low:.4g}); the image seems to have been normalised before.",
             )
+        )
+    if len(np.unique(data.ravel()[::EVERY])) < FEWEST_LEVELS and (levels := len(np.unique(data))) < FEWEST_LEVELS:
+        findings.append(
+            Finding("FEW_GREY_LEVELS", f"The image has only {levels} grey levels; borders of tissues are uncertain.")
         )
     return findings

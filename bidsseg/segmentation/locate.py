@@ -145,7 +145,7 @@ def model_input(
         shown = dilate(mask, round(card.shown_mm / card.spacing_mm))
         wanted = dilate(shown, 1)  # features are interpolated: beyond what is shown by a voxel
         position = coordinates(grid.shape, *brain.frame_on(grid, mask))
-    image = stack(images, card.inputs, grid)
+    image = stack(images, card.inputs, grid, shown)
     if brain is not None:
         image[0] = brain.unshaded(image[0], grid)
     return ModelInput(grid, normalise_each(image, shown, card.normalisation)[None], position, wanted, brain)
