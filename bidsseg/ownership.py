@@ -6,7 +6,6 @@ the manifests in ``logs/`` and the mark on each page.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,9 +19,10 @@ from bidsseg.bids.index import folders
 from bidsseg.bids.names import group_report, group_table, root_path
 from bidsseg.bids.sidecars import NAME_PREFIX, README_MARK, SOURCE, TOOL, dataset_description
 from bidsseg.cohort import QUALITY, STATUS, Cohort
-from bidsseg.errors import InputMissing, OutputNotWritable, UsageError
+from bidsseg.errors import BidssegError, InputMissing, OutputNotWritable, UsageError
 from bidsseg.models.card import CARD, WEIGHTS
 from bidsseg.outputs import Job, fingerprint
+from bidsseg.reading import read_object
 from bidsseg.results import anat_folders, is_own_page, read_json
 from bidsseg.settings import Settings
 
@@ -171,14 +171,9 @@ def _description(output_dir: Path) -> dict[str, Any] | None:
     """Content of the description of the output; None if there is none."""
     path = output_dir / root_path("description")
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise OutputNotWritable(f"{path} cannot be read ({error.strerror}): {ELSEWHERE}") from error
-    except (ValueError, RecursionError) as error:
-        raise OutputNotWritable(f"{path} is not JSON in UTF-8: correct it, or {ELSEWHERE}") from error
-    return content if isinstance(content, dict) else {}
+        return read_object(path, OutputNotWritable) if os.path.lexists(path) else None
+    except BidssegError as error:
+        raise OutputNotWritable(f"{error}; or {ELSEWHERE}") from error
 
 
 def _tools(description: Mapping[str, Any]) -> set[str]:

@@ -56,14 +56,12 @@ class Pose:
         scale: (3,) along each axis of the head.
         centre_mm: (3,) middle of the brain in the canonical frame.
         error_mm: weighted mean distance of the regions from their places.
-        seen: (R,) share of its usual volume that was found of each region.
     """
 
     turn: np.ndarray
     scale: np.ndarray
     centre_mm: np.ndarray
     error_mm: float
-    seen: np.ndarray
 
     @property
     def angle_deg(self) -> float:
@@ -98,7 +96,7 @@ def find_pose(centres_mm: np.ndarray, volumes_mm3: np.ndarray, reference: Refere
         scale = along_axes(there, (found - centre) @ turn, weights, size * scale)
         distance = np.linalg.norm(found - (scale * there) @ turn.T - centre, axis=1)
         weights = start / (1 + (distance / FAR_MM) ** 2)
-    return Pose(turn, scale, centre, float(np.average(distance, weights=weights)), seen)
+    return Pose(turn, scale, centre, float(np.average(distance, weights=weights)))
 
 
 def along_axes(source: np.ndarray, target: np.ndarray, weights: np.ndarray, usual: np.ndarray) -> np.ndarray:
