@@ -3,6 +3,7 @@
 # make lint        style and types
 # make image       the Docker image, with docker or, where no daemon answers, with buildah
 # make image-test  run that image on two scans: read-only, no network, no home, any user
+# make models      every shipped model from the data: DATA=... OUT=... and, to stop cleanly after so many, MINUTES=...
 # make boutiques   the descriptors of the command line in boutiques/
 # make venv        the environment alone (.venv); later runs need no network
 #
@@ -15,7 +16,7 @@ PY := .venv/bin/python
 STAMP := .venv/installed
 DEMO := demo
 
-.PHONY: demo test lint image image-test boutiques venv clean
+.PHONY: demo test lint image image-test models boutiques venv clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -43,6 +44,9 @@ else
 	$(PY) benchmarks/demo_dataset.py $(DEMO)/bids
 	docker/test.sh $(DEMO)/bids template tilted
 endif
+
+models: $(STAMP)
+	PYTHON=$(CURDIR)/$(PY) benchmarks/models.sh $(DATA) $(OUT) $(MINUTES)
 
 boutiques: $(STAMP)
 	$(PY) run.py --bids-exec-spec > boutiques/bidsseg.json

@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# From the data to every shipped model, stage by stage.
+#
+#   benchmarks/models.sh DATA OUT [MINUTES]
+#
+# DATA holds the folders oasis, heads, ds000011, ds002748 and ms; OUT takes what is made. A stage that is done is not done
+# again, and one that was stopped goes on: the same command continues. After MINUTES it stops cleanly, with code 75.
+# SCALE (1) multiplies the time budgets of wholebrain and locator; DEVICE (auto) is that of run.py; PYTHON the interpreter.
+# Models are read where they are made, so that nothing has to be shipped in between, but for the locator, which the others
+# take from the package: `benchmarks/ship.py` puts a model there.
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+data=$(realpath "$1") out=$(realpath -m "$2") end=$((SECONDS + 60 * ${3:-1000000}))
+python=${PYTHON:-python} scale=${SCALE:-1} device=(--device "${DEVICE:-auto}")
+oasis=$data/oasis auto=$out/automatic
+manual=BrainCOLOR=$oasis/derivatives/manual fast=FAST=$oasis/derivatives/fast heads=head=$data/heads
+mkdir -p "$out/done"
+
+# stage NAME COMMAND...: the command, within the time that is left
+stage() {
+    local name=$1 status=0
+    shift
+    [[ ! -e $out/done/$name ]] || return 0
+    ((end - SECONDS > 60)) || { echo "time is up before $name: give the same command again"; exit 75; }
+    echo "== $name"
+    timeout --kill-after=120 $((end - SECONDS - 30)) "$@" || status=$?
+    [[ $status != 124 && $status != 75 ]] || { echo "time is up in $name: give the same command again"; exit 75; }
+    ((status == 0)) || { echo "$name failed with code $status"; exit "$status"; }
+    touch "$out/done/$name"
+}
+
+minutes() { awk "BEGIN { print $scale * $1 }"; }
+run() { stage "$1" "$python" "$here/../run.py" "${@:2}" "${device[@]}"; }
+script() { stage "$1" "$python" "$here/$2.py" "${@:3}"; }
+# train NAME MINUTES WORDS...: by the recipe of that name, with one fold held out
+train() { run "$1" "$oasis" "$out" train --recipe "$1" --folds 5 --time-budget "$(minutes "$2")" --resume "${@:3}"; }
+# validate NAME DATASET WORDS...: all folds
+validate() { script "$1" crossvalidate "$out/$1" "$2" --folds 3 --small "${@:3}" "${device[@]}"; }
+
+# locator and wholebrain: one that finds brains, one of all heads, and its second run, which learns from scans that the
+# first has labelled, too. Participant 01 of each of their datasets is never learned from: something is left to look at.
+train locator 45 --init locator --labels "$manual" "$fast" "$heads"
+train wholebrain 80 --init wholebrain --labels "$manual" "$fast" "$heads"
+learned=()
+for name in ds002748 ds000011; do
+    mkdir -p "$auto/$name/derivatives"
+    cp "$data/$name/dataset_description.json" "$auto/$name/"
+    ln -sfn "$data/$name"/sub-* "$auto/$name/"
+    rm -f "$auto/$name/sub-01"
+    run "automatic-$name" "$auto/$name" "$auto/$name/derivatives/first" participant --skip-bids-validator \
+        --model "$out/models/wholebrain"
+    for protocol in BrainCOLOR FAST FreeSurfer; do learned+=("$protocol=$auto/$name/derivatives/first"); done
+done
+train wholebrain-finetune 114 --init "$out/models/wholebrain" --also "$auto/ds002748" "$auto/ds000011" "$data/heads" \
+    --labels "$manual" "$fast" "$heads" "${learned[@]}"
+
+# The five published systems, each measured by cross-validation: see docs/results.md.
+validate eneuronet "$oasis" --final --recipe eneuronet --also "$data/heads" --labels "$manual" "$fast" "$heads"
+
+for fold in 0 1 2 all; do
+    run "structures-$fold" "$data/ds002748" "$out/structures/fold$fold" participant --skip-bids-validator \
+        --model "$out/eneuronet/fold$fold/models/eneuronet"
+done
+validate neuronet "$oasis" --final --recipe neuronet --cases 'oasis/*' --also "$data/ds002748" \
+    --labels "FreeSurfer=$out/structures/fold{fold}" "$manual" "$fast"
+
+for name in oasis ds002748; do script "atropos-$name" tool_labels "$data/$name" "$out/atropos_$name"; done
+cat > "$out/joint.toml" << TOML
+base = "partial-joint"
+name = "partialjoint"
+heads = { BrainCOLOR = 1.0, Atropos = 1.0 }
+fading = ["Atropos"]
+TOML
+validate joint "$oasis" --final --recipe "$out/joint.toml" --also "$data/ds002748" \
+    --labels "$manual" "Atropos=$out/atropos_oasis" "Atropos=$out/atropos_ds002748"
+validate partial "$oasis" --final --recipe partial-joint-finetune --labels "$manual" \
+    --init "$out/joint/fold{fold}/models/partialjoint"
+
+for fold in 0 1 2; do script "lesions-$fold" lesion_datasets "$data" "$out/lesions/set$fold" "$fold"; done
+set="$out/lesions/set{fold}"
+validate ace "$set/both" --card "$out/ace/fold0/models/ace" --recipe ace --hold-out 'both*' \
+    --also "$set/anatomy" "$set/lesions" --labels "FASTlesion=$set/both/derivatives/truth" \
+    "FAST=$set/anatomy/derivatives/fast" "lesion=$set/lesions/derivatives/manual"
+
+validate segnet "$oasis" --final --recipe segnet --labels "$manual"
+echo "all models are made, in $out"
