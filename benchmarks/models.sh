@@ -52,7 +52,7 @@ for name in ds002748 ds000011; do
         --model "$out/models/wholebrain"
     for protocol in BrainCOLOR FAST FreeSurfer; do learned+=("$protocol=$auto/$name/derivatives/first"); done
 done
-train wholebrain-finetune 114 --init "$out/models/wholebrain" --also "$auto/ds002748" "$auto/ds000011" "$data/heads" \
+train wholebrain-finetune 101 --init "$out/models/wholebrain" --also "$auto/ds002748" "$auto/ds000011" "$data/heads" \
     --labels "$manual" "$fast" "$heads" "${learned[@]}"
 
 # The five published systems, each measured by cross-validation: see docs/results.md.

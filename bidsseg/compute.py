@@ -28,7 +28,7 @@ RESERVE = 0.9
 PROCESS_THREADS = 2
 """With more threads, another process segments more scans an hour; with fewer, memory is spent on little."""
 
-PROCESS_MB = 2500
+PROCESS_MB = 2000
 """Memory (MB) with which a process predicts a usual head in one piece, but by models that must see it whole."""
 
 WHOLE_MB = 8000
