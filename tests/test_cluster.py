@@ -70,7 +70,7 @@ until_there eval '[[ $(state) == COMPLETED ]]'
 CONFIG = f"""
 workers = 2
 cores = 1
-memory = "700MB"
+memory = "1600MB"
 walltime = "00:05:00"
 interface = "lo"
 log_directory = "logs"
@@ -124,7 +124,7 @@ def assert_equal_to_one_machine(app: App, folder: Path, monkeypatch: pytest.Monk
 
 def test_an_array_of_jobs(app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = next(block for block in re.findall(r"```bash\n(.*?)```", DOCUMENT, re.S) if "--shard" in block)
-    given = {"1-100%20": "1-2%20", "--cpus-per-task=4": "--cpus-per-task=1", "--mem=8G": "--mem=800M", "/100": "/2"}
+    given = {"1-100%20": "1-2%20", "--cpus-per-task=4": "--cpus-per-task=1", "--mem=8G": "--mem=1600M", "/100": "/2"}
     for asked, small in given.items():
         assert asked in script
         script = script.replace(asked, small)
