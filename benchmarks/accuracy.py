@@ -7,13 +7,15 @@ With --folds only the participants of that fold are used: those that ``train`` w
 for each head, the mean over regions and then over scans with a bootstrap 95 % interval over scans, the share of wrong
 voxels inside the reference brain, and the regions with the lowest Dice, or all if they are few; writes one row a region
 to --table. With --lesion-model the lesions of that model are laid over the tissues (FAST) of the other, as in the
-Multi-UNet baseline of ACE.
+Multi-UNet baseline of ACE. With --card the figures take the place of those on the card of the model, where some of the
+labels that ``train`` measured it by were those of another model and no truth.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from bidsseg.compute import cpu_precision
@@ -25,6 +27,7 @@ def main() -> None:
     parser.add_argument("--labels", nargs="+", action="extend", required=True, metavar="PROTOCOL=DIR")
     parser.add_argument("--also", nargs="+", default=[], type=Path, metavar="BIDS_DIR")
     parser.add_argument("--model", default="wholebrain")
+    parser.add_argument("--card", action="store_true", help="enter the figures on the card of the model, a folder")
     parser.add_argument("--lesion-model", help="its lesions are laid over the tissues of --model")
     parser.add_argument("--images-only", action="store_true", help="pass over label maps without an image")
     parser.add_argument("--folds", type=int, default=0, help="0: all participants")
@@ -34,8 +37,11 @@ def main() -> None:
     options = parser.parse_args()
 
     from bidsseg.arguments import annotation_folders
+    from bidsseg.bids.sidecars import write_text_atomic
     from bidsseg.learning.datasets import load_cases, split
+    from bidsseg.learning.record import metrics
     from bidsseg.learning.validation import described, validate
+    from bidsseg.models.card import CARD
     from bidsseg.models.library import load_model
     from bidsseg.settings import Report, Settings, Training
 
@@ -52,6 +58,9 @@ def main() -> None:
     table = validate(model, cases, print, options.precision, lesion_model=lesion_model)
     print(f"{len(cases)} scans, {(time.monotonic() - started) / len(cases):.1f} s each\n")
     print("\n".join(described(table)))
+    if options.card:
+        card = replace(model.card, metrics=metrics(table, cases))
+        write_text_atomic(card.folder / CARD, card.to_json())
     if options.table:
         table.to_csv(options.table, sep="\t", index=False, float_format="%.4f")
 

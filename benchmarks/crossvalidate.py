@@ -19,6 +19,7 @@ there, which the same recipe made.
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -78,7 +79,12 @@ def matching(table: pd.DataFrame, pattern: str) -> pd.DataFrame:
 def train(place: Path, words: Sequence[str], fold: str) -> Path:
     """The folder of the model that was trained so, now or before; the dataset is the first word."""
     bids_dir, *own = (word.replace("{fold}", fold) for word in words)
-    subprocess.run([sys.executable, str(RUN), bids_dir, str(place), "train", *own, "--resume"], check=True)
+    with subprocess.Popen([sys.executable, str(RUN), bids_dir, str(place), "train", *own, "--resume"]) as training:
+        # What stops this program stops the training too, which then keeps what it has.
+        signal.signal(signal.SIGTERM, lambda *_: training.terminate())
+        signal.signal(signal.SIGINT, lambda *_: None)
+    if training.returncode:
+        raise SystemExit(training.returncode)
     (card,) = place.glob(f"models/*/{CARD}")
     return card.parent
 

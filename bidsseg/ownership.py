@@ -173,7 +173,7 @@ def _description(output_dir: Path) -> dict[str, Any] | None:
     try:
         return read_object(path, OutputNotWritable) if os.path.lexists(path) else None
     except BidssegError as error:
-        raise OutputNotWritable(f"{error}; or {ELSEWHERE}") from error
+        raise OutputNotWritable(f"{error}; correct it, or {ELSEWHERE}") from error
 
 
 def _tools(description: Mapping[str, Any]) -> set[str]:

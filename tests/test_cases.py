@@ -360,6 +360,27 @@ def test_a_sample_from_anywhere_lies_in_the_scan() -> None:
     assert len(counts) > 6
 
 
+def test_a_stripped_brain_may_be_cut_and_surrounded_by_noise() -> None:
+    """Where it is cut nothing is shown, no region of the brain is asked for inside, and its frame is less certain."""
+    still = View(replace(SAMPLING, inside=1.0), STILL, CALM, 1.0)
+    cut = replace(still, sampling=replace(still.sampling, cut=1.0, deepest_cut=0.5))
+    noisy = replace(still, sampling=replace(still.sampling, noise_around=1.0))
+    errors: dict[str, list[float]] = {"whole": [], "cut": []}
+    for seed in range(20):
+        whole, part, around = (draw_sample(case(), view, seeded(seed)) for view in (still, cut, noisy))
+        hidden = (whole.image[0, 0] > 0) & (part.image[0, 0] == 0)
+        assert hidden.sum() > 100
+        x, y, z = part.points.T
+        assert part.image[0, 0][x, y, z].ne(0).float().mean() > 0.85  # the darkest voxels are 0 too
+        dark = whole.image[0, 0] == 0
+        assert around.image[0, 0][dark].std() > whole.image[0, 0][dark].std()
+        for name, sample in (("whole", whole), ("cut", part)):
+            assert sample.coordinates is not None
+            middle = sample.coordinates[0, :, 8, 8, 8]
+            errors[name].append(float(middle.norm()))
+    assert np.std(errors["cut"]) > 1.5 * np.std(errors["whole"])
+
+
 # -- several images ----------------------------------------------------------------------------------------------------
 
 
@@ -388,7 +409,7 @@ def test_each_image_is_normalised_by_itself(changes: dict[str, bool], normalisat
 @pytest.mark.parametrize("changes", [{}, {"whole_head": True}, {"whole_head": True, "anywhere": True}])
 @pytest.mark.parametrize("normalisation", ["percentile", "zscore", "byte"])
 def test_a_missing_image_stays_zero(changes: dict[str, bool], normalisation: str) -> None:
-    sampling = replace(SAMPLING, **changes)  # type: ignore[arg-type]
+    sampling = replace(SAMPLING, **changes, noise_around=1.0)  # type: ignore[arg-type]
     for given, share in ((two_images(flair=False), 0.0), (two_images(), 1.0), (case(image=False), 1.0)):
         asked = replace(sampling, missing=share)
         image = draw_sample(given, View(asked, Spatial(), Intensity(), 1.0, normalisation, BOTH), seeded()).image

@@ -378,6 +378,15 @@ def test_a_turned_grid_shows_what_lies_at_its_places(spacing: tuple[float, ...],
     assert grid.voxels(grid.places(voxels)) == pytest.approx(voxels, abs=1e-9)
 
 
+def test_a_turned_grid_is_filled_where_it_is_wanted() -> None:
+    volume = ramp((60, 60, 60), np.eye(4), np.array([0.3, -0.2, 0.5]), 100.0)
+    grid = Grid(1.0, (12.0, 20.0, 8.0), (37, 30, 28), turn(20, -35, 10))
+    wanted = torch.zeros(grid.shape, dtype=torch.bool)
+    wanted[19:22, 3:20, 9:28] = True
+    assert torch.equal(to_grid(volume, grid, wanted)[wanted], to_grid(volume, grid)[wanted])
+    assert to_grid(volume, grid, wanted)[wanted].min() > 0
+
+
 def test_masks_go_from_grid_to_turned_grid_and_back() -> None:
     upright = Grid(2.0, (0.0, 0.0, 0.0), (40, 40, 40))
     ball = ((np.indices(upright.shape) - 20) ** 2).sum(0) < 12**2

@@ -110,6 +110,20 @@ def test_a_few_negative_voxels_are_no_finding(tmp_path: Path) -> None:
     assert codes(phantoms.save(tmp_path / "a.nii.gz", data, GRID)) == []
 
 
+@pytest.mark.parametrize(("levels", "expected"), [(31, True), (32, False)])
+def test_few_grey_levels_are_told(tmp_path: Path, levels: int, expected: bool) -> None:
+    data = np.arange(40**3).reshape(40, 40, 40) % levels
+    nib.save(nib.Nifti1Image(data.astype(np.int16), GRID), tmp_path / "head.nii.gz")
+    assert ("FEW_GREY_LEVELS" in codes(tmp_path / "head.nii.gz")) == expected
+
+
+def test_levels_that_were_not_looked_at_first_count_too(tmp_path: Path) -> None:
+    data = np.zeros((40, 40, 40), np.int16)
+    data.ravel("K")[1:90] = range(1, 90)
+    nib.save(nib.Nifti1Image(data, GRID), tmp_path / "head.nii.gz")
+    assert "FEW_GREY_LEVELS" not in codes(tmp_path / "head.nii.gz")
+
+
 @pytest.mark.parametrize(
     ("spacing", "expected"),
     [(0.2, "VOXEL_SIZE_UNUSUAL"), (6.0, "VOXEL_SIZE_UNUSUAL"), (1.0, "FIELD_OF_VIEW_SMALL"), (4.0, None), (2.0, None)],

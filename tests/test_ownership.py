@@ -127,6 +127,20 @@ def test_a_description_that_does_not_name_this_program(content: str, app: App) -
     assert app.files("**/*") == {"dataset_description.json": content.encode()}
 
 
+def test_a_description_as_spreadsheets_save_it_is_read(app: App) -> None:
+    assert run(app) == 0
+    path = app.output / "dataset_description.json"
+    path.write_text(path.read_text(), encoding="utf-16")
+    assert run(app) == 0
+
+
+def test_a_description_that_leads_nowhere_is_refused(app: App, capsys: pytest.CaptureFixture[str]) -> None:
+    app.output.mkdir()
+    (app.output / "dataset_description.json").symlink_to("gone")
+    assert run(app) == 73
+    assert "dataset_description.json" in capsys.readouterr().err
+
+
 def test_a_description_that_cannot_be_decoded_is_named(app: App, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(app) == 0
     path = app.output / "dataset_description.json"

@@ -343,6 +343,24 @@ def test_probabilities_and_entropy(make: Make) -> None:
     assert np.allclose(doubt, from_chance, atol=0.01)
 
 
+@pytest.mark.parametrize("orientation", ["RAS", "LIA"])
+def test_in_a_wide_field_of_view_all_lies_where_it_did(orientation: str, make: Make) -> None:
+    """The heads are read in the box of the model grid alone."""
+    affine, room = grid(orientation), ((6, 9), (3, 0), (12, 1))
+    labels = tissue(affine)
+    image = image_of(labels, affine)
+    wide = affine.copy()
+    wide[:3, 3] -= affine[:3, :3] @ [before for before, _ in room]
+    asked = {"want_probabilities": True, "want_entropy": True}
+    one = segment({"T1w": image}, make(), **asked)
+    other = segment({"T1w": Volume(np.pad(image.data, room), wide)}, make(), **asked)
+    pairs = [(one.labels["FAST"], other.labels["FAST"]), (one.brain, other.brain)]
+    pairs += [(one.entropy["FAST"], other.entropy["FAST"])]
+    pairs += list(zip(one.probabilities["FAST"].maps(), other.probabilities["FAST"].maps(), strict=True))[1:]
+    for small, padded in pairs:
+        assert np.allclose(np.pad(small, room), padded, atol=1e-3)
+
+
 def test_total_ignorance_has_entropy_one(make: Make) -> None:
     affine = grid()
     model = make(meaning={"brain": [0, 1, 1, 1], "FAST": [0, 1, 2, 3]})

@@ -212,15 +212,16 @@ def turned(
         part = ndimage.spline_filter(part, order, np.float32)
     found = np.zeros(grid.shape, np.float32)
 
+    box = [(0, n) for n in grid.shape] if wanted is None else content_box(wanted.numpy())
+    (begin, end), rows, columns = box
+
     def fill(start: int) -> None:
-        planes = found[start : start + PLANES]
-        (_, end), rows, columns = content_box(planes + 1 if wanted is None else wanted[start : start + PLANES].numpy())
-        box = planes[:end, slice(*rows), slice(*columns)]
-        begin = offset - first + matrix @ np.array([start, rows[0], columns[0]])
-        ndimage.affine_transform(part, matrix, begin, box.shape, box, order, prefilter=False)
+        planes = found[start : min(start + PLANES, end), slice(*rows), slice(*columns)]
+        at = offset - first + matrix @ np.array([start, rows[0], columns[0]])
+        ndimage.affine_transform(part, matrix, at, planes.shape, planes, order, prefilter=False)
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(fill, range(0, grid.shape[0], PLANES)))
+        list(pool.map(fill, range(begin, end, PLANES)))
     return found
 
 
@@ -258,23 +259,19 @@ def linearly(
 ) -> Tensor:
     """Return an array (X, Y, Z), linearly interpolated at matrix @ voxel + offset, for all voxels of a shape (D, H, W).
 
-    Beyond the array it falls to the value outside within a voxel.
+    Beyond the array, of two voxels or more along each axis, it falls to the value outside within a voxel.
     """
     to_unit = 2 / np.maximum(np.array(values.shape) - 1, 1)
     start = torch.from_numpy(offset * to_unit - 1).float()
     steps = [torch.arange(n)[:, None] * torch.from_numpy(matrix[:, i] * to_unit) for i, n in enumerate(shape)]
     along, across, up = (each.float().flip(1) for each in steps)
     plane = (across[:, None] + up[None] + start.flip(0))[None]
-    source, found = (values - outside)[None, None], values.new_empty(tuple(shape))
-
-    @torch.inference_mode()
-    def fill(first: int) -> None:
-        places = along[first : first + PLANES, None, None] + plane
-        found[first : first + PLANES] = F.grid_sample(source, places[None], align_corners=True)[0, 0]
-
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # of one volume, it uses one thread
-        list(pool.map(fill, range(0, shape[0], PLANES)))
-    return found + outside
+    source, found = (values - outside)[None, None], []
+    for first in range(0, shape[0], PLANES):
+        places = along[first : first + PLANES, None, None, None] + plane  # each plane as if of a volume of its own, or
+        volumes = source.expand(len(places), -1, -1, -1, -1)  # one thread would do all
+        found.append(F.grid_sample(volumes, places, align_corners=True)[:, 0, 0])
+    return torch.cat(found) + outside
 
 
 def labels_to_grid(data: np.ndarray, affine: np.ndarray, grid: Grid, spacing: np.ndarray) -> np.ndarray:

@@ -223,7 +223,7 @@ def clean_intensities(data: np.ndarray) -> list[Finding]:
                 f"(lowest {low:.4g}); the image seems to have been normalised before.",
             )
         )
-    if len(np.unique(data.ravel()[::EVERY])) < FEWEST_LEVELS and (levels := len(np.unique(data))) < FEWEST_LEVELS:
+    if len(np.unique(data.ravel("K")[::EVERY])) < FEWEST_LEVELS and (levels := len(np.unique(data))) < FEWEST_LEVELS:
         findings.append(
             Finding("FEW_GREY_LEVELS", f"The image has only {levels} grey levels; borders of tissues are uncertain.")
         )

@@ -98,7 +98,8 @@ class Sampling:
         stripped: share of whole-head samples whose skull is stripped.
         cut: share of samples with a part of the field of view missing.
         deepest_cut: greatest share of the field of view that is then missing.
-        noise_around: share of samples that have strong noise in place of air, as MP2RAGE (UNIT1) images have.
+        noise_around: share of samples that have strong noise in place of air, as MP2RAGE (UNIT1) images have: of
+            synthetic images, and of others where they are 0.
         missing: share of the samples that lack all images but the first, so that a network learns to do without.
     """
 
@@ -197,8 +198,8 @@ def draw_sample(case: Case, view: View, generator: Generator, move: Callable[[Wa
         whole = normalise_each(case.image, None, normalisation) if sampling.anywhere else case.image
         image = sample_image(whole, warp)
         head = image[0] != 0
-    if sampling.noise_around and uniform(0, 1, generator) < sampling.noise_around:
-        image = noise_around(image, head, generator)
+    if sampling.noise_around and not sampling.anywhere and uniform(0, 1, generator) < sampling.noise_around:
+        image = torch.where(image.flatten(1).any(1)[:, None, None, None], noise_around(image, head, generator), image)
     shown = torch.ones(sampling.shape, dtype=torch.bool)
     if not sampling.whole_head or uniform(0, 1, generator) < sampling.stripped:
         left = uniform(0, 6, generator), uniform(0, 16, generator)

@@ -208,6 +208,7 @@ def read_heads(
     if model.card.lesion is not None:
         lesion = native(filled(np.isin(readings[model.card.lesion].labels, model.heads[model.card.lesion].lesions)))
     written = {name: readings[name] for name in names if name in model.card.protocols}
+    positions = flat(likely, shape, low, whole) if want_probabilities else likely
     quality = readings[names[0]].certainty[kept] if names else chance[brain]
     return Segmentation(
         labels={name: native(filled(reading.labels)) for name, reading in written.items()},
@@ -216,7 +217,7 @@ def read_heads(
         lesion=lesion,
         quality=float(quality.mean(dtype=np.float64)),
         probabilities={
-            name: Probabilities(volume.shape, volume.affine, flat(likely, shape, low, whole), reading.probabilities)
+            name: Probabilities(volume.shape, volume.affine, positions, reading.probabilities)
             for name, reading in written.items()
             if reading.probabilities is not None
         },
@@ -321,7 +322,7 @@ def turned_corners(
     rows, share = torch.zeros(len(voxels), 1, dtype=torch.int64), torch.ones(len(voxels), 1)
     for axis, size in enumerate(grid.shape):
         along, across, up = (torch.arange(n) * matrix[axis, i] for i, n in enumerate(shape))
-        position = ((along + start[axis])[x] + across[y] + up[z]).float().clamp_(0, size - 1)
+        position = ((along + start[axis])[x] + across[y] + up[z]).clamp_(0, size - 1)
         low = position.floor().clamp_(max=size - 2)
         beyond = (position - low)[:, None]
         around = low.long()[:, None] + torch.arange(2)
