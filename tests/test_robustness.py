@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,7 @@ from nilearn.datasets import load_mni152_template
 from scipy import ndimage
 
 from bidsseg.image.brightness import rescaled_each
+from bidsseg.image.grid import within_content
 from bidsseg.image.nifti import read_image
 from bidsseg.image.volume import Volume
 from bidsseg.models.library import load_model
@@ -45,7 +47,11 @@ COPIES = list(script().COPIES)
 
 def shown(image: nib.Nifti1Image) -> ModelInput:
     images = {"T1w": Volume(image.get_fdata(dtype=np.float32), image.affine)}
-    return model_input(rescaled_each(images), load_model("wholebrain"), Engine(), [], lambda stage: None)
+    inside, start_mm = within_content(rescaled_each(images), "T1w")
+    seen = model_input(inside, load_model("wholebrain"), Engine(), [], lambda stage: None)
+    assert seen.brain is not None
+    brain = replace(seen.brain, grid=seen.brain.grid.moved(start_mm))
+    return replace(seen, grid=seen.grid.moved(start_mm), brain=brain)
 
 
 def world(image: nib.Nifti1Image, affine: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import nibabel as nib
 import numpy as np
@@ -60,6 +60,10 @@ class Grid:
     shape: tuple[int, int, int]
     turn: Turn = UPRIGHT
 
+    def moved(self, by_mm: np.ndarray) -> Grid:
+        """Return the grid at another place, (3,) mm further along the axes of the scan."""
+        return replace(self, origin_mm=tuple((np.asarray(self.origin_mm) + by_mm).tolist()))
+
     def places(self, voxels: np.ndarray) -> np.ndarray:
         """Return the canonical places (N, 3) in mm of voxels (N, 3) of the grid."""
         return np.asarray(self.origin_mm) + self.spacing_mm * voxels @ np.asarray(self.turn).T
@@ -88,6 +92,25 @@ def content_box(data: np.ndarray) -> Box:
         filled = np.flatnonzero(data.any(axis=tuple(i for i in range(3) if i != axis)))
         box.append((int(filled[0]), int(filled[-1]) + 1) if len(filled) else (0, data.shape[axis]))
     return box[0], box[1], box[2]
+
+
+def within_content(images: Mapping[str, Volume], first: str) -> tuple[dict[str, Volume], np.ndarray]:
+    """Return the parts of images in the box of what is not 0 in the first, and where it begins in its canonical frame.
+
+    That is (3,), in mm. So the room around a head does not change what is computed, not by rounding either. An image on
+    another grid is left as it is.
+    """
+    volume = images[first]
+    box = content_box(volume.data)
+    low = np.array(box)[:, 0]
+
+    def part(image: Volume) -> Volume:
+        affine = image.affine.copy()
+        affine[:3, 3] += affine[:3, :3] @ low
+        return replace(image, data=image.data[tuple(slice(a, b) for a, b in box)], affine=affine)
+
+    start = np.array(content_box(canonical(volume.data, volume.affine)))[:, 0] * canonical_spacing(volume)
+    return {s: part(image) if image.on_grid_of(volume) else image for s, image in images.items()}, start
 
 
 def whole_grid(

@@ -9,7 +9,7 @@ that of interpolating all logits.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -163,7 +163,7 @@ def read_heads(
     box = covered(grid, whole, spacing)
     low, high = np.array(box).T
     shape = tuple((high - low).tolist())
-    grid = replace(grid, origin_mm=tuple((np.asarray(grid.origin_mm) - low * spacing).tolist()))  # from the box on
+    grid = grid.moved(-low * spacing)
     chance = brain_chance(brain_logit(features, weights), grid, shape, spacing)
     near = (torch.from_numpy(chance) > LIKELY).numpy()  # NumPy takes its time with numbers of 16 bits
     near = largest_piece(near) if "brain" in weights else near

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bidsseg.image.brightness import rescaled_each
+from bidsseg.image.grid import within_content
 from bidsseg.image.volume import Volume
 from bidsseg.models.library import Model
 from bidsseg.segmentation.engine import Engine
@@ -41,8 +42,9 @@ def segment(
     engine = Engine(device, precision, memory_mb)
     notes: list[str] = []
     used = rescaled_each({suffix: image for suffix, image in images.items() if suffix in model.card.inputs})
+    used, start_mm = within_content(used, model.card.inputs[0])
     seen = model_input(used, model, engine, notes, progress)
-    grid, image, position, wanted = seen.grid, seen.image, seen.position, seen.wanted
+    grid, image, position, wanted = seen.grid.moved(start_mm), seen.image, seen.position, seen.wanted
     findings = list(seen.brain.findings) if seen.brain is not None else []
     del used, seen
     progress("segmenting")
