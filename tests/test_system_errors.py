@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ def open_app(monkeypatch: pytest.MonkeyPatch) -> Iterator[App]:
     assert app("--skip-bids-validation") == 0
     app.output = place / "out"
     yield app
+    subprocess.run(["chmod", "-R", "u+rwX", place], check=True)
     shutil.rmtree(place)
 
 
