@@ -108,6 +108,11 @@ def machine(settings: Any = None) -> Machine:
     return Machine("cpu", os.environ.get("FAKE_MODEL_PRECISION", "fp32"), 1, limit)
 
 
+def heed_interrupts() -> None:
+    """SIGINT is ignored where tests run in the background of a shell, and a process would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @dataclass
 class App:
     """The command line as a test uses it: on a dataset, with a fake model, into a folder."""
@@ -128,9 +133,7 @@ class App:
             list(map(str, command)),
             env={**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1]}", **environment},
             start_new_session=True,
-            preexec_fn=lambda: signal.signal(
-                signal.SIGINT, signal.SIG_DFL
-            ),  # ignored where tests run in the background
+            preexec_fn=heed_interrupts,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
