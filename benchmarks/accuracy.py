@@ -35,13 +35,13 @@ def main() -> None:
     parser.add_argument("--precision", default=cpu_precision(), choices=["bf16", "fp32"], help="[that of the machine]")
     parser.add_argument("--table", type=Path, help="TSV with one row for each scan, head and region")
     options = parser.parse_args()
+    if options.card and not options.folds:
+        parser.error("--card: give the --folds and the --fold that the model was trained with")
 
     from bidsseg.arguments import annotation_folders
-    from bidsseg.bids.sidecars import write_text_atomic
     from bidsseg.learning.datasets import load_cases, split
     from bidsseg.learning.record import metrics
     from bidsseg.learning.validation import described, validate
-    from bidsseg.models.card import CARD
     from bidsseg.models.library import load_model
     from bidsseg.settings import Report, Settings, Training
 
@@ -59,8 +59,7 @@ def main() -> None:
     print(f"{len(cases)} scans, {(time.monotonic() - started) / len(cases):.1f} s each\n")
     print("\n".join(described(table)))
     if options.card:
-        card = replace(model.card, metrics=metrics(table, cases))
-        write_text_atomic(card.folder / CARD, card.to_json())
+        replace(model.card, metrics=metrics(table, cases)).save()
     if options.table:
         table.to_csv(options.table, sep="\t", index=False, float_format="%.4f")
 

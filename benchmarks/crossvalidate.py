@@ -36,6 +36,7 @@ from bidsseg.learning.validation import described
 from bidsseg.models.card import CARD, read_card
 
 RUN = Path(__file__).parents[1] / "run.py"
+STOPS = signal.SIGTERM, signal.SIGINT
 EVERYBODY = "all"
 """Stands in place of the number of a fold where nobody is held out."""
 
@@ -79,12 +80,13 @@ def matching(table: pd.DataFrame, pattern: str) -> pd.DataFrame:
 def train(place: Path, words: Sequence[str], fold: str) -> Path:
     """The folder of the model that was trained so, now or before; the dataset is the first word."""
     bids_dir, *own = (word.replace("{fold}", fold) for word in words)
-    with subprocess.Popen([sys.executable, str(RUN), bids_dir, str(place), "train", *own, "--resume"]) as training:
-        # What stops this program stops the training too, which then keeps what it has.
-        signal.signal(signal.SIGTERM, lambda *_: training.terminate())
-        signal.signal(signal.SIGINT, lambda *_: None)
-    if training.returncode:
+    training = subprocess.Popen([sys.executable, str(RUN), bids_dir, str(place), "train", *own, "--resume"])
+    # What stops this program stops the training, which first keeps what it has.
+    before = {number: signal.signal(number, lambda *_: training.terminate()) for number in STOPS}
+    if training.wait():
         raise SystemExit(training.returncode)
+    for number, handler in before.items():
+        signal.signal(number, handler)
     (card,) = place.glob(f"models/*/{CARD}")
     return card.parent
 
@@ -92,8 +94,7 @@ def train(place: Path, words: Sequence[str], fold: str) -> Path:
 def enter(model: Path, figure: dict[str, Any]) -> None:
     """Puts the figures on the card, beside those that it has."""
     card = read_card(model)
-    card = replace(card, metrics={**card.metrics, "cross_validation": figure})
-    write_text_atomic(model / CARD, card.to_json())
+    replace(card, metrics={**card.metrics, "cross_validation": figure}).save()
 
 
 if __name__ == "__main__":

@@ -9,12 +9,11 @@ tells no ``least_quality``, that of the model that was there stays.
 from __future__ import annotations
 
 import argparse
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from bidsseg.bids.sidecars import write_text_atomic
-from bidsseg.models.card import CARD, FOLDER, read_card
+from bidsseg.models.card import FOLDER, read_card
+from bidsseg.models.library import load_model, save_model
 
 
 def main() -> None:
@@ -22,13 +21,13 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("name", nargs="?")
     options = parser.parse_args()
-    card = read_card(options.model)
-    target = FOLDER / (options.name or card.name)
-    before = read_card(target) if target.is_dir() else card
+    model = load_model(str(options.model))
+    target = FOLDER / (options.name or model.card.name)
+    before = read_card(target) if target.is_dir() else model.card
+    least_quality = model.card.least_quality or before.least_quality
     target.mkdir(exist_ok=True)
-    shutil.copyfile(card.weights, target / card.weights.name)
-    shipped = replace(card, name=target.name, least_quality=card.least_quality or before.least_quality)
-    write_text_atomic(target / CARD, shipped.to_json())
+    card = replace(model.card, name=target.name, least_quality=least_quality)
+    card = save_model(card, model.network.state_dict(), target)
     print(f"{target}: {card.size_mb:.1f} MB")
 
 

@@ -174,6 +174,7 @@ def print_agreement(old: Path, new: Path) -> None:
 def network(scan: Path, model_name: str, precision: str) -> None:
     """Print the rate of one pass of the network."""
     from bidsseg.image.brightness import rescaled_each
+    from bidsseg.image.grid import within_content
     from bidsseg.image.nifti import read_image
     from bidsseg.models.library import load_model
     from bidsseg.segmentation.engine import Engine
@@ -182,7 +183,7 @@ def network(scan: Path, model_name: str, precision: str) -> None:
     from bidsseg.segmentation.windows import features_of
 
     model, engine = load_model(model_name), Engine("cpu", precision)
-    images = rescaled_each({"T1w": read_image(scan)[0]})
+    images, _ = within_content(rescaled_each({"T1w": read_image(scan)[0]}), "T1w")
     seen = model_input(images, model, engine, [], lambda stage: None)
     grid, image, position, wanted = seen.grid, seen.image, seen.position, seen.wanted
     cells = cells_of(torch.ones(grid.shape, dtype=torch.bool) if wanted is None else wanted, model.network.cell)

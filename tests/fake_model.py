@@ -2,16 +2,21 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import phantoms
 import pytest
 
 from bidsseg import cli, compute
@@ -164,6 +169,24 @@ def make_app(folder: Path, bids: Path, monkeypatch: pytest.MonkeyPatch) -> App:
     monkeypatch.setattr("bidsseg.compute.choose_machine", machine)
     monkeypatch.setattr("bidsseg.compute.available_memory_mb", memory_mb)
     return App(bids, folder / "out", save_card(folder / "model"), fake)
+
+
+@contextmanager
+def app_for_everybody(monkeypatch: pytest.MonkeyPatch, *people: int) -> Iterator[App]:
+    """An app in a folder that every user may enter and write to, once run so that all is imported.
+
+    Args:
+        people: participants and sessions, as ``phantoms.make_bids`` takes them.
+    """
+    place = Path(tempfile.mkdtemp())
+    place.chmod(0o777)
+    app = make_app(place, phantoms.make_bids(place / "bids", *people), monkeypatch)
+    app.output = place / "first"
+    assert app("--skip-bids-validation") == 0
+    app.output = place / "out"
+    yield app
+    subprocess.run(["chmod", "-R", "u+rwX", place], check=True)  # tests take rights away
+    shutil.rmtree(place)
 
 
 if __name__ == "__main__":  # the command line with the fake model in a process of its own

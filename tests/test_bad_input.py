@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ import nibabel as nib
 import numpy as np
 import phantoms
 import pytest
-from fake_model import App, make_app, save_card
+from fake_model import App, app_for_everybody, make_app, save_card
 
 from bidsseg import cli
 from bidsseg.models.card import WEIGHTS
@@ -393,16 +392,8 @@ def not_root() -> Iterator[None]:
 
 @pytest.fixture
 def open_app(monkeypatch: pytest.MonkeyPatch) -> Iterator[App]:
-    """An app in a folder that every user may enter and write to, once run so that all is imported."""
-    place = Path(tempfile.mkdtemp())
-    place.chmod(0o777)
-    app = make_app(place, phantoms.make_bids(place / "bids"), monkeypatch)
-    app.output = place / "first"
-    assert app("--skip-bids-validation") == 0
-    app.output = place / "out"
-    yield app
-    subprocess.run(["chmod", "-R", "u+rwX", place], check=True)
-    shutil.rmtree(place)
+    with app_for_everybody(monkeypatch) as app:
+        yield app
 
 
 def test_an_image_that_may_not_be_read(open_app: App) -> None:

@@ -1,13 +1,14 @@
 """Every participant is measured once, by a model that has not seen them."""
 
-import importlib
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from labelled import RECIPE, make_labelled
+from scripts import script
 
 from bidsseg.learning.validation import ERROR, summary
 from bidsseg.models.card import read_card
@@ -62,9 +63,8 @@ def test_folds_become_figures_on_the_card_of_a_model_that_learns_from_everybody(
     assert card.metrics["cross_validation"]["split"].startswith("2-fold")
 
 
-def test_people_of_one_name_in_two_folds_are_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    matching = importlib.import_module(SCRIPT.stem).matching
+def test_people_of_one_name_in_two_folds_are_two() -> None:
+    matching = script("crossvalidate").matching
     rows = [(f"both/sub-{name}", fold, dice) for name, fold, dice in (("01", 0, 0.2), ("01", 1, 0.6), ("02", 1, 0.7))]
     table = pd.DataFrame(rows, columns=["case", "fold", "dice"])
     table = table.assign(head="FAST", annotation="FAST", region="White Matter")
@@ -73,3 +73,35 @@ def test_people_of_one_name_in_two_folds_are_two(monkeypatch: pytest.MonkeyPatch
     assert matching(table, "* in fold 1").dice.tolist() == [0.6, 0.7]
     assert matching(table, "both/sub-01 *").dice.tolist() == [0.2, 0.6]
     assert matching(table, "oasis/*").empty
+
+
+STOPPED = """
+import signal, sys, time
+from pathlib import Path
+place = Path(sys.argv[2])
+signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), (place / "kept").touch(), sys.exit(75)))
+(place / "begun").touch()
+time.sleep(60)
+"""
+DRIVER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from scripts import script
+module = script("crossvalidate")
+module.RUN = Path({run!r})
+module.train(Path({place!r}), ["bids"], "0")
+"""
+
+
+def test_what_stops_it_stops_the_training_which_keeps_what_it_has(tmp_path: Path) -> None:
+    run = tmp_path / "run.py"
+    run.write_text(STOPPED)
+    driver = DRIVER.format(tests=str(Path(__file__).parent), run=str(run), place=str(tmp_path))
+    process = subprocess.Popen([sys.executable, "-c", driver])
+    while not (tmp_path / "begun").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(timeout=60) == 75
+    assert (tmp_path / "kept").exists()

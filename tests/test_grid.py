@@ -30,6 +30,7 @@ from bidsseg.image.grid import (
     labels_to_grid,
     to_grid,
     whole_grid,
+    within_content,
 )
 from bidsseg.image.volume import Volume
 
@@ -385,6 +386,7 @@ def test_a_turned_grid_is_filled_where_it_is_wanted() -> None:
     wanted[19:22, 3:20, 9:28] = True
     assert torch.equal(to_grid(volume, grid, wanted)[wanted], to_grid(volume, grid)[wanted])
     assert to_grid(volume, grid, wanted)[wanted].min() > 0
+    assert not to_grid(volume, grid, wanted)[:19].any(), "nothing is computed in vain"
 
 
 def test_masks_go_from_grid_to_turned_grid_and_back() -> None:
@@ -414,7 +416,9 @@ def test_the_box_of_what_is_there(cut: tuple[int, ...]) -> None:
 def test_room_around_a_scan_moves_no_grid() -> None:
     volume = Volume(np.ones((30, 32, 28), np.float32), np.diag([1.2, 1.2, 1.2, 1]))
     wide = Volume(np.pad(volume.data, 17), np.diag([1.2, 1.2, 1.2, 1]))
-    one = whole_grid(volume, 3.0, 4, box=content_box(volume.data))
-    other = whole_grid(wide, 3.0, 4, box=content_box(wide.data))
+    (one, other) = (
+        whole_grid(inside["T1w"], 3.0, 4).moved(start_mm)
+        for inside, start_mm in (within_content({"T1w": scan}, "T1w") for scan in (volume, wide))
+    )
     assert one.shape == other.shape
     assert np.subtract(other.origin_mm, one.origin_mm) == pytest.approx(np.full(3, 17 * 1.2))

@@ -1,7 +1,5 @@
 """Datasets made for benchmarks: synthetic people with lesions, and tissue classes of another tool."""
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +9,7 @@ import pandas as pd
 import phantoms
 import pytest
 import torch
+from scripts import script
 
 from bidsseg.image.volume import Volume
 from bidsseg.labels import load_protocol
@@ -21,16 +20,6 @@ SHAPE = (24, 28, 24)
 AFFINE = np.diag([0.5, 0.5, 0.5, 1]) @ phantoms.grid(8.0, "LIA", SHAPE)
 HEADS = np.array([0, 24, 3, 2, 25], np.uint8)
 """Values of the protocol head for the classes of the phantom."""
-
-
-def script(name: str) -> ModuleType:
-    path = Path(__file__).parent.parent / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses look for their types
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from scripts import script
 
+from bidsseg.errors import InputMissing
 from bidsseg.models.card import CARD, FOLDER, read_card
 from bidsseg.models.library import load_model
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "ship.py"
 
-
-def test_a_model_is_shipped_under_another_name(tmp_path: Path) -> None:
-    target = tmp_path / "shipped"
-    (target / "wholebrain").mkdir(parents=True)
-    (target / "wholebrain" / CARD).write_text((FOLDER / "wholebrain" / CARD).read_text())
-    code = (
-        f"import sys, runpy; import bidsseg.models.card as c; c.FOLDER = __import__('pathlib').Path({str(target)!r}); "
-    )
-    code += f"sys.argv = ['ship', {str(FOLDER / 'locator')!r}, 'wholebrain']; "
-    code += f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
-    subprocess.run([sys.executable, "-c", code], check=True)
-    card, before = read_card(target / "wholebrain"), read_card(FOLDER / "wholebrain")
-    assert card.name == "wholebrain" and card.heads == read_card(FOLDER / "locator").heads
+@pytest.mark.parametrize("name", ["locator", "segnet"])
+def test_a_model_is_shipped_under_another_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights stay the same, those of 16 and of 8 bits."""
+    target = tmp_path / "wholebrain"
+    target.mkdir()
+    (target / CARD).write_text((FOLDER / "wholebrain" / CARD).read_text())
+    ship = script("ship")
+    monkeypatch.setattr(ship, "FOLDER", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["ship", str(FOLDER / name), "wholebrain"])
+    ship.main()
+    card, before = read_card(target), read_card(FOLDER / "wholebrain")
+    assert card.name == "wholebrain" and card.heads == read_card(FOLDER / name).heads
     assert card.least_quality == before.least_quality is not None
-    assert load_model(str(target / "wholebrain")).sha256 == load_model("locator").sha256
+    assert load_model(str(target)).sha256 == load_model(name).sha256
 
 
-def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(subprocess.CalledProcessError):
-        subprocess.run([sys.executable, SCRIPT, tmp_path], check=True, capture_output=True)
+def test_what_is_no_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["ship", str(tmp_path)])
+    with pytest.raises(InputMissing):
+        script("ship").main()

@@ -4,15 +4,13 @@ import errno
 import json
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import phantoms
 import pytest
-from fake_model import App, make_app
+from fake_model import App, app_for_everybody, make_app
 
 from bidsseg.bids.index import closed_folders
 from bidsseg.errors import BidssegError, DataError, InputMissing, IOFailure, OutputNotWritable, explained
@@ -27,16 +25,8 @@ def app(tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.Monk
 
 @pytest.fixture
 def open_app(monkeypatch: pytest.MonkeyPatch) -> Iterator[App]:
-    """An app in a folder that every user may enter and write to, once run so that all is imported."""
-    place = Path(tempfile.mkdtemp())
-    place.chmod(0o777)
-    app = make_app(place, phantoms.make_bids(place / "bids", 2, 2), monkeypatch)
-    app.output = place / "first"
-    assert app("--skip-bids-validation") == 0
-    app.output = place / "out"
-    yield app
-    subprocess.run(["chmod", "-R", "u+rwX", place], check=True)
-    shutil.rmtree(place)
+    with app_for_everybody(monkeypatch, 2, 2) as app:
+        yield app
 
 
 @contextmanager

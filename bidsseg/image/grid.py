@@ -68,9 +68,19 @@ class Grid:
         """Return the canonical places (N, 3) in mm of voxels (N, 3) of the grid."""
         return np.asarray(self.origin_mm) + self.spacing_mm * voxels @ np.asarray(self.turn).T
 
+    def ends(self, further: float = 0.0) -> np.ndarray:
+        """Return the canonical places (8, 3) in mm of its corner voxels, or so many voxels further out."""
+        corners = np.meshgrid(*[(-further, n - 1 + further) for n in self.shape])
+        return self.places(np.stack(corners, -1).reshape(-1, 3))
+
     def voxels(self, places: np.ndarray) -> np.ndarray:
         """Return the voxels (N, 3) of the grid, not rounded, at canonical places (N, 3) in mm."""
         return (places - np.asarray(self.origin_mm)) @ np.asarray(self.turn) / self.spacing_mm
+
+
+def canonical_shape(volume: Volume) -> tuple[int, ...]:
+    """Numbers of voxels (3,) along R, A, S."""
+    return canonical(np.empty(volume.shape, np.uint8), volume.affine).shape
 
 
 def canonical_spacing(volume: Volume) -> np.ndarray:
@@ -101,33 +111,25 @@ def within_content(images: Mapping[str, Volume], first: str) -> tuple[dict[str, 
     another grid is left as it is.
     """
     volume = images[first]
-    box = content_box(volume.data)
-    low = np.array(box)[:, 0]
+    low, high = np.array(content_box(volume.data)).T
 
     def part(image: Volume) -> Volume:
         affine = image.affine.copy()
         affine[:3, 3] += affine[:3, :3] @ low
-        return replace(image, data=image.data[tuple(slice(a, b) for a, b in box)], affine=affine)
+        return replace(image, data=image.data[tuple(map(slice, low, high))], affine=affine)
 
-    start = np.array(content_box(canonical(volume.data, volume.affine)))[:, 0] * canonical_spacing(volume)
-    return {s: part(image) if image.on_grid_of(volume) else image for s, image in images.items()}, start
+    axes, signs = nib.orientations.io_orientation(volume.affine).T
+    start_mm = np.empty(3)
+    start_mm[axes.astype(int)] = np.where(signs > 0, low, np.array(volume.shape) - high) * volume.spacing_mm
+    return {suffix: part(image) if image.on_grid_of(volume) else image for suffix, image in images.items()}, start_mm
 
 
-def whole_grid(
-    volume: Volume, spacing_mm: float, multiple: int = 1, *, box: Box | None = None, margin_mm: float = 0.0
-) -> Grid:
-    """The grid that covers the whole field of view, each axis a multiple of that many voxels, centred on the scan.
-
-    Args:
-        box: canonical voxels to cover in place of all.
-        margin_mm: room on every side.
-    """
+def whole_grid(volume: Volume, spacing_mm: float, multiple: int = 1) -> Grid:
+    """The grid that covers the whole field of view, each axis a multiple of that many voxels, centred on the scan."""
     spacing = canonical_spacing(volume)
-    size = canonical(np.empty(volume.shape, np.uint8), volume.affine).shape
-    first, end = np.array(box if box is not None else [(0, n) for n in size]).T
-    extent = (end - first) * spacing + 2 * margin_mm
-    shape = np.maximum(1, np.ceil(extent / spacing_mm / multiple - 1e-6)).astype(int) * multiple
-    origin = ((first + end - 1) * spacing - (shape - 1) * spacing_mm) / 2
+    size = np.array(canonical_shape(volume))
+    shape = np.maximum(1, np.ceil(size * spacing / spacing_mm / multiple - 1e-6)).astype(int) * multiple
+    origin = ((size - 1) * spacing - (shape - 1) * spacing_mm) / 2
     return Grid(spacing_mm, tuple(origin.tolist()), tuple(shape.tolist()))
 
 
@@ -188,13 +190,13 @@ def resample(data: Tensor, weights: Sequence[np.ndarray]) -> Tensor:
     return data.permute([order.index(axis) for axis in range(3)]).contiguous()
 
 
-def to_grid(volume: Volume, grid: Grid, wanted: Tensor | None = None) -> Tensor:
+def to_grid(volume: Volume, grid: Grid, needed: Tensor | None = None) -> Tensor:
     """The scan on the model grid (D, H, W), float32, 0 outside its field of view.
 
     It is interpolated linearly; on a turned grid by cubic splines, which blur less.
 
     Args:
-        wanted: booleans (D, H, W), where it is needed at least; None for everywhere.
+        needed: booleans (D, H, W), where it is filled at least; None for everywhere.
     """
     data = canonical(volume.data, volume.affine)
     spacing = canonical_spacing(volume)
@@ -210,57 +212,51 @@ def to_grid(volume: Volume, grid: Grid, wanted: Tensor | None = None) -> Tensor:
         upright = whole_grid(volume, grid.spacing_mm)
         data, spacing = to_grid(volume, upright).numpy(), np.full(3, upright.spacing_mm)
         origin = np.asarray(upright.origin_mm)
-    return torch.from_numpy(turned(data, origin, spacing, grid, 3, wanted)).clamp_(min=0)
+    return torch.from_numpy(turned(data, origin, spacing, grid, needed)).clamp_(min=0)
 
 
 def turned(
-    data: np.ndarray, origin_mm: np.ndarray, spacing_mm: np.ndarray, grid: Grid, order: int, wanted: Tensor | None
+    data: np.ndarray, origin_mm: np.ndarray, spacing_mm: np.ndarray, grid: Grid, needed: Tensor | None
 ) -> np.ndarray:
-    """Return an upright array (X, Y, Z) interpolated on a grid of any turn, 0 outside.
+    """Return an upright array (X, Y, Z), interpolated by cubic splines on a grid (D, H, W) of any turn, 0 outside.
 
     Args:
         origin_mm, spacing_mm: (3,) of the array, in the canonical frame.
-        order: of the splines, 1 for linear interpolation.
-        wanted: booleans (D, H, W), beyond which it may be 0; None for everywhere.
+        needed: booleans (D, H, W), beyond whose box it is 0; None for everywhere.
     """
     matrix = grid.spacing_mm * np.asarray(grid.turn) / np.asarray(spacing_mm)[:, None]
     offset = (np.asarray(grid.origin_mm) - origin_mm) / spacing_mm
-    ends = (
-        np.stack(np.meshgrid(*[(0, n - 1) for n in grid.shape], indexing="ij"), -1).reshape(-1, 3) @ matrix.T + offset
-    )
+    ends = (grid.ends() - origin_mm) / spacing_mm
     first = np.clip(np.floor(ends.min(0)).astype(int) - BEYOND, 0, np.array(data.shape) - 1)
     last = np.clip(np.ceil(ends.max(0)).astype(int) + BEYOND, first + 1, data.shape)
-    part = data[tuple(slice(a, b) for a, b in zip(first, last, strict=True))]
-    if order > 1:
-        part = ndimage.spline_filter(part, order, np.float32)
+    splines = ndimage.spline_filter(data[tuple(map(slice, first, last))], 3, np.float32)
     found = np.zeros(grid.shape, np.float32)
-
-    box = [(0, n) for n in grid.shape] if wanted is None else content_box(wanted.numpy())
-    (begin, end), rows, columns = box
+    everywhere = [(0, n) for n in grid.shape]
+    (begin, end), rows, columns = everywhere if needed is None else content_box(needed.numpy())
 
     def fill(start: int) -> None:
         planes = found[start : min(start + PLANES, end), slice(*rows), slice(*columns)]
         at = offset - first + matrix @ np.array([start, rows[0], columns[0]])
-        ndimage.affine_transform(part, matrix, at, planes.shape, planes, order, prefilter=False)
+        ndimage.affine_transform(splines, matrix, at, planes.shape, planes, 3, prefilter=False)
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         list(pool.map(fill, range(begin, end, PLANES)))
     return found
 
 
-def stack(images: Mapping[str, Volume], inputs: Sequence[str], grid: Grid, wanted: Tensor | None = None) -> Tensor:
+def stack(images: Mapping[str, Volume], inputs: Sequence[str], grid: Grid, needed: Tensor | None = None) -> Tensor:
     """The images of a scan on the model grid, (C, D, H, W), in the order of inputs; a missing one is 0 everywhere.
 
     They must all lie on the grid of the first, see ``image.align``; DataError if one does not.
 
     Args:
-        wanted: booleans (D, H, W), where they are needed at least; None for everywhere.
+        needed: booleans (D, H, W), where they are filled at least; None for everywhere.
     """
     first = images[inputs[0]]
     for suffix in inputs:
         if suffix in images and not images[suffix].on_grid_of(first):
             raise DataError(f"the {suffix} does not lie on the grid of the {inputs[0]}: align it first")
-    return torch.stack([to_grid(images[i], grid, wanted) if i in images else torch.zeros(grid.shape) for i in inputs])
+    return torch.stack([to_grid(images[i], grid, needed) if i in images else torch.zeros(grid.shape) for i in inputs])
 
 
 def between(mask: Tensor, source: Grid, target: Grid) -> Tensor:
@@ -289,12 +285,9 @@ def linearly(
     steps = [torch.arange(n)[:, None] * torch.from_numpy(matrix[:, i] * to_unit) for i, n in enumerate(shape)]
     along, across, up = (each.float().flip(1) for each in steps)
     plane = (across[:, None] + up[None] + start.flip(0))[None]
-    source, found = (values - outside)[None, None], []
-    for first in range(0, shape[0], PLANES):
-        places = along[first : first + PLANES, None, None, None] + plane  # each plane as if of a volume of its own, or
-        volumes = source.expand(len(places), -1, -1, -1, -1)  # one thread would do all
-        found.append(F.grid_sample(volumes, places, align_corners=True)[:, 0, 0])
-    return torch.cat(found) + outside
+    places = along[:, None, None, None] + plane  # each plane as if of a volume of its own, or one thread would do all
+    volumes = (values - outside).expand(len(places), 1, -1, -1, -1)
+    return F.grid_sample(volumes, places, align_corners=True)[:, 0, 0] + outside
 
 
 def labels_to_grid(data: np.ndarray, affine: np.ndarray, grid: Grid, spacing: np.ndarray) -> np.ndarray:

@@ -42,7 +42,7 @@ NEGATIVE_FRACTION = 0.01
 """Fewer negative voxels than this come from interpolation and mean nothing."""
 
 FEWEST_LEVELS, EVERY = 32, 97
-"""With fewer grey levels tissues run into one another; they are counted in every so manieth voxel first."""
+"""With fewer grey levels tissues run into one another; one voxel of so many is looked at first."""
 
 UNITS_MM = {1: ("metres", 1000.0), 2: ("millimetres", 1.0), 3: ("micrometres", 0.001)}
 """NIfTI code of the spatial unit: its name and its length in millimetres."""

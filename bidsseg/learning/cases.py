@@ -199,7 +199,7 @@ def draw_sample(case: Case, view: View, generator: Generator, move: Callable[[Wa
         image = sample_image(whole, warp)
         head = image[0] != 0
     if sampling.noise_around and not sampling.anywhere and uniform(0, 1, generator) < sampling.noise_around:
-        image = torch.where(image.flatten(1).any(1)[:, None, None, None], noise_around(image, head, generator), image)
+        image = noise_around(image, head, generator)
     shown = torch.ones(sampling.shape, dtype=torch.bool)
     if not sampling.whole_head or uniform(0, 1, generator) < sampling.stripped:
         left = uniform(0, 6, generator), uniform(0, 16, generator)

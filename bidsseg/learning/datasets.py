@@ -14,7 +14,7 @@ from bidsseg.bids.query import Scan, find_scans
 from bidsseg.errors import DataError, NothingSelected, UsageError
 from bidsseg.image.align import read_aligned
 from bidsseg.image.brightness import rescaled_each
-from bidsseg.image.grid import between, canonical_spacing, labels_to_grid, stack, whole_grid
+from bidsseg.image.grid import between, canonical_spacing, labels_to_grid, stack, whole_grid, within_content
 from bidsseg.image.nifti import read_labels
 from bidsseg.image.volume import Volume
 from bidsseg.labels import Protocol, load_protocol, load_relation
@@ -178,11 +178,12 @@ def brain_in(name: str, image: torch.Tensor) -> torch.Tensor:
     if is_stripped(image):
         return image != 0
     volume = Volume(image.numpy(), np.eye(4))
+    inside, start_mm = within_content({"T1w": volume}, "T1w")
     try:
-        brain = find_brain({"T1w": volume}, load_model(LOCATOR), Engine())
+        brain = find_brain(inside, load_model(LOCATOR), Engine())
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
-    return between(brain.probability, brain.grid, whole_grid(volume, LEARNING_MM)) > 0.5
+    return between(brain.probability, brain.grid.moved(start_mm), whole_grid(volume, LEARNING_MM)) > 0.5
 
 
 def is_stripped(image: torch.Tensor) -> bool:

@@ -91,10 +91,11 @@ def noise_around(images: Tensor, head: Tensor, generator: Generator) -> Tensor:
     """Images (C, D, H, W) with noise of any mean and strength outside of the head (D, H, W), as a ratio of images has.
 
     An MP2RAGE image is such a ratio (Marques et al. 2010, doi:10.1016/j.neuroimage.2009.10.002): where there is no
-    signal, every value of its range is about as likely.
+    signal, every value of its range is about as likely. A missing image, 0 everywhere, stays so.
     """
+    air = ~head & images.flatten(1).any(1)[:, None, None, None]
     noise = uniform(0.2, 0.8, generator) + uniform(0.03, 0.3, generator) * torch.randn(head.shape, generator=generator)
-    return torch.where(head, images, noise.clamp(min=0.001))
+    return torch.where(air, noise.clamp(min=0.001), images)
 
 
 def smooth(image: Tensor, sigma: float) -> Tensor:

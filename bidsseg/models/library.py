@@ -16,7 +16,7 @@ from bidsseg.errors import DataError, InputMissing
 from bidsseg.image.brightness import NORMALISATIONS
 from bidsseg.image.files import replacing
 from bidsseg.labels import Protocol, load_protocol
-from bidsseg.models.card import CARD, WEIGHTS, Card, find_card, shipped
+from bidsseg.models.card import Card, find_card, shipped
 from bidsseg.models.weights import packed, unpacked
 from bidsseg.networks.eneuronet import ENeuroNet
 from bidsseg.networks.network import Network
@@ -119,9 +119,9 @@ def save_model(card: Card, weights: dict[str, Tensor], folder: Path) -> Card:
     """Writes card and weights into a folder and returns the card with its checksum."""
     stored = save(packed(weights, card.bits))
     card = replace(card, sha256=hashlib.sha256(stored).hexdigest(), folder=folder)
-    for name, content in ((WEIGHTS, stored), (CARD, card.to_json().encode())):
-        with replacing(folder / name) as stream:
-            stream.write(content)
+    with replacing(card.weights) as stream:
+        stream.write(stored)
+    card.save()
     return card
 
 

@@ -19,9 +19,8 @@ from bidsseg.image.grid import (
     between,
     box_grid,
     brain_frame,
-    canonical,
+    canonical_shape,
     canonical_spacing,
-    content_box,
     coordinates,
     dilate,
     stack,
@@ -127,14 +126,14 @@ def model_input(
     The first image places the grid, and the brain is found in it. Each is normalised by itself.
 
     Args:
-        images: ``rescaled``, so that nothing depends on their units or their background.
+        images: ``rescaled`` and ``within_content``, so that nothing depends on their units, their background or the
+            room around the head.
     """
     card, multiple = model.card, model.network.multiple
     volume = images[card.inputs[0]]
     shown, position, wanted, brain = None, None, None, None
     if model.locator is None:
-        box = content_box(canonical(volume.data, volume.affine))
-        grid = whole_grid(volume, card.spacing_mm, multiple, box=box)
+        grid = whole_grid(volume, card.spacing_mm, multiple)
     else:
         progress("finding the brain")
         brain = find_brain(images, model.locator, engine)
@@ -157,7 +156,7 @@ def find_brain(images: Mapping[str, Volume], locator: Model, engine: Engine) -> 
     A head that must be turned is looked at again as it is then shown.
 
     Args:
-        images: ``rescaled``.
+        images: as ``model_input`` takes them.
     """
     seen = model_input(images, locator, engine, [], lambda stage: None)
     probability, features = look(seen, locator, engine)
@@ -225,15 +224,16 @@ def shading_of(volume: Volume, chance: np.ndarray, brain: Brain, locator: Model)
         return None
     centre, half = brain.frame_mm
     places = (brain.places()[white] - centre) @ np.asarray(brain.turn) / half
-    brightness = to_grid(volume, brain.grid)[brain.probability > 0.5].numpy()[white]
+    inside = brain.probability > 0.5
+    brightness = to_grid(volume, brain.grid, inside)[inside].numpy()[white]
     shading = find_shading(brightness, places)
     return shading if shading.strength > STRONG_SHADING else None
 
 
 def posed(brain: Brain, pose: Pose, reference: Reference, volume: Volume, locator: Model) -> Brain:
     """Return the brain with the turn of its head, and the frame of the whole of it where the scan cuts it."""
-    box, spacing = content_box(canonical(volume.data, volume.affine)), canonical_spacing(volume)
-    low, high = (np.array(box).T - 0.5) * spacing[None]
+    spacing = canonical_spacing(volume)
+    low, high = -0.5 * spacing, (np.array(canonical_shape(volume)) - 0.5) * spacing
 
     def outside(places: np.ndarray, slack_mm: float = 0.0) -> np.ndarray:
         return ((places < low - slack_mm) | (places > high + slack_mm)).any(1)

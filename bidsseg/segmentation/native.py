@@ -22,6 +22,7 @@ from bidsseg.image.grid import (
     Box,
     Grid,
     canonical,
+    canonical_shape,
     canonical_spacing,
     from_canonical,
     hat_weights,
@@ -158,7 +159,7 @@ def read_heads(
 
     DataError if no brain is left.
     """
-    whole = canonical(np.empty(volume.shape, np.uint8), volume.affine).shape
+    whole = canonical_shape(volume)
     spacing = canonical_spacing(volume)
     box = covered(grid, whole, spacing)
     low, high = np.array(box).T
@@ -227,10 +228,9 @@ def read_heads(
 
 def covered(grid: Grid, shape: tuple[int, ...], spacing: np.ndarray) -> Box:
     """Return the canonical voxels of a scan that a model grid covers, at least one along each axis."""
-    ends = np.stack(np.meshgrid(*[(-0.5, n - 0.5) for n in grid.shape]), -1).reshape(-1, 3)
-    places = grid.places(ends) / spacing
-    first = np.clip(np.ceil(places.min(0) - NEGLIGIBLE).astype(int), 0, np.array(shape) - 1)
-    end = np.clip(np.floor(places.max(0) + NEGLIGIBLE).astype(int) + 1, first + 1, shape)
+    ends = grid.ends(0.5) / spacing
+    first = np.clip(np.ceil(ends.min(0) - NEGLIGIBLE).astype(int), 0, np.array(shape) - 1)
+    end = np.clip(np.floor(ends.max(0) + NEGLIGIBLE).astype(int) + 1, first + 1, shape)
     x, y, z = zip(first.tolist(), end.tolist(), strict=True)
     return x, y, z
 
@@ -293,41 +293,22 @@ def corners(voxels: np.ndarray, shape: tuple[int, ...], spacing: np.ndarray, gri
 
     N is 8, or less where the two grids meet: a scan of the model grid's spacing is read as it is.
     """
-    if grid.turn != UPRIGHT:
-        return turned_corners(voxels, shape, spacing, grid)
-    rows, share = torch.zeros(len(voxels), 1, dtype=torch.int64), torch.ones(len(voxels), 1)
-    for axis, index in enumerate(np.unravel_index(voxels, shape)):
-        size = grid.shape[axis]
-        every = (torch.arange(shape[axis]) * spacing[axis] - grid.origin_mm[axis]) / grid.spacing_mm
-        position = every.clamp(0, size - 1)
-        low = (position + NEGLIGIBLE).floor().clamp(max=size - 1)
-        beyond = (position - low).clamp(min=0)
-        around, weights = low.long()[:, None], (1 - beyond)[:, None]
-        if (beyond > NEGLIGIBLE).any():
-            around = torch.cat([around, (around + 1).clamp(max=size - 1)], 1)
-            weights = torch.cat([weights, beyond[:, None]], 1)
-        here = torch.from_numpy(index)
-        rows = (rows[:, :, None] * size + around[here][:, None]).flatten(1)
-        share = (share[:, :, None] * weights[here][:, None]).flatten(1)
-    return rows, share
-
-
-def turned_corners(
-    voxels: np.ndarray, shape: tuple[int, ...], spacing: np.ndarray, grid: Grid
-) -> tuple[Tensor, Tensor]:
-    """The same for a turned grid: always (P, 8)."""
     matrix = np.asarray(grid.turn).T * spacing / grid.spacing_mm
     start = grid.voxels(np.zeros((1, 3)))[0]
-    x, y, z = (torch.from_numpy(index) for index in np.unravel_index(voxels, shape))
+    here = [torch.from_numpy(index) for index in np.unravel_index(voxels, shape)]
     rows, share = torch.zeros(len(voxels), 1, dtype=torch.int64), torch.ones(len(voxels), 1)
     for axis, size in enumerate(grid.shape):
-        along, across, up = (torch.arange(n) * matrix[axis, i] for i, n in enumerate(shape))
-        position = ((along + start[axis])[x] + across[y] + up[z]).clamp_(0, size - 1)
-        low = position.floor().clamp_(max=size - 2)
-        beyond = (position - low)[:, None]
-        around = low.long()[:, None] + torch.arange(2)
+        steps = [torch.arange(shape[i]) * matrix[axis, i] for i in range(3)]
+        position = sum(steps[i][here[i]] for i in range(3) if matrix[axis, i]) + start[axis]
+        position = torch.as_tensor(position).clamp(0, size - 1)
+        low = (position + NEGLIGIBLE).floor().clamp(max=size - 1)
+        beyond = (position - low).clamp(min=0)[:, None]
+        around, weights = low.long()[:, None], 1 - beyond
+        if (beyond > NEGLIGIBLE).any():
+            around = torch.cat([around, (around + 1).clamp(max=size - 1)], 1)
+            weights = torch.cat([weights, beyond], 1)
         rows = (rows[:, :, None] * size + around[:, None]).flatten(1)
-        share = (share[:, :, None] * torch.cat([1 - beyond, beyond], 1)[:, None]).flatten(1)
+        share = (share[:, :, None] * weights[:, None]).flatten(1)
     return rows, share
 
 
