@@ -7,7 +7,7 @@
 # again, and one that was stopped goes on: the same command continues. After MINUTES it stops cleanly, with code 75.
 # Locator and wholebrain go on from the weights in the package: ship new ones only when all is done.
 # SCALE (1) multiplies the time budgets of wholebrain and locator; DEVICE (auto) is that of run.py; PYTHON the interpreter.
-# `benchmarks/ship.py` puts a model into the package.
+# `benchmarks/ship.py` puts a model into the package: OUT/models/wholebrainfinetune is shipped as wholebrain.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -28,8 +28,11 @@ stage() {
     trap "kill -TERM $! 2> /dev/null || true; wait $! || true; exit 75" INT TERM
     wait $! || status=$?
     trap - INT TERM
-    [[ $status != 124 && $status != 137 && $status != 75 ]] || { echo "time is up in $name: give the same command again"; exit 75; }
-    ((status == 0)) || { echo "$name failed with code $status"; exit "$status"; }
+    case $status in
+        0) ;;
+        75 | 124 | 137) echo "time is up in $name: give the same command again"; exit 75 ;;
+        *) echo "$name failed with code $status"; exit "$status" ;;
+    esac
     touch "$out/done/$name"
 }
 
@@ -83,10 +86,10 @@ validate partial "$oasis" --final --recipe partial-joint-finetune --labels "$man
     --init "$out/joint/fold{fold}/models/partialjoint"
 
 for fold in 0 1 2; do script "lesions-$fold" lesion_datasets "$data" "$out/lesions/set$fold" "$fold"; done
-set="$out/lesions/set{fold}"
-validate ace "$set/both" --card "$out/ace/fold0/models/ace" --recipe ace --hold-out 'both*' \
-    --also "$set/anatomy" "$set/lesions" --labels "FASTlesion=$set/both/derivatives/truth" \
-    "FAST=$set/anatomy/derivatives/fast" "lesion=$set/lesions/derivatives/manual"
+lesions="$out/lesions/set{fold}"
+validate ace "$lesions/both" --card "$out/ace/fold0/models/ace" --recipe ace --hold-out 'both*' \
+    --also "$lesions/anatomy" "$lesions/lesions" --labels "FASTlesion=$lesions/both/derivatives/truth" \
+    "FAST=$lesions/anatomy/derivatives/fast" "lesion=$lesions/lesions/derivatives/manual"
 
 validate segnet "$oasis" --final --recipe segnet --labels "$manual"
 echo "all models are made, in $out"

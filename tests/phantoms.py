@@ -1,5 +1,6 @@
 """Synthetic heads: the same anatomy on any grid, as images, label maps and small BIDS datasets."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -206,3 +207,9 @@ def make_bids(
                     save(folder / f"{stem}_FLAIR.nii.gz", np.rint(image).astype(np.int16), flair_grid)
                 seed += 1
     return root
+
+
+def header_of(path: Path) -> nib.Nifti1Header:
+    """The header as it stands in the file; nibabel forgets slope and offset on loading."""
+    raw = gzip.decompress(path.read_bytes())
+    return nib.Nifti1Header(raw[:348], check=False) if raw[344:347] == b"n+1" else nib.Nifti2Header(raw[:540])
