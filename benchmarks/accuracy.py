@@ -42,7 +42,7 @@ def main() -> None:
     from bidsseg.learning.datasets import load_cases, split
     from bidsseg.learning.record import metrics
     from bidsseg.learning.validation import described, validate
-    from bidsseg.models.library import load_model
+    from bidsseg.models.library import load_model, save_card
     from bidsseg.settings import Report, Settings, Training
 
     labels = annotation_folders(options.labels, [], options.bids_dir)
@@ -59,7 +59,7 @@ def main() -> None:
     print(f"{len(cases)} scans, {(time.monotonic() - started) / len(cases):.1f} s each\n")
     print("\n".join(described(table)))
     if options.card:
-        replace(model.card, metrics=metrics(table, cases)).save()
+        save_card(replace(model.card, metrics=metrics(table, cases)))
     if options.table:
         table.to_csv(options.table, sep="\t", index=False, float_format="%.4f")
 

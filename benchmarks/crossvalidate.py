@@ -34,6 +34,7 @@ from bidsseg.bids.sidecars import write_text_atomic
 from bidsseg.learning.record import figures
 from bidsseg.learning.validation import described
 from bidsseg.models.card import CARD, read_card
+from bidsseg.models.library import save_card
 
 RUN = Path(__file__).parents[1] / "run.py"
 STOPS = signal.SIGTERM, signal.SIGINT
@@ -94,7 +95,7 @@ def train(place: Path, words: Sequence[str], fold: str) -> Path:
 def enter(model: Path, figure: dict[str, Any]) -> None:
     """Puts the figures on the card, beside those that it has."""
     card = read_card(model)
-    replace(card, metrics={**card.metrics, "cross_validation": figure}).save()
+    save_card(replace(card, metrics={**card.metrics, "cross_validation": figure}))
 
 
 if __name__ == "__main__":

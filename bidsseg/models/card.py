@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from bidsseg.errors import DataError, InputMissing
-from bidsseg.image.files import replacing
 from bidsseg.reading import read_object
 
 FOLDER = Path(__file__).parent / "shipped"
@@ -105,11 +104,6 @@ class Card:
             for head in self.heads
             if head in measured or others[head]
         }
-
-    def save(self) -> None:
-        """Write the card into its folder."""
-        with replacing(self.folder / CARD) as stream:
-            stream.write(self.to_json().encode())
 
     def to_json(self) -> str:
         """The card as it is stored."""

@@ -16,7 +16,7 @@ from bidsseg.errors import DataError, InputMissing
 from bidsseg.image.brightness import NORMALISATIONS
 from bidsseg.image.files import replacing
 from bidsseg.labels import Protocol, load_protocol
-from bidsseg.models.card import Card, find_card, shipped
+from bidsseg.models.card import CARD, Card, find_card, shipped
 from bidsseg.models.weights import packed, unpacked
 from bidsseg.networks.eneuronet import ENeuroNet
 from bidsseg.networks.network import Network
@@ -121,8 +121,14 @@ def save_model(card: Card, weights: dict[str, Tensor], folder: Path) -> Card:
     card = replace(card, sha256=hashlib.sha256(stored).hexdigest(), folder=folder)
     with replacing(card.weights) as stream:
         stream.write(stored)
-    card.save()
+    save_card(card)
     return card
+
+
+def save_card(card: Card) -> None:
+    """Writes a card into its folder."""
+    with replacing(card.folder / CARD) as stream:
+        stream.write(card.to_json().encode())
 
 
 def checksum(path: Path) -> str:
