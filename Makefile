@@ -28,7 +28,7 @@ demo: $(STAMP)
 	@echo "page:       $$(ls $(CURDIR)/$(DEMO)/out/sub-template.html)"
 
 test: $(STAMP)
-	$(PY) -m pytest --numprocesses auto --dist loadfile $(PYTEST_FLAGS)
+	$(PY) -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

@@ -15,6 +15,14 @@ from told import Told
 
 from bidsseg.settings import Settings, Training
 
+SLOWEST = ("test_partial.py", "test_crossvalidate.py", "test_train.py", "test_eneuronet.py", "test_registration.py")
+"""Files that take longest, which go first, or one process would work on them while the others have no more to do."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slowest files first; all else as it is."""
+    items.sort(key=lambda item: SLOWEST.index(item.path.name) if item.path.name in SLOWEST else len(SLOWEST))
+
 
 @pytest.fixture
 def make_bids(tmp_path: Path) -> Callable[..., Path]:

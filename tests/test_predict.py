@@ -19,6 +19,7 @@ from bidsseg.models import library
 from bidsseg.models.card import Card
 from bidsseg.models.library import Model, build, load_model, save_model
 from bidsseg.networks.network import Network
+from bidsseg.networks.subpixel_unet import fold
 from bidsseg.segmentation import windows
 from bidsseg.segmentation.native import Probabilities, largest_piece, without_bridges
 from bidsseg.segmentation.predict import segment
@@ -70,12 +71,25 @@ class SecondImage(Brightness):
         return super().forward(image[:, 1:], position)
 
 
+class Blocks(Brightness):
+    """The brightness of each voxel, kept in rows of 2³ of them."""
+
+    cell = 2
+
+    def rows(self, image: Tensor, position: Tensor | None, cells: Tensor) -> Tensor:
+        return fold(self(image))[0].permute(1, 2, 3, 0)[cells]
+
+    def expand(self, rows: Tensor) -> Tensor:
+        return rows.view(len(rows), self.cell**3, CLASSES)
+
+
 @pytest.fixture(autouse=True)
 def networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The networks above, known by name."""
     monkeypatch.setitem(library.NETWORKS, "brightness", Brightness)
     monkeypatch.setitem(library.NETWORKS, "side", Side)
     monkeypatch.setitem(library.NETWORKS, "second", SecondImage)
+    monkeypatch.setitem(library.NETWORKS, "blocks", Blocks)
 
 
 Make = Callable[..., Model]
@@ -213,6 +227,28 @@ def test_the_mean_with_the_mirror_image_exchanges_left_and_right(orientation: st
     found, expected = (np.flip(partner[mirrored.labels["FreeSurfer"]], across), straight.labels["FreeSurfer"])
     assert (found == expected).mean() > 0.99
     assert len(np.unique(expected)) > 3
+
+
+@pytest.mark.parametrize("spacing_mm", [6.0, 4.0])
+def test_the_mirror_image_is_cut_into_other_blocks(
+    spacing_mm: float, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("locator", {"brain": [0, 0, 1, 1]}, spacing_mm=6.0)
+    model = make(network="blocks", spacing_mm=spacing_mm, locator=str(tmp_path / "locator"), mirror=True)
+    seen: list[Tensor] = []
+
+    def forward(self: Blocks, image: Tensor, position: Tensor | None = None) -> Tensor:
+        seen.append(image)
+        return Brightness.forward(self, image)
+
+    monkeypatch.setattr(Blocks, "forward", forward)
+    affine = grid("LAS")
+    scan = image_of(tissue(affine), affine)
+    once, twice = segment({"T1w": scan}, model, fast=True), segment({"T1w": scan}, model)
+    _, first, second = seen
+    assert torch.equal(second.flip(2)[:, :, :-1, :-1, :-1], first[:, :, 1:, 1:, 1:])
+    assert np.array_equal(twice.labels["FAST"], once.labels["FAST"])
+    assert twice.quality == pytest.approx(once.quality, abs=1e-4)
 
 
 # -- finding the brain first -------------------------------------------------------------------------------------------

@@ -219,9 +219,13 @@ def test_features_are_interpolated_and_mirrored() -> None:
     exact = net(image, position)[0].movedim(0, -1)
     features = features_of(net, image, position, None, Engine(), [])
     voxels, share = torch.randint(exact[..., 0].numel(), (50, 8)), torch.rand(50, 8)
-    for one, truth in ((features, exact), (features.mirrored(), exact.flip(0))):
+    moved = net.expand(torch.zeros(1, features.table.shape[1]))[0, 0].expand(exact.shape).clone()
+    moved[3:, 3:, 3:] = exact.flip(0)[:-3, :-3, :-3]
+    for one, truth in ((features, exact), (features.mirrored(), exact.flip(0)), (features.mirrored(3), moved)):
         expected = (truth.reshape(-1, exact.shape[-1])[voxels] * share[..., None]).sum(1)
         assert torch.allclose(one.interpolated(voxels, share), expected, atol=1e-5)
+    assert not features.mirrored(3).known()[:3].any()
+    assert features.mirrored(3).known()[3:, 3:, 3:].all()
 
 
 def test_a_linear_map_of_features_has_a_constant_elsewhere() -> None:

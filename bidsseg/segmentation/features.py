@@ -44,9 +44,12 @@ class Features:
         shape = [edge * n for n in cells.shape]
         return Features(network, torch.cat([rows, rows.new_zeros(1, rows.shape[1])]), lookup.reshape(shape))
 
-    def mirrored(self) -> Features:
-        """The features with left and right exchanged."""
-        return Features(self.network, self.table, self.lookup.flip(0))
+    def mirrored(self, steps: int = 0) -> Features:
+        """The features with left and right exchanged, on a grid that begins some voxels before, unknown there."""
+        lookup = torch.full_like(self.lookup, self.network.cell**3 * (len(self.table) - 1))
+        n = slice(None, -steps or None)
+        lookup[steps:, steps:, steps:] = self.lookup.flip(0)[n, n, n]
+        return Features(self.network, self.table, lookup)
 
     def known(self) -> Tensor:
         """Booleans (D, H, W): where there are features."""

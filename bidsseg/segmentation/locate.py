@@ -106,16 +106,38 @@ class ModelInput:
 
     Attributes:
         image: (1, C, D, H, W) on the model grid.
-        position: coordinates (1, 3, D/2, H/2, W/2) if the model wants them.
+        frame: middle and half extent (3,) of the brain in voxels of the grid, if the model has a locator.
         wanted: booleans (D, H, W) where features will be read; None for everywhere.
         brain: where the locator found it; None without a locator.
     """
 
     grid: Grid
     image: Tensor
-    position: Tensor | None = None
+    frame: tuple[np.ndarray, np.ndarray] | None = None
     wanted: Tensor | None = None
     brain: Brain | None = None
+
+    @property
+    def position(self) -> Tensor | None:
+        """Coordinates (1, 3, D/2, H/2, W/2) in the frame of the brain, if it is known."""
+        return None if self.frame is None else coordinates(self.grid.shape, *self.frame)
+
+    def mirrored(self, steps: int) -> ModelInput:
+        """Return the mirror image of a grid that begins so many voxels further along each axis; beyond, all is 0."""
+
+        def mirror(values: Tensor) -> Tensor:
+            """Of (..., D, H, W)."""
+            moved = torch.zeros_like(values)
+            n = slice(None, -steps or None)
+            moved[..., n, n, n] = values[..., steps:, steps:, steps:]
+            return moved.flip(-3)
+
+        frame = None
+        if self.frame is not None:
+            centre, half = self.frame
+            frame = np.array([self.grid.shape[0] - 1, 0, 0]) + [-1, 1, 1] * (centre - steps), half
+        wanted = None if self.wanted is None else mirror(self.wanted)
+        return ModelInput(self.grid, mirror(self.image), frame, wanted)
 
 
 def model_input(
@@ -131,7 +153,7 @@ def model_input(
     """
     card, multiple = model.card, model.network.multiple
     volume = images[card.inputs[0]]
-    shown, position, wanted, brain = None, None, None, None
+    shown, frame, wanted, brain = None, None, None, None
     if model.locator is None:
         grid = whole_grid(volume, card.spacing_mm, multiple)
     else:
@@ -143,11 +165,11 @@ def model_input(
         mask = between(brain.probability, brain.grid, grid) > 0.5
         shown = dilate(mask, round(card.shown_mm / card.spacing_mm))
         wanted = dilate(shown, 1)  # features are interpolated: beyond what is shown by a voxel
-        position = coordinates(grid.shape, *brain.frame_on(grid, mask))
+        frame = brain.frame_on(grid, mask)
     image = stack(images, card.inputs, grid, shown)
     if brain is not None:
         image[0] = brain.unshaded(image[0], grid)
-    return ModelInput(grid, normalise_each(image, shown, card.normalisation)[None], position, wanted, brain)
+    return ModelInput(grid, normalise_each(image, shown, card.normalisation)[None], frame, wanted, brain)
 
 
 def find_brain(images: Mapping[str, Volume], locator: Model, engine: Engine) -> Brain:

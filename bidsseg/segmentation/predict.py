@@ -44,22 +44,24 @@ def segment(
     used = rescaled_each({suffix: image for suffix, image in images.items() if suffix in model.card.inputs})
     used, start_mm = within_content(used, model.card.inputs[0])
     seen = model_input(used, model, engine, notes, progress)
-    grid, image, position, wanted = seen.grid.moved(start_mm), seen.image, seen.position, seen.wanted
+    grid = seen.grid.moved(start_mm)
     findings = list(seen.brain.findings) if seen.brain is not None else []
-    del used, seen
+    del used
     progress("segmenting")
-    features = [features_of(model.network, image, position, wanted, engine, notes)]
+    features = [features_of(model.network, seen.image, seen.position, seen.wanted, engine, notes)]
     weights = head_weights(model)
     one_sided = next((head.one_sided for head in model.heads.values() if head.unpaired), None)
     mirror = model.card.mirror and not fast
     if mirror and one_sided:
         notes.append(f"without the mean of the scan and its mirror image: {one_sided}")
     elif mirror:
-        mirrored = None if position is None else mirror_coordinates(position)
-        there = None if wanted is None else wanted.flip(0)
-        features.append(features_of(model.network, image.flip(2), mirrored, there, engine, notes).mirrored())
+        # Answers depend on how cells lie: those of the second pass lie across the borders of the first's.
+        steps = 0 if seen.wanted is None else model.network.cell // 2
+        seen = seen.mirrored(steps)
+        there = features_of(model.network, seen.image, seen.position, seen.wanted, engine, notes)
+        features.append(there.mirrored(steps))
         weights = {name: mirrored_head(model, name, w, b) for name, (w, b) in weights.items()}
-    del image, position, wanted
+    del seen
     progress("labelling")
     with torch.inference_mode():
         result = read_heads(volume, grid, features, weights, model, want_probabilities, want_entropy)
@@ -73,10 +75,3 @@ def mirrored_head(model: Model, name: str, weight: Tensor, bias: Tensor) -> tupl
     """The head that takes the mean of the logits for a scan and its mirror image, from features (..., 2F)."""
     partners = torch.tensor(model.heads[name].partners())
     return torch.cat([weight, weight[partners]], 1) / 2, (bias + bias[partners]) / 2
-
-
-def mirror_coordinates(position: Tensor) -> Tensor:
-    """The coordinates of the mirror image, (1, 3, D, H, W)."""
-    flipped = position.flip(2).clone()
-    flipped[:, 0] *= -1
-    return flipped
