@@ -25,6 +25,7 @@ from bidsseg.image.grid import (
     content_box,
     coordinates,
     dilate,
+    first_voxel,
     from_canonical,
     hat_weights,
     labels_to_grid,
@@ -236,17 +237,39 @@ def test_the_box_covers_the_mask_and_its_margin(
     mask = np.zeros(whole.shape, bool)
     mask[tuple(slice(min(pair), max(pair) + 1) for pair in corners)] = True
     box = box_grid(whole, mask, spacing, margin, multiple, np.full(3, native))
-    shift = native / 2 + 1e-6
+    shift = spacing / 2 + 1e-4
     assert all(n % multiple == 0 for n in box.shape)
+    middle = np.asarray(whole.origin_mm) + 3.0 * np.argwhere(mask).mean(0)
     for axis, pair in enumerate(corners):
         low = whole.origin_mm[axis] + (min(pair) - 0.5) * 3.0 - margin
         high = whole.origin_mm[axis] + (max(pair) + 0.5) * 3.0 + margin
         first, last = box.origin_mm[axis] - spacing / 2, box.origin_mm[axis] + (box.shape[axis] - 0.5) * spacing
         assert first <= low + shift
         assert last >= high - shift
-        assert box.origin_mm[axis] / native == pytest.approx(round(box.origin_mm[axis] / native), abs=1e-6)
         assert last - first < high - low + multiple * spacing + 1e-6
-        assert first + last == pytest.approx(low + high, abs=2 * shift)
+        steps = (round(middle[axis] / native) * native - box.origin_mm[axis]) / spacing
+        assert steps == pytest.approx(round(steps), abs=1e-4), "a voxel of the scan is one of the grid"
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("side", [-1, 1])
+def test_a_voxel_more_hardly_moves_the_box(axis: int, side: int) -> None:
+    """By multiples of what the network folds together, or by as little as the room of the box leaves."""
+    whole = Grid(3.0, (-4.0, 2.4, 0.0), (60, 60, 60))
+    ball = ((np.indices(whole.shape) - 30) ** 2).sum(0) <= 22**2
+    more = ball.copy()
+    more[tuple(30 + 23 * side if i == axis else 30 for i in range(3))] = True
+    one, other = (box_grid(whole, mask, 1.0, 6.0, 16, np.ones(3)) for mask in (ball, more))
+    moved = np.subtract(other.origin_mm, one.origin_mm)
+    assert moved == pytest.approx(8 * np.rint(moved / 8), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "low, high, size, multiple, first",
+    [(-70, 79, 160, 16, -80), (-70, 80, 160, 16, -72), (-81, 62, 144, 16, -81), (-3, 3.4, 8, 8, -3), (0.2, 3, 4, 1, 0)],
+)
+def test_a_box_begins_at_the_roundest_voxel(low: float, high: float, size: int, multiple: int, first: int) -> None:
+    assert first_voxel(low, high, size, multiple) == first
 
 
 def test_between_takes_a_mask_to_where_it_is() -> None:

@@ -6,6 +6,7 @@ has its own axes, each taken as the nearest anatomical one, in mm from the centr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -142,20 +143,42 @@ def box_grid(
     native_mm: np.ndarray,
     turn: Turn = UPRIGHT,
 ) -> Grid:
-    """The grid around the True voxels of a mask (D, H, W) on another grid, with a margin, to half a native voxel.
+    """The grid around the True voxels of a mask (D, H, W) on another grid, with a margin, to a voxel.
 
-    If it is upright, its first voxel is one of the scan's own, of spacing native_mm (3,), so that a scan of the grid's
-    spacing is not blurred by interpolation.
+    What a network says depends a little on how its grid lies, to as many voxels as it folds together. So the grid lies
+    where the middle of the mask is a multiple of that many voxels, or half of it and so on, from the first, as far as
+    the box has room: masks that differ a little get grids that lie alike. If it is upright, it has a voxel in common
+    with the scan, whose spacing is native_mm (3,), so that a scan of the grid's spacing is not interpolated.
     """
     axes = np.asarray(turn)
     found = around.places(np.argwhere(mask)) @ axes
-    low = found.min(0) - 0.5 * around.spacing_mm - margin_mm
-    high = found.max(0) + 0.5 * around.spacing_mm + margin_mm
-    shape = np.ceil((high - low) / spacing_mm / multiple - 1e-6).astype(int) * multiple
-    origin = axes @ ((low + high) / 2 - (shape - 1) / 2 * spacing_mm)
+    low = found.min(0) - 0.5 * around.spacing_mm - margin_mm + 0.5 * spacing_mm
+    high = found.max(0) + 0.5 * around.spacing_mm + margin_mm - 0.5 * spacing_mm
+    shape = np.ceil(((high - low) / spacing_mm + 1) / multiple - 1e-6).astype(int) * multiple
+    middle = found.mean(0)
     if turn == UPRIGHT:
-        origin = np.rint(origin / native_mm) * native_mm
+        middle = np.rint(middle / native_mm) * native_mm
+    first = [
+        first_voxel((low[i] - middle[i]) / spacing_mm, (high[i] - middle[i]) / spacing_mm, int(shape[i]), multiple)
+        for i in range(3)
+    ]
+    origin = axes @ (middle + spacing_mm * np.array(first))
     return Grid(spacing_mm, tuple(origin.tolist()), tuple(shape.tolist()), turn)
+
+
+def first_voxel(low: float, high: float, size: int, multiple: int) -> int:
+    """Return where so many voxels begin that cover low to high: the roundest number, as far as there is a choice.
+
+    Args:
+        multiple: the roundest are its multiples, then those of its half and so on.
+    """
+    step = multiple
+    while step > 1:
+        first = step * math.floor(low / step + 1e-6)
+        if first + size - 1 >= high - 1e-6:
+            return first
+        step //= 2
+    return round((low + high - size + 1) / 2)
 
 
 def hat_weights(size_in: int, spacing_in: float, size_out: int, spacing_out: float, origin_out: float) -> np.ndarray:
