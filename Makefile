@@ -1,6 +1,6 @@
 # make demo        a first run: environment, a small dataset, participant and group level, and where the results are
 # make test        environment and tests; BIDSSEG_TESTDATA names the folder of the real data, if there is one
-# make lint        style and types
+# make lint        style, types, and which room imports which
 # make image       the Docker image, with docker or, where no daemon answers, with buildah
 # make image-test  run that image on two scans: read-only, no network, no home, any user
 # make models      every shipped model from the data: DATA=... OUT=... and, to stop cleanly after so many, MINUTES=...
@@ -33,6 +33,7 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+	.venv/bin/lint-imports
 
 image:
 	docker/build.sh bidsseg $(VARIANT)

@@ -3,7 +3,7 @@
 
 import sys
 
-from bidsseg.cli import main
+from bidsseg.app.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

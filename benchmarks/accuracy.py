@@ -18,7 +18,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from bidsseg.compute import cpu_precision
+from bidsseg.execution.machine import cpu_precision
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     if options.card and not options.folds:
         parser.error("--card: give the --folds and the --fold that the model was trained with")
 
-    from bidsseg.arguments import annotation_folders
+    from bidsseg.app.arguments import annotation_folders
     from bidsseg.learning.datasets import load_cases, split
     from bidsseg.learning.record import metrics
     from bidsseg.learning.validation import described, validate

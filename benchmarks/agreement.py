@@ -31,13 +31,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bidsseg.bids.annotations import ADDED, LabelMap, find_annotations, find_label_maps
+from bidsseg.bids.annotations import find_annotations, find_label_maps
 from bidsseg.bids.names import build_name
-from bidsseg.bids.query import Scan
+from bidsseg.bids.scan import ADDED, LabelMap, Scan
 from bidsseg.errors import BidssegError, DataError, NothingSelected, UsageError
+from bidsseg.evaluation.agreement import Agreement, Estimate, Mask, brain_means, compare, estimate
 from bidsseg.image.nifti import read_labels
 from bidsseg.labels import Protocol, Region, load_protocol
-from bidsseg.segmentation.agreement import Agreement, Estimate, Mask, brain_means, compare, estimate
 
 MEASURES = {
     "dice": "Dice",

@@ -29,10 +29,10 @@ from typing import Any
 
 import pandas as pd
 
-from bidsseg.bids.sidecars import write_text_atomic
+from bidsseg.evaluation.agreement import estimate
+from bidsseg.files import write_text_atomic
 from bidsseg.learning.recipe import load_recipe
 from bidsseg.learning.validation import ERROR
-from bidsseg.segmentation.agreement import estimate
 
 HELD_OUT = ("1000", "1006", "1009", "1012", "1015")
 """Every third of the fifteen people."""

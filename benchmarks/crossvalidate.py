@@ -30,7 +30,7 @@ from typing import Any
 
 import pandas as pd
 
-from bidsseg.bids.sidecars import write_text_atomic
+from bidsseg.files import write_text_atomic
 from bidsseg.learning.record import figures
 from bidsseg.learning.validation import described
 from bidsseg.models.card import CARD, read_card

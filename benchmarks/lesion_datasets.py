@@ -35,8 +35,10 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Generator, Tensor
 
-from bidsseg.bids.annotations import LabelMap, find_label_maps
-from bidsseg.bids.sidecars import BIDS_VERSION, write_json_atomic, write_text_atomic
+from bidsseg.bids.annotations import find_label_maps
+from bidsseg.bids.scan import LabelMap
+from bidsseg.derivative.sidecars import BIDS_VERSION
+from bidsseg.files import write_json_atomic, write_text_atomic
 from bidsseg.image.grid import brain_frame, canonical, dilate
 from bidsseg.image.nifti import read_labels, write_labels, write_map
 from bidsseg.image.volume import Volume

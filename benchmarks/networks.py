@@ -17,7 +17,7 @@ import sys
 import time
 from typing import Any
 
-from bidsseg.compute import cpu_precision
+from bidsseg.execution.machine import cpu_precision
 
 NETWORKS = ("eneuronet", "unet", "neuronet", "subpixel-unet")
 
@@ -60,7 +60,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """The figures of one network."""
     import torch
 
-    from bidsseg.compute import keep_freed_memory, peak_memory_mb
+    from bidsseg.execution.machine import keep_freed_memory, peak_memory_mb
     from bidsseg.models.library import NETWORKS as KINDS
 
     keep_freed_memory()

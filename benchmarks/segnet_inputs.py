@@ -20,13 +20,13 @@ import pandas as pd
 import torch
 from claims import HELD_OUT
 
-from bidsseg.compute import cpu_precision, keep_freed_memory
+from bidsseg.execution.machine import cpu_precision, keep_freed_memory
 from bidsseg.labels import load_protocol
 from bidsseg.learning.datasets import load_cases, split
 from bidsseg.learning.processes import Processes
 from bidsseg.learning.recipe import load_recipe
-from bidsseg.learning.voxel_loop import Brain, Trainer, labelled_brain
-from bidsseg.networks.segnet import SegNet
+from bidsseg.learning.segnet import Brain, Trainer, labelled_brain
+from bidsseg.networks.segnet.network import SegNet
 from bidsseg.settings import Report, Settings, Training
 
 INPUTS: dict[str, tuple[float, tuple[str, ...], tuple[int, ...]]] = {

@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bidsseg.compute import cpu_precision, keep_freed_memory
+from bidsseg.evaluation import agreement
+from bidsseg.execution.machine import cpu_precision, keep_freed_memory
 from bidsseg.labels import load_protocol
 from bidsseg.learning.cases import Case
 from bidsseg.learning.datasets import load_cases
-from bidsseg.learning.voxel_loop import labelled_brain
-from bidsseg.learning.voxels import describe, surroundings
+from bidsseg.learning.segnet import labelled_brain
 from bidsseg.models.library import load_model
-from bidsseg.segmentation import agreement
-from bidsseg.segmentation.voxelwise import StagedSegNet, segment_in_stages
+from bidsseg.networks.segnet.staged import StagedSegNet, segment_in_stages
+from bidsseg.networks.segnet.surroundings import describe, surroundings
 from bidsseg.settings import Report, Settings, Training
 
 PRECISION = torch.bfloat16 if cpu_precision() == "bf16" else torch.float32

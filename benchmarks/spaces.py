@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from speed import HERE, ONE_PROCESS
 
+from bidsseg.evaluation.agreement import dice
 from bidsseg.image.nifti import read_labels
-from bidsseg.image.template import find_space
-from bidsseg.segmentation.agreement import dice
+from bidsseg.registration.spaces import find_space
 
 
 def main() -> None:

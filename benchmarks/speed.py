@@ -41,7 +41,7 @@ STAGES = ("read", "segment", "write")
 
 
 def main() -> None:
-    from bidsseg.compute import cpu_precision
+    from bidsseg.execution.machine import cpu_precision
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--old", type=Path, help="another checkout, to compare with")
@@ -159,8 +159,8 @@ def cpu_seconds() -> float:
 
 def print_agreement(old: Path, new: Path) -> None:
     """Print how far the label maps of two runs are the same."""
+    from bidsseg.evaluation.agreement import dice
     from bidsseg.image.nifti import read_labels
-    from bidsseg.segmentation.agreement import dice
 
     for path in sorted(old.glob("sub-01/anat/*_dseg.nii.gz")):
         first, second = (read_labels(root / path.relative_to(old)).data for root in (old, new))
@@ -229,7 +229,7 @@ def series(scan: Path, model_name: str, precision: str, count: int) -> None:
     """Print the memory (MB) that the process holds after each of some scans in a row."""
     import psutil
 
-    from bidsseg.compute import keep_freed_memory, peak_memory_mb, release_freed_memory
+    from bidsseg.execution.machine import keep_freed_memory, peak_memory_mb, release_freed_memory
     from bidsseg.image.nifti import read_image
     from bidsseg.models.library import load_model
     from bidsseg.segmentation.predict import segment

@@ -27,7 +27,7 @@ case $1 in
         /opt/bidsseg/bin/python -c 'import bidsseg; print(bidsseg.__version__)' > /version
         export TEMPLATEFLOW_HOME=/opt/bidsseg/templateflow
         /opt/bidsseg/bin/python -c '
-from bidsseg.image.template import find_space
+from bidsseg.registration.spaces import find_space
 for resolution in (1, 2):
     find_space(f"MNI152NLin2009cAsym:res-{resolution}")
 ' 2> /tmp/templates || echo "no templates in the image: $(tail -n 1 /tmp/templates)"

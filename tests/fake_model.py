@@ -19,8 +19,9 @@ import numpy as np
 import phantoms
 import pytest
 
-from bidsseg import cli, compute
-from bidsseg.compute import Machine
+from bidsseg.app import cli
+from bidsseg.execution import machine as this_machine
+from bidsseg.execution.machine import Machine
 from bidsseg.labels import load_protocol
 from bidsseg.models.card import CARD, Card, find_card
 
@@ -166,8 +167,8 @@ def make_app(folder: Path, bids: Path, monkeypatch: pytest.MonkeyPatch) -> App:
     fake = FakeModel()
     for name, module in fake.modules().items():
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr("bidsseg.compute.choose_machine", machine)
-    monkeypatch.setattr("bidsseg.compute.available_memory_mb", memory_mb)
+    monkeypatch.setattr("bidsseg.execution.machine.choose_machine", machine)
+    monkeypatch.setattr("bidsseg.execution.machine.available_memory_mb", memory_mb)
     return App(bids, folder / "out", save_card(folder / "model"), fake)
 
 
@@ -191,6 +192,6 @@ def app_for_everybody(monkeypatch: pytest.MonkeyPatch, *people: int) -> Iterator
 
 if __name__ == "__main__":  # the command line with the fake model in a process of its own
     sys.modules.update(FakeModel().modules())
-    compute.choose_machine = machine  # type: ignore[assignment]
-    compute.available_memory_mb = memory_mb
+    this_machine.choose_machine = machine  # type: ignore[assignment]
+    this_machine.available_memory_mb = memory_mb
     sys.exit(cli.main())

@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bidsseg.compute import cpu_precision
 from bidsseg.errors import DataError
+from bidsseg.evaluation.merging import JOINT as JOINT_HEAD
+from bidsseg.evaluation.merging import lesion_over_tissue, with_lesions
+from bidsseg.execution.machine import cpu_precision
 from bidsseg.image.nifti import read_image, read_labels
 from bidsseg.labels import Protocol, Region, load_protocol, load_relation
 from bidsseg.labels.relation import identity, open_background, read_relation
@@ -23,8 +25,6 @@ from bidsseg.learning.losses import Loss, Openness, marginal_cross_entropy
 from bidsseg.learning.recipe import load_recipe
 from bidsseg.learning.validation import ERROR, comparable, compare
 from bidsseg.models.library import load_model
-from bidsseg.segmentation.merging import JOINT as JOINT_HEAD
-from bidsseg.segmentation.merging import lesion_over_tissue, with_lesions
 from bidsseg.segmentation.native import Segmentation
 from bidsseg.segmentation.predict import segment
 

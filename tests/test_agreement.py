@@ -13,13 +13,10 @@ from monai.metrics import DiceMetric, compute_average_surface_distance, compute_
 from PIL import Image
 from scipy import ndimage
 
-from bidsseg.bids.names import output_paths
-from bidsseg.bids.query import Scan
+from bidsseg.bids.outputs import output_paths
+from bidsseg.bids.scan import Scan
 from bidsseg.errors import DataError
-from bidsseg.image.nifti import write_labels
-from bidsseg.image.volume import Volume
-from bidsseg.labels import Protocol, Region
-from bidsseg.segmentation.agreement import (
+from bidsseg.evaluation.agreement import (
     brain_means,
     compare,
     counted,
@@ -28,6 +25,9 @@ from bidsseg.segmentation.agreement import (
     surface_distances,
     voxel_error,
 )
+from bidsseg.image.nifti import write_labels
+from bidsseg.image.volume import Volume
+from bidsseg.labels import Protocol, Region
 
 REGIONS = 4
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "agreement.py"

@@ -11,10 +11,10 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from bidsseg.errors import DataError, UsageError
-from bidsseg.image.align import Motion, align, read_aligned
 from bidsseg.image.grid import Grid, stack
 from bidsseg.image.nifti import read_image
 from bidsseg.image.volume import Volume
+from bidsseg.registration.align import Motion, align, read_aligned
 
 SHAPE = (48, 56, 48)
 FIXED = phantoms.grid(4.0, "LAS", SHAPE, 10)
@@ -82,7 +82,7 @@ def test_the_same_images_give_the_same_bytes() -> None:
 def without_simpleitk(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where it is not installed."""
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
-    monkeypatch.delitem(sys.modules, "bidsseg.image.linear", raising=False)
+    monkeypatch.delitem(sys.modules, "bidsseg.registration.linear", raising=False)
 
 
 @pytest.mark.usefixtures("without_simpleitk")

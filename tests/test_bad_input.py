@@ -17,7 +17,7 @@ import phantoms
 import pytest
 from fake_model import App, app_for_everybody, make_app, save_card
 
-from bidsseg import cli
+from bidsseg.app import cli
 from bidsseg.models.card import WEIGHTS
 
 NOBODY = 65534

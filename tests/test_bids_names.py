@@ -9,20 +9,13 @@ from bidsschematools.schema import load_schema
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bidsseg.bids.names import (
-    build_name,
-    entity_names,
-    group_report,
-    group_table,
-    output_paths,
-    parse_name,
-    report_path,
-    with_extension,
-)
-from bidsseg.bids.query import Scan
-from bidsseg.bids.sidecars import dataset_description, image_sidecar, write_json_atomic, write_root_files
+from bidsseg.bids.names import build_name, entity_names, parse_name, with_extension
+from bidsseg.bids.outputs import group_report, group_table, output_paths, report_path
+from bidsseg.bids.scan import Scan
 from bidsseg.bids.validator import _program
+from bidsseg.derivative.sidecars import dataset_description, image_sidecar, write_root_files
 from bidsseg.errors import UsageError
+from bidsseg.files import write_json_atomic
 
 T1W_ENTITIES = ("session", "acquisition", "ceagent", "reconstruction", "run", "echo", "part", "chunk")
 """What a raw T1w may have besides its subject; those with free labels or numbers."""

@@ -10,14 +10,9 @@ import numpy as np
 import pytest
 from bids_trees import home, make_tree
 
-from bidsseg.bids.query import (
-    LabelMap,
-    find_annotations,
-    find_label_maps,
-    find_scans,
-    read_filters,
-    select_scans,
-)
+from bidsseg.bids.annotations import find_annotations, find_label_maps
+from bidsseg.bids.query import find_scans, read_filters, select_scans
+from bidsseg.bids.scan import LabelMap
 from bidsseg.errors import DataError, InputMissing, NothingSelected, OutputNotWritable, UsageError
 
 

@@ -14,10 +14,12 @@ import pytest
 from bids_trees import make_tree
 
 from bidsseg import __version__
-from bidsseg.bids import sidecars
-from bidsseg.bids.names import OutputPaths, output_paths, with_extension
-from bidsseg.bids.query import Scan, find_scans
+from bidsseg.bids.names import with_extension
+from bidsseg.bids.outputs import OutputPaths, output_paths
+from bidsseg.bids.query import find_scans
+from bidsseg.bids.scan import Scan
 from bidsseg.bids.validator import PROGRAM, _program
+from bidsseg.derivative import sidecars
 from bidsseg.errors import OutputNotWritable
 
 DETAILS = {"Model": {"Name": "wholebrain", "Version": "1.0", "SHA256": "0" * 64}}

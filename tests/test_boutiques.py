@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from boutiques import bosh
 
-from bidsseg.cli import _parser, main
-from bidsseg.descriptor import descriptor
+from bidsseg.app.cli import _parser, main
+from bidsseg.app.descriptor import descriptor
 
 FOLDER = Path(__file__).parent.parent / "boutiques"
 NAMES = {False: FOLDER / "bidsseg.json", True: FOLDER / "bidsseg_train.json"}

@@ -16,7 +16,7 @@ import pytest
 from fake_model import make_app, save_card
 from PIL import Image
 
-from bidsseg import brainlife
+from bidsseg.app import brainlife
 from bidsseg.labels import load_protocol
 
 ROOT = Path(__file__).parent.parent
@@ -125,7 +125,7 @@ def test_a_job_takes_its_share_of_the_machine(
     given: list[list[str]] = []
     for name in ("PBS_NUM_PPN", "SLURM_CPUS_PER_TASK", "SLURM_MEM_PER_NODE"):
         monkeypatch.setenv(name, variables.get(name, ""))
-    monkeypatch.setattr("bidsseg.cli.main", lambda words: given.append(words) or 1)
+    monkeypatch.setattr("bidsseg.app.cli.main", lambda words: given.append(words) or 1)
     assert brainlife.main(task) == 1
     (words,) = given
     assert words[6:-2] == wanted

@@ -12,8 +12,9 @@ from types import ModuleType
 import pytest
 from fake_model import save_card
 
-from bidsseg import __version__, arguments, cli
-from bidsseg.cli import Terminal, main
+from bidsseg import __version__
+from bidsseg.app import arguments, cli
+from bidsseg.app.cli import Terminal, main
 from bidsseg.errors import BidssegError, UsageError
 from bidsseg.settings import Settings
 
@@ -27,7 +28,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Settings]]:
     for level in ("participant", "group", "train"):
         module = ModuleType(level)
         setattr(module, f"{level}_level", lambda settings, level=level: made.append((level, settings)))
-        monkeypatch.setitem(sys.modules, f"bidsseg.{level}", module)
+        monkeypatch.setitem(sys.modules, f"bidsseg.levels.{level}", module)
     return made
 
 
@@ -63,7 +64,7 @@ def one(calls: list[tuple[str, Settings]]) -> Settings:
 def test_answers_without_heavy_imports(words: list[str], code: int) -> None:
     heavy = "{'torch', 'numpy', 'pandas', 'bids', 'nibabel', 'scipy', 'matplotlib', 'tqdm', 'jinja2'}"
     script = (
-        "import sys\nfrom bidsseg.cli import main\n"
+        "import sys\nfrom bidsseg.app.cli import main\n"
         f"try:\n    code = main({words!r})\nexcept SystemExit as stop:\n    code = stop.code or 0\n"
         f"print('heavy:', sorted({heavy} & set(sys.modules)))\nsys.exit(code)"
     )
@@ -184,7 +185,7 @@ def test_group_runs_after_scans_that_failed(
     def fail(settings: Settings) -> None:
         raise BidssegError("1 of 2 scans failed")
 
-    monkeypatch.setattr(sys.modules["bidsseg.participant"], "participant_level", fail)
+    monkeypatch.setattr(sys.modules["bidsseg.levels.participant"], "participant_level", fail)
     assert main([str(bids), str(tmp_path / "out"), "participant", "group"]) == 1
     assert [level for level, _ in calls] == ["group"]
 
@@ -342,7 +343,7 @@ def test_a_bug_leaves_its_trace_in_a_file(
     def fail(settings: Settings) -> None:
         raise ZeroDivisionError("of the bug")
 
-    monkeypatch.setattr(sys.modules["bidsseg.participant"], "participant_level", fail)
+    monkeypatch.setattr(sys.modules["bidsseg.levels.participant"], "participant_level", fail)
     (tmp_path / "out" / "logs").mkdir(parents=True)
     assert main([str(bids), str(tmp_path / "out"), "participant"]) == 1
     error = capsys.readouterr().err
@@ -360,7 +361,7 @@ def test_interrupt(
     def stop(settings: Settings) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["bidsseg.participant"], "participant_level", stop)
+    monkeypatch.setattr(sys.modules["bidsseg.levels.participant"], "participant_level", stop)
     assert main([str(bids), str(tmp_path / "out"), "participant"]) == 130
     assert "goes on from here" in capsys.readouterr().err
 

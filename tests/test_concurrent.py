@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from fake_model import App, make_app, save_card
 
-from bidsseg.image import files
-from bidsseg.image.files import is_being_written, locked, replacing
+from bidsseg import files
+from bidsseg.files import is_being_written, locked, replacing
 
 
 @pytest.fixture

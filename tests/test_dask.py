@@ -17,9 +17,9 @@ import pytest
 from fake_model import App, make_app
 from told import Told
 
-from bidsseg import cluster as spreading
-from bidsseg.compute import Workers, cpu_flags
 from bidsseg.errors import InputMissing, UsageError
+from bidsseg.execution import cluster as spreading
+from bidsseg.execution.machine import Workers, cpu_flags
 from bidsseg.settings import Settings
 
 TESTS = Path(__file__).parent
@@ -244,7 +244,7 @@ def test_each_process_has_a_device(
     monkeypatch.setattr("dask.distributed.get_worker", lambda: SimpleNamespace(name=name))
     monkeypatch.setattr(spreading, "cuda_count", lambda: devices)
     monkeypatch.setattr(spreading, "PREPARED", {})
-    monkeypatch.setattr("bidsseg.compute.choose_machine", lambda settings: settings.device)
+    monkeypatch.setattr("bidsseg.execution.machine.choose_machine", lambda settings: settings.device)
     settings = Settings(app.bids, app.output, device=asked, model=str(app.card))
     assert spreading.prepared(settings, "0")[0] == device
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from fake_model import App, make_app
 
-from bidsseg.bids.sidecars import carried_over
-from bidsseg.image.template import Fit, Space, template_brain
+from bidsseg.derivative.sidecars import carried_over
 from bidsseg.image.volume import Volume
+from bidsseg.registration.spaces import Fit, Space, template_brain
 
 NAME = "MNI152NLin2009cAsym"
 IN_SPACE = f"space-{NAME}_res-2_desc-preproc"
@@ -50,7 +50,7 @@ def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fit_to(space: Space, t1w: Volume, brain: np.ndarray) -> Fit:
         return Fit(template_brain(space)[0], np.eye(4), None)
 
-    monkeypatch.setattr("bidsseg.outputs.fit_to", fit_to)
+    monkeypatch.setattr("bidsseg.derivative.job.fit_to", fit_to)
 
 
 def rows_of(table: Path) -> list[dict[str, str]]:

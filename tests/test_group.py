@@ -10,10 +10,10 @@ import pytest
 from browser import CONTRAST, needs_chromium, photographed, seen
 from trees import MODEL, add_result, add_run
 
-from bidsseg.bids.query import Scan
-from bidsseg.cohort import STATUSES
+from bidsseg.bids.scan import Scan
+from bidsseg.derivative.cohort import STATUSES
 from bidsseg.errors import InputMissing, NothingSelected
-from bidsseg.group import group_level
+from bidsseg.levels.group import group_level
 from bidsseg.report import participant_page
 from bidsseg.report.distributions import FAR, FEWEST, distributions, lines
 from bidsseg.settings import Report, Settings

@@ -16,10 +16,10 @@ from bidsseg.learning.datasets import load_cases
 from bidsseg.learning.loop import Plan
 from bidsseg.learning.recipe import load_recipe
 from bidsseg.learning.state import Conditions, time_left
+from bidsseg.levels.train import train_level
 from bidsseg.models.library import load_model
 from bidsseg.networks.network import Network
 from bidsseg.segmentation.native import Segmentation
-from bidsseg.train import train_level
 
 
 def test_what_is_kept_is_the_running_mean_of_the_weights(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:

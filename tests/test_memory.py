@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from bidsseg import compute
 from bidsseg.errors import TemporaryFailure, UsageError, lacks_memory
+from bidsseg.execution import machine as this_machine
 from bidsseg.models.card import Card
 from bidsseg.models.library import Model
 from bidsseg.networks.network import Network
@@ -19,7 +19,7 @@ from bidsseg.segmentation.memory import HELD_MB, left_for_network, network_mb, r
 CHILD = """
 import json, sys
 import torch
-from bidsseg.compute import peak_memory_mb
+from bidsseg.execution.machine import peak_memory_mb
 from bidsseg.networks.subpixel_unet import SubpixelUNet
 from bidsseg.segmentation.predict import Engine
 from bidsseg.segmentation.windows import features_of
@@ -101,16 +101,16 @@ def test_a_limit_of_addresses_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     held = SimpleNamespace(memory_info=lambda: SimpleNamespace(vms=300 * 10**6))
     monkeypatch.setattr("psutil.Process", lambda: held)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=9000 * 10**6))
-    monkeypatch.setattr(compute, "_cgroup", lambda name: "")
+    monkeypatch.setattr(this_machine, "_cgroup", lambda name: "")
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY,) * 2)
-    assert compute.available_memory_mb() == 9000
+    assert this_machine.available_memory_mb() == 9000
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (1000 * 10**6,) * 2)
-    assert compute.available_memory_mb() == 700
+    assert this_machine.available_memory_mb() == 700
 
 
 def test_a_model_that_sees_the_whole_brain_has_processes_of_its_own_size() -> None:
-    from bidsseg.participant import process_mb
+    from bidsseg.levels.participant import process_mb
 
     card = model().card
-    assert process_mb(card) == compute.PROCESS_MB
-    assert process_mb(replace(card, network={"name": "segnet"})) == compute.WHOLE_MB
+    assert process_mb(card) == this_machine.PROCESS_MB
+    assert process_mb(replace(card, network={"name": "segnet"})) == this_machine.WHOLE_MB

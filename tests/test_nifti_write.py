@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bidsseg.errors import BidssegError, InputMissing, IOFailure, OutputNotWritable
-from bidsseg.image.files import replacing
+from bidsseg.files import replacing
 from bidsseg.image.nifti import read_image, read_labels, write_labels, write_map, write_maps
 from bidsseg.image.volume import Volume
 

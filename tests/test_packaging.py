@@ -48,7 +48,7 @@ def test_every_file_of_the_package_is_of_a_known_kind() -> None:
 
 def test_the_wheel_has_the_command_the_version_and_the_licence(wheel: zipfile.ZipFile) -> None:
     info = f"bidsseg-{bidsseg.__version__}.dist-info"
-    assert "bidsseg = bidsseg.cli:main" in wheel.read(f"{info}/entry_points.txt").decode()
+    assert "bidsseg = bidsseg.app.cli:main" in wheel.read(f"{info}/entry_points.txt").decode()
     metadata = wheel.read(f"{info}/METADATA").decode()
     assert f"\nVersion: {bidsseg.__version__}\n" in metadata
     assert "License-Expression: Apache-2.0" in metadata

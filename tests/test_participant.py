@@ -149,7 +149,7 @@ def test_emulated_precision_is_warned_about_once(
     precision: str, app: App, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FAKE_MODEL_PRECISION", precision)
-    monkeypatch.setattr("bidsseg.compute.cpu_flags", lambda: {"avx2"})
+    monkeypatch.setattr("bidsseg.execution.machine.cpu_flags", lambda: {"avx2"})
     assert app("--n-cpus", "1") == 0
     assert capsys.readouterr().err.count("it is emulated") == (precision == "bf16")
 
@@ -197,7 +197,7 @@ def test_what_is_done_is_skipped(app: App, capsys: pytest.CaptureFixture[str]) -
 def test_nothing_to_do_needs_no_torch(app: App) -> None:
     assert app() == 0
     script = (
-        "import sys; from bidsseg.cli import main\n"
+        "import sys; from bidsseg.app.cli import main\n"
         f"code = main([{str(app.bids)!r}, {str(app.output)!r}, 'participant', '--model', {str(app.card)!r}])\n"
         "print({'torch', 'pandas', 'matplotlib'} & set(sys.modules)); sys.exit(code)"
     )
@@ -292,7 +292,7 @@ def test_half_written_scans_never_look_done(app: App, monkeypatch: pytest.Monkey
         raise RuntimeError("killed here")
 
     with monkeypatch.context() as patch:
-        patch.setattr("bidsseg.outputs.volume_table", fail)
+        patch.setattr("bidsseg.derivative.job.volume_table", fail)
         assert app() == 1
     save_card(app.card)
     assert app() == 0

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 from bids_trees import make_tree
 
-from bidsseg import arguments, brainlife
-from bidsseg.bids import sidecars
+from bidsseg.app import arguments, brainlife
 from bidsseg.bids.query import read_filters
-from bidsseg.cluster import read_config
+from bidsseg.derivative import sidecars
+from bidsseg.derivative.results import Result, read_json
 from bidsseg.errors import BidssegError, DataError, InputMissing, OutputNotWritable, UsageError
+from bidsseg.execution.cluster import read_config
 from bidsseg.labels.protocol import load_protocol
 from bidsseg.learning.recipe import load_recipe
 from bidsseg.models.card import read_card
 from bidsseg.reading import read_table, read_text
-from bidsseg.results import Result, read_json
 
 LOOKUP = "index\tname\n0\tBackground\n1\tThalämus\n"
 FILTERS = '{"t1w": {"acquisition": "mü"}}'

@@ -30,11 +30,11 @@ from bidsseg.learning.recipe import Recipe, load_recipe
 from bidsseg.learning.registration import Mover, Registration, displace, placed
 from bidsseg.learning.registration_loop import DFNET, fit_mover, pair
 from bidsseg.learning.state import Conditions
+from bidsseg.levels.train import Interruption, train_level
 from bidsseg.models import card, library
 from bidsseg.networks.dfnet import DFNet, similarity_loss, warp
 from bidsseg.segmentation.locate import Brain
 from bidsseg.settings import Settings, Training
-from bidsseg.train import Interruption, train_level
 
 SHAPE = (32, 16, 16)
 """The normalisations of DFNet need more than one voxel where it is coarsest."""

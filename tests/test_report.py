@@ -13,9 +13,10 @@ from PIL import Image
 from trees import MODEL, add_result
 
 from bidsseg import __version__
-from bidsseg.bids.names import output_paths, with_extension
-from bidsseg.bids.query import Scan
-from bidsseg.bids.sidecars import write_json_atomic
+from bidsseg.bids.names import with_extension
+from bidsseg.bids.outputs import output_paths
+from bidsseg.bids.scan import Scan
+from bidsseg.files import write_json_atomic
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import load_protocol
 from bidsseg.models.card import find_card
@@ -165,7 +166,7 @@ def test_sessions_have_pages_of_their_own(tmp_path: Path) -> None:
 
 
 def test_what_the_guard_found_is_shown_and_escaped(tmp_path: Path) -> None:
-    from bidsseg.bids.sidecars import write_json_atomic
+    from bidsseg.files import write_json_atomic
 
     scan = make_results(tmp_path, {"subject": "01"})
     sidecar = tmp_path / f"sub-01/anat/sub-01_seg-FAST_desc-{MODEL}_dseg.json"

@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bidsseg.errors import DataError
-from bidsseg.learning.voxels import (
+from bidsseg.networks.segnet import staged
+from bidsseg.networks.segnet.network import WIDTH, SegNet
+from bidsseg.networks.segnet.staged import painted, segment_in_stages, until_settled, voxel_logits
+from bidsseg.networks.segnet.surroundings import (
     MARGIN,
     Surroundings,
     centroids_of,
@@ -20,9 +23,6 @@ from bidsseg.learning.voxels import (
     mean_distance,
     surroundings,
 )
-from bidsseg.networks.segnet import WIDTH, SegNet
-from bidsseg.segmentation import voxelwise
-from bidsseg.segmentation.voxelwise import painted, segment_in_stages, until_settled, voxel_logits
 
 ALL = ("fine", "compressed", "cube", "distances")
 REGIONS = 4
@@ -367,10 +367,10 @@ def test_slabs_and_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     mask[5] = False
     mask[6:9] = False
     seen = surroundings(scan(), mask)
-    monkeypatch.setattr(voxelwise, "SLAB", 100)
+    monkeypatch.setattr(staged, "SLAB", 100)
     whole = painted(mask, voxel_logits(net, seen, mask))
     for name, value in [("SLAB", 3), ("SLICES", 2), ("VOXELS", 50)]:
-        monkeypatch.setattr(voxelwise, name, value)
+        monkeypatch.setattr(staged, name, value)
     assert torch.equal(painted(mask, voxel_logits(net, seen, mask)), whole)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bidsseg.compute import cpu_precision
+from bidsseg.execution.machine import cpu_precision
 from bidsseg.image.nifti import read_image, read_labels
 from bidsseg.labels import load_protocol, load_relation
 from bidsseg.learning.cases import Annotation, positions

@@ -16,11 +16,11 @@ from bidsseg.labels import Protocol, Region, load_protocol
 from bidsseg.learning.cases import Annotation, values_at
 from bidsseg.learning.recipe import load_recipe
 from bidsseg.learning.synthesis import brightness
+from bidsseg.levels.train import train_level
 from bidsseg.models.card import Card
 from bidsseg.models.library import build, load_model, save_model, save_protocol
 from bidsseg.segmentation.predict import segment
 from bidsseg.settings import Settings
-from bidsseg.train import train_level
 
 FREESURFER_STRUCTURES = """Cerebral-Exterior Cerebral-White-Matter Cerebral-Cortex Lateral-Ventricle Inf-Lat-Vent
 Cerebellum-Exterior Cerebellum-White-Matter Cerebellum-Cortex Thalamus-unused Thalamus Caudate Putamen Pallidum

@@ -20,13 +20,13 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from bidsseg.errors import InputMissing, UsageError
-from bidsseg.image.demons import deform
-from bidsseg.image.linear import as_text
+from bidsseg.evaluation.agreement import dice
 from bidsseg.image.nifti import write_field
-from bidsseg.image.template import Fit, Space, caches, find_space, labels_at, template_brain
-from bidsseg.image.templateflow import listed
 from bidsseg.image.volume import Field, Volume, places
-from bidsseg.segmentation.agreement import dice
+from bidsseg.registration.demons import deform
+from bidsseg.registration.linear import as_text
+from bidsseg.registration.spaces import Fit, Space, caches, find_space, labels_at, template_brain
+from bidsseg.registration.templateflow import listed
 
 NAME = "MNI152NLin2009cAsym"
 TRUTH = from_matvec(
@@ -106,7 +106,7 @@ def no_search(monkeypatch: pytest.MonkeyPatch) -> None:
         still = Field(np.zeros((*t1w.shape, 3), np.float32), t1w.affine)
         return Fit(template_brain(space)[0], np.eye(4), None if space.affine else still)
 
-    monkeypatch.setattr("bidsseg.outputs.fit_to", fit_to)
+    monkeypatch.setattr("bidsseg.derivative.job.fit_to", fit_to)
 
 
 @pytest.mark.usefixtures("no_search")
@@ -158,7 +158,7 @@ def test_a_template_that_is_not_there_is_told_at_the_start(
     word: str, code: int, message: str, app: App, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr("bidsseg.image.template.fetch", lambda template, _: asked.append(template))
+    monkeypatch.setattr("bidsseg.registration.spaces.fetch", lambda template, _: asked.append(template))
     assert app("--output-spaces", word, "--dry-run") == code
     assert message in capsys.readouterr().err
     assert app("--output-spaces", word) == code
@@ -189,8 +189,8 @@ def test_templates_of_the_user_and_resolutions_of_one_digit(templates: Path) -> 
 
 
 def test_without_a_list_no_name_is_refused(templates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bidsseg.image.templateflow.listed", dict)
-    monkeypatch.setattr("bidsseg.image.template.fetch", lambda *_: None)
+    monkeypatch.setattr("bidsseg.registration.templateflow.listed", dict)
+    monkeypatch.setattr("bidsseg.registration.spaces.fetch", lambda *_: None)
     with pytest.raises(InputMissing, match="fetch it"):
         find_space("Nowhere")
 
@@ -229,7 +229,7 @@ def test_two_resolutions_have_one_fit(app: App, templates: Path, monkeypatch: py
         asked.append(space)
         return Fit(template_brain(space)[0], TRUTH, None)
 
-    monkeypatch.setattr("bidsseg.outputs.fit_to", fit_to)
+    monkeypatch.setattr("bidsseg.derivative.job.fit_to", fit_to)
     assert app("--output-spaces", *(f"{NAME}:res-{number}:affine" for number in (2, 3, "02"))) == 0
     assert [space.resolution for space in asked] == ["2"]
     anat = app.output / "sub-01" / "anat"

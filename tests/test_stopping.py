@@ -20,10 +20,10 @@ from bidsseg.learning import loop, validation
 from bidsseg.learning.datasets import load_cases
 from bidsseg.learning.recipe import load_recipe
 from bidsseg.learning.state import Conditions
+from bidsseg.levels.train import Interruption, train_level
 from bidsseg.models.card import WEIGHTS, Card, read_card
 from bidsseg.models.library import build
 from bidsseg.networks.network import Network
-from bidsseg.train import Interruption, train_level
 
 
 def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:

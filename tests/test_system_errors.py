@@ -72,12 +72,12 @@ def test_an_unforeseen_error_of_the_system_is_no_internal_error(
         raise OSError(errno.EIO, os.strerror(errno.EIO), "/data/x")
 
     with monkeypatch.context() as patch:
-        patch.setattr("bidsseg.participant.write_root", fail)
+        patch.setattr("bidsseg.levels.participant.write_root", fail)
         assert app() == 74
     err = capsys.readouterr().err
     assert "bidsseg: /data/x: Input/output error" in err and "internal" not in err
     with monkeypatch.context() as patch:
-        patch.setattr("bidsseg.outputs.read_aligned", fail)
+        patch.setattr("bidsseg.derivative.job.read_aligned", fail)
         assert app() == 1
     assert {entry["reason"] for entry in app.manifest["scans"]} == {
         "/data/x: Input/output error; check the disk or the network, and run again"

@@ -16,7 +16,7 @@ import torch
 from labelled import GRID, HALF, RECIPE, SHAPE, Ask, told, weights
 from told import Told
 
-from bidsseg.cli import main
+from bidsseg.app.cli import main
 from bidsseg.errors import DataError, NothingSelected, OutputNotWritable, UsageError
 from bidsseg.labels import load_protocol
 from bidsseg.learning import loop, validation
@@ -25,10 +25,10 @@ from bidsseg.learning.datasets import load_cases
 from bidsseg.learning.loop import Plan, draw
 from bidsseg.learning.optimiser import Optimiser
 from bidsseg.learning.recipe import Recipe, load_recipe
+from bidsseg.levels.train import start_from, train_level
 from bidsseg.models.card import CARD, WEIGHTS, Card, read_card
 from bidsseg.models.library import Model, build, load_model
 from bidsseg.networks.network import Network
-from bidsseg.train import start_from, train_level
 
 RUN = Path(__file__).parent.parent / "run.py"
 

@@ -17,8 +17,8 @@ import pytest
 from browser import needs_chromium, photographed, seen
 from fake_model import make_app
 
-from bidsseg.bids.names import output_paths
-from bidsseg.bids.query import Scan
+from bidsseg.bids.outputs import output_paths
+from bidsseg.bids.scan import Scan
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol, Region, load_protocol
 from bidsseg.report import viewer, write_viewer

@@ -14,16 +14,16 @@ import torch.nn.functional as F
 from bidsseg.errors import DataError
 from bidsseg.image.volume import Volume
 from bidsseg.labels import load_protocol
-from bidsseg.learning import voxel_loop
+from bidsseg.learning import segnet as voxel_loop
 from bidsseg.learning.cases import Annotation, Case, draw_case, positions
 from bidsseg.learning.loop import Plan
 from bidsseg.learning.recipe import Recipe, Voxels
+from bidsseg.learning.segnet import fit_voxels, labelled_brain
 from bidsseg.learning.state import Conditions, State
-from bidsseg.learning.voxel_loop import fit_voxels, labelled_brain
 from bidsseg.models.card import Card
 from bidsseg.models.library import Model
+from bidsseg.networks.segnet.staged import StagedSegNet
 from bidsseg.segmentation.predict import segment
-from bidsseg.segmentation.voxelwise import StagedSegNet
 
 FAST = load_protocol("FAST")
 SHAPE = (24, 28, 20)

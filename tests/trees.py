@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from bidsseg.bids.names import output_paths, with_extension
-from bidsseg.bids.query import Scan
-from bidsseg.bids.sidecars import write_json_atomic
+from bidsseg.bids.names import with_extension
+from bidsseg.bids.outputs import output_paths
+from bidsseg.bids.scan import Scan
+from bidsseg.derivative.volumes import volume_table
+from bidsseg.files import write_json_atomic
 from bidsseg.labels.protocol import load_protocol
-from bidsseg.segmentation.volumes import volume_table
 
 MODEL = "wholebrain"
 

@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bidsseg.bids.index import Image, folders, read_image_name
+from bidsseg.bids.index import folders, read_image_name
 from bidsseg.bids.names import build_name
+from bidsseg.bids.scan import ADDED, Image, LabelMap, Scan
 from bidsseg.errors import DataError, InputMissing
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from bidsseg.bids.query import Scan
-
-ADDED = ("space", "atlas", "segmentation", "scale", "res", "den", "label", "desc")
-"""Entities that a derivative has on top of those of its source."""
-
-
-@dataclass(frozen=True)
-class LabelMap:
-    """A label map that stands for itself, without the image it was drawn on."""
-
-    entities: dict[str, str]
-    path: Path
-
-    @property
-    def key(self) -> str:
-        """Its source entities as in file names."""
-        return build_name({name: label for name, label in self.entities.items() if name not in ADDED})
 
 
 def find_annotations(derivatives_dir: Path, scan: Scan, protocol: str) -> Path | None:

@@ -7,11 +7,11 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bidsseg.bids.names import IMAGE_EXTENSIONS, parse_name, sort_entities
+from bidsseg.bids.scan import Image
 from bidsseg.errors import BidssegError, InputMissing, OutputNotWritable, UsageError
 
 INDEX = "layout_index.sqlite"
@@ -22,15 +22,6 @@ NOT_UTF8 = re.compile("[\udc80-\udcff]")
 
 MANY = 1000
 """Participants for which a query by label is no longer faster than one for all."""
-
-
-@dataclass(frozen=True)
-class Image:
-    """One NIfTI file with the entities of its name (as pybids calls them, in BIDS order, labels to the letter)."""
-
-    path: Path
-    entities: dict[str, str]
-    suffix: str
 
 
 def participant_labels(dataset_dir: Path) -> list[str]:

@@ -1,35 +1,23 @@
-"""File names: taken apart, put together, and those of every output. The patterns are data, in ``names.toml``."""
+"""File names, taken apart and put together. Entities and their order are data, in ``names.toml``."""
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from functools import cache
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
 
 from bidsseg.errors import UsageError
 
-if TYPE_CHECKING:
-    from bidsseg.bids.query import Scan
-
 LABEL = re.compile(r"[0-9a-zA-Z+]+")
 IMAGE_EXTENSIONS = (".nii", ".nii.gz")
-LONGEST_KEY = 180
-"""Of a scan, in the name of a file that does not need all of it."""
-
-
-@cache
-def _data() -> dict[str, Any]:
-    return tomllib.loads(Path(__file__).with_name("names.toml").read_text(encoding="utf-8"))
 
 
 @cache
 def _long_names() -> dict[str, str]:
     """Entity names in pybids by their short form, in BIDS order."""
-    return dict(_data()["entities"])
+    return dict(tomllib.loads(Path(__file__).with_name("names.toml").read_text(encoding="utf-8"))["entities"])
 
 
 @cache
@@ -89,162 +77,3 @@ def build_name(entities: Mapping[str, str], suffix: str = "", extension: str = "
 def with_extension(path: Path, extension: str) -> Path:
     """The file of the same name with another extension: ``with_extension(dseg, '.json')`` is its sidecar."""
     return path.with_name(path.name.partition(".")[0] + extension)
-
-
-@dataclass(frozen=True)
-class SpacePaths:
-    """Files of one scan in a standard space, as those of OutputPaths.
-
-    Attributes:
-        transform: from the T1w to the space, an affine one as text, another as a field of displacements; no sidecar.
-    """
-
-    dseg: dict[str, Path]
-    brain: Path
-    lesion: Path | None
-    transform: Path
-
-    @property
-    def files(self) -> list[Path]:
-        """All images with their sidecars, and the transform."""
-        lesion = [self.lesion] if self.lesion else []
-        return [*_with_sidecars([*self.dseg.values(), self.brain, *lesion], self.dseg.values()), self.transform]
-
-
-@dataclass(frozen=True)
-class OutputPaths:
-    """Files of one scan, relative to the output folder. Those in dictionaries are keyed by protocol.
-
-    Attributes:
-        dseg: label maps, with ``.json`` and the look-up table ``.tsv`` beside them.
-        morph: tables of volumes, with ``.json`` beside them.
-        brain: brain mask, with ``.json``.
-        lesion: lesion mask, with ``.json``.
-        probseg: probabilities, with ``.json``; empty unless asked for.
-        entropy: maps of uncertainty, with ``.json``; empty unless asked for.
-        spaces: for each space asked for, what lies in it.
-        figures: pictures for the report.
-        viewer: page in three dimensions; None unless asked for.
-        report: page of the participant, or of the session where there are sessions; scans share it.
-    """
-
-    dseg: dict[str, Path]
-    morph: dict[str, Path]
-    brain: Path
-    lesion: Path | None
-    probseg: dict[str, Path]
-    entropy: dict[str, Path]
-    spaces: list[SpacePaths] = field(default_factory=list)
-    figures: dict[str, Path] = field(default_factory=dict)
-    viewer: Path | None = None
-    report: Path = Path()
-
-    @property
-    def files(self) -> list[Path]:
-        """All images and tables with their sidecars, and the viewer (not figures and report)."""
-        lesion = [self.lesion] if self.lesion else []
-        main = [*self.dseg.values(), self.brain, *lesion, *self.probseg.values(), *self.entropy.values()]
-        main += self.morph.values()
-        more = [file for space in self.spaces for file in space.files] + ([self.viewer] if self.viewer else [])
-        return _with_sidecars(main, self.dseg.values()) + more
-
-
-def _with_sidecars(files: Iterable[Path], label_maps: Iterable[Path]) -> list[Path]:
-    """Files with their ``.json``, and the look-up tables of those that are label maps."""
-    lookups = [with_extension(path, ".tsv") for path in label_maps]
-    return [file for path in files for file in (path, with_extension(path, ".json"))] + lookups
-
-
-def output_paths(
-    scan: Scan,
-    model_name: str,
-    protocols: Iterable[str],
-    probseg: bool = False,
-    entropy: bool = False,
-    lesion: bool = False,
-    spaces: Iterable[Mapping[str, str]] = (),
-    viewer: bool = False,
-) -> OutputPaths:
-    """Where everything of a scan goes, relative to the output folder.
-
-    Two scans never share a file, because all entities of the T1w are carried over. A ``desc-`` that the T1w already
-    has (input that is itself a derivative) is put before ours: ``desc-preproc`` becomes ``desc-preprocwholebrain``.
-
-    Args:
-        spaces: of each standard space the entities ``space`` and ``res``, and the extension of its ``transform``.
-    """
-    protocols = list(protocols)
-
-    def one(kind: str, protocol: str = "", **more: str) -> Path:
-        return _fill(kind, scan.entities, model=model_name, protocol=protocol, **more)
-
-    def each(kind: str, **more: str) -> dict[str, Path]:
-        return {protocol: one(kind, protocol, **more) for protocol in protocols}
-
-    def in_space(space: Mapping[str, str]) -> SpacePaths:
-        brain = one("space_brain", **space)
-        source = build_name({name: label for name, label in scan.entities.items() if name != "desc"})
-        way = f"from-T1w_to-{space['space']}_mode-image_desc-{scan.entities.get('desc', '')}{model_name}_xfm"
-        transform = f"{source}_{way}{space['transform']}"
-        found = one("space_lesion", **space) if lesion else None
-        return SpacePaths(each("space_dseg", **space), brain, found, brain.with_name(transform))
-
-    return OutputPaths(
-        dseg=each("dseg"),
-        morph=each("morph"),
-        brain=one("brain"),
-        lesion=one("lesion") if lesion else None,
-        probseg=each("probseg") if probseg else {},
-        entropy=each("entropy") if entropy else {},
-        spaces=[in_space(space) for space in spaces],
-        figures=each("figure"),
-        viewer=one("viewer") if viewer else None,
-        report=report_path(scan),
-    )
-
-
-def _fill(kind: str, source: Mapping[str, str], **words: str) -> Path:
-    folders = {key: source[key] for key in ("subject", "session") if key in source}
-    subject = build_name({"subject": source["subject"]})
-    folder = "/".join(build_name({key: label}) for key, label in folders.items())
-    pattern = PurePosixPath(_data()["scan"][kind])
-    parsed = parse_name(pattern.name.format(**words))
-    if parsed is None:
-        labels = " and ".join(f"'{word}'" for word in words.values())
-        raise UsageError(f"{labels} must be BIDS labels: only letters, digits and +")
-    added, suffix, extension = parsed
-    entities = {**source, **added}
-    if "desc" in source:
-        entities["desc"] = source["desc"] + added["desc"]
-    return Path(str(pattern.parent).format(folder=folder, subject=subject)) / build_name(entities, suffix, extension)
-
-
-def report_path(scan: Scan) -> Path:
-    """The page of the participant, or of the session where there are sessions."""
-    return Path(build_name({k: v for k, v in scan.entities.items() if k in ("subject", "session")}, extension=".html"))
-
-
-def group_table(model_name: str, protocol: str) -> Path:
-    """The table of a cohort; its data dictionary has the extension ``.json``."""
-    build_name({"desc": model_name, "segmentation": protocol})
-    return Path(_data()["group"]["table"].format(model=model_name, protocol=protocol))
-
-
-def group_report() -> Path:
-    """The page of the cohort."""
-    return Path(_data()["group"]["report"])
-
-
-def root_path(kind: str) -> Path:
-    """A file or folder at the top of the output: description, descriptions, readme, bidsignore, logs or models."""
-    return Path(_data()["root"][kind])
-
-
-def manifest_path(stamp: str) -> Path:
-    """The record of one run; ``stamp`` is its time, e.g. ``20261120T231500``."""
-    return root_path("logs") / f"run-{stamp}.json"
-
-
-def crash_path(scan: Scan, stamp: str) -> Path:
-    """The trace of a failure at a scan."""
-    return root_path("logs") / f"crash-{stamp}_{scan.key[:LONGEST_KEY]}.txt"

@@ -1,66 +1,21 @@
-"""Which scans of a dataset are meant, and which annotations belong to them."""
+"""Which scans of a dataset are meant."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bidsseg.bids.alternatives import alternatives
-from bidsseg.bids.annotations import LabelMap, find_annotations, find_label_maps
-from bidsseg.bids.index import Image, anatomical_images, closed_folders, participant_labels
+from bidsseg.bids.index import anatomical_images, closed_folders, participant_labels
 from bidsseg.bids.names import build_name, entity_names
+from bidsseg.bids.scan import Image, Scan, Selection
 from bidsseg.errors import InputMissing, NothingSelected, UsageError
 from bidsseg.reading import read_object
 
-__all__ = [
-    "Scan", "Selection", "Filters", "LabelMap",
-    "find_scans", "select_scans", "read_filters", "pair_flair", "find_annotations", "find_label_maps",
-]  # fmt: skip
-
 Filters = Mapping[str, Mapping[str, Any]]
 DEFAULT_FILTERS: Filters = {"t1w": {"suffix": "T1w"}, "flair": {"suffix": "FLAIR"}}
-
-
-@dataclass(frozen=True)
-class Scan:
-    """One T1w image with its FLAIR.
-
-    Attributes:
-        entities: those of the T1w by their names in pybids, in BIDS order, labels to the letter.
-        flair: the FLAIR that belongs to it, on its own grid; None if there is none or several fit.
-        flair_reason: why ``flair`` is None.
-    """
-
-    entities: dict[str, str]
-    t1w: Path
-    flair: Path | None = None
-    flair_reason: str | None = None
-
-    @property
-    def key(self) -> str:
-        """The source entities as in file names: ``sub-01_ses-1_run-1``."""
-        return build_name(self.entities)
-
-    def images(self, suffixes: Iterable[str]) -> dict[str, Path]:
-        """Those of the suffixes ``T1w`` and ``FLAIR`` that are asked for, in that order, as far as there are any."""
-        found = {"T1w": self.t1w, "FLAIR": self.flair}
-        return {suffix: path for suffix in suffixes if (path := found[suffix]) is not None}
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Scans, sorted by participant, session and the rest, and what the user should know about those left out.
-
-    Attributes:
-        closed: why folders of participants or sessions (``sub-01_ses-1``) cannot be read.
-    """
-
-    scans: list[Scan]
-    notes: list[str]
-    closed: dict[str, str] = field(default_factory=dict)
 
 
 def find_scans(

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bidsseg.bids.index import NOT_UTF8
-from bidsseg.bids.names import root_path
+from bidsseg.bids.outputs import root_path
 from bidsseg.errors import InvalidInputDataset, IOFailure
 from bidsseg.reading import object_or_empty
 
 if TYPE_CHECKING:
-    from bidsseg.bids.query import Scan
+    from bidsseg.bids.scan import Scan
 
 PROGRAM = "bids-validator-deno"
 

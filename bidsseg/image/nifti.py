@@ -12,7 +12,8 @@ from nibabel.arrayproxy import ArrayProxy
 from nibabel.spatialimages import HeaderDataError
 
 from bidsseg.errors import DataError
-from bidsseg.image.files import content, is_text, replacing
+from bidsseg.files import replacing
+from bidsseg.image.content import content, is_text
 from bidsseg.image.guard import UNITS_MM, Finding, check_kind, check_shape, check_space, clean_intensities, refusal
 from bidsseg.image.volume import Field, Volume
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bidsseg.bids.annotations import LabelMap, annotation_names, find_annotations, find_label_maps
-from bidsseg.bids.query import Scan, find_scans
+from bidsseg.bids.annotations import annotation_names, find_annotations, find_label_maps
+from bidsseg.bids.query import find_scans
+from bidsseg.bids.scan import LabelMap, Scan
 from bidsseg.errors import DataError, NothingSelected, UsageError
-from bidsseg.image.align import read_aligned
 from bidsseg.image.brightness import rescaled_each
 from bidsseg.image.grid import between, canonical_spacing, labels_to_grid, stack, whole_grid, within_content
 from bidsseg.image.nifti import read_labels
@@ -20,6 +20,7 @@ from bidsseg.image.volume import Volume
 from bidsseg.labels import Protocol, load_protocol, load_relation
 from bidsseg.learning.cases import Annotation, Case, positions, towards_ventricles
 from bidsseg.models.library import load_model
+from bidsseg.registration.align import read_aligned
 from bidsseg.segmentation.engine import Engine
 from bidsseg.segmentation.locate import find_brain
 from bidsseg.settings import Report, Settings

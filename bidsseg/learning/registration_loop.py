@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from bidsseg.errors import TemporaryFailure, UsageError
-from bidsseg.image.files import replacing
+from bidsseg.files import replacing
 from bidsseg.learning.cases import Case
 from bidsseg.learning.loop import Plan
 from bidsseg.learning.optimiser import Stepper

@@ -14,7 +14,7 @@ import torch
 from torch import Generator, nn
 
 from bidsseg.errors import DataError
-from bidsseg.image.files import replacing
+from bidsseg.files import replacing
 from bidsseg.learning.processes import Processes
 
 CHECKPOINT_EVERY_S = 180

@@ -10,6 +10,8 @@ import torch
 from torch import Generator
 
 from bidsseg.errors import DataError, TemporaryFailure
+from bidsseg.evaluation.agreement import dice, estimate, voxel_error
+from bidsseg.evaluation.merging import JOINT, with_lesions
 from bidsseg.image.volume import Volume
 from bidsseg.labels import Protocol, Relation, load_relation
 from bidsseg.labels.relation import identity
@@ -17,8 +19,6 @@ from bidsseg.learning.augment import Intensity, change_intensity
 from bidsseg.learning.cases import Annotation, Case
 from bidsseg.learning.synthesis import synthesise_each
 from bidsseg.models.library import Model
-from bidsseg.segmentation.agreement import dice, estimate, voxel_error
-from bidsseg.segmentation.merging import JOINT, with_lesions
 from bidsseg.segmentation.native import Segmentation
 from bidsseg.segmentation.predict import segment
 

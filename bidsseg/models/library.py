@@ -13,17 +13,17 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from bidsseg.errors import DataError, InputMissing
+from bidsseg.files import replacing
 from bidsseg.image.brightness import NORMALISATIONS
-from bidsseg.image.files import replacing
 from bidsseg.labels import Protocol, load_protocol
 from bidsseg.models.card import CARD, Card, find_card, shipped
 from bidsseg.models.weights import packed, unpacked
 from bidsseg.networks.eneuronet import ENeuroNet
 from bidsseg.networks.network import Network
 from bidsseg.networks.neuronet import NeuroNet
+from bidsseg.networks.segnet.staged import StagedSegNet
 from bidsseg.networks.subpixel_unet import SubpixelUNet
 from bidsseg.networks.unet import UNet
-from bidsseg.segmentation.voxelwise import StagedSegNet
 
 NETWORKS: dict[str, Callable[..., Network]] = {
     "subpixel-unet": SubpixelUNet,

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bidsseg.bids.names import group_report, group_table, report_path, with_extension
-from bidsseg.bids.query import Scan
-from bidsseg.cohort import QUALITY, STATUS, Absent, Cohort, entity_column
+from bidsseg.bids.names import with_extension
+from bidsseg.bids.outputs import group_report, group_table, report_path
+from bidsseg.bids.scan import Scan
+from bidsseg.derivative.cohort import QUALITY, STATUS, Absent, Cohort, entity_column
+from bidsseg.derivative.results import is_own_page
 from bidsseg.report.distributions import Distribution, Line, bars, distributions, lines
 from bidsseg.report.page import write_page
 from bidsseg.report.scan_page import COHORT, cohort_ranges, participant_page
-from bidsseg.results import is_own_page
 
 AT_MOST = 1000
 """Scans that a list on the page shows; the table has all."""

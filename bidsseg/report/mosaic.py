@@ -11,7 +11,7 @@ import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation
 from PIL import Image, ImageDraw, ImageFont
 
-from bidsseg.image.files import replacing
+from bidsseg.files import replacing
 from bidsseg.image.volume import Volume
 
 COLUMNS = 7

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from bidsseg import __version__
-from bidsseg.bids.sidecars import write_text_atomic
+from bidsseg.files import write_text_atomic
 
 TEMPLATES = Path(__file__).parent / "templates"
 

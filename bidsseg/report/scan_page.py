@@ -16,8 +16,11 @@ from urllib.parse import quote
 
 import numpy as np
 
-from bidsseg.bids.names import group_table, output_paths, report_path, with_extension
-from bidsseg.bids.query import Scan
+from bidsseg.bids.names import with_extension
+from bidsseg.bids.outputs import group_table, output_paths, report_path
+from bidsseg.bids.scan import Scan
+from bidsseg.derivative.results import FINDINGS, Result, find_results, read_json
+from bidsseg.derivative.results import Volume as Row
 from bidsseg.errors import BidssegError
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol, load_protocol
@@ -27,8 +30,6 @@ from bidsseg.report.distributions import FAR, FEWEST, SUMMARY, Distribution
 from bidsseg.report.methods import Methods, methods
 from bidsseg.report.mosaic import Overlay, write_mosaics
 from bidsseg.report.page import write_page
-from bidsseg.results import FINDINGS, Result, find_results, read_json
-from bidsseg.results import Volume as Row
 
 COHORT = "Cohort"
 """Key of the data dictionary of the table of a cohort under which the distribution of a column stands."""

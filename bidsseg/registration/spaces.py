@@ -20,8 +20,8 @@ from scipy import ndimage
 
 from bidsseg.errors import DataError, InputMissing, UsageError
 from bidsseg.image.nifti import read_image, read_labels
-from bidsseg.image.templateflow import check_is_volume, check_template
 from bidsseg.image.volume import Field, Volume, places
+from bidsseg.registration.templateflow import check_is_volume, check_template
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,8 @@ def fit_to(space: Space, t1w: Volume, brain: np.ndarray) -> Fit:
     Raises:
         DataError: the two do not overlap.
     """
-    from bidsseg.image.demons import deform
-    from bidsseg.image.linear import fit
+    from bidsseg.registration.demons import deform
+    from bidsseg.registration.linear import fit
 
     mask, fixed = template_brain(space)
     moving = Volume(np.where(brain, t1w.data, 0), t1w.affine)

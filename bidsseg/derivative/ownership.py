@@ -16,14 +16,15 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from bidsseg.bids.index import folders
-from bidsseg.bids.names import group_report, group_table, root_path
-from bidsseg.bids.sidecars import NAME_PREFIX, README_MARK, SOURCE, TOOL, dataset_description
-from bidsseg.cohort import QUALITY, STATUS, Cohort
+from bidsseg.bids.outputs import group_report, group_table, root_path
+from bidsseg.derivative.cohort import QUALITY, STATUS, Cohort
+from bidsseg.derivative.job import Job
+from bidsseg.derivative.results import anat_folders, is_own_page, read_json
+from bidsseg.derivative.sidecars import NAME_PREFIX, README_MARK, SOURCE, TOOL, dataset_description
 from bidsseg.errors import BidssegError, InputMissing, OutputNotWritable, UsageError
+from bidsseg.files import fingerprint
 from bidsseg.models.card import CARD, WEIGHTS
-from bidsseg.outputs import Job, fingerprint
 from bidsseg.reading import read_object
-from bidsseg.results import anat_folders, is_own_page, read_json
 from bidsseg.settings import Settings
 
 ROOT_FILES = ("descriptions", "readme", "bidsignore")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
-import os
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,26 +12,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bidsseg import __version__
-from bidsseg.bids import sidecars
-from bidsseg.bids.names import OutputPaths, SpacePaths, output_paths, with_extension
-from bidsseg.bids.query import Scan
+from bidsseg.bids.names import with_extension
+from bidsseg.bids.outputs import OutputPaths, SpacePaths, output_paths
+from bidsseg.bids.scan import Scan
+from bidsseg.derivative import sidecars
+from bidsseg.derivative.results import read_json
+from bidsseg.derivative.volumes import volume_table
 from bidsseg.errors import DataError, OutputNotWritable, UsageError
-from bidsseg.image.align import Images, read_aligned
-from bidsseg.image.files import is_being_written, locked
+from bidsseg.files import fingerprint, is_being_written, write_json_atomic, write_text_atomic
 from bidsseg.image.nifti import write_field, write_labels, write_map, write_maps
-from bidsseg.image.template import Fit, Space, fit_to, labels_at, template_brain
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol
 from bidsseg.models.card import Card, find_card
-from bidsseg.results import read_json
-from bidsseg.segmentation.volumes import volume_table
+from bidsseg.registration.align import Images, read_aligned
+from bidsseg.registration.spaces import Fit, Space, fit_to, labels_at, template_brain
 from bidsseg.settings import Settings
 
 if TYPE_CHECKING:
     from bidsseg.segmentation.predict import Segmentation
-
-ENDS = 1 << 16
-"""Bytes at both ends of a compressed file that stand for the whole: the last eight are a checksum of its content."""
 
 LONGEST_NAME = 255 - len("..00000000.part")
 """Letters of a name with which a file can be written under a temporary one; file systems take 255."""
@@ -120,17 +116,21 @@ class Job:
         """The images that the model reads, on the grid of the T1w."""
         return read_aligned(self.scan.images(self.card.inputs))
 
-    def write(self, images: Images, result: Segmentation, protocols: Mapping[str, Protocol]) -> None:
-        """Write every output; the record comes last. ``protocols`` are those that the model's heads speak."""
-        from bidsseg.report import write_figures, write_viewer
-
-        self._clear()
-        t1w, places = images.volumes["T1w"], self.paths
-        write_figures(
-            self.output_dir, self.scan, self.card.name, t1w, result.labels, protocols, result.brain, result.lesion
+    def clear(self) -> None:
+        """Take away the record of an earlier run, so that a mixture never looks done, and what a killed run left."""
+        subject = self.output_dir / f"sub-{self.scan.entities['subject']}"
+        remove([self.record])
+        remove_halves(
+            subject.rglob(".*.part"), {path.name for path in (*self.paths.files, *self.paths.figures.values())}
         )
-        if places.viewer is not None:
-            write_viewer(self._place(places.viewer), self.scan.key, t1w, result.labels, protocols, result.lesion)
+
+    def write(self, images: Images, result: Segmentation, protocols: Mapping[str, Protocol]) -> None:
+        """Write images, tables and sidecars; the record comes last.
+
+        Args:
+            protocols: those that the model's heads speak.
+        """
+        t1w, places = images.volumes["T1w"], self.paths
         ways = {space.template: "affine" if space.affine else "deformable" for space in self.spaces}
         details = {
             **self.provenance,
@@ -160,12 +160,12 @@ class Job:
         for name, place in places.dseg.items():
             protocol = protocols[name]
             write_labels(self._place(place), result.labels[name], t1w)
-            sidecars.write_text_atomic(self._place(with_extension(place, ".tsv")), protocol.to_tsv())
+            write_text_atomic(self._place(with_extension(place, ".tsv")), protocol.to_tsv())
             table = volume_table(
                 protocol, result.labels[name], result.soft_mm3[name], t1w.voxel_volume_mm3, result.brain
             )
             text = table.to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n")
-            sidecars.write_text_atomic(self._place(places.morph[name]), text)
+            write_text_atomic(self._place(places.morph[name]), text)
             self._sidecar(places.morph[name], sidecars.morph_sidecar(name, *about))
         fits: dict[str, Fit] = {}  # of all resolutions of a template
         for space, in_space in zip(self.spaces, places.spaces, strict=True):
@@ -197,7 +197,7 @@ class Job:
             images.append((places.lesion, result.lesion, sidecars.mask_sidecar("Lesion", *about)))
         for name, place in places.dseg.items():
             images.append((place, result.labels[name], sidecars.dseg_sidecar(name, *about)))
-            sidecars.write_text_atomic(self._place(with_extension(place, ".tsv")), protocols[name].to_tsv())
+            write_text_atomic(self._place(with_extension(place, ".tsv")), protocols[name].to_tsv())
         for place, labels, sidecar in images:
             in_space = labels_at(np.asarray(labels, np.uint16), t1w.affine, fit.points)
             write_labels(self._place(place), in_space, fit.grid)
@@ -205,12 +205,12 @@ class Job:
 
     def _write_transform(self, path: Path, fit: Fit) -> None:
         """Write the transform to a space, in place of one that was found in another way."""
-        from bidsseg.image.linear import as_text
+        from bidsseg.registration.linear import as_text
 
         transform = self._place(path)
         remove(transform.parent.glob(f"{glob.escape(transform.name.partition('.')[0])}.*"))
         if fit.field is None:
-            sidecars.write_text_atomic(transform, as_text(fit.motion))
+            write_text_atomic(transform, as_text(fit.motion))
         else:
             write_field(transform, fit.field)
 
@@ -221,27 +221,11 @@ class Job:
         except OSError:
             return False
 
-    def write_page(self) -> None:
-        """Write the page on which the scan stands, from what lies in the output folder."""
-        from bidsseg.report import participant_page
-
-        # Runs with other models or scans write the same page, each from what it finds here.
-        with locked(self._place(self.paths.brain).parent):
-            participant_page(self.output_dir, self.scan)
-
     def _place(self, path: Path) -> Path:
         return self.output_dir / path
 
     def _sidecar(self, path: Path, content: dict[str, Any]) -> None:
-        sidecars.write_json_atomic(self._place(with_extension(path, ".json")), content)
-
-    def _clear(self) -> None:
-        """Take away the record of an earlier run, so that a mixture never looks done, and what a killed run left."""
-        subject = self.output_dir / f"sub-{self.scan.entities['subject']}"
-        remove([self.record])
-        remove_halves(
-            subject.rglob(".*.part"), {path.name for path in (*self.paths.files, *self.paths.figures.values())}
-        )
+        write_json_atomic(self._place(with_extension(path, ".json")), content)
 
 
 def check_apart(jobs: Iterable[Job]) -> None:
@@ -277,23 +261,3 @@ def remove_halves(parts: Iterable[Path], names: Container[str]) -> None:
 def write_root(settings: Settings, card: Card) -> None:
     """Write the files at the top of the output, keeping what other models have entered there."""
     sidecars.write_root_files(settings.output_dir, settings.bids_dir, {card.name: card.description or card.title})
-
-
-def fingerprint(path: Path) -> str:
-    """A checksum (SHA-256) that changes with the content of an image; empty if it cannot be read.
-
-    Of a compressed file only the length and both ends are read, because its last bytes are a checksum of the rest.
-    """
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as stream:
-            if path.suffix != ".gz":
-                return hashlib.file_digest(stream, "sha256").hexdigest()
-            size = stream.seek(0, os.SEEK_END)
-            digest.update(size.to_bytes(8, "little"))
-            for start in (0, max(0, size - ENDS)):
-                stream.seek(start)
-                digest.update(stream.read(ENDS))
-    except OSError:
-        return ""
-    return digest.hexdigest()

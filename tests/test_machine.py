@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 from told import Told
 
-from bidsseg import compute
-from bidsseg.compute import (
+from bidsseg.errors import UsageError
+from bidsseg.execution import machine as this_machine
+from bidsseg.execution.machine import (
     Machine,
     Workers,
     available_cpus,
@@ -19,7 +20,6 @@ from bidsseg.compute import (
     emulation,
     peak_memory_mb,
 )
-from bidsseg.errors import UsageError
 from bidsseg.settings import Settings
 
 
@@ -27,7 +27,7 @@ from bidsseg.settings import Settings
 def group(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Values of the control group, to be filled by the test."""
     values: dict[str, str] = {}
-    monkeypatch.setattr(compute, "_cgroup", lambda name: values.get(name, ""))
+    monkeypatch.setattr(this_machine, "_cgroup", lambda name: values.get(name, ""))
     return values
 
 
@@ -67,8 +67,8 @@ def test_peak_memory_is_in_megabytes() -> None:
 def test_precision(
     flags: set[str], asked: str, precision: str, group: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compute, "cpu_flags", lambda: flags)
-    monkeypatch.setattr(compute, "available_memory_mb", lambda: 10_000)
+    monkeypatch.setattr(this_machine, "cpu_flags", lambda: flags)
+    monkeypatch.setattr(this_machine, "available_memory_mb", lambda: 10_000)
     machine = choose_machine(settings(device="cpu", precision=asked, n_cpus=1, memory_mb=4000))
     assert machine == Machine("cpu", precision, 1, 4000)
     assert choose_machine(settings(device="cpu", n_cpus=1, memory_mb=64_000)).memory_mb == 9000
@@ -105,8 +105,8 @@ def test_workers(
     group: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(compute, "available_cpus", lambda: cpus)
-    monkeypatch.setattr(compute, "available_memory_mb", lambda: memory_gb * 1000 / compute.RESERVE)
+    monkeypatch.setattr(this_machine, "available_cpus", lambda: cpus)
+    monkeypatch.setattr(this_machine, "available_memory_mb", lambda: memory_gb * 1000 / this_machine.RESERVE)
     monkeypatch.setattr("torch.set_num_threads", lambda threads: None)
     assert choose_workers(settings(device="cpu", **asked), scans, 8000) == workers
 
@@ -115,7 +115,7 @@ def test_processes_that_cannot_talk_are_one(monkeypatch: pytest.MonkeyPatch) -> 
     def refused(*_: object, **__: object) -> None:
         raise OSError("Network is unreachable")
 
-    monkeypatch.setattr(compute, "available_memory_mb", lambda: 99_000)
+    monkeypatch.setattr(this_machine, "available_memory_mb", lambda: 99_000)
     asked = settings(device="cpu", n_cpus=2, threads=1, report=(told := Told()))
     assert choose_workers(asked, 2) is not None
     monkeypatch.setattr("socket.create_connection", refused)
@@ -142,13 +142,13 @@ def test_workers_share_what_cuda_devices_there_are(
     workers: Workers | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(compute, "available_cpus", lambda: 16)
-    monkeypatch.setattr(compute, "available_memory_mb", lambda: memory_gb * 1000 / compute.RESERVE)
+    monkeypatch.setattr(this_machine, "available_cpus", lambda: 16)
+    monkeypatch.setattr(this_machine, "available_memory_mb", lambda: memory_gb * 1000 / this_machine.RESERVE)
     monkeypatch.setattr("torch.set_num_threads", lambda threads: None)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: devices)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
-    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (25_001 / compute.RESERVE * 1e6, 0))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (25_001 / this_machine.RESERVE * 1e6, 0))
     assert choose_workers(settings(device=device), scans, 8000) == workers
 
 
@@ -169,7 +169,7 @@ def test_an_older_processor_can_be_acted(
     """The variables with which oneDNN is held down, hold the choice of the precision down too."""
     cpuinfo = "processor : 0\nflags : fpu avx2 avx512f avx512_bf16 amx_bf16\n"
     monkeypatch.setattr("pathlib.Path.read_text", lambda path: cpuinfo if str(path) == "/proc/cpuinfo" else "")
-    for name in compute.ISA_VARIABLES:
+    for name in this_machine.ISA_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, value)
     assert cpu_flags() >= {"fpu", "avx2"}
@@ -194,7 +194,7 @@ def test_an_older_processor_can_be_acted(
 def test_who_asks_for_what_is_emulated_is_warned(
     flags: set[str], machine: Machine, warns: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compute, "cpu_flags", lambda: flags)
+    monkeypatch.setattr(this_machine, "cpu_flags", lambda: flags)
     assert (emulation(machine) is not None) == warns
 
 

@@ -25,16 +25,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bidsseg import __version__, cli
-from bidsseg.bids.names import output_paths, with_extension
-from bidsseg.bids.query import Scan
-from bidsseg.bids.sidecars import BIDS_VERSION, write_json_atomic, write_text_atomic
+from bidsseg import __version__
+from bidsseg.app import cli
+from bidsseg.app.terminal import write_line
+from bidsseg.bids.names import with_extension
+from bidsseg.bids.outputs import output_paths
+from bidsseg.bids.scan import Scan
+from bidsseg.derivative.results import Result
+from bidsseg.derivative.sidecars import BIDS_VERSION
 from bidsseg.errors import BidssegError, InputMissing, UsageError
+from bidsseg.files import write_json_atomic, write_text_atomic
 from bidsseg.models.card import BRAIN, Card, find_card
 from bidsseg.reading import read_object
-from bidsseg.results import Result
 from bidsseg.settings import Settings
-from bidsseg.terminal import write_line
 
 CONFIG = "config.json"
 IMAGES = {"t1": "T1w", "flair": "FLAIR"}

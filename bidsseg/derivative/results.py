@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from bidsseg.bids.index import folders
-from bidsseg.bids.names import build_name, parse_name, root_path, with_extension
+from bidsseg.bids.names import build_name, parse_name, with_extension
+from bidsseg.bids.outputs import root_path
+from bidsseg.derivative.volumes import INTRACRANIAL
 from bidsseg.errors import BidssegError
 from bidsseg.reading import object_or_empty, read_table
-from bidsseg.segmentation.volumes import INTRACRANIAL
 
 PAGE_MARK = b'<meta name="generator" content="bidsseg'
 FINDINGS = "ResultFindings", "InputFindings"

@@ -9,8 +9,8 @@ import numpy as np
 import SimpleITK as sitk
 from nibabel.affines import apply_affine
 
-from bidsseg.image.linear import TO_LPS, coarse, image_of, transform_of
 from bidsseg.image.volume import Field, Volume, places
+from bidsseg.registration.linear import TO_LPS, coarse, image_of, transform_of
 
 SPACING_MM = 2.0
 """At which the brains are compared in the end."""

@@ -14,9 +14,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from bidsseg import __version__
-from bidsseg.compute import choose_machine, emulation, keep_freed_memory
+from bidsseg.derivative.ownership import check_model_folder
 from bidsseg.errors import DataError, NothingSelected, OutputNotWritable, TemporaryFailure, UsageError
-from bidsseg.ownership import check_model_folder
+from bidsseg.execution.machine import choose_machine, emulation, keep_freed_memory
 from bidsseg.settings import Report, Settings, Training
 
 if TYPE_CHECKING:
@@ -49,11 +49,11 @@ def _train(settings: Settings, interruption: Interruption) -> Path:
     from bidsseg.learning.recipe import load_recipe
     from bidsseg.learning.record import save_curve, save_outcome
     from bidsseg.learning.registration_loop import DFNET, fit_mover
+    from bidsseg.learning.segnet import fit_voxels
     from bidsseg.learning.state import Conditions, same_run
-    from bidsseg.learning.voxel_loop import fit_voxels
     from bidsseg.models.card import CARD, Card, read_card
     from bidsseg.models.library import build, load_model, save_protocol
-    from bidsseg.segmentation.voxelwise import StagedSegNet
+    from bidsseg.networks.segnet.staged import StagedSegNet
 
     options, report = settings.training, settings.report
     recipe = load_recipe(options.recipe, options.small)
@@ -235,7 +235,7 @@ def check_sides(recipe: Recipe, protocols: Iterable[Protocol]) -> None:
 def check_recipe(recipe: Recipe, network: Network) -> None:
     """DataError if a recipe asks of a network what does not go with it."""
     from bidsseg.learning.datasets import LEARNING_MM
-    from bidsseg.segmentation.voxelwise import StagedSegNet
+    from bidsseg.networks.segnet.staged import StagedSegNet
 
     if (recipe.voxels is not None) != isinstance(network, StagedSegNet):
         raise DataError(f"recipe {recipe.name}: [voxels] goes with the network segnet, and only with it")

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from bidsseg.bids.names import build_name, entity_names
-from bidsseg.bids.sidecars import group_sidecar
-from bidsseg.image.files import replacing
-from bidsseg.results import Fate, Result, natural
+from bidsseg.derivative.results import Fate, Result, natural
+from bidsseg.derivative.sidecars import group_sidecar
+from bidsseg.files import replacing
 
 STATUS, QUALITY, FINDINGS = "status", "quality", "findings"
 NOT_AVAILABLE = "n/a"

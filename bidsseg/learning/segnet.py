@@ -33,9 +33,16 @@ from bidsseg.learning.state import (
     save_checkpoint,
     time_left,
 )
-from bidsseg.learning.voxels import Surroundings, centroids_of, describe, distances, draw_voxels, surroundings
-from bidsseg.networks.segnet import SegNet
-from bidsseg.segmentation.voxelwise import StagedSegNet
+from bidsseg.networks.segnet.network import SegNet
+from bidsseg.networks.segnet.staged import StagedSegNet
+from bidsseg.networks.segnet.surroundings import (
+    Surroundings,
+    centroids_of,
+    describe,
+    distances,
+    draw_voxels,
+    surroundings,
+)
 
 CHUNK = 20
 """Batches whose inputs are made at once."""

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bidsseg.learning.voxels import STEP, Surroundings, centroids_of, describe, distances, surroundings
 from bidsseg.networks.network import Network
-from bidsseg.networks.segnet import MAP, PLANAR, POOL, WIDTH, SegNet
+from bidsseg.networks.segnet.network import MAP, PLANAR, POOL, WIDTH, SegNet
+from bidsseg.networks.segnet.surroundings import STEP, Surroundings, centroids_of, describe, distances, surroundings
 
 SLAB = 16
 """Slices of the first axis whose voxels are classified together, so that the maps of the planes need about 1 GB.

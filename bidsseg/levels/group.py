@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bidsseg.bids.names import group_report, group_table, parse_name, with_extension
+from bidsseg.bids.names import parse_name, with_extension
+from bidsseg.bids.outputs import group_report, group_table
 from bidsseg.bids.query import find_scans
-from bidsseg.bids.sidecars import write_json_atomic
-from bidsseg.cohort import Cohort, collect, write_table
+from bidsseg.derivative.cohort import Cohort, collect, write_table
+from bidsseg.derivative.ownership import check_folder, check_group_files, check_source
+from bidsseg.derivative.results import Result, find_fates, find_results
 from bidsseg.errors import BidssegError, InputMissing, NothingSelected
-from bidsseg.ownership import check_folder, check_group_files, check_source
-from bidsseg.results import Result, find_fates, find_results
+from bidsseg.files import write_json_atomic
 from bidsseg.settings import Settings
 
 SHOWN_PROBLEMS = 5

@@ -105,7 +105,7 @@ def align(moving: Volume, fixed: Volume) -> tuple[Volume, Motion | None]:
     if moving.on_grid_of(fixed):
         return moving, None
     try:
-        from bidsseg.image.linear import register
+        from bidsseg.registration.linear import register
     except ImportError as error:
         raise UsageError('to align a FLAIR on another grid needs SimpleITK: pip install "bidsseg[flair]"') from error
     try:

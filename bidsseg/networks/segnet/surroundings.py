@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from bidsseg.errors import DataError
-from bidsseg.networks.segnet import CUBE, WIDTH
+from bidsseg.networks.segnet.network import CUBE, WIDTH
 
 STEP = 3
 """Voxels that a pixel of a compressed patch is the mean of, in either direction."""

@@ -18,19 +18,19 @@ from threading import Event, Lock, Semaphore, Thread
 from typing import TYPE_CHECKING, Any
 
 from bidsseg import __version__
-from bidsseg.compute import Workers, cuda_count, prepare_surroundings
+from bidsseg.derivative.job import Job
+from bidsseg.derivative.manifest import Entry
 from bidsseg.errors import BidssegError, TemporaryFailure, UsageError
-from bidsseg.image.template import caches
-from bidsseg.outputs import Job
-from bidsseg.participant import Run
+from bidsseg.execution.machine import Workers, cuda_count, prepare_surroundings
+from bidsseg.execution.pipeline import Outcome, Pipeline, write_page
 from bidsseg.reading import read_toml
-from bidsseg.runlog import Entry, RunLog
+from bidsseg.registration.spaces import caches
 from bidsseg.settings import Report, Settings
 
 if TYPE_CHECKING:
     from dask.distributed import Client
 
-    from bidsseg.compute import Machine
+    from bidsseg.execution.machine import Machine
     from bidsseg.models.library import Model
 
 ENGINES = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster", "lsf": "LSFCluster"}
@@ -76,24 +76,6 @@ class Submissions:
     left: list[str] = field(default_factory=list)
 
 
-@dataclass
-class Outcome:
-    """What a worker tells of a scan.
-
-    Attributes:
-        entry: its fate.
-        warnings: what the user should know of it.
-        error: why it failed.
-        fatal: what would make every further scan fail.
-    """
-
-    entry: Entry
-    warnings: Sequence[str] = ()
-    error: Exception | None = None
-    fatal: BidssegError | None = None
-    machine: dict[str, Any] = field(default_factory=dict)
-
-
 def spread(
     settings: Settings, jobs: Sequence[Job], take: Callable[[Job, Outcome], None], workers: Workers | None = None
 ) -> None:
@@ -128,6 +110,8 @@ def spread(
                 except KilledWorker:
                     reason = "the worker died again and again with this scan; has it too little memory?"
                     outcome = Outcome(Entry(job.scan.key, "failed", reason), error=BidssegError(reason))
+                if outcome.error is None and outcome.fatal is None:
+                    write_page(job)
                 take(job, outcome)
                 if outcome.fatal is not None:
                     client.cancel(list(futures))
@@ -168,26 +152,27 @@ def segment(settings: Settings, job: Job, version: str) -> Outcome:
         prepare_surroundings(settings)
         if job.is_done() and not settings.overwrite:  # by a worker that died before it could tell
             return Outcome(Entry(job.scan.key, "skipped"))
-        told = Kept()
-        log = RunLog(None, settings.command, {})
-        run = Run(replace(settings, report=told), log, prepare=prepared, turn=NETWORK, pages=False)
+        told, outcomes = Kept(), list[Outcome]()
+        pipeline = Pipeline(
+            replace(settings, report=told), lambda _, outcome: outcomes.append(outcome), prepared, NETWORK, pages=False
+        )
         fatal: BidssegError | None = None
         try:
-            run.process([job])
+            pipeline.process([job])
         except BidssegError as stopped:
             fatal = stopped
-        entry = next(iter(run.log.entries), Entry(job.scan.key, "failed", str(fatal)))
-        failure = next((failure for _, failure in run.failures), None)
-        if failure is not None and not isinstance(failure, BidssegError):
-            failure = BidssegError(repr(failure))  # others may not survive the way
-        return Outcome(entry, told.warnings, failure, fatal, dict(run.log.machine))
+        outcome = outcomes[0] if outcomes else Outcome(Entry(job.scan.key, "failed", str(fatal)))
+        if outcome.error is not None and not isinstance(outcome.error, BidssegError):
+            outcome.error = BidssegError(repr(outcome.error))  # others may not survive the way
+        outcome.warnings, outcome.fatal = told.warnings, fatal
+        return outcome
 
 
 def prepared(settings: Settings, sha256: str) -> tuple[Machine, Model]:
     """The machine, of whose devices each worker has its own, and the model; the next scan finds both as they are."""
     from dask.distributed import get_worker
 
-    from bidsseg.compute import choose_machine
+    from bidsseg.execution.machine import choose_machine
     from bidsseg.models.library import load_model
 
     number = get_worker().name

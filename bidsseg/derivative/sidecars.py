@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from bidsseg import __version__
-from bidsseg.bids.names import parse_name, root_path
+from bidsseg.bids.names import parse_name
+from bidsseg.bids.outputs import root_path
 from bidsseg.errors import InputMissing, OutputNotWritable
-from bidsseg.image.files import locked, replacing
+from bidsseg.files import locked, replacing, write_json_atomic, write_text_atomic
 from bidsseg.reading import object_or_empty, read_table
 
 BIDS_VERSION = "1.10.1"
@@ -30,23 +30,6 @@ BIDSIGNORE = ("*.html", "figures", "*_morph.tsv", "*_morph.json", "group_*", "*_
 
 ENVIRONMENT = {"Type": "BIDSSEG_CONTAINER_TYPE", "Tag": "BIDSSEG_CONTAINER_TAG", "URI": "BIDSSEG_CONTAINER_URI"}
 """Variables that a container image sets to name itself in ``GeneratedBy``."""
-
-
-def write_text_atomic(path: Path, text: str) -> None:
-    """Write a UTF-8 text file that is whole or not there; makes its folder.
-
-    Raises:
-        OutputNotWritable: the file cannot be created there.
-        IOFailure: writing failed on the way, e.g. the disk is full.
-    """
-    with replacing(path) as stream:
-        # Of a name that is not UTF-8, the bytes that cannot be written are escaped, as JSON has it.
-        stream.write(text.encode(errors="backslashreplace"))
-
-
-def write_json_atomic(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file as :func:`write_text_atomic` does."""
-    write_text_atomic(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 # -- of images ---------------------------------------------------------------------------------------------------------

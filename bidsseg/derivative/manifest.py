@@ -13,7 +13,7 @@ from threading import Lock
 from typing import Any
 
 from bidsseg import __version__
-from bidsseg.bids.sidecars import write_json_atomic
+from bidsseg.files import write_json_atomic
 
 PACKAGES = ("torch", "numpy", "nibabel", "pybids", "pandas", "scipy", "SimpleITK")
 SAVE_EVERY_S = 10.0
@@ -46,11 +46,10 @@ class RunLog:
     """The manifest of a run, saved at the start, now and then, and at the end, so that a killed run has one.
 
     Attributes:
-        path: None keeps it in memory alone.
         planned: keys of the scans that the run is about to segment, whose files are therefore of this program.
     """
 
-    path: Path | None
+    path: Path
     command: Sequence[str]
     model: Mapping[str, Any]
     planned: Sequence[str] = ()
@@ -76,8 +75,6 @@ class RunLog:
 
     def save(self) -> None:
         """Write the manifest as it stands."""
-        if self.path is None:
-            return
         content = {
             "command": list(self.command),
             "started": _clock(self.started),

@@ -15,12 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from bidsseg import __version__, arguments
-from bidsseg.compute import prepare_surroundings
+from bidsseg import __version__
+from bidsseg.app import arguments
+from bidsseg.app.terminal import Terminal, prepare_streams, write_line
 from bidsseg.errors import EXIT_CODES, BidssegError, UnknownLevel, UsageError, explained
+from bidsseg.execution.machine import prepare_surroundings
 from bidsseg.models.card import located
 from bidsseg.settings import EXECUTORS, LEVELS, Settings, Training
-from bidsseg.terminal import Terminal, prepare_streams, write_line
 
 if TYPE_CHECKING:
     from bidsseg.bids.query import Filters
@@ -67,15 +68,15 @@ def _run(levels: Sequence[str], settings: Settings) -> int:
     for level in levels:
         try:
             if level == "participant":
-                from bidsseg.participant import participant_level
+                from bidsseg.levels.participant import participant_level
 
                 participant_level(settings)
             elif level == "group":
-                from bidsseg.group import group_level
+                from bidsseg.levels.group import group_level
 
                 group_level(settings)
             else:
-                from bidsseg.train import train_level
+                from bidsseg.levels.train import train_level
 
                 train_level(settings)
         except BidssegError as error:
@@ -115,7 +116,7 @@ def _list_models() -> int:
 
 
 def _print_descriptor(level: str) -> int:
-    from bidsseg.descriptor import descriptor
+    from bidsseg.app.descriptor import descriptor
 
     write_line(json.dumps(descriptor(_parser(), level == "train"), indent=2), sys.stdout)
     return 0

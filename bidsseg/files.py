@@ -1,21 +1,19 @@
-"""Files as bytes: reading with clear errors, and writing so that a file is whole or not there."""
+"""Files written so that each is whole or not there, locks, and checksums."""
 
 import errno
 import fcntl
-import gzip
+import hashlib
+import json
 import os
 import secrets
-import stat
 import time
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from bidsseg.errors import DataError, IOFailure, OutputNotWritable
-from bidsseg.image.guard import refusal
-from bidsseg.reading import NOT_ALLOWED, check_fetched, is_web_page, unreadable
+from bidsseg.reading import NOT_ALLOWED
 
 NOT_WRITABLE = NOT_ALLOWED | {errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
 """What the system says when no file can be made at a place; other errors come from the disk."""
@@ -23,48 +21,11 @@ NOT_WRITABLE = NOT_ALLOWED | {errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EI
 UNLOCKED_S = 3600.0
 """Age from which a temporary file is a leftover where the file system cannot tell whether it is in use."""
 
+ENDS = 1 << 16
+"""Bytes at both ends of a compressed file that stand for the whole: the last eight are a checksum of its content."""
+
 LOCK_WAIT_S = 30.0
 """How long to wait for another process, which may have been halted."""
-
-
-def content(path: Path) -> bytes:
-    """Bytes of a file, uncompressed when its name ends in ``.gz``.
-
-    Raises:
-        InputMissing: There is no such file, it may not be read, or its content was not fetched.
-        IOFailure: The disk or the network failed.
-        DataError: It is no file, empty, damaged, or a web page.
-    """
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise refusal("NOT_A_FILE", "is not a file")
-        stored = path.read_bytes()
-    except OSError as error:
-        raise unreadable(path, error) from error
-    if not stored:
-        raise refusal("EMPTY_FILE", "is empty; copy or convert it again")
-    check_fetched(path, stored)
-    if is_web_page(stored):
-        raise refusal("WEB_PAGE", "is a web page, not an image; download the image itself")
-    compressed, named = stored[:2] == b"\x1f\x8b", path.name.lower().endswith(".gz")
-    if compressed and not named:
-        raise refusal("NAME_MISLEADS", "is compressed, but its name does not end in .gz; rename it")
-    if named and not compressed:
-        if is_text(stored):
-            raise refusal("NOT_NIFTI", "is text, not a NIfTI image")
-        raise refusal("NAME_MISLEADS", "is not compressed, but its name ends in .gz; rename or convert it")
-    if not compressed:
-        return stored
-    try:
-        return gzip.decompress(stored)
-    except (EOFError, OSError, zlib.error) as error:
-        raise refusal("DAMAGED_GZIP", f"is damaged ({error}); copy or convert it again") from error
-
-
-def is_text(stored: bytes) -> bool:
-    """Whether a file begins with printable characters, as no image does."""
-    start = stored[:64].split()
-    return bool(start) and all(word.isascii() and word.decode().isprintable() for word in start)
 
 
 @contextmanager
@@ -98,6 +59,23 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         _discard(part, path)
         raise
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write a UTF-8 text file that is whole or not there; makes its folder.
+
+    Raises:
+        OutputNotWritable: the file cannot be created there.
+        IOFailure: writing failed on the way, e.g. the disk is full.
+    """
+    with replacing(path) as stream:
+        # Of a name that is not UTF-8, the bytes that cannot be written are escaped, as JSON has it.
+        stream.write(text.encode(errors="backslashreplace"))
+
+
+def write_json_atomic(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file as :func:`write_text_atomic` does."""
+    write_text_atomic(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def is_being_written(part: Path) -> bool:
@@ -159,3 +137,23 @@ def _discard(part: Path, path: Path) -> None:
     # The error that led here tells more than one from cleaning up.
     with suppress(OSError):
         part.unlink(missing_ok=True)
+
+
+def fingerprint(path: Path) -> str:
+    """A checksum (SHA-256) that changes with the content of an image; empty if it cannot be read.
+
+    Of a compressed file only the length and both ends are read, because its last bytes are a checksum of the rest.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as stream:
+            if path.suffix != ".gz":
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+            size = stream.seek(0, os.SEEK_END)
+            digest.update(size.to_bytes(8, "little"))
+            for start in (0, max(0, size - ENDS)):
+                stream.seek(start)
+                digest.update(stream.read(ENDS))
+    except OSError:
+        return ""
+    return digest.hexdigest()

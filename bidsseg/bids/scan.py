@@ -1,0 +1,73 @@
+"""What is known of the files of a dataset: images, scans, and label maps without an image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bidsseg.bids.names import build_name
+
+ADDED = ("space", "atlas", "segmentation", "scale", "res", "den", "label", "desc")
+"""Entities that a derivative has on top of those of its source."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """One NIfTI file with the entities of its name (as pybids calls them, in BIDS order, labels to the letter)."""
+
+    path: Path
+    entities: dict[str, str]
+    suffix: str
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One T1w image with its FLAIR.
+
+    Attributes:
+        entities: those of the T1w by their names in pybids, in BIDS order, labels to the letter.
+        flair: the FLAIR that belongs to it, on its own grid; None if there is none or several fit.
+        flair_reason: why ``flair`` is None.
+    """
+
+    entities: dict[str, str]
+    t1w: Path
+    flair: Path | None = None
+    flair_reason: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The source entities as in file names: ``sub-01_ses-1_run-1``."""
+        return build_name(self.entities)
+
+    def images(self, suffixes: Iterable[str]) -> dict[str, Path]:
+        """Those of the suffixes ``T1w`` and ``FLAIR`` that are asked for, in that order, as far as there are any."""
+        found = {"T1w": self.t1w, "FLAIR": self.flair}
+        return {suffix: path for suffix in suffixes if (path := found[suffix]) is not None}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Scans, sorted by participant, session and the rest, and what the user should know about those left out.
+
+    Attributes:
+        closed: why folders of participants or sessions (``sub-01_ses-1``) cannot be read.
+    """
+
+    scans: list[Scan]
+    notes: list[str]
+    closed: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """A label map that stands for itself, without the image it was drawn on."""
+
+    entities: dict[str, str]
+    path: Path
+
+    @property
+    def key(self) -> str:
+        """Its source entities as in file names."""
+        return build_name({name: label for name, label in self.entities.items() if name not in ADDED})

@@ -1,0 +1,246 @@
+"""The scans of one process: read, segmented and written, each stage while the others have other scans.
+
+While the network works on one scan, the next is read and the last is written, so that three scans at most are in
+memory. A scan that fails is noted and the others go on; only when the output cannot be written does all stop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from bidsseg.bids.outputs import crash_path
+from bidsseg.derivative.job import Job
+from bidsseg.derivative.manifest import Entry, crash_text, stamp
+from bidsseg.errors import BidssegError, DataError, IOFailure, OutputNotWritable, explained
+from bidsseg.execution.machine import (
+    PROCESS_MB,
+    WHOLE_MB,
+    emulation,
+    keep_freed_memory,
+    peak_memory_mb,
+    release_freed_memory,
+)
+from bidsseg.files import locked, write_text_atomic
+from bidsseg.models.card import Card
+from bidsseg.registration.align import Images
+from bidsseg.settings import Settings
+
+if TYPE_CHECKING:
+    from bidsseg.execution.machine import Machine
+    from bidsseg.models.library import Model
+    from bidsseg.segmentation.predict import Segmentation
+
+T = TypeVar("T")
+
+
+@dataclass
+class Outcome:
+    """What became of a scan.
+
+    Attributes:
+        entry: for the manifest.
+        warnings: what the user should know of it and was not told yet.
+        error: why it failed.
+        fatal: what would make every further scan fail.
+        machine: that segmented it.
+    """
+
+    entry: Entry
+    warnings: Sequence[str] = ()
+    error: Exception | None = None
+    fatal: BidssegError | None = None
+    machine: dict[str, Any] = field(default_factory=dict)
+
+
+def process_mb(card: Card) -> int:
+    """Memory (MB) of a process that segments usual scans by a model; many fit that see a brain in windows."""
+    return WHOLE_MB if card.network.get("name") == "segnet" else PROCESS_MB
+
+
+def prepare(settings: Settings, sha256: str) -> tuple[Machine, Model]:
+    """This machine, and the model as it lies in its folder now."""
+    from bidsseg.execution.machine import choose_machine
+    from bidsseg.models.library import load_model
+
+    return choose_machine(settings), load_model(settings.model)
+
+
+def write_page(job: Job) -> None:
+    """Write the page on which a scan stands, from what lies in the output folder."""
+    from bidsseg.report import participant_page
+
+    # Runs with other models or scans write the same page, each from what it finds here.
+    with locked((job.output_dir / job.paths.brain).parent):
+        participant_page(job.output_dir, job.scan)
+
+
+@dataclass
+class _Task:
+    """A job and what is known of its fate."""
+
+    job: Job
+    entry: Entry
+
+
+@dataclass
+class Pipeline:
+    """Does jobs and tells what became of each.
+
+    Attributes:
+        take: is told.
+        prepare: gives the machine and the model, whose checksum it is told.
+        turn: held while a scan is segmented.
+        pages: whether to write the page of a scan, which two processes with scans of one participant must not do.
+    """
+
+    settings: Settings
+    take: Callable[[Job, Outcome], None]
+    prepare: Callable[[Settings, str], tuple[Machine, Model]] = prepare
+    turn: AbstractContextManager[Any] = field(default_factory=nullcontext)
+    pages: bool = True
+    machine: dict[str, Any] = field(default_factory=dict)
+
+    def process(self, jobs: Sequence[Job]) -> None:
+        """Read, segment and write every scan, the three overlapping.
+
+        Raises:
+            BidssegError: the outputs cannot be written, or a scan failed and the user wants to stop then.
+        """
+        keep_freed_memory()
+        asked = self.settings
+        tasks = [_Task(job, Entry(job.scan.key)) for job in jobs]
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+            reading = reader.submit(self._attempt, "read", tasks[0], self._read, tasks[0])
+            with self.turn:
+                machine, model = self.prepare(asked, jobs[0].card.sha256)
+            if asked.memory_mb is not None and machine.device == "cpu":
+                from bidsseg.segmentation.memory import require_memory
+
+                require_memory(model, machine.memory_mb, machine.number_bytes)
+            self.machine = asdict(machine)
+            if warning := emulation(machine):
+                asked.report.warn(warning)
+            writing: Future[bool | None] | None = None
+            for task, following in zip(tasks, [*tasks[1:], None], strict=True):
+                asked.report.stage(task.entry.scan, "reading")
+                images = reading.result()
+                if following is not None:
+                    reading = reader.submit(self._attempt, "read", following, self._read, following)
+                if images is None:
+                    continue
+                if asked.probseg and writing is not None:  # the probabilities of two scans are too much to hold
+                    writing.result()
+                with self.turn:
+                    result = self._attempt("segment", task, self._segment, task, images, model, machine)
+                if writing is not None:
+                    writing.result()
+                if result is not None:
+                    asked.report.stage(task.entry.scan, "writing")
+                    writing = writer.submit(self._attempt, "write", task, self._write, task, images, result, model)
+                del images, result  # only the writer still needs them, and frees them before the next but one
+            if writing is not None:
+                writing.result()
+
+    def _read(self, task: _Task) -> Images:
+        images = task.job.read()
+        task.entry.findings = [asdict(finding) for finding in images.findings]
+        task.entry.notes = list(images.notes)
+        for finding in images.findings:
+            self.settings.report.warn(f"{task.entry.scan}: {finding.message} [{finding.code}]")
+        return images
+
+    def _segment(self, task: _Task, images: Images, model: Model, machine: Machine) -> Segmentation:
+        from bidsseg.segmentation.predict import segment
+
+        asked, scan = self.settings, task.job.scan
+        result = segment(
+            images.volumes,
+            model,
+            device=machine.device,
+            precision=machine.precision,
+            memory_mb=self._network_mb(images, model, machine),
+            fast=asked.fast,
+            want_probabilities=asked.probseg,
+            want_entropy=asked.entropy,
+            progress=lambda stage: asked.report.stage(scan.key, stage),
+        )
+        release_freed_memory()
+        task.entry.findings += [asdict(finding) for finding in result.findings]
+        for finding in result.findings:
+            asked.report.warn(f"{scan.key}: {finding.message} [{finding.code}]")
+        task.entry.notes += result.notes
+        for note in result.notes:
+            asked.report.warn(f"{scan.key}: {note}")
+        if not result.brain.any() or not all(labels.any() for labels in result.labels.values()):
+            raise DataError(f"{scan.t1w}: the model found no brain; is it the T1w of a head? [EMPTY_SEGMENTATION]")
+        return result
+
+    def _network_mb(self, images: Images, model: Model, machine: Machine) -> int:
+        """Memory (MB) of the device that the network may use."""
+        from bidsseg.segmentation.memory import left_for_network
+
+        if machine.device != "cpu":
+            return machine.memory_mb
+        voxels = max(volume.data.size for volume in images.volumes.values())
+        strict = self.settings.memory_mb is not None
+        return left_for_network(model, machine.memory_mb, voxels, machine.number_bytes, strict)
+
+    def _write(self, task: _Task, images: Images, result: Segmentation, model: Model) -> bool:
+        from bidsseg.report import write_figures, write_viewer
+
+        job = task.job
+        job.clear()
+        t1w, labels, heads = images.volumes["T1w"], result.labels, model.heads
+        write_figures(job.output_dir, job.scan, job.card.name, t1w, labels, heads, result.brain, result.lesion)
+        if job.paths.viewer is not None:
+            write_viewer(job.output_dir / job.paths.viewer, job.scan.key, t1w, labels, heads, result.lesion)
+        job.write(images, result, heads)
+        if self.pages:
+            write_page(job)
+        return True
+
+    def _attempt(self, stage: str, task: _Task, function: Callable[..., T], *arguments: object) -> T | None:
+        """The result of one stage of one scan; None if it failed, which is then on record.
+
+        What would make every further scan fail, an output that cannot be written, is raised.
+        """
+        entry = task.entry
+        start = time.perf_counter()
+        try:
+            result = function(*arguments)
+        except Exception as raised:  # whatever happens to one scan must not happen to the others
+            error = explained(raised) or raised
+            self._fail(task, error)
+            if stage == "write" and isinstance(error, OutputNotWritable | IOFailure):
+                raise error from error.__cause__
+            if self.settings.stop_on_first_crash:
+                raise _stop(entry, error) from error
+            return None
+        entry.seconds[stage] = round(time.perf_counter() - start, 2)
+        if stage == "write":
+            entry.outcome, entry.peak_memory_mb = "done", peak_memory_mb()
+            self.take(task.job, Outcome(entry, machine=self.machine))
+        return result
+
+    def _fail(self, task: _Task, error: Exception) -> None:
+        """Put a failure on record, with its full trace in a file."""
+        entry = task.entry
+        entry.outcome = "failed"
+        known = isinstance(error, BidssegError)
+        entry.reason = " ".join(str(error).split()) if known else f"internal error: {error!r}"
+        path = crash_path(task.job.scan, stamp())
+        with suppress(BidssegError):  # the disk may be full, which is then said anyway
+            write_text_atomic(self.settings.output_dir / path, crash_text(error))
+            entry.crash_file = str(path)
+        self.take(task.job, Outcome(entry, error=error, machine=self.machine))
+
+
+def _stop(entry: Entry, error: Exception) -> BidssegError:
+    """What ends a run at its first failure; it has the exit code of that failure."""
+    kind = type(error) if isinstance(error, BidssegError) else BidssegError
+    return kind(f"stopped at {entry.scan}: {entry.reason}")

@@ -1,0 +1,208 @@
+"""The level ``participant``: every scan becomes label maps, masks and volumes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Container, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from bidsseg.bids import outputs, query, validator
+from bidsseg.bids.index import participant_labels
+from bidsseg.bids.scan import Scan
+from bidsseg.derivative.job import Job, check_apart, remove_halves, write_root
+from bidsseg.derivative.manifest import Entry, RunLog, stamp
+from bidsseg.derivative.ownership import check_files, check_folder, check_source
+from bidsseg.derivative.sidecars import lists_model
+from bidsseg.errors import (
+    BidssegError,
+    DataError,
+    InputMissing,
+    NothingSelected,
+    UsageError,
+)
+from bidsseg.execution.machine import (
+    check_device,
+    choose_workers,
+)
+from bidsseg.execution.pipeline import Outcome, Pipeline, process_mb, write_page
+from bidsseg.models.card import Card, find_card
+from bidsseg.registration.spaces import Space, find_space
+from bidsseg.settings import Settings
+
+Failure = tuple[Entry, Exception]
+
+
+def participant_level(settings: Settings) -> None:
+    """Segment every selected scan that is not done yet.
+
+    Raises:
+        BidssegError: with code 1 if some scans failed, 65 if all failed because of their data.
+    """
+    check_folder(settings.output_dir)
+    check_source(settings)
+    card = find_card(settings.model)
+    if settings.executor == "local":  # the machines of a cluster have devices of their own
+        check_device(settings.device)
+    spaces = list(dict.fromkeys(find_space(word) for word in settings.output_spaces))
+    for one, other in itertools.combinations(spaces, 2):
+        if one.template == other.template and one.affine != other.affine:
+            raise UsageError(f"--output-spaces: give one way to {one.template}, with :affine or without")
+    participants = _shard(settings)
+    if participants == []:
+        settings.report.say("this shard has no participant: there are fewer of them than shards")
+        return
+    selection = query.select_scans(
+        settings.bids_dir,
+        participants=participants,
+        sessions=settings.sessions or None,
+        filters=settings.filters,
+        database_dir=settings.database_dir,
+    )
+    jobs, passed_over, unusable = _plan(settings, card, selection.scans, spaces)
+    unusable += [_failure(key, InputMissing(reason)) for key, reason in selection.closed.items()]
+    if not jobs:
+        raise DataError("; ".join(str(error) for _, error in unusable))
+    if spaces:
+        check_apart(jobs)
+    done = set() if settings.overwrite else {job for job in jobs if job.is_done()}
+    todo = [job for job in jobs if job not in done]
+    check_files(settings.output_dir, jobs, done)
+    warnings = [*selection.notes, *(f"{entry.scan} is passed over: {entry.reason}" for entry in passed_over)]
+    if todo and not settings.skip_validation:
+        place = None if settings.dry_run else settings.output_dir
+        warnings += [str(issue) for issue in validator.validate(settings.bids_dir, [job.scan for job in todo], place)]
+    for warning in warnings:
+        settings.report.warn(warning)
+    if settings.dry_run:
+        _list(settings, card, jobs, done)
+        for entry, _ in unusable:
+            settings.report.warn(f"{entry.scan} would fail: {entry.reason}")
+        return
+    write_root(settings, card)
+    remove_halves(settings.output_dir.glob(".*.part"), {job.paths.report.name for job in jobs})
+    for job in jobs:
+        if job in done and not job.has_page():
+            write_page(job)
+    log = RunLog(
+        settings.output_dir / outputs.manifest_path(stamp()),
+        settings.command,
+        {"name": card.name, "sha256": card.sha256, "folder": str(card.folder)},
+        planned=[job.scan.key for job in todo],
+        warnings=warnings,
+        entries=[
+            *passed_over,
+            *(entry for entry, _ in unusable),
+            *(Entry(job.scan.key, "skipped") for job in jobs if job in done),
+        ],
+    )
+    log.save()
+    record = Record(settings, log, list(unusable))
+    local = settings.executor == "local"
+    try:
+        workers = choose_workers(settings, len(todo), process_mb(card)) if local else None
+        if todo:
+            settings.report.start(len(todo))
+        if todo and local and workers is None:
+            Pipeline(settings, record.take).process(todo)
+        elif todo:
+            from bidsseg.execution.cluster import spread
+
+            spread(settings, todo, record.take, workers)
+    finally:
+        log.finish()
+    if not lists_model(settings.output_dir, card.name):  # another run began at the same time, where there are no locks
+        write_root(settings, card)
+    _conclude(settings, len(jobs) + len(unusable), len(todo) + len(unusable), record.failures)
+
+
+def _shard(settings: Settings) -> list[str] | None:
+    """Labels of the participants that are this job's part, which does not depend on what is done; None for all."""
+    part, parts = settings.shard
+    if parts == 1:
+        return list(settings.participants) or None
+    return sorted(settings.participants or participant_labels(settings.bids_dir))[part - 1 :: parts]
+
+
+def _plan(
+    settings: Settings, card: Card, scans: Sequence[Scan], spaces: Sequence[Space]
+) -> tuple[list[Job], list[Entry], list[Failure]]:
+    """The jobs, the scans that lack an image which the model needs, and those whose files cannot have their names."""
+    jobs, passed_over, unusable = [], [], []
+    for scan in scans:
+        if "FLAIR" in card.inputs and scan.flair is None:
+            reason = f"the model {card.name} needs a FLAIR: {scan.flair_reason}"
+            passed_over.append(Entry(scan.key, "passed over", reason))
+        else:
+            asked = settings.probseg, settings.entropy, spaces, settings.viewer, settings.fast
+            job = Job(scan, card, settings.bids_dir, settings.output_dir, *asked)
+            try:
+                job.check_names()
+                jobs.append(job)
+            except DataError as error:
+                unusable.append(_failure(scan.key, error))
+    if not jobs and not unusable:
+        raise NothingSelected(f"{passed_over[0].scan}: {passed_over[0].reason}; so it is for all {len(scans)} scans")
+    return jobs, passed_over, unusable
+
+
+def _failure(scan: str, error: BidssegError) -> Failure:
+    """The failure of a scan before any work on it."""
+    return Entry(scan, "failed", str(error)), error
+
+
+def _list(settings: Settings, card: Card, jobs: Sequence[Job], done: Container[Job]) -> None:
+    """Say what would be done."""
+    settings.report.say(f"model {card.name}: {card.title}")
+    for job in jobs:
+        settings.report.say(f"{job.scan.key}: {'done' if job in done else 'to do'}")
+        for path in job.paths.files:
+            settings.report.say(f"  {settings.output_dir / path}")
+
+
+def _conclude(settings: Settings, total: int, done_now: int, failures: Sequence[Failure]) -> None:
+    """Tell the end of the story, and raise if it is not a happy one."""
+    report = settings.report
+    report.stop()
+    report.say(f"segmented {done_now - len(failures)} of {total} scans, {total - done_now} were done before")
+    for entry, _ in failures:
+        trace = f" ({entry.crash_file})" if entry.crash_file else ""
+        report.warn(f"{entry.scan} failed: {entry.reason}{trace}")
+    if not failures:
+        return
+    of_data = all(isinstance(error, DataError | InputMissing) for _, error in failures)
+    if len(failures) == total and of_data:
+        raise DataError(f"none of the {total} scans can be used; the reasons stand above")
+    raise BidssegError(f"{len(failures)} of {total} scans failed; the reasons stand above")
+
+
+@dataclass
+class Record:
+    """What became of the scans of a run, as it is kept and told.
+
+    Attributes:
+        failures: of scans, and why.
+        warned: warnings that the user has seen.
+    """
+
+    settings: Settings
+    log: RunLog
+    failures: list[Failure] = field(default_factory=list)
+    warned: set[str] = field(default_factory=set)
+
+    def take(self, job: Job, outcome: Outcome) -> None:
+        """Take in the fate of a scan."""
+        entry, report = outcome.entry, self.settings.report
+        self.log.machine = outcome.machine or self.log.machine
+        for warning in outcome.warnings:
+            if warning not in self.warned:  # every worker repeats what holds for its machine
+                self.warned.add(warning)
+                report.warn(warning)
+        if outcome.error is None:
+            self.log.add(entry)
+            report.advance(job.scan.key, f"{entry.outcome} in {sum(entry.seconds.values()):.1f} s")
+            return
+        self.failures.append((entry, outcome.error))
+        with suppress(BidssegError):  # the disk may be full, which is then said anyway
+            self.log.add(entry)
+        report.advance(job.scan.key, f"failed: {entry.reason}")

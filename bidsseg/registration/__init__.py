@@ -1,0 +1,1 @@
+"""From one image to another: rigid motion, affine maps, demons, and the standard spaces."""
