@@ -12,10 +12,11 @@ from bidsseg.image.volume import Volume
 from bidsseg.labels import load_protocol, load_relation
 from bidsseg.learning import loop, validation
 from bidsseg.learning.cases import Sample
+from bidsseg.learning.clock import time_left
 from bidsseg.learning.datasets import load_cases
 from bidsseg.learning.loop import Plan
 from bidsseg.learning.recipe import load_recipe
-from bidsseg.learning.state import Conditions, time_left
+from bidsseg.learning.state import Conditions
 from bidsseg.levels.train import train_level
 from bidsseg.models.library import load_model
 from bidsseg.networks.network import Network

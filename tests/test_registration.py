@@ -25,12 +25,13 @@ from bidsseg.learning import registration_loop
 from bidsseg.learning.augment import Intensity, Spatial, Warp, sample_image, sample_labels
 from bidsseg.learning.cases import Annotation, Case, Sampling
 from bidsseg.learning.datasets import load_cases
+from bidsseg.learning.interruption import Interruption
 from bidsseg.learning.loop import Plan, draw
 from bidsseg.learning.recipe import Recipe, load_recipe
 from bidsseg.learning.registration import Mover, Registration, displace, placed
 from bidsseg.learning.registration_loop import DFNET, fit_mover, pair
 from bidsseg.learning.state import Conditions
-from bidsseg.levels.train import Interruption, train_level
+from bidsseg.levels.train import train_level
 from bidsseg.models import card, library
 from bidsseg.networks.dfnet import DFNet, similarity_loss, warp
 from bidsseg.segmentation.locate import Brain

@@ -18,9 +18,10 @@ from bidsseg.errors import DataError, TemporaryFailure, UsageError
 from bidsseg.labels import load_protocol
 from bidsseg.learning import loop, validation
 from bidsseg.learning.datasets import load_cases
+from bidsseg.learning.interruption import Interruption
 from bidsseg.learning.recipe import load_recipe
 from bidsseg.learning.state import Conditions
-from bidsseg.levels.train import Interruption, train_level
+from bidsseg.levels.train import train_level
 from bidsseg.models.card import WEIGHTS, Card, read_card
 from bidsseg.models.library import build
 from bidsseg.networks.network import Network

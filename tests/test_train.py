@@ -25,7 +25,8 @@ from bidsseg.learning.datasets import load_cases
 from bidsseg.learning.loop import Plan, draw
 from bidsseg.learning.optimiser import Optimiser
 from bidsseg.learning.recipe import Recipe, load_recipe
-from bidsseg.levels.train import start_from, train_level
+from bidsseg.learning.training import start_from
+from bidsseg.levels.train import train_level
 from bidsseg.models.card import CARD, WEIGHTS, Card, read_card
 from bidsseg.models.library import Model, build, load_model
 from bidsseg.networks.network import Network

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -19,21 +18,13 @@ from bidsseg.labels import Protocol, load_relation
 from bidsseg.labels.relation import closed_background
 from bidsseg.learning.augment import UNMOVED, Intensity
 from bidsseg.learning.cases import Annotation, Case, Sample, draw_sample
+from bidsseg.learning.clock import Clock
 from bidsseg.learning.losses import Openness, marginal_cross_entropy, marginal_dice
 from bidsseg.learning.optimiser import Stepper
 from bidsseg.learning.processes import Processes
 from bidsseg.learning.recipe import Recipe
 from bidsseg.learning.registration import Mover
-from bidsseg.learning.state import (
-    CHECKPOINT_EVERY_S,
-    Conditions,
-    State,
-    derived,
-    resumed,
-    save_checkpoint,
-    seeded,
-    time_left,
-)
+from bidsseg.learning.state import Conditions, State, derived, resumed, save_checkpoint, seeded
 from bidsseg.learning.validation import ERROR, comparable, compare
 from bidsseg.networks.network import Network
 
@@ -110,6 +101,70 @@ def losses(
     return total, parts
 
 
+class Fitting:
+    """A network in training, the running mean of its weights, and the best of these.
+
+    Attributes:
+        average: running mean of the weights.
+        best: the mean that has done best on the cases that are watched.
+        running: running mean of each part of the loss.
+    """
+
+    def __init__(
+        self, network: Network, cases: Sequence[Case], watched: Sequence[Case], plan: Plan, conditions: Conditions
+    ) -> None:
+        device = conditions.device
+        self.network = network.to(device=device, memory_format=network.memory_format)  # type: ignore[call-overload]
+        self.cases, self.watched, self.plan, self.conditions = cases, watched, plan, conditions
+        self.stepper = Stepper(self.network, plan.recipe.optimiser)
+        self.relations = Relations(plan.heads, device, plan.recipe.loss.naive)
+        self.state, saved = resumed(conditions, self.network, self.stepper)
+        self.average = saved.get("average") or copied(self.network.state_dict())
+        self.best = saved.get("best") or self.average
+        self.running: dict[str, float] = saved.get("running", {})
+        self.keeps_best = plan.recipe.keep == "best" and bool(watched)
+        self.network.train()
+
+    def step(self, samples: Iterator[Sample], progress: float) -> None:
+        """Take the samples of one step, of which each process has its part, at that share (0..1) of the run."""
+        processes, batch, number = self.conditions.processes, self.plan.recipe.batch, self.state.step
+        parts: dict[str, Tensor] = {}
+        for i in range(processes.rank, batch, processes.count):
+            torch.manual_seed(derived(self.plan.seed, number * batch + i, 3))  # of what the network itself draws
+            sample = next(samples).to(processes.device)
+            loss, of_sample = losses(
+                self.network, sample, self.plan, self.relations, self.conditions.precision, progress
+            )
+            (loss / batch).backward()
+            parts |= of_sample
+        processes.add_gradients(self.network.parameters())
+        self.stepper.step(progress)
+        processes.average(self.network.buffers())
+        update(self.average, self.network, min(self.plan.recipe.optimiser.average, (1 + number) / (10 + number)))
+        for name, value in parts.items():
+            self.running[name] = 0.95 * self.running.get(name, value.item()) + 0.05 * value.item()
+
+    def check(self) -> None:
+        """Add a row to the curve, and keep the weights if they do best on the cases that are watched."""
+        state = self.state
+        row = {"step": float(state.step), "elapsed_s": round(state.elapsed_s, 1), **self.running}
+        if self.watched:
+            work = partial(evaluate, self.network, self.watched, self.plan, self.conditions.precision)
+            scores = with_weights(self.network, self.average, work)
+            self.network.train()
+            row |= scores
+            mean = float(np.mean(list(scores.values()))) if scores else -math.inf
+            if mean > state.best:
+                state.best, self.best = mean, copied(self.average)
+        state.curve.append({name: round(value, 4) for name, value in row.items()})
+        self.conditions.report(f"so far: {state.curve[-1]}")
+
+    def save(self) -> None:
+        """Keep all that the training goes on from."""
+        more = {"average": self.average, "best": self.best, "running": self.running}
+        save_checkpoint(self.conditions, self.network, self.stepper, self.state, **more)
+
+
 def fit(
     network: Network,
     cases: Sequence[Case],
@@ -124,74 +179,34 @@ def fit(
     A checkpoint is continued. Several processes share the samples of each step, so that their number changes the time
     that a run takes, and not its result; but the running statistics of batch normalisation are means over processes.
     """
-    processes, precision, budget_s = conditions.processes, conditions.precision, conditions.budget_s
-    network = network.to(processes.device, memory_format=network.memory_format)  # type: ignore[call-overload]
-    opt = plan.recipe.optimiser
-    stepper = Stepper(network, opt)
-    relations = Relations(plan.heads, processes.device, plan.recipe.loss.naive)
-    state, saved = resumed(conditions, network, stepper)
-    average = saved.get("average") or copied(network.state_dict())
-    best = saved.get("best") or average
-    started = time.monotonic() - state.elapsed_s
-    saved_at = time.monotonic()
-    done = max(0.0, (state.step - 1) / plan.recipe.steps, state.elapsed_s / budget_s)
+    fitting = Fitting(network, cases, watched, plan, conditions)
+    state = fitting.state
+    clock = Clock(conditions, state, plan.recipe.steps)
+    done = max(0.0, (state.step - 1) / plan.recipe.steps, state.elapsed_s / conditions.budget_s)
     next_check = math.floor(done / check_every + 1) * check_every
-    running: dict[str, float] = saved.get("running", {})
-    batch, keeps_best = plan.recipe.batch, plan.recipe.keep == "best" and bool(watched)
-    network.train()
-
-    def check() -> None:
-        nonlocal best
-        row = {"step": float(state.step), "elapsed_s": round(state.elapsed_s, 1), **running}
-        if watched:
-            scores = with_weights(network, average, lambda: evaluate(network, watched, plan, precision))
-            network.train()
-            row |= scores
-            mean = float(np.mean(list(scores.values()))) if scores else -math.inf
-            if mean > state.best:
-                state.best, best = mean, copied(average)
-        state.curve.append({name: round(value, 4) for name, value in row.items()})
-        conditions.report(f"so far: {state.curve[-1]}")
-
-    samples = drawn(cases, plan, state.step, processes)
+    samples = drawn(cases, plan, state.step, conditions.processes)
     while state.step < plan.recipe.steps:
-        reached = max(state.step / plan.recipe.steps, state.elapsed_s / budget_s)
-        progress, told_to_stop = processes.agree(reached, conditions.stop())
-        if progress >= 1 or told_to_stop:
+        progress = clock.progress()
+        if progress >= 1 or clock.stopped:
             break
-        parts: dict[str, Tensor] = {}
-        for i in range(processes.rank, batch, processes.count):
-            torch.manual_seed(derived(plan.seed, state.step * batch + i, 3))  # of what the network itself draws
-            sample = next(samples).to(processes.device)
-            loss, of_sample = losses(network, sample, plan, relations, precision, progress)
-            (loss / batch).backward()
-            parts |= of_sample
-        processes.add_gradients(network.parameters())
-        stepper.step(progress)
-        processes.average(network.buffers())
-        update(average, network, min(opt.average, (1 + state.step) / (10 + state.step)))
-        state.step += 1
-        state.elapsed_s = time.monotonic() - started
-        for name, value in parts.items():
-            running[name] = 0.95 * running.get(name, value.item()) + 0.05 * value.item()
-        if not processes.first:
+        fitting.step(samples, progress)
+        clock.tick()
+        if not conditions.processes.first:
             continue
         if state.step % 20 == 0:
-            shown = " ".join(f"{name} {value:.3f}" for name, value in running.items())
-            pace = f"{state.elapsed_s / state.step:.2f} s/step, {time_left(state.elapsed_s, reached)}"
-            conditions.report(f"step {state.step}, {progress:.0%}, {pace}, {shown}")
+            shown = " ".join(f"{name} {value:.3f}" for name, value in fitting.running.items())
+            conditions.report(f"step {state.step}, {progress:.0%}, {clock.pace(progress)}, {shown}")
         if progress >= next_check:
             next_check = math.floor(progress / check_every + 1) * check_every
-            check()
-        if time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
-            save_checkpoint(conditions, network, stepper, state, average=average, best=best, running=running)
-            saved_at = time.monotonic()
-    if processes.first and keeps_best and not conditions.stop():
-        check()
-    save_checkpoint(conditions, network, stepper, state, average=average, best=best, running=running)
-    network.load_state_dict(best if keeps_best else average)
+            fitting.check()
+        if clock.is_time_to_save():
+            fitting.save()
+    if conditions.processes.first and fitting.keeps_best and not conditions.stop():
+        fitting.check()
+    fitting.save()
+    fitting.network.load_state_dict(fitting.best if fitting.keeps_best else fitting.average)
     if plan.recipe.statistics and not conditions.stop():
-        learn_statistics(network, cases, plan, precision)
+        learn_statistics(fitting.network, cases, plan, conditions.precision)
     return state
 
 

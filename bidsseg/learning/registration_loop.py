@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -15,18 +14,11 @@ from torch import Tensor
 from bidsseg.errors import TemporaryFailure, UsageError
 from bidsseg.files import replacing
 from bidsseg.learning.cases import Case
+from bidsseg.learning.clock import Clock
 from bidsseg.learning.loop import Plan
 from bidsseg.learning.optimiser import Stepper
 from bidsseg.learning.registration import Mover, displace, placed
-from bidsseg.learning.state import (
-    CHECKPOINT_EVERY_S,
-    Conditions,
-    resumed,
-    same_run,
-    save_checkpoint,
-    seeded,
-    time_left,
-)
+from bidsseg.learning.state import Conditions, resumed, same_run, save_checkpoint, seeded
 from bidsseg.networks.dfnet import DFNet, roughness, similarity_loss, warp
 
 DFNET = "dfnet.safetensors"
@@ -73,13 +65,11 @@ def train(brains: Sequence[Tensor], plan: Plan, conditions: Conditions) -> None:
     network = DFNet(registration.norm).to(processes.device)
     stepper = Stepper(network, registration.optimiser)
     state, _ = resumed(conditions, network, stepper)
-    started = time.monotonic() - state.elapsed_s
-    saved_at = time.monotonic()
+    clock = Clock(conditions, state, registration.steps)
     running: float | None = None
     while state.step < registration.steps:
-        reached = max(state.step / registration.steps, state.elapsed_s / conditions.budget_s)
-        progress, told_to_stop = processes.agree(reached, conditions.stop())
-        if told_to_stop:
+        progress = clock.progress()
+        if clock.stopped:
             save_checkpoint(conditions, network, stepper, state)
             raise TemporaryFailure(
                 f"stopped after {state.step} steps of registration, all kept in {folder}: run again with --resume"
@@ -95,16 +85,14 @@ def train(brains: Sequence[Tensor], plan: Plan, conditions: Conditions) -> None:
         processes.add_gradients(network.parameters())
         stepper.step(progress)
         processes.average(network.buffers())
-        state.step += 1
-        state.elapsed_s = time.monotonic() - started
+        clock.tick()
         if not processes.first:
             continue
         if state.step % 20 == 0:
-            pace = f"{state.elapsed_s / state.step:.2f} s/step, {time_left(state.elapsed_s, reached)}"
-            conditions.report(f"registration step {state.step}, {progress:.0%}, {pace}, unlike {running:.4f}")
-        if time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
+            shown = f"{clock.pace(progress)}, unlike {running:.4f}"
+            conditions.report(f"registration step {state.step}, {progress:.0%}, {shown}")
+        if clock.is_time_to_save():
             save_checkpoint(conditions, network, stepper, state)
-            saved_at = time.monotonic()
     if processes.first:
         conditions.checkpoint.unlink(missing_ok=True)
         tensors = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}

@@ -20,19 +20,12 @@ from torch import Generator, Tensor
 from bidsseg.errors import DataError
 from bidsseg.labels import Protocol, load_relation
 from bidsseg.learning.cases import Case, draw_case
+from bidsseg.learning.clock import Clock, time_left
 from bidsseg.learning.loop import Plan
 from bidsseg.learning.optimiser import rate_factor
 from bidsseg.learning.processes import Processes
 from bidsseg.learning.recipe import Voxels
-from bidsseg.learning.state import (
-    CHECKPOINT_EVERY_S,
-    Conditions,
-    State,
-    continuing,
-    derived,
-    save_checkpoint,
-    time_left,
-)
+from bidsseg.learning.state import Conditions, State, continuing, derived, save_checkpoint
 from bidsseg.networks.segnet.network import SegNet
 from bidsseg.networks.segnet.staged import StagedSegNet
 from bidsseg.networks.segnet.surroundings import (
@@ -128,8 +121,8 @@ def fit_voxels(network: StagedSegNet, cases: Sequence[Case], plan: Plan, conditi
             network.load_state_dict(saved["network"])
             trainer = trainer_of(progress.stage)
             trainer.load_state_dict(saved["optimiser"])
-    started = time.monotonic() - state.elapsed_s
-    saved_at = told_at = time.monotonic()
+    clock = Clock(conditions, state)
+    told_at = time.monotonic()
     told_to_stop = 0.0
 
     def save() -> None:
@@ -137,8 +130,7 @@ def fit_voxels(network: StagedSegNet, cases: Sequence[Case], plan: Plan, conditi
 
     def used() -> float:
         """Share of the time for this stage that is used up."""
-        elapsed_s = time.monotonic() - started
-        return 0.0 if math.isinf(budget_s) else 2 * elapsed_s / budget_s - progress.stage
+        return 0.0 if math.isinf(budget_s) else 2 * clock.elapsed_s / budget_s - progress.stage
 
     while progress.stage < 2:
         (trainer.used,) = processes.agree(used())
@@ -153,17 +145,15 @@ def fit_voxels(network: StagedSegNet, cases: Sequence[Case], plan: Plan, conditi
 
         name = f"stage {progress.stage + 1}"
         for steps, done in trainer.epoch(progress.epoch, progress.chunk):
-            state.step += steps
+            clock.tick(steps)
             progress.chunk += 1
-            state.elapsed_s = time.monotonic() - started
             trainer.used, told_to_stop = processes.agree(used(), conditions.stop())
             if time.monotonic() - told_at > REPORT_EVERY_S:
                 told_at = time.monotonic()
                 share = (progress.stage + max((progress.epoch + done) / voxels.epochs, trainer.used)) / 2
                 left = time_left(state.elapsed_s, share)
                 conditions.report(f"{name} epoch {progress.epoch + 1}, {done:.0%}, step {state.step}, {left}")
-            if time.monotonic() - saved_at > CHECKPOINT_EVERY_S:
-                saved_at = time.monotonic()
+            if clock.is_time_to_save():
                 save()
             if told_to_stop or trainer.used > 1:
                 break

@@ -17,8 +17,6 @@ from bidsseg.errors import DataError
 from bidsseg.files import replacing
 from bidsseg.learning.processes import Processes
 
-CHECKPOINT_EVERY_S = 180
-
 
 def derived(seed: int, *numbers: int) -> int:
     """A seed that depends on another and the numbers alone."""
@@ -29,16 +27,6 @@ def derived(seed: int, *numbers: int) -> int:
 def seeded(seed: int, *numbers: int) -> Generator:
     """A generator of draws that depend on the seed and the numbers alone."""
     return Generator().manual_seed(derived(seed, *numbers))
-
-
-def time_left(elapsed_s: float, progress: float) -> str:
-    """How long the rest takes if it goes on like the share (0..1) that is done."""
-    if progress <= 0:
-        return "time left unknown"
-    left = elapsed_s * (1 - progress) / progress
-    if left < 100:
-        return f"{left:.0f} s left"
-    return f"{left / 60:.0f} min left" if left < 6000 else f"{left / 3600:.1f} h left"
 
 
 class Keeper(Protocol):

@@ -1,0 +1,49 @@
+"""What can be wrong with a recipe and labels, found before any data is read or any step is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from bidsseg.errors import DataError, UsageError
+from bidsseg.labels import Protocol, load_protocol, load_relation
+from bidsseg.learning.datasets import LEARNING_MM
+from bidsseg.learning.recipe import Recipe
+from bidsseg.networks.network import Network
+from bidsseg.networks.segnet.staged import StagedSegNet
+from bidsseg.settings import Report
+
+
+def check_labels(labels: Iterable[str], heads: Sequence[Protocol], report: Report) -> None:
+    """UsageError for annotations that say nothing of any head, a warning for heads of which none says anything."""
+    taught: set[str] = set()
+    for name in labels:
+        known = {head.name for head in heads if load_relation(load_protocol(name), head) is not None}
+        if not known:
+            spoken = ", ".join(head.name for head in heads)
+            raise UsageError(f"--labels {name}=...: says nothing of the heads {spoken}; leave it out")
+        taught |= known
+    for head in heads:
+        if head.name not in {*taught, "brain"}:  # the brain is found where no labels tell it
+            report.warn(f"no --labels say anything of the head {head.name}, which learns nothing")
+
+
+def check_sides(recipe: Recipe, protocols: Iterable[Protocol]) -> None:
+    """UsageError if samples are to be mirrored whose labels cannot be: left and right would be mixed."""
+    one_sided = next((protocol.one_sided for protocol in protocols if protocol.unpaired), None)
+    if recipe.mirrors and one_sided:
+        raise UsageError(
+            f"{one_sided}, so that nothing can be mirrored: name it in a column partner of the protocol's table, "
+            "or write flip = 0.0 under [spatial] and mirror = false in the recipe"
+        )
+
+
+def check_recipe(recipe: Recipe, network: Network) -> None:
+    """DataError if a recipe asks of a network what does not go with it."""
+    if (recipe.voxels is not None) != isinstance(network, StagedSegNet):
+        raise DataError(f"recipe {recipe.name}: [voxels] goes with the network segnet, and only with it")
+    if recipe.voxels is not None and recipe.spacing_mm != LEARNING_MM:
+        raise DataError(f"recipe {recipe.name}: segnet learns on a grid of {LEARNING_MM:g} mm: leave out spacing_mm")
+    multiple = network.multiple
+    shapes = [recipe.sampling.shape, *([recipe.coarse.shape] if recipe.coarse else [])]
+    if any(size % multiple for shape in shapes for size in shape):
+        raise DataError(f"recipe {recipe.name}: every size in shape must be a multiple of {multiple} for this network")

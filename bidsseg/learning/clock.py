@@ -1,0 +1,70 @@
+"""The clock of every training loop: when it ends, reports and saves."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from bidsseg.learning.state import Conditions, State
+
+CHECKPOINT_EVERY_S = 180
+
+
+class Clock:
+    """The steps and the time of a training, counted in its state, and what they leave.
+
+    Args:
+        state: of the run that is continued, or a new one.
+        steps: after which the training ends, if its time is not used up before.
+
+    Attributes:
+        stopped: whether the user or the cluster wants it to stop.
+    """
+
+    def __init__(self, conditions: Conditions, state: State, steps: float = math.inf) -> None:
+        self.conditions, self.state, self.steps = conditions, state, steps
+        self.started = time.monotonic() - state.elapsed_s
+        self.saved_at = time.monotonic()
+        self.stopped = False
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the training began, without those between its runs."""
+        return time.monotonic() - self.started
+
+    @property
+    def share(self) -> float:
+        """Share (0..1) of the steps or of the time that was used up at the last step, whichever is more."""
+        return max(self.state.step / self.steps, self.state.elapsed_s / self.conditions.budget_s)
+
+    def progress(self) -> float:
+        """Return the share that all processes agree on, and note whether they are to stop."""
+        share, stopped = self.conditions.processes.agree(self.share, self.conditions.stop())
+        self.stopped = bool(stopped)
+        return share
+
+    def tick(self, steps: int = 1) -> None:
+        """Count steps that were done."""
+        self.state.step += steps
+        self.state.elapsed_s = self.elapsed_s
+
+    def pace(self, share: float) -> str:
+        """Return the time of a step, and how long the rest takes, from the share that was done before the last step."""
+        return f"{self.state.elapsed_s / self.state.step:.2f} s/step, {time_left(self.state.elapsed_s, share)}"
+
+    def is_time_to_save(self) -> bool:
+        """Whether the last checkpoint is old; if so, the next is due as long after this one."""
+        if time.monotonic() - self.saved_at <= CHECKPOINT_EVERY_S:
+            return False
+        self.saved_at = time.monotonic()
+        return True
+
+
+def time_left(elapsed_s: float, progress: float) -> str:
+    """Return how long the rest takes if it goes on like the share (0..1) that is done."""
+    if progress <= 0:
+        return "time left unknown"
+    left = elapsed_s * (1 - progress) / progress
+    if left < 100:
+        return f"{left:.0f} s left"
+    return f"{left / 60:.0f} min left" if left < 6000 else f"{left / 3600:.1f} h left"

@@ -1,0 +1,281 @@
+"""A training from what was asked for to the model folder, step by step."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bidsseg import __version__
+from bidsseg.derivative.ownership import check_model_folder
+from bidsseg.errors import NothingSelected, OutputNotWritable, TemporaryFailure, UsageError
+from bidsseg.labels import Protocol, load_protocol, shipped_protocols
+from bidsseg.learning.average import average_brain
+from bidsseg.learning.cases import Case
+from bidsseg.learning.checks import check_labels, check_sides
+from bidsseg.learning.datasets import load_cases, person, split
+from bidsseg.learning.interruption import Interruption
+from bidsseg.learning.loop import Plan, fit
+from bidsseg.learning.processes import Processes
+from bidsseg.learning.recipe import Recipe, load_recipe
+from bidsseg.learning.record import save_curve, save_outcome
+from bidsseg.learning.registration_loop import DFNET, fit_mover
+from bidsseg.learning.segnet import fit_voxels
+from bidsseg.learning.state import Conditions, State, same_run
+from bidsseg.models.card import CARD, Card, read_card
+from bidsseg.models.library import Model, save_protocol
+from bidsseg.networks.network import Network
+from bidsseg.networks.segnet.staged import StagedSegNet
+from bidsseg.settings import Report, Settings, Training
+
+CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is known of a training before any data is read.
+
+    Attributes:
+        heads: the scored protocols of the recipe's heads, in their order.
+        own_protocols: those of the heads that are not shipped, to be kept with the model.
+        precision: of the activations, ``fp32`` or ``bf16``.
+        threads: of this process.
+        folder: of the model.
+        report: says nothing in all processes but the first.
+    """
+
+    settings: Settings
+    recipe: Recipe
+    heads: tuple[Protocol, ...]
+    own_protocols: Sequence[Protocol]
+    precision: str
+    threads: int
+    processes: Processes
+    folder: Path
+    report: Report
+
+    @property
+    def options(self) -> Training:
+        """What was asked of the training."""
+        return self.settings.training
+
+
+@dataclass(frozen=True)
+class People:
+    """The scans of a training.
+
+    Attributes:
+        seen: are learned from.
+        watched: choose the weights, if the recipe keeps the best.
+        unseen: are held out and measured in the end.
+        targets: scans without annotation, for a recipe that moves samples onto them.
+    """
+
+    seen: Sequence[Case]
+    watched: Sequence[Case]
+    unseen: Sequence[Case]
+    targets: Sequence[Case]
+
+
+def set_up(settings: Settings, device: str, precision: str, threads: int) -> Setup:
+    """Return what is known before any data is read. UsageError for what cannot be trained so."""
+    options = settings.training
+    recipe = load_recipe(options.recipe, options.small)
+    if not options.labels:
+        raise UsageError("train needs --labels PROTOCOL=DERIVATIVES_DIR, at least once")
+    spoken = {name: load_protocol(name) for name in recipe.heads}
+    recipe = with_names(recipe, {name: protocol.name for name, protocol in spoken.items()})
+    processes = Processes.join(device)
+    report = settings.report if processes.first else Report()
+    if recipe.voxels is None and processes.count > recipe.batch:
+        report.say(f"a step has {processes.count} samples in place of {recipe.batch}: one of each process")
+        recipe = replace(recipe, batch=processes.count)
+    return Setup(
+        settings,
+        recipe,
+        heads=tuple(protocol.scored() for protocol in spoken.values()),
+        own_protocols=[protocol for name, protocol in spoken.items() if name not in shipped_protocols()],
+        precision=precision,
+        threads=threads,
+        processes=processes,
+        folder=settings.output_dir / "models" / recipe.name,
+        report=report,
+    )
+
+
+def is_finished(setup: Setup) -> bool:
+    """Whether the model is there already. UsageError if what is there is neither to be continued nor replaced."""
+    settings, options, folder = setup.settings, setup.options, setup.folder
+    check_model_folder(settings.output_dir, folder)
+    checkpoint = folder / CHECKPOINT
+    if checkpoint.exists() and not options.resume and not settings.overwrite:
+        raise UsageError(f"{checkpoint} is there: give --resume to go on, --overwrite to start again")
+    if not (folder / CARD).exists() or checkpoint.exists() or settings.overwrite:
+        return False
+    if not options.resume:
+        raise UsageError(f"{folder} holds a finished model: give --overwrite to train it again")
+    before, now = read_card(folder).recipe, learnt(setup.recipe, options)
+    shared = before.keys() & now.keys()
+    same_run({name: before[name] for name in shared}, {name: now[name] for name in shared}, folder)
+    return True
+
+
+def read_people(setup: Setup, interruption: Interruption) -> People:
+    """Read all scans, and say who is learned from."""
+    recipe, options, report = setup.recipe, setup.options, setup.report
+    check_labels(options.labels, setup.heads, report)
+    check_sides(recipe, [*setup.heads, *(load_protocol(name) for name in options.labels)])
+    cases = load_cases(
+        setup.settings,
+        report,
+        recipe.inputs,
+        unlabelled=recipe.registration is not None,
+        synthetic=recipe.synthetic_share > 0,
+    )
+    if setup.processes.agree(interruption.asked())[0]:
+        raise TemporaryFailure("stopped before the training began: give the same command again")
+    seen, unseen = split([case for case in cases if case.annotations], options.folds, options.fold, options.hold_out)
+    held = {person(case) for case in unseen}
+    targets = [case for case in cases if not case.annotations and person(case) not in held]
+    if not seen:
+        raise NothingSelected("no labelled participant is left to learn from: fewer --folds or more data")
+    watched: list[Case] = []
+    if recipe.keep == "best":
+        seen, watched = split(seen, 5, 4)  # nobody of fewer than five
+        report.say(f"the best weights are those that do best on {', '.join(c.name for c in watched)}")
+    report.say(f"{len(seen)} scans to learn from, {len(unseen)} held out: {', '.join(c.name for c in unseen)}")
+    if recipe.registration is not None:
+        if not targets:
+            raise UsageError(f"recipe {recipe.name}: no scan is without annotation: give some with --also BIDS_DIR")
+        report.say(f"{len(targets)} scans without annotation to move them onto")
+    return People(seen, watched, unseen, targets)
+
+
+def begin(setup: Setup) -> None:
+    """Make the folder, take away what is not to be continued, and keep the protocols that are not shipped."""
+    try:
+        setup.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputNotWritable(f"cannot make {setup.folder}: {error.strerror}; choose another OUTPUT_DIR") from error
+    if not setup.options.resume:
+        for left in (CHECKPOINT, DFNET):
+            (setup.folder / left).unlink(missing_ok=True)
+    if setup.processes.first:
+        for protocol in setup.own_protocols:
+            save_protocol(protocol, setup.folder)
+    setup.processes.wait()
+    torch.set_num_threads(setup.threads)
+    torch.manual_seed(setup.options.seed)
+
+
+def card_of(setup: Setup, people: People, start: Model | None) -> Card:
+    """Return the card of the model, without what is known at the end."""
+    recipe, targets = setup.recipe, people.targets if setup.recipe.registration is not None else ()
+    return Card(
+        **recipe.on_card(),
+        sha256="",
+        lesion=next((head.name for head in setup.heads if head.lesions), None),
+        pose=pose_on_card(recipe, people.seen),
+        recipe=learnt(recipe, setup.options, start),
+        data=[
+            *counted(people.seen),
+            *counted(people.watched, ", which chose the weights"),
+            *counted(targets, " without annotation"),
+            *([f"{entry} (of {start.card.name}, the start)" for entry in start.card.data] if start else ()),
+        ],
+        code_version=__version__,
+        folder=setup.folder,
+    )
+
+
+def conditions_of(setup: Setup, people: People, start: Model | None, interruption: Interruption) -> Conditions:
+    """Return how the training is run, and by what its checkpoint is known."""
+
+    minutes = setup.options.time_budget_min
+    scans = {"learns from": [case.name for case in people.seen], "holds out": [case.name for case in people.unseen]}
+    return Conditions(
+        setup.folder,
+        60 * minutes if minutes else math.inf,
+        interruption.asked,
+        setup.report.say,
+        torch.bfloat16 if setup.precision == "bf16" else torch.float32,
+        setup.processes,
+        {**asdict(setup.recipe), **learnt(setup.recipe, setup.options, start), **scans},
+    )
+
+
+def learn(network: Network, setup: Setup, people: People, conditions: Conditions) -> State:
+    """Train a network in place, by the loop that the recipe asks for."""
+    plan = Plan(setup.recipe, setup.heads, setup.options.seed)
+    if setup.recipe.registration is not None:
+        mover, spent_s = fit_mover(people.seen, people.targets, plan, conditions)
+        plan = replace(plan, mover=mover)
+        conditions = replace(conditions, budget_s=max(1.0, conditions.budget_s - spent_s))
+    if isinstance(network, StagedSegNet):
+        return fit_voxels(network, people.seen, plan, conditions)
+    return fit(network, people.seen, people.watched or people.unseen, plan, conditions)
+
+
+def conclude(
+    setup: Setup, people: People, card: Card, network: Network, state: State, interruption: Interruption
+) -> Path:
+    """Measure and save the model, by the first process. TemporaryFailure if it is not finished."""
+    processes, folder, say = setup.processes, setup.folder, setup.report.say
+    (told_to_stop,) = processes.agree(interruption.asked())
+    if processes.first:
+        save_curve(state.curve, folder)
+    processes.leave()
+    if told_to_stop:
+        raise TemporaryFailure(f"stopped after {state.step} steps, all kept in {folder}: run again with --resume")
+    if processes.first:
+        precision = setup.precision
+        save_outcome(card, network.cpu(), people.unseen, say, state, precision, folder, interruption.asked)
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+        say(f"model: {folder} (use it with --model {folder})")
+    return folder
+
+
+def with_names(recipe: Recipe, names: Mapping[str, str]) -> Recipe:
+    """The recipe with the names of its heads' protocols, of which some may be given by the files that they are in."""
+    heads = {names[name]: weight for name, weight in recipe.heads.items()}
+    return replace(recipe, heads=heads, fading=[names[name] for name in recipe.fading])
+
+
+def learnt(recipe: Recipe, options: Training, start: Model | None = None) -> dict[str, Any]:
+    """What the card says of how a model learns."""
+    held_out = sorted(options.hold_out) or (f"fold {options.fold} of {options.folds}" if options.folds > 1 else [])
+    init = {"init": {"name": start.card.name, "sha256": start.sha256}} if start else {}
+    return {**recipe.as_dict(), "seed": options.seed, "held_out": held_out, **init}
+
+
+def pose_on_card(recipe: Recipe, cases: Sequence[Case]) -> dict[str, Any] | None:
+    """Where the regions of an average brain lie, for a model that tells how a head lies."""
+    if recipe.pose_head is None:
+        return None
+    return average_brain(cases, load_protocol(recipe.pose_head).scored()).to_card(recipe.pose_head)
+
+
+def counted(cases: Sequence[Case], what: str = "") -> list[str]:
+    """How many scans of each dataset there are."""
+    return [f"{dataset}: {n} scans{what}" for dataset, n in Counter(case.dataset for case in cases).items()]
+
+
+def start_from(network: Network, start: Model, heads: Iterable[str]) -> int:
+    """Copies every tensor that has the same name and shape from a model; returns how many.
+
+    What reads the regions of a head is copied for a head of the same protocol alone.
+    """
+    own, given = network.state_dict(), start.network.state_dict()
+    foreign = () if set(start.card.heads) == set(heads) else network.of_regions
+    same = {
+        name: value
+        for name, value in given.items()
+        if name in own and own[name].shape == value.shape and not name.startswith(foreign)
+    }
+    network.load_state_dict(own | same)
+    return len(same)
