@@ -100,77 +100,115 @@ def fit_voxels(network: StagedSegNet, cases: Sequence[Case], plan: Plan, conditi
     """
     voxels = plan.recipe.voxels
     assert voxels is not None
-    head, view = plan.heads[0], plan.recipe.view
-    brains = [labelled_brain(case, head) for case in cases]
-    state, progress = State(), Progress()
-    budget_s, processes = conditions.budget_s, conditions.processes
-    network.to(conditions.device)
-
-    def augmented(generator: Generator) -> list[Brain]:
-        return [labelled_brain(draw_case(case, view, generator), head) for case in cases]
-
-    def trainer_of(stage: int) -> Trainer:
-        net, seed = network.stage(stage), derived(plan.seed, stage)
-        shown = augmented if voxels.augmented else None
-        return Trainer(net, brains, voxels, seed, conditions.precision, processes, shown)
-
-    trainer = trainer_of(0)
-    if conditions.checkpoint.is_file():
-        with continuing(conditions) as saved:
-            state, progress = State(**saved["state"]), Progress(**saved["progress"])
-            network.load_state_dict(saved["network"])
-            trainer = trainer_of(progress.stage)
-            trainer.load_state_dict(saved["optimiser"])
-    clock = Clock(conditions, state)
-    told_at = time.monotonic()
-    told_to_stop = 0.0
-
-    def save() -> None:
-        save_checkpoint(conditions, network, trainer, state, progress=asdict(progress))
-
-    def used() -> float:
-        """Share of the time for this stage that is used up."""
-        return 0.0 if math.isinf(budget_s) else 2 * clock.elapsed_s / budget_s - progress.stage
-
-    while progress.stage < 2:
-        (trainer.used,) = processes.agree(used())
-        if trainer.used > 1 or progress.epoch >= voxels.epochs or progress.waited >= voxels.patience:
-            trainer.keep_best()
-            progress = Progress(progress.stage + 1)
-            if progress.stage < 2:
-                if voxels.warm:
-                    network.second.start_from(network.first)
-                trainer = trainer_of(progress.stage)
-            continue
-
-        name = f"stage {progress.stage + 1}"
-        for steps, done in trainer.epoch(progress.epoch, progress.chunk):
-            clock.tick(steps)
-            progress.chunk += 1
-            trainer.used, told_to_stop = processes.agree(used(), conditions.stop())
-            if time.monotonic() - told_at > REPORT_EVERY_S:
-                told_at = time.monotonic()
-                share = (progress.stage + max((progress.epoch + done) / voxels.epochs, trainer.used)) / 2
-                left = time_left(state.elapsed_s, share)
-                conditions.report(f"{name} epoch {progress.epoch + 1}, {done:.0%}, step {state.step}, {left}")
-            if clock.is_time_to_save():
-                save()
-            if told_to_stop or trainer.used > 1:
-                break
-        if told_to_stop:
-            save()
+    fitting = VoxelFitting(network, cases, plan, conditions)
+    while fitting.progress.stage < 2:
+        if fitting.stage_is_over():
+            fitting.next_stage(voxels.warm)
+        elif fitting.epoch():
+            fitting.measure()
+        else:
             break
-        error, entropy = processes.agree(*trainer.error())
+    fitting.trainer.keep_best()
+    return fitting.state
+
+
+class VoxelFitting:
+    """The two networks in training, and how far they have come."""
+
+    def __init__(self, network: StagedSegNet, cases: Sequence[Case], plan: Plan, conditions: Conditions) -> None:
+        assert plan.recipe.voxels is not None
+        self.network, self.plan, self.conditions, self.voxels = network, plan, conditions, plan.recipe.voxels
+        self.cases, self.head = cases, plan.heads[0]
+        self.brains = [labelled_brain(case, self.head) for case in cases]
+        self.state, self.progress = State(), Progress()
+        network.to(conditions.device)
+        self.trainer = self.trainer_of(0)
+        if conditions.checkpoint.is_file():
+            with continuing(conditions) as saved:
+                self.state, self.progress = State(**saved["state"]), Progress(**saved["progress"])
+                network.load_state_dict(saved["network"])
+                self.trainer = self.trainer_of(self.progress.stage)
+                self.trainer.load_state_dict(saved["optimiser"])
+        self.clock = Clock(conditions, self.state)
+        self.told_at = time.monotonic()
+
+    def trainer_of(self, stage: int) -> Trainer:
+        """Return what trains the network of a stage."""
+        seed = derived(self.plan.seed, stage)
+        shown = self.augmented if self.voxels.augmented else None
+        precision, processes = self.conditions.precision, self.conditions.processes
+        return Trainer(self.network.stage(stage), self.brains, self.voxels, seed, precision, processes, shown)
+
+    def augmented(self, generator: Generator) -> list[Brain]:
+        """Return the brains, each moved, bent and of other brightness."""
+        view = self.plan.recipe.view
+        return [labelled_brain(draw_case(case, view, generator), self.head) for case in self.cases]
+
+    def used(self) -> float:
+        """Share of the time for this stage that is used up."""
+        budget_s = self.conditions.budget_s
+        return 0.0 if math.isinf(budget_s) else 2 * self.clock.elapsed_s / budget_s - self.progress.stage
+
+    def stage_is_over(self) -> bool:
+        """Whether the time, the epochs or the patience of this stage are used up."""
+        (self.trainer.used,) = self.conditions.processes.agree(self.used())
+        progress, voxels = self.progress, self.voxels
+        return self.trainer.used > 1 or progress.epoch >= voxels.epochs or progress.waited >= voxels.patience
+
+    def next_stage(self, warm: bool) -> None:
+        """Keep the best weights of this stage and begin the next, warm from the weights of this one."""
+        self.trainer.keep_best()
+        self.progress = Progress(self.progress.stage + 1)
+        if self.progress.stage < 2:
+            if warm:
+                self.network.second.start_from(self.network.first)
+            self.trainer = self.trainer_of(self.progress.stage)
+
+    def epoch(self) -> bool:
+        """Train for the rest of an epoch, or until the time is used up; False if told to stop, all kept."""
+        progress, trainer = self.progress, self.trainer
+        for steps, done in trainer.epoch(progress.epoch, progress.chunk):
+            self.clock.tick(steps)
+            progress.chunk += 1
+            trainer.used, told_to_stop = self.conditions.processes.agree(self.used(), self.conditions.stop())
+            self.report(done)
+            if self.clock.is_time_to_save():
+                self.save()
+            if told_to_stop:
+                self.save()
+                return False
+            if trainer.used > 1:
+                break
+        return True
+
+    def report(self, done: float) -> None:
+        """Say now and then how much of the epoch (0..1) is done."""
+        if time.monotonic() - self.told_at <= REPORT_EVERY_S:
+            return
+        self.told_at = time.monotonic()
+        progress, state = self.progress, self.state
+        share = (progress.stage + max((progress.epoch + done) / self.voxels.epochs, self.trainer.used)) / 2
+        left = time_left(state.elapsed_s, share)
+        self.conditions.report(
+            f"stage {progress.stage + 1} epoch {progress.epoch + 1}, {done:.0%}, step {state.step}, {left}"
+        )
+
+    def measure(self) -> None:
+        """Measure the error after an epoch, keep the weights if it is the least, and save."""
+        progress, state, name = self.progress, self.state, f"stage {self.progress.stage + 1}"
+        error, entropy = self.conditions.processes.agree(*self.trainer.error())
         progress.epoch, progress.chunk, progress.waited = progress.epoch + 1, 0, progress.waited + 1
         if error < 0.99 * progress.best:
             progress.best, progress.waited = error, 0
-            trainer.remember()
+            self.trainer.remember()
         row = {"step": state.step, "elapsed_s": state.elapsed_s, f"{name} error": error, f"{name} entropy": entropy}
         state.curve.append({key: round(value, 4) for key, value in row.items()})
-        conditions.report(f"{name} epoch {progress.epoch} error {error:.3f} after {state.elapsed_s:.0f} s")
-        save()
-    trainer.keep_best()
-    return state
+        self.conditions.report(f"{name} epoch {progress.epoch} error {error:.3f} after {state.elapsed_s:.0f} s")
+        self.save()
+
+    def save(self) -> None:
+        """Keep all that the training goes on from."""
+        save_checkpoint(self.conditions, self.network, self.trainer, self.state, progress=asdict(self.progress))
 
 
 class Trainer:

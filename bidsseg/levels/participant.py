@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -44,14 +44,73 @@ def participant_level(settings: Settings) -> None:
     card = find_card(settings.model)
     if settings.executor == "local":  # the machines of a cluster have devices of their own
         check_device(settings.device)
-    spaces = list(dict.fromkeys(find_space(word) for word in settings.output_spaces))
-    for one, other in itertools.combinations(spaces, 2):
-        if one.template == other.template and one.affine != other.affine:
-            raise UsageError(f"--output-spaces: give one way to {one.template}, with :affine or without")
+    spaces = _spaces(settings)
     participants = _shard(settings)
     if participants == []:
         settings.report.say("this shard has no participant: there are fewer of them than shards")
         return
+    plan = _plan(settings, card, participants, spaces)
+    for warning in plan.warnings:
+        settings.report.warn(warning)
+    if settings.dry_run:
+        _list(settings, card, plan)
+        return
+    write_root(settings, card)
+    remove_halves(settings.output_dir.glob(".*.part"), {job.paths.report.name for job in plan.jobs})
+    for job in plan.jobs:
+        if job in plan.done and not job.has_page():
+            write_page(job)
+    log = _manifest(settings, card, plan)
+    log.save()
+    record = Record(settings, log, list(plan.unusable))
+    try:
+        _segment(settings, card, plan.todo, record)
+    finally:
+        log.finish()
+    if not lists_model(settings.output_dir, card.name):  # another run began at the same time, where there are no locks
+        write_root(settings, card)
+    _conclude(settings, plan, record.failures)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is to do.
+
+    Attributes:
+        done: jobs that an earlier run has done.
+        passed_over: scans that lack an image which the model needs.
+        unusable: scans that fail before any work on them.
+        warnings: what the user should know before it begins.
+    """
+
+    jobs: Sequence[Job]
+    done: frozenset[Job]
+    passed_over: Sequence[Entry]
+    unusable: Sequence[Failure]
+    warnings: list[str]
+
+    @property
+    def todo(self) -> list[Job]:
+        """Jobs that are not done."""
+        return [job for job in self.jobs if job not in self.done]
+
+    @property
+    def total(self) -> int:
+        """The number of scans that count."""
+        return len(self.jobs) + len(self.unusable)
+
+
+def _spaces(settings: Settings) -> list[Space]:
+    """The standard spaces that are asked for. UsageError if two ways lead to one template."""
+    spaces = list(dict.fromkeys(find_space(word) for word in settings.output_spaces))
+    for one, other in itertools.combinations(spaces, 2):
+        if one.template == other.template and one.affine != other.affine:
+            raise UsageError(f"--output-spaces: give one way to {one.template}, with :affine or without")
+    return spaces
+
+
+def _plan(settings: Settings, card: Card, participants: list[str] | None, spaces: Sequence[Space]) -> Plan:
+    """Look what there is to do. DataError if no scan can be used; OutputNotWritable for files of others."""
     selection = query.select_scans(
         settings.bids_dir,
         participants=participants,
@@ -59,61 +118,51 @@ def participant_level(settings: Settings) -> None:
         filters=settings.filters,
         database_dir=settings.database_dir,
     )
-    jobs, passed_over, unusable = _plan(settings, card, selection.scans, spaces)
+    jobs, passed_over, unusable = _jobs(settings, card, selection.scans, spaces)
     unusable += [_failure(key, InputMissing(reason)) for key, reason in selection.closed.items()]
     if not jobs:
         raise DataError("; ".join(str(error) for _, error in unusable))
     if spaces:
         check_apart(jobs)
-    done = set() if settings.overwrite else {job for job in jobs if job.is_done()}
-    todo = [job for job in jobs if job not in done]
+    done = frozenset() if settings.overwrite else frozenset(job for job in jobs if job.is_done())
     check_files(settings.output_dir, jobs, done)
     warnings = [*selection.notes, *(f"{entry.scan} is passed over: {entry.reason}" for entry in passed_over)]
+    todo = [job.scan for job in jobs if job not in done]
     if todo and not settings.skip_validation:
         place = None if settings.dry_run else settings.output_dir
-        warnings += [str(issue) for issue in validator.validate(settings.bids_dir, [job.scan for job in todo], place)]
-    for warning in warnings:
-        settings.report.warn(warning)
-    if settings.dry_run:
-        _list(settings, card, jobs, done)
-        for entry, _ in unusable:
-            settings.report.warn(f"{entry.scan} would fail: {entry.reason}")
-        return
-    write_root(settings, card)
-    remove_halves(settings.output_dir.glob(".*.part"), {job.paths.report.name for job in jobs})
-    for job in jobs:
-        if job in done and not job.has_page():
-            write_page(job)
-    log = RunLog(
+        warnings += [str(issue) for issue in validator.validate(settings.bids_dir, todo, place)]
+    return Plan(jobs, done, passed_over, unusable, warnings)
+
+
+def _manifest(settings: Settings, card: Card, plan: Plan) -> RunLog:
+    """Return the manifest of the run as it stands before any work."""
+    return RunLog(
         settings.output_dir / outputs.manifest_path(stamp()),
         settings.command,
         {"name": card.name, "sha256": card.sha256, "folder": str(card.folder)},
-        planned=[job.scan.key for job in todo],
-        warnings=warnings,
+        planned=[job.scan.key for job in plan.todo],
+        warnings=plan.warnings,
         entries=[
-            *passed_over,
-            *(entry for entry, _ in unusable),
-            *(Entry(job.scan.key, "skipped") for job in jobs if job in done),
+            *plan.passed_over,
+            *(entry for entry, _ in plan.unusable),
+            *(Entry(job.scan.key, "skipped") for job in plan.jobs if job in plan.done),
         ],
     )
-    log.save()
-    record = Record(settings, log, list(unusable))
-    local = settings.executor == "local"
-    try:
-        workers = choose_workers(settings, len(todo), process_mb(card)) if local else None
-        if todo:
-            settings.report.start(len(todo))
-        if todo and local and workers is None:
-            Pipeline(settings, record.take).process(todo)
-        elif todo:
-            from bidsseg.execution.cluster import spread
 
-            spread(settings, todo, record.take, workers)
-    finally:
-        log.finish()
-    if not lists_model(settings.output_dir, card.name):  # another run began at the same time, where there are no locks
-        write_root(settings, card)
-    _conclude(settings, len(jobs) + len(unusable), len(todo) + len(unusable), record.failures)
+
+def _segment(settings: Settings, card: Card, jobs: Sequence[Job], record: Record) -> None:
+    """Have every job done: by this process, by several of this machine, or by those of a cluster."""
+    if not jobs:
+        return
+    local = settings.executor == "local"
+    workers = choose_workers(settings, len(jobs), process_mb(card)) if local else None
+    settings.report.start(len(jobs))
+    if local and workers is None:
+        Pipeline(settings, record.take).process(jobs)
+        return
+    from bidsseg.execution.cluster import spread
+
+    spread(settings, jobs, record.take, workers)
 
 
 def _shard(settings: Settings) -> list[str] | None:
@@ -124,7 +173,7 @@ def _shard(settings: Settings) -> list[str] | None:
     return sorted(settings.participants or participant_labels(settings.bids_dir))[part - 1 :: parts]
 
 
-def _plan(
+def _jobs(
     settings: Settings, card: Card, scans: Sequence[Scan], spaces: Sequence[Space]
 ) -> tuple[list[Job], list[Entry], list[Failure]]:
     """The jobs, the scans that lack an image which the model needs, and those whose files cannot have their names."""
@@ -151,20 +200,23 @@ def _failure(scan: str, error: BidssegError) -> Failure:
     return Entry(scan, "failed", str(error)), error
 
 
-def _list(settings: Settings, card: Card, jobs: Sequence[Job], done: Container[Job]) -> None:
+def _list(settings: Settings, card: Card, plan: Plan) -> None:
     """Say what would be done."""
     settings.report.say(f"model {card.name}: {card.title}")
-    for job in jobs:
-        settings.report.say(f"{job.scan.key}: {'done' if job in done else 'to do'}")
+    for job in plan.jobs:
+        settings.report.say(f"{job.scan.key}: {'done' if job in plan.done else 'to do'}")
         for path in job.paths.files:
             settings.report.say(f"  {settings.output_dir / path}")
+    for entry, _ in plan.unusable:
+        settings.report.warn(f"{entry.scan} would fail: {entry.reason}")
 
 
-def _conclude(settings: Settings, total: int, done_now: int, failures: Sequence[Failure]) -> None:
-    """Tell the end of the story, and raise if it is not a happy one."""
-    report = settings.report
+def _conclude(settings: Settings, plan: Plan, failures: Sequence[Failure]) -> None:
+    """Summarise the run; raise if any scan failed."""
+    report, total = settings.report, plan.total
+    done_now = total - len(plan.done)
     report.stop()
-    report.say(f"segmented {done_now - len(failures)} of {total} scans, {total - done_now} were done before")
+    report.say(f"segmented {done_now - len(failures)} of {total} scans, {len(plan.done)} were done before")
     for entry, _ in failures:
         trace = f" ({entry.crash_file})" if entry.crash_file else ""
         report.warn(f"{entry.scan} failed: {entry.reason}{trace}")
