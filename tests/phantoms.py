@@ -92,7 +92,7 @@ def save(
     return path
 
 
-def save_case(folder: Path, case: str) -> Path:
+def save_case(folder: Path, case: str) -> Path:  # noqa: C901 (a list of cases)
     """Writes the head in one of the forms in which real data comes; `CASES` lists the names."""
     path = folder / f"{case}.nii.gz"
     if case in ("LAS", "LIA", "PSR"):

@@ -139,7 +139,7 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (--help shows the usage)")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915 (a list of flags, which is best read as one)
     parser = _Parser(
         prog="bidsseg",
         usage="bidsseg BIDS_DIR OUTPUT_DIR {participant,group,train} [options]",

@@ -88,11 +88,7 @@ def select_scans(
     with_t1w = {image.entities["subject"] for image in t1ws} | {key[4:].partition("_")[0] for key in closed}
     without = [label for label in chosen if label not in with_t1w]
     notes += [f"sub-{label}: no T1w image matches{alternatives(bids_dir, [label])}" for label in without]
-    of_subject: dict[str, list[Image]] = {}
-    for flair in flairs:
-        of_subject.setdefault(flair.entities["subject"], []).append(flair)
-    pairs = ((t1w, pair_flair(t1w, of_subject.get(t1w.entities["subject"], []))) for t1w in t1ws)
-    return Selection([Scan(t1w.entities, t1w.path, *pair) for t1w, pair in pairs], notes, closed)
+    return Selection(paired(t1ws, flairs), notes, closed)
 
 
 def _key(folder: Path) -> str:
@@ -109,6 +105,15 @@ def read_filters(path: Path) -> dict[str, dict[str, Any]]:
     if not all(isinstance(value, dict) for value in content.values()):
         raise UsageError(f'the filter file {path} must look like {{"t1w": {{"acquisition": "mprage", "run": null}}}}')
     return {key.lower(): value for key, value in content.items() if key.lower() in DEFAULT_FILTERS}
+
+
+def paired(t1ws: Sequence[Image], flairs: Sequence[Image]) -> list[Scan]:
+    """Return a scan for each T1w, with the FLAIR that belongs to it."""
+    of_subject: dict[str, list[Image]] = {}
+    for flair in flairs:
+        of_subject.setdefault(flair.entities["subject"], []).append(flair)
+    pairs = ((t1w, pair_flair(t1w, of_subject.get(t1w.entities["subject"], []))) for t1w in t1ws)
+    return [Scan(t1w.entities, t1w.path, *pair) for t1w, pair in pairs]
 
 
 def pair_flair(t1w: Image, flairs: Sequence[Image]) -> tuple[Path | None, str | None]:

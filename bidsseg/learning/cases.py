@@ -189,15 +189,7 @@ def draw_sample(case: Case, view: View, generator: Generator, move: Callable[[Wa
     if move is not None:
         warp = move(warp)
     brain = sample_labels(case.brain, warp.source[::2, ::2, ::2])
-    if case.image is None:
-        first = case.annotations[0]
-        values = sample_labels(first.values, warp.source)
-        realistic = uniform(0, 1, generator) < sampling.realistic
-        image, head = synthesise_each(values, first.protocol, realistic, view.inputs, generator), values != 0
-    else:
-        whole = normalise_each(case.image, None, normalisation) if sampling.anywhere else case.image
-        image = sample_image(whole, warp)
-        head = image[0] != 0
+    image, head = drawn_images(case, view, warp, generator)
     if sampling.noise_around and not sampling.anywhere and uniform(0, 1, generator) < sampling.noise_around:
         image = noise_around(image, head, generator)
     shown = torch.ones(sampling.shape, dtype=torch.bool)
@@ -225,6 +217,21 @@ def draw_sample(case: Case, view: View, generator: Generator, move: Callable[[Wa
     for annotation in case.annotations:
         sample.values.append((annotation.protocol, values_at(annotation, source, warp.mirrored).long()))
     return sample
+
+
+def drawn_images(case: Case, view: View, warp: Warp, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Return the images (C, D, H, W) of a case on the model grid, synthesised if it has none, and where its head is.
+
+    The head is booleans (D, H, W).
+    """
+    if case.image is not None:
+        whole = normalise_each(case.image, None, view.normalisation) if view.sampling.anywhere else case.image
+        images = sample_image(whole, warp)
+        return images, images[0] != 0
+    first = case.annotations[0]
+    values = sample_labels(first.values, warp.source)
+    realistic = uniform(0, 1, generator) < view.sampling.realistic
+    return synthesise_each(values, first.protocol, realistic, view.inputs, generator), values != 0
 
 
 def draw_case(case: Case, view: View, generator: Generator) -> Case:

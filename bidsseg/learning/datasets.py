@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -60,14 +60,8 @@ def load_cases(
         own = [(name, folder) for name, folder in labels if may_annotate(folder, dataset, datasets)]
         chosen = {scan.key for scan in scans_of(dataset, settings)}
         for scan in scans_of(dataset):
-            maps: dict[str, Path] = {}
-            for name, folder in own:
-                path = find_annotations(folder, scan, protocols[name].name)
-                if path is not None and name in maps:
-                    raise DataError(f"{maps[name]} and {path} both annotate {dataset.name}/{scan.key}: give one folder")
-                if path is not None:
-                    maps[name] = path
-                    owner[folder] = dataset.name
+            maps = annotations_of(scan, dataset, own, protocols)
+            owner |= {folder: dataset.name for name, folder in own if maps.get(name, Path()).is_relative_to(folder)}
             used |= set(maps.values())
             if scan.key in chosen and (maps or unlabelled):
                 report.detail(f"reading {dataset.name}/{scan.key}{'' if maps else ', without annotation'}")
@@ -76,21 +70,34 @@ def load_cases(
                 expected = " or ".join(file for name, _ in own for file in annotation_names(protocols[name].name))
                 report.warn(f"{scan.t1w}: no annotation ({expected}) in the folders of --labels, passed over")
     for name, folder in labels:
-        for label_map in find_label_maps(folder, protocols[name].name):
-            if label_map.path in used or not is_selected(label_map, settings):
-                continue
+        found = [each for each in find_label_maps(folder, protocols[name].name) if each.path not in used]
+        for label_map in (each for each in found if is_selected(each, settings)):
             if not synthetic:
                 report.warn(f"{label_map.path}: no image belongs to it, passed over")
-            else:
-                case = f"{owner[folder]}/{label_map.key}"
-                report.detail(f"reading {case}")
-                cases.append(read_label_map(case, label_map.path, protocols[name]))
+                continue
+            case = f"{owner[folder]}/{label_map.key}"
+            report.detail(f"reading {case}")
+            cases.append(read_label_map(case, label_map.path, protocols[name]))
     if not any(case.annotations for case in cases):
         folders = ", ".join(
             f"{folder} (sub-*/…/anat/*_seg-{protocols[name].name}_*dseg.nii.gz)" for name, folder in labels
         )
         raise NothingSelected(f"no scan has an annotation in {folders}: do these folders belong to the datasets?")
     return sorted(cases, key=lambda case: case.name)
+
+
+def annotations_of(
+    scan: Scan, dataset: Path, labels: Sequence[tuple[str, Path]], protocols: Mapping[str, Protocol]
+) -> dict[str, Path]:
+    """Return the annotations of a scan in folders, by protocol. DataError if two folders have one."""
+    maps: dict[str, Path] = {}
+    for name, folder in labels:
+        path = find_annotations(folder, scan, protocols[name].name)
+        if path is not None and name in maps:
+            raise DataError(f"{maps[name]} and {path} both annotate {dataset.name}/{scan.key}: give one folder")
+        if path is not None:
+            maps[name] = path
+    return maps
 
 
 def may_annotate(folder: Path, dataset: Path, datasets: Sequence[Path]) -> bool:

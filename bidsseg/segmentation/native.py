@@ -8,7 +8,7 @@ that of interpolating all logits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -159,71 +159,107 @@ def read_heads(
 
     DataError if no brain is left.
     """
-    whole = canonical_shape(volume)
     spacing = canonical_spacing(volume)
-    box = covered(grid, whole, spacing)
+    box = covered(grid, canonical_shape(volume), spacing)
     low, high = np.array(box).T
     shape = tuple((high - low).tolist())
     grid = grid.moved(-low * spacing)
     chance = brain_chance(brain_logit(features, weights), grid, shape, spacing)
     near = (torch.from_numpy(chance) > LIKELY).numpy()  # NumPy takes its time with numbers of 16 bits
     near = largest_piece(near) if "brain" in weights else near
-    likely = np.flatnonzero(near)
+    place = Place(volume, box, np.flatnonzero(near))
     names = [name for name in model.card.heads if name != "brain"]
     readings = {}
     for name in names:
         asked = name in model.card.protocols
         indices = np.array(model.heads[name].indices)
-        readings[name] = Reading.empty(indices, len(likely), want_probabilities and asked, want_entropy and asked)
-    linear = {name: torch.cat([weights[name][0].T, weights[name][1][None]]) for name in names}
-    for start in range(0, len(likely) if names else 0, CHUNK):
-        inside = interpolated(features, *corners(likely[start : start + CHUNK], shape, spacing, grid))
-        for first, part in zip(range(start, len(likely), READ), inside.split(READ), strict=False):
-            for name, reading in readings.items():
-                reading.put(first, part @ linear[name])
-
-    def filled(values: np.ndarray) -> np.ndarray:
-        """Values at the likely voxels, 0 elsewhere in the box."""
-        found = np.zeros(shape, values.dtype)
-        found.reshape(-1)[likely] = values
-        return found
-
+        count = len(place.voxels)
+        readings[name] = Reading.empty(indices, count, want_probabilities and asked, want_entropy and asked)
+    fill(readings, features, weights, place.voxels, lambda some: corners(some, shape, spacing, grid))
     if "brain" in weights:
         near &= (torch.from_numpy(chance) > 0.5).numpy()
         brain = without_bridges(largest_piece(near), spacing)
     else:
-        brain = largest_piece(filled(np.any([readings[name].labels > 0 for name in names], 0)))
+        brain = largest_piece(place.filled(np.any([readings[name].labels > 0 for name in names], 0)))
     if not brain.any():
         raise DataError("the segmentation is empty: is it a T1w of a head, with the right orientation in its header?")
-    kept = brain.reshape(-1)[likely]
+    kept = brain.reshape(-1)[place.voxels]
     for reading in readings.values():
         reading.labels[~kept] = 0
-
-    def native(values: np.ndarray) -> np.ndarray:
-        """Values in the box, 0 outside of it, on the grid of the scan."""
-        found = np.zeros(whole, values.dtype)
-        found[tuple(slice(a, b) for a, b in box)] = values
-        return from_canonical(found, volume.affine)
-
-    lesion = None
-    if model.card.lesion is not None:
-        lesion = native(filled(np.isin(readings[model.card.lesion].labels, model.heads[model.card.lesion].lesions)))
-    written = {name: readings[name] for name in names if name in model.card.protocols}
-    positions = flat(likely, shape, low, whole) if want_probabilities else likely
     quality = readings[names[0]].certainty[kept] if names else chance[brain]
+    return answer(readings, place, model, place.native(brain), float(quality.mean(dtype=np.float64)))
+
+
+@dataclass(frozen=True)
+class Place:
+    """The native voxels at which regions are read, in the box that the model grid covers.
+
+    Attributes:
+        box: canonical voxels of the scan.
+        voxels: flat positions (P,) in the box.
+    """
+
+    volume: Volume
+    box: Box
+    voxels: np.ndarray
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Flat positions (P,) in the canonical form of the scan."""
+        low, high = np.array(self.box).T
+        return flat(self.voxels, tuple((high - low).tolist()), low, canonical_shape(self.volume))
+
+    def filled(self, values: np.ndarray) -> np.ndarray:
+        """Return values (P,) in the box, 0 elsewhere in it."""
+        found = np.zeros([end - first for first, end in self.box], values.dtype)
+        found.reshape(-1)[self.voxels] = values
+        return found
+
+    def native(self, values: np.ndarray) -> np.ndarray:
+        """Return values in the box, 0 outside of it, on the grid of the scan."""
+        found = np.zeros(canonical_shape(self.volume), values.dtype)
+        found[tuple(slice(first, end) for first, end in self.box)] = values
+        return from_canonical(found, self.volume.affine)
+
+
+def answer(
+    readings: Mapping[str, Reading], place: Place, model: Model, brain: np.ndarray, quality: float
+) -> Segmentation:
+    """Return what was read, on the grid of the scan, for the protocols that the model writes."""
+    volume, lesion = place.volume, None
+    if model.card.lesion is not None:
+        found = np.isin(readings[model.card.lesion].labels, model.heads[model.card.lesion].lesions)
+        lesion = place.native(place.filled(found))
+    written = {name: reading for name, reading in readings.items() if name in model.card.protocols}
     return Segmentation(
-        labels={name: native(filled(reading.labels)) for name, reading in written.items()},
+        labels={name: place.native(place.filled(reading.labels)) for name, reading in written.items()},
         soft_mm3={name: reading.soft * volume.voxel_volume_mm3 for name, reading in written.items()},
-        brain=native(brain),
+        brain=brain,
         lesion=lesion,
-        quality=float(quality.mean(dtype=np.float64)),
+        quality=quality,
         probabilities={
-            name: Probabilities(volume.shape, volume.affine, positions, reading.probabilities)
+            name: Probabilities(volume.shape, volume.affine, place.positions, reading.probabilities)
             for name, reading in written.items()
             if reading.probabilities is not None
         },
-        entropy={n: native(filled(r.entropy)) for n, r in written.items() if r.entropy is not None},
+        entropy={n: place.native(place.filled(r.entropy)) for n, r in written.items() if r.entropy is not None},
     )
+
+
+def fill(
+    readings: Mapping[str, Reading],
+    features: Sequence[Features],
+    weights: Mapping[str, tuple[Tensor, Tensor]],
+    voxels: np.ndarray,
+    corners_of: Callable[[np.ndarray], tuple[Tensor, Tensor]],
+) -> None:
+    """Read each head at native voxels (P,), of which the model voxels around some are given with their weights."""
+    linear = {name: torch.cat([weights[name][0].T, weights[name][1][None]]) for name in readings}
+    for start in range(0, len(voxels) if readings else 0, CHUNK):
+        inside = interpolated(features, *corners_of(voxels[start : start + CHUNK]))
+        for first, part in zip(range(start, len(voxels), READ), inside.split(READ), strict=False):
+            for name, reading in readings.items():
+                reading.put(first, part @ linear[name])
 
 
 def covered(grid: Grid, shape: tuple[int, ...], spacing: np.ndarray) -> Box:
