@@ -21,7 +21,8 @@ from bidsseg.models.library import Model, build, load_model, save_model
 from bidsseg.networks.network import Network
 from bidsseg.networks.subpixel_unet import fold
 from bidsseg.segmentation import windows
-from bidsseg.segmentation.native import Probabilities, largest_piece, without_bridges
+from bidsseg.segmentation.masks import largest_piece, without_bridges
+from bidsseg.segmentation.native import Probabilities
 from bidsseg.segmentation.predict import segment
 
 CLASSES = 4

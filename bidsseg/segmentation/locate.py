@@ -34,7 +34,8 @@ from bidsseg.image.volume import Volume
 from bidsseg.models.library import Model
 from bidsseg.segmentation.engine import Engine
 from bidsseg.segmentation.features import Features
-from bidsseg.segmentation.native import brain_logit, largest_piece
+from bidsseg.segmentation.masks import largest_piece
+from bidsseg.segmentation.native import brain_logit
 from bidsseg.segmentation.windows import features_of
 
 SMALLEST_BRAIN_MM3 = 100_000.0

@@ -1,0 +1,45 @@
+"""Masks of the brain: one piece, without holes and without what hangs on it."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+BRIDGE_MM = 3.0
+"""Half the width of what is cut off from the brain."""
+
+
+def without_bridges(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """A mask (X, Y, Z) without what hangs on it by bridges thinner than twice BRIDGE_MM, as at the base of the skull.
+
+    Args:
+        spacing: (3,) mm.
+    """
+    boxes = ndimage.find_objects(mask.view(np.uint8))
+    reach = np.rint(BRIDGE_MM / spacing).astype(int)
+    if not boxes or not reach.any():
+        return mask
+    inside = mask[boxes[0]]
+    core = np.pad(inside, 1).view(np.uint8)
+    for axis, n in enumerate(reach):
+        core = ndimage.minimum_filter1d(core, 2 * n + 1, axis)
+    grown = largest_piece(core > 0).view(np.uint8)
+    for axis, n in enumerate(reach):
+        grown = ndimage.maximum_filter1d(grown, 2 * n + 3, axis)
+    kept = np.zeros_like(mask)
+    kept[boxes[0]] = inside & (grown[1:-1, 1:-1, 1:-1] > 0)
+    return kept if kept.any() else mask
+
+
+def largest_piece(mask: np.ndarray) -> np.ndarray:
+    """The largest connected piece of a mask, its holes filled."""
+    boxes = ndimage.find_objects(mask.view(np.uint8))
+    if not boxes:
+        return mask
+    found = np.zeros_like(mask)
+    pieces, _ = ndimage.label(mask[boxes[0]])
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    outside, _ = ndimage.label(np.pad(pieces != sizes.argmax(), 1, constant_values=True))
+    found[boxes[0]] = (outside != outside[0, 0, 0])[1:-1, 1:-1, 1:-1]
+    return found
