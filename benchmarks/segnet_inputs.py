@@ -25,7 +25,7 @@ from bidsseg.labels import load_protocol
 from bidsseg.learning.datasets import load_cases, split
 from bidsseg.learning.processes import Processes
 from bidsseg.learning.recipe import load_recipe
-from bidsseg.learning.segnet import Brain, Trainer, labelled_brain
+from bidsseg.learning.voxel_trainer import Brain, Trainer, labelled_brain
 from bidsseg.networks.segnet.network import SegNet
 from bidsseg.settings import Report, Settings, Training
 

@@ -21,7 +21,7 @@ from bidsseg.execution.machine import cpu_precision, keep_freed_memory
 from bidsseg.labels import load_protocol
 from bidsseg.learning.cases import Case
 from bidsseg.learning.datasets import load_cases
-from bidsseg.learning.segnet import labelled_brain
+from bidsseg.learning.voxel_trainer import labelled_brain
 from bidsseg.models.library import load_model
 from bidsseg.networks.segnet.staged import StagedSegNet, segment_in_stages
 from bidsseg.networks.segnet.surroundings import describe, surroundings

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from bidsseg.errors import DataError
 from bidsseg.image.volume import Volume
 from bidsseg.labels import load_protocol
-from bidsseg.learning import segnet as voxel_loop
+from bidsseg.learning import segnet
 from bidsseg.learning.cases import Annotation, Case, draw_case, positions
 from bidsseg.learning.loop import Plan
 from bidsseg.learning.recipe import Recipe, Voxels
-from bidsseg.learning.segnet import fit_voxels, labelled_brain
+from bidsseg.learning.segnet import fit_voxels
 from bidsseg.learning.state import Conditions, State
+from bidsseg.learning.voxel_trainer import labelled_brain
 from bidsseg.models.card import Card
 from bidsseg.models.library import Model
 from bidsseg.networks.segnet.staged import StagedSegNet
@@ -90,12 +91,12 @@ def test_each_epoch_learns_from_brains_that_are_augmented_anew(tmp_path: Path, m
     def keep(given: Case, *_: object) -> Case:
         return given
 
-    monkeypatch.setattr(voxel_loop, "draw_case", draw)
+    monkeypatch.setattr(segnet, "draw_case", draw)
     changed, as_they_are = network(), network()
     state = fit(changed, tmp_path / "changed", short(AUGMENTED))
     assert len(drawn) == 2 * len(state.curve)
     assert len({float(each.image.sum()) for each in drawn if each.image is not None}) == len(drawn)
-    monkeypatch.setattr(voxel_loop, "draw_case", keep)
+    monkeypatch.setattr(segnet, "draw_case", keep)
     fit(as_they_are, tmp_path / "kept", short(AUGMENTED))
     assert not torch.equal(changed.first.first["fine"].weight, as_they_are.first.first["fine"].weight)
 
