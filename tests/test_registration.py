@@ -20,8 +20,8 @@ from bidsseg.errors import DataError, TemporaryFailure, UsageError
 from bidsseg.image.grid import whole_grid
 from bidsseg.image.volume import Volume
 from bidsseg.labels import load_protocol
+from bidsseg.learning import clock
 from bidsseg.learning import datasets as reading
-from bidsseg.learning import registration_loop
 from bidsseg.learning.augment import Intensity, Spatial, Warp, sample_image, sample_labels
 from bidsseg.learning.cases import Annotation, Case, Sampling
 from bidsseg.learning.datasets import load_cases
@@ -217,7 +217,7 @@ def test_the_published_dfnet_is_trained_by_adam_and_normalises_over_batches(tmp_
 def test_dfnet_takes_a_part_of_the_time_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that goes on by a twentieth of a second whenever it is looked at."""
     ticks = itertools.count()
-    monkeypatch.setattr(registration_loop, "time", SimpleNamespace(monotonic=lambda: next(ticks) / 20))
+    monkeypatch.setattr(clock, "time", SimpleNamespace(monotonic=lambda: next(ticks) / 20))
     said: list[str] = []
     recipe = replace(RECIPE, registration=Registration(steps=100_000))
     budget_s = 4.0
