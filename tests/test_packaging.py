@@ -72,16 +72,21 @@ def test_the_lock_fulfils_every_requirement() -> None:
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
-    lines = (ROOT / "requirements.lock").read_text().splitlines()
-    locked = dict(line.split("==") for line in lines if line and not line.startswith("#"))
-    pins = {canonicalize_name(name): version for name, version in locked.items()}
+    def pins_of(file: str) -> dict[str, str]:
+        lines = (ROOT / file).read_text().splitlines()
+        locked = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+        return {canonicalize_name(name): version for name, version in locked.items()}
+
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     optional = project["optional-dependencies"]
+    site = optional.pop("docs")  # in an environment of its own
     extras = [text for name, texts in optional.items() if name != "antspyx" for text in texts]  # wants an older numpy
-    for text in [*project["dependencies"], *extras]:
-        requirement = Requirement(text)
-        if requirement.name != "bidsseg":
-            assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), text
+    for file, texts in {"requirements.lock": [*project["dependencies"], *extras], "docs/requirements.txt": site}.items():
+        pins = pins_of(file)
+        for text in texts:
+            requirement = Requirement(text)
+            if requirement.name != "bidsseg":
+                assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), text
 
 
 def test_relative_links_of_the_documents_lead_somewhere() -> None:
