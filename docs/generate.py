@@ -65,6 +65,7 @@ OUTPUTS = {
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages, each behind the hand-written page of the same name."""
     check_docstrings(documented_modules())
+    check_findings()
     generated = {
         "reference/command-line.md": command_line(),
         "reference/recipes.md": recipe_keys(),
@@ -235,9 +236,18 @@ def output_patterns() -> str:
     return "\n".join(lines)
 
 
+def check_findings() -> None:
+    """Raise PluginError for findings of the program that the page of the outputs does not list."""
+    source = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "bidsseg").rglob("*.py")))
+    page = (ROOT / "docs" / "reference" / "outputs.md").read_text(encoding="utf-8")
+    codes = sorted(set(re.findall(r'Finding\(\s*"([A-Z_]+)"', source)))
+    if missing := [code for code in codes if f"`{code}`" not in page]:
+        raise PluginError(f"docs/reference/outputs.md does not list the findings {', '.join(missing)}")
+
+
 def row(*cells: str) -> list[str]:
-    """Return the row of a table, as a list of one line."""
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"]
+    """Return the row of a table, as a list of one line. A bar is escaped, except in code, where Markdown keeps it."""
+    return ["| " + " | ".join(re.sub(r"(`[^`]*`)|\|", lambda found: found[1] or "\\|", cell) for cell in cells) + " |"]
 
 
 # -- Python ------------------------------------------------------------------------------------------------------------

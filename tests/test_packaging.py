@@ -81,7 +81,8 @@ def test_the_lock_fulfils_every_requirement() -> None:
     optional = project["optional-dependencies"]
     site = optional.pop("docs")  # in an environment of its own
     extras = [text for name, texts in optional.items() if name != "antspyx" for text in texts]  # wants an older numpy
-    for file, texts in {"requirements.lock": [*project["dependencies"], *extras], "docs/requirements.txt": site}.items():
+    needed = {"requirements.lock": [*project["dependencies"], *extras], "docs/requirements.txt": site}
+    for file, texts in needed.items():
         pins = pins_of(file)
         for text in texts:
             requirement = Requirement(text)
