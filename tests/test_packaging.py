@@ -66,6 +66,19 @@ def test_documents_name_the_same_version() -> None:
     citation = (ROOT / "CITATION.cff").read_text()
     assert f"\nversion: {bidsseg.__version__}\n" in citation
     assert f"## [{bidsseg.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+    catalogues = ROOT / "catalogues"
+    assert f'"VERSION": "{bidsseg.__version__}"' in (catalogues / "nipoppy" / "config.json").read_text()
+    assert f"bidsseg {bidsseg.__version__}:" in (catalogues / "nipoppy" / "zenodo.json").read_text()
+    assert f"\nversion: {bidsseg.__version__}\n" in (catalogues / "neurodesk" / "build.yaml").read_text()
+
+
+def test_the_hook_runs_the_locked_ruff() -> None:
+    locked = re.search(r"^ruff==(.+)$", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    assert locked and f"rev: v{locked[1]}\n" in (ROOT / ".pre-commit-config.yaml").read_text()
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 130
 
 
 def test_the_lock_fulfils_every_requirement() -> None:
@@ -91,7 +104,7 @@ def test_the_lock_fulfils_every_requirement() -> None:
 
 
 def test_relative_links_of_the_documents_lead_somewhere() -> None:
-    for document in (ROOT / "README.md", ROOT / "docs" / "design.md", ROOT / "CHANGELOG.md"):
+    for document in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")):
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text()):
-            if link != "docs/result.png":
+            if not link.endswith("result.png"):
                 assert (document.parent / link).exists(), f"{document.name}: {link}"
