@@ -1,10 +1,11 @@
 # make demo        a first run: environment, a small dataset, participant and group level, and where the results are
 # make test        environment and tests; BIDSSEG_TESTDATA names the folder of the real data, if there is one
 # make lint        style, types, and which room imports which
+# make docs        the site, in build/site; a broken link or a missing description fails
 # make image       the Docker image, with docker or, where no daemon answers, with buildah
 # make image-test  run that image on two scans: read-only, no network, no home, any user
 # make models      every shipped model from the data: DATA=... OUT=... and, to stop cleanly after so many, MINUTES=...
-# make boutiques   the descriptors of the command line in boutiques/
+# make boutiques   the descriptors of the command line in boutiques/ and catalogues/
 # make venv        the environment alone (.venv); later runs need no network
 #
 # PYTHON=...    the Python (3.11 or newer) to make the environment with
@@ -15,8 +16,9 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 PY := .venv/bin/python
 STAMP := .venv/installed
 DEMO := demo
+DOCS := .venv-docs
 
-.PHONY: demo test lint image image-test models boutiques venv clean
+.PHONY: demo test lint docs image image-test models boutiques venv clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -35,6 +37,9 @@ lint: $(STAMP)
 	$(PY) -m mypy
 	.venv/bin/lint-imports
 
+docs: $(DOCS)/installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
+
 image:
 	docker/build.sh bidsseg $(VARIANT)
 
@@ -52,6 +57,7 @@ models: $(STAMP)
 boutiques: $(STAMP)
 	$(PY) run.py --bids-exec-spec > boutiques/bidsseg.json
 	$(PY) run.py --bids-exec-spec train > boutiques/bidsseg_train.json
+	cp boutiques/bidsseg.json catalogues/nipoppy/descriptor.json
 
 venv: $(STAMP)
 
@@ -63,6 +69,13 @@ $(STAMP): requirements.lock pyproject.toml | $(PY)
 $(PY):
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or give PYTHON=/path/to/python"; exit 1; }
 	$(PYTHON) -m venv .venv || { rm -rf .venv; echo "On Debian and Ubuntu: sudo apt install python3-venv"; exit 1; }
+
+# An environment of its own: the site needs neither torch nor the tests' packages.
+$(DOCS)/installed: docs/requirements.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or give PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv $(DOCS) || { rm -rf $(DOCS); echo "On Debian and Ubuntu: sudo apt install python3-venv"; exit 1; }
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -r docs/requirements.txt
+	@touch $@
 
 clean:
 	rm -rf $(DEMO) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

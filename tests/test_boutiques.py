@@ -1,6 +1,7 @@
 """The descriptors of the command line: what the launchers' own tool says of them."""
 
 import json
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,15 @@ NAMES = {False: FOLDER / "bidsseg.json", True: FOLDER / "bidsseg_train.json"}
 def test_the_descriptors_are_those_of_the_parser(training: bool, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--bids-exec-spec", *(["train"] if training else [])]) == 0
     assert capsys.readouterr().out == NAMES[training].read_text(), "make boutiques"
+
+
+def test_the_bundle_for_nipoppy_has_the_descriptor_and_its_invocation_fits(tmp_path: Path) -> None:
+    bundle = FOLDER.parent / "catalogues" / "nipoppy"
+    assert (bundle / "descriptor.json").read_text() == NAMES[False].read_text(), "make boutiques"
+    text = re.sub(r"\[\[NIPOPPY_DPATH_\w+\]\]", str(tmp_path), (bundle / "invocation.json").read_text())
+    filled = tmp_path / "invocation.json"
+    filled.write_text(re.sub(r"\[\[\w+\]\]", "01", text))
+    bosh(["invocation", str(NAMES[False]), "-i", str(filled)])
 
 
 def test_their_own_validator_accepts_them() -> None:

@@ -25,6 +25,8 @@ class Loss:
     """What is lowered: the weights of the two terms, and the form of the second.
 
     Attributes:
+        entropy: weight of the cross-entropy.
+        dice: weight of the Dice loss.
         squared: whether the Dice term has squares in the denominator and counts absent regions, as E-NeuroNet's.
         naive: whether the background of every annotation is taken for the head's background, as in the baselines of
             ACE, even where it may be more.

@@ -32,9 +32,11 @@ class Voxels:
         augmented: whether each epoch draws them from brains that ``spatial`` and ``intensity`` have changed anew, and
             not, as the paper does, from the brains as they are.
         batch: voxels of a step.
-        rate, momentum: of the gradient descent; the rate is halved at each of the epochs ``halve_at``.
+        rate, momentum: of the gradient descent.
+        halve_at: epochs at which the rate is halved.
         adam: whether Adam takes the place of gradient descent; its rate falls to 0 along half a cosine.
         warm: whether the second network starts from the first, and learns the distances alone from nothing.
+        epochs: greatest number of epochs.
         patience: epochs to wait for an error that is at least 1 % lower.
     """
 
@@ -58,6 +60,7 @@ class Coarse:
 
     Attributes:
         steps: of the run that are taken so.
+        spacing_mm: voxel size of the coarser grid.
         shape, points: of a sample, as in Sampling.
     """
 
@@ -72,9 +75,18 @@ class Recipe:
     """How a model is trained.
 
     Attributes:
+        name: name of the model, letters and digits; the ``desc-`` of its outputs.
+        title: one line about the model, for its card.
         heads: protocol of each head and the weight of its loss.
+        network: ``name`` of the architecture, and the options of its class.
         inputs: suffixes of the images that the network reads, in channel order, the T1w first.
         sampling: what a sample is.
+        spacing_mm: voxel size of the model grid.
+        normalisation: how the brightness is normalised on the model grid, a name in ``image.brightness``.
+        mirror: whether the finished model takes the mean of a scan and its mirror image.
+        description: a sentence about the model, for its card and its outputs.
+        licence: licence of the weights, for the card.
+        citation: publications to cite, for the card.
         voxels: if given, a network like SegNet learns by it, voxel by voxel, and there are no samples.
         locator: the model that finds the brain for the finished one; none, or "", shows it the whole scan.
         shown_mm: how far beyond the brain that the locator finds the finished model sees.
@@ -91,6 +103,10 @@ class Recipe:
             from, from whom it then does not learn.
         balanced: whether scans with different kinds of annotation take turns, sample by sample; else every case is
             drawn equally often.
+        spatial: how far samples are moved and bent.
+        intensity: how the brightness of samples is changed.
+        loss: the loss and the weights of its terms.
+        optimiser: learning rates and their schedule.
         registration: if given, samples are moved onto unlabelled scans too.
     """
 

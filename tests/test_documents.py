@@ -1,0 +1,48 @@
+"""The commands in the README and in the pages of the site."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bidsseg.app.cli import _parser
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FLAGS = {flag for action in _parser()._actions for flag in action.option_strings}
+
+CALL = re.compile(r"(?:^|\s)(?:bidsseg(?:\.sif)?|\S*run\.py)\s+(?=\S*/|-|\"?\$|oasis)(.*)")
+"""The command, or an image, with its arguments: a dataset or a flag first."""
+
+
+def commands(page: Path) -> Iterator[str]:
+    """Yield the arguments of bidsseg in shell blocks, with continued lines joined."""
+    for block in re.findall(r"^```bash\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            if match := CALL.search(line):
+                yield match[1].partition("#")[0]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_commands_have_flags_of_the_parser(page: Path) -> None:
+    for command in commands(page):
+        assert set(re.findall(r"(?<=\s)--?[a-z][a-z-]*", f" {command}")) <= FLAGS, command
+
+
+def test_the_commands_are_found() -> None:
+    found = [command for page in PAGES for command in commands(page)]
+    assert len(found) > 15
+    assert "/data/bids /data/bids/derivatives/bidsseg participant group" in found
+
+
+def test_the_site_lists_every_page() -> None:
+    listed = set(re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    assert listed == {page.relative_to(ROOT / "docs").as_posix() for page in PAGES[1:]}
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / ".github" / "workflows" / "ci.yml"]:
+        for words in re.findall(r"(?:^|run: )make ((?:[a-z-]+ ?)+)", page.read_text(), re.MULTILINE):
+            assert set(words.split()) <= targets, f"{page.name}: make {words}"
