@@ -17,7 +17,7 @@ from bidsseg.bids.outputs import OutputPaths, SpacePaths, output_paths
 from bidsseg.bids.scan import Scan
 from bidsseg.derivative import sidecars
 from bidsseg.derivative.results import read_json
-from bidsseg.derivative.volumes import volume_table
+from bidsseg.derivative.volumes import as_text, volume_table
 from bidsseg.errors import DataError, OutputNotWritable, UsageError
 from bidsseg.files import fingerprint, is_being_written, write_json_atomic, write_text_atomic
 from bidsseg.image.nifti import write_field, write_labels, write_map, write_maps
@@ -164,8 +164,7 @@ class Job:
             table = volume_table(
                 protocol, result.labels[name], result.soft_mm3[name], t1w.voxel_volume_mm3, result.brain
             )
-            text = table.to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n")
-            write_text_atomic(self._place(places.morph[name]), text)
+            write_text_atomic(self._place(places.morph[name]), as_text(table))
             self._sidecar(places.morph[name], sidecars.morph_sidecar(name, *about))
         fits: dict[str, Fit] = {}  # of all resolutions of a template
         for space, in_space in zip(self.spaces, places.spaces, strict=True):
