@@ -264,7 +264,7 @@ class Result:
         return map_image(self._segmentation.probabilities[protocol].of_region(position), self._t1w)
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
-        """Write label maps with their look-up tables, tables of volumes and masks, and return the files.
+        """Write label maps with look-up tables and sidecars, tables of volumes and masks, and return the files.
 
         They are called as those of ``bidsseg file``. Each is whole or not there, and replaces one of the same name.
 
@@ -274,8 +274,9 @@ class Result:
         """
         from bidsseg.bids.names import with_extension
         from bidsseg.bids.outputs import output_paths
+        from bidsseg.derivative.sidecars import dseg_description
         from bidsseg.derivative.volumes import as_text
-        from bidsseg.files import write_text_atomic
+        from bidsseg.files import write_json_atomic, write_text_atomic
         from bidsseg.image.nifti import write_labels
 
         found, card = self._segmentation, self.model.card
@@ -293,7 +294,9 @@ class Result:
                 table = Path(folder) / places.morph[name].name
                 write_text_atomic(lookup, self.model.heads[name].to_tsv())
                 write_text_atomic(table, as_text(self.volumes(name)))
-                written += [lookup, table]
+                sidecar = lookup.with_suffix(".json")
+                write_json_atomic(sidecar, {"Description": dseg_description(name), "Manual": False, **self._details()})
+                written += [lookup, table, sidecar]
         return written
 
     def __repr__(self) -> str:
@@ -309,6 +312,14 @@ class Result:
         from bidsseg.image.nifti import label_image
 
         return label_image(labels, self._t1w)
+
+    def _details(self) -> dict[str, Any]:
+        """Return what a sidecar says of models and result."""
+        from bidsseg.derivative.sidecars import models_used, result_details
+
+        locator = self.model.locator
+        models = models_used([self.model.card, *([locator.card] if locator else [])])
+        return {"Models": models, **result_details(self._images, self._segmentation)}
 
     def _known(self, protocol: str) -> str:
         if protocol not in self._segmentation.labels:

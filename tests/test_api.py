@@ -1,5 +1,6 @@
 """The Python interface: `import bidsseg`."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -188,9 +189,14 @@ def test_files_are_those_of_the_command(scan: Path, model: Path, tmp_path: Path)
     result = bidsseg.segment(scan, model=model, **AS_ASKED)
     files = result.save(tmp_path / "saved")
     assert sorted(files) == sorted((tmp_path / "saved").iterdir())
-    assert {path.name for path in files} == {path.name for path in folder.iterdir() if path.suffix != ".json"}
-    for path in files:
+    sidecar = tmp_path / "saved" / "sub-01_seg-FAST_desc-tiny_dseg.json"
+    assert {path.name for path in {*files} - {sidecar}} == {p.name for p in folder.iterdir() if p.suffix != ".json"}
+    for path in {*files} - {sidecar}:
         assert path.read_bytes() == (folder / path.name).read_bytes()
+    expected = json.loads((folder / sidecar.name).read_text())
+    for key in ("Sources", "SpatialReference", "InputFingerprints"):
+        del expected[key]
+    assert json.loads(sidecar.read_text()) == expected
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputNotWritable):
         result.save(tmp_path / "file")

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bidsseg import __version__
 from bidsseg.bids.names import with_extension
 from bidsseg.bids.outputs import OutputPaths, SpacePaths, output_paths
 from bidsseg.bids.scan import Scan
@@ -83,7 +82,7 @@ class Job:
         """What decides about the result: the model and the images. Work is done again when it changes."""
         cards = [self.card, *([find_card(self.card.locator)] if self.card.locator else [])]
         return {
-            "Models": [{"Name": card.name, "SHA256": card.sha256} for card in cards],
+            "Models": sidecars.models_used(cards),
             "InputFingerprints": [fingerprint(path) for path in self.sources],
             **({"Fast": True} if self.fast else {}),
         }
@@ -135,14 +134,8 @@ class Job:
         details = {
             **self.provenance,
             **sidecars.carried_over(self.scan.t1w, self.bids_dir),
-            "Quality": round(float(result.quality), 4),
-            "SoftwareVersion": __version__,
             **({"OutputSpaces": ways} if ways else {}),
-            "Device": result.device,
-            "Precision": result.precision,
-            "Notes": [*images.notes, *result.notes],
-            "InputFindings": [str(finding) for finding in images.findings],
-            "ResultFindings": [str(finding) for finding in result.findings],
+            **sidecars.result_details(images, result),
         }
         about = (self.sources, self.bids_dir, details)
         write_labels(self._place(places.brain), result.brain, t1w)
