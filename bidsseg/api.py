@@ -137,14 +137,14 @@ def compare(
     from bidsseg.image.nifti import read_labels
 
     with _explained():
-        spoken = _protocol(protocol)
+        table = _protocol(protocol)
         one, other = (read_labels(_source(image)) for image in (found, reference))
         if not one.on_grid_of(other):
             raise DataError(
                 f"label maps of {one.shape} and {other.shape} voxels lie on two grids: resample one to the other"
             )
-        measured = agreement.compare(one.data, other.data, spoken, other.spacing_mm.tolist(), mask)
-    regions = [region for region in spoken.regions if region.scored and region.index != 0]
+        measured = agreement.compare(one.data, other.data, table, other.spacing_mm.tolist(), mask)
+    regions = [region for region in table.regions if region.scored and region.index != 0]
     return pd.DataFrame(
         {
             "index": [region.index for region in regions],

@@ -12,10 +12,10 @@ from nibabel.orientations import aff2axcodes
 from bidsseg.image.guard import Finding, refusal
 
 NAMES = (".mgh", ".mgz", ".mgh.gz")
-"""How names of MGH files end; the format has no mark by which its content could be told."""
+"""Endings of the names of MGH files; the format has no magic number."""
 
-UNTOLD = ((-1, 0, 0), (0, 0, -1), (0, 1, 0))
-"""RAS+ directions of the axes that FreeSurfer assumes where a header gives none; nibabel assumes others."""
+DEFAULT_DIRECTIONS = ((-1, 0, 0), (0, 0, -1), (0, 1, 0))
+"""RAS+ directions of the axes that FreeSurfer assumes if the header gives none; nibabel assumes others."""
 
 Layout = tuple[tuple[int, ...], np.dtype, int]
 """Shape, type and offset (bytes) of the voxels in a file."""
@@ -42,7 +42,7 @@ def mgh_layout(stored: bytes) -> tuple[nib.Nifti1Header, Layout, list[Finding]]:
         raise refusal("NOT_MGH", "is not an MGH image, although its name says so; convert it to .nii.gz")
     header = MGHHeader(start.tobytes(), check=False)
     if not start["goodRASFlag"]:
-        header["Mdc"] = UNTOLD
+        header["Mdc"] = DEFAULT_DIRECTIONS
     try:
         dtype = header.get_data_dtype()
     except KeyError:
