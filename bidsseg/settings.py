@@ -81,6 +81,7 @@ class Settings:
     """What every level may read.
 
     Attributes:
+        images: T1w and FLAIR, by suffix, of the command ``file``, for which ``bids_dir`` is the folder they are in.
         participants: labels without ``sub-``; empty means all.
         sessions: labels without ``ses-``; empty means all.
         shard: (I, N): only every N-th of the participants, from the I-th, counted from 1.
@@ -101,6 +102,7 @@ class Settings:
 
     bids_dir: Path
     output_dir: Path
+    images: Mapping[str, Path] = field(default_factory=dict)
     participants: Sequence[str] = ()
     sessions: Sequence[str] = ()
     shard: tuple[int, int] = (1, 1)
@@ -138,6 +140,11 @@ class Settings:
             raise UsageError(f"--omp-nthreads {self.threads}: give at least 1")
         if self.memory_mb is not None and self.memory_mb < 500:
             raise UsageError(f"--mem {self.memory_mb} MB is too little: give at least 500 (a number alone means MB)")
+        if not self.images:
+            self._check_places()
+
+    def _check_places(self) -> None:
+        """UsageError if something would be written into the dataset."""
         raw, out = self.bids_dir.resolve(), self.output_dir.resolve()
         if out == raw:
             raise UsageError("OUTPUT_DIR is BIDS_DIR: choose another folder for the output")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bidsseg.errors import InputMissing, UsageError
-from bidsseg.reading import read_text
+from bidsseg.reading import read_text, unreadable
 
 
 def megabytes(text: str) -> int:
@@ -55,6 +55,17 @@ def dataset(path: Path) -> Path:
     except OSError as error:
         raise InputMissing(f"{path} cannot be read ({error.strerror}): check its permissions") from error
     return path
+
+
+def image(path: Path) -> Path:
+    """Return the path from the root, after a look that it is there and is no folder."""
+    try:
+        if path.is_dir():
+            raise InputMissing(f"{path} is a folder: give an image, or a dataset with a level, e.g. participant")
+        path.stat()
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return path.parent.resolve() / path.name  # what a link to the image is called tells the scan
 
 
 def labels(entity: str, words: Sequence[str], patterns: bool = False) -> list[str]:

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -43,6 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare_streams()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a container or a scheduler asks us to stop
     try:
+        if _is_file_command(words):
+            settings = _file_settings(_file_parser().parse_intermixed_args(words[1:]), words)
+            prepare_surroundings(settings)
+            return _run(["file"], settings)
         given = _parser().parse_intermixed_args(words)
         if given.list_models:
             return _list_models()
@@ -71,6 +75,10 @@ def _run(levels: Sequence[str], settings: Settings) -> int:
                 from bidsseg.levels.participant import participant_level
 
                 participant_level(settings)
+            elif level == "file":
+                from bidsseg.levels.participant import file_level
+
+                file_level(settings)
             elif level == "group":
                 from bidsseg.levels.group import group_level
 
@@ -139,10 +147,11 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (--help shows the usage)")
 
 
-def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915 (a list of flags, which is best read as one)
+def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="bidsseg",
-        usage="bidsseg BIDS_DIR OUTPUT_DIR {participant,group,train} [options]",
+        usage="bidsseg BIDS_DIR OUTPUT_DIR {participant,group,train} [options]\n"
+        "       bidsseg file T1W OUTPUT_DIR [options]",
         description="Segment the brain MRI of a BIDS dataset, or learn to.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -181,14 +190,7 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915 (a list of flags, whi
 
     add = parser.add_argument_group("how fast").add_argument
     add("--fast", action="store_true", help="skip the second pass, over the mirror image; a little less accurate")
-    add("--device", metavar="NAME", type=arguments.device, default="auto", help="auto, cpu, cuda or cuda:N [auto]")
-    add("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="of the network [auto]")
-    add("--n-cpus", "--nprocs", "--nthreads", metavar="N", type=int, help="CPUs [all that are free to use]")
-    add("--omp-nthreads", metavar="N", type=int,
-        help="threads of each process, of which there are as many as CPUs and memory allow [2 or more]")  # fmt: skip
-    add("--mem", "--mem-mb", metavar="SIZE", dest="mem", type=arguments.megabytes,
-        help="stay below: MB, or a number with K, M, G or T [what is free]")  # fmt: skip
-    add("--mem-gb", metavar="SIZE", dest="mem", type=lambda gb: arguments.megabytes(f"{gb}G"), help="the same in GB")
+    _add_limits(add)
 
     add = parser.add_argument_group("on which machines").add_argument
     add("--executor", choices=EXECUTORS, default=Settings.executor,
@@ -227,6 +229,65 @@ def _parser() -> argparse.ArgumentParser:  # noqa: PLR0915 (a list of flags, whi
     add("--version", action="version", version=f"bidsseg {__version__}")
     add("-v", "--verbose", action="store_true", help="tell more")
     return parser
+
+
+def _add_limits(add: Callable[..., Any]) -> None:
+    """Add the flags of device, CPUs and memory."""
+    add("--device", metavar="NAME", type=arguments.device, default="auto", help="auto, cpu, cuda or cuda:N [auto]")
+    add("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="of the network [auto]")
+    add("--n-cpus", "--nprocs", "--nthreads", metavar="N", type=int, help="CPUs [all that are free to use]")
+    add("--omp-nthreads", metavar="N", type=int,
+        help="threads of each process, of which there are as many as CPUs and memory allow [2 or more]")  # fmt: skip
+    add("--mem", "--mem-mb", metavar="SIZE", dest="mem", type=arguments.megabytes,
+        help="stay below: MB, or a number with K, M, G or T [what is free]")  # fmt: skip
+    add("--mem-gb", metavar="SIZE", dest="mem", type=lambda gb: arguments.megabytes(f"{gb}G"), help="the same in GB")
+
+
+def _is_file_command(words: Sequence[str]) -> bool:
+    """Whether the words are ``file T1W OUTPUT_DIR``, and not a level on a dataset in a folder of that name."""
+    return words[:1] == ["file"] and not (Path("file").is_dir() and not set(LEVELS).isdisjoint(words[1:]))
+
+
+def _file_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="bidsseg file",
+        usage="bidsseg file T1W OUTPUT_DIR [options]",
+        description="Segment one image that is in no dataset. The outputs are those of the level participant.",
+        epilog=f"exit codes:\n{CODES}\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("t1w", metavar="T1W", type=Path, help="the T1w image: .nii, .nii.gz, .mgh or .mgz")
+    add("output_dir", metavar="OUTPUT_DIR", type=Path, help="created if missing; earlier results stay")
+    add("--flair", metavar="FLAIR", type=Path, help="the FLAIR of the same session, for models that read one")
+    add("--model", metavar="NAME|DIR", default=Settings.model, help="a shipped model or a model folder [%(default)s]")
+    add("--fast", action="store_true", help="skip the second pass, over the mirror image; a little less accurate")
+    _add_limits(add)
+    add("--overwrite", action="store_true", help="recompute a finished scan")
+    add("-v", "--verbose", action="store_true", help="report every stage")
+    return parser
+
+
+def _file_settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
+    images = {"T1w": given.t1w, **({"FLAIR": given.flair} if given.flair else {})}
+    images = {suffix: arguments.image(path) for suffix, path in images.items()}
+    return Settings(
+        bids_dir=Path(os.path.commonpath([path.parent for path in images.values()])),
+        output_dir=given.output_dir.absolute(),
+        images=images,
+        model=located(given.model),
+        device=given.device,
+        precision=given.precision,
+        n_cpus=given.n_cpus,
+        threads=given.omp_nthreads,
+        memory_mb=given.mem,
+        fast=given.fast,
+        overwrite=given.overwrite,
+        stop_on_first_crash=True,  # so that the error of the image is that of the run
+        command=("bidsseg", *words),
+        report=Terminal(verbose=given.verbose),
+    )
 
 
 def _levels(names: Sequence[str]) -> list[str]:

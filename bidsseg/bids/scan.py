@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bidsseg.bids.names import build_name
+from bidsseg.bids.names import build_name, parse_name, sort_entities
 
 ADDED = ("space", "atlas", "segmentation", "scale", "res", "den", "label", "desc")
 """Entities that a derivative has on top of those of its source."""
@@ -35,6 +36,21 @@ class Scan:
     t1w: Path
     flair: Path | None = None
     flair_reason: str | None = None
+
+    @staticmethod
+    def of_files(t1w: Path, flair: Path | None = None) -> Scan:
+        """Return the scan of images that are in no dataset.
+
+        Its entities are those in the name of the T1w; without a BIDS name, the participant is called as the file.
+
+        >>> Scan.of_files(Path("sub-01_ses-2_T1w.nii.gz")).key, Scan.of_files(Path("my scan.mgz")).key
+        ('sub-01_ses-2', 'sub-myscan')
+        """
+        parsed = parse_name(t1w.name)
+        if parsed is not None and "subject" in parsed[0]:
+            return Scan(sort_entities(parsed[0]), t1w, flair)
+        label = re.sub("[^0-9a-zA-Z]", "", re.sub(r"\.(nii|mgh|mgz)(\.gz)?$", "", t1w.name, flags=re.IGNORECASE))
+        return Scan({"subject": label or "scan"}, t1w, flair)
 
     @property
     def key(self) -> str:

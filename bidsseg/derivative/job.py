@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bidsseg import __version__
 from bidsseg.bids.names import with_extension
 from bidsseg.bids.outputs import OutputPaths, SpacePaths, output_paths
 from bidsseg.bids.scan import Scan
 from bidsseg.derivative import sidecars
 from bidsseg.derivative.results import read_json
-from bidsseg.derivative.volumes import volume_table
+from bidsseg.derivative.volumes import as_text, volume_table
 from bidsseg.errors import DataError, OutputNotWritable, UsageError
 from bidsseg.files import fingerprint, is_being_written, write_json_atomic, write_text_atomic
 from bidsseg.image.nifti import write_field, write_labels, write_map, write_maps
@@ -83,7 +82,7 @@ class Job:
         """What decides about the result: the model and the images. Work is done again when it changes."""
         cards = [self.card, *([find_card(self.card.locator)] if self.card.locator else [])]
         return {
-            "Models": [{"Name": card.name, "SHA256": card.sha256} for card in cards],
+            "Models": sidecars.models_used(cards),
             "InputFingerprints": [fingerprint(path) for path in self.sources],
             **({"Fast": True} if self.fast else {}),
         }
@@ -135,14 +134,8 @@ class Job:
         details = {
             **self.provenance,
             **sidecars.carried_over(self.scan.t1w, self.bids_dir),
-            "Quality": round(float(result.quality), 4),
-            "SoftwareVersion": __version__,
             **({"OutputSpaces": ways} if ways else {}),
-            "Device": result.device,
-            "Precision": result.precision,
-            "Notes": [*images.notes, *result.notes],
-            "InputFindings": [str(finding) for finding in images.findings],
-            "ResultFindings": [str(finding) for finding in result.findings],
+            **sidecars.result_details(images, result),
         }
         about = (self.sources, self.bids_dir, details)
         write_labels(self._place(places.brain), result.brain, t1w)
@@ -164,8 +157,7 @@ class Job:
             table = volume_table(
                 protocol, result.labels[name], result.soft_mm3[name], t1w.voxel_volume_mm3, result.brain
             )
-            text = table.to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n")
-            write_text_atomic(self._place(places.morph[name]), text)
+            write_text_atomic(self._place(places.morph[name]), as_text(table))
             self._sidecar(places.morph[name], sidecars.morph_sidecar(name, *about))
         fits: dict[str, Fit] = {}  # of all resolutions of a template
         for space, in_space in zip(self.spaces, places.spaces, strict=True):

@@ -16,11 +16,12 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from bidsseg.bids.index import folders
+from bidsseg.bids.names import with_extension
 from bidsseg.bids.outputs import group_report, group_table, root_path
 from bidsseg.derivative.cohort import QUALITY, STATUS, Cohort
 from bidsseg.derivative.job import Job
 from bidsseg.derivative.results import anat_folders, is_own_page, read_json
-from bidsseg.derivative.sidecars import NAME_PREFIX, README_MARK, SOURCE, TOOL, dataset_description
+from bidsseg.derivative.sidecars import NAME_PREFIX, README_MARK, SOURCE, TOOL, bids_uri, dataset_description
 from bidsseg.errors import BidssegError, InputMissing, OutputNotWritable, UsageError
 from bidsseg.files import fingerprint
 from bidsseg.models.card import CARD, WEIGHTS
@@ -75,6 +76,19 @@ def check_files(output_dir: Path, jobs: Iterable[Job], done: Container[Job]) -> 
         page = output_dir / job.paths.report
         if os.path.lexists(page) and not is_own_page(page) and not manifests.claim_page(page):
             raise OutputNotWritable(f"{page} is there and was not written by {TOOL}: {ELSEWHERE}")
+
+
+def check_same_scan(job: Job, overwrite: bool) -> None:
+    """OutputNotWritable if results of another image have the names of the job's, and are not to be overwritten."""
+    mask = job.output_dir / with_extension(job.paths.brain, ".json")
+    sources = read_json(mask).get("Sources")
+    before = str(sources[0]) if isinstance(sources, list) and sources else ""
+    if before and before != bids_uri(job.scan.t1w, job.bids_dir) and not overwrite:
+        name = unquote(before.removeprefix(f"bids:{SOURCE}:"))
+        raise OutputNotWritable(
+            f"{job.output_dir} holds results of {name} under the name {job.scan.key}: {ELSEWHERE}, rename the image, "
+            "or give --overwrite to replace the results"
+        )
 
 
 def check_group_files(output_dir: Path, cohorts: Iterable[Cohort]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 from bidsseg import __version__
@@ -14,6 +14,11 @@ from bidsseg.bids.outputs import root_path
 from bidsseg.errors import InputMissing, OutputNotWritable
 from bidsseg.files import locked, replacing, write_json_atomic, write_text_atomic
 from bidsseg.reading import object_or_empty, read_table
+
+if TYPE_CHECKING:
+    from bidsseg.models.card import Card
+    from bidsseg.registration.align import Images
+    from bidsseg.segmentation.native import Segmentation
 
 BIDS_VERSION = "1.10.1"
 SOURCE = "raw"
@@ -77,8 +82,12 @@ def dseg_sidecar(
     protocol: str, sources: Sequence[Path], bids_dir: Path, details: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Sidecar of a label map and of the look-up table beside it."""
-    text = f"Label map of the {protocol} protocol; the table of the same name tells the regions"
-    return image_sidecar(text, sources, bids_dir, {"Manual": False, **(details or {})})
+    return image_sidecar(dseg_description(protocol), sources, bids_dir, {"Manual": False, **(details or {})})
+
+
+def dseg_description(protocol: str) -> str:
+    """Return what the sidecar of a label map says of it."""
+    return f"Label map of the {protocol} protocol; the table of the same name tells the regions"
 
 
 def mask_sidecar(
@@ -110,6 +119,24 @@ def entropy_sidecar(
         "regions alike)"
     )
     return image_sidecar(text, sources, bids_dir, {"Manual": False, **(details or {})})
+
+
+def result_details(images: Images, result: Segmentation) -> dict[str, Any]:
+    """Return what every sidecar of a scan says of its result: quality, machine, notes and findings."""
+    return {
+        "Quality": round(float(result.quality), 4),
+        "SoftwareVersion": __version__,
+        "Device": result.device,
+        "Precision": result.precision,
+        "Notes": [*images.notes, *result.notes],
+        "InputFindings": [str(finding) for finding in images.findings],
+        "ResultFindings": [str(finding) for finding in result.findings],
+    }
+
+
+def models_used(cards: Iterable[Card]) -> list[dict[str, str]]:
+    """Return the entry ``Models`` of a sidecar, from the cards of a model and of its locator."""
+    return [{"Name": card.name, "SHA256": card.sha256} for card in cards]
 
 
 # -- of tables ---------------------------------------------------------------------------------------------------------

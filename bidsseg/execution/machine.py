@@ -79,10 +79,20 @@ def choose_machine(settings: Settings) -> Machine:
     """What was asked for, with every ``auto`` and None filled in, and torch set to that number of threads."""
     import torch
 
-    device, precision = settings.device, settings.precision
     threads = settings.n_cpus or available_cpus()
     threads = min(threads, settings.threads or threads)
     torch.set_num_threads(threads)
+    return find_machine(settings.device, settings.precision, settings.memory_mb)
+
+
+def find_machine(device: str, precision: str, memory_mb: int | None = None) -> Machine:
+    """Return what was asked for, with every ``auto`` and None filled in; torch keeps its threads and settings.
+
+    Raises:
+        UsageError: the device is not in this machine.
+    """
+    import torch
+
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
@@ -94,7 +104,7 @@ def choose_machine(settings: Settings) -> Machine:
     if precision == "auto":
         precision = "bf16" if bf16 else "fp32"
     limit = int(free * RESERVE)
-    return Machine(device, precision, threads, min(limit, settings.memory_mb or limit))
+    return Machine(device, precision, torch.get_num_threads(), min(limit, memory_mb or limit))
 
 
 def cpu_precision() -> str:

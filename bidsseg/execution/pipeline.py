@@ -70,6 +70,43 @@ def prepare(settings: Settings, sha256: str) -> tuple[Machine, Model]:
     return choose_machine(settings), load_model(settings.model)
 
 
+def require_room(machine: Machine, model: Model) -> None:
+    """UsageError if a usual scan cannot be segmented on this machine within the limit that the user has set."""
+    from bidsseg.segmentation.memory import require_memory
+
+    if machine.device == "cpu":
+        require_memory(model, machine.memory_mb, machine.number_bytes)
+
+
+def segment_images(images: Images, model: Model, machine: Machine, *, strict: bool, **asked: Any) -> Segmentation:
+    """Segment the images of one scan within the memory of the machine.
+
+    Args:
+        strict: whether the user has set the limit on memory, so that one that cannot be kept is an error.
+        asked: further arguments of ``predict.segment``.
+
+    Raises:
+        DataError: there is no brain to be found.
+        TemporaryFailure: the scan is too large for the limit.
+    """
+    from bidsseg.segmentation.memory import left_for_network
+    from bidsseg.segmentation.predict import segment
+
+    memory_mb = machine.memory_mb
+    if machine.device == "cpu":
+        voxels = max(volume.data.size for volume in images.volumes.values())
+        memory_mb = left_for_network(model, memory_mb, voxels, machine.number_bytes, strict)
+    return segment(
+        images.volumes, model, device=machine.device, precision=machine.precision, memory_mb=memory_mb, **asked
+    )
+
+
+def require_brain(result: Segmentation, name: str) -> None:
+    """DataError, with the name of the image, if a segmentation is empty."""
+    if not result.brain.any() or not all(labels.any() for labels in result.labels.values()):
+        raise DataError(f"{name}: the model found no brain; is it the T1w of a head? [EMPTY_SEGMENTATION]")
+
+
 def write_page(job: Job) -> None:
     """Write the page on which a scan stands, from what lies in the output folder."""
     from bidsseg.report import participant_page
@@ -118,10 +155,8 @@ class Pipeline:
             reading = reader.submit(self._attempt, "read", tasks[0], self._read, tasks[0])
             with self.turn:
                 machine, model = self.prepare(asked, jobs[0].card.sha256)
-            if asked.memory_mb is not None and machine.device == "cpu":
-                from bidsseg.segmentation.memory import require_memory
-
-                require_memory(model, machine.memory_mb, machine.number_bytes)
+            if asked.memory_mb is not None:
+                require_room(machine, model)
             self.machine = asdict(machine)
             if warning := emulation(machine):
                 asked.report.warn(warning)
@@ -155,15 +190,12 @@ class Pipeline:
         return images
 
     def _segment(self, task: _Task, images: Images, model: Model, machine: Machine) -> Segmentation:
-        from bidsseg.segmentation.predict import segment
-
         asked, scan = self.settings, task.job.scan
-        result = segment(
-            images.volumes,
+        result = segment_images(
+            images,
             model,
-            device=machine.device,
-            precision=machine.precision,
-            memory_mb=self._network_mb(images, model, machine),
+            machine,
+            strict=asked.memory_mb is not None,
             fast=asked.fast,
             want_probabilities=asked.probseg,
             want_entropy=asked.entropy,
@@ -176,19 +208,8 @@ class Pipeline:
         task.entry.notes += result.notes
         for note in result.notes:
             asked.report.warn(f"{scan.key}: {note}")
-        if not result.brain.any() or not all(labels.any() for labels in result.labels.values()):
-            raise DataError(f"{scan.t1w}: the model found no brain; is it the T1w of a head? [EMPTY_SEGMENTATION]")
+        require_brain(result, str(scan.t1w))
         return result
-
-    def _network_mb(self, images: Images, model: Model, machine: Machine) -> int:
-        """Memory (MB) of the device that the network may use."""
-        from bidsseg.segmentation.memory import left_for_network
-
-        if machine.device != "cpu":
-            return machine.memory_mb
-        voxels = max(volume.data.size for volume in images.volumes.values())
-        strict = self.settings.memory_mb is not None
-        return left_for_network(model, machine.memory_mb, voxels, machine.number_bytes, strict)
 
     def _write(self, task: _Task, images: Images, result: Segmentation, model: Model) -> bool:
         from bidsseg.report import write_figures, write_viewer

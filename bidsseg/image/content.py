@@ -10,7 +10,7 @@ from bidsseg.reading import check_fetched, is_web_page, unreadable
 
 
 def content(path: Path) -> bytes:
-    """Bytes of a file, uncompressed when its name ends in ``.gz``.
+    """Bytes of a file, uncompressed when its name ends in ``.gz`` or ``.mgz``.
 
     Raises:
         InputMissing: There is no such file, it may not be read, or its content was not fetched.
@@ -28,13 +28,14 @@ def content(path: Path) -> bytes:
     check_fetched(path, stored)
     if is_web_page(stored):
         raise refusal("WEB_PAGE", "is a web page, not an image; download the image itself")
-    compressed, named = stored[:2] == b"\x1f\x8b", path.name.lower().endswith(".gz")
+    compressed, named = stored[:2] == b"\x1f\x8b", path.name.lower().endswith((".gz", ".mgz"))
     if compressed and not named:
         raise refusal("NAME_MISLEADS", "is compressed, but its name does not end in .gz; rename it")
     if named and not compressed:
         if is_text(stored):
-            raise refusal("NOT_NIFTI", "is text, not a NIfTI image")
-        raise refusal("NAME_MISLEADS", "is not compressed, but its name ends in .gz; rename or convert it")
+            raise refusal("NOT_NIFTI", "is text, not an image")
+        ending = path.name[path.name.rindex(".") :]
+        raise refusal("NAME_MISLEADS", f"is not compressed, but its name ends in {ending}; rename or convert it")
     if not compressed:
         return stored
     try:

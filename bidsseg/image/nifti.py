@@ -1,23 +1,41 @@
-"""Reading NIfTI files with a guard, and writing them on the grid of another image."""
+"""Reading images with a guard, and writing NIfTI files on the grid of another image."""
 
 import gzip
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.arrayproxy import ArrayProxy
-from nibabel.spatialimages import HeaderDataError
+from nibabel.arrayproxy import ArrayProxy, is_proxy
+from nibabel.spatialimages import HeaderDataError, SpatialImage
 
 from bidsseg.errors import DataError
 from bidsseg.files import replacing
 from bidsseg.image.content import content, is_text
 from bidsseg.image.guard import UNITS_MM, Finding, check_kind, check_shape, check_space, clean_intensities, refusal
+from bidsseg.image.mgh import header_at, is_mgh, mgh_layout
 from bidsseg.image.volume import Field, Volume
 
-__all__ = ["Finding", "read_image", "read_labels", "write_field", "write_labels", "write_map", "write_maps"]
+__all__ = [
+    "Finding",
+    "Source",
+    "label_image",
+    "map_image",
+    "name_of",
+    "read_image",
+    "read_labels",
+    "write_field",
+    "write_labels",
+    "write_map",
+    "write_maps",
+]
+
+Source = Path | SpatialImage
+"""A ``.nii``, ``.nii.gz``, ``.mgh`` or ``.mgz`` file, or an image of nibabel, which is not changed."""
 
 COMPRESSION = 4
 """gzip level."""
@@ -46,11 +64,11 @@ GEOMETRY = (
 """Fields of a header that place its voxels, besides ``pixdim`` and the unit."""
 
 
-def read_image(path: Path) -> tuple[Volume, list[Finding]]:
+def read_image(source: Source) -> tuple[Volume, list[Finding]]:
     """An intensity image as float32, with what is worth knowing about it.
 
     Args:
-        path: A ``.nii`` or ``.nii.gz`` file.
+        source: A file, or an image of nibabel.
 
     Returns:
         Volume of shape (X, Y, Z), intensities scaled as the header says, NaN and infinity set to 0, affine in mm;
@@ -60,8 +78,8 @@ def read_image(path: Path) -> tuple[Volume, list[Finding]]:
         InputMissing: There is no such file, or it cannot be opened.
         DataError: It is no usable 3-D image; the message ends with a code in brackets.
     """
-    with _named(path):
-        header, stored, findings = _load(path)
+    with _named(source):
+        header, stored, findings = _load(source)
         data = np.asarray(stored, dtype=np.float32)
         shape, more = check_shape(data.shape)
         affine, remarks = check_space(header, shape)
@@ -70,18 +88,18 @@ def read_image(path: Path) -> tuple[Volume, list[Finding]]:
         return Volume(data, affine, header), findings
 
 
-def read_labels(path: Path) -> Volume:
+def read_labels(source: Source) -> Volume:
     """A label map, in the smallest integer type that holds its labels (unsigned unless some are negative).
 
     Args:
-        path: A ``.nii`` or ``.nii.gz`` file; floating-point and scaled labels are rounded.
+        source: A file, or an image of nibabel; floating-point and scaled labels are rounded.
 
     Raises:
         InputMissing: There is no such file, or it cannot be opened.
         DataError: It is no usable 3-D image, or a value is not close to an integer.
     """
-    with _named(path):
-        header, stored, _ = _load(path)
+    with _named(source):
+        header, stored, _ = _load(source)
         values = np.asarray(stored)
         shape, _ = check_shape(values.shape)
         affine, _ = check_space(header, shape)
@@ -152,19 +170,87 @@ def _write_scaled(path: Path, shape: tuple[int, ...], maps: Iterable[np.ndarray]
     _write(path, header, (np.rint(m.astype(np.float32).clip(0, 1) / MAP_STEP).astype(np.uint16) for m in maps))
 
 
+def label_image(labels: np.ndarray, like: Volume) -> nib.Nifti1Image:
+    """Return what :func:`write_labels` writes as an image of nibabel."""
+    dtype = np.dtype(np.uint8) if labels.dtype == bool else np.min_scalar_type(labels.max())
+    header = _fresh_header(like, labels.shape, dtype)
+    header.set_intent("label")
+    return type_of(header)(labels.astype(dtype), header.get_best_affine(), header)
+
+
+def map_image(values: np.ndarray, like: Volume) -> nib.Nifti1Image:
+    """Return values, floating point of shape (X, Y, Z), on the grid of `like` as an image of nibabel, float32."""
+    header = _fresh_header(like, values.shape, np.dtype(np.float32))
+    return type_of(header)(values.astype(np.float32), header.get_best_affine(), header)
+
+
+def type_of(header: nib.Nifti1Header) -> type:
+    """Return the class of images that have such a header."""
+    return nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+
+
+def name_of(source: Source) -> str:
+    """Return what errors call an image: its path, or ``image`` where it has none."""
+    return str(source) if isinstance(source, Path) else source.get_filename() or "image"
+
+
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _named(source: Source) -> Iterator[None]:
     """Puts the file in front of what is wrong with it; odd numbers in it are the guard's business, not numpy's."""
     try:
         with np.errstate(all="ignore"):
             yield
     except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+        raise DataError(f"{name_of(source)}: {error}") from error
+    except (EOFError, OSError, zlib.error) as error:  # of nibabel, which reads voxels when they are asked for
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = " ".join(str(error).split())
+        message = f"{name_of(source)}: has voxels that cannot be read ({reason}); copy or convert it again"
+        raise refusal("TRUNCATED", message) from error
 
 
-def _load(path: Path) -> tuple[nib.Nifti1Header, ArrayProxy, list[Finding]]:
-    """Header as nibabel corrects it, voxels as stored, and the corrections."""
-    stored = content(path)
+def _load(source: Source) -> tuple[nib.Nifti1Header, Any, list[Finding]]:
+    """Return the header as nibabel corrects it, the voxels as stored, and the corrections."""
+    if not isinstance(source, Path):
+        return _held(source)
+    stored = content(source)
+    return _load_mgh(stored) if is_mgh(source) else _load_nifti(stored)
+
+
+def _held(image: SpatialImage) -> tuple[nib.Nifti1Header, Any, list[Finding]]:
+    """Return header and voxels of an image of nibabel."""
+    stored: Any = image.dataobj
+    check_shape(image.shape)
+    check_kind(stored.dtype)
+    if image.affine is None:
+        raise refusal("SINGULAR_AFFINE", "has no affine; give the image one")
+    if isinstance(image.header, nib.Nifti1Header):
+        header = image.header.copy()
+        if not np.allclose(header.get_best_affine(), image.affine):  # changed after the image was made
+            header.set_sform(image.affine, int(header["sform_code"]) or "scanner")
+    else:
+        header = header_at(image.affine)
+    # The guard changes voxels: an array is copied, while a proxy reads new ones from the file.
+    return header, stored if is_proxy(stored) else np.array(stored), []
+
+
+def _load_mgh(stored: bytes) -> tuple[nib.Nifti1Header, ArrayProxy, list[Finding]]:
+    header, layout, findings = mgh_layout(stored)
+    _check_whole(stored, *layout)
+    return header, ArrayProxy(BytesIO(stored), layout), findings
+
+
+def _check_whole(stored: bytes, shape: tuple[int, ...], dtype: np.dtype, offset: int) -> None:
+    """DataError if a file holds no such image, or ends before its last voxel."""
+    check_kind(dtype)
+    check_shape(shape)
+    missing = offset + int(np.prod(shape, dtype=object)) * dtype.itemsize - len(stored)
+    if missing > 0:
+        raise refusal("TRUNCATED", f"ends {missing} bytes too early; copy or convert it again")
+
+
+def _load_nifti(stored: bytes) -> tuple[nib.Nifti1Header, ArrayProxy, list[Finding]]:
     header = _header(stored)
     corrections = _Corrections()
     try:
@@ -174,11 +260,7 @@ def _load(path: Path) -> tuple[nib.Nifti1Header, ArrayProxy, list[Finding]]:
         shape, offset = header.get_data_shape(), header.get_data_offset()
     except (HeaderDataError, ValueError, OverflowError) as error:
         raise refusal("BAD_HEADER", f"has a NIfTI header that cannot be used: {error}") from error
-    check_kind(dtype)
-    check_shape(shape)
-    missing = offset + int(np.prod(shape, dtype=object)) * dtype.itemsize - len(stored)
-    if missing > 0:
-        raise refusal("TRUNCATED", f"ends {missing} bytes too early; copy or convert it again")
+    _check_whole(stored, shape, dtype, offset)
     findings = [Finding("HEADER_CORRECTED", f"The header was corrected: {text}.") for text in corrections]
     return header, ArrayProxy(BytesIO(stored), header), findings
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 from bidsseg.bids import outputs, query, validator
 from bidsseg.bids.index import participant_labels
-from bidsseg.bids.scan import Scan
+from bidsseg.bids.scan import Scan, Selection
 from bidsseg.derivative.job import Job, check_apart, remove_halves, write_root
 from bidsseg.derivative.manifest import Entry, RunLog, stamp
-from bidsseg.derivative.ownership import check_files, check_folder, check_source
+from bidsseg.derivative.ownership import check_files, check_folder, check_same_scan, check_source
 from bidsseg.derivative.sidecars import lists_model
 from bidsseg.errors import (
     BidssegError,
@@ -39,37 +39,34 @@ def participant_level(settings: Settings) -> None:
     Raises:
         BidssegError: with code 1 if some scans failed, 65 if all failed because of their data.
     """
-    check_folder(settings.output_dir)
-    check_source(settings)
-    card = find_card(settings.model)
-    if settings.executor == "local":  # the machines of a cluster have devices of their own
-        check_device(settings.device)
-    spaces = _spaces(settings)
+    card, spaces = _checked(settings)
     participants = _shard(settings)
     if participants == []:
         settings.report.say("this shard has no participant: there are fewer of them than shards")
         return
-    plan = _plan(settings, card, participants, spaces)
-    for warning in plan.warnings:
-        settings.report.warn(warning)
-    if settings.dry_run:
-        _list(settings, card, plan)
-        return
-    write_root(settings, card)
-    remove_halves(settings.output_dir.glob(".*.part"), {job.paths.report.name for job in plan.jobs})
-    for job in plan.jobs:
-        if job in plan.done and not job.has_page():
-            write_page(job)
-    log = _manifest(settings, card, plan)
-    log.save()
-    record = Record(settings, log, list(plan.unusable))
-    try:
-        _segment(settings, card, plan.todo, record)
-    finally:
-        log.finish()
-    if not lists_model(settings.output_dir, card.name):  # another run began at the same time, where there are no locks
-        write_root(settings, card)
-    _conclude(settings, plan, record.failures)
+    selection = query.select_scans(
+        settings.bids_dir,
+        participants=participants,
+        sessions=settings.sessions or None,
+        filters=settings.filters,
+        database_dir=settings.database_dir,
+    )
+    _process(settings, card, _plan(settings, card, selection, spaces))
+
+
+def file_level(settings: Settings) -> None:
+    """Segment the images of ``settings.images``, which are in no dataset, as a scan of one that holds nothing else.
+
+    Raises:
+        BidssegError: as for :func:`participant_level`.
+    """
+    card, spaces = _checked(settings)
+    missing = [suffix for suffix in card.inputs if suffix not in settings.images]
+    if missing:
+        raise UsageError(f"the model {card.name} needs a {missing[0]}: give --{missing[0].lower()} FILE")
+    scan = Scan.of_files(settings.images["T1w"], settings.images.get("FLAIR"))
+    check_same_scan(Job(scan, card, settings.bids_dir, settings.output_dir), settings.overwrite)
+    _process(settings, card, _plan(settings, card, Selection([scan], []), spaces))
 
 
 @dataclass(frozen=True)
@@ -100,24 +97,22 @@ class Plan:
         return len(self.jobs) + len(self.unusable)
 
 
-def _spaces(settings: Settings) -> list[Space]:
-    """The standard spaces that are asked for. UsageError if two ways lead to one template."""
+def _checked(settings: Settings) -> tuple[Card, list[Space]]:
+    """Return the model and the standard spaces, after a look at the output folder and the device."""
+    check_folder(settings.output_dir)
+    check_source(settings)
+    card = find_card(settings.model)
+    if settings.executor == "local":  # the machines of a cluster have devices of their own
+        check_device(settings.device)
     spaces = list(dict.fromkeys(find_space(word) for word in settings.output_spaces))
     for one, other in itertools.combinations(spaces, 2):
         if one.template == other.template and one.affine != other.affine:
             raise UsageError(f"--output-spaces: give one way to {one.template}, with :affine or without")
-    return spaces
+    return card, spaces
 
 
-def _plan(settings: Settings, card: Card, participants: list[str] | None, spaces: Sequence[Space]) -> Plan:
+def _plan(settings: Settings, card: Card, selection: Selection, spaces: Sequence[Space]) -> Plan:
     """Look what there is to do. DataError if no scan can be used; OutputNotWritable for files of others."""
-    selection = query.select_scans(
-        settings.bids_dir,
-        participants=participants,
-        sessions=settings.sessions or None,
-        filters=settings.filters,
-        database_dir=settings.database_dir,
-    )
     jobs, passed_over, unusable = _jobs(settings, card, selection.scans, spaces)
     unusable += [_failure(key, InputMissing(reason)) for key, reason in selection.closed.items()]
     if not jobs:
@@ -128,10 +123,34 @@ def _plan(settings: Settings, card: Card, participants: list[str] | None, spaces
     check_files(settings.output_dir, jobs, done)
     warnings = [*selection.notes, *(f"{entry.scan} is passed over: {entry.reason}" for entry in passed_over)]
     todo = [job.scan for job in jobs if job not in done]
-    if todo and not settings.skip_validation:
+    if todo and not (settings.skip_validation or settings.images):
         place = None if settings.dry_run else settings.output_dir
         warnings += [str(issue) for issue in validator.validate(settings.bids_dir, todo, place)]
     return Plan(jobs, done, passed_over, unusable, warnings)
+
+
+def _process(settings: Settings, card: Card, plan: Plan) -> None:
+    """Segment the scans that are not done, keep a manifest, and raise if any failed."""
+    for warning in plan.warnings:
+        settings.report.warn(warning)
+    if settings.dry_run:
+        _list(settings, card, plan)
+        return
+    write_root(settings, card)
+    remove_halves(settings.output_dir.glob(".*.part"), {job.paths.report.name for job in plan.jobs})
+    for job in plan.jobs:
+        if job in plan.done and not job.has_page():
+            write_page(job)
+    log = _manifest(settings, card, plan)
+    log.save()
+    record = Record(settings, log, list(plan.unusable))
+    try:
+        _segment(settings, card, plan.todo, record)
+    finally:
+        log.finish()
+    if not lists_model(settings.output_dir, card.name):  # another run began at the same time, where there are no locks
+        write_root(settings, card)
+    _conclude(settings, plan, record.failures)
 
 
 def _manifest(settings: Settings, card: Card, plan: Plan) -> RunLog:

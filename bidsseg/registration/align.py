@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from nibabel.affines import apply_affine
 
 from bidsseg.errors import DataError, UsageError
 from bidsseg.image.guard import Finding, refusal
-from bidsseg.image.nifti import read_image
+from bidsseg.image.nifti import Source, name_of, read_image
 from bidsseg.image.volume import Volume
 
 FAR_MM, FAR_DEGREES = 20.0, 15.0
@@ -63,23 +62,23 @@ class Images:
     notes: list[str] = field(default_factory=list)
 
 
-def read_aligned(paths: Mapping[str, Path]) -> Images:
+def read_aligned(sources: Mapping[str, Source]) -> Images:
     """Reads the images of one scan, by suffix, and brings all to the grid of the first.
 
     Raises:
         InputMissing, DataError: one cannot be used, see ``read_image``, or does not fit the first.
         UsageError: SimpleITK is needed and not installed.
     """
-    first, *others = paths
-    volume, findings = read_image(paths[first])
+    first, *others = sources
+    volume, findings = read_image(sources[first])
     images = Images({first: volume}, findings)
     for suffix in others:
-        moving, findings = read_image(paths[suffix])
+        moving, findings = read_image(sources[suffix])
         images.findings.extend(Finding(finding.code, f"{suffix}: {finding.message}") for finding in findings)
         try:
             images.volumes[suffix], motion = align(moving, volume)
         except DataError as error:
-            raise DataError(f"{paths[suffix]}: {error}") from error
+            raise DataError(f"{name_of(sources[suffix])}: {error}") from error
         if motion is not None:
             note = f"{suffix} {motion} to fit the {first}"
             images.notes.append(note)

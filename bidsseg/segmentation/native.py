@@ -65,11 +65,14 @@ class Probabilities:
 
     def maps(self) -> Iterator[np.ndarray]:
         """One map (X, Y, Z) after the other, in the order of the protocol."""
+        return map(self.of_region, range(self.table.shape[1]))
+
+    def of_region(self, position: int) -> np.ndarray:
+        """Return the map (X, Y, Z), float16, of the region at a position in the protocol."""
         canonical_shape = canonical(np.empty(self.shape, np.uint8), self.affine).shape
-        for region in range(self.table.shape[1]):
-            values = np.full(int(np.prod(self.shape)), region == 0, np.float16)
-            values[self.voxels] = self.table[:, region]
-            yield from_canonical(values.reshape(canonical_shape), self.affine)
+        values = np.full(int(np.prod(self.shape)), position == 0, np.float16)
+        values[self.voxels] = self.table[:, position]
+        return from_canonical(values.reshape(canonical_shape), self.affine)
 
 
 @dataclass

@@ -1,0 +1,423 @@
+"""The Python interface: segment one scan in memory, and compare label maps.
+
+    import bidsseg
+
+    result = bidsseg.segment("t1w.nii.gz")
+    result.dseg("FreeSurfer")     # an image of nibabel on the grid of the scan
+    result.volumes("FreeSurfer")  # a table of pandas
+
+Nothing here prints, or changes the threads or the settings of torch. Label maps are those that the command line writes
+for the same scan on the same device, with the same precision and memory. Errors are those of ``bidsseg.errors``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from bidsseg.errors import BidssegError, DataError, UsageError, explained
+
+if TYPE_CHECKING:
+    import nibabel as nib
+    import pandas as pd
+
+    from bidsseg.bids.scan import Scan
+    from bidsseg.image.guard import Finding
+    from bidsseg.image.nifti import Source
+    from bidsseg.image.volume import Volume
+    from bidsseg.labels.protocol import Protocol
+    from bidsseg.models.card import Card
+    from bidsseg.models.library import Model
+    from bidsseg.registration.align import Images
+    from bidsseg.segmentation.native import Segmentation
+
+Image: TypeAlias = "str | os.PathLike[str] | nib.spatialimages.SpatialImage"
+"""A file (``.nii``, ``.nii.gz``, ``.mgh``, ``.mgz``) or an image of nibabel."""
+
+SUFFIXES = ("T1w", "FLAIR")
+LEAST_MEMORY_MB = 500
+
+
+def segment(
+    image: Image | Mapping[str, Image],
+    *,
+    model: str | os.PathLike[str] | Model = "wholebrain",
+    device: str = "auto",
+    precision: str = "auto",
+    memory_mb: int | None = None,
+    fast: bool = False,
+    probabilities: bool = False,
+) -> Result:
+    """Segment one scan.
+
+    Args:
+        image: the T1w; or images by suffix, ``{"T1w": ..., "FLAIR": ...}``, for a model that reads a FLAIR, which is
+            aligned to the T1w.
+        model: name of a shipped model, a model folder, or what :func:`load_model` returns. A loaded model is not read
+            again at each call.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        precision: ``auto``, ``bf16`` or ``fp32``.
+        memory_mb: limit on memory (MB), None for what is free.
+        fast: leave out the pass over the mirror image; a little less accurate.
+        probabilities: keep the probability of every region, for ``Result.probability``.
+
+    Raises:
+        UsageError: an argument has no such value, or the model needs a FLAIR.
+        InputMissing: an image or a model does not exist or cannot be opened.
+        DataError: an image or a model cannot be used, or shows no brain.
+        TemporaryFailure: there is not enough memory.
+    """
+    with _explained():
+        images = _by_suffix(image)
+        _check(device, precision, memory_mb)
+        loaded = load_model(model) if isinstance(model, str | os.PathLike) else model
+        return _segment(
+            _used(images, loaded.card),
+            loaded,
+            device=device,
+            precision=precision,
+            memory_mb=memory_mb,
+            fast=fast,
+            probabilities=probabilities,
+        )
+
+
+def load_model(name_or_folder: str | os.PathLike[str]) -> Model:
+    """Return the shipped model of that name, or the model in that folder, to be given to :func:`segment`.
+
+    Raises:
+        InputMissing: there is neither, or its weights are missing.
+        DataError: the card or the weights are damaged.
+    """
+    from bidsseg.models import library
+
+    with _explained():
+        return library.load_model(os.fspath(name_or_folder))
+
+
+def list_models() -> list[Card]:
+    """Return the cards of the shipped models: name, title, inputs, heads, Dice, licence and more."""
+    from bidsseg.models.card import shipped
+
+    return shipped()
+
+
+def compare(
+    found: Image,
+    reference: Image,
+    protocol: str | os.PathLike[str] | Protocol,
+    *,
+    mask: Literal["own", "reference"] = "own",
+) -> pd.DataFrame:
+    """Measure how well two label maps on one grid agree.
+
+    Args:
+        found: label map that is judged.
+        reference: label map that is taken for true.
+        protocol: what the values of both mean: name of a shipped protocol, a ``dseg.tsv`` file, or a protocol.
+        mask: with ``reference``, only voxels that the reference labels count.
+
+    Returns:
+        One row for each scored region but the background, with the columns index, name, abbreviation, dice,
+        hausdorff95-mm, surface-distance-mm, found-mm3 and reference-mm3. What is not defined is NaN: all but the
+        volumes for a region that neither map has, distances for a region that only one map has.
+
+    Raises:
+        InputMissing: a file does not exist or cannot be opened.
+        DataError: a label map cannot be used, holds values that the protocol lacks, or lies on another grid.
+    """
+    import pandas as pd
+
+    from bidsseg.evaluation import agreement
+    from bidsseg.image.nifti import read_labels
+
+    with _explained():
+        table = _protocol(protocol)
+        one, other = (read_labels(_source(image)) for image in (found, reference))
+        if not one.on_grid_of(other):
+            raise DataError(
+                f"label maps of {one.shape} and {other.shape} voxels lie on two grids: resample one to the other"
+            )
+        measured = agreement.compare(one.data, other.data, table, other.spacing_mm.tolist(), mask)
+    regions = [region for region in table.regions if region.scored and region.index != 0]
+    return pd.DataFrame(
+        {
+            "index": [region.index for region in regions],
+            "name": [region.name for region in regions],
+            "abbreviation": [region.abbreviation for region in regions],
+            "dice": measured.dice,
+            "hausdorff95-mm": measured.hausdorff95_mm,
+            "surface-distance-mm": measured.surface_distance_mm,
+            "found-mm3": measured.found_mm3,
+            "reference-mm3": measured.reference_mm3,
+        }
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """The segmentation of one scan. Images of nibabel lie on the grid of its T1w and keep the geometry of its header.
+
+    Attributes:
+        model: what segmented it.
+    """
+
+    model: Model
+    _scan: Scan
+    _images: Images
+    _segmentation: Segmentation
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """Names of the protocols of the label maps."""
+        return self.model.card.protocols
+
+    @property
+    def quality(self) -> float:
+        """Mean probability of the chosen region over the brain, 0 to 1."""
+        return self._segmentation.quality
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What should be known of the scan and of the result before trusting it, each with ``code`` and ``message``."""
+        return [*self._images.findings, *self._segmentation.findings]
+
+    @property
+    def notes(self) -> list[str]:
+        """How the images were moved and the result was computed, as far as it is unusual."""
+        return [*self._images.notes, *self._segmentation.notes]
+
+    @property
+    def device(self) -> str:
+        """Where the network ran: ``cpu`` or ``cuda:N``."""
+        return self._segmentation.device
+
+    @property
+    def precision(self) -> str:
+        """Precision of the network: ``bf16`` or ``fp32``."""
+        return self._segmentation.precision
+
+    @property
+    def brain_mask(self) -> nib.Nifti1Image:
+        """The brain mask, uint8: 1 inside, 0 outside."""
+        return self._image(self._segmentation.brain)
+
+    @property
+    def lesion_mask(self) -> nib.Nifti1Image | None:
+        """The lesion mask, uint8: 1 inside, 0 outside; None if the model knows no lesions."""
+        lesion = self._segmentation.lesion
+        return None if lesion is None else self._image(lesion)
+
+    def dseg(self, protocol: str) -> nib.Nifti1Image:
+        """Return the label map of a protocol, in the smallest unsigned type.
+
+        Raises:
+            UsageError: the model has no such protocol.
+        """
+        return self._image(self._segmentation.labels[self._known(protocol)])
+
+    def regions(self, protocol: str) -> pd.DataFrame:
+        """Return the look-up table of a protocol: columns index, name, abbreviation, color, mapping.
+
+        Raises:
+            UsageError: the model has no such protocol.
+        """
+        from io import StringIO
+
+        import pandas as pd
+
+        table = self.model.heads[self._known(protocol)].to_tsv()
+        return pd.read_csv(StringIO(table), sep="\t", dtype={"mapping": "Int64"})
+
+    def volumes(self, protocol: str) -> pd.DataFrame:
+        """Return the volumes of the regions of a protocol, and last the intracranial volume.
+
+        Columns index, name, abbreviation, voxels, volume-mm3, softvolume-mm3, as in ``morph.tsv``.
+
+        Raises:
+            UsageError: the model has no such protocol.
+        """
+        from bidsseg.derivative.volumes import volume_table
+
+        found, voxel_mm3 = self._segmentation, self._t1w.voxel_volume_mm3
+        labels = found.labels[self._known(protocol)]
+        return volume_table(self.model.heads[protocol], labels, found.soft_mm3[protocol], voxel_mm3, found.brain)
+
+    def probability(self, protocol: str, index: int) -> nib.Nifti1Image:
+        """Return the probability (0 to 1, float32) of the region with that index in the label map.
+
+        Raises:
+            UsageError: the model has no such protocol, or probabilities were not asked for.
+            DataError: the protocol has no such region.
+        """
+        from bidsseg.image.nifti import map_image
+
+        head = self.model.heads[self._known(protocol)]
+        if protocol not in self._segmentation.probabilities:
+            raise UsageError("probabilities were not kept: call segment with probabilities=True")
+        position = head.regions.index(head.region(index))
+        return map_image(self._segmentation.probabilities[protocol].of_region(position), self._t1w)
+
+    def save(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write label maps with look-up tables and sidecars, tables of volumes and masks, and return the files.
+
+        They are called as those of ``bidsseg file``. Each is whole or not there, and replaces one of the same name.
+
+        Raises:
+            OutputNotWritable: a file cannot be created there.
+            IOFailure: writing failed, e.g. the disk is full.
+        """
+        from bidsseg.bids.names import with_extension
+        from bidsseg.bids.outputs import output_paths
+        from bidsseg.derivative.sidecars import dseg_description
+        from bidsseg.derivative.volumes import as_text
+        from bidsseg.files import write_json_atomic, write_text_atomic
+        from bidsseg.image.nifti import write_labels
+
+        found, card = self._segmentation, self.model.card
+        places = output_paths(self._scan, card.name, self.protocols, lesion=found.lesion is not None)
+        masks = [(places.brain, found.brain), (places.lesion, found.lesion)]
+        maps = [(place, found.labels[name]) for name, place in places.dseg.items()]
+        written = []
+        with _explained():
+            for place, labels in [*masks, *maps]:
+                if place is not None and labels is not None:
+                    written.append(Path(folder) / place.name)
+                    write_labels(written[-1], labels, self._t1w)
+            for name, place in places.dseg.items():
+                lookup = Path(folder) / with_extension(place, ".tsv").name
+                table = Path(folder) / places.morph[name].name
+                write_text_atomic(lookup, self.model.heads[name].to_tsv())
+                write_text_atomic(table, as_text(self.volumes(name)))
+                sidecar = lookup.with_suffix(".json")
+                write_json_atomic(sidecar, {"Description": dseg_description(name), "Manual": False, **self._details()})
+                written += [lookup, table, sidecar]
+        return written
+
+    def __repr__(self) -> str:
+        found = ", ".join(finding.code for finding in self.findings)
+        findings = f", findings {found}" if found else ""
+        return f"<bidsseg.Result of {self._scan.key} by {self.model.card.name}: quality {self.quality:.3f}{findings}>"
+
+    @property
+    def _t1w(self) -> Volume:
+        return self._images.volumes["T1w"]
+
+    def _image(self, labels: Any) -> nib.Nifti1Image:
+        from bidsseg.image.nifti import label_image
+
+        return label_image(labels, self._t1w)
+
+    def _details(self) -> dict[str, Any]:
+        """Return what a sidecar says of models and result."""
+        from bidsseg.derivative.sidecars import models_used, result_details
+
+        locator = self.model.locator
+        models = models_used([self.model.card, *([locator.card] if locator else [])])
+        return {"Models": models, **result_details(self._images, self._segmentation)}
+
+    def _known(self, protocol: str) -> str:
+        if protocol not in self._segmentation.labels:
+            names = ", ".join(self.protocols) or "none"
+            raise UsageError(
+                f"the model {self.model.card.name} has no label map of '{protocol}': choose one of: {names}"
+            )
+        return protocol
+
+
+def _segment(
+    sources: Mapping[str, Source],
+    model: Model,
+    *,
+    device: str,
+    precision: str,
+    memory_mb: int | None,
+    fast: bool,
+    probabilities: bool,
+) -> Result:
+    """Read, align and segment images by suffix."""
+    from bidsseg.bids.scan import Scan
+    from bidsseg.execution.machine import find_machine
+    from bidsseg.execution.pipeline import require_brain, require_room, segment_images
+    from bidsseg.image.nifti import name_of
+    from bidsseg.registration.align import read_aligned
+
+    machine = find_machine(device, precision, memory_mb)
+    if memory_mb is not None:
+        require_room(machine, model)
+    images = read_aligned(sources)
+    found = segment_images(
+        images,
+        model,
+        machine,
+        strict=memory_mb is not None,
+        fast=fast,
+        want_probabilities=probabilities,
+        want_entropy=False,
+        progress=lambda stage: None,
+    )
+    name = name_of(sources["T1w"])
+    require_brain(found, name)
+    return Result(model, Scan.of_files(Path(name)), images, found)
+
+
+def _by_suffix(image: Image | Mapping[str, Image]) -> dict[str, Source]:
+    """Return images by suffix, as they were given or for a single one."""
+    given = image if isinstance(image, Mapping) else {"T1w": image}
+    unknown = [str(suffix) for suffix in given if suffix not in SUFFIXES]
+    if unknown or "T1w" not in given:
+        raise UsageError(
+            f"images by suffix are {{'T1w': ..., 'FLAIR': ...}}, not {', '.join(map(repr, given)) or 'empty'}"
+        )
+    return {suffix: _source(given[suffix]) for suffix in SUFFIXES if suffix in given}
+
+
+def _source(image: Image) -> Source:
+    from nibabel.spatialimages import SpatialImage
+
+    if isinstance(image, str | os.PathLike):
+        return Path(image)
+    if not isinstance(image, SpatialImage):
+        raise UsageError(f"an image is a path or an image of nibabel, not {type(image).__name__}")
+    return image
+
+
+def _used(images: Mapping[str, Source], card: Card) -> dict[str, Source]:
+    """Return the images that a model reads."""
+    missing = [suffix for suffix in card.inputs if suffix not in images]
+    if missing:
+        raise UsageError(f"the model {card.name} needs a {missing[0]}: give {{'T1w': ..., '{missing[0]}': ...}}")
+    return {suffix: images[suffix] for suffix in card.inputs}
+
+
+def _check(device: str, precision: str, memory_mb: int | None) -> None:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise UsageError(f"device '{device}': give auto, cpu, cuda or cuda:N")
+    if precision not in ("auto", "bf16", "fp32"):
+        raise UsageError(f"precision '{precision}': give auto, bf16 or fp32")
+    if memory_mb is not None and memory_mb < LEAST_MEMORY_MB:
+        raise UsageError(f"memory_mb={memory_mb} is too little: give at least {LEAST_MEMORY_MB}")
+
+
+def _protocol(protocol: str | os.PathLike[str] | Protocol) -> Protocol:
+    from bidsseg.labels.protocol import load_protocol
+
+    return load_protocol(os.fspath(protocol)) if isinstance(protocol, str | os.PathLike) else protocol
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Raise errors of the system, of decoders and of allocators as those of this program."""
+    try:
+        yield
+    except BidssegError:
+        raise
+    except Exception as error:
+        if known := explained(error):
+            raise known from error
+        raise
