@@ -93,7 +93,7 @@ class Settings:
         threads: threads of each process, None for a number that suits the machine.
         memory_mb: limit on memory (MB), None for what is free.
         fast: leave out the pass over the mirror image.
-        output_spaces: standard spaces, see ``image.template.find_space``, in which results are written too.
+        output_spaces: standard spaces, see ``registration.spaces.find_space``, in which results are written too.
         executor: one of EXECUTORS: what runs the scans of the level participant.
         dask_scheduler: address of the scheduler of a Dask cluster.
         cluster_config: TOML file that says how the jobs of slurm, pbs, sge and lsf are to be.

@@ -81,4 +81,4 @@ def test_every_flag_of_a_level_is_described(training: bool) -> None:
     flags = {"--participant-label", "--n-cpus", "--mem", "--device", "--verbose", "--work-dir", "--overwrite"}
     assert flags <= described
     assert ("--model" in described, "--recipe" in described) == (not training, training)
-    assert not described & {"--version", "--help", "--list-models", "--bids-exec-spec"}
+    assert not described & {"--version", "--help", "--list-models", "--json", "--bids-exec-spec"}

@@ -1,6 +1,7 @@
 """The command line: what users type, what they are told, and how fast."""
 
 import io
+import json
 import os
 import re
 import subprocess
@@ -98,6 +99,14 @@ def test_list_models(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     first, second = capsys.readouterr().out.splitlines()
     assert first == "wholebrain: Thresholds; needs T1w, gives brain, BrainCOLOR, FAST, FreeSurfer; unknown"
     assert second == "lesions: Lesions; needs T1w + FLAIR, gives lesion; unknown"
+    assert main(["--list-models", "--json"]) == 0
+    cards = json.loads(capsys.readouterr().out)
+    assert [(card["name"], card["inputs"]) for card in cards] == [
+        ("wholebrain", ["T1w"]),
+        ("lesions", ["T1w", "FLAIR"]),
+    ]
+    assert main(["--json"]) == 64
+    assert "--json goes with --list-models" in capsys.readouterr().err
 
 
 # -- flags -------------------------------------------------------------------------------------------------------------
@@ -140,7 +149,7 @@ VALUES = {
 
 def long_flags() -> list[str]:
     flags = [flag for action in cli._parser()._actions for flag in action.option_strings if flag.startswith("--")]
-    return sorted(set(flags) - {"--help", "--version", "--list-models", "--bids-exec-spec"})
+    return sorted(set(flags) - {"--help", "--version", "--list-models", "--json", "--bids-exec-spec"})
 
 
 @pytest.mark.parametrize("flag", long_flags())

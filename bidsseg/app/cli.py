@@ -49,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(["file"], settings)
         given = _parser().parse_intermixed_args(words)
         if given.list_models:
-            return _list_models()
+            return _list_models(as_json=given.json)
+        if given.json:
+            raise UsageError("--json goes with --list-models")
         if given.bids_exec_spec:
             return _print_descriptor(given.bids_exec_spec)
         levels = _levels(given.level)
@@ -111,9 +113,13 @@ def _keep_trace(settings: Settings | None) -> Path:
     return path
 
 
-def _list_models() -> int:
+def _list_models(*, as_json: bool) -> int:
     from bidsseg.models.card import shipped
 
+    if as_json:
+        cards = [json.loads(card.to_json()) for card in shipped()]
+        write_line(json.dumps(cards, indent=2, ensure_ascii=False), sys.stdout)
+        return 0
     for card in shipped():
         dice = ", ".join(f"{head} {value:.2f}" for head, value in card.dice.items())
         measured = f"; Dice on people held out: {dice}" if dice else ""
@@ -178,6 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("what to make").add_argument
     add("--model", metavar="NAME|DIR", default=Settings.model, help="a shipped model or a model folder [%(default)s]")
     add("--list-models", action="store_true", help="list the shipped models and stop")
+    add("--json", action="store_true", help="list them as JSON, with all that their cards hold")
     add("--probseg", action="store_true", help="write also the probability of every region (large)")
     add("--entropy", action="store_true", help="write also a map of the uncertainty, from 0 to 1")
     add("--output-spaces", metavar="SPACE", **several,

@@ -19,7 +19,7 @@ NOT_OF_TRAIN = {
     "shard", "executor", "dask_scheduler", "cluster_config",
 }  # fmt: skip
 """Flags without a meaning there."""
-NEVER = {"help", "version", "list_models", "bids_exec_spec", "bids_dir", "output_dir", "level"}
+NEVER = {"help", "version", "list_models", "json", "bids_exec_spec", "bids_dir", "output_dir", "level"}
 """Answered without a dataset, or said by the positional inputs."""
 
 

@@ -270,7 +270,7 @@ def turned(
 def stack(images: Mapping[str, Volume], inputs: Sequence[str], grid: Grid, needed: Tensor | None = None) -> Tensor:
     """The images of a scan on the model grid, (C, D, H, W), in the order of inputs; a missing one is 0 everywhere.
 
-    They must all lie on the grid of the first, see ``image.align``; DataError if one does not.
+    They must all lie on the grid of the first, see ``registration.align``; DataError if one does not.
 
     Args:
         needed: booleans (D, H, W), where they are filled at least; None for everywhere.

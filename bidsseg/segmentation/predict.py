@@ -34,7 +34,7 @@ def segment(
 
     Args:
         images: by suffix, all on the grid of the first that the model reads, which the answer lies on too; see
-            ``image.align``. The others may be missing, if the model has learned to do without.
+            ``registration.align``. The others may be missing, if the model has learned to do without.
         memory_mb: what the network may take, None for no limit.
         fast: leave out the pass over the mirror image, if the model has one.
     """
