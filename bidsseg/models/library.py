@@ -9,6 +9,7 @@ from functools import cached_property
 from inspect import signature
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -105,7 +106,8 @@ def load_model(name_or_folder: str) -> Model:
         raise InputMissing(f"model {card.name}: {card.weights} is missing")
     if checksum(card.weights) != card.sha256:
         raise DataError(f"model {card.name}: {card.weights} does not have the checksum on its card; fetch it again")
-    network = build(card)
+    with torch.random.fork_rng(devices=[]):  # a network draws the weights that those of the file replace
+        network = build(card)
     try:
         network.load_state_dict(unpacked(load_file(card.weights)))
     except Exception as error:
