@@ -5,7 +5,7 @@
 # make image       the Docker image, with docker or, where no daemon answers, with buildah
 # make image-test  run that image on two scans: read-only, no network, no home, any user
 # make models      every shipped model from the data: DATA=... OUT=... and, to stop cleanly after so many, MINUTES=...
-# make boutiques   the descriptors of the command line in boutiques/ and catalogues/
+# make boutiques   the descriptors of the command line in boutiques/
 # make venv        the environment alone (.venv); later runs need no network
 #
 # PYTHON=...    the Python (3.11 or newer) to make the environment with
@@ -57,7 +57,6 @@ models: $(STAMP)
 boutiques: $(STAMP)
 	$(PY) run.py --bids-exec-spec > boutiques/bidsseg.json
 	$(PY) run.py --bids-exec-spec train > boutiques/bidsseg_train.json
-	cp boutiques/bidsseg.json catalogues/nipoppy/descriptor.json
 
 venv: $(STAMP)
 

@@ -61,8 +61,7 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     for number, path in enumerate(options.scans, 1):
         with tempfile.TemporaryDirectory() as name:
-            rows += measure(path, number, options.copies, Path(name), ["--model", options.model, *more])
-        rows += ceilings(path, number, options.copies, options.model)
+            rows += measure(path, number, options.copies, Path(name), options.model, more)
     table = pd.DataFrame(rows)
     if options.table:
         table.to_csv(options.table, sep="\t", index=False, float_format="%.4f")
@@ -72,8 +71,11 @@ def main() -> None:
     print(shown.to_string())
 
 
-def measure(path: Path, number: int, names: list[str], folder: Path, options: list[str]) -> list[dict[str, object]]:
+def measure(
+    path: Path, number: int, names: list[str], folder: Path, model: str, more: list[str]
+) -> list[dict[str, object]]:
     """Return the rows of one scan."""
+    options = ["--model", model, *more]
     volume, _ = read_image(path)
     scan = nib.Nifti1Image(volume.data, volume.affine)
     segmented(folder, {"whole": scan}, number, options)
@@ -92,31 +94,27 @@ def measure(path: Path, number: int, names: list[str], folder: Path, options: li
             quality, findings = said(folder, name)
             rows.append({**row, "quality": quality, "findings": findings})
             print(f"{number} {name} {protocol} {dice:.3f} {quality:.3f} {findings}", file=sys.stderr, flush=True)
+    turned_copies = {name: copy for name, copy in copies.items() if name in TURNED}
+    if turned_copies:
+        probabilities = segment({"T1w": volume}, load_model(model), want_probabilities=True).probabilities
+        protocol, head = min(probabilities.items(), key=lambda item: item[1].table.shape[1])
+        maps = [each.astype(np.float32) for each in head.maps()]
+        for name, copy in turned_copies.items():
+            row = {"scan": f"{number} {path.name}", "copy": f"{name}, at best", "protocol": protocol}
+            rows.append({**row, "dice": ceiling(maps, scan, copy), "quality": float("nan"), "findings": ""})
     return rows
 
 
-def ceilings(path: Path, number: int, names: list[str], model: str) -> list[dict[str, object]]:
-    """Return the rows of what turned grids cost although the answer is the same: that of the nearest voxel.
+def ceiling(maps: list[np.ndarray], scan: nib.Nifti1Image, copy: Copy) -> float:
+    """Return what a turned grid costs although the answer is the same: the Dice that the nearest voxel leaves.
 
-    The probabilities on the scan are interpolated on the grid of the copy, and the likeliest labels brought back.
+    The probabilities (X, Y, Z) of the regions of a scan are interpolated on the grid of the copy, and the likeliest
+    labels brought back.
     """
-    volume, _ = read_image(path)
-    scan = nib.Nifti1Image(volume.data, volume.affine)
-    result = segment({"T1w": volume}, load_model(model), want_probabilities=True)
-    protocol = min(result.probabilities, key=lambda name: result.probabilities[name].table.shape[1])
-    maps = [each.astype(np.float32) for each in result.probabilities[protocol].maps()]
-    rows: list[dict[str, object]] = []
-    for name in [name for name in names if name in TURNED]:
-        copy = COPIES[name](scan, result.brain)
-        pull = np.linalg.inv(scan.affine) @ copy.affine
-        on_copy = [
-            ndimage.affine_transform(each, pull[:3, :3], pull[:3, 3], copy.image.shape, order=1) for each in maps
-        ]
-        back = brought_back(np.argmax(on_copy, 0), copy, scan)
-        dice = mean_dice(back, np.argmax(maps, 0), np.ones(scan.shape, bool))
-        row = {"scan": f"{number} {path.name}", "copy": f"{name}, at best", "protocol": protocol, "dice": dice}
-        rows.append({**row, "quality": float("nan"), "findings": ""})
-    return rows
+    pull = np.linalg.inv(scan.affine) @ copy.affine
+    on_copy = [ndimage.affine_transform(each, pull[:3, :3], pull[:3, 3], copy.image.shape, order=1) for each in maps]
+    back = brought_back(np.argmax(on_copy, 0), copy, scan)
+    return mean_dice(back, np.argmax(maps, 0), np.ones(scan.shape, bool))
 
 
 def segmented(folder: Path, images: dict[str, nib.Nifti1Image], number: int, options: list[str]) -> None:

@@ -13,7 +13,6 @@ for the same scan on the same device, with the same precision and memory. Errors
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from bidsseg.errors import BidssegError, DataError, UsageError, explained
+from bidsseg.settings import LEAST_MEMORY_MB, PRECISIONS, device_name
 
 if TYPE_CHECKING:
     import nibabel as nib
@@ -40,7 +40,6 @@ Image: TypeAlias = "str | os.PathLike[str] | nib.spatialimages.SpatialImage"
 """A file (``.nii``, ``.nii.gz``, ``.mgh``, ``.mgz``) or an image of nibabel."""
 
 SUFFIXES = ("T1w", "FLAIR")
-LEAST_MEMORY_MB = 500
 
 
 def segment(
@@ -274,8 +273,8 @@ class Result:
         """
         from bidsseg.bids.names import with_extension
         from bidsseg.bids.outputs import output_paths
-        from bidsseg.derivative.sidecars import dseg_description
-        from bidsseg.derivative.volumes import as_text
+        from bidsseg.derivative.sidecars import dseg_sidecar
+        from bidsseg.derivative.volumes import to_tsv
         from bidsseg.files import write_json_atomic, write_text_atomic
         from bidsseg.image.nifti import write_labels
 
@@ -293,9 +292,9 @@ class Result:
                 lookup = Path(folder) / with_extension(place, ".tsv").name
                 table = Path(folder) / places.morph[name].name
                 write_text_atomic(lookup, self.model.heads[name].to_tsv())
-                write_text_atomic(table, as_text(self.volumes(name)))
+                write_text_atomic(table, to_tsv(self.volumes(name)))
                 sidecar = lookup.with_suffix(".json")
-                write_json_atomic(sidecar, {"Description": dseg_description(name), "Manual": False, **self._details()})
+                write_json_atomic(sidecar, dseg_sidecar(name, [], Path(), self._details()))
                 written += [lookup, table, sidecar]
         return written
 
@@ -389,17 +388,15 @@ def _source(image: Image) -> Source:
 
 def _used(images: Mapping[str, Source], card: Card) -> dict[str, Source]:
     """Return the images that a model reads."""
-    missing = [suffix for suffix in card.inputs if suffix not in images]
-    if missing:
-        raise UsageError(f"the model {card.name} needs a {missing[0]}: give {{'T1w': ..., '{missing[0]}': ...}}")
+    if missing := card.lacks(images):
+        raise UsageError(f"the model {card.name} needs a {missing}: give {{'T1w': ..., '{missing}': ...}}")
     return {suffix: images[suffix] for suffix in card.inputs}
 
 
 def _check(device: str, precision: str, memory_mb: int | None) -> None:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        raise UsageError(f"device '{device}': give auto, cpu, cuda or cuda:N")
-    if precision not in ("auto", "bf16", "fp32"):
-        raise UsageError(f"precision '{precision}': give auto, bf16 or fp32")
+    device_name(device)
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision '{precision}': give {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}")
     if memory_mb is not None and memory_mb < LEAST_MEMORY_MB:
         raise UsageError(f"memory_mb={memory_mb} is too little: give at least {LEAST_MEMORY_MB}")
 

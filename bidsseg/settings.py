@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,15 @@ from bidsseg.errors import UsageError
 
 LEVELS = ("participant", "group", "train")
 EXECUTORS = ("local", "dask", "slurm", "pbs", "sge", "lsf")
+PRECISIONS = ("auto", "bf16", "fp32")
+LEAST_MEMORY_MB = 500
+
+
+def device_name(text: str) -> str:
+    """Return the name of a device: auto, cpu, cuda or cuda:N."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        raise UsageError(f"device '{text}': give auto, cpu, cuda or cuda:N")
+    return text
 
 
 class Report:
@@ -138,8 +148,10 @@ class Settings:
             raise UsageError(f"--n-cpus {self.n_cpus}: give at least 1")
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"--omp-nthreads {self.threads}: give at least 1")
-        if self.memory_mb is not None and self.memory_mb < 500:
-            raise UsageError(f"--mem {self.memory_mb} MB is too little: give at least 500 (a number alone means MB)")
+        if self.memory_mb is not None and self.memory_mb < LEAST_MEMORY_MB:
+            raise UsageError(
+                f"--mem {self.memory_mb} MB is too little: give at least {LEAST_MEMORY_MB} (a number alone means MB)"
+            )
         if not self.images:
             self._check_places()
 

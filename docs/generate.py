@@ -22,7 +22,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bidsseg.app.cli import _parser  # noqa: E402
+from bidsseg.app.cli import dataset_parser, file_parser  # noqa: E402
 from bidsseg.errors import EXIT_CODES  # noqa: E402
 from bidsseg.models.card import Card, shipped  # noqa: E402
 
@@ -86,18 +86,25 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def command_line() -> str:
-    """Return every flag of the parser by group, and the exit codes."""
-    lines = []
-    parser = _parser()
-    for group in parser._action_groups:
-        actions = [action for action in group._group_actions if action.dest != "help"]
-        if actions:
-            lines += [f"## {(group.title or '').capitalize()}", "", *row("Argument", "Meaning"), *row("---", "---")]
-            lines += [line for action in actions for line in row(flags(action), meaning(action))]
-            lines.append("")
+    """Return every flag of both commands by group, and the exit codes."""
+    lines = [*flag_tables(dataset_parser()), "## One file: `bidsseg file`", ""]
+    lines += flag_tables(file_parser(), "###")
     lines += ["## Exit codes", "", *row("Code", "Meaning"), *row("---", "---")]
     lines += [line for code, text in EXIT_CODES.items() for line in row(str(code), text)]
     return "\n".join(lines) + "\n"
+
+
+def flag_tables(parser: argparse.ArgumentParser, heading: str = "##") -> list[str]:
+    """Return a table of arguments and flags for each group of a parser."""
+    lines = []
+    for group in parser._action_groups:
+        actions = [action for action in group._group_actions if action.dest != "help"]
+        if actions:
+            lines += [f"{heading} {(group.title or '').capitalize()}", ""]
+            lines += [*row("Argument", "Meaning"), *row("---", "---")]
+            lines += [line for action in actions for line in row(flags(action), meaning(action))]
+            lines.append("")
+    return lines
 
 
 def flags(action: argparse.Action) -> str:

@@ -46,11 +46,12 @@ def bids_results(scan: Path, model: Path, *words: str) -> Path:
 # -- import ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_import_is_quick_and_light() -> None:
+def test_the_import_is_light() -> None:
     script = (
-        "import sys, time\nstart = time.perf_counter()\nimport bidsseg\nseconds = time.perf_counter() - start\n"
+        "import sys\nimport bidsseg\n"
         "heavy = {'torch', 'pandas', 'nibabel', 'numpy', 'scipy', 'bids'} & set(sys.modules)\n"
-        "assert not heavy, heavy\nassert seconds < 0.1, seconds\n"
+        "assert not heavy, heavy\n"
+        "assert [name for name in sys.modules if name.startswith('bidsseg')] == ['bidsseg']\n"
         "bidsseg.list_models()\nassert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
@@ -134,11 +135,7 @@ def test_a_flair_is_aligned_for_a_model_that_reads_it(
 ) -> None:
     from test_predict import SecondImage
 
-    from bidsseg.models import library
-
-    monkeypatch.setitem(library.NETWORKS, "brightness", SecondImage)
-    monkeypatch.setattr("tiny_model.Brightness", SecondImage)
-    model = save_tiny(tmp_path / "two", monkeypatch, inputs=("T1w", "FLAIR"))
+    model = save_tiny(tmp_path / "two", monkeypatch, SecondImage, inputs=("T1w", "FLAIR"))
     flair = scan.with_name("sub-01_FLAIR.nii.gz")
     result = bidsseg.segment({"T1w": scan, "FLAIR": flair}, model=model, **AS_ASKED)
     assert any("FLAIR moved by" in note for note in result.notes)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from boutiques import bosh
 
-from bidsseg.app.cli import _parser, main
+from bidsseg.app.cli import dataset_parser, main
 from bidsseg.app.descriptor import descriptor
 
 FOLDER = Path(__file__).parent.parent / "boutiques"
@@ -59,7 +59,7 @@ def test_what_a_launcher_runs_is_understood(simulated: Callable[..., list[str]])
         False, InputDataset="/data/bids", OutputLocation="out", AnalysisLevel=["participant", "group"],
         SubjectLabel=["01", "02"], model="ace", probseg=True, n_cpus=4, mem_gb="8",
     )  # fmt: skip
-    given = _parser().parse_intermixed_args(words)
+    given = dataset_parser().parse_intermixed_args(words)
     assert (str(given.bids_dir), str(given.output_dir), given.level) == ("/data/bids", "out", ["participant", "group"])
     assert (given.participant_label, given.model, given.probseg, given.entropy) == (["01", "02"], "ace", True, False)
     assert (given.n_cpus, given.mem) == (4, 8000)
@@ -70,14 +70,14 @@ def test_what_a_launcher_trains_is_understood(simulated: Callable[..., list[str]
         True, InputDataset="/data/bids", OutputLocation="out", labels=["FAST=/data/fast"], small=True,
         time_budget=2.5, seed=3,
     )  # fmt: skip
-    given = _parser().parse_intermixed_args(words)
+    given = dataset_parser().parse_intermixed_args(words)
     assert (given.level, given.labels, given.small) == (["train"], ["FAST=/data/fast"], True)
     assert (given.time_budget, given.seed) == (2.5, 3)
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_every_flag_of_a_level_is_described(training: bool) -> None:
-    described = {entry.get("command-line-flag") for entry in descriptor(_parser(), training)["inputs"]}
+    described = {entry.get("command-line-flag") for entry in descriptor(dataset_parser(), training)["inputs"]}
     flags = {"--participant-label", "--n-cpus", "--mem", "--device", "--verbose", "--work-dir", "--overwrite"}
     assert flags <= described
     assert ("--model" in described, "--recipe" in described) == (not training, training)

@@ -148,7 +148,9 @@ VALUES = {
 
 
 def long_flags() -> list[str]:
-    flags = [flag for action in cli._parser()._actions for flag in action.option_strings if flag.startswith("--")]
+    flags = [
+        flag for action in cli.dataset_parser()._actions for flag in action.option_strings if flag.startswith("--")
+    ]
     return sorted(set(flags) - {"--help", "--version", "--list-models", "--json", "--bids-exec-spec"})
 
 

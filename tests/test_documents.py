@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from bidsseg.app.cli import _parser
+from bidsseg.app.cli import dataset_parser, file_parser
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FLAGS = {flag for action in _parser()._actions for flag in action.option_strings}
+PARSERS = dataset_parser(), file_parser()
+FLAGS = {flag for parser in PARSERS for action in parser._actions for flag in action.option_strings}
 
 CALL = re.compile(r"(?:^|\s)(?:bidsseg(?:\.sif)?|\S*run\.py)\s+(?=\S*/|-|\"?\$|oasis)(.*)")
 """The command, or an image, with its arguments: a dataset or a flag first."""

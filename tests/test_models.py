@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from bidsseg.errors import DataError, InputMissing
 from bidsseg.labels import load_protocol
 from bidsseg.models.card import CARD, FOLDER, WEIGHTS, Card, find_card, read_card, shipped
-from bidsseg.models.library import Model, build, checksum, head_protocol, list_models, load_model, save_model
+from bidsseg.models.library import Model, build, checksum, head_protocol, load_model, save_model
 
 NETWORK = {"name": "subpixel-unet", "coordinates": 0, "widths": [4, 8], "features": 4, "last": 4}
 
@@ -228,7 +228,7 @@ def test_shipped_models_load(name: str) -> None:
     assert model.card.size_mb < 16
     assert all(torch.isfinite(value).all() for value in model.network.state_dict().values())
     assert model.card.locator is None or "brain" in load_model(model.card.locator).heads
-    assert name in [known.name for known in list_models()]
+    assert name in [known.name for known in shipped()]
 
 
 @pytest.mark.parametrize("name", SHIPPED or [pytest.param("none", marks=needs_models)])

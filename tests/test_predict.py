@@ -10,7 +10,8 @@ import numpy as np
 import phantoms
 import pytest
 import torch
-from torch import Tensor, nn
+from tiny_model import CLASSES, FAST_HEADS, Brightness
+from torch import Tensor
 
 from bidsseg.errors import DataError
 from bidsseg.image.volume import Volume
@@ -18,36 +19,14 @@ from bidsseg.labels import load_protocol
 from bidsseg.models import library
 from bidsseg.models.card import Card
 from bidsseg.models.library import Model, build, load_model, save_model
-from bidsseg.networks.network import Network
 from bidsseg.networks.subpixel_unet import fold
 from bidsseg.segmentation import windows
 from bidsseg.segmentation.masks import largest_piece, without_bridges
 from bidsseg.segmentation.native import Probabilities
 from bidsseg.segmentation.predict import segment
 
-CLASSES = 4
 LEFT, RIGHT = 2, 41
 SHAPE = (32, 36, 32)
-FAST_HEADS = {"brain": [0, 1, 1, 1], "FAST": [0, 1, 2, 3]}
-
-
-class Brightness(Network):
-    """Features are the classes 0, 1/3, 2/3 and 1 of brightness; each head names the region of each class."""
-
-    multiple = 4
-
-    def __init__(self, outputs: dict[str, int], meaning: dict[str, list[int]], sharpness: float = 20.0) -> None:
-        super().__init__()
-        self.heads = nn.ModuleDict({name: nn.Linear(CLASSES, regions) for name, regions in outputs.items()})
-        for name, regions in meaning.items():
-            weight = torch.zeros(outputs[name], CLASSES)
-            weight[regions, torch.arange(CLASSES)] = sharpness
-            self.heads[name].weight = nn.Parameter(weight)
-            nn.init.zeros_(self.heads[name].bias)  # type: ignore[arg-type]
-
-    def forward(self, image: Tensor, position: Tensor | None = None) -> Tensor:
-        classes = torch.arange(CLASSES).reshape(1, -1, 1, 1, 1) / 3
-        return torch.relu(1 - 3 * (image - classes).abs())
 
 
 class Side(Brightness):

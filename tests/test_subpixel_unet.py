@@ -221,7 +221,7 @@ def test_features_are_interpolated_and_mirrored() -> None:
     voxels, share = torch.randint(exact[..., 0].numel(), (50, 8)), torch.rand(50, 8)
     moved = net.expand(torch.zeros(1, features.table.shape[1]))[0, 0].expand(exact.shape).clone()
     moved[3:, 3:, 3:] = exact.flip(0)[:-3, :-3, :-3]
-    for one, truth in ((features, exact), (features.mirrored(), exact.flip(0)), (features.mirrored(3), moved)):
+    for one, truth in ((features, exact), (features.mirrored(0), exact.flip(0)), (features.mirrored(3), moved)):
         expected = (truth.reshape(-1, exact.shape[-1])[voxels] * share[..., None]).sum(1)
         assert torch.allclose(one.interpolated(voxels, share), expected, atol=1e-5)
     assert not features.mirrored(3).known()[:3].any()

@@ -4,17 +4,43 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_predict import FAST_HEADS, Brightness
+import torch
+from torch import Tensor, nn
 
 from bidsseg.models import library
 from bidsseg.models.card import Card
+from bidsseg.networks.network import Network
+
+CLASSES = 4
+FAST_HEADS = {"brain": [0, 1, 1, 1], "FAST": [0, 1, 2, 3]}
 
 
-def save_tiny(folder: Path, monkeypatch: pytest.MonkeyPatch, **values: Any) -> Path:
+class Brightness(Network):
+    """Features are the classes 0, 1/3, 2/3 and 1 of brightness; each head names the region of each class."""
+
+    multiple = 4
+
+    def __init__(self, outputs: dict[str, int], meaning: dict[str, list[int]], sharpness: float = 20.0) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict({name: nn.Linear(CLASSES, regions) for name, regions in outputs.items()})
+        for name, regions in meaning.items():
+            weight = torch.zeros(outputs[name], CLASSES)
+            weight[regions, torch.arange(CLASSES)] = sharpness
+            self.heads[name].weight = nn.Parameter(weight)
+            nn.init.zeros_(self.heads[name].bias)  # type: ignore[arg-type]
+
+    def forward(self, image: Tensor, position: Tensor | None = None) -> Tensor:
+        classes = torch.arange(CLASSES).reshape(1, -1, 1, 1, 1) / 3
+        return torch.relu(1 - 3 * (image - classes).abs())
+
+
+def save_tiny(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, network: type[Network] = Brightness, **values: Any
+) -> Path:
     """Write the model, whose network is known until the end of the test, and return its folder."""
-    monkeypatch.setitem(library.NETWORKS, "brightness", Brightness)
+    monkeypatch.setitem(library.NETWORKS, "brightness", network)
     given = {"spacing_mm": 6.0, "heads": tuple(FAST_HEADS), "inputs": ("T1w",), **values}
-    network = {"name": "brightness", "meaning": FAST_HEADS}
-    card = Card(name="tiny", title="By brightness", sha256="", network=network, **given)
+    options = {"name": "brightness", "meaning": FAST_HEADS}
+    card = Card(name="tiny", title="By brightness", sha256="", network=options, **given)
     library.save_model(card, library.build(card).state_dict(), folder)
     return folder

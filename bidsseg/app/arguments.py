@@ -36,13 +36,6 @@ def shard(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def device(text: str) -> str:
-    """The name of a device: auto, cpu, cuda or cuda:N."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
-        raise UsageError(f"device '{text}': give auto, cpu, cuda or cuda:N")
-    return text
-
-
 def dataset(path: Path) -> Path:
     """The same path, after a look that it is a folder that can be read."""
     try:

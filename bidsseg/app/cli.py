@@ -21,7 +21,7 @@ from bidsseg.app.terminal import Terminal, prepare_streams, write_line
 from bidsseg.errors import EXIT_CODES, BidssegError, UnknownLevel, UsageError, explained
 from bidsseg.execution.machine import prepare_surroundings
 from bidsseg.models.card import located
-from bidsseg.settings import EXECUTORS, LEVELS, Settings, Training
+from bidsseg.settings import EXECUTORS, LEVELS, PRECISIONS, Settings, Training, device_name
 
 if TYPE_CHECKING:
     from bidsseg.bids.query import Filters
@@ -44,10 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a container or a scheduler asks us to stop
     try:
         if _is_file_command(words):
-            settings = _file_settings(_file_parser().parse_intermixed_args(words[1:]), words)
+            settings = _file_settings(file_parser().parse_intermixed_args(words[1:]), words)
             prepare_surroundings(settings)
-            return _run(["file"], settings)
-        given = _parser().parse_intermixed_args(words)
+            return _run(["participant"], settings)
+        given = dataset_parser().parse_intermixed_args(words)
         if given.list_models:
             return _list_models(as_json=given.json)
         if given.json:
@@ -77,10 +77,6 @@ def _run(levels: Sequence[str], settings: Settings) -> int:
                 from bidsseg.levels.participant import participant_level
 
                 participant_level(settings)
-            elif level == "file":
-                from bidsseg.levels.participant import file_level
-
-                file_level(settings)
             elif level == "group":
                 from bidsseg.levels.group import group_level
 
@@ -132,7 +128,7 @@ def _list_models(*, as_json: bool) -> int:
 def _print_descriptor(level: str) -> int:
     from bidsseg.app.descriptor import descriptor
 
-    write_line(json.dumps(descriptor(_parser(), level == "train"), indent=2), sys.stdout)
+    write_line(json.dumps(descriptor(dataset_parser(), level == "train"), indent=2), sys.stdout)
     return 0
 
 
@@ -153,7 +149,7 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (--help shows the usage)")
 
 
-def _parser() -> argparse.ArgumentParser:
+def dataset_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="bidsseg",
         usage="bidsseg BIDS_DIR OUTPUT_DIR {participant,group,train} [options]\n"
@@ -240,8 +236,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_limits(add: Callable[..., Any]) -> None:
     """Add the flags of device, CPUs and memory."""
-    add("--device", metavar="NAME", type=arguments.device, default="auto", help="auto, cpu, cuda or cuda:N [auto]")
-    add("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="of the network [auto]")
+    add("--device", metavar="NAME", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N [auto]")
+    add("--precision", choices=PRECISIONS, default="auto", help="of the network [auto]")
     add("--n-cpus", "--nprocs", "--nthreads", metavar="N", type=int, help="CPUs [all that are free to use]")
     add("--omp-nthreads", metavar="N", type=int,
         help="threads of each process, of which there are as many as CPUs and memory allow [2 or more]")  # fmt: skip
@@ -255,7 +251,7 @@ def _is_file_command(words: Sequence[str]) -> bool:
     return words[:1] == ["file"] and not (Path("file").is_dir() and not set(LEVELS).isdisjoint(words[1:]))
 
 
-def _file_parser() -> argparse.ArgumentParser:
+def file_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="bidsseg file",
         usage="bidsseg file T1W OUTPUT_DIR [options]",
@@ -281,20 +277,27 @@ def _file_settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
     images = {suffix: arguments.image(path) for suffix, path in images.items()}
     return Settings(
         bids_dir=Path(os.path.commonpath([path.parent for path in images.values()])),
-        output_dir=given.output_dir.absolute(),
         images=images,
-        model=located(given.model),
-        device=given.device,
-        precision=given.precision,
-        n_cpus=given.n_cpus,
-        threads=given.omp_nthreads,
-        memory_mb=given.mem,
-        fast=given.fast,
-        overwrite=given.overwrite,
         stop_on_first_crash=True,  # so that the error of the image is that of the run
-        command=("bidsseg", *words),
-        report=Terminal(verbose=given.verbose),
+        **_shared(given, words),
     )
+
+
+def _shared(given: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
+    """What is asked in the same way of a dataset and of a file."""
+    return {
+        "output_dir": given.output_dir.absolute(),
+        "model": located(given.model),
+        "device": given.device,
+        "precision": given.precision,
+        "n_cpus": given.n_cpus,
+        "threads": given.omp_nthreads,
+        "memory_mb": given.mem,
+        "fast": given.fast,
+        "overwrite": given.overwrite,
+        "command": ("bidsseg", *words),
+        "report": Terminal(verbose=given.verbose),
+    }
 
 
 def _levels(names: Sequence[str]) -> list[str]:
@@ -313,7 +316,6 @@ def _settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
     bids_dir = arguments.dataset(given.bids_dir).absolute()  # workers may be somewhere else
     return Settings(
         bids_dir=bids_dir,
-        output_dir=given.output_dir.absolute(),
         participants=arguments.labels("sub", given.participant_label),
         sessions=arguments.labels("ses", given.session_label),
         shard=given.shard,
@@ -321,24 +323,15 @@ def _settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
         database_dir=given.bids_database_dir,
         skip_validation=given.skip_bids_validation,
         work_dir=given.work_dir and given.work_dir.absolute(),
-        model=located(given.model),
-        device=given.device,
-        precision=given.precision,
-        n_cpus=given.n_cpus,
-        threads=given.omp_nthreads,
-        memory_mb=given.mem,
         executor="dask" if given.dask_scheduler and given.executor == "local" else given.executor,
         dask_scheduler=given.dask_scheduler,
         cluster_config=given.cluster_config,
         probseg=given.probseg,
         entropy=given.entropy,
-        fast=given.fast,
         output_spaces=[space for space in given.output_spaces if space != "T1w"],
         viewer=given.viewer,
-        overwrite=given.overwrite,
         stop_on_first_crash=given.stop_on_first_crash,
         dry_run=given.dry_run,
-        command=("bidsseg", *words),
         training=Training(
             recipe=given.recipe,
             small=given.small,
@@ -352,7 +345,7 @@ def _settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
             hold_out=arguments.labels("sub", given.hold_out, patterns=True),
             seed=given.seed,
         ),
-        report=Terminal(verbose=given.verbose),
+        **_shared(given, words),
     )
 
 

@@ -16,7 +16,7 @@ from bidsseg.bids.outputs import OutputPaths, SpacePaths, output_paths
 from bidsseg.bids.scan import Scan
 from bidsseg.derivative import sidecars
 from bidsseg.derivative.results import read_json
-from bidsseg.derivative.volumes import as_text, volume_table
+from bidsseg.derivative.volumes import to_tsv, volume_table
 from bidsseg.errors import DataError, OutputNotWritable, UsageError
 from bidsseg.files import fingerprint, is_being_written, write_json_atomic, write_text_atomic
 from bidsseg.image.nifti import write_field, write_labels, write_map, write_maps
@@ -157,7 +157,7 @@ class Job:
             table = volume_table(
                 protocol, result.labels[name], result.soft_mm3[name], t1w.voxel_volume_mm3, result.brain
             )
-            write_text_atomic(self._place(places.morph[name]), as_text(table))
+            write_text_atomic(self._place(places.morph[name]), to_tsv(table))
             self._sidecar(places.morph[name], sidecars.morph_sidecar(name, *about))
         fits: dict[str, Fit] = {}  # of all resolutions of a template
         for space, in_space in zip(self.spaces, places.spaces, strict=True):

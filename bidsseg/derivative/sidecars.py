@@ -51,11 +51,13 @@ def image_sidecar(
     """Content of the sidecar of an image made from the sources.
 
     Args:
-        sources: images in the input that it was made from; it lies on the grid of the first, the T1w.
+        sources: images in the input that it was made from; it lies on the grid of the first, the T1w. none for an
+            image that is in no dataset.
         details: further keys, e.g. ``Model`` and ``InputFindings``.
     """
     uris = [bids_uri(path, bids_dir) for path in sources]
-    return {"Description": description, "Sources": uris, "SpatialReference": uris[0], **(details or {})}
+    made_from = {"Sources": uris, "SpatialReference": uris[0]} if uris else {}
+    return {"Description": description, **made_from, **(details or {})}
 
 
 def carried_over(image: Path, bids_dir: Path) -> dict[str, Any]:
@@ -82,12 +84,8 @@ def dseg_sidecar(
     protocol: str, sources: Sequence[Path], bids_dir: Path, details: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Sidecar of a label map and of the look-up table beside it."""
-    return image_sidecar(dseg_description(protocol), sources, bids_dir, {"Manual": False, **(details or {})})
-
-
-def dseg_description(protocol: str) -> str:
-    """Return what the sidecar of a label map says of it."""
-    return f"Label map of the {protocol} protocol; the table of the same name tells the regions"
+    text = f"Label map of the {protocol} protocol; the table of the same name tells the regions"
+    return image_sidecar(text, sources, bids_dir, {"Manual": False, **(details or {})})
 
 
 def mask_sidecar(

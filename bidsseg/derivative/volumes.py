@@ -45,7 +45,7 @@ def volume_table(
     return table.round({"volume-mm3": 3, "softvolume-mm3": 3})
 
 
-def as_text(table: pd.DataFrame) -> str:
+def to_tsv(table: pd.DataFrame) -> str:
     """Return a table of volumes as the content of ``morph.tsv``."""
     text: str = table.to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n")
     return text

@@ -120,9 +120,8 @@ def write_labels(path: Path, labels: np.ndarray, like: Volume) -> None:
     """
     if labels.dtype.kind not in "bui" or labels.min() < 0:
         raise ValueError("labels are integers from 0 up")
-    dtype = np.dtype(np.uint8) if labels.dtype == bool else np.min_scalar_type(labels.max())
-    header = _fresh_header(like, labels.shape, dtype)
-    header.set_intent("label")
+    header = _label_header(labels, like)
+    dtype = header.get_data_dtype()
     _write(path, header, (labels[..., k].astype(dtype) for k in range(labels.shape[-1])))
 
 
@@ -172,21 +171,19 @@ def _write_scaled(path: Path, shape: tuple[int, ...], maps: Iterable[np.ndarray]
 
 def label_image(labels: np.ndarray, like: Volume) -> nib.Nifti1Image:
     """Return what :func:`write_labels` writes as an image of nibabel."""
-    dtype = np.dtype(np.uint8) if labels.dtype == bool else np.min_scalar_type(labels.max())
-    header = _fresh_header(like, labels.shape, dtype)
-    header.set_intent("label")
-    return type_of(header)(labels.astype(dtype), header.get_best_affine(), header)
+    header = _label_header(labels, like)
+    return _image(labels, header)
 
 
 def map_image(values: np.ndarray, like: Volume) -> nib.Nifti1Image:
     """Return values, floating point of shape (X, Y, Z), on the grid of `like` as an image of nibabel, float32."""
-    header = _fresh_header(like, values.shape, np.dtype(np.float32))
-    return type_of(header)(values.astype(np.float32), header.get_best_affine(), header)
+    return _image(values, _fresh_header(like, values.shape, np.dtype(np.float32)))
 
 
-def type_of(header: nib.Nifti1Header) -> type:
-    """Return the class of images that have such a header."""
-    return nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+def _image(values: np.ndarray, header: nib.Nifti1Header) -> nib.Nifti1Image:
+    """Return values in the type of a header as an image of nibabel."""
+    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    return kind(values.astype(header.get_data_dtype()), header.get_best_affine(), header)
 
 
 def name_of(source: Source) -> str:
@@ -303,6 +300,14 @@ def _integers(values: np.ndarray) -> np.ndarray:
         values = nearest
     low, high = int(values.min()), int(values.max())
     return values.astype(np.promote_types(np.min_scalar_type(low), np.min_scalar_type(high)))
+
+
+def _label_header(labels: np.ndarray, like: Volume) -> nib.Nifti1Header:
+    """Return the header of a label map or a mask (X, Y, Z), in the smallest unsigned type."""
+    dtype = np.dtype(np.uint8) if labels.dtype == bool else np.min_scalar_type(labels.max())
+    header = _fresh_header(like, labels.shape, dtype)
+    header.set_intent("label")
+    return header
 
 
 def _fresh_header(like: Volume, shape: tuple[int, ...], dtype: np.dtype) -> nib.Nifti1Header:

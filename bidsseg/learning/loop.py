@@ -110,12 +110,10 @@ class Fitting:
         running: running mean of each part of the loss.
     """
 
-    def __init__(
-        self, network: Network, cases: Sequence[Case], watched: Sequence[Case], plan: Plan, conditions: Conditions
-    ) -> None:
+    def __init__(self, network: Network, watched: Sequence[Case], plan: Plan, conditions: Conditions) -> None:
         device = conditions.device
         self.network = network.to(device=device, memory_format=network.memory_format)  # type: ignore[call-overload]
-        self.cases, self.watched, self.plan, self.conditions = cases, watched, plan, conditions
+        self.watched, self.plan, self.conditions = watched, plan, conditions
         self.stepper = Stepper(self.network, plan.recipe.optimiser)
         self.relations = Relations(plan.heads, device, plan.recipe.loss.naive)
         self.state, saved = resumed(conditions, self.network, self.stepper)
@@ -179,7 +177,7 @@ def fit(
     A checkpoint is continued. Several processes share the samples of each step, so that their number changes the time
     that a run takes, and not its result; but the running statistics of batch normalisation are means over processes.
     """
-    fitting = Fitting(network, cases, watched, plan, conditions)
+    fitting = Fitting(network, watched, plan, conditions)
     state = fitting.state
     clock = Clock(conditions, state, plan.recipe.steps)
     done = max(0.0, (state.step - 1) / plan.recipe.steps, state.elapsed_s / conditions.budget_s)

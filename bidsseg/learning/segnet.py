@@ -45,12 +45,10 @@ def fit_voxels(network: StagedSegNet, cases: Sequence[Case], plan: Plan, conditi
     A checkpoint is continued from the chunk that it was at. Several processes share the voxels of each step, so that
     their number changes the time that a run takes, and not its result, but for the noise on the distances.
     """
-    voxels = plan.recipe.voxels
-    assert voxels is not None
     fitting = VoxelFitting(network, cases, plan, conditions)
     while fitting.progress.stage < 2:
         if fitting.stage_is_over():
-            fitting.next_stage(voxels.warm)
+            fitting.next_stage()
         elif fitting.epoch():
             fitting.measure()
         else:
@@ -102,12 +100,12 @@ class VoxelFitting:
         progress, voxels = self.progress, self.voxels
         return self.trainer.used > 1 or progress.epoch >= voxels.epochs or progress.waited >= voxels.patience
 
-    def next_stage(self, warm: bool) -> None:
-        """Keep the best weights of this stage and begin the next, warm from the weights of this one."""
+    def next_stage(self) -> None:
+        """Keep the best weights of this stage and begin the next, from these if the recipe is warm."""
         self.trainer.keep_best()
         self.progress = Progress(self.progress.stage + 1)
         if self.progress.stage < 2:
-            if warm:
+            if self.voxels.warm:
                 self.network.second.start_from(self.network.first)
             self.trainer = self.trainer_of(self.progress.stage)
 

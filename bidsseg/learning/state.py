@@ -17,6 +17,9 @@ from bidsseg.errors import DataError
 from bidsseg.files import replacing
 from bidsseg.learning.processes import Processes
 
+CHECKPOINT = "checkpoint.pt"
+"""The file in a model's folder that its training goes on from."""
+
 
 def derived(seed: int, *numbers: int) -> int:
     """A seed that depends on another and the numbers alone."""
@@ -63,7 +66,7 @@ class Conditions:
     @property
     def checkpoint(self) -> Path:
         """The file that the training goes on from."""
-        return self.folder / "checkpoint.pt"
+        return self.folder / CHECKPOINT
 
     @property
     def device(self) -> str:

@@ -17,7 +17,7 @@ from bidsseg.errors import NothingSelected, OutputNotWritable, TemporaryFailure,
 from bidsseg.labels import Protocol, load_protocol, shipped_protocols
 from bidsseg.learning.average import average_brain
 from bidsseg.learning.cases import Case
-from bidsseg.learning.checks import check_labels, check_sides
+from bidsseg.learning.checks import check_labels, check_recipe, check_sides
 from bidsseg.learning.datasets import load_cases, person, split
 from bidsseg.learning.interruption import Interruption
 from bidsseg.learning.loop import Plan, fit
@@ -26,14 +26,12 @@ from bidsseg.learning.recipe import Recipe, load_recipe
 from bidsseg.learning.record import save_curve, save_outcome
 from bidsseg.learning.registration_loop import DFNET, fit_mover
 from bidsseg.learning.segnet import fit_voxels
-from bidsseg.learning.state import Conditions, State, same_run
+from bidsseg.learning.state import CHECKPOINT, Conditions, State, same_run
 from bidsseg.models.card import CARD, Card, read_card
-from bidsseg.models.library import Model, save_protocol
+from bidsseg.models.library import Model, build, save_protocol
 from bidsseg.networks.network import Network
 from bidsseg.networks.segnet.staged import StagedSegNet
 from bidsseg.settings import Report, Settings, Training
-
-CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass(frozen=True)
@@ -191,6 +189,20 @@ def card_of(setup: Setup, people: People, start: Model | None) -> Card:
         code_version=__version__,
         folder=setup.folder,
     )
+
+
+def begun(setup: Setup, card: Card, start: Model | None) -> Network:
+    """Return the network of the card, with what fits of the model that it starts from. UsageError if nothing does."""
+    network = build(card)
+    check_recipe(setup.recipe, network)
+    if start is not None:
+        copied = start_from(network, start, setup.recipe.heads)
+        if not copied:
+            raise UsageError(
+                f"--init {setup.options.init}: nothing of it fits the network of the recipe {setup.recipe.name}"
+            )
+        setup.report.say(f"{copied} of {len(network.state_dict())} tensors taken from {setup.options.init}")
+    return network
 
 
 def conditions_of(setup: Setup, people: People, start: Model | None, interruption: Interruption) -> Conditions:

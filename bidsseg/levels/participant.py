@@ -14,17 +14,8 @@ from bidsseg.derivative.job import Job, check_apart, remove_halves, write_root
 from bidsseg.derivative.manifest import Entry, RunLog, stamp
 from bidsseg.derivative.ownership import check_files, check_folder, check_same_scan, check_source
 from bidsseg.derivative.sidecars import lists_model
-from bidsseg.errors import (
-    BidssegError,
-    DataError,
-    InputMissing,
-    NothingSelected,
-    UsageError,
-)
-from bidsseg.execution.machine import (
-    check_device,
-    choose_workers,
-)
+from bidsseg.errors import BidssegError, DataError, InputMissing, NothingSelected, UsageError
+from bidsseg.execution.machine import check_device, choose_workers
 from bidsseg.execution.pipeline import Outcome, Pipeline, process_mb, write_page
 from bidsseg.models.card import Card, find_card
 from bidsseg.registration.spaces import Space, find_space
@@ -34,43 +25,43 @@ Failure = tuple[Entry, Exception]
 
 
 def participant_level(settings: Settings) -> None:
-    """Segment every selected scan that is not done yet.
+    """Segment every selected scan that is not done yet, or the images of ``settings.images``, which are in no dataset.
 
     Raises:
         BidssegError: with code 1 if some scans failed, 65 if all failed because of their data.
     """
     card, spaces = _checked(settings)
+    selection = _given(settings, card) if settings.images else _selected(settings)
+    if selection is not None:
+        _process(settings, card, _agenda(settings, card, selection, spaces))
+
+
+def _selected(settings: Settings) -> Selection | None:
+    """The selected scans of the dataset; None if this shard has no participant."""
     participants = _shard(settings)
     if participants == []:
         settings.report.say("this shard has no participant: there are fewer of them than shards")
-        return
-    selection = query.select_scans(
+        return None
+    return query.select_scans(
         settings.bids_dir,
         participants=participants,
         sessions=settings.sessions or None,
         filters=settings.filters,
         database_dir=settings.database_dir,
     )
-    _process(settings, card, _plan(settings, card, selection, spaces))
 
 
-def file_level(settings: Settings) -> None:
-    """Segment the images of ``settings.images``, which are in no dataset, as a scan of one that holds nothing else.
-
-    Raises:
-        BidssegError: as for :func:`participant_level`.
-    """
-    card, spaces = _checked(settings)
-    missing = [suffix for suffix in card.inputs if suffix not in settings.images]
-    if missing:
-        raise UsageError(f"the model {card.name} needs a {missing[0]}: give --{missing[0].lower()} FILE")
+def _given(settings: Settings, card: Card) -> Selection:
+    """The scan of images that are in no dataset. UsageError if the model needs another image."""
+    if missing := card.lacks(settings.images):
+        raise UsageError(f"the model {card.name} needs a {missing}: give --{missing.lower()} FILE")
     scan = Scan.of_files(settings.images["T1w"], settings.images.get("FLAIR"))
     check_same_scan(Job(scan, card, settings.bids_dir, settings.output_dir), settings.overwrite)
-    _process(settings, card, _plan(settings, card, Selection([scan], []), spaces))
+    return Selection([scan], [])
 
 
 @dataclass(frozen=True)
-class Plan:
+class Agenda:
     """What a run is to do.
 
     Attributes:
@@ -111,7 +102,7 @@ def _checked(settings: Settings) -> tuple[Card, list[Space]]:
     return card, spaces
 
 
-def _plan(settings: Settings, card: Card, selection: Selection, spaces: Sequence[Space]) -> Plan:
+def _agenda(settings: Settings, card: Card, selection: Selection, spaces: Sequence[Space]) -> Agenda:
     """Look what there is to do. DataError if no scan can be used; OutputNotWritable for files of others."""
     jobs, passed_over, unusable = _jobs(settings, card, selection.scans, spaces)
     unusable += [_failure(key, InputMissing(reason)) for key, reason in selection.closed.items()]
@@ -126,50 +117,50 @@ def _plan(settings: Settings, card: Card, selection: Selection, spaces: Sequence
     if todo and not (settings.skip_validation or settings.images):
         place = None if settings.dry_run else settings.output_dir
         warnings += [str(issue) for issue in validator.validate(settings.bids_dir, todo, place)]
-    return Plan(jobs, done, passed_over, unusable, warnings)
+    return Agenda(jobs, done, passed_over, unusable, warnings)
 
 
-def _process(settings: Settings, card: Card, plan: Plan) -> None:
+def _process(settings: Settings, card: Card, agenda: Agenda) -> None:
     """Segment the scans that are not done, keep a manifest, and raise if any failed."""
-    for warning in plan.warnings:
+    for warning in agenda.warnings:
         settings.report.warn(warning)
     if settings.dry_run:
-        _list(settings, card, plan)
+        _list(settings, card, agenda)
         return
     write_root(settings, card)
-    remove_halves(settings.output_dir.glob(".*.part"), {job.paths.report.name for job in plan.jobs})
-    for job in plan.jobs:
-        if job in plan.done and not job.has_page():
+    remove_halves(settings.output_dir.glob(".*.part"), {job.paths.report.name for job in agenda.jobs})
+    for job in agenda.jobs:
+        if job in agenda.done and not job.has_page():
             write_page(job)
-    log = _manifest(settings, card, plan)
+    log = _manifest(settings, card, agenda)
     log.save()
-    record = Record(settings, log, list(plan.unusable))
+    outcomes = Outcomes(settings, log, list(agenda.unusable))
     try:
-        _segment(settings, card, plan.todo, record)
+        _segment(settings, card, agenda.todo, outcomes)
     finally:
         log.finish()
     if not lists_model(settings.output_dir, card.name):  # another run began at the same time, where there are no locks
         write_root(settings, card)
-    _conclude(settings, plan, record.failures)
+    _conclude(settings, agenda, outcomes.failures)
 
 
-def _manifest(settings: Settings, card: Card, plan: Plan) -> RunLog:
+def _manifest(settings: Settings, card: Card, agenda: Agenda) -> RunLog:
     """Return the manifest of the run as it stands before any work."""
     return RunLog(
         settings.output_dir / outputs.manifest_path(stamp()),
         settings.command,
         {"name": card.name, "sha256": card.sha256, "folder": str(card.folder)},
-        planned=[job.scan.key for job in plan.todo],
-        warnings=plan.warnings,
+        planned=[job.scan.key for job in agenda.todo],
+        warnings=agenda.warnings,
         entries=[
-            *plan.passed_over,
-            *(entry for entry, _ in plan.unusable),
-            *(Entry(job.scan.key, "skipped") for job in plan.jobs if job in plan.done),
+            *agenda.passed_over,
+            *(entry for entry, _ in agenda.unusable),
+            *(Entry(job.scan.key, "skipped") for job in agenda.jobs if job in agenda.done),
         ],
     )
 
 
-def _segment(settings: Settings, card: Card, jobs: Sequence[Job], record: Record) -> None:
+def _segment(settings: Settings, card: Card, jobs: Sequence[Job], outcomes: Outcomes) -> None:
     """Have every job done: by this process, by several of this machine, or by those of a cluster."""
     if not jobs:
         return
@@ -177,11 +168,11 @@ def _segment(settings: Settings, card: Card, jobs: Sequence[Job], record: Record
     workers = choose_workers(settings, len(jobs), process_mb(card)) if local else None
     settings.report.start(len(jobs))
     if local and workers is None:
-        Pipeline(settings, record.take).process(jobs)
+        Pipeline(settings, outcomes.take).process(jobs)
         return
     from bidsseg.execution.cluster import spread
 
-    spread(settings, jobs, record.take, workers)
+    spread(settings, jobs, outcomes.take, workers)
 
 
 def _shard(settings: Settings) -> list[str] | None:
@@ -219,23 +210,23 @@ def _failure(scan: str, error: BidssegError) -> Failure:
     return Entry(scan, "failed", str(error)), error
 
 
-def _list(settings: Settings, card: Card, plan: Plan) -> None:
+def _list(settings: Settings, card: Card, agenda: Agenda) -> None:
     """Say what would be done."""
     settings.report.say(f"model {card.name}: {card.title}")
-    for job in plan.jobs:
-        settings.report.say(f"{job.scan.key}: {'done' if job in plan.done else 'to do'}")
+    for job in agenda.jobs:
+        settings.report.say(f"{job.scan.key}: {'done' if job in agenda.done else 'to do'}")
         for path in job.paths.files:
             settings.report.say(f"  {settings.output_dir / path}")
-    for entry, _ in plan.unusable:
+    for entry, _ in agenda.unusable:
         settings.report.warn(f"{entry.scan} would fail: {entry.reason}")
 
 
-def _conclude(settings: Settings, plan: Plan, failures: Sequence[Failure]) -> None:
+def _conclude(settings: Settings, agenda: Agenda, failures: Sequence[Failure]) -> None:
     """Summarise the run; raise if any scan failed."""
-    report, total = settings.report, plan.total
-    done_now = total - len(plan.done)
+    report, total = settings.report, agenda.total
+    done_now = total - len(agenda.done)
     report.stop()
-    report.say(f"segmented {done_now - len(failures)} of {total} scans, {len(plan.done)} were done before")
+    report.say(f"segmented {done_now - len(failures)} of {total} scans, {len(agenda.done)} were done before")
     for entry, _ in failures:
         trace = f" ({entry.crash_file})" if entry.crash_file else ""
         report.warn(f"{entry.scan} failed: {entry.reason}{trace}")
@@ -248,7 +239,7 @@ def _conclude(settings: Settings, plan: Plan, failures: Sequence[Failure]) -> No
 
 
 @dataclass
-class Record:
+class Outcomes:
     """What became of the scans of a run, as it is kept and told.
 
     Attributes:

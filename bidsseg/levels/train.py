@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bidsseg.errors import UsageError
 from bidsseg.execution.machine import choose_machine, emulation, keep_freed_memory
 from bidsseg.learning.interruption import Interruption
 from bidsseg.settings import Settings
@@ -21,13 +20,12 @@ def train_level(settings: Settings) -> Path:
 
 
 def _train(settings: Settings, interruption: Interruption) -> Path:
-    """The same, asking now and then whether it is to stop."""
+    """Train, asking now and then whether to stop, and return the model folder."""
     keep_freed_memory()
-    machine = choose_machine(settings)
     from bidsseg.learning import training
-    from bidsseg.learning.checks import check_recipe
-    from bidsseg.models.library import build, load_model
+    from bidsseg.models.library import load_model
 
+    machine = choose_machine(settings)
     setup = training.set_up(settings, machine.device, machine.precision, machine.threads)
     if warning := emulation(machine):
         setup.report.warn(warning)
@@ -40,14 +38,6 @@ def _train(settings: Settings, interruption: Interruption) -> Path:
     training.begin(setup)
     start = load_model(setup.options.init) if setup.options.init else None
     card = training.card_of(setup, people, start)
-    network = build(card)
-    check_recipe(setup.recipe, network)
-    if start is not None:
-        copied = training.start_from(network, start, setup.recipe.heads)
-        if not copied:
-            raise UsageError(
-                f"--init {setup.options.init}: nothing of it fits the network of the recipe {setup.recipe.name}"
-            )
-        setup.report.say(f"{copied} of {len(network.state_dict())} tensors taken from {setup.options.init}")
+    network = training.begun(setup, card, start)
     state = training.learn(network, setup, people, training.conditions_of(setup, people, start, interruption))
     return training.conclude(setup, people, card, network, state, interruption)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,10 @@ class Card:
             for head in self.heads
             if head in measured or others[head]
         }
+
+    def lacks(self, suffixes: Container[str]) -> str | None:
+        """Return the first input that is not among the suffixes of images; None if all are."""
+        return next((suffix for suffix in self.inputs if suffix not in suffixes), None)
 
     def to_json(self) -> str:
         """The card as it is stored."""

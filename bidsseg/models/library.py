@@ -17,7 +17,7 @@ from bidsseg.errors import DataError, InputMissing
 from bidsseg.files import replacing
 from bidsseg.image.brightness import NORMALISATIONS
 from bidsseg.labels import Protocol, load_protocol
-from bidsseg.models.card import CARD, Card, find_card, shipped
+from bidsseg.models.card import CARD, Card, find_card
 from bidsseg.models.weights import packed, unpacked
 from bidsseg.networks.eneuronet import ENeuroNet
 from bidsseg.networks.network import Network
@@ -69,11 +69,6 @@ def save_protocol(protocol: Protocol, folder: Path) -> None:
 def table_name(head: str) -> str:
     """The file of a head's regions in a model's folder, if they are not those of a shipped protocol."""
     return f"seg-{head}_dseg.tsv"
-
-
-def list_models() -> list[Card]:
-    """Cards of the shipped models."""
-    return shipped()
 
 
 def build(card: Card) -> Network:

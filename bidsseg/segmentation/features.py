@@ -44,7 +44,7 @@ class Features:
         shape = [edge * n for n in cells.shape]
         return Features(network, torch.cat([rows, rows.new_zeros(1, rows.shape[1])]), lookup.reshape(shape))
 
-    def mirrored(self, steps: int = 0) -> Features:
+    def mirrored(self, steps: int) -> Features:
         """The features with left and right exchanged, on a grid that begins some voxels before, unknown there."""
         lookup = torch.full_like(self.lookup, self.network.cell**3 * (len(self.table) - 1))
         n = slice(None, -steps or None)

@@ -121,10 +121,13 @@ class ModelInput:
     @property
     def position(self) -> Tensor | None:
         """Coordinates (1, 3, D/2, H/2, W/2) in the frame of the brain, if it is known."""
-        return None if self.frame is None else coordinates(self.grid.shape, *self.frame)
+        return None if self.frame is None else coordinates(self.image.shape[2:], *self.frame)
 
     def mirrored(self, steps: int) -> ModelInput:
-        """Return the mirror image of a grid that begins so many voxels further along each axis; beyond, all is 0."""
+        """Return what a grid shows that begins so many voxels further along each axis, with left and right exchanged.
+
+        Beyond the image all is 0. ``Features.mirrored`` brings what is found back to the grid.
+        """
 
         def mirror(values: Tensor) -> Tensor:
             """Of (..., D, H, W)."""

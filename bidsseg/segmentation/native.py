@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -204,7 +205,7 @@ class Place:
     box: Box
     voxels: np.ndarray
 
-    @property
+    @cached_property
     def positions(self) -> np.ndarray:
         """Flat positions (P,) in the canonical form of the scan."""
         low, high = np.array(self.box).T
