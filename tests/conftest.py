@@ -1,7 +1,8 @@
 """Fixtures that several test files share."""
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,20 @@ SLOWEST = ("test_partial.py", "test_crossvalidate.py", "test_train.py", "test_en
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slowest files first; all else as it is."""
     items.sort(key=lambda item: SLOWEST.index(item.path.name) if item.path.name in SLOWEST else len(SLOWEST))
+
+
+def _one_thread() -> None:
+    """Give torch one thread in this process, if it is loaded."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """Undo what a run of the program set: with more threads than cores, all wait for each other."""
+    _one_thread()
+    yield
+    _one_thread()
 
 
 @pytest.fixture
