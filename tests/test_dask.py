@@ -131,7 +131,7 @@ def test_processes_of_one_machine_end_with_their_run(whom: str, app: App) -> Non
         run.terminate()
     _, errors = run.communicate(timeout=300)
     assert run.returncode == 130
-    assert errors.splitlines()[-1] == "bidsseg: stopped; the same command goes on from here"
+    assert errors.splitlines()[-1] == "bidsseg: interrupted; repeat the command to resume"
     assert "Traceback" not in errors
     assert len(children) >= 2 and not psutil.wait_procs(children, timeout=300)[1]
 

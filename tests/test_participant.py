@@ -445,7 +445,7 @@ def test_want_of_memory_is_no_bug(
     assert app("--participant-label", "01") == 1
     err = capsys.readouterr().err
     assert "sub-01: failed: out of memory" in err
-    assert ": free some, raise the limit" in err
+    assert ": free memory, raise the limit" in err
     assert "internal error" not in err
 
 

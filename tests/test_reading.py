@@ -193,5 +193,5 @@ def test_commas_split_labels() -> None:
 def test_a_file_without_labels(tmp_path: Path, content: str) -> None:
     path = tmp_path / "labels.txt"
     path.write_text(content)
-    with pytest.raises(UsageError, match="holds no label"):
+    with pytest.raises(UsageError, match="contains no label"):
         arguments.labels("sub", [str(path)])
