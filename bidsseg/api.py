@@ -140,7 +140,7 @@ def compare(
         one, other = (read_labels(_source(image)) for image in (found, reference))
         if not one.on_grid_of(other):
             raise DataError(
-                f"label maps of {one.shape} and {other.shape} voxels lie on two grids: resample one to the other"
+                f"label maps of {one.shape} and {other.shape} voxels are on different grids: resample one to the other"
             )
         measured = agreement.compare(one.data, other.data, table, other.spacing_mm.tolist(), mask)
     regions = [region for region in table.regions if region.scored and region.index != 0]
@@ -258,7 +258,7 @@ class Result:
 
         head = self.model.heads[self._known(protocol)]
         if protocol not in self._segmentation.probabilities:
-            raise UsageError("probabilities were not kept: call segment with probabilities=True")
+            raise UsageError("no probabilities were stored: call segment with probabilities=True")
         position = head.regions.index(head.region(index))
         return map_image(self._segmentation.probabilities[protocol].of_region(position), self._t1w)
 
@@ -382,7 +382,7 @@ def _source(image: Image) -> Source:
     if isinstance(image, str | os.PathLike):
         return Path(image)
     if not isinstance(image, SpatialImage):
-        raise UsageError(f"an image is a path or an image of nibabel, not {type(image).__name__}")
+        raise UsageError(f"an image must be a path or a nibabel image, not {type(image).__name__}")
     return image
 
 

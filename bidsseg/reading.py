@@ -110,9 +110,9 @@ def unreadable(path: Path, error: OSError) -> BidssegError:
             return InputMissing(f"{path}: no such file")
         if ANNEX in str(path.readlink()):
             return _not_fetched(path, "a link of git-annex")
-        return InputMissing(f"{path}: a link to nothing; fetch its content, e.g. with `datalad get`")
+        return InputMissing(f"{path}: a broken link; download its content, e.g. with `datalad get`")
     if error.errno in NOT_ALLOWED:
-        return InputMissing(f"{path}: may not be read by this user; change its permissions")
+        return InputMissing(f"{path}: not readable by this user; change its permissions")
     return IOFailure(f"{path}: reading failed: {error.strerror}")
 
 
@@ -132,4 +132,4 @@ def is_web_page(start: bytes) -> bool:
 
 def _not_fetched(path: Path, what: str, command: str = "datalad get") -> InputMissing:
     hint = f"`{command} {path}`" if command == "datalad get" else f"`{command}` in its folder"
-    return InputMissing(f"{path}: its content was not fetched, this is {what}: run {hint} [NOT_FETCHED]")
+    return InputMissing(f"{path}: its content was not downloaded, this is {what}: run {hint} [NOT_FETCHED]")

@@ -162,7 +162,7 @@ def test_label_maps_alone_are_named_where_no_images_are_made(tissues: Settings) 
     report = Told()
     found = load_cases(tissues, report, synthetic=False)
     assert found and all(case.image is not None for case in found)
-    (warned,) = [line for line in report.warned if "no image belongs to it" in line]
+    (warned,) = [line for line in report.warned if "no matching image" in line]
     assert "sub-05_seg-FAST_dseg.nii.gz" in warned
     nobody = replace(tissues, participants=("05",))
     with pytest.raises(NothingSelected, match="no scan has an annotation"):

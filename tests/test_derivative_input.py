@@ -145,4 +145,4 @@ def test_results_that_would_have_one_name_are_refused(app: App, capsys: pytest.C
                "--bids-filter-file", filters(app, space=None)) == 0  # fmt: skip
     anat = app.output / "sub-01" / "anat"
     sidecar = json.loads((anat / f"sub-01_space-{NAME}_seg-FAST_res-1_desc-preprocwholebrain_dseg.json").read_text())
-    assert sidecar["Resolution"].startswith("that of the template, number 1")
+    assert sidecar["Resolution"].startswith("resolution 1 of the template")

@@ -13,8 +13,8 @@ FILTER = '--bids-filter-file with {"t1w": {"suffix": "UNIT1"}}'
 
 RENAMED = "its name must end in {}: rename it"
 CONVERTED = "convert it to .nii.gz"
-UNIFORM = f"take it by a {FILTER}"
-LEFT_OUT = "the selection or the filters leave it out"
+UNIFORM = f"select it by {FILTER}"
+LEFT_OUT = "excluded by the selection or the filters"
 OTHER = "no model reads it without a T1w"
 """Remedies, here in the order in which they are told."""
 
@@ -36,7 +36,7 @@ def alternatives(bids_dir: Path, labels: Iterable[str]) -> str:
         f"{example}{f' and {count - 1} more' if count > 1 else ''} ({remedy})"
         for remedy, (example, count) in sorted(examples.items(), key=lambda item: _rank(item[0]))
     ]
-    return f"; there is {'; '.join(told)}" if told else ""
+    return f"; found {'; '.join(told)}" if told else ""
 
 
 def _rank(remedy: str) -> int:

@@ -27,7 +27,7 @@ def find_annotations(derivatives_dir: Path, scan: Scan, protocol: str) -> Path |
         DataError: several annotations fit equally well.
     """
     if not derivatives_dir.is_dir():
-        raise InputMissing(f"no folder of annotations {derivatives_dir}")
+        raise InputMissing(f"no folder {derivatives_dir} with annotations")
     source = _source(scan.entities)
     place = derivatives_dir / build_name({"subject": source["subject"]})
     if "session" in source:

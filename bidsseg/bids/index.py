@@ -189,13 +189,13 @@ def _from_database(
             continue
         listed = _read_index(bids_dir, participants, place)
         if listed is None:
-            notes.append(f"the index in {place} is damaged: it is not used, and a new one is made in {own}")
+            notes.append(f"the index in {place} is damaged and not used; a new one is created in {own}")
         elif not _is_current(bids_dir, participants, listed):
-            notes.append(f"the index in {place} does not list what the dataset holds now: a new one is made in {own}")
+            notes.append(f"the index in {place} does not match the dataset; a new one is created in {own}")
         else:
             return listed, notes
     if own.resolve().is_relative_to(bids_dir.resolve()):
-        raise UsageError(f"--bids-database-dir {folder} is inside the dataset, which is never written to")
+        raise UsageError(f"--bids-database-dir {folder} is inside the dataset, which is never modified")
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
@@ -207,7 +207,7 @@ def _from_database(
     except (OSError, SQLAlchemyError) as error:
         if str(getattr(error, "filename", "")).startswith(f"{bids_dir}{os.sep}"):  # it is the dataset that fails
             raise
-        reason = f"cannot keep an index in {folder}: {getattr(error, 'strerror', None) or error}"
+        reason = f"cannot store an index in {folder}: {getattr(error, 'strerror', None) or error}"
         if not notes:
             raise OutputNotWritable(reason) from error
         return _places(_index(bids_dir, participants), participants), [*notes, reason]
@@ -224,7 +224,7 @@ def _read_index(bids_dir: Path, participants: Sequence[str] | None, place: Path)
     except Exception:  # pybids lets everything through that its database and its parts raise
         return None
     if root.resolve() != bids_dir.resolve():
-        raise UsageError(f"the index in {place} is of {root}: give another --bids-database-dir")
+        raise UsageError(f"the index in {place} belongs to {root}: give another --bids-database-dir")
     return listed
 
 

@@ -69,7 +69,7 @@ def build_name(entities: Mapping[str, str], suffix: str = "", extension: str = "
     for long, label in sort_entities(entities).items():
         short, _ = _order().get(long, (long, 0))
         if not LABEL.fullmatch(label):
-            raise UsageError(f"'{label}' cannot be a BIDS label: only letters, digits and + can stand in '{short}-'")
+            raise UsageError(f"'{label}' cannot be a BIDS label: only letters, digits and + are allowed in '{short}-'")
         pairs.append(f"{short}-{label}")
     return "_".join([*pairs, suffix] if suffix else pairs) + extension
 

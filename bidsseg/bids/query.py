@@ -135,7 +135,7 @@ def pair_flair(t1w: Image, flairs: Sequence[Image]) -> tuple[Path | None, str | 
         if len(fitting) == 1:
             return fitting[0].path, None
     names = ", ".join(flair.path.name for flair in same)
-    return None, f"{len(same)} FLAIR images fit in {where} ({names}): choose one with --bids-filter-file"
+    return None, f"{len(same)} FLAIR images match in {where} ({names}): choose one with --bids-filter-file"
 
 
 def _run(image: Image) -> int | str | None:
@@ -182,7 +182,7 @@ def _matching(images: Iterable[Image], wanted: Mapping[str, Any]) -> tuple[list[
     magnitudes = [image for image in matching if image.entities.get("part", "mag") == "mag"]
     others = [image for image in matching if image.entities.get("part", "mag") != "mag"]
     return magnitudes, [
-        f"{image.path.name} is skipped: part-{image.entities['part']} is no magnitude" for image in others
+        f"{image.path.name} is skipped: part-{image.entities['part']} is not a magnitude image" for image in others
     ]
 
 

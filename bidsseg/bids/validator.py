@@ -163,7 +163,7 @@ def _run(program: str, view: Path) -> tuple[list[dict[str, Any]], dict[str, str]
         check=False,
     )
     if not done.stdout.strip():
-        raise ValueError(done.stderr.decode(errors="replace") or f"it ended with code {done.returncode}")
+        raise ValueError(done.stderr.decode(errors="replace") or f"it exited with code {done.returncode}")
     report = json.loads(done.stdout)["issues"]
     return [entry for entry in report["issues"] if entry["severity"] == "error"], report["codeMessages"]
 

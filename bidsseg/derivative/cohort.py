@@ -23,11 +23,11 @@ NOT_AVAILABLE = "n/a"
 MISSING = Fate("missing", "not processed yet")
 UNREADABLE = "unreadable"
 STATUSES = {
-    "done": "it was segmented",
-    "failed": "the last run could not segment it",
-    "passed over": "an image that the model needs is lacking",
-    "missing": "it is in the dataset, but was not processed",
-    UNREADABLE: "its table of volumes cannot be read",
+    "done": "the scan was segmented",
+    "failed": "the last run could not segment the scan",
+    "passed over": "an image that the model needs is missing",
+    "missing": "the scan is in the dataset, but was not processed",
+    UNREADABLE: "the table of volumes of the scan cannot be read",
 }
 
 
@@ -73,7 +73,7 @@ class Cohort:
     def data_dictionary(self) -> dict[str, Any]:
         """What each column of the table means, as a BIDS sidecar."""
         columns = group_sidecar(self.protocol, self.ids, self.regions)
-        return {**columns, STATUS: {"Description": "What became of the scan", "Levels": STATUSES}}
+        return {**columns, STATUS: {"Description": "Outcome of the scan", "Levels": STATUSES}}
 
 
 def entity_column(entity: str) -> str:
@@ -166,7 +166,7 @@ def _row(item: Result | Absent, cohort: Cohort, problems: list[str]) -> dict[str
         problems.append(f"{item.path.name}: {error}")
         return {**ids, STATUS: UNREADABLE}
     if unknown := volumes.keys() - cohort.regions.values():
-        problems.append(f"{item.path.name}: regions that other scans do not have: {', '.join(sorted(unknown))}")
+        problems.append(f"{item.path.name}: regions that are not in other scans: {', '.join(sorted(unknown))}")
     row = {column: f"{volumes[name].volume_mm3:.10g}" for column, name in cohort.regions.items() if name in volumes}
     quality = item.quality()
     shown = NOT_AVAILABLE if quality is None else f"{quality:.4g}"

@@ -97,7 +97,7 @@ class Job:
         """DataError if a file of the scan would have a longer name than file systems take."""
         longest = max((path.name for path in (*self.paths.files, *self.paths.figures.values())), key=len)
         if len(longest) > LONGEST_NAME:
-            raise DataError(f"{longest} would be too long a name of a file; shorten the labels of {self.scan.t1w.name}")
+            raise DataError(f"{longest} would be too long for a file name; shorten the labels of {self.scan.t1w.name}")
 
     def is_done(self) -> bool:
         """Whether every output is there, made by this model from these images."""
@@ -181,7 +181,7 @@ class Job:
         details: Mapping[str, Any],
     ) -> None:
         """Write label maps and masks on the grid of a standard space."""
-        resolution = f"that of the template, number {space.resolution} of TemplateFlow"
+        resolution = f"resolution {space.resolution} of the template in TemplateFlow"
         more = {**details, "SpatialReference": space.reference, "Resolution": resolution}
         about = (self.sources, self.bids_dir, more)
         images = [(places.brain, result.brain, sidecars.mask_sidecar("Brain", *about))]
@@ -230,7 +230,7 @@ def check_apart(jobs: Iterable[Job]) -> None:
             if path in owners:
                 both = " and ".join(dict.fromkeys([owners[path], job.scan.key]))
                 raise UsageError(
-                    f"--output-spaces: two results would be {path}, from {both}: leave out images that are in a "
+                    f"--output-spaces: two results would be {path}, from {both}: exclude images that are in a "
                     'standard space already, by --bids-filter-file with {"t1w": {"space": null}}'
                 )
             owners[path] = job.scan.key
@@ -242,7 +242,7 @@ def remove(files: Iterable[Path]) -> None:
         for file in files:
             file.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputNotWritable(f"{error.filename}: cannot be replaced: {error.strerror}; is it yours?") from error
+        raise OutputNotWritable(f"{error.filename}: cannot be replaced: {error.strerror}; check its owner") from error
 
 
 def remove_halves(parts: Iterable[Path], names: Container[str]) -> None:

@@ -49,11 +49,11 @@ def check_tool(output_dir: Path) -> None:
     if content is None or TOOL in (tools := _tools(content)):
         return
     if tools:
-        raise OutputNotWritable(f"{output_dir} holds results of {', '.join(sorted(tools))}: {ELSEWHERE}")
+        raise OutputNotWritable(f"{output_dir} contains results of {', '.join(sorted(tools))}: {ELSEWHERE}")
     if content.get("DatasetType") != "derivative":
-        raise UsageError(f"{output_dir} holds another dataset, no derivative: {ELSEWHERE}")
+        raise UsageError(f"{output_dir} contains a dataset that is not a derivative: {ELSEWHERE}")
     path = output_dir / root_path("description")
-    raise OutputNotWritable(f"{path} does not name {TOOL} in GeneratedBy, so that it is of another tool: {ELSEWHERE}")
+    raise OutputNotWritable(f"{path} does not name {TOOL} in GeneratedBy, so it belongs to another tool: {ELSEWHERE}")
 
 
 def check_folder(output_dir: Path) -> None:
@@ -62,7 +62,7 @@ def check_folder(output_dir: Path) -> None:
     found = [path for kind in ROOT_FILES if os.path.lexists(path := output_dir / root_path(kind))]
     check_tool(output_dir)
     if found and _description(output_dir) is None and not (_is_readme(found) or Manifests(output_dir).any):
-        raise OutputNotWritable(f"{found[0]} is there and was not written by {TOOL}: {ELSEWHERE}")
+        raise OutputNotWritable(f"{found[0]} exists and was not written by {TOOL}: {ELSEWHERE}")
 
 
 def check_files(output_dir: Path, jobs: Iterable[Job], done: Container[Job]) -> None:
@@ -70,12 +70,12 @@ def check_files(output_dir: Path, jobs: Iterable[Job], done: Container[Job]) -> 
     manifests = Manifests(output_dir)
     for job in jobs:
         if job not in done and (path := _foreign_result(job, manifests)):
-            raise OutputNotWritable(f"{path} is there and was not written by {TOOL}: {ELSEWHERE}")
+            raise OutputNotWritable(f"{path} exists and was not written by {TOOL}: {ELSEWHERE}")
         if job in done and job.has_page():
             continue
         page = output_dir / job.paths.report
         if os.path.lexists(page) and not is_own_page(page) and not manifests.claim_page(page):
-            raise OutputNotWritable(f"{page} is there and was not written by {TOOL}: {ELSEWHERE}")
+            raise OutputNotWritable(f"{page} exists and was not written by {TOOL}: {ELSEWHERE}")
 
 
 def check_same_scan(job: Job, overwrite: bool) -> None:
@@ -86,8 +86,8 @@ def check_same_scan(job: Job, overwrite: bool) -> None:
     if before and before != bids_uri(job.scan.t1w, job.bids_dir) and not overwrite:
         name = unquote(before.removeprefix(f"bids:{SOURCE}:"))
         raise OutputNotWritable(
-            f"{job.output_dir} holds results of {name} under the name {job.scan.key}: {ELSEWHERE}, rename the image, "
-            "or give --overwrite to replace the results"
+            f"{job.output_dir} contains results of {name} under the name {job.scan.key}: {ELSEWHERE}, rename the "
+            "image, or give --overwrite to replace the results"
         )
 
 
@@ -100,7 +100,7 @@ def check_group_files(output_dir: Path, cohorts: Iterable[Cohort]) -> None:
         if os.path.lexists(table) and not {STATUS, QUALITY} <= set(_columns(table)):
             foreign.append(table)
     if foreign:
-        raise OutputNotWritable(f"{foreign[0]} is there and was not written by {TOOL}: {ELSEWHERE}")
+        raise OutputNotWritable(f"{foreign[0]} exists and was not written by {TOOL}: {ELSEWHERE}")
 
 
 def check_model_folder(output_dir: Path, folder: Path) -> None:
@@ -109,7 +109,7 @@ def check_model_folder(output_dir: Path, folder: Path) -> None:
     present = [path for name in MODEL_FILES if os.path.lexists(path := folder / name)]
     card = read_json(folder / CARD)
     if present and not {"network", "heads"} <= card.keys() and not os.path.lexists(folder / CHECKPOINT):
-        raise OutputNotWritable(f"{present[0]} is there and was not written by {TOOL}: {ELSEWHERE}")
+        raise OutputNotWritable(f"{present[0]} exists and was not written by {TOOL}: {ELSEWHERE}")
 
 
 def check_source(settings: Settings) -> None:
@@ -137,12 +137,12 @@ def check_source(settings: Settings) -> None:
             return
         if same_path:
             raise OutputNotWritable(
-                f"{output_dir} holds results of a dataset that was at {bids_dir} when they were made, and none of "
-                f"{len(records)} images is still the same: {ELSEWHERE}, or give --overwrite to replace the results"
+                f"{output_dir} contains results of a dataset that was previously at {bids_dir}, and none of its "
+                f"{len(records)} compared images is the same: {ELSEWHERE}, or give --overwrite to replace the results"
             )
     path = _source_path(before) or "(path unknown)"
     raise OutputNotWritable(
-        f"{output_dir} holds results of the dataset {path}, and {bids_dir.resolve()} is another one: {ELSEWHERE}"
+        f"{output_dir} contains results of the dataset {path}, but {bids_dir.resolve()} is another dataset: {ELSEWHERE}"
     )
 
 

@@ -77,14 +77,14 @@ def carried_over(image: Path, bids_dir: Path) -> dict[str, Any]:
                     return {"Resolution": resolution}
         if folder == bids_dir:
             break
-    return {"Resolution": f"that of {image.name}"}
+    return {"Resolution": f"same as {image.name}"}
 
 
 def dseg_sidecar(
     protocol: str, sources: Sequence[Path], bids_dir: Path, details: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Sidecar of a label map and of the look-up table beside it."""
-    text = f"Label map of the {protocol} protocol; the table of the same name tells the regions"
+    text = f"Label map of the {protocol} protocol; the table of the same name lists the regions"
     return image_sidecar(text, sources, bids_dir, {"Manual": False, **(details or {})})
 
 
@@ -113,8 +113,8 @@ def entropy_sidecar(
 ) -> dict[str, Any]:
     """Sidecar of a map of uncertainty."""
     text = (
-        f"Uncertainty in the {protocol} protocol: entropy of the probabilities of a voxel, from 0 (sure) to 1 (all "
-        "regions alike)"
+        f"Uncertainty in the {protocol} protocol: entropy of the probabilities of a voxel, from 0 (certain) to 1 "
+        "(all regions equally probable)"
     )
     return image_sidecar(text, sources, bids_dir, {"Manual": False, **(details or {})})
 
@@ -172,7 +172,7 @@ def group_sidecar(protocol: str, entities: Iterable[str], regions: Mapping[str, 
         "Description": f"Volumes in the {protocol} protocol, one row for each scan",
         **{name: {"Description": f"{name.removesuffix('_id')} of the scan"} for name in entities},
         "quality": {"Description": "Mean confidence of the network in the brain, from 0 to 1"},
-        "findings": {"Description": "Codes of what was found in the scan and its result; the sidecars explain them"},
+        "findings": {"Description": "Codes of the findings in the scan and its result; the sidecars explain them"},
         **{
             column: {"LongName": name, "Description": f"Volume of: {name}", "Units": "mm^3"}
             for column, name in regions.items()

@@ -120,8 +120,8 @@ def emulation(machine: Machine) -> str | None:
     if not flags or flags & BF16_FLAGS:
         return None
     return (
-        "--precision bf16: this processor has no instructions for it; it is emulated, up to hundreds of times slower: "
-        "use --precision fp32 or leave the flag out"
+        "--precision bf16: this processor has no bfloat16 instructions; emulation is up to hundreds of times slower: "
+        "use --precision fp32 or omit the flag"
     )
 
 
@@ -161,7 +161,7 @@ def choose_workers(settings: Settings, scans: int, process_mb: int = PROCESS_MB)
     if count < 2:
         return None
     if not has_loopback():
-        settings.report.warn("processes cannot reach each other here (no loopback network): one process does all")
+        settings.report.warn("processes cannot communicate on this machine (no loopback network): using one process")
         return None
     return Workers(count, settings.threads or cpus // count, machine.memory_mb // -(-count // devices))
 

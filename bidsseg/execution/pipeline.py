@@ -104,7 +104,7 @@ def segment_images(images: Images, model: Model, machine: Machine, *, strict: bo
 def require_brain(result: Segmentation, name: str) -> None:
     """DataError, with the name of the image, if a segmentation is empty."""
     if not result.brain.any() or not all(labels.any() for labels in result.labels.values()):
-        raise DataError(f"{name}: the model found no brain; is it the T1w of a head? [EMPTY_SEGMENTATION]")
+        raise DataError(f"{name}: the model found no brain; check that it is the T1w of a head [EMPTY_SEGMENTATION]")
 
 
 def write_page(job: Job) -> None:

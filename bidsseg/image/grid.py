@@ -278,7 +278,7 @@ def stack(images: Mapping[str, Volume], inputs: Sequence[str], grid: Grid, neede
     first = images[inputs[0]]
     for suffix in inputs:
         if suffix in images and not images[suffix].on_grid_of(first):
-            raise DataError(f"the {suffix} does not lie on the grid of the {inputs[0]}: align it first")
+            raise DataError(f"the {suffix} is not on the grid of the {inputs[0]}: align it first")
     return torch.stack([to_grid(images[i], grid, needed) if i in images else torch.zeros(grid.shape) for i in inputs])
 
 

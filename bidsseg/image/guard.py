@@ -73,14 +73,14 @@ def check_shape(shape: tuple[int, ...]) -> tuple[tuple[int, int, int], list[Find
     """The three spatial axes of an image, after dropping further axes of length one."""
     size = " × ".join(map(str, shape))
     if len(shape) < 3 or 1 in shape[:3]:
-        raise refusal("NOT_3D", f"holds {size} voxels, which is no volume; give a 3-D image")
+        raise refusal("NOT_3D", f"has {size} voxels, which is not a volume; give a 3-D image")
     if any(length != 1 for length in shape[3:]):
-        raise refusal("REAL_4D", f"holds {size} voxels, several volumes in one file; give a single 3-D volume")
+        raise refusal("REAL_4D", f"has {size} voxels, several volumes in one file; give a single 3-D volume")
     if min(shape[:3]) < MIN_VOXELS:
-        raise refusal("TOO_FEW_VOXELS", f"holds {size} voxels; at least {MIN_VOXELS} along each axis are needed")
+        raise refusal("TOO_FEW_VOXELS", f"has {size} voxels; at least {MIN_VOXELS} along each axis are needed")
     findings = []
     if len(shape) > 3:
-        findings.append(Finding("EXTRA_AXES", f"The image has {len(shape)} axes; those of length one were dropped."))
+        findings.append(Finding("EXTRA_AXES", f"The image has {len(shape)} axes; axes of length one were dropped."))
     x, y, z = shape[:3]
     return (x, y, z), findings
 
@@ -88,9 +88,9 @@ def check_shape(shape: tuple[int, ...]) -> tuple[tuple[int, int, int], list[Find
 def check_kind(dtype: np.dtype) -> None:
     """Refuses colour and complex images."""
     if dtype.fields is not None:
-        raise refusal("COLOUR_IMAGE", "holds RGB colours, not intensities; convert it to one value a voxel")
+        raise refusal("COLOUR_IMAGE", "contains RGB colours, not intensities; convert it to one value per voxel")
     if dtype.kind == "c":
-        raise refusal("COMPLEX_IMAGE", "holds complex numbers; give the magnitude image")
+        raise refusal("COMPLEX_IMAGE", "contains complex numbers; give the magnitude image")
 
 
 def check_space(header: nib.Nifti1Header, shape: tuple[int, int, int]) -> tuple[np.ndarray, list[Finding]]:
@@ -103,9 +103,9 @@ def check_space(header: nib.Nifti1Header, shape: tuple[int, int, int]) -> tuple[
     try:
         affine = header.get_best_affine().astype(np.float64)
     except (HeaderDataError, ValueError):
-        raise refusal("SINGULAR_AFFINE", "has a qform that is no rotation; correct the header") from None
+        raise refusal("SINGULAR_AFFINE", "has a qform that is not a rotation; correct the header") from None
     if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
-        raise refusal("SINGULAR_AFFINE", f"has a {form} that gives voxels without volume; correct the header")
+        raise refusal("SINGULAR_AFFINE", f"has a {form} that gives voxels without a volume; correct the header")
     scale, findings = _unit(header, voxel_sizes(affine))
     affine[:3] *= scale
     findings += _check_forms(header, shape, affine, scale)
@@ -122,13 +122,13 @@ def _unit(header: nib.Nifti1Header, spacing: np.ndarray) -> tuple[float, list[Fi
     """Millimetres in one unit of the header."""
     code = int(header["xyzt_units"]) % 8
     if code not in UNITS_MM:
-        return 1.0, [Finding("UNITS_MISSING", "The header names no unit of length; millimetres were assumed.")]
+        return 1.0, [Finding("UNITS_MISSING", "The header gives no unit of length; millimetres were assumed.")]
     name, scale = UNITS_MM[code]
     if scale == 1.0:
         return 1.0, []
     if not _plausible(spacing * scale) and _plausible(spacing):
         return 1.0, [
-            Finding("UNITS_WRONG", f"The header says {name}, which its numbers cannot be; millimetres were assumed.")
+            Finding("UNITS_WRONG", f"The unit {name} in the header does not fit its numbers; millimetres were assumed.")
         ]
     return scale, [Finding("UNITS_CONVERTED", f"The header is in {name}; its numbers were converted to millimetres.")]
 
@@ -141,14 +141,14 @@ def _check_forms(
         axes = "".join(aff2axcodes(affine_mm))
         yield Finding(
             "FORMS_MISSING",
-            f"The header has neither sform nor qform, so that left and right are not known; {axes} was assumed.",
+            f"The header has neither sform nor qform, so left and right are not known; {axes} was assumed.",
         )
     if not header["sform_code"] or not header["qform_code"]:
         return
     try:
         qform = header.get_qform().astype(np.float64)
     except (HeaderDataError, ValueError):
-        yield Finding("FORMS_DISAGREE", "The qform is no rotation; the sform was used.")
+        yield Finding("FORMS_DISAGREE", "The qform is not a rotation; the sform was used.")
         return
     qform[:3] *= scale
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1).T
@@ -166,7 +166,7 @@ def _check_axes(header: nib.Nifti1Header, affine_mm: np.ndarray, scale: float) -
     cosine = np.abs((directions.T @ directions)[np.triu_indices(3, 1)]).max()
     shear = np.degrees(np.arcsin(min(cosine, 1.0)))
     if shear > SHEAR_TOLERANCE_DEGREES:
-        yield Finding("AXES_SHEARED", f"The voxel axes are {shear:.1f}° off the right angle.")
+        yield Finding("AXES_SHEARED", f"The voxel axes are {shear:.1f}° off perpendicular.")
     pixdim_mm = header["pixdim"][1:4].astype(np.float64) * scale
     if not np.allclose(pixdim_mm, spacing_mm, rtol=SPACING_TOLERANCE):
         yield Finding(
@@ -185,7 +185,7 @@ def _check_size(shape: tuple[int, int, int], spacing_mm: np.ndarray) -> Iterator
     if not _plausible(spacing_mm):
         raise refusal("VOXEL_SIZE_ABSURD", f"has voxels of {size} mm; correct the voxel size or the unit in the header")
     if spacing_mm.min() < USUAL_SPACING_MM[0] or spacing_mm.max() > USUAL_SPACING_MM[1]:
-        yield Finding("VOXEL_SIZE_UNUSUAL", f"The voxels measure {size} mm; check the result with care.")
+        yield Finding("VOXEL_SIZE_UNUSUAL", f"The voxels measure {size} mm; check the result carefully.")
     field = np.array(shape) * spacing_mm
     if field.min() < SMALL_FIELD_MM:
         field_text = " × ".join(f"{f:.0f}" for f in field)
@@ -220,11 +220,11 @@ def clean_intensities(data: np.ndarray) -> list[Finding]:
             Finding(
                 "NEGATIVE_VALUES",
                 f"{100 * negative / data.size:.2g} % of the voxels are negative "
-                f"(lowest {low:.4g}); the image seems to have been normalised before.",
+                f"(lowest {low:.4g}); the image seems to be normalised already.",
             )
         )
     if len(np.unique(data.ravel("K")[::EVERY])) < FEWEST_LEVELS and (levels := len(np.unique(data))) < FEWEST_LEVELS:
         findings.append(
-            Finding("FEW_GREY_LEVELS", f"The image has only {levels} grey levels; borders of tissues are uncertain.")
+            Finding("FEW_GREY_LEVELS", f"The image has only {levels} grey levels; tissue borders are uncertain.")
         )
     return findings

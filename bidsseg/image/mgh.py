@@ -52,7 +52,7 @@ def mgh_layout(stored: bytes) -> tuple[nib.Nifti1Header, Layout, list[Finding]]:
     findings = []
     if not start["goodRASFlag"]:
         axes = "".join(aff2axcodes(affine))
-        message = f"The header gives no orientation, so that left and right are not known; {axes} was assumed."
+        message = f"The header gives no orientation, so left and right are not known; {axes} was assumed."
         findings.append(Finding("FORMS_MISSING", message))
     return header_at(affine), (shape, dtype, DATA_OFFSET), findings
 
@@ -69,7 +69,7 @@ def header_at(affine: np.ndarray) -> nib.Nifti1Header:
     columns = np.asarray(affine, np.float64)[:3, :3]
     lengths = np.linalg.norm(columns, axis=0)
     if not (np.isfinite(affine).all() and lengths.all()):
-        raise refusal("SINGULAR_AFFINE", "has an affine that gives voxels without volume; correct the header")
+        raise refusal("SINGULAR_AFFINE", "has an affine that gives voxels without a volume; correct the header")
     header["pixdim"][1:4] = lengths
     cosines = (columns / lengths).T @ (columns / lengths)
     if np.allclose(cosines, np.eye(3), atol=1e-4):

@@ -221,7 +221,7 @@ def _held(image: SpatialImage) -> tuple[nib.Nifti1Header, Any, list[Finding]]:
     check_shape(image.shape)
     check_kind(stored.dtype)
     if image.affine is None:
-        raise refusal("SINGULAR_AFFINE", "has no affine; give the image one")
+        raise refusal("SINGULAR_AFFINE", "has no affine; add one to the image")
     if isinstance(image.header, nib.Nifti1Header):
         header = image.header.copy()
         if not np.allclose(header.get_best_affine(), image.affine):  # changed after the image was made
@@ -294,7 +294,7 @@ def _integers(values: np.ndarray) -> np.ndarray:
             worst = values.flat[distance.argmax()]
             raise refusal(
                 "LABELS_NOT_INTEGERS",
-                f"holds the value {worst:g}, which is no label; give a label map with "
+                f"contains the value {worst:g}, which is not a label; give a label map with "
                 "integers only, not an interpolated one",
             )
         values = nearest
@@ -313,7 +313,7 @@ def _label_header(labels: np.ndarray, like: Volume) -> nib.Nifti1Header:
 def _fresh_header(like: Volume, shape: tuple[int, ...], dtype: np.dtype) -> nib.Nifti1Header:
     """Header for values of a shape and type on the grid of another image, with nothing else taken over."""
     if shape[:3] != like.shape:
-        raise ValueError(f"values of shape {shape} do not lie on a grid of {like.shape}")
+        raise ValueError(f"values of shape {shape} do not fit a grid of {like.shape}")
     source = like.header
     header = nib.Nifti2Header() if isinstance(source, nib.Nifti2Header) else nib.Nifti1Header()
     header.set_data_shape(shape)

@@ -55,7 +55,7 @@ class Protocol:
         named = {region.index: region.partner for region in self.regions if region.partner is not None}
         for index, partner in named.items():
             if named.get(partner, index) != index:
-                raise DataError(f"protocol {self.name}: the partner of {index} is {partner}, whose is {named[partner]}")
+                raise DataError(f"protocol {self.name}: {index} has the partner {partner}, which has {named[partner]}")
 
     @cached_property
     def indices(self) -> tuple[int, ...]:
@@ -101,7 +101,7 @@ class Protocol:
         DataError if that of a scored region is not known: what cannot be mirrored must not be.
         """
         if self.unpaired:
-            raise DataError(f"{self.one_sided}; name it in a column partner of the table")
+            raise DataError(f"{self.one_sided}; name it in the column partner of the table")
         return tuple(i if partner is None else partner for i, partner in enumerate(self.sides))
 
     @property
@@ -109,7 +109,7 @@ class Protocol:
         """What is wrong with ``unpaired`` regions, in words."""
         more = f" and {len(self.unpaired) - 3} more" if len(self.unpaired) > 3 else ""
         regions = ", ".join(self.unpaired[:3]) + more
-        return f"protocol {self.name}: no region is known as that of the other side for {regions}"
+        return f"protocol {self.name}: no region of the other side is known for {regions}"
 
     def to_tsv(self) -> str:
         """The look-up table as BIDS wants it beside a label map."""

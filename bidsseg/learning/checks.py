@@ -20,11 +20,11 @@ def check_labels(labels: Iterable[str], heads: Sequence[Protocol], report: Repor
         known = {head.name for head in heads if load_relation(load_protocol(name), head) is not None}
         if not known:
             spoken = ", ".join(head.name for head in heads)
-            raise UsageError(f"--labels {name}=...: says nothing of the heads {spoken}; leave it out")
+            raise UsageError(f"--labels {name}=...: has no relation to the heads {spoken}; omit it")
         taught |= known
     for head in heads:
         if head.name not in {*taught, "brain"}:  # the brain is found where no labels tell it
-            report.warn(f"no --labels say anything of the head {head.name}, which learns nothing")
+            report.warn(f"no --labels has a relation to the head {head.name}, so it cannot be trained")
 
 
 def check_sides(recipe: Recipe, protocols: Iterable[Protocol]) -> None:
@@ -32,7 +32,7 @@ def check_sides(recipe: Recipe, protocols: Iterable[Protocol]) -> None:
     one_sided = next((protocol.one_sided for protocol in protocols if protocol.unpaired), None)
     if recipe.mirrors and one_sided:
         raise UsageError(
-            f"{one_sided}, so that nothing can be mirrored: name it in a column partner of the protocol's table, "
+            f"{one_sided}, so samples cannot be mirrored: name it in the column partner of the protocol's table, "
             "or write flip = 0.0 under [spatial] and mirror = false in the recipe"
         )
 
@@ -40,9 +40,9 @@ def check_sides(recipe: Recipe, protocols: Iterable[Protocol]) -> None:
 def check_recipe(recipe: Recipe, network: Network) -> None:
     """DataError if a recipe asks of a network what does not go with it."""
     if (recipe.voxels is not None) != isinstance(network, StagedSegNet):
-        raise DataError(f"recipe {recipe.name}: [voxels] goes with the network segnet, and only with it")
+        raise DataError(f"recipe {recipe.name}: [voxels] requires the network segnet, and segnet requires [voxels]")
     if recipe.voxels is not None and recipe.spacing_mm != LEARNING_MM:
-        raise DataError(f"recipe {recipe.name}: segnet learns on a grid of {LEARNING_MM:g} mm: leave out spacing_mm")
+        raise DataError(f"recipe {recipe.name}: segnet is trained on a grid of {LEARNING_MM:g} mm: omit spacing_mm")
     multiple = network.multiple
     shapes = [recipe.sampling.shape, *([recipe.coarse.shape] if recipe.coarse else [])]
     if any(size % multiple for shape in shapes for size in shape):

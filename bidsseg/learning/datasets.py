@@ -68,12 +68,12 @@ def load_cases(
                 cases.append(read_case(dataset, scan, maps, protocols, inputs, report))
             elif scan.key in chosen:
                 expected = " or ".join(file for name, _ in own for file in annotation_names(protocols[name].name))
-                report.warn(f"{scan.t1w}: no annotation ({expected}) in the folders of --labels, passed over")
+                report.warn(f"{scan.t1w}: no annotation ({expected}) in the folders of --labels, skipped")
     for name, folder in labels:
         found = [each for each in find_label_maps(folder, protocols[name].name) if each.path not in used]
         for label_map in (each for each in found if is_selected(each, settings)):
             if not synthetic:
-                report.warn(f"{label_map.path}: no image belongs to it, passed over")
+                report.warn(f"{label_map.path}: no matching image, skipped")
                 continue
             case = f"{owner[folder]}/{label_map.key}"
             report.detail(f"reading {case}")
@@ -173,7 +173,7 @@ def finish(name: str, image: torch.Tensor | None, annotations: list[Annotation])
         if annotations:
             annotations = [*annotations, Annotation(load_protocol("brain"), brain.to(torch.uint8))]
     if brain is None or not brain.any():
-        raise DataError(f"{name}: no annotation says where the brain is (a relation to the protocol 'brain' is needed)")
+        raise DataError(f"{name}: no annotation gives the brain mask (a relation to the protocol 'brain' is needed)")
     widening = next((w for a in annotations if (w := towards_ventricles(a)) is not None), None)
     return Case(name, image, tuple(annotations), brain, widening)
 
@@ -221,7 +221,7 @@ def split(cases: Sequence[Case], folds: int, fold: int, hold_out: Sequence[str] 
     held = {person(case) for case in cases for wanted in hold_out if fnmatchcase(label(case), wanted)}
     missing = [wanted for wanted in hold_out if not any(fnmatchcase(label(case), wanted) for case in cases)]
     if missing:
-        raise UsageError(f"--hold-out {missing[0]}: no participant of this label has an annotation")
+        raise UsageError(f"--hold-out {missing[0]}: no participant with this label has an annotation")
     for dataset in () if hold_out or folds == 1 else sorted({case.dataset for case in cases}):
         people = sorted({person(case) for case in cases if case.dataset == dataset})
         held |= set(people[fold::folds])

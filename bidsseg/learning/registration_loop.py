@@ -44,7 +44,7 @@ def fit_mover(
     if not weights.is_file():
         brains = [placed(case, *place) for case in cases if case.image is not None]
         if len(brains) < 2:
-            raise UsageError(f"recipe {recipe.name}: [registration] needs two labelled scans to learn from, or more")
+            raise UsageError(f"recipe {recipe.name}: [registration] needs at least two labelled training scans")
         train(brains, plan, replace(conditions, budget_s=BUDGET_SHARE * conditions.budget_s))
         conditions.processes.wait()
     network = DFNet(registration.norm)
@@ -72,7 +72,7 @@ def train(brains: Sequence[Tensor], plan: Plan, conditions: Conditions) -> None:
         if clock.stopped:
             save_checkpoint(conditions, network, stepper, state)
             raise TemporaryFailure(
-                f"stopped after {state.step} steps of registration, all kept in {folder}: run again with --resume"
+                f"stopped after {state.step} steps of registration, saved in {folder}: run again with --resume"
             )
         if progress >= 1:
             break

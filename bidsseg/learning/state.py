@@ -123,7 +123,7 @@ def same_run(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> 
     differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if differing:
         raise DataError(
-            f"{where}: of another run ({', '.join(differing)} differ): give the command that it was made by, "
+            f"{where}: of another run ({', '.join(differing)} differ): repeat the command of that run, give "
             "--overwrite to start again, or another OUTPUT_DIR"
         )
 

@@ -49,9 +49,7 @@ def validate(
     rows: list[dict[str, object]] = []
     for case in cases:
         if stop():
-            raise TemporaryFailure(
-                "stopped while the model was measured; all that it learnt is kept: run again with --resume"
-            )
+            raise TemporaryFailure("interrupted during the validation; the training is saved: run again with --resume")
         image = case.image if case.image is not None else synthetic_scan(case, inputs)
         scan = {name: Volume(channel.numpy(), np.eye(4)) for name, channel in zip(inputs, image, strict=True)}
         try:

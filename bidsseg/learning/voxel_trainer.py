@@ -52,7 +52,7 @@ class Brain:
 def labelled_brain(case: Case, head: Protocol) -> Brain:
     """A case as SegNet learns from it; DataError unless an annotation says exactly which region a voxel is."""
     if case.image is None:
-        raise DataError(f"{case.name}: has no image, and SegNet does not learn from synthesis")
+        raise DataError(f"{case.name}: has no image, and SegNet cannot be trained on synthesised images")
     for annotation in case.annotations:
         relation = load_relation(annotation.protocol, head)
         if relation is not None and annotation.protocol.name == head.name:

@@ -26,7 +26,7 @@ def group_level(settings: Settings) -> None:
     """
     output_dir, report = settings.output_dir, settings.report
     if not output_dir.is_dir():
-        raise InputMissing(f"there is no folder {output_dir}: run the level participant first")
+        raise InputMissing(f"no folder {output_dir}: run the level participant first")
     check_folder(output_dir)
     check_source(settings)
     fates = find_fates(output_dir)
@@ -82,7 +82,7 @@ def _expected(settings: Settings, tried: set[str]) -> list[dict[str, str]]:
         )
         expected = {scan.key: scan.entities for scan in scans}
     except BidssegError as error:
-        settings.report.warn(f"scans without a result are not all known: {error}")
+        settings.report.warn(f"the list of scans without a result may be incomplete: {error}")
         expected = {}
     for key in tried - expected.keys():
         parsed = parse_name(f"{key}_T1w")

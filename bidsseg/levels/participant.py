@@ -40,7 +40,7 @@ def _selected(settings: Settings) -> Selection | None:
     """The selected scans of the dataset; None if this shard has no participant."""
     participants = _shard(settings)
     if participants == []:
-        settings.report.say("this shard has no participant: there are fewer of them than shards")
+        settings.report.say("this shard is empty: there are fewer participants than shards")
         return None
     return query.select_scans(
         settings.bids_dir,
@@ -98,7 +98,7 @@ def _checked(settings: Settings) -> tuple[Card, list[Space]]:
     spaces = list(dict.fromkeys(find_space(word) for word in settings.output_spaces))
     for one, other in itertools.combinations(spaces, 2):
         if one.template == other.template and one.affine != other.affine:
-            raise UsageError(f"--output-spaces: give one way to {one.template}, with :affine or without")
+            raise UsageError(f"--output-spaces: give {one.template} with :affine or without, not both")
     return card, spaces
 
 
@@ -112,7 +112,7 @@ def _agenda(settings: Settings, card: Card, selection: Selection, spaces: Sequen
         check_apart(jobs)
     done = frozenset() if settings.overwrite else frozenset(job for job in jobs if job.is_done())
     check_files(settings.output_dir, jobs, done)
-    warnings = [*selection.notes, *(f"{entry.scan} is passed over: {entry.reason}" for entry in passed_over)]
+    warnings = [*selection.notes, *(f"{entry.scan} is skipped: {entry.reason}" for entry in passed_over)]
     todo = [job.scan for job in jobs if job not in done]
     if todo and not (settings.skip_validation or settings.images):
         place = None if settings.dry_run else settings.output_dir
@@ -201,7 +201,7 @@ def _jobs(
             except DataError as error:
                 unusable.append(_failure(scan.key, error))
     if not jobs and not unusable:
-        raise NothingSelected(f"{passed_over[0].scan}: {passed_over[0].reason}; so it is for all {len(scans)} scans")
+        raise NothingSelected(f"{passed_over[0].scan}: {passed_over[0].reason}; so for all {len(scans)} scans")
     return jobs, passed_over, unusable
 
 
@@ -226,7 +226,7 @@ def _conclude(settings: Settings, agenda: Agenda, failures: Sequence[Failure]) -
     report, total = settings.report, agenda.total
     done_now = total - len(agenda.done)
     report.stop()
-    report.say(f"segmented {done_now - len(failures)} of {total} scans, {len(agenda.done)} were done before")
+    report.say(f"segmented {done_now - len(failures)} of {total} scans, {len(agenda.done)} were finished before")
     for entry, _ in failures:
         trace = f" ({entry.crash_file})" if entry.crash_file else ""
         report.warn(f"{entry.scan} failed: {entry.reason}{trace}")
@@ -234,8 +234,8 @@ def _conclude(settings: Settings, agenda: Agenda, failures: Sequence[Failure]) -
         return
     of_data = all(isinstance(error, DataError | InputMissing) for _, error in failures)
     if len(failures) == total and of_data:
-        raise DataError(f"none of the {total} scans can be used; the reasons stand above")
-    raise BidssegError(f"{len(failures)} of {total} scans failed; the reasons stand above")
+        raise DataError(f"none of the {total} scans can be used; see the reasons above")
+    raise BidssegError(f"{len(failures)} of {total} scans failed; see the reasons above")
 
 
 @dataclass

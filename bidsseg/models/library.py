@@ -82,10 +82,10 @@ def build(card: Card) -> Network:
         raise DataError(f"model {card.name}: no normalisation '{card.normalisation}', known are {known}")
     count = len(card.inputs)
     if options.setdefault("images", count) != count:
-        raise DataError(f"model {card.name}: images = {options['images']} does not fit its inputs; leave it out")
+        raise DataError(f"model {card.name}: images = {options['images']} does not fit its inputs; omit it")
     if "images" not in signature(NETWORKS[kind]).parameters:
         if count > 1:
-            raise DataError(f"model {card.name}: {kind} reads one image, and inputs names {' and '.join(card.inputs)}")
+            raise DataError(f"model {card.name}: {kind} reads one image, but inputs lists {' and '.join(card.inputs)}")
         del options["images"]
     outputs = {name: len(head_protocol(card, name).regions) for name in card.heads}
     try:
@@ -100,7 +100,7 @@ def load_model(name_or_folder: str) -> Model:
     if not card.weights.is_file():
         raise InputMissing(f"model {card.name}: {card.weights} is missing")
     if checksum(card.weights) != card.sha256:
-        raise DataError(f"model {card.name}: {card.weights} does not have the checksum on its card; fetch it again")
+        raise DataError(f"model {card.name}: {card.weights} does not have the checksum on its card; download it again")
     with torch.random.fork_rng(devices=[]):  # a network draws the weights that those of the file replace
         network = build(card)
     try:

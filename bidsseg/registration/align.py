@@ -80,10 +80,10 @@ def read_aligned(sources: Mapping[str, Source]) -> Images:
         except DataError as error:
             raise DataError(f"{name_of(sources[suffix])}: {error}") from error
         if motion is not None:
-            note = f"{suffix} {motion} to fit the {first}"
+            note = f"{suffix} {motion} to match the {first}"
             images.notes.append(note)
             if motion.far:
-                images.findings.append(Finding("MOVED_FAR", f"{note}: look whether they are of one session."))
+                images.findings.append(Finding("MOVED_FAR", f"{note}: check that both are of the same session."))
     return images
 
 
@@ -110,5 +110,5 @@ def align(moving: Volume, fixed: Volume) -> tuple[Volume, Motion | None]:
     try:
         data, matrix = register(moving, fixed)
     except RuntimeError as error:
-        raise refusal("CANNOT_BE_ALIGNED", "cannot be aligned to the T1w: is it of the same head?") from error
+        raise refusal("CANNOT_BE_ALIGNED", "cannot be aligned to the T1w: are both of the same head?") from error
     return Volume(data, fixed.affine, fixed.header), Motion.of(matrix, fixed)

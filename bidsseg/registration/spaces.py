@@ -107,7 +107,7 @@ def find_space(word: str) -> Space:
     if found is None:
         missing = next(path for path in files_in(caches()[-1], template, resolution) if not is_there(path))
         raise InputMissing(
-            f'output space {word}: {missing} is not there; fetch it where there is a network (python -c "from '
+            f'output space {word}: {missing} is missing; download it on a machine with a network (python -c "from '
             f"templateflow.api import get; get('{template}', resolution={resolution})\") and set TEMPLATEFLOW_HOME"
         )
     return Space(template, str(resolution), *found, affine=bool(match[3]))
@@ -164,7 +164,7 @@ def fit_to(space: Space, t1w: Volume, brain: np.ndarray) -> Fit:
         motion = fit(moving, fixed)
         return Fit(mask, motion, None if space.affine else deform(moving, fixed, motion))
     except RuntimeError as error:
-        raise DataError(f"the brain cannot be fitted to {space.template}: {error}") from error
+        raise DataError(f"the brain cannot be registered to {space.template}: {error}") from error
 
 
 @lru_cache(2)

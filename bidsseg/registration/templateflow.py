@@ -53,7 +53,7 @@ def check_template(template: str, resolution: int, cached: Iterable[str] = ()) -
         if listed() and template not in set(cached):
             raise UsageError(f"TemplateFlow has no template {template}: {_choice(template)}")
     elif not resolutions:
-        raise UsageError(f"{template} is no volume template with a T1w and a brain mask: {_choice(template)}")
+        raise UsageError(f"{template} is not a volume template with a T1w and a brain mask: {_choice(template)}")
     elif resolution not in resolutions:
         numbers = " or ".join(f"{template}:res-{number}" for number in sorted(resolutions))
         raise UsageError(f"TemplateFlow has no resolution {resolution} of {template}: give {numbers}")
@@ -62,9 +62,9 @@ def check_template(template: str, resolution: int, cached: Iterable[str] = ()) -
 def check_is_volume(template: str) -> None:
     """Raise UsageError for names of other spaces that users of other programs give."""
     if template in OWN_GRID:
-        raise UsageError(f"{template} is no volume template: results on the grid of the scan are written always")
+        raise UsageError(f"{template} is not a volume template: results on the grid of the scan are always written")
     if template in SURFACES:
-        raise UsageError(f"{template} is no volume template but a surface: {_choice(template)}")
+        raise UsageError(f"{template} is a surface template, not a volume: {_choice(template)}")
 
 
 def _choice(template: str) -> str:

@@ -272,8 +272,8 @@ def posed(brain: Brain, pose: Pose, reference: Reference, volume: Volume, locato
         return brain
     assert locator.card.pose is not None
     names = [locator.heads[locator.card.pose["head"]].region(int(i)).name for i in reference.indices[lost]]
-    parts = f", among it {', '.join(names[:4])}{' and others' if len(names) > 4 else ''}" if names else ""
-    message = f"The field of view cuts off about {share:.0%} of the brain{parts}: volumes are those of what is seen."
+    parts = f", including {', '.join(names[:4])}{' and others' if len(names) > 4 else ''}" if names else ""
+    message = f"The field of view cuts off about {share:.0%} of the brain{parts}: volumes cover only the visible part."
     return replace(brain, is_cut=True, findings=(Finding("BRAIN_CUT", message),))
 
 

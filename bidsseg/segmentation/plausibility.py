@@ -29,14 +29,14 @@ def doubts(result: Segmentation, model: Model, voxel_mm3: float) -> Iterator[Fin
     if least is not None and result.quality < least:
         yield Finding(
             "CONFIDENCE_LOW",
-            f"The network is unsure of this scan (quality {result.quality:.2f}, usually at least {least:.2f}): "
-            "look at it before you use it.",
+            f"The confidence of the network is low (quality {result.quality:.2f}, usually at least {least:.2f}): "
+            "check the result before you use it.",
         )
     if any(finding.code == "BRAIN_CUT" for finding in result.findings):
         return
     brain_cm3 = float(result.brain.sum()) * voxel_mm3 / 1000
     if not BRAIN_CM3[0] <= brain_cm3 <= BRAIN_CM3[1]:
-        yield Finding("BRAIN_VOLUME_UNUSUAL", f"The brain has {brain_cm3:.0f} ml, as hardly any: look at its mask.")
+        yield Finding("BRAIN_VOLUME_UNUSUAL", f"The brain volume of {brain_cm3:.0f} ml is unusual: check the mask.")
     for name, volumes in result.soft_mm3.items():
         yield from _unusual_shares(volumes, model.heads[name])
     pairs = {name: difference_of_sides(volumes, model.heads[name]) for name, volumes in result.soft_mm3.items()}
@@ -44,7 +44,7 @@ def doubts(result: Segmentation, model: Model, voxel_mm3: float) -> Iterator[Fin
     if most > UNEQUAL:
         yield Finding(
             "SIDES_UNEQUAL",
-            f"The volumes of left and right regions differ by {most:.0%} ({name}): look whether a side is missing, "
+            f"The volumes of left and right regions differ by {most:.0%} ({name}): check whether a side is missing, "
             "or a lesion is labelled as healthy tissue.",
         )
 
@@ -59,7 +59,9 @@ def _unusual_shares(volumes_mm3: Sequence[float] | np.ndarray, protocol: Protoco
     for value, (tissue, low, high) in SHARES.items():
         share = float(volumes[[mapping == value for mapping in meant]].sum() / whole) if whole else 0.0
         if not low <= share <= high:
-            yield Finding("TISSUE_UNUSUAL", f"{share:.0%} of the brain is {tissue} ({protocol.name}): look at it.")
+            yield Finding(
+                "TISSUE_UNUSUAL", f"{share:.0%} of the brain is {tissue} ({protocol.name}): check the result."
+            )
 
 
 def difference_of_sides(volumes_mm3: Sequence[float] | np.ndarray, protocol: Protocol) -> float:

@@ -53,7 +53,7 @@ def segment(
     one_sided = next((head.one_sided for head in model.heads.values() if head.unpaired), None)
     mirror = model.card.mirror and not fast
     if mirror and one_sided:
-        notes.append(f"without the mean of the scan and its mirror image: {one_sided}")
+        notes.append(f"predicted without the pass over the mirror image: {one_sided}")
     elif mirror:
         # Answers depend on how cells lie: those of the second pass lie across the borders of the first's.
         steps = 0 if seen.wanted is None else model.network.cell // 2

@@ -207,7 +207,7 @@ def with_distances(
             layer = layer.to(device)
             if "distances" in network.groups:
                 if centroids is None:
-                    raise ValueError("distances are asked for but no centroids are given")
+                    raise ValueError("distances are requested but no centroids are given")
                 far = distances(points.to(device), centroids.to(device), network.scale)
                 layer = layer + network.joined_distances(network.pathway("distances", far))
             logits = network.joint[1:](layer)

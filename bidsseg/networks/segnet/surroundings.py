@@ -97,7 +97,7 @@ def describe(
         elif group == "coordinates":
             inputs[group] = coordinates(seen, local)
         elif centroids is None:
-            raise ValueError("distances are asked for but no centroids are given")
+            raise ValueError("distances are requested but no centroids are given")
         else:
             inputs[group] = distances(points, centroids, scale)
     return inputs
@@ -141,7 +141,7 @@ def centroids_of(labels: Tensor, count: int) -> Tensor:
     regions = labels[tuple(voxels.unbind(1))].long()
     sizes = torch.bincount(regions, minlength=count + 1)[1:]
     if not sizes.any():
-        raise DataError("the segmentation has no region to take a centroid of")
+        raise DataError("the segmentation has no region to compute a centroid of")
     sums = [torch.bincount(regions, voxels[:, i].double(), count + 1)[1:] for i in range(3)]
     centres = torch.stack(sums, 1) / sizes[:, None]
     centres[sizes == 0] = centres[sizes > 0].mean(0)
