@@ -77,7 +77,7 @@ def test_cases_of_a_dataset(tissues: Settings) -> None:
         ("my_data/sub-01", True), ("my_data/sub-02", True), ("my_data/sub-03", True), ("my_data/sub-05", False),
     ]  # fmt: skip
     (warning,) = warnings
-    assert "sub-04_T1w.nii.gz: no annotation (seg-" in warning and "passed over" in warning
+    assert "sub-04_T1w.nii.gz: no annotation (seg-" in warning and "skipped" in warning
     first = cases[0]
     assert first.image is not None
     assert first.image.shape[1:] == first.brain.shape == first.annotations[0].values.shape
