@@ -1,7 +1,7 @@
-"""What makes an image unusable, or usable with a remark.
+"""Checks that make an image unusable, or usable with a finding.
 
-An unusable image raises a `DataError` whose message ends with its code in brackets, e.g. ``[REAL_4D]``. A remark is
-a `Finding`; who reads the image records it.
+An unusable image raises a `DataError` whose message ends with its code in brackets, e.g. ``[REAL_4D]``. Otherwise, the
+checks return `Finding` objects, which the caller records.
 """
 
 from collections.abc import Iterator
@@ -16,16 +16,16 @@ from nibabel.spatialimages import HeaderDataError
 from bidsseg.errors import DataError
 
 MIN_VOXELS = 8
-"""Fewest voxels along an axis; one slice or a handful is no brain."""
+"""Fewest voxels along an axis; a single slice or a few slices are not a brain."""
 
 SMALL_FIELD_MM = 60.0
 """An adult brain is about 140 × 170 × 130 mm; a field of view below this misses most of it along one axis."""
 
 SPACING_MM = (0.05, 12.0)
-"""Outside of this range the header is wrong, whatever the scanner."""
+"""Outside of this range, the header is wrong for any scanner."""
 
 USUAL_SPACING_MM = (0.25, 5.5)
-"""Outside of this range a result deserves a look."""
+"""Outside of this range, a result should be checked."""
 
 FORMS_TOLERANCE_MM = 0.1
 """A qform is a rounded rotation, so the two never agree to the last digit."""
@@ -33,16 +33,16 @@ FORMS_TOLERANCE_MM = 0.1
 SHEAR_TOLERANCE_DEGREES = 0.5
 
 SPACING_TOLERANCE = 0.01
-"""Relative difference of voxel sizes that is only rounding."""
+"""Relative difference of voxel sizes that counts as rounding."""
 
 LARGEST_INTENSITY = 1e12
-"""No scanner gives more; below it, sums of squares over a whole image stay finite in float32."""
+"""Largest intensity of any scanner; below it, sums of squares over a whole image stay finite in float32."""
 
 NEGATIVE_FRACTION = 0.01
-"""Fewer negative voxels than this come from interpolation and mean nothing."""
+"""Fewer negative voxels than this come from interpolation and are ignored."""
 
 FEWEST_LEVELS, EVERY = 32, 97
-"""With fewer grey levels tissues run into one another; one voxel of so many is looked at first."""
+"""With fewer grey levels, tissues are hard to separate; every 97th voxel is checked first."""
 
 UNITS_MM = {1: ("metres", 1000.0), 2: ("millimetres", 1.0), 3: ("micrometres", 0.001)}
 """NIfTI code of the spatial unit: its name and its length in millimetres."""
@@ -50,11 +50,11 @@ UNITS_MM = {1: ("metres", 1000.0), 2: ("millimetres", 1.0), 3: ("micrometres", 0
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about an input image that its user should know.
+    """An observation about an input image that users should know.
 
     Attributes:
-        code: Stable upper-case name, e.g. ``'NAN_VALUES'``.
-        message: One sentence for people.
+        code: stable upper-case name, e.g. ``'NAN_VALUES'``.
+        message: one sentence for users.
     """
 
     code: str
@@ -65,12 +65,12 @@ class Finding:
 
 
 def refusal(code: str, message: str) -> DataError:
-    """The error for an image that cannot be used, with its code in the message."""
+    """Return the error for an image that cannot be used, with its code in the message."""
     return DataError(f"{message} [{code}]")
 
 
 def check_shape(shape: tuple[int, ...]) -> tuple[tuple[int, int, int], list[Finding]]:
-    """The three spatial axes of an image, after dropping further axes of length one."""
+    """Return the three spatial axes of an image, after dropping further axes of length one, and the findings."""
     size = " × ".join(map(str, shape))
     if len(shape) < 3 or 1 in shape[:3]:
         raise refusal("NOT_3D", f"has {size} voxels, which is not a volume; give a 3-D image")
@@ -86,7 +86,7 @@ def check_shape(shape: tuple[int, ...]) -> tuple[tuple[int, int, int], list[Find
 
 
 def check_kind(dtype: np.dtype) -> None:
-    """Refuses colour and complex images."""
+    """Raise DataError for colour and complex images."""
     if dtype.fields is not None:
         raise refusal("COLOUR_IMAGE", "contains RGB colours, not intensities; convert it to one value per voxel")
     if dtype.kind == "c":
@@ -94,7 +94,7 @@ def check_kind(dtype: np.dtype) -> None:
 
 
 def check_space(header: nib.Nifti1Header, shape: tuple[int, int, int]) -> tuple[np.ndarray, list[Finding]]:
-    """Affine of an image, from the form that nibabel chooses (sform, then qform), and what there is to say about it.
+    """Return the affine of an image, from the form that nibabel chooses (sform, then qform), and the findings.
 
     Returns:
         Affine (4, 4) from voxel index to RAS+ mm, and the findings.
@@ -119,7 +119,7 @@ def _plausible(spacing_mm: np.ndarray) -> bool:
 
 
 def _unit(header: nib.Nifti1Header, spacing: np.ndarray) -> tuple[float, list[Finding]]:
-    """Millimetres in one unit of the header."""
+    """Return the number of millimetres in one unit of the header, and the findings."""
     code = int(header["xyzt_units"]) % 8
     if code not in UNITS_MM:
         return 1.0, [Finding("UNITS_MISSING", "The header gives no unit of length; millimetres were assumed.")]
@@ -136,7 +136,7 @@ def _unit(header: nib.Nifti1Header, spacing: np.ndarray) -> tuple[float, list[Fi
 def _check_forms(
     header: nib.Nifti1Header, shape: tuple[int, int, int], affine_mm: np.ndarray, scale: float
 ) -> Iterator[Finding]:
-    """Whether sform and qform are there and place the corners of the image alike."""
+    """Yield findings if sform or qform are missing, or place the corners of the image differently."""
     if not header["sform_code"] and not header["qform_code"]:
         axes = "".join(aff2axcodes(affine_mm))
         yield Finding(
@@ -160,7 +160,7 @@ def _check_forms(
 
 
 def _check_axes(header: nib.Nifti1Header, affine_mm: np.ndarray, scale: float) -> Iterator[Finding]:
-    """Whether the axes are perpendicular and as long as the header says elsewhere."""
+    """Yield findings if the axes are not perpendicular, or if their lengths disagree with the header."""
     spacing_mm = voxel_sizes(affine_mm)
     directions = affine_mm[:3, :3] / spacing_mm
     cosine = np.abs((directions.T @ directions)[np.triu_indices(3, 1)]).max()
@@ -193,10 +193,10 @@ def _check_size(shape: tuple[int, int, int], spacing_mm: np.ndarray) -> Iterator
 
 
 def clean_intensities(data: np.ndarray) -> list[Finding]:
-    """Sets what is no intensity to 0, in place, and says what it found.
+    """Set invalid intensities to 0, in place, and return the findings.
 
     Args:
-        data: Intensities, float32, shape (X, Y, Z).
+        data: intensities, float32, shape (X, Y, Z).
     """
     findings = []
     low, high = float(data.min()), float(data.max())
