@@ -1,4 +1,4 @@
-"""What no living brain has: a result that shows it deserves a look before anybody trusts it."""
+"""Checks for implausible results, which should be inspected."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from bidsseg.models.library import Model
 from bidsseg.segmentation.native import Segmentation
 
 BRAIN_CM3 = 700.0, 2200.0
-"""Brains of adults and of children from about a year on lie between."""
+"""Range of brain volumes of adults and of children from about one year of age."""
 SHARES = {1: ("grey matter", 0.2, 0.75), 2: ("white matter", 0.15, 0.65)}
-"""By the value in the generic BIDS table: the share of a brain, fluid included, that is usual at any age."""
+"""By generic BIDS value: usual range of the share of a brain, including fluid, at any age."""
 UNEQUAL = 0.25
-"""How far the volumes of all pairs of regions differ, as a share of their sum; in healthy people about .05."""
+"""Largest sum of the differences between sides, relative to the sum of volumes; in healthy people about .05."""
 
 
 def doubts(result: Segmentation, model: Model, voxel_mm3: float) -> Iterator[Finding]:
-    """Yield what makes a result doubtful; a brain that is known to be cut is not judged by its volumes.
+    """Yield findings on a doubtful result. The volumes of a brain that is known to be cut are not checked.
 
     Args:
         voxel_mm3: volume of a voxel of the native grid.
@@ -50,7 +50,7 @@ def doubts(result: Segmentation, model: Model, voxel_mm3: float) -> Iterator[Fin
 
 
 def _unusual_shares(volumes_mm3: Sequence[float] | np.ndarray, protocol: Protocol) -> Iterator[Finding]:
-    """Yield a finding for each tissue whose share of all tissue no brain has, for protocols of tissues alone."""
+    """Yield a finding for each tissue with an unusual share of all tissue, for protocols with only tissues."""
     meant = [region.mapping for region in protocol.regions]
     if len(meant) > 6 or not set(SHARES) <= set(meant):
         return
