@@ -18,11 +18,11 @@ SHOWN_PROBLEMS = 5
 
 
 def group_level(settings: Settings) -> None:
-    """Gather the results in the output folder; scans of the dataset that have none are listed with their reason.
+    """Collect the results in the output folder; list scans of the dataset without a result, with their reason.
 
     Raises:
-        InputMissing: there is no output folder.
-        NothingSelected: there is no result of the selected participants and sessions in it.
+        InputMissing: the output folder does not exist.
+        NothingSelected: it contains no result of the selected participants and sessions.
     """
     output_dir, report = settings.output_dir, settings.report
     if not output_dir.is_dir():
@@ -71,7 +71,7 @@ def _of(cohort: Cohort, settings: Settings) -> Iterator[Result]:
 
 
 def _expected(settings: Settings, tried: set[str]) -> list[dict[str, str]]:
-    """Source entities of the scans in the dataset, and of those that an earlier run tried."""
+    """Return the source entities of the scans in the dataset, and of those that an earlier run attempted."""
     try:
         scans = find_scans(
             settings.bids_dir,
@@ -97,7 +97,7 @@ def _selected(source: dict[str, str], settings: Settings) -> bool:
 
 
 def _count(cohort: Cohort) -> str:
-    """How many scans have a result, and how many have none for which reason."""
+    """Return the number of scans with a result, and the number of scans without one for each reason."""
     counts: dict[str, int] = {}
     for absent in cohort.absent:
         counts[absent.fate.outcome] = counts.get(absent.fate.outcome, 0) + 1

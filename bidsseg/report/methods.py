@@ -1,4 +1,4 @@
-"""What to write about a segmentation in a paper, and whom to cite."""
+"""Text about a segmentation for a paper, and its references."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Methods:
 
 
 def methods(sidecar: Mapping[str, Any], protocols: Sequence[str]) -> Methods | None:
-    """Of the result whose sidecar that is; None if the sidecar names no model.
+    """Return the methods of the result with a sidecar; None if the sidecar names no model.
 
-    Models are described by their cards, if they are those that this program ships.
+    Models are described by their cards, if they are shipped with this program.
     """
     models = [model for model in sidecar.get("Models", []) if isinstance(model, Mapping) and "Name" in model]
     if not models:
@@ -71,7 +71,7 @@ def methods(sidecar: Mapping[str, Any], protocols: Sequence[str]) -> Methods | N
 
 
 def _card(model: Mapping[str, Any]) -> Card | None:
-    """The card of a shipped model, if it is that very one."""
+    """Return the card of a shipped model, if its checksum is the same."""
     try:
         card = find_card(str(model["Name"]))
     except BidssegError:
