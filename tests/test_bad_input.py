@@ -402,7 +402,7 @@ def test_an_image_that_may_not_be_read(open_app: App) -> None:
         code = open_app("--skip-bids-validation")
     assert code == 1
     assert open_app.fates == {"sub-01": "failed", "sub-02": "done"}
-    assert "may not be read" in open_app.manifest["scans"][0]["reason"]
+    assert "not readable" in open_app.manifest["scans"][0]["reason"]
 
 
 def test_a_dataset_that_may_not_be_read(open_app: App, told: Told) -> None:

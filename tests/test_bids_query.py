@@ -110,7 +110,7 @@ def test_only_magnitudes_are_taken(tmp_path: Path) -> None:
     selection = select_scans(bids_dir)
     assert [scan.key for scan in selection.scans] == ["sub-01_part-mag", "sub-02"]
     assert selection.scans[0].flair == bids_dir / home("sub-01_part-mag_FLAIR.nii")
-    skipped = [note for note in selection.notes if note.endswith("is no magnitude")]
+    skipped = [note for note in selection.notes if note.endswith("is not a magnitude image")]
     assert [note.split(" is skipped")[0] for note in skipped] == [
         "sub-01_part-imag_T1w.nii", "sub-01_part-phase_T1w.nii", "sub-01_part-real_T1w.nii",
         "sub-02_part-phase_T1w.nii", "sub-03_part-phase_T1w.nii",

@@ -97,8 +97,8 @@ def test_list_models(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     monkeypatch.setattr("bidsseg.models.card.FOLDER", tmp_path)
     assert main(["--list-models"]) == 0
     first, second = capsys.readouterr().out.splitlines()
-    assert first == "wholebrain: Thresholds; needs T1w, gives brain, BrainCOLOR, FAST, FreeSurfer; unknown"
-    assert second == "lesions: Lesions; needs T1w + FLAIR, gives lesion; unknown"
+    assert first == "wholebrain: Thresholds; needs T1w, predicts brain, BrainCOLOR, FAST, FreeSurfer; unknown"
+    assert second == "lesions: Lesions; needs T1w + FLAIR, predicts lesion; unknown"
     assert main(["--list-models", "--json"]) == 0
     cards = json.loads(capsys.readouterr().out)
     assert [(card["name"], card["inputs"]) for card in cards] == [

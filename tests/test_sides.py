@@ -186,7 +186,7 @@ def test_a_column_names_the_hemisphere(tmp_path: Path) -> None:
 
 def test_partners_contradict_no_other(tmp_path: Path) -> None:
     rows = ["0|Background|n/a", "1|A|2", "2|B|3", "3|C|2"]
-    with pytest.raises(DataError, match="partner of 1 is 2, whose is 3"):
+    with pytest.raises(DataError, match="1 has the partner 2, which has 3"):
         load_protocol(str(write(tmp_path / "odd.tsv", "index|name|partner", *rows)))
     absent = load_protocol(str(write(tmp_path / "absent.tsv", "index|name|partner", rows[0], "1|A|7")))
     assert absent.unpaired == ("A",)
