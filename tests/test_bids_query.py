@@ -68,7 +68,7 @@ def test_participants_without_t1w_are_noted(tmp_path: Path) -> None:
     bids_dir = make_tree(tmp_path, "sub-01_T1w.nii", "sub-02_T2w.nii", "sub-03/func/sub-03_task-x_bold.nii")
     selection = select_scans(bids_dir)
     assert [scan.key for scan in selection.scans] == ["sub-01"]
-    there = "there is sub-02_T2w.nii (no model reads it without a T1w)"
+    there = "found sub-02_T2w.nii (no model reads it without a T1w)"
     assert selection.notes == [f"sub-02: no T1w image matches; {there}", "sub-03: no T1w image matches"]
 
 
@@ -364,7 +364,7 @@ def test_database_of_pybids_is_read(tmp_path: Path) -> None:
 def test_database_of_another_dataset_or_inside_this_one(tmp_path: Path) -> None:
     one, other = make_tree(tmp_path / "one", "sub-01_T1w.nii"), make_tree(tmp_path / "other", "sub-01_T1w.nii")
     find_scans(one, database_dir=tmp_path / "kept")
-    with pytest.raises(UsageError, match=r"is of .*one"):
+    with pytest.raises(UsageError, match=r"belongs to .*one"):
         find_scans(other, database_dir=tmp_path / "kept")
     with pytest.raises(UsageError, match="inside the dataset"):
         find_scans(one, database_dir=one / ".cache")

@@ -93,7 +93,7 @@ def test_images_that_are_not_there_are_not_given(task: Path) -> None:
         (
             '{"t1": "input/t1.nii.gz", "protocol": "Atropos", "model": "MODEL"}',
             64,
-            "none of BrainCOLOR, FAST, FreeSurfer",
+            "not one of BrainCOLOR, FAST, FreeSurfer",
         ),
         ('{"t1": "input/t1.nii.gz", "model": "nonsense"}', 66, "no model 'nonsense'"),
         ('{"t1": "input/t1.nii.gz", "flair": ["a", "b"]}', 64, "the path of one FLAIR"),
