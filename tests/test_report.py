@@ -223,7 +223,7 @@ def test_nothing_is_told_of_a_model_that_only_has_the_name_of_a_shipped_one() ->
     told = methods(sidecar, ["BrainCOLOR", "FAST", "FreeSurfer"])
     assert told is not None
     assert told.references == (BIDS_APPS,)
-    assert "model wholebrain (SHA-256 000000000000). Label maps of BrainCOLOR, FAST and FreeSurfer lie" in told.text
+    assert "model wholebrain (SHA-256 000000000000). Label maps of BrainCOLOR, FAST and FreeSurfer are" in told.text
     assert methods({}, ["FAST"]) is None
 
 
