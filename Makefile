@@ -1,6 +1,6 @@
 # make demo        a first run: environment, a small dataset, participant and group level, and where the results are
 # make test        environment and tests; BIDSSEG_TESTDATA names the folder of the real data, if there is one
-# make lint        style, types, and which room imports which
+# make lint        style, types, the order of imports, and words
 # make docs        the site, in build/site; a broken link or a missing description fails
 # make image       the Docker image, with docker or, where no daemon answers, with buildah
 # make image-test  run that image on two scans: read-only, no network, no home, any user
@@ -17,6 +17,7 @@ PY := .venv/bin/python
 STAMP := .venv/installed
 DEMO := demo
 DOCS := .venv-docs
+PROSE := bidsseg docs README.md CONTRIBUTING.md SECURITY.md
 
 .PHONY: demo test lint docs image image-test models boutiques venv clean
 .DELETE_ON_ERROR:
@@ -36,6 +37,7 @@ lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	.venv/bin/lint-imports
+	$(PY) -m codespell_lib $(PROSE)
 
 docs: $(DOCS)/installed
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict

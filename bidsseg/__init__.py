@@ -1,6 +1,6 @@
 """Segmentation of brain MRI: a BIDS App that turns T1w scans into label maps, volumes and reports.
 
-The functions below are those of ``bidsseg.api``, which is imported when the first of them is used.
+The functions below are those of ``bidsseg.api``, which is imported on first use.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     import bidsseg
 
     result = bidsseg.segment("t1w.nii.gz")
-    result.dseg("FreeSurfer")     # an image of nibabel on the grid of the scan
-    result.volumes("FreeSurfer")  # a table of pandas
+    result.dseg("FreeSurfer")     # a nibabel image on the grid of the scan
+    result.volumes("FreeSurfer")  # a pandas table
 
-Nothing here prints, or changes the threads or the settings of torch. Label maps are those that the command line writes
+No function prints, or changes the threads or the settings of torch. The label maps equal those of the command line
 for the same scan on the same device, with the same precision and memory. Errors are those of ``bidsseg.errors``.
 """
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from bidsseg.segmentation.native import Segmentation
 
 Image: TypeAlias = "str | os.PathLike[str] | nib.spatialimages.SpatialImage"
-"""A file (``.nii``, ``.nii.gz``, ``.mgh``, ``.mgz``) or an image of nibabel."""
+"""A file (``.nii``, ``.nii.gz``, ``.mgh``, ``.mgz``) or a nibabel image."""
 
 SUFFIXES = ("T1w", "FLAIR")
 
@@ -57,19 +57,19 @@ def segment(
     Args:
         image: the T1w; or images by suffix, ``{"T1w": ..., "FLAIR": ...}``, for a model that reads a FLAIR, which is
             aligned to the T1w.
-        model: name of a shipped model, a model folder, or what :func:`load_model` returns. A loaded model is not read
-            again at each call.
+        model: name of a shipped model, a model folder, or the result of :func:`load_model`, which is not read again
+            at each call.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         precision: ``auto``, ``bf16`` or ``fp32``.
-        memory_mb: limit on memory (MB), None for what is free.
-        fast: leave out the pass over the mirror image; a little less accurate.
-        probabilities: keep the probability of every region, for ``Result.probability``.
+        memory_mb: memory limit (MB), None for the free memory.
+        fast: omit the pass over the mirror image; slightly less accurate.
+        probabilities: store the probability of every region, for ``Result.probability``.
 
     Raises:
-        UsageError: an argument has no such value, or the model needs a FLAIR.
+        UsageError: an argument has an invalid value, or the model needs a FLAIR.
         InputMissing: an image or a model does not exist or cannot be opened.
-        DataError: an image or a model cannot be used, or shows no brain.
-        TemporaryFailure: there is not enough memory.
+        DataError: an image or a model cannot be used, or no brain is found.
+        TemporaryFailure: memory runs out.
     """
     with _explained():
         images = _by_suffix(image)
@@ -87,10 +87,10 @@ def segment(
 
 
 def load_model(name_or_folder: str | os.PathLike[str]) -> Model:
-    """Return the shipped model of that name, or the model in that folder, to be given to :func:`segment`.
+    """Return a shipped model by name, or the model in a folder, for :func:`segment`.
 
     Raises:
-        InputMissing: there is neither, or its weights are missing.
+        InputMissing: the model does not exist, or its weights are missing.
         DataError: the card or the weights are damaged.
     """
     from bidsseg.models import library
@@ -113,22 +113,22 @@ def compare(
     *,
     mask: Literal["own", "reference"] = "own",
 ) -> pd.DataFrame:
-    """Measure how well two label maps on one grid agree.
+    """Compute how well two label maps on one grid agree.
 
     Args:
-        found: label map that is judged.
-        reference: label map that is taken for true.
-        protocol: what the values of both mean: name of a shipped protocol, a ``dseg.tsv`` file, or a protocol.
-        mask: with ``reference``, only voxels that the reference labels count.
+        found: label map to evaluate.
+        reference: reference label map.
+        protocol: the meaning of the values of both: name of a shipped protocol, a ``dseg.tsv`` file, or a protocol.
+        mask: with ``reference``, only voxels labelled in the reference count.
 
     Returns:
-        One row for each scored region but the background, with the columns index, name, abbreviation, dice,
-        hausdorff95-mm, surface-distance-mm, found-mm3 and reference-mm3. What is not defined is NaN: all but the
-        volumes for a region that neither map has, distances for a region that only one map has.
+        One row for each scored region except the background, with the columns index, name, abbreviation, dice,
+        hausdorff95-mm, surface-distance-mm, found-mm3 and reference-mm3. Undefined values are NaN: everything but the
+        volumes for a region in neither map, distances for a region in only one map.
 
     Raises:
         InputMissing: a file does not exist or cannot be opened.
-        DataError: a label map cannot be used, holds values that the protocol lacks, or lies on another grid.
+        DataError: a label map cannot be used, contains values outside the protocol, or is on another grid.
     """
     import pandas as pd
 
@@ -140,7 +140,7 @@ def compare(
         one, other = (read_labels(_source(image)) for image in (found, reference))
         if not one.on_grid_of(other):
             raise DataError(
-                f"label maps of {one.shape} and {other.shape} voxels lie on two grids: resample one to the other"
+                f"label maps of {one.shape} and {other.shape} voxels are on different grids: resample one to the other"
             )
         measured = agreement.compare(one.data, other.data, table, other.spacing_mm.tolist(), mask)
     regions = [region for region in table.regions if region.scored and region.index != 0]
@@ -160,10 +160,10 @@ def compare(
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """The segmentation of one scan. Images of nibabel lie on the grid of its T1w and keep the geometry of its header.
+    """The segmentation of one scan. Its nibabel images have the grid of the T1w and the geometry of its header.
 
     Attributes:
-        model: what segmented it.
+        model: the model that segmented the scan.
     """
 
     model: Model
@@ -183,17 +183,17 @@ class Result:
 
     @property
     def findings(self) -> list[Finding]:
-        """What should be known of the scan and of the result before trusting it, each with ``code`` and ``message``."""
+        """Observations about the scan and the result that should be checked, each with ``code`` and ``message``."""
         return [*self._images.findings, *self._segmentation.findings]
 
     @property
     def notes(self) -> list[str]:
-        """How the images were moved and the result was computed, as far as it is unusual."""
+        """Notes on how images were aligned and the result was computed, where this is unusual."""
         return [*self._images.notes, *self._segmentation.notes]
 
     @property
     def device(self) -> str:
-        """Where the network ran: ``cpu`` or ``cuda:N``."""
+        """Device of the network: ``cpu`` or ``cuda:N``."""
         return self._segmentation.device
 
     @property
@@ -208,7 +208,7 @@ class Result:
 
     @property
     def lesion_mask(self) -> nib.Nifti1Image | None:
-        """The lesion mask, uint8: 1 inside, 0 outside; None if the model knows no lesions."""
+        """The lesion mask, uint8: 1 inside, 0 outside; None for a model without lesions."""
         lesion = self._segmentation.lesion
         return None if lesion is None else self._image(lesion)
 
@@ -234,7 +234,7 @@ class Result:
         return pd.read_csv(StringIO(table), sep="\t", dtype={"mapping": "Int64"})
 
     def volumes(self, protocol: str) -> pd.DataFrame:
-        """Return the volumes of the regions of a protocol, and last the intracranial volume.
+        """Return the volumes of the regions of a protocol, with the intracranial volume in the last row.
 
         Columns index, name, abbreviation, voxels, volume-mm3, softvolume-mm3, as in ``morph.tsv``.
 
@@ -248,27 +248,27 @@ class Result:
         return volume_table(self.model.heads[protocol], labels, found.soft_mm3[protocol], voxel_mm3, found.brain)
 
     def probability(self, protocol: str, index: int) -> nib.Nifti1Image:
-        """Return the probability (0 to 1, float32) of the region with that index in the label map.
+        """Return the probability (0 to 1, float32) of the region with an index in the label map.
 
         Raises:
-            UsageError: the model has no such protocol, or probabilities were not asked for.
+            UsageError: the model has no such protocol, or probabilities were not stored.
             DataError: the protocol has no such region.
         """
         from bidsseg.image.nifti import map_image
 
         head = self.model.heads[self._known(protocol)]
         if protocol not in self._segmentation.probabilities:
-            raise UsageError("probabilities were not kept: call segment with probabilities=True")
+            raise UsageError("no probabilities were stored: call segment with probabilities=True")
         position = head.regions.index(head.region(index))
         return map_image(self._segmentation.probabilities[protocol].of_region(position), self._t1w)
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write label maps with look-up tables and sidecars, tables of volumes and masks, and return the files.
 
-        They are called as those of ``bidsseg file``. Each is whole or not there, and replaces one of the same name.
+        Names are those of ``bidsseg file``. Files are written whole or not at all, and replace files of the same name.
 
         Raises:
-            OutputNotWritable: a file cannot be created there.
+            OutputNotWritable: a file cannot be created.
             IOFailure: writing failed, e.g. the disk is full.
         """
         from bidsseg.bids.names import with_extension
@@ -313,7 +313,7 @@ class Result:
         return label_image(labels, self._t1w)
 
     def _details(self) -> dict[str, Any]:
-        """Return what a sidecar says of models and result."""
+        """Return the entries of a sidecar about models and result."""
         from bidsseg.derivative.sidecars import models_used, result_details
 
         locator = self.model.locator
@@ -366,7 +366,7 @@ def _segment(
 
 
 def _by_suffix(image: Image | Mapping[str, Image]) -> dict[str, Source]:
-    """Return images by suffix, as they were given or for a single one."""
+    """Return images by suffix, from a mapping or a single image."""
     given = image if isinstance(image, Mapping) else {"T1w": image}
     unknown = [str(suffix) for suffix in given if suffix not in SUFFIXES]
     if unknown or "T1w" not in given:
@@ -382,7 +382,7 @@ def _source(image: Image) -> Source:
     if isinstance(image, str | os.PathLike):
         return Path(image)
     if not isinstance(image, SpatialImage):
-        raise UsageError(f"an image is a path or an image of nibabel, not {type(image).__name__}")
+        raise UsageError(f"an image must be a path or a nibabel image, not {type(image).__name__}")
     return image
 
 
@@ -409,7 +409,7 @@ def _protocol(protocol: str | os.PathLike[str] | Protocol) -> Protocol:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Raise errors of the system, of decoders and of allocators as those of this program."""
+    """Raise errors of the system, of decoders and of allocators as BidssegError."""
     try:
         yield
     except BidssegError:

@@ -1,14 +1,14 @@
 """Errors with a meaning for the caller: each carries the exit code of the command line.
 
 Messages are one line and say what to do about it. Codes from 64 up follow ``sysexits.h``; 16 to 18 are
-those that BIDS Apps share.
+common to BIDS Apps.
 """
 
 import errno
 import os
 
 EXIT_CODES = {
-    0: "everything asked for is there",
+    0: "all requested outputs are present",
     1: "some scans failed (see logs/)",
     16: "the input is not valid BIDS",
     17: "unknown analysis level",
@@ -16,24 +16,24 @@ EXIT_CODES = {
     64: "wrong usage",
     65: "the data cannot be used: every scan failed",
     66: "input missing or unreadable",
-    73: "output cannot be created, or its folder is of another tool or dataset",
-    74: "reading or writing broke off (disk full)",
-    75: "stopped before the end, or something is lacking for now: run again (train: with --resume)",
-    130: "stopped by a key or a signal: run again",
+    73: "output cannot be created, or its folder belongs to another tool or dataset",
+    74: "I/O error (e.g. disk full)",
+    75: "interrupted, or a resource is unavailable: run again (train: with --resume)",
+    130: "interrupted by a key or a signal: run again",
 }
-"""Of the command line."""
+"""Exit codes of the command line and their meanings."""
 
 
 LACKING = ("memory", "bad_alloc", "bad alloc", "start new thread", "failed to map segment")
-"""What libraries say where there is no memory left, for arrays, for the stack of a thread or for themselves."""
+"""Words in the messages of libraries that run out of memory."""
 
 
-MORE_MEMORY = "free some, raise the limit (ulimit -v, the job's memory), or give less work at once (--n-cpus)"
-"""What a user can do then."""
+MORE_MEMORY = "free memory, raise the limit (ulimit -v, the job's memory), or run fewer processes (--n-cpus)"
+"""What a user can do when memory runs out."""
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether an error means that there is no memory left, whichever library raised it."""
+    """Return whether an error of any library means that memory ran out."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno == errno.ENOMEM
     of_library = isinstance(error, RuntimeError | ImportError | OSError)
@@ -47,7 +47,7 @@ class BidssegError(Exception):
 
 
 class InvalidInputDataset(BidssegError):
-    """The files to be read break the BIDS standard."""
+    """The input files violate the BIDS standard."""
 
     code = 16
 
@@ -89,26 +89,26 @@ class OutputNotWritable(BidssegError):
 
 
 class IOFailure(BidssegError):
-    """Reading or writing failed on the way: disk full, broken mount."""
+    """Reading or writing was interrupted: disk full, broken mount."""
 
     code = 74
 
 
 class TemporaryFailure(BidssegError):
-    """A resource is lacking now; the same command may work later."""
+    """A resource is unavailable now; the same command may work later."""
 
     code = 75
 
 
 ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
-"""What the system says when a file is not there, or not for this user."""
+"""Error codes for a file that does not exist or is not accessible to this user."""
 FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def explained(error: Exception) -> BidssegError | None:
-    """The error of this program that says what the system, a decoder or an allocator said; None if it may be a bug.
+    """Translate an error of the system, a decoder or an allocator into a BidssegError; None if it may be a bug.
 
-    Whoever reads or writes a file explains its errors better; this is for those that nobody foresaw.
+    Code that reads or writes a file gives better explanations; this function handles unforeseen errors.
     """
     if isinstance(error, BidssegError):
         return error
@@ -131,7 +131,7 @@ def _of_the_system(error: OSError) -> BidssegError:
     if error.errno == errno.EROFS:
         return OutputNotWritable(f"{text}; choose another folder")
     if error.errno in ABSENT:
-        return InputMissing(f"{text}; check that it is there, and its permissions")
+        return InputMissing(f"{text}; check that it exists, and its permissions")
     if error.errno in FULL:
         return IOFailure(f"{text}; free some space there or choose another folder, and run again")
     return IOFailure(f"{text}; check the disk or the network, and run again")

@@ -1,4 +1,4 @@
-"""Files written so that each is whole or not there, locks, and checksums."""
+"""Atomic writing of files, locks, and checksums."""
 
 import errno
 import fcntl
@@ -16,32 +16,32 @@ from bidsseg.errors import DataError, IOFailure, OutputNotWritable
 from bidsseg.reading import NOT_ALLOWED
 
 NOT_WRITABLE = NOT_ALLOWED | {errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
-"""What the system says when no file can be made at a place; other errors come from the disk."""
+"""Error codes if a file cannot be created at a path; other errors come from the disk."""
 
 UNLOCKED_S = 3600.0
-"""Age from which a temporary file is a leftover where the file system cannot tell whether it is in use."""
+"""Age from which a temporary file counts as abandoned if the file system cannot report whether it is in use."""
 
 ENDS = 1 << 16
-"""Bytes at both ends of a compressed file that stand for the whole: the last eight are a checksum of its content."""
+"""Bytes read at both ends of a compressed file in place of the whole: the last eight contain a checksum."""
 
 LOCK_WAIT_S = 30.0
-"""How long to wait for another process, which may have been halted."""
+"""Longest wait for another process, which may be suspended."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes its name only when all is written, and leaves nothing behind otherwise.
+    """Yield a temporary file that replaces the path once it is complete, and is removed otherwise.
 
     Raises:
-        OutputNotWritable: The file cannot be created there.
-        IOFailure: Writing failed on the way, e.g. the disk is full.
-        DataError: The file system takes no name that long.
+        OutputNotWritable: the file cannot be created.
+        IOFailure: writing was interrupted, e.g. the disk is full.
+        DataError: the name is too long for the file system.
     """
     part = path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part, stream = _new_part(path)
-        lock = os.dup(stream.fileno())  # held until the file has its name, while closing still tells of a full disk
+        lock = os.dup(stream.fileno())  # held until the file is renamed; closing can still report a full disk
         try:
             with stream:
                 yield stream
@@ -62,14 +62,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Write a UTF-8 text file that is whole or not there; makes its folder.
+    """Write a UTF-8 text file whole or not at all; its folder is created if needed.
 
     Raises:
-        OutputNotWritable: the file cannot be created there.
-        IOFailure: writing failed on the way, e.g. the disk is full.
+        OutputNotWritable: the file cannot be created.
+        IOFailure: writing was interrupted, e.g. the disk is full.
     """
     with replacing(path) as stream:
-        # Of a name that is not UTF-8, the bytes that cannot be written are escaped, as JSON has it.
+        # Bytes of a name that are not UTF-8 are escaped as in JSON.
         stream.write(text.encode(errors="backslashreplace"))
 
 
@@ -79,7 +79,7 @@ def write_json_atomic(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def is_being_written(part: Path) -> bool:
-    """Whether a temporary file of :func:`replacing` is in use by some process, or cannot be told not to be."""
+    """Return whether a temporary file of :func:`replacing` is in use by a process, or may be."""
     try:
         with part.open("r+b") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -92,11 +92,11 @@ def is_being_written(part: Path) -> bool:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time work in a folder, as far as its file system has locks; nobody waits for ever."""
+    """Let one process at a time work in a folder, if its file system has locks; the wait is limited."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # which who writes there will report
+    except OSError:  # the caller reports the error when it writes there
         yield
         return
     try:
@@ -113,14 +113,14 @@ def _wait_for_lock(descriptor: int) -> None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             time.sleep(0.05)
-        except OSError:  # no locks here; what is written is whole even so
+        except OSError:  # no locks here; files are still written whole
             return
         else:
             return
 
 
 def _new_part(path: Path) -> tuple[Path, BinaryIO]:
-    """A temporary file beside a path, locked as long as it is written, so that no other run takes it for a leftover."""
+    """Create a temporary file beside a path, locked while it is written, so that no other run removes it."""
     while True:
         part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         stream = part.open("xb")
@@ -128,21 +128,22 @@ def _new_part(path: Path) -> tuple[Path, BinaryIO]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if part.exists():
             return part, stream
-        stream.close()  # taken away before it was locked
+        stream.close()  # removed before it was locked
 
 
 def _discard(part: Path, path: Path) -> None:
     if part == path:
         return
-    # The error that led here tells more than one from cleaning up.
+    # The original error is more informative than an error during cleanup.
     with suppress(OSError):
         part.unlink(missing_ok=True)
 
 
 def fingerprint(path: Path) -> str:
-    """A checksum (SHA-256) that changes with the content of an image; empty if it cannot be read.
+    """Return a checksum (SHA-256) that changes with the content of an image; empty if it cannot be read.
 
-    Of a compressed file only the length and both ends are read, because its last bytes are a checksum of the rest.
+    For a compressed file, only the length and both ends are read, because its last bytes contain a checksum of the
+    rest.
     """
     digest = hashlib.sha256()
     try:

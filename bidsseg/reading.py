@@ -1,6 +1,6 @@
-"""Text files that users edit and tools leave: read with or without a byte-order mark, or one clear error.
+"""Text files of users and tools, read with or without a byte-order mark, or one clear error.
 
-Also what a file can hold in place of its content: a pointer of git-annex or Git LFS, or a web page.
+Also detects placeholders of content that was not downloaded: pointers of git-annex or Git LFS, and web pages.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from typing import Any, Literal
 from bidsseg.errors import BidssegError, DataError, InputMissing, IOFailure
 
 NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
-"""What the system says when a path leads nowhere."""
+"""Error codes of the system for a path that does not exist."""
 
 NOT_ALLOWED = {errno.EACCES, errno.EPERM}
 
 ANNEX = "annex/objects/"
-"""Part of the target of each link, and of the text of each pointer, of git-annex."""
+"""Part of the target of every git-annex link, and of the text of every git-annex pointer."""
 
 LFS = b"version https://git-lfs"
 
 WEB_PAGE = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")
-"""First bytes, in lower case, of what a server sends in place of a file, error messages of object stores included."""
+"""First bytes, in lower case, of pages that a server sends instead of a file, including errors of object stores."""
 
 Kind = Callable[[str], BidssegError]
-"""The class of the error that is raised when the content of a file cannot be used."""
+"""Class of the error raised when the content of a file cannot be used."""
 
 
 def read_text(path: Path, kind: Kind = DataError) -> str:
     """Return the content of a text file, without a byte-order mark, with ``\\n`` at the end of each line.
 
-    It is UTF-8, or UTF-16 if a byte-order mark says so (the "Unicode text" of spreadsheets).
+    The encoding is UTF-8, or UTF-16 with a byte-order mark (the "Unicode text" of spreadsheets).
 
     Raises:
-        InputMissing: the file does not exist, may not be read, or its content was not fetched.
+        InputMissing: the file does not exist, is not readable, or its content was not downloaded.
         IOFailure: the disk or the network failed.
-        BidssegError: of that kind, if it is no such text.
+        BidssegError: of the given kind, if the content is not text in these encodings.
     """
     try:
         stored = path.read_bytes()
@@ -71,7 +71,7 @@ def read_object(path: Path, kind: Kind = DataError) -> dict[str, Any]:
 
 
 def object_or_empty(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; empty if there is none that can be read."""
+    """Return the JSON object in a file; an empty dictionary if it cannot be read."""
     try:
         return read_object(path)
     except BidssegError:
@@ -87,10 +87,10 @@ def read_toml(path: Path, kind: Kind = DataError) -> dict[str, Any]:
 
 
 def read_table(path: Path, kind: Kind = DataError, quotes: bool = True) -> list[dict[str, str]]:
-    """Return the rows of a tab-separated table with a header; cells that a row lacks are empty.
+    """Return the rows of a tab-separated table with a header; missing cells are empty.
 
     Args:
-        quotes: whether quotation marks hold a cell together, else they are letters like others.
+        quotes: whether quotation marks enclose cells; otherwise, they are ordinary characters.
     """
     lines = io.StringIO(read_text(path, kind), newline="")
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
@@ -102,7 +102,7 @@ def read_table(path: Path, kind: Kind = DataError, quotes: bool = True) -> list[
 
 
 def unreadable(path: Path, error: OSError) -> BidssegError:
-    """Return the error for a file that the system does not open or read."""
+    """Return the error for a file that cannot be opened or read."""
     if error.errno == errno.ENAMETOOLONG:
         return InputMissing(f"{path}: no such file, its name is too long")
     if error.errno in NOT_THERE:
@@ -110,9 +110,9 @@ def unreadable(path: Path, error: OSError) -> BidssegError:
             return InputMissing(f"{path}: no such file")
         if ANNEX in str(path.readlink()):
             return _not_fetched(path, "a link of git-annex")
-        return InputMissing(f"{path}: a link to nothing; fetch its content, e.g. with `datalad get`")
+        return InputMissing(f"{path}: a broken link; download its content, e.g. with `datalad get`")
     if error.errno in NOT_ALLOWED:
-        return InputMissing(f"{path}: may not be read by this user; change its permissions")
+        return InputMissing(f"{path}: not readable by this user; change its permissions")
     return IOFailure(f"{path}: reading failed: {error.strerror}")
 
 
@@ -126,10 +126,10 @@ def check_fetched(path: Path, start: bytes) -> None:
 
 
 def is_web_page(start: bytes) -> bool:
-    """Whether a file that begins so is what a server sent in place of it."""
+    """Return whether a file with these first bytes is a web page that a server sent instead of the file."""
     return start[:512].removeprefix(codecs.BOM_UTF8).lstrip().lower().startswith(WEB_PAGE)
 
 
 def _not_fetched(path: Path, what: str, command: str = "datalad get") -> InputMissing:
     hint = f"`{command} {path}`" if command == "datalad get" else f"`{command}` in its folder"
-    return InputMissing(f"{path}: its content was not fetched, this is {what}: run {hint} [NOT_FETCHED]")
+    return InputMissing(f"{path}: its content was not downloaded, this is {what}: run {hint} [NOT_FETCHED]")

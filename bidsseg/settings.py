@@ -1,4 +1,4 @@
-"""What the user asked for, as plain values: the command line makes it, the levels read it."""
+"""The requested settings, as plain values: the command line creates them, the levels read them."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ def device_name(text: str) -> str:
 
 
 class Report:
-    """How a level tells its user what happens. This one is silent; the command line has one that speaks."""
+    """Interface for progress and messages of a level. This class is silent; the command line has one that prints."""
 
     def say(self, message: str) -> None:
-        """A result, one line."""
+        """Report a result, in one line."""
 
     def warn(self, message: str) -> None:
-        """Something the user should know or do, one line."""
+        """Report something that the user should know or do, in one line."""
 
     def detail(self, message: str) -> None:
-        """Something for the curious."""
+        """Report a detail for verbose output."""
 
     def start(self, total: int, unit: str = "scan") -> None:
-        """A piece of work of ``total`` units begins."""
+        """Begin a piece of work of ``total`` units."""
 
     def stage(self, unit: str, stage: str) -> None:
-        """The named unit has come to the named stage."""
+        """Report that a unit has reached a stage."""
 
     def advance(self, unit: str, outcome: str) -> None:
-        """The named unit is over."""
+        """Report that a unit is finished, with its outcome."""
 
     def stop(self) -> None:
-        """The piece of work is over."""
+        """End the piece of work."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,10 @@ class Training:
 
 @dataclass(frozen=True)
 class Settings:
-    """What every level may read.
+    """Settings of all levels.
 
     Attributes:
-        images: T1w and FLAIR, by suffix, of the command ``file``, for which ``bids_dir`` is the folder they are in.
+        images: T1w and FLAIR, by suffix, of the command ``file``, for which ``bids_dir`` is their common folder.
         participants: labels without ``sub-``; empty means all.
         sessions: labels without ``ses-``; empty means all.
         shard: (I, N): only every N-th of the participants, from the I-th, counted from 1.
@@ -99,14 +99,14 @@ class Settings:
         model: name of a shipped model or a model folder.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         precision: ``auto``, ``bf16`` or ``fp32``.
-        n_cpus: CPUs that all processes of a run use together, None for all that this process may use.
-        threads: threads of each process, None for a number that suits the machine.
-        memory_mb: limit on memory (MB), None for what is free.
-        fast: leave out the pass over the mirror image.
-        output_spaces: standard spaces, see ``registration.spaces.find_space``, in which results are written too.
-        executor: one of EXECUTORS: what runs the scans of the level participant.
+        n_cpus: number of CPUs for all processes of a run together, None for all that this process may use.
+        threads: threads of each process, None for an automatic choice.
+        memory_mb: memory limit (MB), None for the free memory.
+        fast: omit the pass over the mirror image.
+        output_spaces: further standard spaces for the results, see ``registration.spaces.find_space``.
+        executor: one of EXECUTORS, which run the scans of the level participant.
         dask_scheduler: address of the scheduler of a Dask cluster.
-        cluster_config: TOML file that says how the jobs of slurm, pbs, sge and lsf are to be.
+        cluster_config: TOML file with the settings of the jobs of slurm, pbs, sge and lsf.
         command: the command line as typed, for the record.
     """
 
@@ -156,7 +156,7 @@ class Settings:
             self._check_places()
 
     def _check_places(self) -> None:
-        """UsageError if something would be written into the dataset."""
+        """Raise UsageError if outputs would be written into the dataset."""
         raw, out = self.bids_dir.resolve(), self.output_dir.resolve()
         if out == raw:
             raise UsageError("OUTPUT_DIR is BIDS_DIR: choose another folder for the output")
@@ -169,5 +169,5 @@ class Settings:
 
 
 def _is_own_derivative(inside: Path) -> bool:
-    """Whether a path relative to the dataset is where BIDS lets a derivative of this tool be."""
+    """Return whether a path relative to the dataset is the place where BIDS allows derivatives of this tool."""
     return len(inside.parts) >= 2 and inside.parts[0] == "derivatives" and "bidsseg" in inside.parts[1]

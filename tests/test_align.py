@@ -105,7 +105,7 @@ def test_an_image_that_shows_nothing_is_refused() -> None:
 def test_images_elsewhere_are_never_stacked() -> None:
     fixed = blobs(FIXED, SHAPE, T1W)
     grid = Grid(4.0, (0.0, 0.0, 0.0), SHAPE)
-    with pytest.raises(DataError, match="the FLAIR does not lie on the grid of the T1w"):
+    with pytest.raises(DataError, match="the FLAIR is not on the grid of the T1w"):
         stack({"T1w": fixed, "FLAIR": blobs(FIXED + 0.1, SHAPE, FLAIR)}, ("T1w", "FLAIR"), grid)
     t1w, flair = stack({"T1w": fixed}, ("T1w", "FLAIR"), grid)
     assert t1w.any() and not flair.any()
@@ -124,7 +124,7 @@ def test_what_is_read_says_how_it_was_moved(distance_mm: float, tmp_path: Path) 
     assert list(images.volumes) == ["T1w", "FLAIR"]
     assert images.volumes["FLAIR"].on_grid_of(images.volumes["T1w"])
     (note,) = images.notes
-    assert note.startswith(f"FLAIR moved by {distance_mm:.0f}.") and note.endswith("° to fit the T1w")
+    assert note.startswith(f"FLAIR moved by {distance_mm:.0f}.") and note.endswith("° to match the T1w")
     found = {finding.code: finding.message for finding in images.findings}
     assert found["NAN_VALUES"].startswith("FLAIR: ")
     assert ("MOVED_FAR" in found) == (distance_mm > 20)

@@ -110,7 +110,7 @@ def nothing(app: App) -> None:
 @pytest.mark.parametrize(
     ("prepare", "words", "code", "hint"),
     [
-        (missing, [], 66, "there is no folder"),
+        (missing, [], 66, "no folder"),
         (empty, [], 18, "no sub-* folder"),
         (a_file, [], 66, "is not a folder"),
         (no_images, [], 18, "no T1w image"),
@@ -239,7 +239,7 @@ UNUSABLE: dict[str, tuple[Callable[[Path], None], str]] = {
     "no determinant": (singular, "SINGULAR_AFFINE"),
     "voxels of 100 mm": (image(HEAD, phantoms.grid(100)), "VOXEL_SIZE_ABSURD"),
     "a folder": (folder, ""),
-    "a link to nothing": (dangling, ""),
+    "a broken link": (dangling, ""),
 }
 
 
@@ -341,7 +341,7 @@ def test_a_dataset_of_7_tesla(app: App, tmp_path: Path, told: Told) -> None:
     for label in ("01", "02"):
         t1w(app, label).rename(t1w(app, label).with_name(f"sub-{label}_UNIT1.nii.gz"))
     assert app() == 18
-    assert 'take it by a --bids-filter-file with {"t1w": {"suffix": "UNIT1"}}' in told.err
+    assert 'select it by --bids-filter-file with {"t1w": {"suffix": "UNIT1"}}' in told.err
     (tmp_path / "filter.json").write_text('{"t1w": {"suffix": "UNIT1"}}')
     assert app("--bids-filter-file", str(tmp_path / "filter.json")) == 0
     assert whole(app, "01") and whole(app, "02")
@@ -402,7 +402,7 @@ def test_an_image_that_may_not_be_read(open_app: App) -> None:
         code = open_app("--skip-bids-validation")
     assert code == 1
     assert open_app.fates == {"sub-01": "failed", "sub-02": "done"}
-    assert "may not be read" in open_app.manifest["scans"][0]["reason"]
+    assert "not readable" in open_app.manifest["scans"][0]["reason"]
 
 
 def test_a_dataset_that_may_not_be_read(open_app: App, told: Told) -> None:

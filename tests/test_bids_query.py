@@ -68,21 +68,21 @@ def test_participants_without_t1w_are_noted(tmp_path: Path) -> None:
     bids_dir = make_tree(tmp_path, "sub-01_T1w.nii", "sub-02_T2w.nii", "sub-03/func/sub-03_task-x_bold.nii")
     selection = select_scans(bids_dir)
     assert [scan.key for scan in selection.scans] == ["sub-01"]
-    there = "there is sub-02_T2w.nii (no model reads it without a T1w)"
+    there = "found sub-02_T2w.nii (no model reads it without a T1w)"
     assert selection.notes == [f"sub-02: no T1w image matches; {there}", "sub-03: no T1w image matches"]
 
 
 @pytest.mark.parametrize(
     ("names", "told"),
     [
-        (["sub-01_UNIT1.nii.gz"], r'sub-01_UNIT1\.nii\.gz \(take it by a .*{"t1w": {"suffix": "UNIT1"}}\)'),
+        (["sub-01_UNIT1.nii.gz"], r'sub-01_UNIT1\.nii\.gz \(select it by .*{"t1w": {"suffix": "UNIT1"}}\)'),
         (["sub-01_FLAIR.nii", "sub-01_T2w.nii"], r"sub-01_FLAIR\.nii and 1 more \(no model reads it without a T1w\)"),
         (["sub-01_ses-1_T1w.mgz"], r"sub-01_ses-1_T1w\.mgz \(convert it"),
         (["sub-01_T1w.hdr", "sub-01_T1w.img"], r"sub-01_T1w\.hdr and 1 more \(convert it"),
         (["sub-01_T1w.NII.GZ"], r"sub-01_T1w\.NII\.GZ \(its name must end in _T1w\.nii\.gz: rename"),
         (["sub-01_t1w.nii"], r"sub-01_t1w\.nii \(its name must end in _T1w\.nii: rename"),
-        (["sub-01_acq-x_T1w.nii"], r"sub-01_acq-x_T1w\.nii \(the selection or the filters leave it out"),
-        (["sub-01_part-phase_T1w.nii"], "leave it out"),
+        (["sub-01_acq-x_T1w.nii"], r"sub-01_acq-x_T1w\.nii \(excluded by the selection or the filters"),
+        (["sub-01_part-phase_T1w.nii"], "excluded by"),
         (["sub-01_T1w.mgz", "sub-01_T2w.nii", "sub-02_UNIT1.nii"], r"mgz \(convert.*; sub-02_UNIT1.*; sub-01_T2w"),
         (["sub-01_T1w.json", "sub-01_scans.tsv", "readme"], "participants, sessions, filters"),
     ],
@@ -110,7 +110,7 @@ def test_only_magnitudes_are_taken(tmp_path: Path) -> None:
     selection = select_scans(bids_dir)
     assert [scan.key for scan in selection.scans] == ["sub-01_part-mag", "sub-02"]
     assert selection.scans[0].flair == bids_dir / home("sub-01_part-mag_FLAIR.nii")
-    skipped = [note for note in selection.notes if note.endswith("is no magnitude")]
+    skipped = [note for note in selection.notes if note.endswith("is not a magnitude image")]
     assert [note.split(" is skipped")[0] for note in skipped] == [
         "sub-01_part-imag_T1w.nii", "sub-01_part-phase_T1w.nii", "sub-01_part-real_T1w.nii",
         "sub-02_part-phase_T1w.nii", "sub-03_part-phase_T1w.nii",
@@ -256,7 +256,7 @@ def test_filters_with_errors(tmp_path: Path) -> None:
         ("sub-01_ses-1", ["sub-01_ses-2"], "no FLAIR image in session 1 of sub-01"),
         ("sub-01_ses-1", ["sub-01"], "no FLAIR image in session 1"),
         ("sub-01", ["sub-02"], "no FLAIR image in sub-01"),
-        ("sub-01_run-3", ["sub-01_run-1", "sub-01_run-2"], "2 FLAIR images fit"),
+        ("sub-01_run-3", ["sub-01_run-1", "sub-01_run-2"], "2 FLAIR images match"),
         ("sub-01_run-1", ["sub-01_acq-a_run-1", "sub-01_acq-b_run-1"], "--bids-filter-file"),
     ],
 )
@@ -304,7 +304,7 @@ def test_an_old_database_is_made_anew(tmp_path: Path) -> None:
     os.utime(index_in(kept / "bidsseg"), (2**31, 2**31))  # copied datasets have old times
     selection = select_scans(bids_dir, database_dir=kept)
     assert [scan.key for scan in selection.scans] == ["sub-01_run-1", "sub-01_run-2", "sub-02_ses-1"]
-    assert any("does not list what the dataset holds now" in note for note in selection.notes)
+    assert any("does not match the dataset" in note for note in selection.notes)
     assert not select_scans(bids_dir, database_dir=kept).notes
 
 
@@ -348,7 +348,7 @@ def test_an_old_database_that_cannot_be_made_anew(tmp_path: Path, monkeypatch: p
     selection = select_scans(bids_dir, database_dir=kept)
     assert [scan.key for scan in selection.scans] == ["sub-01", "sub-02"]
     assert "Read-only file system" in selection.notes[1]
-    with pytest.raises(OutputNotWritable, match="cannot keep an index"):
+    with pytest.raises(OutputNotWritable, match="cannot store an index"):
         find_scans(bids_dir, database_dir=tmp_path / "other")
 
 
@@ -364,7 +364,7 @@ def test_database_of_pybids_is_read(tmp_path: Path) -> None:
 def test_database_of_another_dataset_or_inside_this_one(tmp_path: Path) -> None:
     one, other = make_tree(tmp_path / "one", "sub-01_T1w.nii"), make_tree(tmp_path / "other", "sub-01_T1w.nii")
     find_scans(one, database_dir=tmp_path / "kept")
-    with pytest.raises(UsageError, match=r"is of .*one"):
+    with pytest.raises(UsageError, match=r"belongs to .*one"):
         find_scans(other, database_dir=tmp_path / "kept")
     with pytest.raises(UsageError, match="inside the dataset"):
         find_scans(one, database_dir=one / ".cache")

@@ -88,12 +88,12 @@ def test_images_that_are_not_there_are_not_given(task: Path) -> None:
     [
         ("{}", 64, "give the path of a T1w as 't1'"),
         ("[", 64, "is not JSON"),
-        (None, 66, "start in the folder that holds it"),
-        ('{"t1": "input/none.nii.gz", "model": "MODEL"}', 66, "there is no file"),
+        (None, 66, "run in the folder that contains it"),
+        ('{"t1": "input/none.nii.gz", "model": "MODEL"}', 66, "no file"),
         (
             '{"t1": "input/t1.nii.gz", "protocol": "Atropos", "model": "MODEL"}',
             64,
-            "none of BrainCOLOR, FAST, FreeSurfer",
+            "not one of BrainCOLOR, FAST, FreeSurfer",
         ),
         ('{"t1": "input/t1.nii.gz", "model": "nonsense"}', 66, "no model 'nonsense'"),
         ('{"t1": "input/t1.nii.gz", "flair": ["a", "b"]}', 64, "the path of one FLAIR"),

@@ -97,8 +97,8 @@ def test_list_models(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     monkeypatch.setattr("bidsseg.models.card.FOLDER", tmp_path)
     assert main(["--list-models"]) == 0
     first, second = capsys.readouterr().out.splitlines()
-    assert first == "wholebrain: Thresholds; needs T1w, gives brain, BrainCOLOR, FAST, FreeSurfer; unknown"
-    assert second == "lesions: Lesions; needs T1w + FLAIR, gives lesion; unknown"
+    assert first == "wholebrain: Thresholds; needs T1w, predicts brain, BrainCOLOR, FAST, FreeSurfer; unknown"
+    assert second == "lesions: Lesions; needs T1w + FLAIR, predicts lesion; unknown"
     assert main(["--list-models", "--json"]) == 0
     cards = json.loads(capsys.readouterr().out)
     assert [(card["name"], card["inputs"]) for card in cards] == [
@@ -106,7 +106,7 @@ def test_list_models(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         ("lesions", ["T1w", "FLAIR"]),
     ]
     assert main(["--json"]) == 64
-    assert "--json goes with --list-models" in capsys.readouterr().err
+    assert "--json requires --list-models" in capsys.readouterr().err
 
 
 # -- flags -------------------------------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ def test_training_flags(bids: Path, tmp_path: Path, calls: list[tuple[str, Setti
         (["--device", "gpu"], 64, "cuda:N"),
         (["--participant-label", "sub_01"], 64, "letters and digits"),
         (["--participant-label", "0*"], 64, "letters and digits"),
-        (["--hold-out", "sub_0*"], 64, "or pattern of such"),
+        (["--hold-out", "sub_0*"], 64, "or pattern of labels"),
         (["--shard", "3"], 64, "3/100"),
         (["--shard", "0/4"], 64, "from 1 to N"),
         (["--shard", "5/4"], 64, "from 1 to N"),
@@ -374,7 +374,7 @@ def test_interrupt(
 
     monkeypatch.setattr(sys.modules["bidsseg.levels.participant"], "participant_level", stop)
     assert main([str(bids), str(tmp_path / "out"), "participant"]) == 130
-    assert "goes on from here" in capsys.readouterr().err
+    assert "repeat the command to resume" in capsys.readouterr().err
 
 
 def report_on_two_scans(terminal: Terminal) -> None:

@@ -100,7 +100,7 @@ def test_processes_of_one_machine(
     assert app("--n-cpus", "2", "--omp-nthreads", "1") == 1
     assert sorted(app.fates.values()) == ["done"] * 5 + ["failed"]
     error = capsys.readouterr().err
-    assert "[6/6]" in error and error.count("it is emulated") == (1 if cpu_flags() else 0)
+    assert "[6/6]" in error and error.count("emulation is") == (1 if cpu_flags() else 0)
     spread, app.output = results(app), tmp_path / "alone"
     assert app() == 1
     assert results(app) == spread
@@ -131,7 +131,7 @@ def test_processes_of_one_machine_end_with_their_run(whom: str, app: App) -> Non
         run.terminate()
     _, errors = run.communicate(timeout=300)
     assert run.returncode == 130
-    assert errors.splitlines()[-1] == "bidsseg: stopped; the same command goes on from here"
+    assert errors.splitlines()[-1] == "bidsseg: interrupted; repeat the command to resume"
     assert "Traceback" not in errors
     assert len(children) >= 2 and not psutil.wait_procs(children, timeout=300)[1]
 

@@ -77,7 +77,7 @@ def test_cases_of_a_dataset(tissues: Settings) -> None:
         ("my_data/sub-01", True), ("my_data/sub-02", True), ("my_data/sub-03", True), ("my_data/sub-05", False),
     ]  # fmt: skip
     (warning,) = warnings
-    assert "sub-04_T1w.nii.gz: no annotation (seg-" in warning and "passed over" in warning
+    assert "sub-04_T1w.nii.gz: no annotation (seg-" in warning and "skipped" in warning
     first = cases[0]
     assert first.image is not None
     assert first.image.shape[1:] == first.brain.shape == first.annotations[0].values.shape
@@ -162,7 +162,7 @@ def test_label_maps_alone_are_named_where_no_images_are_made(tissues: Settings) 
     report = Told()
     found = load_cases(tissues, report, synthetic=False)
     assert found and all(case.image is not None for case in found)
-    (warned,) = [line for line in report.warned if "no image belongs to it" in line]
+    (warned,) = [line for line in report.warned if "no matching image" in line]
     assert "sub-05_seg-FAST_dseg.nii.gz" in warned
     nobody = replace(tissues, participants=("05",))
     with pytest.raises(NothingSelected, match="no scan has an annotation"):

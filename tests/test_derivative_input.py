@@ -110,12 +110,12 @@ def test_what_the_resolution_is_is_carried_over_and_makes_valid_bids(app: App) -
 @pytest.mark.parametrize(
     ("sidecars", "expected"),
     [
-        ({}, "that of sub-01_ses-1_res-2_T1w.nii.gz"),
+        ({}, "same as sub-01_ses-1_res-2_T1w.nii.gz"),
         ({"T1w.json": {"Resolution": {"2": "2 mm"}}}, {"2": "2 mm"}),
         ({"res-2_T1w.json": {"Resolution": "a"}, "T1w.json": {"Resolution": "b"}}, "a"),
         ({"res-1_T1w.json": {"Resolution": "a"}, "sub-01/sub-01_T1w.json": {"Resolution": "b"}}, "b"),
         ({"sub-01/ses-1/anat/sub-01_ses-1_res-2_T1w.json": {"Resolution": 3}, "T1w.json": {"Resolution": "b"}}, "b"),
-        ({"T2w.json": {"Resolution": "a"}}, "that of sub-01_ses-1_res-2_T1w.nii.gz"),
+        ({"T2w.json": {"Resolution": "a"}}, "same as sub-01_ses-1_res-2_T1w.nii.gz"),
     ],
 )
 def test_metadata_is_that_of_the_nearest_file(tmp_path: Path, sidecars: dict[str, object], expected: object) -> None:
@@ -145,4 +145,4 @@ def test_results_that_would_have_one_name_are_refused(app: App, capsys: pytest.C
                "--bids-filter-file", filters(app, space=None)) == 0  # fmt: skip
     anat = app.output / "sub-01" / "anat"
     sidecar = json.loads((anat / f"sub-01_space-{NAME}_seg-FAST_res-1_desc-preprocwholebrain_dseg.json").read_text())
-    assert sidecar["Resolution"].startswith("that of the template, number 1")
+    assert sidecar["Resolution"].startswith("resolution 1 of the template")

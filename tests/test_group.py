@@ -247,7 +247,7 @@ def test_pages_show_the_cohort_beside_their_volumes(tmp_path: Path, output: Path
     volumes = [2 * (300 if label == "04" else 30 + int(label)) for label in [*labels, "01"]]
     distance = (600 - np.mean(volumes)) / np.std(volumes, ddof=1)
     assert f"Gray Matter ({distance:+.1f} SD)" in unusual
-    assert "Beyond 3 SD" not in usual and f"Beside {len(sources)} scans" in usual
+    assert "Beyond 3 SD" not in usual and f"Compared with {len(sources)} scans" in usual
     assert "<meter" in (output / "sub-01_ses-2.html").read_text()
     assert not (output / "sub-05.html").exists(), "a page that is not there is not made"
     participant_page(output, Scan({"subject": "04"}, Path()))

@@ -340,7 +340,7 @@ def test_labels_near_integers_are_rounded(tmp_path: Path) -> None:
 def test_labels_far_from_integers_are_refused(tmp_path: Path, wrong: float) -> None:
     stored = LABELS.astype(np.float32)
     stored[3, 3, 3] = wrong
-    message = re.escape(f"a.nii.gz: holds the value {wrong:g}, ") + ".*LABELS_NOT_INTEGERS"
+    message = re.escape(f"a.nii.gz: contains the value {wrong:g}, ") + ".*LABELS_NOT_INTEGERS"
     with pytest.raises(DataError, match=message):
         read_labels(phantoms.save(tmp_path / "a.nii.gz", stored, GRID))
 

@@ -193,7 +193,7 @@ def test_results_of_a_killed_run_are_recognised(app: App) -> None:
     ("name", "content", "hint"),
     [
         ("dataset_description.json", json.dumps(PREP | {"GeneratedBy": [{"Name": "fMRIPrep"}]}), "fMRIPrep"),
-        ("models/wholebrain/weights.safetensors", "theirs", "weights.safetensors is there"),
+        ("models/wholebrain/weights.safetensors", "theirs", "weights.safetensors exists"),
     ],
 )
 def test_training_among_files_of_others(

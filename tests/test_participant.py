@@ -151,7 +151,7 @@ def test_emulated_precision_is_warned_about_once(
     monkeypatch.setenv("FAKE_MODEL_PRECISION", precision)
     monkeypatch.setattr("bidsseg.execution.machine.cpu_flags", lambda: {"avx2"})
     assert app("--n-cpus", "1") == 0
-    assert capsys.readouterr().err.count("it is emulated") == (precision == "bf16")
+    assert capsys.readouterr().err.count("emulation is") == (precision == "bf16")
 
 
 def test_the_same_input_gives_the_same_bytes(app: App, tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_what_is_done_is_skipped(app: App, capsys: pytest.CaptureFixture[str]) -
     assert (app.fake.segmented, app.fake.loaded) == (2, 1)
     assert {path: path.stat().st_mtime_ns for path in app.output.rglob("sub-*/**/*")} == written
     assert app.fates == {"sub-01": "skipped", "sub-02": "skipped"}
-    assert "2 were done before" in capsys.readouterr().out
+    assert "2 were finished before" in capsys.readouterr().out
     assert app("--overwrite") == 0
     assert app.fake.segmented == 4
 
@@ -351,7 +351,7 @@ def test_a_model_that_needs_flair_says_who_has_none(sessions: App, capsys: pytes
     assert sessions(model=lesions) == 0
     err = capsys.readouterr().err
     for run in (1, 2):
-        assert f"sub-01_ses-2_run-{run} is passed over: the model lesions needs a FLAIR" in err
+        assert f"sub-01_ses-2_run-{run} is skipped: the model lesions needs a FLAIR" in err
         assert sessions.fates[f"sub-01_ses-2_run-{run}"] == "passed over"
     assert sessions.fake.segmented == 6
     sidecar = json.loads(
@@ -362,7 +362,7 @@ def test_a_model_that_needs_flair_says_who_has_none(sessions: App, capsys: pytes
         "sub-01_ses-1_run-1_FLAIR.nii.gz",
     ]
     (note,) = sidecar["Notes"]
-    assert note.startswith("FLAIR moved by 0.") and note.endswith("° to fit the T1w")
+    assert note.startswith("FLAIR moved by 0.") and note.endswith("° to match the T1w")
     assert note in next(e["notes"] for e in sessions.manifest["scans"] if e["scan"] == "sub-01_ses-1_run-1")
     assert note not in err
     assert sessions(model=lesions) == 0
@@ -445,7 +445,7 @@ def test_want_of_memory_is_no_bug(
     assert app("--participant-label", "01") == 1
     err = capsys.readouterr().err
     assert "sub-01: failed: out of memory" in err
-    assert ": free some, raise the limit" in err
+    assert ": free memory, raise the limit" in err
     assert "internal error" not in err
 
 
@@ -486,7 +486,7 @@ def test_another_dataset_is_not_overwritten(app: App, capsys: pytest.CaptureFixt
     app.output.mkdir()
     (app.output / "dataset_description.json").write_text('{"Name": "raw", "BIDSVersion": "1.8.0"}')
     assert app() == 64
-    assert "holds another dataset" in capsys.readouterr().err
+    assert "is not a derivative" in capsys.readouterr().err
     assert len(list(app.output.iterdir())) == 1
 
 
@@ -561,4 +561,4 @@ def test_a_shipped_model_on_a_real_head(model: str, testdata: Path, tmp_path: Pa
     image = nib.load(brain)
     volume_mm3 = np.count_nonzero(image.dataobj) * np.prod(image.header.get_zooms())
     assert 900_000 < volume_mm3 < 2_000_000
-    assert "1 were done before" in run()
+    assert "1 were finished before" in run()

@@ -329,7 +329,7 @@ def test_the_second_image_lies_on_the_first(
     result = segment(images, model, memory_mb=memory_mb)
     assert bool(result.notes) == (memory_mb is not None)
     assert dice(result.labels["FAST"] == 3, truth == 3) > 0.95
-    with pytest.raises(DataError, match="the FLAIR does not lie on the grid of the T1w"):
+    with pytest.raises(DataError, match="the FLAIR is not on the grid of the T1w"):
         segment({**images, "FLAIR": image_of(truth, grid("RAS"))}, model)
     with pytest.raises(DataError, match="empty"):  # a missing image is dark everywhere
         segment({"T1w": scan}, model)

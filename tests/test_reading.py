@@ -66,14 +66,14 @@ def test_what_is_no_such_text_is_one_error_that_names_the_file(tmp_path: Path, w
 def test_a_pointer_in_place_of_a_text(tmp_path: Path, what: str) -> None:
     name, _, read, _ = READERS[what]
     (tmp_path / name).write_text("/annex/objects/MD5E-s1--0.tsv\n")
-    with pytest.raises(InputMissing, match="was not fetched, this is a pointer of git-annex"):
+    with pytest.raises(InputMissing, match="was not downloaded, this is a pointer of git-annex"):
         read(tmp_path / name)
 
 
 def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
     (tmp_path / "annexed").symlink_to(".git/annex/objects/x")
     (tmp_path / "link").symlink_to("nowhere")
-    for name, hint in (("none", "no such file"), ("annexed", "a link of git-annex"), ("link", "link to nothing"),
+    for name, hint in (("none", "no such file"), ("annexed", "a link of git-annex"), ("link", "broken link"),
                        ("x" * 300, "too long"), ("none/x", "no such file")):  # fmt: skip
         with pytest.raises(InputMissing, match=hint):
             read_text(tmp_path / name)
@@ -193,5 +193,5 @@ def test_commas_split_labels() -> None:
 def test_a_file_without_labels(tmp_path: Path, content: str) -> None:
     path = tmp_path / "labels.txt"
     path.write_text(content)
-    with pytest.raises(UsageError, match="holds no label"):
+    with pytest.raises(UsageError, match="contains no label"):
         arguments.labels("sub", [str(path)])

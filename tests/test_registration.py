@@ -227,7 +227,7 @@ def test_dfnet_takes_a_part_of_the_time_alone(tmp_path: Path, monkeypatch: pytes
 
 
 def test_one_labelled_scan_is_not_enough(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="two labelled scans"):
+    with pytest.raises(UsageError, match="two labelled training scans"):
         fit_mover(CASES[:1], CASES, PLAN, Conditions(tmp_path, 10.0, lambda: False, lambda _: None))
 
 

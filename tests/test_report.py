@@ -202,7 +202,7 @@ def test_the_methods_say_what_was_used_and_whom_to_cite() -> None:
     assert told is not None
     assert told.text.startswith(f"T1w and FLAIR images were segmented with bidsseg {__version__}, a BIDS App")
     assert find_card("ace").description in told.text
-    assert "The brain was found by the model wholebrain. Label maps of FASTlesion lie on the grid" in told.text
+    assert "The brain was found by the model wholebrain. Label maps of FASTlesion are on the grid" in told.text
     assert set(told.references) == {BIDS_APPS, *find_card("ace").citation, *find_card("wholebrain").citation}
     assert len(set(told.references)) == len(told.references)
 
@@ -223,7 +223,7 @@ def test_nothing_is_told_of_a_model_that_only_has_the_name_of_a_shipped_one() ->
     told = methods(sidecar, ["BrainCOLOR", "FAST", "FreeSurfer"])
     assert told is not None
     assert told.references == (BIDS_APPS,)
-    assert "model wholebrain (SHA-256 000000000000). Label maps of BrainCOLOR, FAST and FreeSurfer lie" in told.text
+    assert "model wholebrain (SHA-256 000000000000). Label maps of BrainCOLOR, FAST and FreeSurfer are" in told.text
     assert methods({}, ["FAST"]) is None
 
 

@@ -121,7 +121,7 @@ def test_an_atlas_of_one_side_is_not_mirrored(name: str) -> None:
     for side in (0, 1):
         table = protocol([pair[side] for pair in TABLES[name][0]])
         assert len(table.unpaired) == len(table.regions) - 1
-        with pytest.raises(DataError, match=r"no region is known as that of the other side for .* column partner"):
+        with pytest.raises(DataError, match=r"no region of the other side is known for .* column partner"):
             table.partners()
 
 
@@ -186,7 +186,7 @@ def test_a_column_names_the_hemisphere(tmp_path: Path) -> None:
 
 def test_partners_contradict_no_other(tmp_path: Path) -> None:
     rows = ["0|Background|n/a", "1|A|2", "2|B|3", "3|C|2"]
-    with pytest.raises(DataError, match="partner of 1 is 2, whose is 3"):
+    with pytest.raises(DataError, match="1 has the partner 2, which has 3"):
         load_protocol(str(write(tmp_path / "odd.tsv", "index|name|partner", *rows)))
     absent = load_protocol(str(write(tmp_path / "absent.tsv", "index|name|partner", rows[0], "1|A|7")))
     assert absent.unpaired == ("A",)
@@ -227,7 +227,9 @@ def one_sided(ask: Ask, dataset: tuple[Path, Path], tmp_path: Path) -> Callable[
 
 @pytest.mark.parametrize("more", ["", "mirror[spatial]\nflip = 0.0", "[spatial]\nflip = 0.1"])
 def test_training_refuses_to_mirror_sides_without_partner(more: str, one_sided: Callable[..., Settings]) -> None:
-    message = r"Mine: no region is known .* for Left-B, .* column partner .* flip = 0\.0 .* mirror = false"
+    message = (
+        r"Mine: no region of the other side is known for Left-B, .* column partner .* flip = 0\.0 .* mirror = false"
+    )
     with pytest.raises(UsageError, match=message):
         train_level(one_sided("index|name", *ONE_SIDED, more=more))
 
@@ -247,7 +249,7 @@ def test_labels_of_a_part_of_the_head_must_have_partners_too(
     """One hippocampus, annotated alone, would teach a head of both that the other one lies on the wrong side."""
     part = write(tmp_path / "seg-Part_dseg.tsv", "index|name", "0|Background", "1|Left Hippocampus")
     recipe = RECIPE.replace("{ brain = 0.5, FAST = 1.0 }", "{ FreeSurfer = 1.0 }")
-    with pytest.raises(UsageError, match=r"Part: no region is known .* for Left Hippocampus"):
+    with pytest.raises(UsageError, match=r"Part: no region of the other side is known for Left Hippocampus"):
         train_level(replace(ask(recipe, labels={str(part): [dataset[1]]}), dry_run=True))
 
 
@@ -284,4 +286,4 @@ def test_a_scan_is_segmented_in_its_mirror_image_only_if_every_side_has_a_partne
     else:
         assert np.array_equal(both.labels["Atlas"], straight.labels["Atlas"])
         (note,) = both.notes
-        assert "without the mean" in note and "Left-Cerebral-Cortex, Right-Cortex" in note
+        assert "without the pass over the mirror image" in note and "Left-Cerebral-Cortex, Right-Cortex" in note

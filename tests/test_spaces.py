@@ -140,15 +140,15 @@ def test_the_space_is_part_of_what_is_done_and_valid_bids(app: App) -> None:
     ("word", "code", "message"),
     [
         (NAME, 66, "TEMPLATEFLOW_HOME"),  # resolution 1 is an empty file
-        ("NKI", 66, "tpl-NKI_res-01_T1w.nii.gz is not there; fetch it"),
+        ("NKI", 66, "tpl-NKI_res-01_T1w.nii.gz is missing; download it"),
         ("Nowhere", 64, "TemplateFlow has no template Nowhere: give one of MNI152Lin, "),
         ("MNI152NLin2009casym", 64, f"no template MNI152NLin2009casym: give one of {NAME}, "),
         ("MNI152", 64, "no template MNI152: give one of MNI152Lin, "),
         (f"{NAME}:res-3", 64, f"no resolution 3 of {NAME}: give {NAME}:res-1 or {NAME}:res-2"),
-        ("RESILIENT", 64, "RESILIENT is no volume template with a T1w and a brain mask: give one of"),
-        ("anat", 64, "anat is no volume template: results on the grid of the scan are written always"),
-        ("fsaverage", 64, "fsaverage is no volume template but a surface: give one of"),
-        ("fsLR:res-2", 64, "fsLR is no volume template but a surface"),
+        ("RESILIENT", 64, "RESILIENT is not a volume template with a T1w and a brain mask: give one of"),
+        ("anat", 64, "anat is not a volume template: results on the grid of the scan are always written"),
+        ("fsaverage", 64, "fsaverage is a surface template, not a volume: give one of"),
+        ("fsLR:res-2", 64, "fsLR is a surface template, not a volume"),
         (f"{NAME}:2", 64, "give TEMPLATE[:res-NUMBER]"),
         (f"{NAME}:warped", 64, "[:affine]"),
         ("../etc", 64, "give TEMPLATE"),
@@ -191,7 +191,7 @@ def test_templates_of_the_user_and_resolutions_of_one_digit(templates: Path) -> 
 def test_without_a_list_no_name_is_refused(templates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bidsseg.registration.templateflow.listed", dict)
     monkeypatch.setattr("bidsseg.registration.spaces.fetch", lambda *_: None)
-    with pytest.raises(InputMissing, match="fetch it"):
+    with pytest.raises(InputMissing, match="download it"):
         find_space("Nowhere")
 
 
@@ -213,7 +213,7 @@ def test_what_a_space_needs_is_told_at_the_start(
     app: App, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert app("--output-spaces", f"{NAME}:res-2", f"{NAME}:res-2:affine") == 64
-    assert f"give one way to {NAME}" in capsys.readouterr().err
+    assert f"give {NAME} with :affine or without, not both" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
     assert app("--output-spaces", f"{NAME}:res-2") == 64
     assert 'needs SimpleITK: pip install "bidsseg[spaces]"' in capsys.readouterr().err

@@ -123,7 +123,7 @@ def test_what_a_network_draws_by_itself_is_drawn_again(ask: Ask, monkeypatch: py
 def test_who_stops_before_the_first_step_or_while_it_is_measured_loses_nothing(
     ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for steps, moment in ((-1, "before the training began"), (4, "while the model was measured")):
+    for steps, moment in ((-1, "before the training began"), (4, "during the validation")):
         with monkeypatch.context() as patched:
             interrupt_after(steps, patched)
             with pytest.raises(TemporaryFailure, match=moment):

@@ -120,7 +120,7 @@ def test_a_name_too_long_for_its_results_costs_only_its_own_scan(app: App, capsy
     assert app() == 1
     assert app.fates == {"sub-01": "done", "sub-02": "done", f"sub-01_acq-{label}": "failed"}
     err = capsys.readouterr().err
-    assert "too long a name" in err and "shorten the labels" in err
+    assert "too long for a file name" in err and "shorten the labels" in err
     assert err.splitlines()[-1].startswith("bidsseg: 1 of 3 scans failed")
     assert app("--dry-run") == 0
     assert "would fail" in capsys.readouterr().err

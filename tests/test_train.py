@@ -130,7 +130,7 @@ def test_a_network_reads_as_many_images_as_there_are_inputs(ask: Ask) -> None:
         with pytest.raises(DataError, match=r"images = \d does not fit its inputs"):
             train_level(ask(recipe))
     card = Card("one", "", ("T1w", "FLAIR"), {"name": "segnet"}, 1.0, ("FAST",), "")
-    with pytest.raises(DataError, match="segnet reads one image, and inputs names T1w and FLAIR"):
+    with pytest.raises(DataError, match="segnet reads one image, but inputs lists T1w and FLAIR"):
         build(card)
 
 
@@ -292,16 +292,16 @@ def test_labels_that_say_nothing_of_any_head_are_refused(ask: Ask, dataset: tupl
 def test_a_head_that_nothing_teaches_is_named(ask: Ask) -> None:
     settings = replace(ask(RECIPE.replace("FAST = 1.0", "FAST = 1.0, BrainCOLOR = 1.0")), dry_run=True)
     train_level(settings)
-    assert told(settings).warned == ["no --labels say anything of the head BrainCOLOR, which learns nothing"]
+    assert told(settings).warned == ["no --labels has a relation to the head BrainCOLOR, so it cannot be trained"]
 
 
 def test_label_maps_without_images_are_left_to_recipes_that_make_some(ask: Ask) -> None:
     settings = ask("synthetic_share = 0.0" + RECIPE)
     train_level(replace(settings, dry_run=True))
-    assert ["no image belongs to it" in line for line in told(settings).warned].count(True) == 1
+    assert ["no matching image" in line for line in told(settings).warned].count(True) == 1
     settings = ask()
     train_level(replace(settings, dry_run=True))
-    assert not any("no image belongs to it" in line for line in told(settings).warned)
+    assert not any("no matching image" in line for line in told(settings).warned)
 
 
 def test_somebody_must_be_left_to_learn_from(ask: Ask) -> None:
@@ -401,5 +401,5 @@ def test_processes_share_the_mean_of_what_is_no_integer(tmp_path: Path) -> None:
 
 
 def test_segnet_has_one_grid(ask: Ask) -> None:
-    with pytest.raises(DataError, match="segnet learns on a grid of 1 mm: leave out spacing_mm"):
+    with pytest.raises(DataError, match="segnet is trained on a grid of 1 mm: omit spacing_mm"):
         train_level(ask(VOXEL_WISE.replace("[network]", "spacing_mm = 2.0\n\n[network]", 1)))

@@ -1,4 +1,4 @@
-"""What users type for a flag, turned into values; every mistake is a UsageError that names the remedy."""
+"""Conversion of the values of flags; every mistake is a UsageError that names the remedy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bidsseg.reading import read_text, unreadable
 
 
 def megabytes(text: str) -> int:
-    """Megabytes; a number alone already means that.
+    """Return megabytes; a number alone means megabytes.
 
     >>> megabytes("8000"), megabytes("7.5G"), megabytes("16GB"), megabytes("500000k")
     (8000, 7500, 16000, 500)
@@ -25,7 +25,7 @@ def megabytes(text: str) -> int:
 
 
 def shard(text: str) -> tuple[int, int]:
-    """Which part of how many.
+    """Return the number of a shard and the number of shards.
 
     >>> shard("3/100")
     (3, 100)
@@ -37,12 +37,12 @@ def shard(text: str) -> tuple[int, int]:
 
 
 def dataset(path: Path) -> Path:
-    """The same path, after a look that it is a folder that can be read."""
+    """Return the path; InputMissing if it is not a readable folder."""
     try:
         with os.scandir(path) as entries:
             next(entries, None)
     except FileNotFoundError as error:
-        raise InputMissing(f"there is no folder {path}: give the top folder of a BIDS dataset") from error
+        raise InputMissing(f"no folder {path}: give the top folder of a BIDS dataset") from error
     except NotADirectoryError as error:
         raise InputMissing(f"{path} is not a folder: give the top folder of a BIDS dataset") from error
     except OSError as error:
@@ -51,28 +51,28 @@ def dataset(path: Path) -> Path:
 
 
 def image(path: Path) -> Path:
-    """Return the path from the root, after a look that it is there and is no folder."""
+    """Return the absolute path; an error if it does not exist or is a folder."""
     try:
         if path.is_dir():
             raise InputMissing(f"{path} is a folder: give an image, or a dataset with a level, e.g. participant")
         path.stat()
     except OSError as error:
         raise unreadable(path, error) from error
-    return path.parent.resolve() / path.name  # what a link to the image is called tells the scan
+    return path.parent.resolve() / path.name  # the name of a link to the image names the scan
 
 
 def labels(entity: str, words: Sequence[str], patterns: bool = False) -> list[str]:
-    """Return labels without their prefix, from words, which commas may separate, and from text files of labels.
+    """Return labels without their prefix, from words, from lists separated by commas, and from text files of labels.
 
     Args:
-        patterns: whether a word may be a pattern of labels, as file names have.
+        patterns: whether a word may be a pattern of labels, with the wildcards of file names.
 
     >>> labels("sub", ["sub-01,sub-03", "02", "01"])
     ['01', '03', '02']
     >>> labels("sub", ["sub-both*"], patterns=True)
     ['both*']
     """
-    others, or_pattern = (r"*?!\[\]-", " or pattern of such") if patterns else ("", "")
+    others, or_pattern = (r"*?!\[\]-", " or pattern of labels") if patterns else ("", "")
     found: dict[str, None] = {}
     for word in words:
         is_file = _is_file(word)
@@ -80,14 +80,14 @@ def labels(entity: str, words: Sequence[str], patterns: bool = False) -> list[st
         for entry in entries or [word]:
             label = entry.strip().removeprefix(f"{entity}-").rstrip("/")
             if not re.fullmatch(rf"[A-Za-z0-9+{others}]+", label):
-                place, other = (f"{word}: ", "") if is_file else ("", " and no text file of labels")
-                raise UsageError(f"{place}'{entry}' is no {entity}- label (letters and digits){or_pattern}{other}")
+                place, other = (f"{word}: ", "") if is_file else ("", " and not a text file of labels")
+                raise UsageError(f"{place}'{entry}' is not a {entity}- label (letters and digits){or_pattern}{other}")
             found[label] = None
     return list(found)
 
 
 def _is_file(word: str) -> bool:
-    """Whether a word names a file; a list of labels may be longer than a name can be."""
+    """Return whether a word names a file. A list of labels may be longer than a valid file name."""
     try:
         return Path(word).is_file()
     except (OSError, ValueError):
@@ -95,10 +95,10 @@ def _is_file(word: str) -> bool:
 
 
 def _entries(path: Path, entity: str) -> list[str]:
-    """Return the labels in a file: a table with the column ``participant_id`` (``session_id``), or one in each line.
+    """Return the labels in a file: a table with the column ``participant_id`` (``session_id``), or one on each line.
 
     Columns are separated by tabs, commas, semicolons or blanks. Without a header, all cells with a prefix are labels,
-    else the first cell of each line, or all cells of a single line.
+    otherwise the first cell of each line, or all cells of a single line.
     """
     lines = [line for line in read_text(path, UsageError).splitlines() if line.strip() and not line.startswith("#")]
     rows = _cells(lines)
@@ -112,12 +112,12 @@ def _entries(path: Path, entity: str) -> list[str]:
         entries = prefixed or (rows[0] if len(rows) == 1 else [row[0] for row in rows])
     entries = [entry for entry in entries if entry not in ("", "n/a")]
     if not entries:
-        raise UsageError(f"{path} holds no label: write one in each line")
+        raise UsageError(f"{path} contains no label: write one on each line")
     return entries
 
 
 def _cells(lines: Sequence[str]) -> list[list[str]]:
-    """Return the cells of each line, which tabs divide if there are any, else commas, semicolons or blanks."""
+    """Return the cells of each line, separated by tabs, else by commas, semicolons or blanks."""
     separator = next((mark for mark in "\t,;" if any(mark in line for line in lines)), None)
     if separator is None:
         return [line.replace('"', " ").split() for line in lines]
@@ -125,7 +125,7 @@ def _cells(lines: Sequence[str]) -> list[list[str]]:
 
 
 def annotation_folders(pairs: Sequence[str], derivatives: Sequence[str], bids_dir: Path) -> dict[str, list[Path]]:
-    """For each protocol its derivative datasets: a folder, the name of a ``-d``, or a name below ``derivatives/``."""
+    """Return the derivative datasets of each protocol: a folder, a name given by ``-d``, or one in ``derivatives/``."""
     named = {}
     for entry in derivatives:
         name, equals, path = entry.rpartition("=")
@@ -138,6 +138,6 @@ def annotation_folders(pairs: Sequence[str], derivatives: Sequence[str], bids_di
         places = [named.get(where), Path(where), bids_dir / "derivatives" / where]
         folder = next((place for place in places if place is not None and place.is_dir()), None)
         if folder is None:
-            raise InputMissing(f"--labels: there is no derivative dataset {where}: give its folder, or name it with -d")
+            raise InputMissing(f"--labels: no derivative dataset {where}: give its folder, or name it with -d")
         found[protocol] = list(dict.fromkeys([*found.get(protocol, []), folder]))
     return found

@@ -1,14 +1,14 @@
-"""brainlife.io: one participant in, as config.json names its images; the platform's own forms of a segmentation out.
+"""Launcher for brainlife.io: segment the images of one participant and write the data types of the platform.
 
 Reads ``config.json`` in the working folder and writes there
 
 - ``parc/parc.nii.gz``, ``parc/label.json``, ``parc/key.txt``: the label map of one protocol and its regions,
-- ``mask/mask.nii.gz``: lesions, from models that know them,
+- ``mask/mask.nii.gz``: lesions, from models with lesions,
 - ``product.json``: volumes as a plot, a picture, warnings,
 - ``output/``: all outputs, as a BIDS derivative dataset.
 
-Keys of the configuration: ``t1``, ``flair`` (paths; one that is not there counts as not given), ``model`` and
-``protocol`` (of ``parc``; else the first of the model).
+Keys of the configuration: ``t1``, ``flair`` (paths; a missing file counts as not given), ``model`` and
+``protocol`` (of ``parc``; by default, the first of the model).
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from bidsseg.settings import Settings
 CONFIG = "config.json"
 IMAGES = {"t1": "T1w", "flair": "FLAIR"}
 SHARES = {"--n-cpus": "SLURM_CPUS_PER_TASK", "--nprocs": "PBS_NUM_PPN", "--mem": "SLURM_MEM_PER_NODE"}
-"""What batch systems tell of a job's share of its machine; the memory in MB."""
+"""Variables in which batch systems give the CPUs and the memory (MB) of a job."""
 PICTURE_PIXELS = 480
 """Width of the picture in product.json, which should be small."""
 
 
 def main(folder: Path | None = None) -> int:
-    """Segment what the configuration in a folder names, and return the exit code."""
+    """Segment the images named by the configuration in a folder, and return the exit code."""
     folder = folder or Path.cwd()
     try:
         config = read_config(folder / CONFIG)
@@ -56,7 +56,7 @@ def main(folder: Path | None = None) -> int:
         card = find_card(model)
         protocol = config.get("protocol") or next(iter(card.protocols), None)
         if protocol not in card.protocols:
-            raise UsageError(f"{CONFIG}: protocol {protocol!r} is none of {', '.join(card.protocols)}")
+            raise UsageError(f"{CONFIG}: protocol {protocol!r} is not one of {', '.join(card.protocols)}")
         output = folder / "output"
         with tempfile.TemporaryDirectory() as scratch:
             label = make_dataset(config, folder, Path(scratch))
@@ -74,9 +74,9 @@ def main(folder: Path | None = None) -> int:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The configuration."""
+    """Return the configuration; UsageError if it does not name a T1w."""
     if not path.is_file():
-        raise InputMissing(f"there is no file {path}: start in the folder that holds it")
+        raise InputMissing(f"no file {path}: run in the folder that contains it")
     config = read_object(path, UsageError)
     if not isinstance(config.get("t1"), str):
         raise UsageError(f"{path}: give the path of a T1w as 't1' (see config.json.sample)")
@@ -86,7 +86,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def make_dataset(config: Mapping[str, Any], folder: Path, dataset: Path) -> str:
-    """A BIDS dataset of links to the images; returns the label of its participant."""
+    """Create a BIDS dataset of links to the images, and return the label of its participant."""
     inputs = config.get("_inputs") or [{}]
     label = re.sub("[^A-Za-z0-9]", "", str((inputs[0].get("meta") or {}).get("subject", ""))) or "01"
     anat = dataset / f"sub-{label}" / "anat"
@@ -98,12 +98,12 @@ def make_dataset(config: Mapping[str, Any], folder: Path, dataset: Path) -> str:
             extension = ".nii" if image.suffix == ".nii" else ".nii.gz"
             (anat / f"sub-{label}_{suffix}{extension}").symlink_to(image.resolve())
         elif key == "t1":
-            raise InputMissing(f"{CONFIG}: there is no file {image}")
+            raise InputMissing(f"{CONFIG}: no file {image}")
     return label
 
 
 def write_products(output: Path, label: str, card: Card, protocol: str, folder: Path) -> None:
-    """The outputs of a participant in the platform's forms."""
+    """Write the outputs of a participant as data types of the platform."""
     from bidsseg.labels import load_protocol
 
     source = {"subject": label}
@@ -129,7 +129,7 @@ def write_products(output: Path, label: str, card: Card, protocol: str, folder: 
 
 
 def product(result: Result, card: Card, figures: Sequence[Path]) -> dict[str, Any]:
-    """What the platform shows of a result."""
+    """Return the content of product.json: what the platform shows of a result."""
     protocol, sidecar, volumes = result.protocol, result.sidecar(), result.volumes()
     names, sizes = [row.name for row in volumes], [round(row.volume_mm3) for row in volumes]
     warnings = [*sidecar["ResultFindings"], *sidecar["InputFindings"], *sidecar["Notes"]]
@@ -153,13 +153,13 @@ def product(result: Result, card: Card, figures: Sequence[Path]) -> dict[str, An
 
 
 def picture(layers: Sequence[Path]) -> str:
-    """A small copy of PNGs that are laid over each other, base64."""
+    """Return a small copy of overlaid PNGs, in base64."""
     from PIL import Image
 
     image = Image.open(layers[0]).convert("RGBA")
     for path in layers[1:]:
         image = Image.alpha_composite(image, Image.open(path).convert("RGBA"))
-    image = image.convert("RGB")  # colours of a palette cannot be averaged
+    image = image.convert("RGB")  # palette colours cannot be averaged
     image.thumbnail((PICTURE_PIXELS, 10 * PICTURE_PIXELS))
     small = io.BytesIO()
     image.quantize(64).save(small, "png", optimize=True)

@@ -31,8 +31,8 @@ EPILOG = f"""\
 exit codes:
 {CODES}
 
-A scan that is done is skipped until its image or the model changes, or --overwrite is given. A run that was
-stopped goes on where it was when the same command is given again.
+Finished scans are skipped unless their image or the model changed, or --overwrite is given. Repeat the command to
+resume an interrupted run.
 """
 
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     settings = None
     prepare_streams()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a container or a scheduler asks us to stop
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # sent by a container or a scheduler
     try:
         if _is_file_command(words):
             settings = _file_settings(file_parser().parse_intermixed_args(words[1:]), words)
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.list_models:
             return _list_models(as_json=given.json)
         if given.json:
-            raise UsageError("--json goes with --list-models")
+            raise UsageError("--json requires --list-models")
         if given.bids_exec_spec:
             return _print_descriptor(given.bids_exec_spec)
         levels = _levels(given.level)
@@ -61,15 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BidssegError as error:
         return _fail(str(error), error.code)
     except KeyboardInterrupt:
-        return _fail("stopped; the same command goes on from here", 130)
-    except Exception as error:  # the trace goes to a file, not to the terminal
+        return _fail("interrupted; repeat the command to resume", 130)
+    except Exception as error:  # the traceback goes to a file, not to the terminal
         if known := explained(error):
-            return _fail(f"{known} (trace in {_keep_trace(settings)})", known.code)
+            return _fail(f"{known} (traceback in {_keep_trace(settings)})", known.code)
         return _fail(f"internal error ({error!r}): please report it together with {_keep_trace(settings)}", 1)
 
 
 def _run(levels: Sequence[str], settings: Settings) -> int:
-    """Run the levels in order; scans that failed at one level do not keep the next one from running."""
+    """Run the levels in order. Failed scans of one level do not stop the next level."""
     code = 0
     for level in levels:
         try:
@@ -118,9 +118,9 @@ def _list_models(*, as_json: bool) -> int:
         return 0
     for card in shipped():
         dice = ", ".join(f"{head} {value:.2f}" for head, value in card.dice.items())
-        measured = f"; Dice on people held out: {dice}" if dice else ""
+        measured = f"; Dice on held-out participants: {dice}" if dice else ""
         size = f"; {card.size_mb:.0f} MB" if card.weights.is_file() else ""
-        spoken = f"needs {' + '.join(card.inputs)}, gives {', '.join(card.heads)}"
+        spoken = f"needs {' + '.join(card.inputs)}, predicts {', '.join(card.heads)}"
         write_line(f"{card.name}: {card.title}; {spoken}{measured}{size}; {card.licence}", sys.stdout)
     return 0
 
@@ -133,7 +133,7 @@ def _print_descriptor(level: str) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Takes every long flag with hyphens or underscores and raises instead of exiting with 2."""
+    """Parser that accepts hyphens or underscores in long flags and raises UsageError instead of exiting with 2."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         words = []
@@ -154,7 +154,7 @@ def dataset_parser() -> argparse.ArgumentParser:
         prog="bidsseg",
         usage="bidsseg BIDS_DIR OUTPUT_DIR {participant,group,train} [options]\n"
         "       bidsseg file T1W OUTPUT_DIR [options]",
-        description="Segment the brain MRI of a BIDS dataset, or learn to.",
+        description="Segment the brain MRI of a BIDS dataset, or train a model.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -162,92 +162,92 @@ def dataset_parser() -> argparse.ArgumentParser:
     several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
 
     add = parser.add_argument
-    add("bids_dir", metavar="BIDS_DIR", type=Path, nargs="?", help="the dataset, in BIDS form; never written to")
-    add("output_dir", metavar="OUTPUT_DIR", type=Path, nargs="?", help="made if missing; earlier results stay")
-    add("level", metavar="LEVEL", nargs="*", help="participant: each scan; group: tables over all; train: a new model")
+    add("bids_dir", metavar="BIDS_DIR", type=Path, nargs="?", help="the BIDS dataset; never modified")
+    add("output_dir", metavar="OUTPUT_DIR", type=Path, nargs="?", help="created if missing; earlier results are kept")
+    add("level", metavar="LEVEL", nargs="*", help="participant: segment scans; group: tables of all; train: a model")
 
-    add = parser.add_argument_group("which scans").add_argument
+    add = parser.add_argument_group("selection of scans").add_argument
     add("--participant-label", "--subject-label", metavar="LABEL", **several,
-        help="these only, 'sub-' optional, also 01,02; or a file of labels, e.g. participants.tsv")  # fmt: skip
-    add("--session-label", metavar="LABEL", **several, help="these only, 'ses-' optional; or a file of labels")
+        help="only these ('sub-' is optional; also 01,02), or a file of labels, e.g. participants.tsv")  # fmt: skip
+    add("--session-label", metavar="LABEL", **several, help="only these ('ses-' is optional), or a file of labels")
     add("--shard", metavar="I/N", type=arguments.shard, default=Settings.shard,
-        help="every N-th participant from the I-th, counted from 1: the part of one job of many")  # fmt: skip
+        help="every N-th participant from the I-th, counted from 1: the part of one job")  # fmt: skip
     add("--bids-filter-file", metavar="FILE", type=Path,
         help="JSON with the entities that t1w and flair must have; null = absent, '*' = any value")  # fmt: skip
-    add("--bids-database-dir", metavar="DIR", type=Path, help="keep the pybids index here for later runs")
+    add("--bids-database-dir", metavar="DIR", type=Path, help="store the pybids index here for later runs")
     add("--skip-bids-validation", "--skip-bids-validator", action="store_true", help="do not run the BIDS validator")
 
-    add = parser.add_argument_group("what to make").add_argument
+    add = parser.add_argument_group("model and outputs").add_argument
     add("--model", metavar="NAME|DIR", default=Settings.model, help="a shipped model or a model folder [%(default)s]")
-    add("--list-models", action="store_true", help="list the shipped models and stop")
-    add("--json", action="store_true", help="list them as JSON, with all that their cards hold")
-    add("--probseg", action="store_true", help="write also the probability of every region (large)")
-    add("--entropy", action="store_true", help="write also a map of the uncertainty, from 0 to 1")
+    add("--list-models", action="store_true", help="list the shipped models and exit")
+    add("--json", action="store_true", help="with --list-models: print the complete model cards as JSON")
+    add("--probseg", action="store_true", help="also write the probability of every region (large files)")
+    add("--entropy", action="store_true", help="also write a map of the uncertainty, from 0 to 1")
     add("--output-spaces", metavar="SPACE", **several,
-        help="write label maps also in these, e.g. MNI152NLin2009cAsym:res-1 (of TemplateFlow)")  # fmt: skip
-    add("--viewer", action="store_true", help="write also a page for each scan to slice and turn it in 3-D (6 MB)")
-    add("--overwrite", action="store_true", help="do again what is done")
+        help="also write label maps in these TemplateFlow spaces, e.g. MNI152NLin2009cAsym:res-1")  # fmt: skip
+    add("--viewer", action="store_true", help="also write a page for each scan that shows slices and a 3-D view (6 MB)")
+    add("--overwrite", action="store_true", help="recompute finished scans")
     add("--dry-run", action="store_true", help="list scans, model and outputs; write nothing")
     add("--stop-on-first-crash", action="store_true", help="stop at the first scan that fails")
-    add("-w", "--work-dir", metavar="DIR", type=Path, help="for temporary files [the system's folder]")
+    add("-w", "--work-dir", metavar="DIR", type=Path, help="folder for temporary files [the system's folder]")
 
-    add = parser.add_argument_group("how fast").add_argument
+    add = parser.add_argument_group("speed and resources").add_argument
     add("--fast", action="store_true", help="skip the second pass, over the mirror image; a little less accurate")
     _add_limits(add)
 
-    add = parser.add_argument_group("on which machines").add_argument
+    add = parser.add_argument_group("cluster").add_argument
     add("--executor", choices=EXECUTORS, default=Settings.executor,
-        help="this machine, a Dask cluster, or a batch system, on which jobs are started [%(default)s]")  # fmt: skip
-    add("--dask-scheduler", metavar="ADDRESS", help="of the Dask cluster, e.g. tcp://node1:8786")
-    add("--cluster-config", metavar="FILE", type=Path, help="TOML: how the jobs are to be (see docs/cluster.md)")
+        help="run on this machine, on a Dask cluster, or in jobs of a batch system [%(default)s]")  # fmt: skip
+    add("--dask-scheduler", metavar="ADDRESS", help="address of a Dask cluster, e.g. tcp://node1:8786")
+    add("--cluster-config", metavar="FILE", type=Path, help="TOML: settings of the jobs (see docs/cluster.md)")
 
-    add = parser.add_argument_group("learning (level train)").add_argument
-    add("--recipe", metavar="NAME|FILE", default=Training.recipe, help="what to learn and how [%(default)s]")
+    add = parser.add_argument_group("training (level train)").add_argument
+    add("--recipe", metavar="NAME|FILE", default=Training.recipe, help="what to train and how [%(default)s]")
     add("--labels", metavar="PROTOCOL=DIR", **several, help="derivative dataset with the annotations of a protocol")
     add("-d", "--derivatives", metavar="[NAME=]DIR", **several, help="derivative datasets that --labels may name")
-    add("--also", metavar="BIDS_DIR", **several, help="learn from these datasets too")
-    add("--small", action="store_true", help="take the small scale of the recipe: a try on a laptop")
+    add("--also", metavar="BIDS_DIR", **several, help="further datasets to train on")
+    add("--small", action="store_true", help="use the small scale of the recipe, to try it on a laptop")
     add("--init", metavar="NAME|DIR", help="start from the weights of this model")
-    add("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
-    add("--time-budget", metavar="MINUTES", type=float, help="stop after this time and keep what is learnt")
+    add("--resume", action="store_true", help="resume from the last checkpoint in OUTPUT_DIR")
+    add("--time-budget", metavar="MINUTES", type=float, help="stop after this time and save the state")
     add(
         "--folds",
         metavar="K",
         type=int,
         default=Training.folds,
-        help="parts of the participants; 1: nobody is held out [%(default)s]",
+        help="number of parts of the participants; 1: hold out no participant [%(default)s]",
     )
-    add("--fold", metavar="I", type=int, default=Training.fold, help="hold out this part, from 0 [%(default)s]")
+    add("--fold", metavar="I", type=int, default=Training.fold, help="hold out this part, counted from 0 [%(default)s]")
     add(
         "--hold-out",
         metavar="LABEL",
         **several,
-        help="hold out these participants, or patterns of such, in place of a fold",
+        help="hold out these participants, or patterns of labels, instead of a fold",
     )
-    add("--seed", metavar="N", type=int, default=Training.seed, help="of all that is random [%(default)s]")
+    add("--seed", metavar="N", type=int, default=Training.seed, help="random seed [%(default)s]")
 
     add = parser.add_argument_group("other").add_argument
     add("--bids-exec-spec", nargs="?", const="participant", choices=("participant", "train"),
-        help="print the Boutiques descriptor of participant and group, or of train, and stop")  # fmt: skip
+        help="print the Boutiques descriptor of participant and group, or of train, and exit")  # fmt: skip
     add("--version", action="version", version=f"bidsseg {__version__}")
-    add("-v", "--verbose", action="store_true", help="tell more")
+    add("-v", "--verbose", action="store_true", help="report every stage")
     return parser
 
 
 def _add_limits(add: Callable[..., Any]) -> None:
     """Add the flags of device, CPUs and memory."""
     add("--device", metavar="NAME", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N [auto]")
-    add("--precision", choices=PRECISIONS, default="auto", help="of the network [auto]")
-    add("--n-cpus", "--nprocs", "--nthreads", metavar="N", type=int, help="CPUs [all that are free to use]")
+    add("--precision", choices=PRECISIONS, default="auto", help="precision of the network [auto]")
+    add("--n-cpus", "--nprocs", "--nthreads", metavar="N", type=int, help="number of CPUs [all available]")
     add("--omp-nthreads", metavar="N", type=int,
-        help="threads of each process, of which there are as many as CPUs and memory allow [2 or more]")  # fmt: skip
+        help="threads of each process; the number of processes follows from CPUs and memory [2 or more]")  # fmt: skip
     add("--mem", "--mem-mb", metavar="SIZE", dest="mem", type=arguments.megabytes,
-        help="stay below: MB, or a number with K, M, G or T [what is free]")  # fmt: skip
-    add("--mem-gb", metavar="SIZE", dest="mem", type=lambda gb: arguments.megabytes(f"{gb}G"), help="the same in GB")
+        help="memory limit: MB, or a number with K, M, G or T [the free memory]")  # fmt: skip
+    add("--mem-gb", metavar="SIZE", dest="mem", type=lambda gb: arguments.megabytes(f"{gb}G"), help="memory limit, GB")
 
 
 def _is_file_command(words: Sequence[str]) -> bool:
-    """Whether the words are ``file T1W OUTPUT_DIR``, and not a level on a dataset in a folder of that name."""
+    """Return whether the words are ``file T1W OUTPUT_DIR``, and not a level on a dataset in a folder of that name."""
     return words[:1] == ["file"] and not (Path("file").is_dir() and not set(LEVELS).isdisjoint(words[1:]))
 
 
@@ -255,14 +255,14 @@ def file_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="bidsseg file",
         usage="bidsseg file T1W OUTPUT_DIR [options]",
-        description="Segment one image that is in no dataset. The outputs are those of the level participant.",
+        description="Segment one image outside of a dataset. The outputs are those of the level participant.",
         epilog=f"exit codes:\n{CODES}\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
     add("t1w", metavar="T1W", type=Path, help="the T1w image: .nii, .nii.gz, .mgh or .mgz")
-    add("output_dir", metavar="OUTPUT_DIR", type=Path, help="created if missing; earlier results stay")
+    add("output_dir", metavar="OUTPUT_DIR", type=Path, help="created if missing; earlier results are kept")
     add("--flair", metavar="FLAIR", type=Path, help="the FLAIR of the same session, for models that read one")
     add("--model", metavar="NAME|DIR", default=Settings.model, help="a shipped model or a model folder [%(default)s]")
     add("--fast", action="store_true", help="skip the second pass, over the mirror image; a little less accurate")
@@ -278,13 +278,13 @@ def _file_settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
     return Settings(
         bids_dir=Path(os.path.commonpath([path.parent for path in images.values()])),
         images=images,
-        stop_on_first_crash=True,  # so that the error of the image is that of the run
+        stop_on_first_crash=True,  # so that the run ends with the error of the image
         **_shared(given, words),
     )
 
 
 def _shared(given: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
-    """What is asked in the same way of a dataset and of a file."""
+    """Return the settings that datasets and single files have in common."""
     return {
         "output_dir": given.output_dir.absolute(),
         "model": located(given.model),
@@ -301,19 +301,19 @@ def _shared(given: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
 
 
 def _levels(names: Sequence[str]) -> list[str]:
-    """The levels in the order in which they run."""
+    """Return the levels in the order in which they run."""
     for name in names:
         if name not in LEVELS:
             raise UnknownLevel(f"unknown analysis level '{name}': choose from {', '.join(LEVELS)}")
     if not names:
         raise UsageError("give BIDS_DIR, OUTPUT_DIR and a level: participant, group or train (--help shows the usage)")
     if "train" in names and len(set(names)) > 1:
-        raise UsageError("the level train runs alone: it makes a model, not segmentations")
+        raise UsageError("the level train runs alone: it trains a model and writes no segmentations")
     return [level for level in LEVELS if level in names]
 
 
 def _settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
-    bids_dir = arguments.dataset(given.bids_dir).absolute()  # workers may be somewhere else
+    bids_dir = arguments.dataset(given.bids_dir).absolute()  # workers may have another working folder
     return Settings(
         bids_dir=bids_dir,
         participants=arguments.labels("sub", given.participant_label),

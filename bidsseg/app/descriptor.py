@@ -1,4 +1,4 @@
-"""The command line as a Boutiques descriptor (schema 0.5), which launchers and the BIDS Apps specification ask for."""
+"""The command line as a Boutiques descriptor (schema 0.5), which launchers and the BIDS Apps specification require."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from bidsseg.settings import LEVELS
 
 IDS = {"participant_label": "SubjectLabel", "session_label": "SessionLabel"}
 """Names that the BIDS Apps execution specification reserves."""
-OF_TRAIN_ALONE = "learning (level train)"
+OF_TRAIN_ALONE = "training (level train)"
 """Title of the parser's group."""
 NOT_OF_TRAIN = {
     "model", "probseg", "entropy", "fast", "output_spaces", "viewer", "stop_on_first_crash",
     "shard", "executor", "dask_scheduler", "cluster_config",
 }  # fmt: skip
-"""Flags without a meaning there."""
+"""Flags without a meaning for the level train."""
 NEVER = {"help", "version", "list_models", "json", "bids_exec_spec", "bids_dir", "output_dir", "level"}
-"""Answered without a dataset, or said by the positional inputs."""
+"""Flags that need no dataset, and arguments that the descriptor lists as positional inputs."""
 
 
 def descriptor(parser: argparse.ArgumentParser, training: bool = False) -> dict[str, Any]:
-    """That of the levels participant and group, or that of the level train."""
+    """Return the descriptor of the levels participant and group, or of the level train."""
     options = list(_options(parser, training))
     level = "train" if training else "[ANALYSIS_LEVEL]"
     keys = " ".join(option["value-key"] for option in options)
@@ -43,7 +43,7 @@ def descriptor(parser: argparse.ArgumentParser, training: bool = False) -> dict[
             {
                 "id": "output_dir",
                 "name": "Output folder",
-                "description": "A BIDS derivative dataset; of train: models/NAME.",
+                "description": "A BIDS derivative dataset; for train: models/NAME.",
                 "path-template": "[OUTPUT_DIR]",
                 "optional": False,
             }
@@ -58,7 +58,7 @@ def descriptor(parser: argparse.ArgumentParser, training: bool = False) -> dict[
 _INPUT = {
     "id": "InputDataset",
     "name": "BIDS dataset",
-    "description": "The dataset, in BIDS form; never written to.",
+    "description": "The BIDS dataset; never modified.",
     "type": "File",
     "value-key": "[BIDS_DIR]",
     "optional": False,
@@ -67,7 +67,7 @@ _OUTPUTS = [
     {
         "id": "OutputLocation",
         "name": "Output folder",
-        "description": "Made if missing; earlier results stay.",
+        "description": "Created if missing; earlier results are kept.",
         "type": "String",
         "value-key": "[OUTPUT_DIR]",
         "optional": True,
@@ -75,7 +75,7 @@ _OUTPUTS = [
     {
         "id": "EarlierOutput",
         "name": "Earlier output folder",
-        "description": "The output of an earlier run, to go on in it: what the level group reads.",
+        "description": "The output of an earlier run, to resume it or to run the level group.",
         "type": "File",
         "value-key": "[OUTPUT_DIR]",
         "optional": True,
@@ -84,7 +84,7 @@ _OUTPUTS = [
 _ONE_OUTPUT = {
     "id": "Output",
     "name": "Output",
-    "description": "A new folder by its name, or that of an earlier run.",
+    "description": "The name of a new folder, or the folder of an earlier run.",
     "members": ["OutputLocation", "EarlierOutput"],
     "mutually-exclusive": True,
     "one-is-required": True,
@@ -92,7 +92,7 @@ _ONE_OUTPUT = {
 _LEVEL = {
     "id": "AnalysisLevel",
     "name": "Analysis level",
-    "description": "participant: each scan; group: tables over all.",
+    "description": "participant: segment scans; group: tables of all.",
     "type": "String",
     "value-key": "[ANALYSIS_LEVEL]",
     "value-choices": [level for level in LEVELS if level != "train"],
@@ -102,7 +102,7 @@ _LEVEL = {
 
 
 def _options(parser: argparse.ArgumentParser, training: bool) -> Iterable[dict[str, Any]]:
-    """Every flag that means something at the levels, in the order of the parser."""
+    """Yield the flags that apply to the levels, in the order of the parser."""
     for group in parser._action_groups:
         if group.title == OF_TRAIN_ALONE and not training:
             continue
@@ -112,7 +112,7 @@ def _options(parser: argparse.ArgumentParser, training: bool) -> Iterable[dict[s
 
 
 def _input(action: argparse.Action) -> dict[str, Any]:
-    """A flag as the descriptor says it."""
+    """Return the entry of a flag in the descriptor."""
     flag = next(word for word in action.option_strings if word.startswith("--"))
     words = flag.removeprefix("--").replace("-", " ")
     found: dict[str, Any] = {
@@ -134,7 +134,7 @@ def _input(action: argparse.Action) -> dict[str, Any]:
 
 
 def _kind(action: argparse.Action) -> str:
-    """Its type in Boutiques. Folders that need not be there yet are names."""
+    """Return the Boutiques type of a flag. Folders that may not exist yet are strings."""
     if action.nargs == 0:
         return "Flag"
     if action.type in (int, float):

@@ -1,4 +1,4 @@
-"""The streams of the command line: work goes on whatever becomes of them."""
+"""The streams of the command line. Errors of these streams never stop the work."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from bidsseg.settings import Report
 
 
 def prepare_streams() -> None:
-    """Let streams take any name of a file, and put the null device in place of those that are closed.
+    """Let streams print any file name, and replace closed streams by the null device.
 
-    Otherwise the next file that is opened would take the number of a closed stream, and whatever is written to the
+    Otherwise, the next opened file would get the descriptor of a closed stream, and everything written to the
     stream.
     """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files may hold what the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")  # file names may contain unprintable characters
 
 
 class Enduring:
-    """A stream to which writing never fails: what cannot be written is dropped, with all that follows."""
+    """A stream that never raises on writing: after the first failure, all output is dropped."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -54,7 +54,7 @@ class Enduring:
     def _dropping(self) -> Iterator[None]:
         try:
             yield
-        except OSError:  # who read along has gone, or the disk is full
+        except OSError:  # the reader has closed the pipe, or the disk is full
             with suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
         except ValueError:  # closed
@@ -64,12 +64,12 @@ class Enduring:
 def write_line(message: str, stream: Any) -> None:
     """Write a line to a stream, if that is possible."""
     enduring = Enduring(stream)
-    enduring.write(f"{message}\n")  # in one piece, for two threads speak
+    enduring.write(f"{message}\n")  # in one call, because two threads write
     enduring.flush()
 
 
 class Terminal(Report):
-    """Speaks to the user: results on standard output, the rest on standard error, with a bar on a terminal."""
+    """Print results on standard output, everything else on standard error, with a progress bar on a terminal."""
 
     def __init__(self, verbose: bool = False) -> None:
         self.verbose = verbose

@@ -1,1 +1,1 @@
-"""All that knows BIDS: queries, file names, sidecars and the validator. Only this room builds a path."""
+"""BIDS: queries, file names, output paths and the validator. Only this package builds paths."""

@@ -1,4 +1,4 @@
-"""What a participant has in place of a T1w image that can be read, and what to do about it."""
+"""Files that a participant has instead of a readable T1w image, and their remedies."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from bidsseg.bids.index import anat_files
 from bidsseg.bids.names import IMAGE_EXTENSIONS, parse_name
 
 FILTER = '--bids-filter-file with {"t1w": {"suffix": "UNIT1"}}'
-"""How the user asks for the usual T1w of 7 T."""
+"""The way to select the usual T1w images of 7 T."""
 
 RENAMED = "its name must end in {}: rename it"
 CONVERTED = "convert it to .nii.gz"
-UNIFORM = f"take it by a {FILTER}"
-LEFT_OUT = "the selection or the filters leave it out"
+UNIFORM = f"select it by {FILTER}"
+LEFT_OUT = "excluded by the selection or the filters"
 OTHER = "no model reads it without a T1w"
-"""Remedies, here in the order in which they are told."""
+"""Remedies, in the order of the message."""
 
 
 def alternatives(bids_dir: Path, labels: Iterable[str]) -> str:
-    """Return the end of a sentence: an example of each kind of image in ``anat``, and a remedy; empty if there is none.
+    """Return the end of a message: an example of each kind of image in ``anat``, and its remedy; empty without images.
 
     >>> alternatives(Path("/nowhere"), ["01"])
     ''
@@ -36,7 +36,7 @@ def alternatives(bids_dir: Path, labels: Iterable[str]) -> str:
         f"{example}{f' and {count - 1} more' if count > 1 else ''} ({remedy})"
         for remedy, (example, count) in sorted(examples.items(), key=lambda item: _rank(item[0]))
     ]
-    return f"; there is {'; '.join(told)}" if told else ""
+    return f"; found {'; '.join(told)}" if told else ""
 
 
 def _rank(remedy: str) -> int:
@@ -45,7 +45,7 @@ def _rank(remedy: str) -> int:
 
 
 def _remedy(name: str) -> str | None:
-    """Return what to do about a file; None if it is no image."""
+    """Return the remedy for a file; None if it is not an image."""
     parsed = parse_name(name)
     if parsed is None:
         return None

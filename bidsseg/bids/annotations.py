@@ -1,4 +1,4 @@
-"""Label maps made elsewhere: the annotation of a scan, and those that have no image."""
+"""Label maps from other sources: the annotations of scans, and label maps without an image."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 
 def find_annotations(derivatives_dir: Path, scan: Scan, protocol: str) -> Path | None:
-    """The annotation of a scan in a protocol: a ``seg-<protocol>`` label map or a ``label-<protocol>`` mask.
+    """Return the annotation of a scan in a protocol: a ``seg-<protocol>`` label map or a ``label-<protocol>`` mask.
 
-    It has the entities of the scan, all of them and no others, apart from those that derivatives add. One in another
-    ``space`` than the scan's own counts only if it lies on the very grid of the scan. Of several, the one with the
-    fewest added entities is taken. The folder may lack participants and a ``dataset_description.json``.
+    It must have exactly the entities of the scan, apart from those that derivatives add. An annotation in another
+    ``space`` than the scan counts only if it has the grid of the scan. Among several, the one with the
+    fewest added entities is returned. The folder may lack participants and a ``dataset_description.json``.
 
     Raises:
-        InputMissing: there is no such folder.
-        DataError: several annotations fit equally well.
+        InputMissing: the folder does not exist.
+        DataError: several annotations match equally well.
     """
     if not derivatives_dir.is_dir():
-        raise InputMissing(f"no folder of annotations {derivatives_dir}")
+        raise InputMissing(f"no folder {derivatives_dir} with annotations")
     source = _source(scan.entities)
     place = derivatives_dir / build_name({"subject": source["subject"]})
     if "session" in source:
@@ -44,10 +44,10 @@ def find_annotations(derivatives_dir: Path, scan: Scan, protocol: str) -> Path |
 
 
 def find_label_maps(dataset_dir: Path, seg: str) -> list[LabelMap]:
-    """All label maps ``seg-<seg>`` (or masks ``label-<seg>``) of a dataset, raw or derivative, with images or without.
+    """Return all label maps ``seg-<seg>`` (or masks ``label-<seg>``) of a raw or derivative dataset.
 
     Raises:
-        InputMissing: there is no such folder.
+        InputMissing: the folder does not exist.
     """
     places = [place for subject in folders(dataset_dir, "sub-") for place in (subject, *folders(subject, "ses-"))]
     return [
@@ -59,7 +59,7 @@ def find_label_maps(dataset_dir: Path, seg: str) -> list[LabelMap]:
 
 
 def _anat(dataset_dir: Path, place: Path) -> Iterator[Image]:
-    """Images in the ``anat`` folder of a participant or session, sorted by name."""
+    """Yield the images in the ``anat`` folder of a participant or session, sorted by name."""
     parts = place.relative_to(dataset_dir).parts
     try:
         names = sorted(path.name for path in (place / "anat").iterdir())
@@ -76,12 +76,12 @@ def _source(entities: dict[str, str]) -> dict[str, str]:
 
 
 def _added(image: Image) -> int:
-    """Entities on top of the source's: the plainest name wins."""
+    """Return the number of entities added to those of the source: the image with the fewest is preferred."""
     return sum(name in ADDED for name in image.entities)
 
 
 def annotation_names(protocol: str) -> tuple[str, str]:
-    """The two kinds of files that annotate scans in a protocol."""
+    """Return the two kinds of files that annotate scans in a protocol."""
     return f"seg-{protocol}_dseg", f"label-{protocol}_mask"
 
 
@@ -91,7 +91,7 @@ def _speaks(image: Image, protocol: str) -> bool:
 
 
 def _on_grid(image: Image, scan: Scan) -> bool:
-    """Whether an annotation lies on the grid of the scan; by its name alone if it is in the space of its source."""
+    """Return whether an annotation is on the grid of the scan; in the space of its source, the name decides."""
     space = image.entities.get("space", "orig")
     if space in ("orig", "T1w") or space == scan.entities.get("space"):
         return True
@@ -102,7 +102,7 @@ def _on_grid(image: Image, scan: Scan) -> bool:
 
 
 def _grid(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
-    """Shape (X, Y, Z) and affine (voxel to RAS+ mm), from the header alone."""
+    """Return shape (X, Y, Z) and affine (voxel to RAS+ mm), from the header alone."""
     import nibabel as nib
 
     from bidsseg.image.nifti import read_labels
@@ -110,6 +110,6 @@ def _grid(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
     try:
         image = nib.Nifti1Image.from_filename(path)
     except (OSError, EOFError, nib.filebasedimages.ImageFileError) as error:
-        read_labels(path)  # knows the usual reasons
+        read_labels(path)  # raises the usual errors with their reasons
         raise DataError(f"{path}: cannot be read: {error}") from error
     return image.shape[:3], image.affine

@@ -1,4 +1,4 @@
-"""The anatomical images of a dataset, listed by pybids without walking more than is asked for."""
+"""The anatomical images of a dataset, listed by pybids without visiting more folders than needed."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from bidsseg.bids.scan import Image
 from bidsseg.errors import BidssegError, InputMissing, OutputNotWritable, UsageError
 
 INDEX = "layout_index.sqlite"
-"""File in which pybids keeps an index."""
+"""File of a pybids index."""
 
 NOT_UTF8 = re.compile("[\udc80-\udcff]")
-"""What Python puts in place of the bytes of a name that it cannot decode."""
+"""Surrogates by which Python represents bytes that it cannot decode."""
 
 MANY = 1000
-"""Participants for which a query by label is no longer faster than one for all."""
+"""Number of participants from which one query for all is faster than a query by label."""
 
 
 def participant_labels(dataset_dir: Path) -> list[str]:
-    """Labels of the ``sub-*`` folders, sorted, without looking into them."""
+    """Return the labels of the ``sub-*`` folders, sorted, without reading these folders."""
     return [path.name[4:] for path in folders(dataset_dir, "sub-")]
 
 
 def folders(parent: Path, prefix: str) -> list[Path]:
-    """Folders (or links to them) whose name starts so, sorted."""
+    """Return the folders (or links to folders) whose names start with a prefix, sorted."""
     try:
         with os.scandir(parent) as entries:
             return sorted(Path(e.path) for e in entries if e.name.startswith(prefix) and _is_dir(e))
@@ -43,14 +43,14 @@ def folders(parent: Path, prefix: str) -> list[Path]:
 def _is_dir(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that points at itself
+    except OSError:  # a link to itself
         return False
 
 
 def anat_files(dataset_dir: Path, label: str) -> Iterator[tuple[str, ...]]:
     """Yield the files in the ``anat`` folders of a participant as parts of their paths below the dataset.
 
-    Links to nothing are among them; what is in folders that cannot be read is not.
+    Broken links are included; the content of unreadable folders is not.
     """
     subject = dataset_dir / f"sub-{label}"
     with suppress(BidssegError):
@@ -61,7 +61,7 @@ def anat_files(dataset_dir: Path, label: str) -> Iterator[tuple[str, ...]]:
 
 
 def closed_folders(bids_dir: Path, participants: Sequence[str]) -> dict[Path, str]:
-    """Folders of participants and sessions that cannot be read, relative to the dataset, and what the system says."""
+    """Return the unreadable folders of participants and sessions, relative to the dataset, with the error messages."""
     closed: dict[Path, str] = {}
     for label in participants:
         participant = bids_dir / f"sub-{label}"
@@ -74,7 +74,7 @@ def closed_folders(bids_dir: Path, participants: Sequence[str]) -> dict[Path, st
 
 
 def _closed(folder: Path, bids_dir: Path, closed: dict[Path, str]) -> bool:
-    """Whether a folder cannot be listed or entered, which is then noted."""
+    """Return whether a folder cannot be listed or entered, and record the reason."""
     try:
         os.scandir(folder).close()
         (folder / ".").lstat()
@@ -92,15 +92,15 @@ def anatomical_images(
     database_dir: Path | None = None,
     closed: Iterable[Path] = (),
 ) -> tuple[list[Image], list[str]]:
-    """Images in ``sub-*/[ses-*/]anat``, and notes on T1w images whose names are not of BIDS form.
+    """Return the images in ``sub-*/[ses-*/]anat``, and notes on T1w images whose names are not valid in BIDS.
 
     pybids reads entities from absolute paths, so that a folder ``sub-9`` above the dataset would hide the real label.
-    It lists the files here; the entities come from the path below the dataset.
+    Here, pybids only lists the files; the entities come from the path below the dataset.
 
     Args:
-        participants: labels of those to look into; None means all.
-        database_dir: where the index of pybids is kept.
-        closed: folders relative to the dataset that must not be looked into.
+        participants: labels of the participants to search; None means all.
+        database_dir: folder of the pybids index.
+        closed: folders relative to the dataset that must not be read.
 
     Raises:
         OSError: a folder cannot be read, see :func:`closed_folders`.
@@ -121,7 +121,7 @@ def anatomical_images(
 
 
 def read_image_name(dataset_dir: Path, parts: Sequence[str]) -> Image | None:
-    """The image ``sub-*/[ses-*/]anat/NAME``; None if its name is no BIDS name or contradicts its folders."""
+    """Return the image ``sub-*/[ses-*/]anat/NAME``; None if its name is not a BIDS name or contradicts its folders."""
     parsed = parse_name(parts[-1])
     if parsed is None or parsed[2] not in IMAGE_EXTENSIONS:
         return None
@@ -136,7 +136,7 @@ def read_image_name(dataset_dir: Path, parts: Sequence[str]) -> Image | None:
 def _index(
     bids_dir: Path, participants: Sequence[str] | None, database_dir: Path | None = None, closed: Iterable[Path] = ()
 ) -> Any:
-    """A pybids layout of the ``anat`` folders of the participants (None: all)."""
+    """Return a pybids layout of the ``anat`` folders of the participants (None: all)."""
     from bids.layout import BIDSLayout, BIDSLayoutIndexer
 
     without = [re.compile(rf"^/{re.escape(folder.as_posix())}(?:/|$)") for folder in closed]
@@ -147,7 +147,7 @@ def _index(
 
 @contextmanager
 def _named_in_utf8(bids_dir: Path) -> Iterator[Path]:
-    """The dataset under a name that the database of pybids can hold: its own, or else a link."""
+    """Yield the dataset under a path that the database of pybids can store: its own path, or a link."""
     if not NOT_UTF8.search(str(bids_dir)):
         yield bids_dir
         return
@@ -158,13 +158,13 @@ def _named_in_utf8(bids_dir: Path) -> Iterator[Path]:
 
 
 def _everything_but(participants: Sequence[str] | None) -> re.Pattern[str]:
-    """Pattern of the paths (below the dataset) that pybids must not walk: all but images of the participants."""
+    """Return a pattern of the paths (below the dataset) that pybids must skip: all but images of the participants."""
     labels = "[^/]+" if participants is None else f"(?:{'|'.join(map(re.escape, participants))})"
     return re.compile(rf"^(?!/sub-{labels}(?:/ses-[^/]+)?(?:/anat(?:/[^/]+\.nii(?:\.gz)?)?)?$)")
 
 
 def _places(layout: Any, participants: Sequence[str] | None) -> list[tuple[str, ...]]:
-    """Return the images in ``anat`` folders that a layout lists, as parts of their paths below the dataset."""
+    """Return the images in ``anat`` folders of a layout, as parts of their paths below the dataset."""
     root, labels = Path(layout.root), participants and set(participants)
     narrow = {"subject": list(labels)} if labels and len(labels) < MANY and "/sub-" not in layout.root else {}
     names = layout.get(extension=list(IMAGE_EXTENSIONS), return_type="filename", **narrow)
@@ -178,10 +178,10 @@ def _places(layout: Any, participants: Sequence[str] | None) -> list[tuple[str, 
 def _from_database(
     bids_dir: Path, participants: Sequence[str] | None, folder: Path
 ) -> tuple[list[tuple[str, ...]], list[str]]:
-    """Return what the index in a folder lists, as `_places`, and notes; an index is made where none is current.
+    """Return the content of the index in a folder, as `_places`, and notes; without a current index, create one.
 
-    An index that pybids itself wrote into the folder is complete and serves us. Ours holds only anatomical images, so
-    it goes into a subfolder, where no other program takes it for a complete one.
+    An index of pybids itself in the folder is complete and can be used. The index created here contains only anatomical
+    images, so it is in a subfolder, where no other program takes it for a complete one.
     """
     own, notes = folder / "bidsseg", []
     for place in (folder, own):
@@ -189,47 +189,47 @@ def _from_database(
             continue
         listed = _read_index(bids_dir, participants, place)
         if listed is None:
-            notes.append(f"the index in {place} is damaged: it is not used, and a new one is made in {own}")
+            notes.append(f"the index in {place} is damaged and not used; a new one is created in {own}")
         elif not _is_current(bids_dir, participants, listed):
-            notes.append(f"the index in {place} does not list what the dataset holds now: a new one is made in {own}")
+            notes.append(f"the index in {place} does not match the dataset; a new one is created in {own}")
         else:
             return listed, notes
     if own.resolve().is_relative_to(bids_dir.resolve()):
-        raise UsageError(f"--bids-database-dir {folder} is inside the dataset, which is never written to")
+        raise UsageError(f"--bids-database-dir {folder} is inside the dataset, which is never modified")
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         own.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=own) as half:  # a killed run leaves no index that looks complete
+        with tempfile.TemporaryDirectory(dir=own) as half:  # an incomplete index of a killed run is never used
             listed = _places(_index(bids_dir, None, Path(half)), participants)
             (Path(half) / INDEX).replace(own / INDEX)
         return listed, notes
     except (OSError, SQLAlchemyError) as error:
-        if str(getattr(error, "filename", "")).startswith(f"{bids_dir}{os.sep}"):  # it is the dataset that fails
+        if str(getattr(error, "filename", "")).startswith(f"{bids_dir}{os.sep}"):  # the error is in the dataset
             raise
-        reason = f"cannot keep an index in {folder}: {getattr(error, 'strerror', None) or error}"
+        reason = f"cannot store an index in {folder}: {getattr(error, 'strerror', None) or error}"
         if not notes:
             raise OutputNotWritable(reason) from error
         return _places(_index(bids_dir, participants), participants), [*notes, reason]
 
 
 def _read_index(bids_dir: Path, participants: Sequence[str] | None, place: Path) -> list[tuple[str, ...]] | None:
-    """Return what the index in a folder lists, as `_places`; None if it is damaged."""
+    """Return the content of the index in a folder, as `_places`; None if it is damaged."""
     from bids.layout import BIDSLayout
 
     try:
         layout = BIDSLayout(bids_dir, validate=False, database_path=place)
         root = Path(layout.root)
         listed = _places(layout, participants)
-    except Exception:  # pybids lets everything through that its database and its parts raise
+    except Exception:  # pybids passes on any exception of its database and its other parts
         return None
     if root.resolve() != bids_dir.resolve():
-        raise UsageError(f"the index in {place} is of {root}: give another --bids-database-dir")
+        raise UsageError(f"the index in {place} belongs to {root}: give another --bids-database-dir")
     return listed
 
 
 def _is_current(bids_dir: Path, participants: Sequence[str] | None, listed: Iterable[tuple[str, ...]]) -> bool:
-    """Whether an index lists the images that are in the dataset; times of copied files tell nothing of that."""
+    """Return whether an index lists the present images of the dataset; times of copied files are useless."""
     labels = participant_labels(bids_dir) if participants is None else participants
     there = (parts for label in labels for parts in anat_files(bids_dir, label))
     indexed, found = ({parts for parts in some if read_image_name(bids_dir, parts)} for some in (listed, there))

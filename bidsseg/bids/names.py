@@ -1,4 +1,4 @@
-"""File names, taken apart and put together. Entities and their order are data, in ``names.toml``."""
+"""Parsing and building of file names. Entities and their order are data, in ``names.toml``."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ IMAGE_EXTENSIONS = (".nii", ".nii.gz")
 
 @cache
 def _long_names() -> dict[str, str]:
-    """Entity names in pybids by their short form, in BIDS order."""
+    """Return the pybids names of entities by their short form, in BIDS order."""
     return dict(tomllib.loads(Path(__file__).with_name("names.toml").read_text(encoding="utf-8"))["entities"])
 
 
 @cache
 def _order() -> dict[str, tuple[str, float]]:
-    """Short name and rank of every entity by its name in pybids."""
+    """Return short name and rank of every entity by its pybids name."""
     return {long: (short, rank) for rank, (short, long) in enumerate(_long_names().items())}
 
 
 def entity_names() -> list[str]:
-    """Entities of file names as pybids calls them, in BIDS order."""
+    """Return the pybids names of the entities of file names, in BIDS order."""
     return list(_order())
 
 
 def parse_name(name: str) -> tuple[dict[str, str], str, str] | None:
-    """Entities (named as in pybids), suffix and extension of a file name; None if it is not of BIDS form.
+    """Return entities (pybids names), suffix and extension of a file name; None if it is not a BIDS name.
 
-    Labels are kept to the letter: ``run-01`` stays ``01``. Entities that BIDS does not know keep their short name.
+    Labels are kept unchanged: ``run-01`` stays ``01``. Entities unknown to BIDS keep their short name.
 
     >>> parse_name("sub-01_acq-mprage_run-02_T1w.nii.gz")
     ({'subject': '01', 'acquisition': 'mprage', 'run': '02'}, 'T1w', '.nii.gz')
@@ -54,13 +54,13 @@ def parse_name(name: str) -> tuple[dict[str, str], str, str] | None:
 
 
 def sort_entities(entities: Mapping[str, str]) -> dict[str, str]:
-    """The same in the order of the BIDS schema; those unknown to it stand before ``space``, by alphabet."""
+    """Return the entities in the order of the BIDS schema; unknown ones come before ``space``, sorted by name."""
     unknown = _order()["space"][1] - 0.5
     return dict(sorted(entities.items(), key=lambda item: (_order().get(item[0], ("", unknown))[1], item[0])))
 
 
 def build_name(entities: Mapping[str, str], suffix: str = "", extension: str = "") -> str:
-    """File name with the entities in the order of the BIDS schema.
+    """Return the file name with the entities in the order of the BIDS schema.
 
     >>> build_name({"desc": "wholebrain", "subject": "01", "segmentation": "FAST"}, "dseg", ".nii.gz")
     'sub-01_seg-FAST_desc-wholebrain_dseg.nii.gz'
@@ -69,11 +69,11 @@ def build_name(entities: Mapping[str, str], suffix: str = "", extension: str = "
     for long, label in sort_entities(entities).items():
         short, _ = _order().get(long, (long, 0))
         if not LABEL.fullmatch(label):
-            raise UsageError(f"'{label}' cannot be a BIDS label: only letters, digits and + can stand in '{short}-'")
+            raise UsageError(f"'{label}' cannot be a BIDS label: only letters, digits and + are allowed in '{short}-'")
         pairs.append(f"{short}-{label}")
     return "_".join([*pairs, suffix] if suffix else pairs) + extension
 
 
 def with_extension(path: Path, extension: str) -> Path:
-    """The file of the same name with another extension: ``with_extension(dseg, '.json')`` is its sidecar."""
+    """Return the path with another extension: ``with_extension(dseg, '.json')`` is its sidecar."""
     return path.with_name(path.name.partition(".")[0] + extension)

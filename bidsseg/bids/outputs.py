@@ -1,4 +1,4 @@
-"""Where every output goes, relative to the output folder. The patterns are data, in ``outputs.toml``."""
+"""Paths of all outputs, relative to the output folder. The patterns are data, in ``outputs.toml``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bidsseg.bids.scan import Scan
 from bidsseg.errors import UsageError
 
 LONGEST_KEY = 180
-"""Of a scan, in the name of a file that does not need all of it."""
+"""Longest key of a scan in the names of files that do not need the complete key."""
 
 
 @cache
@@ -24,10 +24,10 @@ def _patterns() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class SpacePaths:
-    """Files of one scan in a standard space, as those of OutputPaths.
+    """Files of one scan in a standard space, named as in OutputPaths.
 
     Attributes:
-        transform: from the T1w to the space, an affine one as text, another as a field of displacements; no sidecar.
+        transform: from the T1w to the space: text for an affine, otherwise a displacement field; without a sidecar.
     """
 
     dseg: dict[str, Path]
@@ -47,15 +47,15 @@ class OutputPaths:
     """Files of one scan, relative to the output folder. Those in dictionaries are keyed by protocol.
 
     Attributes:
-        dseg: label maps, with ``.json`` and the look-up table ``.tsv`` beside them.
-        morph: tables of volumes, with ``.json`` beside them.
-        brain: brain mask, with ``.json``.
-        lesion: lesion mask, with ``.json``.
-        probseg: probabilities, with ``.json``; empty unless asked for.
-        entropy: maps of uncertainty, with ``.json``; empty unless asked for.
-        spaces: for each space asked for, what lies in it.
+        dseg: label maps, each with a ``.json`` and the look-up table ``.tsv``.
+        morph: tables of volumes, each with a ``.json``.
+        brain: brain mask, with a ``.json``.
+        lesion: lesion mask, with a ``.json``.
+        probseg: probabilities, with a ``.json``; empty unless requested.
+        entropy: maps of uncertainty, with a ``.json``; empty unless requested.
+        spaces: files in each requested standard space.
         figures: pictures for the report.
-        viewer: page in three dimensions; None unless asked for.
+        viewer: 3-D page; None unless requested.
         report: page of the participant, or of the session where there are sessions; scans share it.
     """
 
@@ -81,7 +81,7 @@ class OutputPaths:
 
 
 def _with_sidecars(files: Iterable[Path], label_maps: Iterable[Path]) -> list[Path]:
-    """Files with their ``.json``, and the look-up tables of those that are label maps."""
+    """Return files with their ``.json``, and the look-up tables of label maps."""
     lookups = [with_extension(path, ".tsv") for path in label_maps]
     return [file for path in files for file in (path, with_extension(path, ".json"))] + lookups
 
@@ -96,13 +96,14 @@ def output_paths(
     spaces: Iterable[Mapping[str, str]] = (),
     viewer: bool = False,
 ) -> OutputPaths:
-    """Where everything of a scan goes, relative to the output folder.
+    """Return the paths of all outputs of a scan, relative to the output folder.
 
-    Two scans never share a file, because all entities of the T1w are carried over. A ``desc-`` that the T1w already
-    has (input that is itself a derivative) is put before ours: ``desc-preproc`` becomes ``desc-preprocwholebrain``.
+    Two scans never share a file, because all entities of the T1w are preserved. A ``desc-`` of the T1w
+    (if the input is itself a derivative) is put before the model's name: ``desc-preproc`` becomes
+    ``desc-preprocwholebrain``.
 
     Args:
-        spaces: of each standard space the entities ``space`` and ``res``, and the extension of its ``transform``.
+        spaces: the entities ``space`` and ``res`` of each standard space, and the extension of its ``transform``.
     """
     protocols = list(protocols)
 
@@ -151,31 +152,31 @@ def _fill(kind: str, source: Mapping[str, str], **words: str) -> Path:
 
 
 def report_path(scan: Scan) -> Path:
-    """The page of the participant, or of the session where there are sessions."""
+    """Return the page of the participant, or of the session where there are sessions."""
     return Path(build_name({k: v for k, v in scan.entities.items() if k in ("subject", "session")}, extension=".html"))
 
 
 def group_table(model_name: str, protocol: str) -> Path:
-    """The table of a cohort; its data dictionary has the extension ``.json``."""
+    """Return the table of a cohort; its data dictionary has the extension ``.json``."""
     build_name({"desc": model_name, "segmentation": protocol})
     return Path(_patterns()["group"]["table"].format(model=model_name, protocol=protocol))
 
 
 def group_report() -> Path:
-    """The page of the cohort."""
+    """Return the page of the cohort."""
     return Path(_patterns()["group"]["report"])
 
 
 def root_path(kind: str) -> Path:
-    """A file or folder at the top of the output: description, descriptions, readme, bidsignore, logs or models."""
+    """Return a file or folder at the top of the output: description, descriptions, readme, bidsignore, logs, models."""
     return Path(_patterns()["root"][kind])
 
 
 def manifest_path(stamp: str) -> Path:
-    """The record of one run; ``stamp`` is its time, e.g. ``20261120T231500``."""
+    """Return the manifest of a run; ``stamp`` is its time, e.g. ``20261120T231500``."""
     return root_path("logs") / f"run-{stamp}.json"
 
 
 def crash_path(scan: Scan, stamp: str) -> Path:
-    """The trace of a failure at a scan."""
+    """Return the file for the traceback of a failed scan."""
     return root_path("logs") / f"crash-{stamp}_{scan.key[:LONGEST_KEY]}.txt"

@@ -1,4 +1,4 @@
-"""Which scans of a dataset are meant."""
+"""Selection of the scans of a dataset."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def find_scans(
     filters: Filters | None = None,
     database_dir: Path | None = None,
 ) -> list[Scan]:
-    """The scans of :func:`select_scans`, without its notes."""
+    """Return the scans of :func:`select_scans`, without its notes."""
     return select_scans(
         bids_dir, participants=participants, sessions=sessions, filters=filters, database_dir=database_dir
     ).scans
@@ -40,20 +40,20 @@ def select_scans(
     filters: Filters | None = None,
     database_dir: Path | None = None,
 ) -> Selection:
-    """Every T1w of the selection with its FLAIR, each run, acquisition and reconstruction a scan of its own.
+    """Return every T1w of the selection with its FLAIR; each run, acquisition and reconstruction is a separate scan.
 
     Args:
-        bids_dir: only ``sub-*/[ses-*/]anat/*.nii[.gz]`` of the selected participants is looked at.
+        bids_dir: only ``sub-*/[ses-*/]anat/*.nii[.gz]`` of the selected participants is read.
         participants: labels with or without ``sub-``; None means all.
-        sessions: labels with or without ``ses-``; None means all. Files without a session are left out when given.
+        sessions: labels with or without ``ses-``; None means all. If given, files without a session are excluded.
         filters: for ``t1w`` and ``flair`` the values that entities must have: one value, a list of them, None for
-            "absent" or ``"*"`` for "any". Files that lack an entity which is filtered by value are left out, and so is
-            what is no magnitude (``part-phase``, ``part-real``, ``part-imag``) unless the filter names ``part``.
-        database_dir: keeps the index of pybids for later runs; it then holds all participants.
+            "absent" or ``"*"`` for "any". Files without an entity that is filtered by value are excluded, and so are
+            ``part-phase``, ``part-real`` and ``part-imag`` unless the filter names ``part``.
+        database_dir: folder of the pybids index for later runs, which then lists all participants.
 
     Raises:
-        InputMissing: there is no such folder.
-        NothingSelected: no T1w is left.
+        InputMissing: the folder does not exist.
+        NothingSelected: no T1w matches.
     """
     filters = _complete(filters)
     existing = participant_labels(bids_dir)
@@ -92,14 +92,14 @@ def select_scans(
 
 
 def _key(folder: Path) -> str:
-    """How a folder of a participant or session is called: ``sub-01_ses-1``."""
+    """Return the name of a folder of a participant or session: ``sub-01_ses-1``."""
     return "_".join(part for part in folder.parts if part.startswith(("sub-", "ses-")))
 
 
 def read_filters(path: Path) -> dict[str, dict[str, Any]]:
-    """Content of a ``--bids-filter-file``: a JSON object of entity filters for ``t1w`` and ``flair``.
+    """Return the content of a ``--bids-filter-file``: a JSON object of entity filters for ``t1w`` and ``flair``.
 
-    Queries of other programs (``bold``, ...) may stand in the file and are left aside.
+    Queries of other programs (``bold``, ...) in the file are ignored.
     """
     content = read_object(path, UsageError)
     if not all(isinstance(value, dict) for value in content.values()):
@@ -117,13 +117,13 @@ def paired(t1ws: Sequence[Image], flairs: Sequence[Image]) -> list[Scan]:
 
 
 def pair_flair(t1w: Image, flairs: Sequence[Image]) -> tuple[Path | None, str | None]:
-    """The FLAIR that belongs to a T1w out of those of its participant, or None and the reason.
+    """Return the FLAIR that belongs to a T1w among those of its participant, or None and the reason.
 
     Rules, in this order:
       1. It is of the same session (both may have none).
-      2. If exactly one of them has the same run (or, like the T1w, none), it is that one.
-      3. If there is only one, it is that one, whatever its run.
-      4. Otherwise none is taken: the user chooses with a filter file.
+      2. If exactly one of them has the same run (or, like the T1w, none), that one is used.
+      3. If there is only one, that one is used, whatever its run.
+      4. Otherwise none is used: the user selects one with a filter file.
     """
     session = t1w.entities.get("session")
     same = [flair for flair in flairs if flair.entities.get("session") == session]
@@ -135,7 +135,7 @@ def pair_flair(t1w: Image, flairs: Sequence[Image]) -> tuple[Path | None, str | 
         if len(fitting) == 1:
             return fitting[0].path, None
     names = ", ".join(flair.path.name for flair in same)
-    return None, f"{len(same)} FLAIR images fit in {where} ({names}): choose one with --bids-filter-file"
+    return None, f"{len(same)} FLAIR images match in {where} ({names}): choose one with --bids-filter-file"
 
 
 def _run(image: Image) -> int | str | None:
@@ -151,7 +151,7 @@ def _labels(labels: Iterable[str] | None, prefix: str) -> set[str] | None:
 
 
 def _of_sessions(images: Sequence[Image], wanted: set[str]) -> tuple[list[Image], list[str]]:
-    """The images of those sessions, and notes on sessions that do not exist."""
+    """Return the images of the given sessions, and notes on sessions that do not exist."""
     present = {image.entities["session"] for image in images if "session" in image.entities}
     if not wanted & present:
         raise NothingSelected(f"no anatomical image in session {', '.join(sorted(wanted))}{_some(sorted(present))}")
@@ -175,19 +175,19 @@ def _complete(filters: Filters | None) -> dict[str, dict[str, Any]]:
 
 
 def _matching(images: Iterable[Image], wanted: Mapping[str, Any]) -> tuple[list[Image], list[str]]:
-    """The images that a filter selects, and notes on those that are no magnitude."""
+    """Return the images that a filter selects, and notes on those that are not magnitude images."""
     matching = [image for image in images if _matches(image, wanted)]
     if "part" in wanted:
         return matching, []
     magnitudes = [image for image in matching if image.entities.get("part", "mag") == "mag"]
     others = [image for image in matching if image.entities.get("part", "mag") != "mag"]
     return magnitudes, [
-        f"{image.path.name} is skipped: part-{image.entities['part']} is no magnitude" for image in others
+        f"{image.path.name} is skipped: part-{image.entities['part']} is not a magnitude image" for image in others
     ]
 
 
 def _matches(image: Image, wanted: Mapping[str, Any]) -> bool:
-    """Whether the image has the values; numbers are compared as such, so that 1 finds ``run-01``."""
+    """Return whether an image has the values; numbers are compared as numbers, so that 1 matches ``run-01``."""
     values = {
         **image.entities,
         "suffix": image.suffix,
@@ -216,7 +216,7 @@ def _equal(name: str, value: str | None, wanted: Any) -> bool:
 
 
 def _unique(images: Iterable[Image], notes: Iterable[str] = ()) -> tuple[list[Image], list[str]]:
-    """One image for each set of entities, sorted: ``.nii.gz`` before ``.nii``; the others are added to the notes."""
+    """Return one image for each set of entities, sorted, ``.nii.gz`` before ``.nii``, and notes on the others."""
     chosen: dict[str, Image] = {}
     notes = list(notes)
     for image in sorted(images, key=lambda i: (_natural(build_name(i.entities)), i.path.suffix, i.path)):
@@ -228,5 +228,5 @@ def _unique(images: Iterable[Image], notes: Iterable[str] = ()) -> tuple[list[Im
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
-    """Sorting key in which run-2 comes before run-10."""
+    """Return a sorting key in which run-2 comes before run-10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]

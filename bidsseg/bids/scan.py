@@ -1,4 +1,4 @@
-"""What is known of the files of a dataset: images, scans, and label maps without an image."""
+"""Files of a dataset: images, scans, and label maps without an image."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from bidsseg.bids.names import build_name, parse_name, sort_entities
 
 ADDED = ("space", "atlas", "segmentation", "scale", "res", "den", "label", "desc")
-"""Entities that a derivative has on top of those of its source."""
+"""Entities that a derivative adds to those of its source."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """One NIfTI file with the entities of its name (as pybids calls them, in BIDS order, labels to the letter)."""
+    """One NIfTI file with the entities of its name (pybids names, in BIDS order, labels unchanged)."""
 
     path: Path
     entities: dict[str, str]
@@ -27,8 +27,8 @@ class Scan:
     """One T1w image with its FLAIR.
 
     Attributes:
-        entities: those of the T1w by their names in pybids, in BIDS order, labels to the letter.
-        flair: the FLAIR that belongs to it, on its own grid; None if there is none or several fit.
+        entities: entities of the T1w by their pybids names, in BIDS order, labels unchanged.
+        flair: the FLAIR that belongs to the T1w, on its own grid; None if there is none or several match.
         flair_reason: why ``flair`` is None.
     """
 
@@ -39,9 +39,9 @@ class Scan:
 
     @staticmethod
     def of_files(t1w: Path, flair: Path | None = None) -> Scan:
-        """Return the scan of images that are in no dataset.
+        """Return the scan of images outside of a dataset.
 
-        Its entities are those in the name of the T1w; without a BIDS name, the participant is called as the file.
+        The entities are those in the name of the T1w; without a BIDS name, the participant is named after the file.
 
         >>> Scan.of_files(Path("sub-01_ses-2_T1w.nii.gz")).key, Scan.of_files(Path("my scan.mgz")).key
         ('sub-01_ses-2', 'sub-myscan')
@@ -58,14 +58,14 @@ class Scan:
         return build_name(self.entities)
 
     def images(self, suffixes: Iterable[str]) -> dict[str, Path]:
-        """Those of the suffixes ``T1w`` and ``FLAIR`` that are asked for, in that order, as far as there are any."""
+        """Return the paths of the requested suffixes ``T1w`` and ``FLAIR``, in that order, without missing images."""
         found = {"T1w": self.t1w, "FLAIR": self.flair}
         return {suffix: path for suffix in suffixes if (path := found[suffix]) is not None}
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Scans, sorted by participant, session and the rest, and what the user should know about those left out.
+    """Scans, sorted by participant, session and other entities, and notes for the user on excluded files.
 
     Attributes:
         closed: why folders of participants or sessions (``sub-01_ses-1``) cannot be read.
@@ -78,7 +78,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class LabelMap:
-    """A label map that stands for itself, without the image it was drawn on."""
+    """A label map that is used without the image on which it was drawn."""
 
     entities: dict[str, str]
     path: Path

@@ -1,9 +1,9 @@
-"""The real BIDS validator, on what will be read of the input.
+"""The official BIDS validator, applied to the part of the input that will be read.
 
-It is shown a view of the dataset: links to the files at its top, placeholders for the images of the scans, and links
-to the JSON files that apply to them. So it costs as much as there are scans, however large the dataset is. It judges
-names, folders and metadata; the content of an image is judged when it is read, so that one bad scan does not stop the
-others.
+The validator checks a view of the dataset: links to the files at its top, placeholders for the images of the scans, and
+links to the JSON files that apply to them. The cost therefore depends on the number of scans, not on the size of the
+dataset. The validator checks names, folders and metadata; the content of an image is checked when it is read, so that
+one bad scan does not stop the others.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ PROGRAM = "bids-validator-deno"
 UNREADABLE = (
     "JSON_INVALID", "JSON_NOT_AN_OBJECT", "INVALID_JSON_ENCODING", "EMPTY_FILE", "FILE_READ", "SYMLINK_BROKEN",
 )  # fmt: skip
-"""What makes ``dataset_description.json`` useless; anything else in it is a matter of taste or of age."""
+"""Errors that make ``dataset_description.json`` useless; other errors in it do not matter."""
 
 OF_THE_VIEW = ("SIDECAR_WITHOUT_DATAFILE", "SYMLINK_OUT_OF_TREE")
-"""What is wrong with the view and not with the dataset: it lacks the files of other modalities, and holds links."""
+"""Errors of the view, not of the dataset: the view lacks the files of other modalities, and contains links."""
 
 
 @dataclass(frozen=True)
 class Issue:
-    """What the validator calls an error.
+    """An error reported by the validator.
 
     Attributes:
         location: path below the dataset, or empty.
-        others: how many more files have the same.
+        others: number of further files with the same error.
     """
 
     code: str
@@ -59,14 +59,14 @@ class Issue:
 
 
 def validate(bids_dir: Path, scans: Sequence[Scan], output_dir: Path | None = None) -> list[Issue]:
-    """Errors of the dataset that do not concern the files to be read: the caller shows them as warnings.
+    """Return errors of the dataset that do not concern the files to be read; the caller shows them as warnings.
 
     Args:
-        output_dir: where the view is made if the temporary folder is below ``/dev``, as in a container that can write
-            nowhere else: the validator reads nothing there.
+        output_dir: folder for the view if the temporary folder is below ``/dev``, as in a container without another
+            writable folder: the validator reads nothing there.
 
     Raises:
-        InvalidInputDataset: the name or place of an image to be read is wrong, or ``dataset_description.json`` is
+        InvalidInputDataset: the name or place of an image to be read is invalid, or ``dataset_description.json`` is
             missing or cannot be parsed.
     """
     program = _program()
@@ -94,14 +94,14 @@ def validate(bids_dir: Path, scans: Sequence[Scan], output_dir: Path | None = No
 
 
 def _program() -> str | None:
-    """The validator beside this Python, else the one on the search path."""
+    """Return the validator beside this Python, or the one on the search path."""
     return shutil.which(PROGRAM, path=Path(sys.executable).parent) or shutil.which(PROGRAM)
 
 
 def _place(output_dir: Path | None) -> Path | None:
-    """Where the view is made: in the temporary folder (None), or in the output."""
+    """Return the folder for the view: the temporary folder (None), or the output folder."""
     if output_dir is not None and Path(tempfile.gettempdir()).is_relative_to("/dev"):
-        with suppress(OSError):  # which is told when the output is written
+        with suppress(OSError):  # reported when the output is written
             output_dir.mkdir(parents=True, exist_ok=True)
             if os.access(output_dir, os.W_OK):
                 return output_dir
@@ -110,7 +110,7 @@ def _place(output_dir: Path | None) -> Path | None:
 
 @contextmanager
 def _temporary(place: Path | None) -> Iterator[Path]:
-    """A temporary folder, in the place given or where temporary files are."""
+    """Yield a temporary folder, in the given place or in the default place of temporary files."""
     try:
         folder = Path(tempfile.mkdtemp(prefix=".bidsseg-", dir=place))
     except OSError as error:
@@ -122,7 +122,7 @@ def _temporary(place: Path | None) -> Iterator[Path]:
 
 
 def _temporary_failed(folder: Path, error: OSError) -> IOFailure:
-    """What to tell when temporary files cannot be written."""
+    """Return the error for temporary files that cannot be written."""
     reason = error.strerror or str(error)
     return IOFailure(f"temporary files cannot be written to {folder}: {reason}; give another --work-dir")
 
@@ -139,7 +139,7 @@ def _make_view(bids_dir: Path, view: Path, images: Iterable[Path]) -> None:
         for file in _files(bids_dir / place):
             if place != Path() and file.suffix != ".json":
                 continue
-            if NOT_UTF8.search(str(file)):  # the validator cannot follow a link to it
+            if NOT_UTF8.search(str(file)):  # the validator cannot follow a link to such a file
                 shutil.copyfile(file, view / place / NOT_UTF8.sub("_", file.name))
             else:
                 (view / place / file.name).symlink_to(file.absolute())
@@ -155,7 +155,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _run(program: str, view: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Errors that the validator reports, and what their codes mean; no network is needed, no image is opened."""
+    """Return the errors that the validator reports, and the meanings of their codes; no image is opened."""
     done = subprocess.run(
         [program, str(view), "--format", "json", "--ignoreNiftiHeaders", "--ignoreWarnings"],
         capture_output=True,
@@ -163,18 +163,18 @@ def _run(program: str, view: Path) -> tuple[list[dict[str, Any]], dict[str, str]
         check=False,
     )
     if not done.stdout.strip():
-        raise ValueError(done.stderr.decode(errors="replace") or f"it ended with code {done.returncode}")
+        raise ValueError(done.stderr.decode(errors="replace") or f"it exited with code {done.returncode}")
     report = json.loads(done.stdout)["issues"]
     return [entry for entry in report["issues"] if entry["severity"] == "error"], report["codeMessages"]
 
 
 def _is_understood(description: Path) -> bool:
-    """Whether this program reads a description that the validator may refuse, as one with a byte-order mark."""
+    """Return whether this program can read a description that the validator may refuse, e.g. with a byte-order mark."""
     return bool(object_or_empty(description))
 
 
 def _is_fatal(entry: dict[str, Any], read: set[str], understood: bool) -> bool:
-    """Whether an error concerns what will be read: metadata of the images are not.
+    """Return whether an error concerns the files to be read, except for metadata of the images.
 
     Args:
         understood: whether ``dataset_description.json`` can be read.
@@ -188,7 +188,7 @@ def _is_fatal(entry: dict[str, Any], read: set[str], understood: bool) -> bool:
 
 
 def _issues(entries: Iterable[dict[str, Any]], meanings: dict[str, str]) -> list[Issue]:
-    """One issue for each kind, at the first of its files."""
+    """Return one issue for each kind of error, located at the first of its files."""
     kinds: dict[str, list[dict[str, Any]]] = {}
     for entry in sorted(entries, key=_location):
         kinds.setdefault("/".join(filter(None, (entry["code"], entry.get("subCode")))), []).append(entry)

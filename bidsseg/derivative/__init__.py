@@ -1,1 +1,1 @@
-"""An output folder: what is written for a scan, what lies there, whose it is, and the tables of a cohort."""
+"""An output folder: the files of a scan, the results in it, its owner, and the tables of a cohort."""

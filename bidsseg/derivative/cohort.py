@@ -1,6 +1,6 @@
-"""The tables of a cohort: a row for each scan, a column for each region, however many scans there are.
+"""The tables of a cohort: a row for each scan, a column for each region, for any number of scans.
 
-Rows go from the files of the scans to the table one by one. Only the names of scans are kept in memory.
+Rows are streamed from the files of the scans to the table. Only the names of scans are kept in memory.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ NOT_AVAILABLE = "n/a"
 MISSING = Fate("missing", "not processed yet")
 UNREADABLE = "unreadable"
 STATUSES = {
-    "done": "it was segmented",
-    "failed": "the last run could not segment it",
-    "passed over": "an image that the model needs is lacking",
-    "missing": "it is in the dataset, but was not processed",
-    UNREADABLE: "its table of volumes cannot be read",
+    "done": "the scan was segmented",
+    "failed": "the last run could not segment the scan",
+    "passed over": "an image that the model needs is missing",
+    "missing": "the scan is in the dataset, but was not processed",
+    UNREADABLE: "the table of volumes of the scan cannot be read",
 }
 
 
 @dataclass(frozen=True)
 class Absent:
-    """A scan without a result, and why."""
+    """A scan without a result, and the reason."""
 
     source: dict[str, str]
     fate: Fate
@@ -46,15 +46,15 @@ class Absent:
 
 @dataclass
 class Cohort:
-    """What is known of a table before it is written.
+    """The content of a table before it is written.
 
     Attributes:
-        model: what ``desc-`` says in the names of its files: the model's name, behind the ``desc`` of the T1w.
-        desc: of the T1w images, if they are derivatives themselves; else empty.
-        entities: those that any of its scans has, in BIDS order.
-        done: keys of the scans that have a result.
-        absent: scans that have none, in natural order.
-        regions: for each column of volumes the full name of its region, as in the first result.
+        model: the ``desc-`` label of its files: the model's name, after the ``desc`` of the T1w.
+        desc: ``desc`` of the T1w images, if they are derivatives themselves; otherwise empty.
+        entities: entities of any of its scans, in BIDS order.
+        done: keys of the scans with a result.
+        absent: scans without a result, in natural order.
+        regions: full name of the region of each column of volumes, from the first result.
     """
 
     model: str
@@ -67,17 +67,17 @@ class Cohort:
 
     @property
     def ids(self) -> list[str]:
-        """Columns that tell the scans apart."""
+        """Columns that identify the scans."""
         return [entity_column(entity) for entity in self.entities]
 
     def data_dictionary(self) -> dict[str, Any]:
-        """What each column of the table means, as a BIDS sidecar."""
+        """Return the meaning of each column of the table, as a BIDS sidecar."""
         columns = group_sidecar(self.protocol, self.ids, self.regions)
-        return {**columns, STATUS: {"Description": "What became of the scan", "Levels": STATUSES}}
+        return {**columns, STATUS: {"Description": "Outcome of the scan", "Levels": STATUSES}}
 
 
 def entity_column(entity: str) -> str:
-    """Name of the column of an entity: as BIDS has it for participants and sessions; the others follow.
+    """Return the name of the column of an entity, as BIDS defines it for participants and sessions.
 
     >>> entity_column("subject"), entity_column("session"), entity_column("run")
     ('participant_id', 'session_id', 'run_id')
@@ -88,12 +88,12 @@ def entity_column(entity: str) -> str:
 def collect(
     results: Iterable[Result], expected: Iterable[Mapping[str, str]], fates: Mapping[tuple[str, str], Fate]
 ) -> list[Cohort]:
-    """The cohorts of an output folder: one for each protocol of each model.
+    """Return the cohorts of an output folder: one for each protocol of each model.
 
     Args:
-        results: everything that is there.
-        expected: source entities of the scans that should be there.
-        fates: what became of scans without a result, by model name and key.
+        results: all results in the folder.
+        expected: source entities of the scans that should have a result.
+        fates: outcomes of scans without a result, by model name and key.
     """
     cohorts: dict[tuple[str, str], Cohort] = {}
     used: dict[tuple[str, str], set[str]] = {}
@@ -114,11 +114,11 @@ def collect(
 
 
 def write_table(path: Path, cohort: Cohort, results: Iterable[Result]) -> list[str]:
-    """Write the table of a cohort and return what is wrong with single results, one line each.
+    """Write the table of a cohort and return the problems of single results, one line each.
 
     Args:
         path: a TSV file.
-        results: those of the cohort, in natural order.
+        results: results of the cohort, in natural order.
     """
     problems: list[str] = []
     columns = [*cohort.ids, STATUS, QUALITY, FINDINGS, *cohort.regions]
@@ -135,7 +135,7 @@ def write_table(path: Path, cohort: Cohort, results: Iterable[Result]) -> list[s
 
 
 def _regions(result: Result) -> dict[str, str]:
-    """Full names by abbreviation, or by themselves if abbreviations are not unique; the intracranial volume first."""
+    """Return full names by abbreviation, or by name if abbreviations are not unique; the intracranial volume first."""
     try:
         volumes = sorted(result.volumes(), key=lambda volume: not volume.is_intracranial)
     except (OSError, ValueError):
@@ -166,7 +166,7 @@ def _row(item: Result | Absent, cohort: Cohort, problems: list[str]) -> dict[str
         problems.append(f"{item.path.name}: {error}")
         return {**ids, STATUS: UNREADABLE}
     if unknown := volumes.keys() - cohort.regions.values():
-        problems.append(f"{item.path.name}: regions that other scans do not have: {', '.join(sorted(unknown))}")
+        problems.append(f"{item.path.name}: regions that are not in other scans: {', '.join(sorted(unknown))}")
     row = {column: f"{volumes[name].volume_mm3:.10g}" for column, name in cohort.regions.items() if name in volumes}
     quality = item.quality()
     shown = NOT_AVAILABLE if quality is None else f"{quality:.4g}"

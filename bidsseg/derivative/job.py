@@ -1,4 +1,4 @@
-"""What a scan is made from and what is made from it: images in, label maps, masks, volumes and their record out."""
+"""The processing of one scan: its input images, its outputs (label maps, masks, volumes), and their record."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from bidsseg.segmentation.predict import Segmentation
 
 LONGEST_NAME = 255 - len("..00000000.part")
-"""Letters of a name with which a file can be written under a temporary one; file systems take 255."""
+"""Largest length of a file name that leaves space for the name of a temporary file; file systems allow 255."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,13 +39,13 @@ class Job:
     """One scan to be segmented by one model.
 
     Attributes:
-        card: of the model.
+        card: card of the model.
         output_dir: top of the output.
-        probseg: whether probabilities are asked for.
-        entropy: whether maps of uncertainty are asked for.
-        spaces: standard spaces in which label maps and masks are asked for too.
-        viewer: whether a page in three dimensions is asked for.
-        fast: whether the pass over the mirror image is left out.
+        probseg: whether probabilities are requested.
+        entropy: whether maps of uncertainty are requested.
+        spaces: standard spaces in which label maps and masks are requested.
+        viewer: whether the 3-D page is requested.
+        fast: whether the pass over the mirror image is omitted.
     """
 
     scan: Scan
@@ -74,12 +74,12 @@ class Job:
 
     @property
     def sources(self) -> list[Path]:
-        """The images that the model reads, the T1w first."""
+        """Images that the model reads, the T1w first."""
         return list(self.scan.images(self.card.inputs).values())
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
-        """What decides about the result: the model and the images. Work is done again when it changes."""
+        """The model and the images that determine the result; when they change, the scan is recomputed."""
         cards = [self.card, *([find_card(self.card.locator)] if self.card.locator else [])]
         return {
             "Models": sidecars.models_used(cards),
@@ -89,18 +89,18 @@ class Job:
 
     @property
     def record(self) -> Path:
-        """The sidecar that is written last: where it is, all else is."""
+        """The sidecar written last; its presence marks the scan as complete."""
         last = list(self.paths.dseg.values())[-1] if self.paths.dseg else self.paths.lesion or self.paths.brain
         return self.output_dir / with_extension(last, ".json")
 
     def check_names(self) -> None:
-        """DataError if a file of the scan would have a longer name than file systems take."""
+        """Raise DataError if a file name of the scan would be too long for file systems."""
         longest = max((path.name for path in (*self.paths.files, *self.paths.figures.values())), key=len)
         if len(longest) > LONGEST_NAME:
-            raise DataError(f"{longest} would be too long a name of a file; shorten the labels of {self.scan.t1w.name}")
+            raise DataError(f"{longest} would be too long for a file name; shorten the labels of {self.scan.t1w.name}")
 
     def is_done(self) -> bool:
-        """Whether every output is there, made by this model from these images."""
+        """Return whether all outputs are present and were made by this model from these images."""
         found = read_json(self.record)
         if not found or bool(found.get("Fast")) != self.fast:
             return False
@@ -108,15 +108,15 @@ class Job:
             return False
         try:
             return all((self.output_dir / path).is_file() for path in self.paths.files)
-        except OSError:  # a folder that may not be entered
+        except OSError:  # a folder without permission to enter
             return False
 
     def read(self) -> Images:
-        """The images that the model reads, on the grid of the T1w."""
+        """Return the images that the model reads, on the grid of the T1w."""
         return read_aligned(self.scan.images(self.card.inputs))
 
     def clear(self) -> None:
-        """Take away the record of an earlier run, so that a mixture never looks done, and what a killed run left."""
+        """Remove the record of an earlier run, so that a mixture never looks finished, and files of killed runs."""
         subject = self.output_dir / f"sub-{self.scan.entities['subject']}"
         remove([self.record])
         remove_halves(
@@ -127,7 +127,7 @@ class Job:
         """Write images, tables and sidecars; the record comes last.
 
         Args:
-            protocols: those that the model's heads speak.
+            protocols: protocols of the model's heads.
         """
         t1w, places = images.volumes["T1w"], self.paths
         ways = {space.template: "affine" if space.affine else "deformable" for space in self.spaces}
@@ -159,7 +159,7 @@ class Job:
             )
             write_text_atomic(self._place(places.morph[name]), to_tsv(table))
             self._sidecar(places.morph[name], sidecars.morph_sidecar(name, *about))
-        fits: dict[str, Fit] = {}  # of all resolutions of a template
+        fits: dict[str, Fit] = {}  # shared by all resolutions of a template
         for space, in_space in zip(self.spaces, places.spaces, strict=True):
             known = fits.get(space.template)
             fit = replace(known, grid=template_brain(space)[0]) if known else fit_to(space, t1w, result.brain)
@@ -181,7 +181,7 @@ class Job:
         details: Mapping[str, Any],
     ) -> None:
         """Write label maps and masks on the grid of a standard space."""
-        resolution = f"that of the template, number {space.resolution} of TemplateFlow"
+        resolution = f"resolution {space.resolution} of the template in TemplateFlow"
         more = {**details, "SpatialReference": space.reference, "Resolution": resolution}
         about = (self.sources, self.bids_dir, more)
         images = [(places.brain, result.brain, sidecars.mask_sidecar("Brain", *about))]
@@ -196,7 +196,7 @@ class Job:
             self._sidecar(place, sidecar)
 
     def _write_transform(self, path: Path, fit: Fit) -> None:
-        """Write the transform to a space, in place of one that was found in another way."""
+        """Write the transform to a space, replacing one of another kind."""
         from bidsseg.registration.linear import as_text
 
         transform = self._place(path)
@@ -207,7 +207,7 @@ class Job:
             write_field(transform, fit.field)
 
     def has_page(self) -> bool:
-        """Whether the page shows the scan: a run may be killed between the record and the page."""
+        """Return whether the page contains the scan: a run may be killed between the record and the page."""
         try:
             return self._place(self.paths.report).stat().st_mtime_ns >= self.record.stat().st_mtime_ns
         except OSError:
@@ -221,7 +221,7 @@ class Job:
 
 
 def check_apart(jobs: Iterable[Job]) -> None:
-    """Raise UsageError if results in a standard space would have the name of other results."""
+    """Raise UsageError if results in a standard space would have the names of other results."""
     owners: dict[Path, str] = {}
     for job in jobs:
         native, spaces = job.paths, job.paths.spaces
@@ -230,26 +230,26 @@ def check_apart(jobs: Iterable[Job]) -> None:
             if path in owners:
                 both = " and ".join(dict.fromkeys([owners[path], job.scan.key]))
                 raise UsageError(
-                    f"--output-spaces: two results would be {path}, from {both}: leave out images that are in a "
+                    f"--output-spaces: two results would be {path}, from {both}: exclude images that are in a "
                     'standard space already, by --bids-filter-file with {"t1w": {"space": null}}'
                 )
             owners[path] = job.scan.key
 
 
 def remove(files: Iterable[Path]) -> None:
-    """Take away files, as far as they are there. OutputNotWritable if that is not allowed."""
+    """Remove files that exist; OutputNotWritable without permission."""
     try:
         for file in files:
             file.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputNotWritable(f"{error.filename}: cannot be replaced: {error.strerror}; is it yours?") from error
+        raise OutputNotWritable(f"{error.filename}: cannot be replaced: {error.strerror}; check its owner") from error
 
 
 def remove_halves(parts: Iterable[Path], names: Container[str]) -> None:
-    """Remove what killed runs left of files with these names, but nothing that another process is writing."""
+    """Remove temporary files of killed runs with these names, except files that another process is writing."""
     remove(part for part in parts if part.name[1:].rsplit(".", 2)[0] in names and not is_being_written(part))
 
 
 def write_root(settings: Settings, card: Card) -> None:
-    """Write the files at the top of the output, keeping what other models have entered there."""
+    """Write the files at the top of the output, keeping the entries of other models."""
     sidecars.write_root_files(settings.output_dir, settings.bids_dir, {card.name: card.description or card.title})

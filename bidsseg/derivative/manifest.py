@@ -1,4 +1,4 @@
-"""What a run leaves behind for whoever asks later what happened: a manifest and one file for each crash."""
+"""The logs of a run: a manifest, and one file for each crash."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ SAVE_EVERY_S = 10.0
 
 @dataclass
 class Entry:
-    """What became of one scan.
+    """The outcome of one scan.
 
     Attributes:
-        outcome: ``done``, ``failed``, ``skipped`` (done by an earlier run) or ``passed over`` (lacks an input).
-        reason: why it was not done.
+        outcome: ``done``, ``failed``, ``skipped`` (finished by an earlier run) or ``passed over`` (lacks an input).
+        reason: why there is no result.
         findings: codes and messages of the image guard.
         seconds: wall time of each stage.
-        peak_memory_mb: most memory that the process had held by the end of this scan.
+        peak_memory_mb: peak memory of the process at the end of this scan.
     """
 
     scan: str
@@ -43,10 +43,10 @@ class Entry:
 
 @dataclass
 class RunLog:
-    """The manifest of a run, saved at the start, now and then, and at the end, so that a killed run has one.
+    """The manifest of a run, saved at the start, at intervals, and at the end, so that a killed run has one.
 
     Attributes:
-        planned: keys of the scans that the run is about to segment, whose files are therefore of this program.
+        planned: keys of the scans that the run will segment, whose files therefore belong to this program.
     """
 
     path: Path
@@ -62,19 +62,19 @@ class RunLog:
     lock: Lock = field(default_factory=Lock)
 
     def add(self, entry: Entry) -> None:
-        """Take in the fate of a scan."""
+        """Record the outcome of a scan."""
         with self.lock:
             self.entries.append(entry)
             if time.time() - self.saved > SAVE_EVERY_S:
                 self.save()
 
     def finish(self) -> None:
-        """Save for the last time."""
+        """Save the final manifest."""
         self.finished = time.time()
         self.save()
 
     def save(self) -> None:
-        """Write the manifest as it stands."""
+        """Write the current manifest."""
         content = {
             "command": list(self.command),
             "started": _clock(self.started),
@@ -93,7 +93,7 @@ class RunLog:
 
 
 def versions() -> dict[str, str]:
-    """Versions of this program and of what its results depend on, without importing any of it."""
+    """Return the versions of this program and of the libraries that affect results, without importing them."""
     found = {"bidsseg": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -104,13 +104,13 @@ def versions() -> dict[str, str]:
 
 
 def stamp() -> str:
-    """The time as it stands in file names, with enough digits that two jobs do not meet."""
+    """Return the time for file names, with enough digits that the names of two jobs do not collide."""
     now = time.time_ns()
     return time.strftime("%Y%m%dT%H%M%S", time.localtime(now // 10**9)) + f"{now % 10**9 // 1000:06d}"
 
 
 def crash_text(error: BaseException) -> str:
-    """The full trace of an error."""
+    """Return the full traceback of an error."""
     return "".join(traceback.format_exception(error))
 
 

@@ -1,6 +1,6 @@
-"""Whose output folder it is: files of other tools and results of other datasets are never replaced.
+"""Ownership of an output folder: files of other tools and results of other datasets are never replaced.
 
-The records of this program are the dataset description, the sidecars of results, which hold checksums of the images,
+The records of this program are the dataset description, the sidecars of results, which contain checksums of the images,
 the manifests in ``logs/`` and the mark on each page.
 """
 
@@ -32,9 +32,9 @@ ROOT_FILES = ("descriptions", "readme", "bidsignore")
 CHECKPOINT = "checkpoint.pt"
 MODEL_FILES = (CARD, WEIGHTS, "curve.tsv", "curve.png", "validation.tsv")
 COMPARED = 20
-"""Images that are compared with those on record, at most."""
+"""Largest number of images that are compared with the records."""
 LOOKED_AT = 500
-"""Records that are read to find images to compare, at most."""
+"""Largest number of records that are read to find images to compare."""
 ELSEWHERE = "choose another OUTPUT_DIR"
 
 
@@ -43,56 +43,56 @@ def check_tool(output_dir: Path) -> None:
 
     Raises:
         OutputNotWritable: another tool has made the dataset, or its description cannot be read.
-        UsageError: it is no derivative dataset.
+        UsageError: the dataset is not a derivative.
     """
     content = _description(output_dir)
     if content is None or TOOL in (tools := _tools(content)):
         return
     if tools:
-        raise OutputNotWritable(f"{output_dir} holds results of {', '.join(sorted(tools))}: {ELSEWHERE}")
+        raise OutputNotWritable(f"{output_dir} contains results of {', '.join(sorted(tools))}: {ELSEWHERE}")
     if content.get("DatasetType") != "derivative":
-        raise UsageError(f"{output_dir} holds another dataset, no derivative: {ELSEWHERE}")
+        raise UsageError(f"{output_dir} contains a dataset that is not a derivative: {ELSEWHERE}")
     path = output_dir / root_path("description")
-    raise OutputNotWritable(f"{path} does not name {TOOL} in GeneratedBy, so that it is of another tool: {ELSEWHERE}")
+    raise OutputNotWritable(f"{path} does not name {TOOL} in GeneratedBy, so it belongs to another tool: {ELSEWHERE}")
 
 
 def check_folder(output_dir: Path) -> None:
-    """Refuse a folder as :func:`check_tool` does, and one whose top files nobody's description claims."""
-    # Listed first: another run may be writing them now, after its description.
+    """Refuse a folder as :func:`check_tool` does, and one with top-level files but without a description."""
+    # Listed first: another run may be writing these files now, after its description.
     found = [path for kind in ROOT_FILES if os.path.lexists(path := output_dir / root_path(kind))]
     check_tool(output_dir)
     if found and _description(output_dir) is None and not (_is_readme(found) or Manifests(output_dir).any):
-        raise OutputNotWritable(f"{found[0]} is there and was not written by {TOOL}: {ELSEWHERE}")
+        raise OutputNotWritable(f"{found[0]} exists and was not written by {TOOL}: {ELSEWHERE}")
 
 
 def check_files(output_dir: Path, jobs: Iterable[Job], done: Container[Job]) -> None:
-    """OutputNotWritable if a file that one of the jobs would write is there and is not of this program."""
+    """Raise OutputNotWritable if a file that one of the jobs would write exists and is not from this program."""
     manifests = Manifests(output_dir)
     for job in jobs:
         if job not in done and (path := _foreign_result(job, manifests)):
-            raise OutputNotWritable(f"{path} is there and was not written by {TOOL}: {ELSEWHERE}")
+            raise OutputNotWritable(f"{path} exists and was not written by {TOOL}: {ELSEWHERE}")
         if job in done and job.has_page():
             continue
         page = output_dir / job.paths.report
         if os.path.lexists(page) and not is_own_page(page) and not manifests.claim_page(page):
-            raise OutputNotWritable(f"{page} is there and was not written by {TOOL}: {ELSEWHERE}")
+            raise OutputNotWritable(f"{page} exists and was not written by {TOOL}: {ELSEWHERE}")
 
 
 def check_same_scan(job: Job, overwrite: bool) -> None:
-    """OutputNotWritable if results of another image have the names of the job's, and are not to be overwritten."""
+    """Raise OutputNotWritable if the outputs of a job exist for another image and must not be overwritten."""
     mask = job.output_dir / with_extension(job.paths.brain, ".json")
     sources = read_json(mask).get("Sources")
     before = str(sources[0]) if isinstance(sources, list) and sources else ""
     if before and before != bids_uri(job.scan.t1w, job.bids_dir) and not overwrite:
         name = unquote(before.removeprefix(f"bids:{SOURCE}:"))
         raise OutputNotWritable(
-            f"{job.output_dir} holds results of {name} under the name {job.scan.key}: {ELSEWHERE}, rename the image, "
-            "or give --overwrite to replace the results"
+            f"{job.output_dir} contains results of {name} under the name {job.scan.key}: {ELSEWHERE}, rename the "
+            "image, or give --overwrite to replace the results"
         )
 
 
 def check_group_files(output_dir: Path, cohorts: Iterable[Cohort]) -> None:
-    """OutputNotWritable if a table or the page of the cohort would replace a file that is not of this program."""
+    """Raise OutputNotWritable if a table or the page of the cohort would replace a file from another program."""
     page = output_dir / group_report()
     foreign = [page] if os.path.lexists(page) and not is_own_page(page) else []
     for cohort in cohorts:
@@ -100,28 +100,28 @@ def check_group_files(output_dir: Path, cohorts: Iterable[Cohort]) -> None:
         if os.path.lexists(table) and not {STATUS, QUALITY} <= set(_columns(table)):
             foreign.append(table)
     if foreign:
-        raise OutputNotWritable(f"{foreign[0]} is there and was not written by {TOOL}: {ELSEWHERE}")
+        raise OutputNotWritable(f"{foreign[0]} exists and was not written by {TOOL}: {ELSEWHERE}")
 
 
 def check_model_folder(output_dir: Path, folder: Path) -> None:
-    """Refuse to train a model into a folder of another tool, or among files that neither card nor checkpoint claims."""
+    """Refuse to train a model into a folder of another tool, or among files without a card or a checkpoint."""
     check_tool(output_dir)
     present = [path for name in MODEL_FILES if os.path.lexists(path := folder / name)]
     card = read_json(folder / CARD)
     if present and not {"network", "heads"} <= card.keys() and not os.path.lexists(folder / CHECKPOINT):
-        raise OutputNotWritable(f"{present[0]} is there and was not written by {TOOL}: {ELSEWHERE}")
+        raise OutputNotWritable(f"{present[0]} exists and was not written by {TOOL}: {ELSEWHERE}")
 
 
 def check_source(settings: Settings) -> None:
-    """Refuse an output folder that holds results of another dataset than the input.
+    """Refuse an output folder with results of another dataset than the input.
 
-    A dataset is the same if one of the images on record lies in it at the same place, wherever the dataset is now. If
-    there is none, its name and DOI must be the same, and images at the same places may differ only if its path is the
-    same. Even so, when several images are compared and all differ (as when each dataset is mounted as ``/bids`` and
-    has the name of a template), ``--overwrite`` has to be given.
+    A dataset is the same if one of the recorded images has the same path inside it, wherever the dataset is now.
+    Without such an image, its name and DOI must be equal, and images at equal paths may differ only if the path of the
+    dataset is equal. Even so, if several images are compared and all differ (as when each dataset is mounted as
+    ``/bids`` and has the name of a template), ``--overwrite`` is needed.
 
     Raises:
-        OutputNotWritable: it is another dataset.
+        OutputNotWritable: the results belong to another dataset.
     """
     output_dir, bids_dir = settings.output_dir, settings.bids_dir
     before = _description(output_dir)
@@ -137,45 +137,45 @@ def check_source(settings: Settings) -> None:
             return
         if same_path:
             raise OutputNotWritable(
-                f"{output_dir} holds results of a dataset that was at {bids_dir} when they were made, and none of "
-                f"{len(records)} images is still the same: {ELSEWHERE}, or give --overwrite to replace the results"
+                f"{output_dir} contains results of a dataset that was previously at {bids_dir}, and none of its "
+                f"{len(records)} compared images is the same: {ELSEWHERE}, or give --overwrite to replace the results"
             )
     path = _source_path(before) or "(path unknown)"
     raise OutputNotWritable(
-        f"{output_dir} holds results of the dataset {path}, and {bids_dir.resolve()} is another one: {ELSEWHERE}"
+        f"{output_dir} contains results of the dataset {path}, but {bids_dir.resolve()} is another dataset: {ELSEWHERE}"
     )
 
 
 @dataclass(frozen=True)
 class Manifests:
-    """What the runs of this program have put on record in ``logs/``."""
+    """The records of the runs of this program in ``logs/``."""
 
     output_dir: Path
 
     @cached_property
     def contents(self) -> list[dict[str, Any]]:
-        """Manifests of this program, read when they are first asked for."""
+        """Manifests of this program, read on first use."""
         found = map(read_json, (self.output_dir / root_path("logs")).glob("run-*.json"))
         return [content for content in found if TOOL in _mapping(content.get("versions"))]
 
     @property
     def any(self) -> bool:
-        """Whether this program has ever run here."""
+        """Whether this program has run in this folder before."""
         return bool(self.contents)
 
     @cached_property
     def scans(self) -> frozenset[str] | None:
-        """Keys of the scans that some run meant to segment; None if runs of before 0.10.0 do not tell."""
+        """Keys of the scans that a run planned to segment; None if runs before 0.10.0 did not record them."""
         if any("planned" not in content for content in self.contents):
             return None
         return frozenset(str(key) for content in self.contents for key in content["planned"] or ())
 
     def claim(self, key: str) -> bool:
-        """Whether files of this scan may come from a run of this program."""
+        """Return whether files of this scan may come from a run of this program."""
         return self.scans is None or key in self.scans
 
     def claim_page(self, page: Path) -> bool:
-        """Whether a page may come from a run of this program."""
+        """Return whether a page may come from a run of this program."""
         return self.scans is None or any(f"{key}_".startswith(f"{page.stem}_") for key in self.scans)
 
 
@@ -183,7 +183,7 @@ class Manifests:
 
 
 def _description(output_dir: Path) -> dict[str, Any] | None:
-    """Content of the description of the output; None if there is none."""
+    """Return the content of the description of the output; None if there is none."""
     path = output_dir / root_path("description")
     try:
         return read_object(path, OutputNotWritable) if os.path.lexists(path) else None
@@ -192,14 +192,14 @@ def _description(output_dir: Path) -> dict[str, Any] | None:
 
 
 def _tools(description: Mapping[str, Any]) -> set[str]:
-    """Names of the tools that have made a dataset, as they are in ``GeneratedBy`` or in its forerunner."""
+    """Return the names of the tools that made a dataset, from ``GeneratedBy`` or its predecessor."""
     generated = description.get("GeneratedBy")
     entries = [*(generated if isinstance(generated, list) else [generated]), description.get("PipelineDescription")]
     return {str(name) for entry in entries if (name := _mapping(entry).get("Name"))}
 
 
 def _is_readme(found: Iterable[Path]) -> bool:
-    """Whether the README among the files is that of this program."""
+    """Return whether the README among the files is from this program."""
     for path in found:
         if path.name == root_path("readme").name:
             try:
@@ -210,7 +210,7 @@ def _is_readme(found: Iterable[Path]) -> bool:
 
 
 def _foreign_result(job: Job, manifests: Manifests) -> Path | None:
-    """A file of the job that is there and that no record of this program claims."""
+    """Return an existing file of the job that has no record of this program; None if there is none."""
     names = [*job.paths.files, *job.paths.figures.values()]
     present = [path for name in names if os.path.lexists(path := job.output_dir / name)]
     if not present:
@@ -246,7 +246,7 @@ def _has_results(output_dir: Path) -> bool:
 
 
 def _records(output_dir: Path) -> Iterator[dict[str, Any]]:
-    """Sidecars of the brain masks, of which every scan that was segmented has one."""
+    """Yield the sidecars of the brain masks: every segmented scan has one."""
     try:
         participants = folders(output_dir, "sub-")
     except InputMissing:
@@ -260,7 +260,7 @@ def _records(output_dir: Path) -> Iterator[dict[str, Any]]:
 
 
 def _comparisons(output_dir: Path, bids_dir: Path) -> Iterator[bool]:
-    """For images on record that lie in the dataset too, whether their content is that on record."""
+    """Yield for each recorded image that exists in the dataset whether its content is unchanged."""
     prefix = f"bids:{SOURCE}:"
     for record in islice(_records(output_dir), LOOKED_AT):
         sources, checksums = record.get("Sources"), record["InputFingerprints"]
@@ -277,12 +277,12 @@ def _source(description: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _source_path(description: Mapping[str, Any]) -> str:
-    """Path of the dataset that results were made from; empty if the description does not tell."""
+    """Return the path of the source dataset of the results; empty if the description does not contain it."""
     return unquote(urlparse(str(_source(description).get("URL", ""))).path)
 
 
 def _same_name(before: Mapping[str, Any], now: Mapping[str, Any], same_path: bool) -> bool:
-    """Whether two descriptions name the same source: by DOI if both have one, else by its name."""
+    """Return whether two descriptions name the same source: by DOI if both have one, otherwise by name."""
     doi, doi_now = _source(before).get("DOI"), _source(now).get("DOI")
     if doi and doi_now:
         return bool(doi == doi_now)

@@ -1,4 +1,4 @@
-"""What lies in an output folder: the results of scans, and what became of those without one."""
+"""The content of an output folder: results of scans, and outcomes of scans without a result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAGE_MARK = b'<meta name="generator" content="bidsseg'
 FINDINGS = "ResultFindings", "InputFindings"
 """Keys of a sidecar whose texts begin with the code of a finding."""
 PAGE_HEAD = 4096
-"""Bytes at the beginning of a page among which its mark is."""
+"""Number of bytes at the beginning of a page that contain its mark."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Result:
     """The segmentation of one scan by one model, under one protocol.
 
     Attributes:
-        source: entities of the T1w by their names in pybids, in BIDS order.
+        source: entities of the T1w by their pybids names, in BIDS order.
         path: its table of volumes.
     """
 
@@ -48,28 +48,28 @@ class Result:
         return self.path.with_name(build_name(entities, "dseg", ".nii.gz"))
 
     def sidecar(self) -> dict[str, Any]:
-        """Content of the sidecar of the label map; empty if it cannot be read."""
+        """Return the content of the sidecar of the label map; empty if it cannot be read."""
         return read_json(with_extension(self.dseg, ".json"))
 
     def model_name(self) -> str:
-        """Name of the model alone, without a ``desc`` of the T1w before it."""
+        """Return the name of the model, without a ``desc`` of the T1w before it."""
         models = self.sidecar().get("Models")
         name = models[0].get("Name") if isinstance(models, list) and models and isinstance(models[0], dict) else None
         return name if isinstance(name, str) and name and self.model.endswith(name) else self.model
 
     def quality(self) -> float | None:
-        """Mean confidence of the network in the brain, 0 to 1, if the sidecar tells it."""
+        """Return the mean confidence of the network in the brain, 0 to 1; None if the sidecar lacks it."""
         value = self.sidecar().get("Quality")
         return float(value) if isinstance(value, int | float) else None
 
     def findings(self) -> list[str]:
-        """Codes of what was found in the scan and its result, those of the result first."""
+        """Return the codes of the findings in the scan and its result, those of the result first."""
         sidecar = self.sidecar()
         told = [str(text) for key in FINDINGS if isinstance(sidecar.get(key), list) for text in sidecar[key]]
         return list(dict.fromkeys(text.partition(":")[0] for text in told))
 
     def volumes(self) -> list[Volume]:
-        """The table of volumes, at least one row; ValueError if it cannot be read or is no such table."""
+        """Return the table of volumes, at least one row; ValueError if it cannot be read or is not such a table."""
         try:
             rows = read_table(self.path)
             volumes = [
@@ -94,20 +94,20 @@ class Volume:
 
     @property
     def is_intracranial(self) -> bool:
-        """Whether it is the sum over the brain mask instead of a region."""
+        """Whether the row is the intracranial volume instead of a region."""
         return self.name == INTRACRANIAL
 
 
 @dataclass(frozen=True)
 class Fate:
-    """What became of a scan at its last run, when that gave no result: ``failed`` or ``passed over``, and why."""
+    """The outcome of a scan without a result at its last run: ``failed`` or ``passed over``, and the reason."""
 
     outcome: str
     reason: str
 
 
 def find_results(output_dir: Path, participants: Iterable[str] = (), sessions: Iterable[str] = ()) -> Iterator[Result]:
-    """Every result in an output folder, one participant at a time in natural order.
+    """Yield every result in an output folder, one participant at a time in natural order.
 
     Args:
         participants: labels; none means all.
@@ -124,7 +124,7 @@ def find_results(output_dir: Path, participants: Iterable[str] = (), sessions: I
 
 
 def find_fates(output_dir: Path) -> dict[tuple[str, str], Fate]:
-    """Scans that failed or were passed over at their last run, by model name and key of the scan."""
+    """Return the scans that failed or were skipped for a missing input, by model name and key of the scan."""
     fates: dict[tuple[str, str], Fate] = {}
     for path in sorted((output_dir / root_path("logs")).glob("run-*.json")):
         manifest = read_json(path)
@@ -142,12 +142,12 @@ def find_fates(output_dir: Path) -> dict[tuple[str, str], Fate]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty if there is none that can be read."""
+    """Return a JSON object; empty if it cannot be read."""
     return object_or_empty(path)
 
 
 def is_own_page(path: Path) -> bool:
-    """Whether a page was made by this program."""
+    """Return whether a page was made by this program."""
     try:
         with path.open("rb") as stream:
             return PAGE_MARK in stream.read(PAGE_HEAD)
@@ -156,12 +156,12 @@ def is_own_page(path: Path) -> bool:
 
 
 def natural(text: str) -> list[tuple[int, str]]:
-    """Sorting key in which run-2 comes before run-10."""
+    """Return a sorting key in which run-2 comes before run-10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
 def anat_folders(participant: Path) -> list[Path]:
-    """The folders of a participant, and of their sessions, in which results are."""
+    """Return the folders of a participant, and of their sessions, that contain results."""
     above = [participant, *folders(participant, "ses-")]
     return [folder / "anat" for folder in above if (folder / "anat").is_dir()]
 
@@ -174,7 +174,7 @@ def _in_folder(folder: Path) -> Iterator[Result]:
         source, _, _ = parsed
         protocol, model = source.pop("segmentation", ""), source.pop("desc", "")
         result = Result(source, model, protocol, path)
-        # Sidecars are written last: without this one, a run was killed half-way.
+        # Sidecars are written last: without this one, the run was killed earlier.
         if protocol and model and with_extension(result.dseg, ".json").is_file():
             yield result
 

@@ -1,4 +1,4 @@
-"""Everything written beside images: JSON sidecars, data dictionaries and the files at the top of the output."""
+"""Metadata beside images: JSON sidecars, data dictionaries and the files at the top of the output."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ SOURCE = "raw"
 TOOL = "bidsseg"
 """Name of this program in ``GeneratedBy``."""
 NAME_PREFIX = f"{TOOL}: segmentation of "
-"""How the name of an output dataset begins; that of its source follows."""
+"""Beginning of the name of an output dataset, followed by the name of the source."""
 README_MARK = f"# Segmentation of brain MRI by {TOOL}"
-"""How the README of an output begins."""
+"""Beginning of the README of an output."""
 
 BIDSIGNORE = ("*.html", "figures", "*_morph.tsv", "*_morph.json", "group_*", "*_xfm.*", "models")
-"""What BIDS has no names for. No slash after a folder: the validator would then still complain about the folder."""
+"""Outputs without a BIDS name. No slash after a folder: otherwise, the validator still reports the folder."""
 
 ENVIRONMENT = {"Type": "BIDSSEG_CONTAINER_TYPE", "Tag": "BIDSSEG_CONTAINER_TAG", "URI": "BIDSSEG_CONTAINER_URI"}
 """Variables that a container image sets to name itself in ``GeneratedBy``."""
@@ -41,18 +41,18 @@ ENVIRONMENT = {"Type": "BIDSSEG_CONTAINER_TYPE", "Tag": "BIDSSEG_CONTAINER_TAG",
 
 
 def bids_uri(path: Path, bids_dir: Path) -> str:
-    """URI of a file in the input: ``bids:raw:sub-01/anat/sub-01_T1w.nii.gz``."""
+    """Return the URI of a file in the input: ``bids:raw:sub-01/anat/sub-01_T1w.nii.gz``."""
     return f"bids:{SOURCE}:{quote(path.relative_to(bids_dir).as_posix(), safe='/+')}"
 
 
 def image_sidecar(
     description: str, sources: Sequence[Path], bids_dir: Path, details: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Content of the sidecar of an image made from the sources.
+    """Return the sidecar of an image made from the sources.
 
     Args:
-        sources: images in the input that it was made from; it lies on the grid of the first, the T1w. none for an
-            image that is in no dataset.
+        sources: the input images; the grid is that of the first, the T1w. Empty for an
+            image outside of a dataset.
         details: further keys, e.g. ``Model`` and ``InputFindings``.
     """
     uris = [bids_uri(path, bids_dir) for path in sources]
@@ -61,9 +61,9 @@ def image_sidecar(
 
 
 def carried_over(image: Path, bids_dir: Path) -> dict[str, Any]:
-    """Return what BIDS asks of every image with the entities of the input image: ``Resolution`` where it has ``res-``.
+    """Return what BIDS requires of every image with the entities of the input image: ``Resolution`` for ``res-``.
 
-    It is that of the nearest JSON file that applies to the image.
+    The value is that of the nearest JSON file that applies to the image.
     """
     parsed = parse_name(image.name)
     if parsed is None or "res" not in parsed[0]:
@@ -77,21 +77,21 @@ def carried_over(image: Path, bids_dir: Path) -> dict[str, Any]:
                     return {"Resolution": resolution}
         if folder == bids_dir:
             break
-    return {"Resolution": f"that of {image.name}"}
+    return {"Resolution": f"same as {image.name}"}
 
 
 def dseg_sidecar(
     protocol: str, sources: Sequence[Path], bids_dir: Path, details: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Sidecar of a label map and of the look-up table beside it."""
-    text = f"Label map of the {protocol} protocol; the table of the same name tells the regions"
+    """Return the sidecar of a label map and of its look-up table."""
+    text = f"Label map of the {protocol} protocol; the table of the same name lists the regions"
     return image_sidecar(text, sources, bids_dir, {"Manual": False, **(details or {})})
 
 
 def mask_sidecar(
     kind: Literal["Brain", "Lesion"], sources: Sequence[Path], bids_dir: Path, details: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Sidecar of a brain or lesion mask."""
+    """Return the sidecar of a brain or lesion mask."""
     text = f"{kind} mask: 1 inside, 0 outside"
     return image_sidecar(text, sources, bids_dir, {"Type": kind, "Manual": False, **(details or {})})
 
@@ -103,7 +103,7 @@ def probseg_sidecar(
     bids_dir: Path,
     details: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Sidecar of a 4-D image of probabilities; ``labels`` are the abbreviations of its regions, in order."""
+    """Return the sidecar of a 4-D image of probabilities; ``labels`` are the abbreviations of its regions, in order."""
     text = f"Probability (0 to 1) of each region of the {protocol} protocol; fourth axis in the order of LabelMap"
     return image_sidecar(text, sources, bids_dir, {"Manual": False, "LabelMap": list(labels), **(details or {})})
 
@@ -111,16 +111,16 @@ def probseg_sidecar(
 def entropy_sidecar(
     protocol: str, sources: Sequence[Path], bids_dir: Path, details: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Sidecar of a map of uncertainty."""
+    """Return the sidecar of a map of uncertainty."""
     text = (
-        f"Uncertainty in the {protocol} protocol: entropy of the probabilities of a voxel, from 0 (sure) to 1 (all "
-        "regions alike)"
+        f"Uncertainty in the {protocol} protocol: entropy of the probabilities of a voxel, from 0 (certain) to 1 "
+        "(all regions equally probable)"
     )
     return image_sidecar(text, sources, bids_dir, {"Manual": False, **(details or {})})
 
 
 def result_details(images: Images, result: Segmentation) -> dict[str, Any]:
-    """Return what every sidecar of a scan says of its result: quality, machine, notes and findings."""
+    """Return the entries of every sidecar of a scan about its result: quality, machine, notes and findings."""
     return {
         "Quality": round(float(result.quality), 4),
         "SoftwareVersion": __version__,
@@ -155,24 +155,24 @@ VOLUMES = {
 def morph_sidecar(
     protocol: str, sources: Sequence[Path], bids_dir: Path, details: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Data dictionary of the table of volumes of a scan, with its provenance."""
+    """Return the data dictionary of the table of volumes of a scan, with its provenance."""
     uris = [bids_uri(path, bids_dir) for path in sources]
     text = f"Volumes of the regions of the {protocol} protocol, and the intracranial volume from the brain mask"
     return {"Description": text, "Sources": uris, **VOLUMES, **(details or {})}
 
 
 def group_sidecar(protocol: str, entities: Iterable[str], regions: Mapping[str, str]) -> dict[str, Any]:
-    """Data dictionary of the table of a cohort.
+    """Return the data dictionary of the table of a cohort.
 
     Args:
-        entities: columns that tell the scans apart, e.g. ``participant_id``, ``session_id``, ``run_id``.
+        entities: columns that identify the scans, e.g. ``participant_id``, ``session_id``, ``run_id``.
         regions: columns of volumes, each with the full name of its region.
     """
     return {
         "Description": f"Volumes in the {protocol} protocol, one row for each scan",
         **{name: {"Description": f"{name.removesuffix('_id')} of the scan"} for name in entities},
         "quality": {"Description": "Mean confidence of the network in the brain, from 0 to 1"},
-        "findings": {"Description": "Codes of what was found in the scan and its result; the sidecars explain them"},
+        "findings": {"Description": "Codes of the findings in the scan and its result; the sidecars explain them"},
         **{
             column: {"LongName": name, "Description": f"Volume of: {name}", "Units": "mm^3"}
             for column, name in regions.items()
@@ -187,16 +187,16 @@ def write_root_files(output_dir: Path, bids_dir: Path, descriptions: Mapping[str
     """Write ``dataset_description.json``, ``descriptions.tsv``, ``README.md`` and ``.bidsignore``.
 
     Args:
-        descriptions: what each model of this run is, by its name; those of earlier runs in the folder are kept.
+        descriptions: description of each model of this run, by its name; those of earlier runs are kept.
     """
-    with locked(output_dir):  # other runs may enter their models at the same time
+    with locked(output_dir):  # other runs may add their models at the same time
         table = output_dir / root_path("descriptions")
         rows = {**_read_descriptions(table), **_desc_labels(descriptions)}
         description = _kept(_description(output_dir), dataset_description(output_dir, bids_dir))
         write_json_atomic(output_dir / root_path("description"), description)
         write_text_atomic(table, descriptions_table(rows))
         readme, bidsignore = output_dir / root_path("readme"), output_dir / root_path("bidsignore")
-        if _text(readme).startswith(README_MARK) or not readme.exists():  # else the user has written one
+        if _text(readme).startswith(README_MARK) or not readme.exists():  # otherwise, the user has written it
             write_text_atomic(readme, _readme(bids_dir, rows))
         lines = dict.fromkeys([*_text(bidsignore).splitlines(), *BIDSIGNORE])
         with replacing(bidsignore) as stream:
@@ -204,19 +204,19 @@ def write_root_files(output_dir: Path, bids_dir: Path, descriptions: Mapping[str
 
 
 def lists_model(output_dir: Path, model: str) -> bool:
-    """Whether ``descriptions.tsv`` has the model."""
+    """Return whether ``descriptions.tsv`` contains the model."""
     return model in _read_descriptions(output_dir / root_path("descriptions"))
 
 
 def _kept(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """The new description of a dataset, with what users have entered in the old one (authors, other tools)."""
+    """Return the new description of a dataset, with entries of users from the old one (authors, other tools)."""
     tools = before.get("GeneratedBy")
     others = [t for t in tools if isinstance(t, dict) and t.get("Name") != TOOL] if isinstance(tools, list) else []
     return {**before, **now, "GeneratedBy": [*now["GeneratedBy"], *others]}
 
 
 def _text(path: Path) -> str:
-    """Content of a text file; empty if it cannot be read."""
+    """Return the content of a text file; empty if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError:
@@ -224,7 +224,7 @@ def _text(path: Path) -> str:
 
 
 def dataset_description(output_dir: Path, bids_dir: Path) -> dict[str, Any]:
-    """Content of ``dataset_description.json`` of the derivative dataset."""
+    """Return the content of ``dataset_description.json`` of the derivative dataset."""
     source = _description(bids_dir)
     generated_by = {"Name": TOOL, "Version": __version__, "Description": "Segmentation of brain MRI"}
     container = _container()
@@ -239,7 +239,7 @@ def dataset_description(output_dir: Path, bids_dir: Path) -> dict[str, Any]:
 
 
 def descriptions_table(descriptions: Mapping[str, str]) -> str:
-    """Content of ``descriptions.tsv``: what each ``desc-`` label means."""
+    """Return the content of ``descriptions.tsv``: the meaning of each ``desc-`` label."""
     lines = [f"desc-{label}\t{' '.join(text.split())}" for label, text in sorted(descriptions.items())]
     return "\n".join(["desc_id\tdescription", *lines]) + "\n"
 
@@ -272,7 +272,7 @@ def _readme(bids_dir: Path, descriptions: Mapping[str, str]) -> str:
 
 
 def _description(dataset: Path) -> dict[str, Any]:
-    """The description of a dataset; nothing of it is needed, so that a broken one is an empty one."""
+    """Return the description of a dataset; empty if it cannot be read, since no entry is required."""
     return object_or_empty(dataset / root_path("description"))
 
 
@@ -283,7 +283,7 @@ def _source_dataset(bids_dir: Path, source: Mapping[str, Any]) -> dict[str, str]
 
 
 def _link(output_dir: Path, bids_dir: Path) -> str:
-    """Where the input is: relative if the output lies inside it and both can move together, else a URI."""
+    """Return the link to the input: relative if the output is inside it and both can move together, otherwise a URI."""
     source, output = bids_dir.resolve(), output_dir.resolve()
     if output.is_relative_to(source):
         return Path(os.path.relpath(source, output)).as_posix()
@@ -291,7 +291,7 @@ def _link(output_dir: Path, bids_dir: Path) -> str:
 
 
 def _container() -> dict[str, str]:
-    """What the environment tells of the container; empty outside of one."""
+    """Return the container named by the environment; empty outside of a container."""
     known = {key: os.environ[name] for key, name in ENVIRONMENT.items() if os.environ.get(name)}
     if os.environ.get("APPTAINER_CONTAINER") or os.environ.get("SINGULARITY_CONTAINER"):
         known["Type"] = "apptainer"

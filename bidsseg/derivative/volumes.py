@@ -1,4 +1,4 @@
-"""How large each region is."""
+"""Volumes of the regions."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 INTRACRANIAL = "intracranial volume"
-"""Name of the last row: everything inside of the brain mask, fluid included."""
+"""Name of the last row: everything inside of the brain mask, including fluid."""
 
 
 def volume_table(
     protocol: Protocol, labels: np.ndarray, soft_mm3: np.ndarray, voxel_volume_mm3: float, brain: np.ndarray
 ) -> pd.DataFrame:
-    """One row for each region but the background, then one for the intracranial volume.
+    """Return one row for each region except the background, then one for the intracranial volume.
 
     Args:
         labels: label map, integers, shape (X, Y, Z).
-        soft_mm3: for each region of the protocol, the background included, its probabilities summed over all
-            voxels times the volume of a voxel (mm³), shape (R,). It counts a voxel that two regions share in part
-            for each, so that it changes less than the hard volume when the grid moves.
+        soft_mm3: sum of the probabilities over all voxels times the volume of a voxel (mm³), shape (R,), for each
+            region of the protocol including the background. A voxel shared by two regions counts partly
+            for each, so that this volume changes less than the hard volume when the grid moves.
         brain: brain mask, shape (X, Y, Z).
 
     Returns:
@@ -52,7 +52,7 @@ def to_tsv(table: pd.DataFrame) -> str:
 
 
 def count_voxels(labels: np.ndarray, size: int) -> np.ndarray:
-    """How many voxels have each value from 0 to ``size`` - 1, slice by slice to spare memory."""
+    """Return the number of voxels with each value from 0 to ``size`` - 1, slice by slice to save memory."""
     counts = np.zeros(size, dtype=np.int64)
     for k in range(labels.shape[-1]):
         counts += np.bincount(labels[..., k].ravel(), minlength=size)

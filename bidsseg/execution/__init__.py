@@ -1,1 +1,1 @@
-"""How scans are done: this machine, one process after the other, many processes, a cluster."""
+"""Execution: this machine, the pipeline of one process, several processes, and clusters."""

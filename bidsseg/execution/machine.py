@@ -1,4 +1,4 @@
-"""What this machine offers: places to write, threads, memory, device and precision."""
+"""The resources of this machine: writable folders, threads, memory, device and precision."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ BF16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
 """CPU flags (x86, then ARM) of the instructions that multiply bfloat16 numbers."""
 
 ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
-"""Variables that hold oneDNN, which computes the convolutions, down to an older processor."""
+"""Variables that restrict oneDNN, which computes the convolutions, to the instructions of an older processor."""
 ISA_WITHOUT_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"}
-"""Their values that leave no instructions for bfloat16."""
+"""Values of these variables without instructions for bfloat16."""
 
 RESERVE = 0.9
-"""Share of the free memory that a run may plan with; the rest is for what nobody counted."""
+"""Share of the free memory that a run may use; the rest is a reserve."""
 
 PROCESS_THREADS = 2
-"""With more threads, another process segments more scans an hour; with fewer, memory is spent on little."""
+"""With more threads, another process segments more scans per hour; with fewer, memory is wasted."""
 
 PROCESS_MB = 2000
-"""Memory (MB) with which a process predicts a usual head in one piece, but by models that must see it whole."""
+"""Memory (MB) with which a process predicts a typical head in one piece, except for models that need the whole."""
 
 WHOLE_MB = 8000
-"""The same by such a model."""
+"""Memory (MB) for models that need the whole brain at once."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run computes with.
+    """The resources of a run.
 
     Attributes:
         device: ``cpu`` or ``cuda:N``.
         precision: ``bf16`` or ``fp32``.
         threads: threads of the network on the CPU.
-        memory_mb: memory (MB) of the device that the run may use.
+        memory_mb: memory (MB) of the device for the run.
     """
 
     device: str
@@ -53,12 +53,12 @@ class Machine:
 
     @property
     def number_bytes(self) -> int:
-        """Size of the numbers that the network computes with."""
+        """Size of the numbers in the computations of the network."""
         return 2 if self.precision == "bf16" else 4
 
 
 def prepare_surroundings(settings: Settings) -> None:
-    """Point libraries to a folder that can be written where the home or temporary folder of the machine cannot."""
+    """Point libraries to a writable folder if the home or temporary folder of the machine is not writable."""
     scratch = settings.work_dir
     if scratch is not None and not settings.dry_run:
         try:
@@ -68,7 +68,7 @@ def prepare_surroundings(settings: Settings) -> None:
         tempfile.tempdir = os.environ["TMPDIR"] = str(scratch.resolve())
     try:
         tempfile.gettempdir()
-    except FileNotFoundError:  # a container whose root is read-only: shared memory is what is left
+    except FileNotFoundError:  # a container with a read-only root: only shared memory is writable
         tempfile.tempdir = os.environ["TMPDIR"] = "/dev/shm"
     home = os.environ.get("HOME", "")
     if not (home and Path(home).is_dir() and os.access(home, os.W_OK)):
@@ -76,7 +76,7 @@ def prepare_surroundings(settings: Settings) -> None:
 
 
 def choose_machine(settings: Settings) -> Machine:
-    """What was asked for, with every ``auto`` and None filled in, and torch set to that number of threads."""
+    """Return the requested machine, with every ``auto`` and None resolved, and set the threads of torch."""
     import torch
 
     threads = settings.n_cpus or available_cpus()
@@ -86,7 +86,7 @@ def choose_machine(settings: Settings) -> Machine:
 
 
 def find_machine(device: str, precision: str, memory_mb: int | None = None) -> Machine:
-    """Return what was asked for, with every ``auto`` and None filled in; torch keeps its threads and settings.
+    """Return the requested machine, with every ``auto`` and None resolved; torch keeps its threads and settings.
 
     Raises:
         UsageError: the device is not in this machine.
@@ -113,20 +113,20 @@ def cpu_precision() -> str:
 
 
 def emulation(machine: Machine) -> str | None:
-    """Return a warning if this processor only emulates the precision, which is very slow; else None."""
+    """Return a warning if this processor only emulates the precision, which is very slow; otherwise None."""
     if machine.device != "cpu" or machine.precision != "bf16":
         return None
     flags = cpu_flags()
     if not flags or flags & BF16_FLAGS:
         return None
     return (
-        "--precision bf16: this processor has no instructions for it; it is emulated, up to hundreds of times slower: "
-        "use --precision fp32 or leave the flag out"
+        "--precision bf16: this processor has no bfloat16 instructions; emulation is up to hundreds of times slower: "
+        "use --precision fp32 or omit the flag"
     )
 
 
 def check_device(device: str) -> None:
-    """Raise UsageError if a device, as it is asked for, is not in this machine."""
+    """Raise UsageError if a requested device is not in this machine."""
     if device in ("auto", "cpu"):
         return
     count = cuda_count()
@@ -136,11 +136,11 @@ def check_device(device: str) -> None:
 
 @dataclass(frozen=True)
 class Workers:
-    """Processes of this machine that segment side by side.
+    """Processes of this machine that segment in parallel.
 
     Attributes:
-        threads: of each.
-        memory_mb: memory (MB) of the device that each may use.
+        threads: threads of each process.
+        memory_mb: memory (MB) of the device for each process.
     """
 
     count: int
@@ -149,25 +149,25 @@ class Workers:
 
 
 def choose_workers(settings: Settings, scans: int, process_mb: int = PROCESS_MB) -> Workers | None:
-    """As many processes, of a memory each, as scans, CPUs and memory allow; None if there is room for one only."""
+    """Return as many processes as scans, CPUs and memory allow; None if only one fits."""
     cpus = settings.n_cpus or available_cpus()
     count = min(scans, cpus // min(cpus, settings.threads or PROCESS_THREADS))
     if count < 2:
         return None
-    keep_freed_memory()  # before torch is imported, should this process do all after all
+    keep_freed_memory()  # before torch is imported, in case this process does all the work itself
     machine = choose_machine(settings)
     devices = cuda_count() if settings.device == "auto" and machine.device != "cpu" else 1
     count = min(count, devices * (machine.memory_mb // process_mb), int(available_memory_mb() * RESERVE) // process_mb)
     if count < 2:
         return None
     if not has_loopback():
-        settings.report.warn("processes cannot reach each other here (no loopback network): one process does all")
+        settings.report.warn("processes cannot communicate on this machine (no loopback network): using one process")
         return None
     return Workers(count, settings.threads or cpus // count, machine.memory_mb // -(-count // devices))
 
 
 def has_loopback() -> bool:
-    """Whether processes of this machine can talk to each other; not so where a container has no network at all."""
+    """Return whether processes of this machine can communicate, which needs a network interface in a container."""
     try:
         with socket.create_server(("127.0.0.1", 0)) as server:
             socket.create_connection(server.getsockname(), timeout=1).close()
@@ -177,16 +177,16 @@ def has_loopback() -> bool:
 
 
 def cuda_count() -> int:
-    """CUDA devices that this process may use."""
+    """Return the number of CUDA devices for this process."""
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def keep_freed_memory() -> None:
-    """Lets the C library keep large freed blocks for the next ones, instead of clearing new pages for each.
+    """Let the C library keep large freed blocks for later use, instead of clearing new pages.
 
-    Training allocates the same large blocks in each step, segmenting in each pass and scan. Call it before torch is
+    Training allocates the same large blocks in each step, segmentation in each pass and scan. Call it before torch is
     imported.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -198,13 +198,13 @@ def keep_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Return freed memory to the system, where ``keep_freed_memory`` holds it; else its gaps add up over many scans."""
+    """Return freed memory that ``keep_freed_memory`` holds to the system; otherwise, gaps add up over many scans."""
     with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def available_cpus() -> int:
-    """CPUs that this process may use: its affinity and the quota of its container."""
+    """Return the number of CPUs for this process, from its affinity and the quota of its container."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _cgroup("cpu.max").split()
     if len(quota) == 2 and quota[0] != "max":
@@ -213,7 +213,7 @@ def available_cpus() -> int:
 
 
 def available_memory_mb() -> int:
-    """Memory (MB) that this process can still get: what is free, within the limit of its container."""
+    """Return the memory (MB) that this process can still allocate, within the limit of its container."""
     import psutil
 
     free = psutil.virtual_memory().available
@@ -221,7 +221,7 @@ def available_memory_mb() -> int:
     if limit.isdigit() and used.isdigit():
         words = _cgroup("memory.stat").split()
         cached = int(words[words.index("inactive_file") + 1]) if "inactive_file" in words else 0
-        free = min(free, max(0, int(limit) - int(used) + cached))  # cached files make way when memory is asked for
+        free = min(free, max(0, int(limit) - int(used) + cached))  # cached files are dropped on demand
     addresses = resource.getrlimit(resource.RLIMIT_AS)[0]  # ulimit -v
     if addresses != resource.RLIM_INFINITY:
         free = min(free, max(0, addresses - psutil.Process().memory_info().vms))
@@ -229,9 +229,9 @@ def available_memory_mb() -> int:
 
 
 def peak_memory_mb() -> int:
-    """The most memory (MB) that this process has held so far.
+    """Return the peak memory (MB) of this process so far.
 
-    What getrusage says begins, on Linux, with the memory of the process that started this one.
+    On Linux, getrusage includes the peak of the parent process at the start.
     """
     import sys
 
@@ -243,7 +243,7 @@ def peak_memory_mb() -> int:
 
 
 def cpu_flags() -> set[str]:
-    """Instruction sets of the CPU as Linux names them, but those that oneDNN may not use; empty where Linux is not."""
+    """Return the usable instruction sets of the CPU, by their Linux names; empty on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -254,7 +254,7 @@ def cpu_flags() -> set[str]:
 
 
 def _cgroup(name: str) -> str:
-    """A value of this process's control group (version 2), empty if there is none."""
+    """Return a value of this process's control group (version 2), empty if there is none."""
     try:
         group = Path("/proc/self/cgroup").read_text().partition("::")[2].strip()
         folder = Path("/sys/fs/cgroup") / group.lstrip("/")

@@ -1,7 +1,7 @@
-"""The scans of one process: read, segmented and written, each stage while the others have other scans.
+"""The scans of one process: read, segmented and written, with the stages of different scans in parallel.
 
-While the network works on one scan, the next is read and the last is written, so that three scans at most are in
-memory. A scan that fails is noted and the others go on; only when the output cannot be written does all stop.
+While the network segments one scan, the next is read and the last is written, so that at most three scans are in
+memory. A scan that fails is recorded and the others continue; only an output that cannot be written stops all.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ T = TypeVar("T")
 
 @dataclass
 class Outcome:
-    """What became of a scan.
+    """The outcome of a scan.
 
     Attributes:
-        entry: for the manifest.
-        warnings: what the user should know of it and was not told yet.
-        error: why it failed.
-        fatal: what would make every further scan fail.
-        machine: that segmented it.
+        entry: entry in the manifest.
+        warnings: warnings for the user that were not reported yet.
+        error: error of the scan.
+        fatal: error that would make every further scan fail.
+        machine: machine that segmented the scan.
     """
 
     entry: Entry
@@ -58,12 +58,12 @@ class Outcome:
 
 
 def process_mb(card: Card) -> int:
-    """Memory (MB) of a process that segments usual scans by a model; many fit that see a brain in windows."""
+    """Return the memory (MB) of a process that segments typical scans with a model; windows need less."""
     return WHOLE_MB if card.network.get("name") == "segnet" else PROCESS_MB
 
 
 def prepare(settings: Settings, sha256: str) -> tuple[Machine, Model]:
-    """This machine, and the model as it lies in its folder now."""
+    """Return this machine, and the model in its folder."""
     from bidsseg.execution.machine import choose_machine
     from bidsseg.models.library import load_model
 
@@ -71,7 +71,7 @@ def prepare(settings: Settings, sha256: str) -> tuple[Machine, Model]:
 
 
 def require_room(machine: Machine, model: Model) -> None:
-    """UsageError if a usual scan cannot be segmented on this machine within the limit that the user has set."""
+    """Raise UsageError if a typical scan cannot be segmented on this machine within the user's limit."""
     from bidsseg.segmentation.memory import require_memory
 
     if machine.device == "cpu":
@@ -82,12 +82,12 @@ def segment_images(images: Images, model: Model, machine: Machine, *, strict: bo
     """Segment the images of one scan within the memory of the machine.
 
     Args:
-        strict: whether the user has set the limit on memory, so that one that cannot be kept is an error.
+        strict: whether the user has set the memory limit, so that exceeding it is an error.
         asked: further arguments of ``predict.segment``.
 
     Raises:
-        DataError: there is no brain to be found.
-        TemporaryFailure: the scan is too large for the limit.
+        DataError: no brain is found.
+        TemporaryFailure: the scan needs more memory than the limit.
     """
     from bidsseg.segmentation.memory import left_for_network
     from bidsseg.segmentation.predict import segment
@@ -102,23 +102,23 @@ def segment_images(images: Images, model: Model, machine: Machine, *, strict: bo
 
 
 def require_brain(result: Segmentation, name: str) -> None:
-    """DataError, with the name of the image, if a segmentation is empty."""
+    """Raise DataError, with the name of the image, if a segmentation is empty."""
     if not result.brain.any() or not all(labels.any() for labels in result.labels.values()):
-        raise DataError(f"{name}: the model found no brain; is it the T1w of a head? [EMPTY_SEGMENTATION]")
+        raise DataError(f"{name}: the model found no brain; check that it is the T1w of a head [EMPTY_SEGMENTATION]")
 
 
 def write_page(job: Job) -> None:
-    """Write the page on which a scan stands, from what lies in the output folder."""
+    """Write the page of a scan, from the files in the output folder."""
     from bidsseg.report import participant_page
 
-    # Runs with other models or scans write the same page, each from what it finds here.
+    # Runs with other models or scans write the same page, each from the files that it finds.
     with locked((job.output_dir / job.paths.brain).parent):
         participant_page(job.output_dir, job.scan)
 
 
 @dataclass
 class _Task:
-    """A job and what is known of its fate."""
+    """A job and its outcome so far."""
 
     job: Job
     entry: Entry
@@ -126,11 +126,11 @@ class _Task:
 
 @dataclass
 class Pipeline:
-    """Does jobs and tells what became of each.
+    """Run jobs and pass on the outcome of each.
 
     Attributes:
-        take: is told.
-        prepare: gives the machine and the model, whose checksum it is told.
+        take: receives each outcome.
+        prepare: returns the machine and the model for a checksum.
         turn: held while a scan is segmented.
         pages: whether to write the page of a scan, which two processes with scans of one participant must not do.
     """
@@ -146,7 +146,7 @@ class Pipeline:
         """Read, segment and write every scan, the three overlapping.
 
         Raises:
-            BidssegError: the outputs cannot be written, or a scan failed and the user wants to stop then.
+            BidssegError: the outputs cannot be written, or a scan failed and the user wants to stop at a failure.
         """
         keep_freed_memory()
         asked = self.settings
@@ -168,7 +168,7 @@ class Pipeline:
                     reading = reader.submit(self._attempt, "read", following, self._read, following)
                 if images is None:
                     continue
-                if asked.probseg and writing is not None:  # the probabilities of two scans are too much to hold
+                if asked.probseg and writing is not None:  # the probabilities of two scans need too much memory
                     writing.result()
                 with self.turn:
                     result = self._attempt("segment", task, self._segment, task, images, model, machine)
@@ -177,7 +177,7 @@ class Pipeline:
                 if result is not None:
                     asked.report.stage(task.entry.scan, "writing")
                     writing = writer.submit(self._attempt, "write", task, self._write, task, images, result, model)
-                del images, result  # only the writer still needs them, and frees them before the next but one
+                del images, result  # only the writer still needs them, and frees them before the scan after the next
             if writing is not None:
                 writing.result()
 
@@ -226,15 +226,15 @@ class Pipeline:
         return True
 
     def _attempt(self, stage: str, task: _Task, function: Callable[..., T], *arguments: object) -> T | None:
-        """The result of one stage of one scan; None if it failed, which is then on record.
+        """Return the result of one stage of one scan; None if it failed, after recording the failure.
 
-        What would make every further scan fail, an output that cannot be written, is raised.
+        Errors that would make every further scan fail, such as an output that cannot be written, are raised.
         """
         entry = task.entry
         start = time.perf_counter()
         try:
             result = function(*arguments)
-        except Exception as raised:  # whatever happens to one scan must not happen to the others
+        except Exception as raised:  # an error of one scan must not affect the others
             error = explained(raised) or raised
             self._fail(task, error)
             if stage == "write" and isinstance(error, OutputNotWritable | IOFailure):
@@ -249,19 +249,19 @@ class Pipeline:
         return result
 
     def _fail(self, task: _Task, error: Exception) -> None:
-        """Put a failure on record, with its full trace in a file."""
+        """Record a failure, with its full traceback in a file."""
         entry = task.entry
         entry.outcome = "failed"
         known = isinstance(error, BidssegError)
         entry.reason = " ".join(str(error).split()) if known else f"internal error: {error!r}"
         path = crash_path(task.job.scan, stamp())
-        with suppress(BidssegError):  # the disk may be full, which is then said anyway
+        with suppress(BidssegError):  # the disk may be full, which is reported anyway
             write_text_atomic(self.settings.output_dir / path, crash_text(error))
             entry.crash_file = str(path)
         self.take(task.job, Outcome(entry, error=error, machine=self.machine))
 
 
 def _stop(entry: Entry, error: Exception) -> BidssegError:
-    """What ends a run at its first failure; it has the exit code of that failure."""
+    """Return the error that ends a run at its first failure, with the exit code of that failure."""
     kind = type(error) if isinstance(error, BidssegError) else BidssegError
     return kind(f"stopped at {entry.scan}: {entry.reason}")

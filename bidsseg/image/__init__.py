@@ -1,1 +1,1 @@
-"""Images: what is known of voxels and space."""
+"""Images: voxels and their position in space."""

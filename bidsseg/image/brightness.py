@@ -1,4 +1,4 @@
-"""Brightness: the background set to 0, and scales that do not depend on the units of a scanner."""
+"""Brightness: backgrounds set to 0, and scales that do not depend on the units of a scanner."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor
 from bidsseg.image.volume import Volume
 
 SAMPLE = 60_000
-"""Brain voxels that are about enough to estimate a percentile."""
+"""Number of brain voxels that is enough to estimate a percentile."""
 CONSTANT = 1 / 3
-"""Share of the faces of an image that a constant background covers at least."""
+"""Smallest share of the faces of an image that a constant background covers."""
 DARKEST = 1e-3
-"""Least brightness of what is no background, as a share of the range of an image."""
+"""Lowest brightness outside of the background, as a share of the range of an image."""
 STEPS = np.float32(1 << 14)
-"""Of the brightness: finer differences are rounding, which must not tell one unit from another."""
+"""Steps of the brightness: finer differences are rounding errors, which depend on the unit."""
 
 
 def background(data: np.ndarray) -> float | None:
-    """Return the one value that fills the surroundings of a head (X, Y, Z); None if there is no such value.
+    """Return the single value of the background around a head (X, Y, Z); None if there is none.
 
-    Masks, skull-stripping and padding leave such a constant, whatever the scale of the image; air is noise.
+    Masks, skull-stripping and padding produce such a constant, at any scale of the image; air is noise.
     """
     faces = np.concatenate([np.moveaxis(data, axis, 0)[side].ravel() for axis in range(3) for side in (0, -1)])
     values, counts = np.unique(faces, return_counts=True)
@@ -34,7 +34,7 @@ def background(data: np.ndarray) -> float | None:
 def rescaled(volume: Volume) -> Volume:
     """Return an image whose background is 0 and whose other voxels are brighter, mostly in 0..1, in float32.
 
-    The result does not depend on the units of the image, nor on the value that its background has.
+    The result depends neither on the units of the image nor on the value of its background.
     """
     data = np.asarray(volume.data, np.float32)
     constant = background(data)
@@ -51,12 +51,12 @@ def rescaled(volume: Volume) -> Volume:
 
 
 def rescaled_each(images: Mapping[str, Volume]) -> dict[str, Volume]:
-    """Return the images of a scan, each ``rescaled`` by itself."""
+    """Return the images of a scan, each ``rescaled`` separately."""
     return {suffix: rescaled(volume) for suffix, volume in images.items()}
 
 
 def percentiles(image: Tensor, mask: Tensor | None, shares: Sequence[float]) -> list[float]:
-    """Percentiles of the image's non-zero voxels, in the mask if there is one."""
+    """Return percentiles of the image's non-zero voxels, in the mask if there is one."""
     step = max(1, round((image.numel() / SAMPLE / 4) ** (1 / 3)))
     thin = (slice(None, None, step),) * 3
     image = image[thin]
@@ -67,9 +67,9 @@ def percentiles(image: Tensor, mask: Tensor | None, shares: Sequence[float]) -> 
 
 
 def normalise(image: Tensor, mask: Tensor | None) -> Tensor:
-    """Brightness scaled so that the 1st and 99th percentile become 0 and 1, at most 1.5; 0 outside the mask.
+    """Return the brightness scaled so that the 1st and 99th percentile become 0 and 1, at most 1.5; 0 outside the mask.
 
-    Without a mask the whole field of view counts, its zeros aside.
+    Without a mask, the percentiles are those of all non-zero voxels.
     """
     low, high = percentiles(image, mask, (0.01, 0.99))
     scaled = ((image - low) / max(high - low, 1e-12)).clamp(0, 1.5)
@@ -77,19 +77,22 @@ def normalise(image: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def standardise(image: Tensor, mask: Tensor | None) -> Tensor:
-    """Brightness with mean 0 and standard deviation 1 over the mask, 0 outside; over the whole image without a mask."""
+    """Return the brightness with mean 0 and standard deviation 1 over the mask, 0 outside.
+
+    Without a mask, mean and standard deviation are those of the whole image.
+    """
     inside = image if mask is None else image[mask]
     scaled = (image - inside.mean()) / inside.std(correction=0).clamp(min=1e-12)
     return scaled * mask if mask is not None else scaled
 
 
 def to_byte_range(image: Tensor, mask: Tensor | None) -> Tensor:
-    """As ``normalise``, in the range 0 to 255 that FreeSurfer's images have."""
+    """Return the brightness as ``normalise`` does, in the range 0 to 255 of FreeSurfer's images."""
     return 255 * normalise(image, mask)
 
 
 def unchanged(image: Tensor, mask: Tensor | None) -> Tensor:
-    """Brightness as it was scanned, 0 outside the mask; for networks that have a scale of their own."""
+    """Return the brightness unchanged, 0 outside the mask; for networks with their own scale."""
     return image if mask is None else image * mask
 
 
@@ -102,5 +105,5 @@ NORMALISATIONS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
 
 
 def normalise_each(images: Tensor, mask: Tensor | None, normalisation: str) -> Tensor:
-    """The channels (C, D, H, W), each normalised by itself; a missing one stays 0."""
+    """Return the channels (C, D, H, W), each normalised separately; a missing channel stays 0."""
     return torch.stack([NORMALISATIONS[normalisation](channel, mask) for channel in images])

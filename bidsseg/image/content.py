@@ -1,4 +1,4 @@
-"""Bytes of an image file, or one error that says what to do."""
+"""Bytes of an image file, or one error with a remedy."""
 
 import gzip
 import stat
@@ -10,12 +10,12 @@ from bidsseg.reading import check_fetched, is_web_page, unreadable
 
 
 def content(path: Path) -> bytes:
-    """Bytes of a file, uncompressed when its name ends in ``.gz`` or ``.mgz``.
+    """Return the bytes of a file, uncompressed when its name ends in ``.gz`` or ``.mgz``.
 
     Raises:
-        InputMissing: There is no such file, it may not be read, or its content was not fetched.
-        IOFailure: The disk or the network failed.
-        DataError: It is no file, empty, damaged, or a web page.
+        InputMissing: the file does not exist, is not readable, or its content was not downloaded.
+        IOFailure: the disk or the network failed.
+        DataError: not a regular file, empty, damaged, or a web page.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -45,6 +45,6 @@ def content(path: Path) -> bytes:
 
 
 def is_text(stored: bytes) -> bool:
-    """Whether a file begins with printable characters, as no image does."""
+    """Return whether a file begins with printable characters, as no image does."""
     start = stored[:64].split()
     return bool(start) and all(word.isascii() and word.decode().isprintable() for word in start)

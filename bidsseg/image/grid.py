@@ -1,7 +1,7 @@
-"""The model grid: isotropic, RAS, axes parallel to the scan's own or turned with the head; and what is measured on it.
+"""The model grid: isotropic, RAS, with axes parallel to those of the scan or rotated with the head.
 
 Arrays on it are (D, H, W) = (left to right, posterior to anterior, inferior to superior). The canonical frame of a scan
-has its own axes, each taken as the nearest anatomical one, in mm from the centre of its first voxel.
+has the axes of the scan, each assigned to the nearest anatomical axis, in mm from the centre of its first voxel.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from bidsseg.image.volume import Volume
 
 
 def canonical(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """The array (X, Y, Z) with its axes permuted and flipped to R, A, S (nearest)."""
+    """Return the array (X, Y, Z) with its axes permuted and flipped to R, A, S (nearest)."""
     return nib.orientations.apply_orientation(data, nib.orientations.io_orientation(affine))
 
 
 def from_canonical(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """The inverse of canonical."""
+    """Return the array in the axes of the scan: the inverse of canonical."""
     ras, native = nib.orientations.axcodes2ornt("RAS"), nib.orientations.io_orientation(affine)
     return nib.orientations.apply_orientation(data, nib.orientations.ornt_transform(ras, native))
 
@@ -38,11 +38,11 @@ Turn = tuple[tuple[float, float, float], tuple[float, float, float], tuple[float
 UPRIGHT: Turn = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 """No rotation: axes parallel to those of the scan."""
 BEYOND = 12
-"""Voxels around what is interpolated by splines that still matter."""
+"""Margin in voxels around an interpolated region that still influences the splines."""
 PLANES = 16
-"""Planes of a turned grid that are interpolated at a time."""
+"""Number of planes of a rotated grid that are interpolated at a time."""
 FINE = 0.8
-"""A scan with voxels smaller than this share of a turned grid's is first brought to that spacing."""
+"""A scan with voxels smaller than this share of a rotated grid's voxels is first resampled to that spacing."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class Grid:
 
     Attributes:
         spacing_mm: voxel size.
-        origin_mm: (3,) centre of the first voxel, from the centre of the scan's first canonical voxel along its axes.
+        origin_mm: (3,) centre of the first voxel, relative to the centre of the first canonical voxel of the scan.
         shape: (D, H, W).
-        turn: its columns are the directions of the grid's axes in the canonical frame.
+        turn: rotation whose columns are the directions of the grid's axes in the canonical frame.
     """
 
     spacing_mm: float
@@ -62,7 +62,7 @@ class Grid:
     turn: Turn = UPRIGHT
 
     def moved(self, by_mm: np.ndarray) -> Grid:
-        """Return the grid at another place, (3,) mm further along the axes of the scan."""
+        """Return the grid shifted by (3,) mm along the axes of the scan."""
         return replace(self, origin_mm=tuple((np.asarray(self.origin_mm) + by_mm).tolist()))
 
     def places(self, voxels: np.ndarray) -> np.ndarray:
@@ -70,7 +70,7 @@ class Grid:
         return np.asarray(self.origin_mm) + self.spacing_mm * voxels @ np.asarray(self.turn).T
 
     def ends(self, further: float = 0.0) -> np.ndarray:
-        """Return the canonical places (8, 3) in mm of its corner voxels, or so many voxels further out."""
+        """Return the canonical places (8, 3) in mm of its corner voxels, or of points further outside."""
         corners = np.meshgrid(*[(-further, n - 1 + further) for n in self.shape])
         return self.places(np.stack(corners, -1).reshape(-1, 3))
 
@@ -80,12 +80,12 @@ class Grid:
 
 
 def canonical_shape(volume: Volume) -> tuple[int, ...]:
-    """Numbers of voxels (3,) along R, A, S."""
+    """Return the numbers of voxels (3,) along R, A, S."""
     return canonical(np.empty(volume.shape, np.uint8), volume.affine).shape
 
 
 def canonical_spacing(volume: Volume) -> np.ndarray:
-    """Voxel sizes in mm (3,) along R, A, S."""
+    """Return the voxel sizes in mm (3,) along R, A, S."""
     axes = nib.orientations.io_orientation(volume.affine)[:, 0].astype(int)
     spacing = np.empty(3)
     spacing[axes] = volume.spacing_mm
@@ -93,7 +93,7 @@ def canonical_spacing(volume: Volume) -> np.ndarray:
 
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
-"""Along each axis the first voxel and the one after the last."""
+"""First voxel and the one after the last, along each axis."""
 
 
 def content_box(data: np.ndarray) -> Box:
@@ -106,10 +106,10 @@ def content_box(data: np.ndarray) -> Box:
 
 
 def within_content(images: Mapping[str, Volume], first: str) -> tuple[dict[str, Volume], np.ndarray]:
-    """Return the parts of images in the box of what is not 0 in the first, and where it begins in its canonical frame.
+    """Crop images to the box of the non-zero voxels of the first; return them and its start (3,), canonical, in mm.
 
-    That is (3,), in mm. So the room around a head does not change what is computed, not by rounding either. An image on
-    another grid is left as it is.
+    Without this, the empty space around a head would change results through rounding. An image on another grid is not
+    cropped.
     """
     volume = images[first]
     low, high = np.array(content_box(volume.data)).T
@@ -126,7 +126,7 @@ def within_content(images: Mapping[str, Volume], first: str) -> tuple[dict[str, 
 
 
 def whole_grid(volume: Volume, spacing_mm: float, multiple: int = 1) -> Grid:
-    """The grid that covers the whole field of view, each axis a multiple of that many voxels, centred on the scan."""
+    """Return the grid that covers the whole field of view, centred on the scan, each axis a multiple of some voxels."""
     spacing = canonical_spacing(volume)
     size = np.array(canonical_shape(volume))
     shape = np.maximum(1, np.ceil(size * spacing / spacing_mm / multiple - 1e-6)).astype(int) * multiple
@@ -143,12 +143,13 @@ def box_grid(
     native_mm: np.ndarray,
     turn: Turn = UPRIGHT,
 ) -> Grid:
-    """The grid around the True voxels of a mask (D, H, W) on another grid, with a margin, to a voxel.
+    """Return the grid around the True voxels of a mask (D, H, W) on another grid, with a margin.
 
-    What a network says depends a little on how its grid lies, to as many voxels as it folds together. So the grid lies
-    where the middle of the mask is a multiple of that many voxels, or half of it and so on, from the first, as far as
-    the box has room: masks that differ a little get grids that lie alike. If it is upright, it has a voxel in common
-    with the scan, whose spacing is native_mm (3,), so that a scan of the grid's spacing is not interpolated.
+    Predictions depend slightly on the position of the grid, modulo the number of voxels that the network folds. The
+    distance from the centre of the mask to the first voxel is therefore a multiple of that number, or of its half and
+    so on, as far as the box allows: slightly different masks then get equally placed grids. An upright grid shares a
+    voxel with the scan, whose spacing is native_mm (3,), so that a scan with the spacing of the grid is not
+    interpolated.
     """
     axes = np.asarray(turn)
     found = around.places(np.argwhere(mask)) @ axes
@@ -167,10 +168,10 @@ def box_grid(
 
 
 def first_voxel(low: float, high: float, size: int, multiple: int) -> int:
-    """Return where so many voxels begin that cover low to high: the roundest number, as far as there is a choice.
+    """Return the first of ``size`` voxels that cover low to high: the roundest number that is possible.
 
     Args:
-        multiple: the roundest are its multiples, then those of its half and so on.
+        multiple: its multiples are the roundest numbers, then those of its half and so on.
     """
     step = multiple
     while step > 1:
@@ -182,7 +183,7 @@ def first_voxel(low: float, high: float, size: int, multiple: int) -> int:
 
 
 def hat_weights(size_in: int, spacing_in: float, size_out: int, spacing_out: float, origin_out: float) -> np.ndarray:
-    """Weights (size_out, size_in) of linear interpolation along one axis, widened where it loses resolution.
+    """Return weights (size_out, size_in) of linear interpolation along one axis, widened for lower resolution.
 
     Positions outside the field of view get no weight.
     """
@@ -197,14 +198,14 @@ def hat_weights(size_in: int, spacing_in: float, size_out: int, spacing_out: flo
 
 
 def resample(data: Tensor, weights: Sequence[np.ndarray]) -> Tensor:
-    """An array (X, Y, Z) taken through one weight matrix an axis.
+    """Return an array (X, Y, Z) multiplied by one weight matrix along each axis.
 
-    The axes are multiplied in the order in which they lie in memory, so that nothing is moved but the result.
+    The axes are multiplied in the order of their strides, so that only the result is moved in memory.
     """
     order = sorted(range(3), key=lambda axis: -data.stride()[axis])
     data = data.permute(order).contiguous()
     slow, middle, quick = (torch.from_numpy(weights[axis]) for axis in order)
-    if data.shape[0] > len(slow):  # the fewer numbers, the sooner
+    if data.shape[0] > len(slow):  # shrink first: fewer numbers to multiply
         data = (slow @ data.flatten(1)).unflatten(1, data.shape[1:])
         data = torch.matmul(middle, data @ quick.T)
     else:
@@ -214,12 +215,12 @@ def resample(data: Tensor, weights: Sequence[np.ndarray]) -> Tensor:
 
 
 def to_grid(volume: Volume, grid: Grid, needed: Tensor | None = None) -> Tensor:
-    """The scan on the model grid (D, H, W), float32, 0 outside its field of view.
+    """Return the scan on the model grid (D, H, W), float32, 0 outside its field of view.
 
-    It is interpolated linearly; on a turned grid by cubic splines, which blur less.
+    It is interpolated linearly, on a rotated grid by cubic splines, which blur less.
 
     Args:
-        needed: booleans (D, H, W), where it is filled at least; None for everywhere.
+        needed: booleans (D, H, W), the voxels that are needed; None for all.
     """
     data = canonical(volume.data, volume.affine)
     spacing = canonical_spacing(volume)
@@ -241,11 +242,11 @@ def to_grid(volume: Volume, grid: Grid, needed: Tensor | None = None) -> Tensor:
 def turned(
     data: np.ndarray, origin_mm: np.ndarray, spacing_mm: np.ndarray, grid: Grid, needed: Tensor | None
 ) -> np.ndarray:
-    """Return an upright array (X, Y, Z), interpolated by cubic splines on a grid (D, H, W) of any turn, 0 outside.
+    """Return an upright array (X, Y, Z), interpolated by cubic splines on a grid (D, H, W) of any rotation, 0 outside.
 
     Args:
         origin_mm, spacing_mm: (3,) of the array, in the canonical frame.
-        needed: booleans (D, H, W), beyond whose box it is 0; None for everywhere.
+        needed: booleans (D, H, W); the result is 0 outside of their box. None for all.
     """
     matrix = grid.spacing_mm * np.asarray(grid.turn) / np.asarray(spacing_mm)[:, None]
     offset = (np.asarray(grid.origin_mm) - origin_mm) / spacing_mm
@@ -268,22 +269,22 @@ def turned(
 
 
 def stack(images: Mapping[str, Volume], inputs: Sequence[str], grid: Grid, needed: Tensor | None = None) -> Tensor:
-    """The images of a scan on the model grid, (C, D, H, W), in the order of inputs; a missing one is 0 everywhere.
+    """Return the images of a scan on the model grid, (C, D, H, W), in the order of inputs; a missing image is 0.
 
-    They must all lie on the grid of the first, see ``registration.align``; DataError if one does not.
+    All images must be on the grid of the first, see ``registration.align``; DataError otherwise.
 
     Args:
-        needed: booleans (D, H, W), where they are filled at least; None for everywhere.
+        needed: booleans (D, H, W), the voxels that are needed; None for all.
     """
     first = images[inputs[0]]
     for suffix in inputs:
         if suffix in images and not images[suffix].on_grid_of(first):
-            raise DataError(f"the {suffix} does not lie on the grid of the {inputs[0]}: align it first")
+            raise DataError(f"the {suffix} is not on the grid of the {inputs[0]}: align it first")
     return torch.stack([to_grid(images[i], grid, needed) if i in images else torch.zeros(grid.shape) for i in inputs])
 
 
 def between(mask: Tensor, source: Grid, target: Grid) -> Tensor:
-    """A float array (D, H, W) on one grid, linearly interpolated on another of the same scan."""
+    """Return a float array (D, H, W) on one grid, linearly interpolated on another grid of the same scan."""
     axes = np.asarray(source.turn)
     if source.turn == target.turn:
         origin = np.subtract(target.origin_mm, source.origin_mm) @ axes
@@ -301,20 +302,20 @@ def linearly(
 ) -> Tensor:
     """Return an array (X, Y, Z), linearly interpolated at matrix @ voxel + offset, for all voxels of a shape (D, H, W).
 
-    Beyond the array, of two voxels or more along each axis, it falls to the value outside within a voxel.
+    Beyond the array, which has at least two voxels along each axis, it falls to the value ``outside`` within a voxel.
     """
     to_unit = 2 / np.maximum(np.array(values.shape) - 1, 1)
     start = torch.from_numpy(offset * to_unit - 1).float()
     steps = [torch.arange(n)[:, None] * torch.from_numpy(matrix[:, i] * to_unit) for i, n in enumerate(shape)]
     along, across, up = (each.float().flip(1) for each in steps)
     plane = (across[:, None] + up[None] + start.flip(0))[None]
-    places = along[:, None, None, None] + plane  # each plane as if of a volume of its own, or one thread would do all
+    places = along[:, None, None, None] + plane  # each plane as a separate volume; otherwise one thread does all
     volumes = (values - outside).expand(len(places), 1, -1, -1, -1)
     return F.grid_sample(volumes, places, align_corners=True)[:, 0, 0] + outside
 
 
 def labels_to_grid(data: np.ndarray, affine: np.ndarray, grid: Grid, spacing: np.ndarray) -> np.ndarray:
-    """A label map (X, Y, Z) on the model grid, nearest neighbour, 0 outside its field of view."""
+    """Return a label map (X, Y, Z) on the model grid, nearest neighbour, 0 outside its field of view."""
     data = canonical(data, affine)
     picked = data
     for axis in range(3):
@@ -327,7 +328,7 @@ def labels_to_grid(data: np.ndarray, affine: np.ndarray, grid: Grid, spacing: np
 
 
 def brain_frame(brain: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Middle and half extent (3,) of a mask (D, H, W), in voxels, from its 1st to its 99th percentile on each axis."""
+    """Return centre and half extent (3,) of a mask (D, H, W), in voxels, from the 1st to the 99th percentile."""
     centre, half = np.empty(3), np.empty(3)
     for axis in range(3):
         count = brain.sum(dim=[i for i in range(3) if i != axis]).double().numpy()
@@ -338,7 +339,7 @@ def brain_frame(brain: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def coordinates(shape: Sequence[int], centre: np.ndarray, half: np.ndarray) -> Tensor:
-    """(1, 3, D/2, H/2, W/2): position in the brain's frame, -1..1 inside it, of the 2³ blocks of a grid (D, H, W)."""
+    """Return positions in the brain's frame, -1..1 inside it, (1, 3, D/2, H/2, W/2), of the 2³ blocks of a grid."""
     axes = [
         torch.from_numpy((np.arange(0.5, n, 2) - c) / h).float() for n, c, h in zip(shape, centre, half, strict=True)
     ]
@@ -346,7 +347,7 @@ def coordinates(shape: Sequence[int], centre: np.ndarray, half: np.ndarray) -> T
 
 
 def dilate(mask: Tensor, voxels: int) -> Tensor:
-    """Booleans (D, H, W) widened by a cube that reaches that many voxels, one axis after the other."""
+    """Return booleans (D, H, W) dilated by a cube with a radius in voxels, one axis after the other."""
     for axis in range(3):
         widened = mask.clone()
         for step in range(1, min(voxels, mask.shape[axis] - 1) + 1):

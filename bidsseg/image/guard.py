@@ -1,7 +1,7 @@
-"""What makes an image unusable, or usable with a remark.
+"""Checks that make an image unusable, or usable with a finding.
 
-An unusable image raises a `DataError` whose message ends with its code in brackets, e.g. ``[REAL_4D]``. A remark is
-a `Finding`; who reads the image records it.
+An unusable image raises a `DataError` whose message ends with its code in brackets, e.g. ``[REAL_4D]``. Otherwise, the
+checks return `Finding` objects, which the caller records.
 """
 
 from collections.abc import Iterator
@@ -16,16 +16,16 @@ from nibabel.spatialimages import HeaderDataError
 from bidsseg.errors import DataError
 
 MIN_VOXELS = 8
-"""Fewest voxels along an axis; one slice or a handful is no brain."""
+"""Fewest voxels along an axis; a single slice or a few slices are not a brain."""
 
 SMALL_FIELD_MM = 60.0
 """An adult brain is about 140 × 170 × 130 mm; a field of view below this misses most of it along one axis."""
 
 SPACING_MM = (0.05, 12.0)
-"""Outside of this range the header is wrong, whatever the scanner."""
+"""Outside of this range, the header is wrong for any scanner."""
 
 USUAL_SPACING_MM = (0.25, 5.5)
-"""Outside of this range a result deserves a look."""
+"""Outside of this range, a result should be checked."""
 
 FORMS_TOLERANCE_MM = 0.1
 """A qform is a rounded rotation, so the two never agree to the last digit."""
@@ -33,16 +33,16 @@ FORMS_TOLERANCE_MM = 0.1
 SHEAR_TOLERANCE_DEGREES = 0.5
 
 SPACING_TOLERANCE = 0.01
-"""Relative difference of voxel sizes that is only rounding."""
+"""Relative difference of voxel sizes that counts as rounding."""
 
 LARGEST_INTENSITY = 1e12
-"""No scanner gives more; below it, sums of squares over a whole image stay finite in float32."""
+"""Largest intensity of any scanner; below it, sums of squares over a whole image stay finite in float32."""
 
 NEGATIVE_FRACTION = 0.01
-"""Fewer negative voxels than this come from interpolation and mean nothing."""
+"""Fewer negative voxels than this come from interpolation and are ignored."""
 
 FEWEST_LEVELS, EVERY = 32, 97
-"""With fewer grey levels tissues run into one another; one voxel of so many is looked at first."""
+"""With fewer grey levels, tissues are hard to separate; every 97th voxel is checked first."""
 
 UNITS_MM = {1: ("metres", 1000.0), 2: ("millimetres", 1.0), 3: ("micrometres", 0.001)}
 """NIfTI code of the spatial unit: its name and its length in millimetres."""
@@ -50,11 +50,11 @@ UNITS_MM = {1: ("metres", 1000.0), 2: ("millimetres", 1.0), 3: ("micrometres", 0
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about an input image that its user should know.
+    """An observation about an input image that users should know.
 
     Attributes:
-        code: Stable upper-case name, e.g. ``'NAN_VALUES'``.
-        message: One sentence for people.
+        code: stable upper-case name, e.g. ``'NAN_VALUES'``.
+        message: one sentence for users.
     """
 
     code: str
@@ -65,36 +65,36 @@ class Finding:
 
 
 def refusal(code: str, message: str) -> DataError:
-    """The error for an image that cannot be used, with its code in the message."""
+    """Return the error for an image that cannot be used, with its code in the message."""
     return DataError(f"{message} [{code}]")
 
 
 def check_shape(shape: tuple[int, ...]) -> tuple[tuple[int, int, int], list[Finding]]:
-    """The three spatial axes of an image, after dropping further axes of length one."""
+    """Return the three spatial axes of an image, after dropping further axes of length one, and the findings."""
     size = " × ".join(map(str, shape))
     if len(shape) < 3 or 1 in shape[:3]:
-        raise refusal("NOT_3D", f"holds {size} voxels, which is no volume; give a 3-D image")
+        raise refusal("NOT_3D", f"has {size} voxels, which is not a volume; give a 3-D image")
     if any(length != 1 for length in shape[3:]):
-        raise refusal("REAL_4D", f"holds {size} voxels, several volumes in one file; give a single 3-D volume")
+        raise refusal("REAL_4D", f"has {size} voxels, several volumes in one file; give a single 3-D volume")
     if min(shape[:3]) < MIN_VOXELS:
-        raise refusal("TOO_FEW_VOXELS", f"holds {size} voxels; at least {MIN_VOXELS} along each axis are needed")
+        raise refusal("TOO_FEW_VOXELS", f"has {size} voxels; at least {MIN_VOXELS} along each axis are needed")
     findings = []
     if len(shape) > 3:
-        findings.append(Finding("EXTRA_AXES", f"The image has {len(shape)} axes; those of length one were dropped."))
+        findings.append(Finding("EXTRA_AXES", f"The image has {len(shape)} axes; axes of length one were dropped."))
     x, y, z = shape[:3]
     return (x, y, z), findings
 
 
 def check_kind(dtype: np.dtype) -> None:
-    """Refuses colour and complex images."""
+    """Raise DataError for colour and complex images."""
     if dtype.fields is not None:
-        raise refusal("COLOUR_IMAGE", "holds RGB colours, not intensities; convert it to one value a voxel")
+        raise refusal("COLOUR_IMAGE", "contains RGB colours, not intensities; convert it to one value per voxel")
     if dtype.kind == "c":
-        raise refusal("COMPLEX_IMAGE", "holds complex numbers; give the magnitude image")
+        raise refusal("COMPLEX_IMAGE", "contains complex numbers; give the magnitude image")
 
 
 def check_space(header: nib.Nifti1Header, shape: tuple[int, int, int]) -> tuple[np.ndarray, list[Finding]]:
-    """Affine of an image, from the form that nibabel chooses (sform, then qform), and what there is to say about it.
+    """Return the affine of an image, from the form that nibabel chooses (sform, then qform), and the findings.
 
     Returns:
         Affine (4, 4) from voxel index to RAS+ mm, and the findings.
@@ -103,9 +103,9 @@ def check_space(header: nib.Nifti1Header, shape: tuple[int, int, int]) -> tuple[
     try:
         affine = header.get_best_affine().astype(np.float64)
     except (HeaderDataError, ValueError):
-        raise refusal("SINGULAR_AFFINE", "has a qform that is no rotation; correct the header") from None
+        raise refusal("SINGULAR_AFFINE", "has a qform that is not a rotation; correct the header") from None
     if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
-        raise refusal("SINGULAR_AFFINE", f"has a {form} that gives voxels without volume; correct the header")
+        raise refusal("SINGULAR_AFFINE", f"has a {form} that gives voxels without a volume; correct the header")
     scale, findings = _unit(header, voxel_sizes(affine))
     affine[:3] *= scale
     findings += _check_forms(header, shape, affine, scale)
@@ -119,16 +119,16 @@ def _plausible(spacing_mm: np.ndarray) -> bool:
 
 
 def _unit(header: nib.Nifti1Header, spacing: np.ndarray) -> tuple[float, list[Finding]]:
-    """Millimetres in one unit of the header."""
+    """Return the number of millimetres in one unit of the header, and the findings."""
     code = int(header["xyzt_units"]) % 8
     if code not in UNITS_MM:
-        return 1.0, [Finding("UNITS_MISSING", "The header names no unit of length; millimetres were assumed.")]
+        return 1.0, [Finding("UNITS_MISSING", "The header gives no unit of length; millimetres were assumed.")]
     name, scale = UNITS_MM[code]
     if scale == 1.0:
         return 1.0, []
     if not _plausible(spacing * scale) and _plausible(spacing):
         return 1.0, [
-            Finding("UNITS_WRONG", f"The header says {name}, which its numbers cannot be; millimetres were assumed.")
+            Finding("UNITS_WRONG", f"The unit {name} in the header does not fit its numbers; millimetres were assumed.")
         ]
     return scale, [Finding("UNITS_CONVERTED", f"The header is in {name}; its numbers were converted to millimetres.")]
 
@@ -136,19 +136,19 @@ def _unit(header: nib.Nifti1Header, spacing: np.ndarray) -> tuple[float, list[Fi
 def _check_forms(
     header: nib.Nifti1Header, shape: tuple[int, int, int], affine_mm: np.ndarray, scale: float
 ) -> Iterator[Finding]:
-    """Whether sform and qform are there and place the corners of the image alike."""
+    """Yield findings if sform or qform are missing, or place the corners of the image differently."""
     if not header["sform_code"] and not header["qform_code"]:
         axes = "".join(aff2axcodes(affine_mm))
         yield Finding(
             "FORMS_MISSING",
-            f"The header has neither sform nor qform, so that left and right are not known; {axes} was assumed.",
+            f"The header has neither sform nor qform, so left and right are not known; {axes} was assumed.",
         )
     if not header["sform_code"] or not header["qform_code"]:
         return
     try:
         qform = header.get_qform().astype(np.float64)
     except (HeaderDataError, ValueError):
-        yield Finding("FORMS_DISAGREE", "The qform is no rotation; the sform was used.")
+        yield Finding("FORMS_DISAGREE", "The qform is not a rotation; the sform was used.")
         return
     qform[:3] *= scale
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1).T
@@ -160,13 +160,13 @@ def _check_forms(
 
 
 def _check_axes(header: nib.Nifti1Header, affine_mm: np.ndarray, scale: float) -> Iterator[Finding]:
-    """Whether the axes are perpendicular and as long as the header says elsewhere."""
+    """Yield findings if the axes are not perpendicular, or if their lengths disagree with the header."""
     spacing_mm = voxel_sizes(affine_mm)
     directions = affine_mm[:3, :3] / spacing_mm
     cosine = np.abs((directions.T @ directions)[np.triu_indices(3, 1)]).max()
     shear = np.degrees(np.arcsin(min(cosine, 1.0)))
     if shear > SHEAR_TOLERANCE_DEGREES:
-        yield Finding("AXES_SHEARED", f"The voxel axes are {shear:.1f}° off the right angle.")
+        yield Finding("AXES_SHEARED", f"The voxel axes are {shear:.1f}° off perpendicular.")
     pixdim_mm = header["pixdim"][1:4].astype(np.float64) * scale
     if not np.allclose(pixdim_mm, spacing_mm, rtol=SPACING_TOLERANCE):
         yield Finding(
@@ -185,7 +185,7 @@ def _check_size(shape: tuple[int, int, int], spacing_mm: np.ndarray) -> Iterator
     if not _plausible(spacing_mm):
         raise refusal("VOXEL_SIZE_ABSURD", f"has voxels of {size} mm; correct the voxel size or the unit in the header")
     if spacing_mm.min() < USUAL_SPACING_MM[0] or spacing_mm.max() > USUAL_SPACING_MM[1]:
-        yield Finding("VOXEL_SIZE_UNUSUAL", f"The voxels measure {size} mm; check the result with care.")
+        yield Finding("VOXEL_SIZE_UNUSUAL", f"The voxels measure {size} mm; check the result carefully.")
     field = np.array(shape) * spacing_mm
     if field.min() < SMALL_FIELD_MM:
         field_text = " × ".join(f"{f:.0f}" for f in field)
@@ -193,10 +193,10 @@ def _check_size(shape: tuple[int, int, int], spacing_mm: np.ndarray) -> Iterator
 
 
 def clean_intensities(data: np.ndarray) -> list[Finding]:
-    """Sets what is no intensity to 0, in place, and says what it found.
+    """Set invalid intensities to 0, in place, and return the findings.
 
     Args:
-        data: Intensities, float32, shape (X, Y, Z).
+        data: intensities, float32, shape (X, Y, Z).
     """
     findings = []
     low, high = float(data.min()), float(data.max())
@@ -220,11 +220,11 @@ def clean_intensities(data: np.ndarray) -> list[Finding]:
             Finding(
                 "NEGATIVE_VALUES",
                 f"{100 * negative / data.size:.2g} % of the voxels are negative "
-                f"(lowest {low:.4g}); the image seems to have been normalised before.",
+                f"(lowest {low:.4g}); the image seems to be normalised already.",
             )
         )
     if len(np.unique(data.ravel("K")[::EVERY])) < FEWEST_LEVELS and (levels := len(np.unique(data))) < FEWEST_LEVELS:
         findings.append(
-            Finding("FEW_GREY_LEVELS", f"The image has only {levels} grey levels; borders of tissues are uncertain.")
+            Finding("FEW_GREY_LEVELS", f"The image has only {levels} grey levels; tissue borders are uncertain.")
         )
     return findings

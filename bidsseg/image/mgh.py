@@ -1,4 +1,4 @@
-"""Headers of images that are not NIfTI: FreeSurfer's MGH files, and images that nibabel holds in memory."""
+"""Headers of images in other formats: FreeSurfer's MGH files, and nibabel images in memory."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from nibabel.orientations import aff2axcodes
 from bidsseg.image.guard import Finding, refusal
 
 NAMES = (".mgh", ".mgz", ".mgh.gz")
-"""Endings of the names of MGH files; the format has no magic number."""
+"""Extensions of MGH files; the format has no magic number."""
 
 DEFAULT_DIRECTIONS = ((-1, 0, 0), (0, 0, -1), (0, 1, 0))
-"""RAS+ directions of the axes that FreeSurfer assumes if the header gives none; nibabel assumes others."""
+"""RAS+ directions of the axes that FreeSurfer assumes if the header has none; nibabel assumes others."""
 
 Layout = tuple[tuple[int, ...], np.dtype, int]
 """Shape, type and offset (bytes) of the voxels in a file."""
 
 
 def is_mgh(path: Path) -> bool:
-    """Return whether a file is an MGH image, by its name."""
+    """Return whether a file is an MGH image, judged by its name."""
     return path.name.lower().endswith(NAMES)
 
 
 def mgh_layout(stored: bytes) -> tuple[nib.Nifti1Header, Layout, list[Finding]]:
-    """Return a NIfTI header for the grid of an MGH file, where its voxels are, and the findings.
+    """Return a NIfTI header for the grid of an MGH file, the layout of its voxels, and the findings.
 
     Args:
         stored: the file, uncompressed.
 
     Raises:
-        DataError: it is no MGH file, or its header cannot be used.
+        DataError: not an MGH file, or its header cannot be used.
     """
     if len(stored) < DATA_OFFSET:
         raise refusal("TRUNCATED", f"ends {DATA_OFFSET - len(stored)} bytes too early; copy or convert it again")
@@ -52,16 +52,16 @@ def mgh_layout(stored: bytes) -> tuple[nib.Nifti1Header, Layout, list[Finding]]:
     findings = []
     if not start["goodRASFlag"]:
         axes = "".join(aff2axcodes(affine))
-        message = f"The header gives no orientation, so that left and right are not known; {axes} was assumed."
+        message = f"The header gives no orientation, so left and right are not known; {axes} was assumed."
         findings.append(Finding("FORMS_MISSING", message))
     return header_at(affine), (shape, dtype, DATA_OFFSET), findings
 
 
 def header_at(affine: np.ndarray) -> nib.Nifti1Header:
-    """Return a NIfTI header whose sform, and qform where the axes are perpendicular, is an affine (4, 4) in RAS+ mm.
+    """Return a NIfTI header with an affine (4, 4) in RAS+ mm as sform, and as qform if its axes are perpendicular.
 
     Raises:
-        DataError: the affine holds no finite numbers, or gives voxels without volume.
+        DataError: the affine contains numbers that are not finite, or gives voxels without a volume.
     """
     header = nib.Nifti1Header()
     header.set_xyzt_units("mm")
@@ -69,7 +69,7 @@ def header_at(affine: np.ndarray) -> nib.Nifti1Header:
     columns = np.asarray(affine, np.float64)[:3, :3]
     lengths = np.linalg.norm(columns, axis=0)
     if not (np.isfinite(affine).all() and lengths.all()):
-        raise refusal("SINGULAR_AFFINE", "has an affine that gives voxels without volume; correct the header")
+        raise refusal("SINGULAR_AFFINE", "has an affine that gives voxels without a volume; correct the header")
     header["pixdim"][1:4] = lengths
     cosines = (columns / lengths).T @ (columns / lengths)
     if np.allclose(cosines, np.eye(3), atol=1e-4):

@@ -35,13 +35,13 @@ __all__ = [
 ]
 
 Source = Path | SpatialImage
-"""A ``.nii``, ``.nii.gz``, ``.mgh`` or ``.mgz`` file, or an image of nibabel, which is not changed."""
+"""A ``.nii``, ``.nii.gz``, ``.mgh`` or ``.mgz`` file, or a nibabel image, which is not modified."""
 
 COMPRESSION = 4
 """gzip level."""
 
 LABEL_TOLERANCE = 0.01
-"""How far from an integer a stored label may lie: scaled files hold 2.9999."""
+"""Largest distance of a stored label from an integer: scaled files contain values such as 2.9999."""
 
 LARGEST_LABEL = 2**31 - 1
 
@@ -61,22 +61,22 @@ GEOMETRY = (
     "srow_y",
     "srow_z",
 )
-"""Fields of a header that place its voxels, besides ``pixdim`` and the unit."""
+"""Fields of a header that define the position of its voxels, besides ``pixdim`` and the unit."""
 
 
 def read_image(source: Source) -> tuple[Volume, list[Finding]]:
-    """An intensity image as float32, with what is worth knowing about it.
+    """Return an intensity image as float32, and the findings.
 
     Args:
-        source: A file, or an image of nibabel.
+        source: a file, or a nibabel image.
 
     Returns:
-        Volume of shape (X, Y, Z), intensities scaled as the header says, NaN and infinity set to 0, affine in mm;
+        Volume of shape (X, Y, Z), intensities scaled as in the header, NaN and infinity set to 0, affine in mm;
         and the findings.
 
     Raises:
-        InputMissing: There is no such file, or it cannot be opened.
-        DataError: It is no usable 3-D image; the message ends with a code in brackets.
+        InputMissing: the file does not exist, or cannot be opened.
+        DataError: not a usable 3-D image; the message ends with a code in brackets.
     """
     with _named(source):
         header, stored, findings = _load(source)
@@ -89,14 +89,14 @@ def read_image(source: Source) -> tuple[Volume, list[Finding]]:
 
 
 def read_labels(source: Source) -> Volume:
-    """A label map, in the smallest integer type that holds its labels (unsigned unless some are negative).
+    """Return a label map, in the smallest integer type for its labels (unsigned unless some are negative).
 
     Args:
-        source: A file, or an image of nibabel; floating-point and scaled labels are rounded.
+        source: a file, or a nibabel image; floating-point and scaled labels are rounded.
 
     Raises:
-        InputMissing: There is no such file, or it cannot be opened.
-        DataError: It is no usable 3-D image, or a value is not close to an integer.
+        InputMissing: the file does not exist, or cannot be opened.
+        DataError: not a usable 3-D image, or a value is not close to an integer.
     """
     with _named(source):
         header, stored, _ = _load(source)
@@ -107,16 +107,16 @@ def read_labels(source: Source) -> Volume:
 
 
 def write_labels(path: Path, labels: np.ndarray, like: Volume) -> None:
-    """Writes a label map or a mask in the smallest unsigned type.
+    """Write a label map or a mask in the smallest unsigned type.
 
     Args:
-        path: Where to; the folder is made if needed.
-        labels: Integers ≥ 0 or booleans, shape (X, Y, Z) of `like`.
-        like: The image whose grid it lies on; sform, qform, codes and units are taken over bit by bit.
+        path: output file; its folder is created if needed.
+        labels: integers ≥ 0 or booleans, shape (X, Y, Z) of `like`.
+        like: the image on the same grid; sform, qform, codes and units are copied bit by bit.
 
     Raises:
-        OutputNotWritable: The file cannot be created there.
-        IOFailure: Writing failed, e.g. the disk is full.
+        OutputNotWritable: the file cannot be created.
+        IOFailure: writing failed, e.g. the disk is full.
     """
     if labels.dtype.kind not in "bui" or labels.min() < 0:
         raise ValueError("labels are integers from 0 up")
@@ -126,31 +126,31 @@ def write_labels(path: Path, labels: np.ndarray, like: Volume) -> None:
 
 
 def write_map(path: Path, values: np.ndarray, like: Volume) -> None:
-    """Writes values from 0 to 1, such as an uncertainty, as scaled 16-bit integers in steps of 2⁻¹⁵.
+    """Write values from 0 to 1, such as an uncertainty, as scaled 16-bit integers in steps of 2⁻¹⁵.
 
     Args:
-        path: Where to; the folder is made if needed.
-        values: Floating point, shape (X, Y, Z) of `like`.
-        like: The image whose grid it lies on; sform, qform, codes and units are taken over bit by bit.
+        path: output file; its folder is created if needed.
+        values: floating point, shape (X, Y, Z) of `like`.
+        like: the image on the same grid; sform, qform, codes and units are copied bit by bit.
 
     Raises:
-        OutputNotWritable: The file cannot be created there.
-        IOFailure: Writing failed, e.g. the disk is full.
+        OutputNotWritable: the file cannot be created.
+        IOFailure: writing failed, e.g. the disk is full.
     """
     _write_scaled(path, like.shape, [values], like)
 
 
 def write_maps(path: Path, maps: Iterable[np.ndarray], count: int, like: Volume) -> None:
-    """Writes several maps (X, Y, Z) into one file (X, Y, Z, count), one at a time; otherwise as write_map."""
+    """Write several maps (X, Y, Z) into one file (X, Y, Z, count), one at a time; otherwise as write_map."""
     _write_scaled(path, (*like.shape, count), maps, like)
 
 
 def write_field(path: Path, field: Field) -> None:
-    """Writes displacements as ITK and ANTs read them: vectors of single precision, in LPS.
+    """Write displacements in the form of ITK and ANTs: single-precision vectors in LPS.
 
     Raises:
-        OutputNotWritable: The file cannot be created there.
-        IOFailure: Writing failed, e.g. the disk is full.
+        OutputNotWritable: the file cannot be created.
+        IOFailure: writing failed, e.g. the disk is full.
     """
     shape = field.vectors.shape
     header = nib.Nifti1Header()
@@ -170,36 +170,36 @@ def _write_scaled(path: Path, shape: tuple[int, ...], maps: Iterable[np.ndarray]
 
 
 def label_image(labels: np.ndarray, like: Volume) -> nib.Nifti1Image:
-    """Return what :func:`write_labels` writes as an image of nibabel."""
+    """Return the nibabel image that :func:`write_labels` writes."""
     header = _label_header(labels, like)
     return _image(labels, header)
 
 
 def map_image(values: np.ndarray, like: Volume) -> nib.Nifti1Image:
-    """Return values, floating point of shape (X, Y, Z), on the grid of `like` as an image of nibabel, float32."""
+    """Return values, floating point of shape (X, Y, Z), on the grid of `like` as a float32 nibabel image."""
     return _image(values, _fresh_header(like, values.shape, np.dtype(np.float32)))
 
 
 def _image(values: np.ndarray, header: nib.Nifti1Header) -> nib.Nifti1Image:
-    """Return values in the type of a header as an image of nibabel."""
+    """Return values in the data type of a header as a nibabel image."""
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     return kind(values.astype(header.get_data_dtype()), header.get_best_affine(), header)
 
 
 def name_of(source: Source) -> str:
-    """Return what errors call an image: its path, or ``image`` where it has none."""
+    """Return the name of an image in errors: its path, or ``image`` without one."""
     return str(source) if isinstance(source, Path) else source.get_filename() or "image"
 
 
 @contextmanager
 def _named(source: Source) -> Iterator[None]:
-    """Puts the file in front of what is wrong with it; odd numbers in it are the guard's business, not numpy's."""
+    """Prefix errors with the name of the file, and silence numpy's warnings: the guard reports unusual values."""
     try:
         with np.errstate(all="ignore"):
             yield
     except DataError as error:
         raise DataError(f"{name_of(source)}: {error}") from error
-    except (EOFError, OSError, zlib.error) as error:  # of nibabel, which reads voxels when they are asked for
+    except (EOFError, OSError, zlib.error) as error:  # from nibabel, which reads voxels on demand
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = " ".join(str(error).split())
@@ -208,7 +208,7 @@ def _named(source: Source) -> Iterator[None]:
 
 
 def _load(source: Source) -> tuple[nib.Nifti1Header, Any, list[Finding]]:
-    """Return the header as nibabel corrects it, the voxels as stored, and the corrections."""
+    """Return the header with nibabel's corrections, the voxels as stored, and the findings about the corrections."""
     if not isinstance(source, Path):
         return _held(source)
     stored = content(source)
@@ -216,19 +216,19 @@ def _load(source: Source) -> tuple[nib.Nifti1Header, Any, list[Finding]]:
 
 
 def _held(image: SpatialImage) -> tuple[nib.Nifti1Header, Any, list[Finding]]:
-    """Return header and voxels of an image of nibabel."""
+    """Return header and voxels of a nibabel image."""
     stored: Any = image.dataobj
     check_shape(image.shape)
     check_kind(stored.dtype)
     if image.affine is None:
-        raise refusal("SINGULAR_AFFINE", "has no affine; give the image one")
+        raise refusal("SINGULAR_AFFINE", "has no affine; add one to the image")
     if isinstance(image.header, nib.Nifti1Header):
         header = image.header.copy()
-        if not np.allclose(header.get_best_affine(), image.affine):  # changed after the image was made
+        if not np.allclose(header.get_best_affine(), image.affine):  # changed after the image was created
             header.set_sform(image.affine, int(header["sform_code"]) or "scanner")
     else:
         header = header_at(image.affine)
-    # The guard changes voxels: an array is copied, while a proxy reads new ones from the file.
+    # The guard modifies voxels: an array is copied, while a proxy reads new ones from the file.
     return header, stored if is_proxy(stored) else np.array(stored), []
 
 
@@ -239,7 +239,7 @@ def _load_mgh(stored: bytes) -> tuple[nib.Nifti1Header, ArrayProxy, list[Finding
 
 
 def _check_whole(stored: bytes, shape: tuple[int, ...], dtype: np.dtype, offset: int) -> None:
-    """DataError if a file holds no such image, or ends before its last voxel."""
+    """Raise DataError if a file does not contain such an image, or ends before its last voxel."""
     check_kind(dtype)
     check_shape(shape)
     missing = offset + int(np.prod(shape, dtype=object)) * dtype.itemsize - len(stored)
@@ -263,7 +263,7 @@ def _load_nifti(stored: bytes) -> tuple[nib.Nifti1Header, ArrayProxy, list[Findi
 
 
 class _Corrections(list[str]):
-    """Takes the place of nibabel's logger and keeps what matters."""
+    """Stand-in for nibabel's logger that collects the important corrections."""
 
     def log(self, level: int, message: str) -> None:
         # Level 20 is a qfac of 0, which many converters write; an odd offset matters to SPM only.
@@ -272,7 +272,7 @@ class _Corrections(list[str]):
 
 
 def _header(stored: bytes) -> nib.Nifti1Header:
-    """Header of a file as it stands there, unchecked."""
+    """Return the header of a file as stored, unchecked."""
     if stored[344:348] == b"n+1\0":
         return nib.Nifti1Header(stored[:348], check=False)
     if stored[4:8] == b"n+2\0":
@@ -285,7 +285,7 @@ def _header(stored: bytes) -> nib.Nifti1Header:
 
 
 def _integers(values: np.ndarray) -> np.ndarray:
-    """Labels as the smallest integer type, from values that must be near integers."""
+    """Return labels as the smallest integer type, from values that must be near integers."""
     if values.dtype.kind == "f":
         nearest = np.rint(values)
         distance = np.abs(values - nearest)
@@ -294,7 +294,7 @@ def _integers(values: np.ndarray) -> np.ndarray:
             worst = values.flat[distance.argmax()]
             raise refusal(
                 "LABELS_NOT_INTEGERS",
-                f"holds the value {worst:g}, which is no label; give a label map with "
+                f"contains the value {worst:g}, which is not a label; give a label map with "
                 "integers only, not an interpolated one",
             )
         values = nearest
@@ -311,15 +311,15 @@ def _label_header(labels: np.ndarray, like: Volume) -> nib.Nifti1Header:
 
 
 def _fresh_header(like: Volume, shape: tuple[int, ...], dtype: np.dtype) -> nib.Nifti1Header:
-    """Header for values of a shape and type on the grid of another image, with nothing else taken over."""
+    """Return a header for values of a shape and type on the grid of another image, without its other fields."""
     if shape[:3] != like.shape:
-        raise ValueError(f"values of shape {shape} do not lie on a grid of {like.shape}")
+        raise ValueError(f"values of shape {shape} do not fit a grid of {like.shape}")
     source = like.header
     header = nib.Nifti2Header() if isinstance(source, nib.Nifti2Header) else nib.Nifti1Header()
     header.set_data_shape(shape)
     header.set_data_dtype(dtype)
     header.set_slope_inter(1, 0)
-    # Validators ask for a unit of the fourth axis even where it is no time.
+    # Validators require a unit of the fourth axis even if it is not time.
     header.set_xyzt_units("mm", "sec" if len(shape) > 3 else None)
     if source is None:
         header.set_qform(like.affine, "scanner")
@@ -335,7 +335,7 @@ def _fresh_header(like: Volume, shape: tuple[int, ...], dtype: np.dtype) -> nib.
 
 
 def _write(path: Path, header: nib.Nifti1Header, slabs: Iterable[np.ndarray]) -> None:
-    """Writes slabs along the last axis one after the other, the same bytes for the same content."""
+    """Write slabs along the last axis one after the other; equal content gives equal bytes."""
     with replacing(path) as stream, gzip.GzipFile("", "wb", COMPRESSION, stream, mtime=0) as packed:
         header.write_to(packed)
         for slab in slabs:

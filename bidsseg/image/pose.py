@@ -1,4 +1,4 @@
-"""How a head lies in its scan: where the regions of a brain are, beside where those of an average brain are."""
+"""The pose of a head in its scan, from the positions of its regions compared with those of an average brain."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 FAR_MM = 6.0
-"""A region this far from its place counts half: it is cut off, or was not recognised."""
+"""A region this far from its expected position gets half the weight: it is cut, or was not recognised."""
 SEEN = 0.35
-"""Share of its usual volume from which on a region is recognised, and its centre is trusted."""
+"""A region counts as recognised, and its centre is used, from this share of its usual volume."""
 DIFFERENCE = 0.2
-"""Of the scale along an axis from that of the others: heads are longer or shorter, but not by more."""
+"""Largest relative difference of the scale along one axis from the others: the shapes of heads differ no more."""
 ROUNDS = 20
 
 
@@ -35,13 +35,13 @@ class Reference:
 
     @staticmethod
     def from_card(values: Mapping[str, Any]) -> Reference:
-        """Read it as a model's card stores it."""
+        """Return the reference stored on a model's card."""
         rows = np.array(list(values["regions"].values()), float)
         indices = np.array([int(index) for index in values["regions"]])
         return Reference(indices, rows[:, :3], rows[:, 3], np.array(values["half_mm"], float))
 
     def to_card(self, head: str) -> dict[str, Any]:
-        """Return it as a model's card stores it; ``head`` is the protocol of the regions."""
+        """Return the reference as stored on a model's card; ``head`` is the protocol of the regions."""
         rows = np.column_stack([self.centres_mm, self.volumes_mm3]).round(1).tolist()
         regions = {str(index): row for index, row in zip(self.indices.tolist(), rows, strict=True)}
         return {"head": head, "half_mm": self.half_mm.round(1).tolist(), "regions": regions}
@@ -49,13 +49,13 @@ class Reference:
 
 @dataclass(frozen=True, eq=False)
 class Pose:
-    """A place p of the average brain lies at ``turn @ (scale * p) + centre_mm`` in the scan.
+    """A pose maps a place p of the average brain to ``turn @ (scale * p) + centre_mm`` in the scan.
 
     Attributes:
         turn: (3, 3) rotation.
         scale: (3,) along each axis of the head.
         centre_mm: (3,) middle of the brain in the canonical frame.
-        error_mm: weighted mean distance of the regions from their places.
+        error_mm: weighted mean distance of the regions from their expected positions.
     """
 
     turn: np.ndarray
@@ -65,7 +65,7 @@ class Pose:
 
     @property
     def angle_deg(self) -> float:
-        """How far the head is turned, about whatever axis."""
+        """Angle of the rotation of the head, about any axis."""
         return float(np.degrees(np.arccos(np.clip((np.trace(self.turn) - 1) / 2, -1, 1))))
 
     def places(self, reference: np.ndarray) -> np.ndarray:
@@ -74,14 +74,14 @@ class Pose:
 
 
 def find_pose(centres_mm: np.ndarray, volumes_mm3: np.ndarray, reference: Reference) -> Pose | None:
-    """Return the pose that brings an average brain to the regions found in a scan; None with too few regions.
+    """Return the pose that maps an average brain to the regions found in a scan; None with too few regions.
 
-    A similarity (Umeyama 1991, doi:10.1109/34.88573) and a scale along each axis are fitted by least squares, again and
-    again with less weight for regions that lie far from their places (Cauchy weights).
+    A similarity (Umeyama 1991, doi:10.1109/34.88573) and a scale along each axis are fitted by iteratively reweighted
+    least squares, with less weight for regions far from their expected positions (Cauchy weights).
 
     Args:
         centres_mm: (R, 3) canonical frame, NaN for regions that were not found.
-        volumes_mm3: (R,) found of each.
+        volumes_mm3: (R,) found volume of each region.
     """
     seen = volumes_mm3 / reference.volumes_mm3
     usual = np.median(seen[seen > 0]) if (seen > 0).any() else 1.0
@@ -100,9 +100,9 @@ def find_pose(centres_mm: np.ndarray, volumes_mm3: np.ndarray, reference: Refere
 
 
 def along_axes(source: np.ndarray, target: np.ndarray, weights: np.ndarray, usual: np.ndarray) -> np.ndarray:
-    """Return the scale (3,) of each axis that brings source (N, 3) to target (N, 3), not too far from the usual one.
+    """Return the scale (3,) of each axis from source (N, 3) to target (N, 3), limited to a range around the usual one.
 
-    All axes together decide what is usual, since a brain that is cut says little of the axis along which it is.
+    The usual scale is the mean over all axes, since a cut brain has little information about the axis of the cut.
     """
     source = source - np.average(source, 0, weights)
     target = target - np.average(target, 0, weights)

@@ -1,4 +1,4 @@
-"""Smooth shading of an image, as coils leave it, from the brightness of tissue that should be alike everywhere."""
+"""Smooth shading of an image, caused by coils, estimated from tissue that should have equal brightness everywhere."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from dataclasses import dataclass
 import numpy as np
 
 DEGREE = 3
-"""Of the polynomials: fields of coils are smooth, and tissue that lies far apart says no more."""
+"""Degree of the polynomials: coil fields are smooth, and distant tissue supports no more terms."""
 STIFFNESS = 0.002
-"""Weight of the wish for a flat field, beside that of the mean voxel."""
+"""Weight of the regularisation towards a flat field, relative to the mean voxel."""
 OUTLIER = 0.15
-"""A voxel whose logarithm lies this far from the field counts half."""
+"""A voxel whose logarithm differs this much from the field gets half the weight."""
 ROUNDS = 5
 STRONGEST = 1.2
-"""Greatest logarithm of the field that is corrected: beyond, it is extrapolated."""
+"""Largest logarithm of the field that is corrected; larger values are extrapolations."""
 
 
 @dataclass(frozen=True, eq=False)
 class Shading:
-    """A smooth field: its logarithm is a polynomial of the place in the frame of the brain, -1..1 inside of it.
+    """A smooth field: its logarithm is a polynomial of the position in the frame of the brain, -1..1 inside of it.
 
     Attributes:
-        powers: (K, 3) of each term, the constant left out.
+        powers: (K, 3) exponents of each term, without the constant.
         weights: (K,).
-        strength: standard deviation of its logarithm where it was fitted.
+        strength: standard deviation of the logarithm of the field at the voxels of the fit.
     """
 
     powers: np.ndarray
@@ -43,10 +43,10 @@ class Shading:
 
 
 def find_shading(brightness: np.ndarray, places: np.ndarray) -> Shading:
-    """Fit a field to tissue of one kind by least squares, again and again with less weight for outliers.
+    """Fit a field to tissue of one kind by iteratively reweighted least squares, with less weight for outliers.
 
     Args:
-        brightness: (N,) of its voxels, positive.
+        brightness: (N,) of the voxels, positive.
         places: (N, 3) in the frame of the brain.
     """
     powers = np.array([p for p in itertools.product(range(DEGREE + 1), repeat=3) if 0 < sum(p) <= DEGREE])

@@ -1,4 +1,4 @@
-"""An image in memory: voxels and where they lie in the head."""
+"""An image in memory: voxels and their position in space."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from nibabel.orientations import aff2axcodes
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """Voxels with their place in space.
+    """Voxels and their position in space.
 
     Attributes:
-        data: Values, shape (X, Y, Z).
-        affine: Voxel index to RAS+ millimetres, shape (4, 4), float64.
-        header: Header of the file it was read from. It keeps what the affine alone cannot say (qform, codes,
-            units), so that what is written on this grid lies exactly where the source lies. None for an image
+        data: values, shape (X, Y, Z).
+        affine: voxel index to RAS+ millimetres, shape (4, 4), float64.
+        header: header of the source file, which contains more than the affine (qform, codes, units), so that outputs
+            on this grid have exactly the same geometry. None for an image
             that does not come from a file.
     """
 
@@ -35,7 +35,7 @@ class Volume:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Voxels along each axis."""
+        """Numbers of voxels along each axis."""
         x, y, z = self.data.shape
         return x, y, z
 
@@ -45,12 +45,12 @@ class Volume:
         return voxel_sizes(self.affine)
 
     def on_grid_of(self, other: "Volume") -> bool:
-        """Whether its voxels are those of another image, to 0.01 mm."""
+        """Return whether the voxels have the same positions as those of another image, within 0.01 mm."""
         return self.shape == other.shape and np.allclose(self.affine, other.affine, atol=0.01)
 
     @property
     def orientation(self) -> str:
-        """Anatomical direction in which each index grows, e.g. ``'LAS'``."""
+        """Anatomical direction of each increasing index, e.g. ``'LAS'``."""
         return "".join(aff2axcodes(self.affine))
 
     @property
@@ -61,11 +61,11 @@ class Volume:
 
 @dataclass(frozen=True, eq=False)
 class Field:
-    """Displacements, for each voxel of a grid.
+    """Displacement vectors on the voxels of a grid.
 
     Attributes:
-        vectors: From the place of a voxel to another point, shape (X, Y, Z, 3), RAS+ millimetres.
-        affine: Voxel index to RAS+ millimetres, shape (4, 4).
+        vectors: from the place of a voxel to another point, shape (X, Y, Z, 3), RAS+ millimetres.
+        affine: voxel index to RAS+ millimetres, shape (4, 4).
     """
 
     vectors: np.ndarray
@@ -73,5 +73,5 @@ class Field:
 
 
 def places(shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
-    """Where the voxels of a grid lie, shape (X, Y, Z, 3), RAS+ millimetres."""
+    """Return the positions of the voxels of a grid, shape (X, Y, Z, 3), RAS+ millimetres."""
     return apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1))

@@ -1,4 +1,4 @@
-"""Protocols (which regions a label map knows) and the relations between them."""
+"""Protocols (the regions of a label map) and the relations between them."""
 
 from bidsseg.labels.protocol import Protocol, Region, load_protocol, shipped_protocols
 from bidsseg.labels.relation import Relation, load_relation

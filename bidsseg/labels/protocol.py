@@ -1,4 +1,4 @@
-"""A protocol is a list of regions, kept as a BIDS ``dseg.tsv`` table."""
+"""A protocol is a list of regions, stored as a BIDS ``dseg.tsv`` table."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Region:
     Attributes:
         index: value in the label map.
         mapping: value in the generic BIDS table (0 background, 1 grey matter, 2 white matter, 3 CSF, ...) or None.
-        scored: False for values that an annotation may hold but that no network learns or is measured on.
-        hemisphere: L, R, or empty, which leaves it to the name.
-        partner: value of the same region on the other side, its own on the midline; None leaves it to the names.
+        scored: False for values that an annotation may contain but that no network is trained or evaluated on.
+        hemisphere: L, R, or empty to derive it from the name.
+        partner: value of the same region on the other side, its own on the midline; None to derive it from the names.
     """
 
     index: int
@@ -55,24 +55,24 @@ class Protocol:
         named = {region.index: region.partner for region in self.regions if region.partner is not None}
         for index, partner in named.items():
             if named.get(partner, index) != index:
-                raise DataError(f"protocol {self.name}: the partner of {index} is {partner}, whose is {named[partner]}")
+                raise DataError(f"protocol {self.name}: {index} has the partner {partner}, which has {named[partner]}")
 
     @cached_property
     def indices(self) -> tuple[int, ...]:
-        """The value of every region, in table order."""
+        """Value of every region, in table order."""
         return tuple(region.index for region in self.regions)
 
     @cached_property
     def lesions(self) -> tuple[int, ...]:
-        """The values of lesions."""
+        """Values of lesions."""
         return tuple(region.index for region in self.regions if region.mapping == LESION)
 
     def scored(self) -> Protocol:
-        """The same protocol without the regions that are never scored: what a head speaks."""
+        """Return the protocol without the regions that are never scored: the regions that a head predicts."""
         return Protocol(self.name, tuple(region for region in self.regions if region.scored))
 
     def region(self, index: int) -> Region:
-        """The region with that value; DataError if there is none."""
+        """Return the region with a value; DataError if there is none."""
         for region in self.regions:
             if region.index == index:
                 return region
@@ -80,7 +80,7 @@ class Protocol:
 
     @cached_property
     def sides(self) -> tuple[int | None, ...]:
-        """For each region the position of its partner on the other side, itself on the midline, None where unknown."""
+        """Position of the partner of each region on the other side, itself on the midline, None where unknown."""
         found = list(sides.partners([r.name for r in self.regions], [r.hemisphere for r in self.regions]))
         for i, region in enumerate(self.regions):
             if region.partner is not None:
@@ -91,28 +91,28 @@ class Protocol:
 
     @cached_property
     def unpaired(self) -> tuple[str, ...]:
-        """The names of the scored regions that lie on one side and whose partner is not known."""
+        """Names of the scored regions on one side whose partner is not known."""
         pairs = zip(self.regions, self.sides, strict=True)
         return tuple(region.name for region, partner in pairs if partner is None and region.scored)
 
     def partners(self) -> tuple[int, ...]:
-        """For each region its position in the table after a left-right mirroring (itself on the midline).
+        """Return the position of each region in the table after a left-right mirroring (itself on the midline).
 
-        DataError if that of a scored region is not known: what cannot be mirrored must not be.
+        DataError if a scored region has no known partner, since mirrored labels would then be wrong.
         """
         if self.unpaired:
-            raise DataError(f"{self.one_sided}; name it in a column partner of the table")
+            raise DataError(f"{self.one_sided}; name it in the column partner of the table")
         return tuple(i if partner is None else partner for i, partner in enumerate(self.sides))
 
     @property
     def one_sided(self) -> str:
-        """What is wrong with ``unpaired`` regions, in words."""
+        """Description of the problem with ``unpaired`` regions."""
         more = f" and {len(self.unpaired) - 3} more" if len(self.unpaired) > 3 else ""
         regions = ", ".join(self.unpaired[:3]) + more
-        return f"protocol {self.name}: no region is known as that of the other side for {regions}"
+        return f"protocol {self.name}: no region of the other side is known for {regions}"
 
     def to_tsv(self) -> str:
-        """The look-up table as BIDS wants it beside a label map."""
+        """Return the look-up table in the form that BIDS requires beside a label map."""
         rows: list[list[Any]] = [["index", "name", "abbreviation", "color", "mapping"]]
         rows += [[r.index, r.name, r.abbreviation, r.color, _cell(r.mapping)] for r in self.regions]
         if any(r.hemisphere for r in self.regions):
@@ -136,13 +136,13 @@ def _number(cell: str | None) -> int | None:
 
 
 def shipped_protocols() -> list[str]:
-    """Names of the protocols in the package."""
+    """Return the names of the protocols in the package."""
     return sorted(path.stem for path in FOLDER.glob("*.tsv"))
 
 
 @cache
 def load_protocol(name_or_path: str) -> Protocol:
-    """The shipped protocol of that name, or the one in that ``dseg.tsv`` file.
+    """Return the shipped protocol with a name, or the protocol in a ``dseg.tsv`` file.
 
     A file needs the columns index and name. Optional are abbreviation, color, mapping, scored, hemi (or hemisphere: L,
     R or n/a) and partner (the index of the region on the other side; its own index for a region on the midline).

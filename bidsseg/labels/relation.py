@@ -1,4 +1,4 @@
-"""A relation says, for each value of an annotation, which regions of a head it may be."""
+"""A relation defines, for each value of an annotation, which regions of a head it may be."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent / "relations"
 class Relation:
     """``allowed[a, c]``: may a voxel annotated with the a-th region of ``annotation`` be the c-th region of ``head``?
 
-    Regions of the annotation that are not scored leave everything open.
+    Regions of the annotation that are not scored may be any region.
     """
 
     annotation: Protocol
@@ -37,20 +37,22 @@ class Relation:
 
     @cached_property
     def rows(self) -> np.ndarray:
-        """(max + 1,) look-up from annotation value to row of ``allowed``, -1 for values that the protocol lacks."""
+        """Look-up table (max + 1,) from annotation value to row of ``allowed``, -1 for values outside the protocol."""
         table = np.full(max(self.annotation.indices) + 1, -1, np.int16)
         table[list(self.annotation.indices)] = np.arange(len(self.annotation.indices))
         return table
 
 
 def identity(annotation: Protocol, head: Protocol) -> Relation:
-    """Each value is itself; values that are not scored are open."""
+    """Return the relation in which each value is itself; values that are not scored may be any region."""
     allowed = np.array([[a.index == c.index or not a.scored for c in head.regions] for a in annotation.regions])
     return Relation(annotation, head, allowed)
 
 
 def open_background(annotation: Protocol, head: Protocol) -> Relation:
-    """The annotation names a few of the head's regions; its background may be any region that it does not name.
+    """Return the relation of an annotation that names some of the head's regions, with an open background.
+
+    The background of the annotation may be any region that it does not name.
 
     Regions are the same if they have the same name, whatever their index. With lesions as the named regions this is ACE
     (Roulet et al. 2019, arXiv 1903.03445): the background of a lesion dataset may be any non-lesion region.
@@ -65,25 +67,25 @@ def open_background(annotation: Protocol, head: Protocol) -> Relation:
 
 
 def closed_background(relation: Relation) -> Relation:
-    """The same, but background is background: the naive baselines of ACE (Roulet et al. 2019, arXiv 1903.03445)."""
+    """Return the relation with the background taken literally: the naive baselines of ACE (Roulet et al. 2019)."""
     allowed = relation.allowed.copy()
     allowed[relation.annotation.indices.index(0)] = np.array(relation.head.indices) == 0
     return Relation(relation.annotation, relation.head, allowed)
 
 
 def named_regions(annotation: Protocol) -> set[str]:
-    """The names of what a protocol tells apart from its background."""
+    """Return the names of the scored regions of a protocol, without its background."""
     return {region.name for region in annotation.regions if region.index != 0 and region.scored}
 
 
 def load_relation(annotation: Protocol, head: Protocol) -> Relation | None:
-    """What a voxel that is annotated in one protocol may be in another; None if nothing is known.
+    """Return the regions of a head that each value of an annotation may be; None if no relation is known.
 
-    Equal protocols: the identity. Else the shipped table ``<annotation>_<head>.tsv``. Else, if the head has every
-    region that the annotation names, an annotation of these regions alone, whose background is open.
+    For equal protocols, this is the identity; otherwise the shipped table ``<annotation>_<head>.tsv``; otherwise, if
+    the head has every region that the annotation names, an annotation of these regions alone, with an open background.
 
-    The table has two columns named after the protocols: a value of the annotation, and the values it may be in the head
-    separated by blanks. Values without a row are open.
+    The table has two columns named after the protocols: a value of the annotation, and the values it may be in the
+    head, separated by blanks. Values without a row may be any region.
     """
     if annotation.name == head.name:
         return identity(annotation, head)
@@ -95,9 +97,9 @@ def load_relation(annotation: Protocol, head: Protocol) -> Relation | None:
 
 
 def read_relation(path: Path, annotation: Protocol, head: Protocol) -> Relation:
-    """The relation in that table (see load_relation).
+    """Return the relation in a table (see load_relation).
 
-    Rows of regions that the shipped protocol of the annotation's name has, and the annotation has not, are passed over.
+    Rows of regions that are in the shipped protocol of the annotation's name, but not in the annotation, are skipped.
     """
     shipped = load_protocol(annotation.name).indices if annotation.name in shipped_protocols() else ()
     left_out = set(shipped) - set(annotation.indices)

@@ -1,4 +1,4 @@
-"""Left and right in the names of regions, as the usual atlases and tools spell them."""
+"""Left and right in the names of regions, in the spellings of common atlases and tools."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from itertools import pairwise
 
 LEFT, RIGHT = "L", "R"
 SPELLINGS = (("left", "right"), ("lh", "rh"), ("l", "r"))
-"""What names a side, clearest first: in FreeSurfer's ``Left-L-Sg`` the L is a nucleus."""
+"""Words for sides, the clearest first: in FreeSurfer's ``Left-L-Sg``, the L is a nucleus."""
 SWAPPED = {word: other for pair in SPELLINGS for word, other in (pair, pair[::-1])}
 WORDS = re.compile(r"[A-Za-z]+|\d+")
 JOINED = re.compile(r"(?<![A-Za-z])([Ll]eft|[Rr]ight|lh|rh)(?=[A-Z])|(?<=[a-z])(Left|Right)(?![a-z])")
 """A side written together with the name: LeftHippocampus, lhCortex, hippocampusRight."""
 NO_SIDE = re.compile(r"left[ _-]?overs?|(?<![^\W_])[lr] ?[/+&] ?[lr](?![^\W_])", re.IGNORECASE)
-"""What looks like a side and is none: what is left over, and L/R."""
+"""Words that look like a side but are not: "left over", and L/R."""
 MARKED = {"hemi", "hemisphere", "ctx", "wm"}
-"""A single L or R behind these is a side, wherever it stands."""
+"""A single L or R after one of these words is a side, wherever it is in the name."""
 
 
 def partners(names: Sequence[str], hemispheres: Sequence[str]) -> tuple[int | None, ...]:
@@ -25,7 +25,7 @@ def partners(names: Sequence[str], hemispheres: Sequence[str]) -> tuple[int | No
     A region on the midline is its own partner. A region of one side without a partner, or with several, has None.
 
     Args:
-        hemispheres: L, R or empty, for regions whose side is known from elsewhere than their names.
+        hemispheres: L, R or empty, for regions whose side is known from another source than their names.
     """
     exact = _by_key(zip(hemispheres, names, strict=True))
     loose = _by_key((hemi, _plain(name)) for hemi, name in zip(hemispheres, names, strict=True))
@@ -42,12 +42,12 @@ def partners(names: Sequence[str], hemispheres: Sequence[str]) -> tuple[int | No
 
 
 def mutual(found: Sequence[int | None]) -> tuple[int | None, ...]:
-    """Return these partners, None for a region whose partner has another one."""
+    """Return the partners, None for a region whose partner has another partner."""
     return tuple(j if j is not None and found[j] == i else None for i, j in enumerate(found))
 
 
 def side(word: str) -> str:
-    """Return L or R for a cell of a table that names a side, else an empty string."""
+    """Return L or R for a cell of a table that names a side, otherwise an empty string."""
     word = word.strip().lower()
     return next((LEFT if word == left else RIGHT for left, right in SPELLINGS if word in (left, right)), "")
 
@@ -74,12 +74,12 @@ def _words(name: str) -> list[tuple[int, int, str]]:
 
 
 def _stands_alone(name: str, begin: int, end: int) -> bool:
-    """Return whether neither a letter nor a digit touches a word."""
+    """Return whether a word is not adjacent to a letter or digit."""
     return not (name[begin - 1 : begin].isalnum() or name[end : end + 1].isalnum())
 
 
 def _mirrored(name: str) -> Iterator[str]:
-    """Yield the names that the region on the other side may have, likeliest first."""
+    """Yield the names that the region on the other side may have, the most probable first."""
     words = _words(name)
     for level in SPELLINGS:
         of_level = [word for word in words if word[2].lower() in level]
@@ -92,7 +92,7 @@ def _mirrored(name: str) -> Iterator[str]:
 
 
 def _swapped(name: str, words: Sequence[tuple[int, int, str]]) -> str:
-    """Return the name with these words replaced by those of the other side, in the same case."""
+    """Return the name with the given words replaced by those of the other side, in the same case."""
     for begin, end, word in reversed(words):
         other = SWAPPED[word.lower()]
         cased = other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
@@ -101,10 +101,10 @@ def _swapped(name: str, words: Sequence[tuple[int, int, str]]) -> str:
 
 
 def _is_sided(name: str) -> bool:
-    """Return whether a name without a partner in its table is that of a region on one side.
+    """Return whether a name without a partner in its table belongs to a region on one side.
 
-    Names with the words of both sides are of neither. A single L or R must be the first or last word, or stand behind
-    a word for hemispheres; elsewhere it may be anything.
+    Names with the words of both sides belong to neither side. A single L or R must be the first or last word, or follow
+    a word for hemispheres; elsewhere it may mean anything.
     """
     found = {word.lower() for _, _, word in _words(name)}
     for level in SPELLINGS[:-1]:
@@ -114,7 +114,7 @@ def _is_sided(name: str) -> bool:
 
 
 def _is_at_an_end(name: str) -> bool:
-    """Return whether a single L or R is the first or last word of a name or stands behind a word for hemispheres."""
+    """Return whether a single L or R is the first or last word of a name or follows a word for hemispheres."""
     words = re.findall(r"[^\W_]+", name.lower())
     marked = any(before in MARKED and word in ("l", "r") for before, word in pairwise(words))
     return marked or words[0] in ("l", "r") or words[-1] in ("l", "r")

@@ -1,1 +1,1 @@
-"""Everything that turns labelled scans into a model."""
+"""Training: from labelled scans to a model."""

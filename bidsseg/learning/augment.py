@@ -1,4 +1,4 @@
-"""Random changes of a scan: where its voxels lie, and how bright they are. All take a seeded ``torch.Generator``."""
+"""Random changes of the geometry and the brightness of a scan. All use a seeded ``torch.Generator``."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from scipy.ndimage import map_coordinates
 from torch import Generator, Tensor
 
 CONTROL_MM = 8.0
-"""Spacing of the points at which a spatial change is computed before it is interpolated."""
+"""Spacing of the points at which a spatial change is computed before interpolation."""
 
 
 def uniform(low: float, high: float, generator: Generator) -> float:
-    """One number between low and high."""
+    """Return a random number between low and high."""
     return low + (high - low) * torch.rand((), generator=generator).item()
 
 
 @dataclass(frozen=True)
 class Spatial:
-    """How far a scan may be moved and bent (standard deviations of normal draws, unless stated).
+    """Ranges of random motion and deformation (standard deviations of normal draws, unless stated).
 
     Attributes:
         rotation_deg: about each axis.
-        scale: of the logarithm of the size, once for all axes and once for each.
+        scale: of the logarithm of the size, one draw for all axes and one for each.
         shear: off-diagonal entries.
         shift_mm: of the brain's centre.
         elastic_mm: deviation of the smooth random displacement at its control points.
-        elastic_varies: whether that of each draw is drawn up to it.
+        elastic_varies: whether the deviation of each draw is itself drawn, up to ``elastic_mm``.
         elastic_points: control points of that displacement along each axis.
-        elastic_order: of the B-splines through them: 1 is linear, 3 cubic.
-        ventricles_mm: greatest widening of the ventricles, as ageing does; half of the draws have none.
+        elastic_order: order of the B-splines through the control points: 1 is linear, 3 cubic.
+        ventricles_mm: largest widening of the ventricles, as in ageing; half of the draws have none.
         flip: probability of mirroring left and right.
-        still: share of the draws that are mirrored and moved by whole voxels alone, so that nothing is interpolated.
+        still: share of the draws that are only mirrored and moved by whole voxels, without interpolation.
     """
 
     rotation_deg: float = 7.0
@@ -53,12 +53,12 @@ class Spatial:
 
 
 UNMOVED = Spatial(shift_mm=0.0, flip=0.0, still=1.0)
-"""Every scan as it lies."""
+"""Every scan unchanged."""
 
 
 @dataclass(frozen=True)
 class Warp:
-    """Where each voxel of the model grid comes from: source (D, H, W, 3) in voxels of the scan; mirrored or not."""
+    """The source (D, H, W, 3) of each voxel of the model grid, in voxels of the scan, and whether it is mirrored."""
 
     source: Tensor
     mirrored: bool
@@ -72,11 +72,11 @@ def draw_warp(
     widening: Tensor | None,
     generator: Generator,
 ) -> Warp:
-    """A random placement of the model grid in a scan on a 1 mm RAS grid.
+    """Draw a random placement of the model grid in a scan on a 1 mm RAS grid.
 
     Args:
         shape: (D, H, W) of the model grid with voxels of spacing_mm.
-        centre: (3,) voxel of the scan that the grid is centred on.
+        centre: (3,) voxel of the scan at the centre of the grid.
         widening: (3, d, h, w) direction towards the ventricles on a 4 mm grid of the scan, at most 1; or None.
     """
     matrix = affine(spatial, generator)
@@ -102,7 +102,7 @@ def draw_warp(
 
 
 def affine(spatial: Spatial, generator: Generator) -> Tensor:
-    """A random rotation, shear and scale, (3, 3)."""
+    """Draw a random rotation, shear and scale, (3, 3)."""
     angles = (torch.randn(3, generator=generator) * math.radians(spatial.rotation_deg)).tolist()
     matrix = rotation(angles) @ (torch.eye(3) + spatial.shear * torch.randn(3, 3, generator=generator))
     each, all_alike = torch.randn(3, generator=generator), torch.randn(1, generator=generator)
@@ -110,12 +110,12 @@ def affine(spatial: Spatial, generator: Generator) -> Tensor:
 
 
 def shift(spatial: Spatial, generator: Generator) -> Tensor:
-    """A random displacement of the whole, (3,), millimetres."""
+    """Draw a random displacement of the whole scan, (3,), millimetres."""
     return spatial.shift_mm * torch.randn(3, generator=generator)
 
 
 def elastic(spatial: Spatial, shape: Sequence[int], generator: Generator) -> Tensor:
-    """A smooth random displacement (3, D, H, W), millimetres: splines through control points from border to border."""
+    """Draw a smooth random displacement (3, D, H, W), millimetres: splines through control points on the grid."""
     strength = spatial.elastic_mm * (uniform(0, 1, generator) if spatial.elastic_varies else 1.0)
     control = strength * torch.randn((3, *[spatial.elastic_points] * 3), generator=generator)
     if spatial.elastic_order == 1:
@@ -126,7 +126,7 @@ def elastic(spatial: Spatial, shape: Sequence[int], generator: Generator) -> Ten
 
 
 def rotation(angles: Sequence[float]) -> Tensor:
-    """The product of the rotations about the three axes, angles in radians, as a (3, 3) matrix."""
+    """Return the product of the rotations about the three axes, angles in radians, as a (3, 3) matrix."""
     product = torch.eye(3)
     for axis, angle in enumerate(angles):
         i, j = (axis + 1) % 3, (axis + 2) % 3
@@ -138,7 +138,7 @@ def rotation(angles: Sequence[float]) -> Tensor:
 
 
 def look_up(values: Tensor, source: Tensor, outside: str = "zeros") -> Tensor:
-    """Linear interpolation of values (C, X, Y, Z) at source (3, ...) in voxels; returns (C, ...)."""
+    """Return values (C, X, Y, Z) linearly interpolated at source (3, ...) in voxels, (C, ...)."""
     size = torch.tensor(values.shape[1:], dtype=torch.float32)
     grid = source.reshape(3, -1).T / (size - 1).clamp(min=1) * 2 - 1
     picked = F.grid_sample(
@@ -148,14 +148,14 @@ def look_up(values: Tensor, source: Tensor, outside: str = "zeros") -> Tensor:
 
 
 def sample_image(image: Tensor, warp: Warp) -> Tensor:
-    """The channels (C, X, Y, Z) on the model grid, (C, D, H, W), linearly, 0 outside."""
+    """Return the channels (C, X, Y, Z) on the model grid, (C, D, H, W), interpolated linearly, 0 outside."""
     size = torch.tensor(image.shape[1:], dtype=torch.float32)
     grid = (warp.source / (size - 1) * 2 - 1).flip(-1)
     return F.grid_sample(image[None], grid[None], mode="bilinear", align_corners=True)[0]
 
 
 def sample_labels(labels: Tensor, source: Tensor) -> Tensor:
-    """Values of the label map (X, Y, Z) nearest to source (..., 3) in voxels, 0 outside."""
+    """Return the values of a label map (X, Y, Z) nearest to source (..., 3) in voxels, 0 outside."""
     flat = torch.zeros(source.shape[:-1], dtype=torch.int32)
     inside = torch.ones(source.shape[:-1], dtype=torch.bool)
     for axis, size in enumerate(labels.shape):
@@ -167,14 +167,14 @@ def sample_labels(labels: Tensor, source: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Intensity:
-    """How the brightness of a scan may change. Probabilities and greatest strengths.
+    """Ranges of random changes of the brightness of a scan: probabilities and largest strengths.
 
     Attributes:
         gamma: standard deviation of the logarithm of the exponent.
-        bias: standard deviation of the logarithm of the smooth field, drawn up to it.
-        noise: greatest standard deviation, as a share of the brain's intensity range.
+        bias: standard deviation of the logarithm of the smooth field, drawn up to this value.
+        noise: largest standard deviation, as a share of the brain's intensity range.
         blur: probability of a lower resolution along all axes or thick slices along one.
-        thickest_mm: thickest slices.
+        thickest_mm: thickness of the thickest slices.
     """
 
     gamma: float = 0.25
@@ -185,7 +185,7 @@ class Intensity:
 
 
 def change_intensity(image: Tensor, intensity: Intensity, spacing_mm: float, generator: Generator) -> Tensor:
-    """An image (D, H, W) in about 0..1 with another contrast, shading, resolution and noise."""
+    """Return an image (D, H, W) in about 0..1 with another contrast, shading, resolution and noise."""
     exponent = math.exp(intensity.gamma * torch.randn((), generator=generator).item())
     image = image.clamp(min=0) ** exponent
     strength = intensity.bias * uniform(0, 1, generator)
@@ -200,7 +200,7 @@ def change_intensity(image: Tensor, intensity: Intensity, spacing_mm: float, gen
 
 
 def coarsen(image: Tensor, thickest_mm: float, spacing_mm: float, generator: Generator) -> Tensor:
-    """The image (D, H, W) as if scanned with larger voxels: thick slices along one axis, or all axes a little."""
+    """Return an image (D, H, W) as if scanned with larger voxels: thick slices along one axis, or all axes slightly."""
     size = list(image.shape)
     if uniform(0, 1, generator) < 0.5:
         axis = int(uniform(0, 3, generator))

@@ -1,4 +1,4 @@
-"""Where the regions of an average brain lie, from annotated scans."""
+"""The regions of an average brain, from annotated scans."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from bidsseg.labels import Protocol, Relation, load_relation
 from bidsseg.learning.cases import VENTRICLES, Annotation, Case
 
 FEWEST = 8
-"""Regions that an annotation must know to count."""
+"""Fewest regions that an annotation must define to be used."""
 
 
 def average_brain(cases: Sequence[Case], head: Protocol) -> Reference:
-    """Return the mean place and volume of each region of a head that some annotation surely knows.
+    """Return the mean position and volume of each region of a head that is fully defined in some annotation.
 
-    Scans count as they lie: turned by this way and that, they are upright in the mean. DataError with too few regions.
+    Scans are used unrotated: random rotations cancel in the mean. DataError with too few regions.
     """
     rows = [row for case in cases for annotation in case.annotations if (row := measured(case, annotation, head))]
     if not rows:
@@ -31,15 +31,15 @@ def average_brain(cases: Sequence[Case], head: Protocol) -> Reference:
 
 
 def known_mean(values: np.ndarray) -> np.ndarray:
-    """Return the mean along the first axis of what is not NaN; NaN where nothing is known."""
+    """Return the mean along the first axis without NaN; NaN where all values are NaN."""
     count = np.isfinite(values).sum(0)
     return np.where(count > 0, np.nansum(values, 0) / np.maximum(count, 1), np.nan)
 
 
 def measured(case: Case, annotation: Annotation, head: Protocol) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return centres (R, 3) in mm from the middle of the brain and volumes (R,) in mm³, NaN where it does not tell.
+    """Return centres (R, 3) in mm from the centre of the brain and volumes (R,) in mm³, NaN for undefined regions.
 
-    None if it tells of fewer than FEWEST regions. Fluid does not count: it differs most between people.
+    None if fewer than FEWEST regions are defined. Fluid is excluded, because it varies most between people.
     """
     relation = load_relation(annotation.protocol, head)
     known = None if relation is None else whole_regions(relation)
@@ -57,7 +57,7 @@ def measured(case: Case, annotation: Annotation, head: Protocol) -> tuple[np.nda
 
 
 def whole_regions(relation: Relation) -> np.ndarray:
-    """Return for each solid region of the head (R,) whether all of it is known: no value may be it or another."""
+    """Return for each solid region of the head (R,) whether it is fully defined: no value is ambiguous about it."""
     sure = relation.allowed.sum(1) == 1
     scored = np.array([region.scored for region in relation.annotation.regions])
     known = relation.allowed[sure].any(0) & ~relation.allowed[~sure & scored].any(0)

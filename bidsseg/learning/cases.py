@@ -1,4 +1,4 @@
-"""Labelled scans as the learner sees them, and random samples of them."""
+"""Labelled scans in the form of the training, and random samples of them."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from bidsseg.learning.synthesis import noise_around, strip, synthesise_each
 VENTRICLES = 3
 """Value of fluid in the generic BIDS table."""
 CUT_UNCERTAINTY = 2.5
-"""The frame of a brain that is cut is guessed from the places of its regions: so much less certain is it."""
+"""Factor of the uncertainty of the frame of a cut brain, which is estimated from its regions."""
 ROOM = 8
-"""Voxels that a scan which is moved as a whole gets on every side."""
+"""Margin in voxels on every side of a scan that is moved as a whole."""
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """A label map that speaks a protocol: values (X, Y, Z) are positions in its table."""
+    """A label map of a protocol: values (X, Y, Z) are positions in its table."""
 
     protocol: Protocol
     values: Tensor
@@ -48,8 +48,8 @@ class Case:
     """One scan on a 1 mm RAS grid (X, Y, Z).
 
     Attributes:
-        image: (C, X, Y, Z) brightness, a channel for each input, 0 everywhere where it is missing; or None for a label
-            map without an image, which is then synthesised.
+        image: (C, X, Y, Z) brightness, one channel for each input, 0 everywhere for a missing input; or None for a
+            label map without an image, from which images are synthesised.
         annotations: label maps on the same grid; the first drives the synthesis. None for an unlabelled scan.
         brain: booleans.
         widening: (3, x, y, z) direction towards the ventricles on a 4 mm grid, or None.
@@ -63,44 +63,44 @@ class Case:
 
     @property
     def dataset(self) -> str:
-        """The dataset it is of: a name is dataset/participant."""
+        """The dataset of the case: a name is dataset/participant."""
         return self.name.split("/")[0]
 
     @property
     def kind(self) -> tuple[str, ...]:
-        """The protocols that it is annotated in."""
+        """The protocols of its annotations."""
         return tuple(sorted(annotation.protocol.name for annotation in self.annotations))
 
     @property
     def finest(self) -> Annotation:
-        """The annotation of most regions."""
+        """The annotation with the most regions."""
         return max(self.annotations, key=lambda annotation: len(annotation.protocol.regions))
 
     @cached_property
     def centre(self) -> Tensor:
-        """Voxel (3,) in the middle of the brain."""
+        """Voxel (3,) at the centre of the brain."""
         return torch.from_numpy(brain_frame(self.brain)[0]).float()
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """What one training sample is.
+    """The form of a training sample.
 
     Attributes:
-        shape: (D, H, W) voxels of the sample; all axes divisible by what the network asks.
-        points: voxels of the sample that the loss reads; 0 for all.
-        inside: share of those drawn inside the brain.
-        balance: a region of n voxels is drawn in proportion to n ** (1 - balance) (0: as it is; 1: all alike).
-        anywhere: the sample may lie anywhere in the scan and not around the brain; its brightness is that of the whole
-            scan, normalised, and nothing of it is hidden or changed.
-        whole_head: the sample shows the whole head and not the brain alone.
-        realistic: share of synthetic images near the contrast of their kind; the others have any.
-        stripped: share of whole-head samples whose skull is stripped.
-        cut: share of samples with a part of the field of view missing.
-        deepest_cut: greatest share of the field of view that is then missing.
-        noise_around: share of samples that have strong noise in place of air, as MP2RAGE (UNIT1) images have: of
-            synthetic images, and of others where they are 0.
-        missing: share of the samples that lack all images but the first, so that a network learns to do without.
+        shape: (D, H, W) voxels of the sample; all axes divisible by the multiple of the network.
+        points: number of voxels of the sample that the loss reads; 0 for all.
+        inside: share of these voxels drawn inside the brain.
+        balance: a region of n voxels is drawn in proportion to n ** (1 - balance) (0: by volume; 1: all equally often).
+        anywhere: the sample may be anywhere in the scan and not around the brain; its brightness is that of the whole
+            scan, normalised, without cuts or other changes.
+        whole_head: the sample shows the whole head and not only the brain.
+        realistic: share of synthetic images with a contrast near that of their kind; the others have any contrast.
+        stripped: share of whole-head samples that are skull-stripped.
+        cut: share of samples in which a part of the field of view is missing.
+        deepest_cut: largest share of the field of view that is missing.
+        noise_around: share of samples with strong noise in the air, as in MP2RAGE (UNIT1) images; in real images,
+            where they are 0.
+        missing: share of the samples without all images but the first, so that a network learns to work without them.
     """
 
     shape: tuple[int, int, int]
@@ -119,12 +119,12 @@ class Sampling:
 
 @dataclass(frozen=True)
 class View:
-    """How cases are shown in training.
+    """Settings of the presentation of cases in training.
 
     Attributes:
-        sampling, spatial, intensity: where a sample lies, how it is moved, and how its brightness is changed.
-        spacing_mm: of the sample's grid.
-        normalisation: of brightness, see ``image.brightness``.
+        sampling, spatial, intensity: position of a sample, its motion, and the changes of its brightness.
+        spacing_mm: spacing of the sample's grid.
+        normalisation: normalisation of the brightness, see ``image.brightness``.
         inputs: suffixes of the images.
     """
 
@@ -153,14 +153,14 @@ class Sample:
     values: list[tuple[Protocol, Tensor]] = field(default_factory=list)
 
     def to(self, device: str | torch.device) -> Sample:
-        """The same on a device."""
+        """Return the sample on a device."""
         coordinates = None if self.coordinates is None else self.coordinates.to(device)
         values = [(protocol, at_points.to(device)) for protocol, at_points in self.values]
         return Sample(self.image.to(device), coordinates, self.points.to(device), values)
 
 
 def towards_ventricles(annotation: Annotation) -> Tensor | None:
-    """(3, x, y, z) direction of growing nearness of the ventricles, at most 1, on a 4 mm grid of a 1 mm label map."""
+    """Return the direction (3, x, y, z) towards the ventricles, at most 1, on a 4 mm grid of a 1 mm label map."""
     fluid = [r.mapping == VENTRICLES and "Lateral" in r.name for r in annotation.protocol.regions]
     if not any(fluid):
         return None
@@ -173,10 +173,10 @@ def towards_ventricles(annotation: Annotation) -> Tensor | None:
 
 
 def draw_sample(case: Case, view: View, generator: Generator, move: Callable[[Warp], Warp] | None = None) -> Sample:
-    """One random view of a case; each of its images is changed and normalised by itself.
+    """Draw one random view of a case; each of its images is changed and normalised separately.
 
     Args:
-        move: moves its voxels further.
+        move: applies a further motion to its voxels.
     """
     sampling, intensity, spacing_mm, normalisation = view.sampling, view.intensity, view.spacing_mm, view.normalisation
     centre, middle = case.centre, (torch.tensor(case.brain.shape, dtype=torch.float32) - 1) / 2
@@ -220,9 +220,9 @@ def draw_sample(case: Case, view: View, generator: Generator, move: Callable[[Wa
 
 
 def drawn_images(case: Case, view: View, warp: Warp, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Return the images (C, D, H, W) of a case on the model grid, synthesised if it has none, and where its head is.
+    """Return the images (C, D, H, W) of a case on the model grid, synthesised if it has none, and a mask of the head.
 
-    The head is booleans (D, H, W).
+    The mask is booleans (D, H, W).
     """
     if case.image is not None:
         whole = normalise_each(case.image, None, view.normalisation) if view.sampling.anywhere else case.image
@@ -235,9 +235,9 @@ def drawn_images(case: Case, view: View, warp: Warp, generator: Generator) -> tu
 
 
 def draw_case(case: Case, view: View, generator: Generator) -> Case:
-    """A whole scan (X, Y, Z) moved, bent and of other brightness; outside of the brain it is 0.
+    """Draw a whole scan (X, Y, Z) moved, deformed and changed in brightness; outside of the brain it is 0.
 
-    Its 1 mm RAS grid reaches ROOM voxels further on every side. Brightness is a share of the brain's 99th percentile.
+    Its 1 mm RAS grid has a margin of ROOM voxels on every side. Brightness is a share of the brain's 99th percentile.
     """
     shape = [n + 2 * ROOM for n in case.brain.shape]
     warp = draw_warp(view.spatial, shape, view.spacing_mm, case.centre, case.widening, generator)
@@ -255,13 +255,13 @@ def draw_case(case: Case, view: View, generator: Generator) -> Case:
 
 
 def values_at(annotation: Annotation, source: Tensor, mirrored: bool) -> Tensor:
-    """Values (...) of an annotation nearest to source (..., 3) in its voxels; with sides swapped if it is mirrored."""
+    """Return values (...) of an annotation nearest to source (..., 3) in its voxels, with sides swapped if mirrored."""
     values = sample_labels(annotation.values, source)
     return torch.tensor(annotation.protocol.partners(), dtype=values.dtype)[values.long()] if mirrored else values
 
 
 def jittered_coordinates(brain: Tensor, is_cut: bool, generator: Generator) -> Tensor:
-    """Coordinates in the frame of a brain (D/2, H/2, W/2), as uncertain as the frame of an unseen scan is."""
+    """Return coordinates in the frame of a brain (D/2, H/2, W/2), as uncertain as the frame of an unseen scan."""
     centre, half = brain_frame(brain)
     noise = (CUT_UNCERTAINTY if is_cut else 1.0) * torch.randn(6, generator=generator).numpy()
     shape = [2 * n for n in brain.shape]
@@ -269,7 +269,7 @@ def jittered_coordinates(brain: Tensor, is_cut: bool, generator: Generator) -> T
 
 
 def field_of_view(shape: Sequence[int], deepest: float, generator: Generator) -> Tensor:
-    """Booleans (D, H, W), False in a slab at one random side, of at most that share of the axis."""
+    """Return booleans (D, H, W), False in a slab at one random side with at most some share of the axis."""
     seen = torch.ones(tuple(shape), dtype=torch.bool)
     axis = int(uniform(0, 3, generator))
     cut = int(uniform(0.05, deepest, generator) * shape[axis])
@@ -280,7 +280,7 @@ def field_of_view(shape: Sequence[int], deepest: float, generator: Generator) ->
 
 
 def draw_points(brain: Tensor, case: Case, source: Tensor, sampling: Sampling, generator: Generator) -> Tensor:
-    """Voxels (P, 3) of the sample, mostly in the brain (D/2, H/2, W/2); rare regions more often than by their size."""
+    """Draw voxels (P, 3) of the sample, mostly in the brain (D/2, H/2, W/2), with rare regions oversampled."""
     shape = torch.tensor(sampling.shape)
     if sampling.points == 0:
         return torch.cartesian_prod(*(torch.arange(n) for n in sampling.shape))
@@ -298,7 +298,7 @@ def draw_points(brain: Tensor, case: Case, source: Tensor, sampling: Sampling, g
 
 
 def positions(values: np.ndarray, protocol: Protocol, where: str) -> Tensor:
-    """Label values (X, Y, Z) as positions in the protocol's table; DataError for values it lacks."""
+    """Return label values (X, Y, Z) as positions in the protocol's table; DataError for values outside the protocol."""
     unknown = np.setdiff1d(values, protocol.indices).tolist()
     if unknown:
         raise DataError(f"{where}: the values {unknown[:5]} are not in the protocol {protocol.name}")

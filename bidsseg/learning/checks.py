@@ -1,4 +1,4 @@
-"""What can be wrong with a recipe and labels, found before any data is read or any step is done."""
+"""Checks of recipe and labels before any data is read."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from bidsseg.settings import Report
 
 
 def check_labels(labels: Iterable[str], heads: Sequence[Protocol], report: Report) -> None:
-    """UsageError for annotations that say nothing of any head, a warning for heads of which none says anything."""
+    """Raise UsageError for annotations without a relation to any head; warn about heads without annotations."""
     taught: set[str] = set()
     for name in labels:
         known = {head.name for head in heads if load_relation(load_protocol(name), head) is not None}
         if not known:
             spoken = ", ".join(head.name for head in heads)
-            raise UsageError(f"--labels {name}=...: says nothing of the heads {spoken}; leave it out")
+            raise UsageError(f"--labels {name}=...: has no relation to the heads {spoken}; omit it")
         taught |= known
     for head in heads:
-        if head.name not in {*taught, "brain"}:  # the brain is found where no labels tell it
-            report.warn(f"no --labels say anything of the head {head.name}, which learns nothing")
+        if head.name not in {*taught, "brain"}:  # without labels, the brain is found otherwise
+            report.warn(f"no --labels has a relation to the head {head.name}, so it cannot be trained")
 
 
 def check_sides(recipe: Recipe, protocols: Iterable[Protocol]) -> None:
-    """UsageError if samples are to be mirrored whose labels cannot be: left and right would be mixed."""
+    """Raise UsageError if samples are mirrored whose labels cannot be: left and right would be mixed."""
     one_sided = next((protocol.one_sided for protocol in protocols if protocol.unpaired), None)
     if recipe.mirrors and one_sided:
         raise UsageError(
-            f"{one_sided}, so that nothing can be mirrored: name it in a column partner of the protocol's table, "
+            f"{one_sided}, so samples cannot be mirrored: name it in the column partner of the protocol's table, "
             "or write flip = 0.0 under [spatial] and mirror = false in the recipe"
         )
 
 
 def check_recipe(recipe: Recipe, network: Network) -> None:
-    """DataError if a recipe asks of a network what does not go with it."""
+    """Raise DataError if a recipe does not fit its network."""
     if (recipe.voxels is not None) != isinstance(network, StagedSegNet):
-        raise DataError(f"recipe {recipe.name}: [voxels] goes with the network segnet, and only with it")
+        raise DataError(f"recipe {recipe.name}: [voxels] requires the network segnet, and segnet requires [voxels]")
     if recipe.voxels is not None and recipe.spacing_mm != LEARNING_MM:
-        raise DataError(f"recipe {recipe.name}: segnet learns on a grid of {LEARNING_MM:g} mm: leave out spacing_mm")
+        raise DataError(f"recipe {recipe.name}: segnet is trained on a grid of {LEARNING_MM:g} mm: omit spacing_mm")
     multiple = network.multiple
     shapes = [recipe.sampling.shape, *([recipe.coarse.shape] if recipe.coarse else [])]
     if any(size % multiple for shape in shapes for size in shape):

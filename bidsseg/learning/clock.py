@@ -1,4 +1,4 @@
-"""The clock of every training loop: when it ends, reports and saves."""
+"""The clock of every training loop: when to end, report and save."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ CHECKPOINT_EVERY_S = 180
 
 
 class Clock:
-    """The steps and the time of a training, counted in its state, and what they leave.
+    """The steps and the time of a training, counted in its state, and the remainder.
 
     Args:
-        state: of the run that is continued, or a new one.
-        steps: after which the training ends, if its time is not used up before.
+        state: state of the resumed run, or a new one.
+        steps: number of steps at which the training ends, if its time is not used up before.
 
     Attributes:
-        stopped: whether the user or the cluster wants it to stop.
+        stopped: whether the user or the cluster wants to stop the training.
     """
 
     def __init__(self, conditions: Conditions, state: State, steps: float = math.inf) -> None:
@@ -29,31 +29,31 @@ class Clock:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the training began, without those between its runs."""
+        """Seconds since the training began, without the time between its runs."""
         return time.monotonic() - self.started
 
     @property
     def share(self) -> float:
-        """Share (0..1) of the steps or of the time that was used up at the last step, whichever is more."""
+        """Share (0..1) of the steps or of the time used up at the last step, whichever is larger."""
         return max(self.state.step / self.steps, self.state.elapsed_s / self.conditions.budget_s)
 
     def progress(self) -> float:
-        """Return the share that all processes agree on, and note whether they are to stop."""
+        """Return the share that all processes agree on, and record whether they must stop."""
         share, stopped = self.conditions.processes.agree(self.share, self.conditions.stop())
         self.stopped = bool(stopped)
         return share
 
     def tick(self, steps: int = 1) -> None:
-        """Count steps that were done."""
+        """Count completed steps."""
         self.state.step += steps
         self.state.elapsed_s = self.elapsed_s
 
     def pace(self, share: float) -> str:
-        """Return the time of a step, and how long the rest takes, from the share that was done before the last step."""
+        """Return the time of a step, and the remaining time, from the share completed before the last step."""
         return f"{self.state.elapsed_s / self.state.step:.2f} s/step, {time_left(self.state.elapsed_s, share)}"
 
     def is_time_to_save(self) -> bool:
-        """Whether the last checkpoint is old; if so, the next is due as long after this one."""
+        """Return whether a checkpoint is due; if so, the next one is due after the same interval."""
         if time.monotonic() - self.saved_at <= CHECKPOINT_EVERY_S:
             return False
         self.saved_at = time.monotonic()
@@ -61,7 +61,7 @@ class Clock:
 
 
 def time_left(elapsed_s: float, progress: float) -> str:
-    """Return how long the rest takes if it goes on like the share (0..1) that is done."""
+    """Return the remaining time at the pace so far, from the completed share (0..1)."""
     if progress <= 0:
         return "time left unknown"
     left = elapsed_s * (1 - progress) / progress

@@ -26,11 +26,11 @@ from bidsseg.segmentation.locate import find_brain
 from bidsseg.settings import Report, Settings
 
 LEARNING_MM = 1.0
-"""Cases are kept on a grid of this spacing; samples are drawn from it at the spacing of the recipe."""
+"""Spacing of the grid of cases; samples are drawn from it at the spacing of the recipe."""
 EMPTY, LARGEST_BRAIN_MM3 = 0.3, 2.2e6
-"""A stripped image is 0 in at least that share of its voxels, and no more than so much is left."""
+"""Least share of voxels that are 0 in a stripped image, and largest volume of the other voxels."""
 LOCATOR = "locator"
-"""The model that finds the brain where neither annotation nor image tells."""
+"""The model that finds the brain if neither annotation nor image shows it."""
 
 
 def load_cases(
@@ -40,10 +40,10 @@ def load_cases(
     unlabelled: bool = False,
     synthetic: bool = True,
 ) -> list[Case]:
-    """Every scan of the datasets with its annotations, and every label map without an image, sorted by name.
+    """Return every scan of the datasets with its annotations, and every label map without an image, sorted by name.
 
-    What cannot be learned from is named and passed over: scans without any annotation, and label maps in a folder of
-    ``--labels`` for which no dataset has an image, selected or not.
+    Unusable data is reported and skipped: scans without any annotation, and label maps in a folder of
+    ``--labels`` without an image in any dataset, selected or not.
 
     Args:
         inputs: suffixes of the images that are read, the T1w first; a scan may lack the others.
@@ -68,12 +68,12 @@ def load_cases(
                 cases.append(read_case(dataset, scan, maps, protocols, inputs, report))
             elif scan.key in chosen:
                 expected = " or ".join(file for name, _ in own for file in annotation_names(protocols[name].name))
-                report.warn(f"{scan.t1w}: no annotation ({expected}) in the folders of --labels, passed over")
+                report.warn(f"{scan.t1w}: no annotation ({expected}) in the folders of --labels, skipped")
     for name, folder in labels:
         found = [each for each in find_label_maps(folder, protocols[name].name) if each.path not in used]
         for label_map in (each for each in found if is_selected(each, settings)):
             if not synthetic:
-                report.warn(f"{label_map.path}: no image belongs to it, passed over")
+                report.warn(f"{label_map.path}: no matching image, skipped")
                 continue
             case = f"{owner[folder]}/{label_map.key}"
             report.detail(f"reading {case}")
@@ -101,13 +101,13 @@ def annotations_of(
 
 
 def may_annotate(folder: Path, dataset: Path, datasets: Sequence[Path]) -> bool:
-    """Whether the annotations in a folder may be those of a dataset: one that lies in another dataset belongs there."""
+    """Return whether the annotations in a folder may belong to a dataset: those inside another dataset belong to it."""
     holders = [other for other in datasets if folder.resolve().is_relative_to(other.resolve())]
     return not holders or dataset in holders
 
 
 def scans_of(dataset: Path, selection: Settings | None = None) -> list[Scan]:
-    """The scans of a dataset, all or those selected; none if there are no images."""
+    """Return the scans of a dataset, all or those selected; empty if there are no images."""
     try:
         if selection is None:
             return find_scans(dataset)
@@ -122,7 +122,7 @@ def scans_of(dataset: Path, selection: Settings | None = None) -> list[Scan]:
 
 
 def is_selected(label_map: LabelMap, selection: Settings) -> bool:
-    """Whether a label map is of a participant and session that are asked for."""
+    """Return whether a label map belongs to a selected participant and session."""
     subject, session = label_map.entities["subject"], label_map.entities.get("session")
     return (not selection.participants or subject in selection.participants) and (
         not selection.sessions or session in selection.sessions
@@ -137,7 +137,7 @@ def read_case(
     inputs: Sequence[str],
     report: Report,
 ) -> Case:
-    """A scan and its annotations, which must lie on the grid of its T1w; an image that it lacks is all zeros."""
+    """Return a scan and its annotations, which must be on the grid of its T1w; a missing image is all zeros."""
     name = f"{dataset.name}/{scan.key}"
     images = read_aligned(scan.images(inputs))
     for note in [*images.notes, *(f"has no {suffix}" for suffix in inputs if suffix not in images.volumes)]:
@@ -155,7 +155,7 @@ def read_case(
 
 
 def read_label_map(name: str, path: Path, protocol: Protocol) -> Case:
-    """A label map from which images are synthesised."""
+    """Return a case from a label map, from which images are synthesised."""
     labels: Volume = read_labels(path)
     grid = whole_grid(labels, LEARNING_MM)
     values = labels_to_grid(labels.data, labels.affine, grid, canonical_spacing(labels))
@@ -163,9 +163,10 @@ def read_label_map(name: str, path: Path, protocol: Protocol) -> Case:
 
 
 def finish(name: str, image: torch.Tensor | None, annotations: list[Annotation]) -> Case:
-    """Adds what is derived: the brain, and where the ventricles are.
+    """Add the derived brain mask and ventricle direction.
 
-    Where no annotation tells the brain, as those of lesions alone, the image does; the brain is then an annotation too.
+    If no annotation shows the brain, such as those of lesions only, the mask comes from the image and becomes an
+    annotation.
     """
     brain = brain_of(annotations)
     if brain is None and image is not None:
@@ -173,13 +174,13 @@ def finish(name: str, image: torch.Tensor | None, annotations: list[Annotation])
         if annotations:
             annotations = [*annotations, Annotation(load_protocol("brain"), brain.to(torch.uint8))]
     if brain is None or not brain.any():
-        raise DataError(f"{name}: no annotation says where the brain is (a relation to the protocol 'brain' is needed)")
+        raise DataError(f"{name}: no annotation gives the brain mask (a relation to the protocol 'brain' is needed)")
     widening = next((w for a in annotations if (w := towards_ventricles(a)) is not None), None)
     return Case(name, image, tuple(annotations), brain, widening)
 
 
 def brain_in(name: str, image: torch.Tensor) -> torch.Tensor:
-    """All that a stripped image (X, Y, Z) on a 1 mm grid shows, else where the locator finds the brain.
+    """Return the non-zero voxels of a stripped image (X, Y, Z) on a 1 mm grid, or the brain found by the locator.
 
     DataError if it finds none.
     """
@@ -195,13 +196,13 @@ def brain_in(name: str, image: torch.Tensor) -> torch.Tensor:
 
 
 def is_stripped(image: torch.Tensor) -> bool:
-    """Whether an image (X, Y, Z) on a 1 mm grid shows a brain alone."""
+    """Return whether an image (X, Y, Z) on a 1 mm grid shows only a brain."""
     shown = int((image != 0).sum())
     return shown <= min((1 - EMPTY) * image.numel(), LARGEST_BRAIN_MM3)
 
 
 def brain_of(annotations: Iterable[Annotation]) -> torch.Tensor | None:
-    """Voxels that are surely brain by the annotation that leaves least open."""
+    """Return the voxels that are certainly brain, by the annotation with the fewest open voxels."""
     head = load_protocol("brain").scored()
     known = [(a, r) for a in annotations if (r := load_relation(a.protocol, head)) is not None]
     if not known:
@@ -212,16 +213,16 @@ def brain_of(annotations: Iterable[Annotation]) -> torch.Tensor | None:
 
 
 def split(cases: Sequence[Case], folds: int, fold: int, hold_out: Sequence[str] = ()) -> tuple[list[Case], list[Case]]:
-    """Cases to learn from and cases held out: every ``folds``-th participant of each dataset, or nobody for one fold.
+    """Return training and held-out cases: every ``folds``-th participant of each dataset is held out, or none.
 
     Args:
-        hold_out: labels of the participants to hold out instead, or patterns of such, as file names have; UsageError
-            if there is no case of one.
+        hold_out: labels of the participants to hold out instead, or patterns with the wildcards of file names;
+            UsageError if one matches no case.
     """
     held = {person(case) for case in cases for wanted in hold_out if fnmatchcase(label(case), wanted)}
     missing = [wanted for wanted in hold_out if not any(fnmatchcase(label(case), wanted) for case in cases)]
     if missing:
-        raise UsageError(f"--hold-out {missing[0]}: no participant of this label has an annotation")
+        raise UsageError(f"--hold-out {missing[0]}: no participant with this label has an annotation")
     for dataset in () if hold_out or folds == 1 else sorted({case.dataset for case in cases}):
         people = sorted({person(case) for case in cases if case.dataset == dataset})
         held |= set(people[fold::folds])
@@ -229,11 +230,11 @@ def split(cases: Sequence[Case], folds: int, fold: int, hold_out: Sequence[str] 
 
 
 def label(case: Case) -> str:
-    """The participant of a case, without ``sub-``."""
+    """Return the participant of a case, without ``sub-``."""
     return person(case).rpartition("sub-")[2]
 
 
 def person(case: Case) -> str:
-    """Dataset and participant of a case: dataset/sub-01."""
+    """Return dataset and participant of a case: dataset/sub-01."""
     dataset, _, key = case.name.partition("/")
     return f"{dataset}/{key.split('_')[0]}"

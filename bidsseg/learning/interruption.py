@@ -1,4 +1,4 @@
-"""Signals that ask a training to stop."""
+"""Signals that stop a training."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from types import FrameType
 
 
 class Interruption:
-    """Turns SIGTERM and Ctrl-C into a question that the training loop asks after each step."""
+    """Turn SIGTERM and Ctrl-C into a flag that the training loop reads after each step."""
 
     ONE_KEY_S = 1.0
-    """Within which a signal that comes again is the same one: torchrun passes on what the cluster sends to all."""
+    """Interval in which repeated signals count as one: torchrun passes on the signals that the cluster sends to all."""
 
     def __init__(self) -> None:
         self.first: float | None = None
@@ -28,12 +28,12 @@ class Interruption:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """Remembers a signal; Ctrl-C once more ends the process as usual."""
+        """Record a signal; a second Ctrl-C ends the process as usual."""
         self.first = self.first or time.monotonic()
         if number == signal.SIGINT and time.monotonic() - self.first > self.ONE_KEY_S:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
     def asked(self) -> bool:
-        """Whether the user or the cluster wants the run to stop."""
+        """Return whether the user or the cluster wants to stop the run."""
         return self.first is not None

@@ -31,10 +31,10 @@ from bidsseg.networks.network import Network
 
 @dataclass(frozen=True)
 class Plan:
-    """What one run does: a recipe, the protocols of its heads in the same order, and the seed of all that is drawn.
+    """The definition of a run: a recipe, the protocols of its heads in the same order, and the random seed.
 
     Attributes:
-        mover: what moves samples onto unlabelled scans, if the recipe wants it.
+        mover: warps samples onto unlabelled scans, if the recipe requires it.
     """
 
     recipe: Recipe
@@ -44,7 +44,7 @@ class Plan:
 
 
 class Relations:
-    """The prepared relations from each annotation's protocol to each head, looked up once.
+    """The prepared relations from each annotation's protocol to each head, cached.
 
     Args:
         naive: close the background of every annotation (see Loss).
@@ -55,7 +55,7 @@ class Relations:
         self.known: dict[tuple[str, str], Openness | None] = {}
 
     def get(self, annotation: Protocol, head: Protocol) -> Openness | None:
-        """None where nothing is known of the head from that annotation."""
+        """Return the relation of an annotation to a head; None if there is none."""
         key = (annotation.name, head.name)
         if key not in self.known:
             relation = load_relation(annotation, head)
@@ -73,9 +73,9 @@ def losses(
     precision: torch.dtype,
     progress: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of a sample at that share (0..1) of the run, and its parts for the curve.
+    """Return the loss of a sample at a share (0..1) of the run, and its parts for the curve.
 
-    A head learns from the annotation in its own protocol where there is one, else from all that relate to it.
+    A head is trained on the annotation in its own protocol if there is one, otherwise on all with a relation to it.
     """
     with torch.autocast(sample.image.device.type, precision, enabled=precision != torch.float32):
         features = network.at(sample.image, sample.coordinates, sample.points)
@@ -102,11 +102,11 @@ def losses(
 
 
 class Fitting:
-    """A network in training, the running mean of its weights, and the best of these.
+    """A network in training, the running mean of its weights, and the best of these means.
 
     Attributes:
         average: running mean of the weights.
-        best: the mean that has done best on the cases that are watched.
+        best: the mean with the best Dice on the validation cases.
         running: running mean of each part of the loss.
     """
 
@@ -124,11 +124,11 @@ class Fitting:
         self.network.train()
 
     def step(self, samples: Iterator[Sample], progress: float) -> None:
-        """Take the samples of one step, of which each process has its part, at that share (0..1) of the run."""
+        """Train on the samples of one step, divided among the processes, at a share (0..1) of the run."""
         processes, batch, number = self.conditions.processes, self.plan.recipe.batch, self.state.step
         parts: dict[str, Tensor] = {}
         for i in range(processes.rank, batch, processes.count):
-            torch.manual_seed(derived(self.plan.seed, number * batch + i, 3))  # of what the network itself draws
+            torch.manual_seed(derived(self.plan.seed, number * batch + i, 3))  # for random draws of the network
             sample = next(samples).to(processes.device)
             loss, of_sample = losses(
                 self.network, sample, self.plan, self.relations, self.conditions.precision, progress
@@ -143,7 +143,7 @@ class Fitting:
             self.running[name] = 0.95 * self.running.get(name, value.item()) + 0.05 * value.item()
 
     def check(self) -> None:
-        """Add a row to the curve, and keep the weights if they do best on the cases that are watched."""
+        """Add a row to the curve, and keep the weights if they are the best on the validation cases."""
         state = self.state
         row = {"step": float(state.step), "elapsed_s": round(state.elapsed_s, 1), **self.running}
         if self.watched:
@@ -158,7 +158,7 @@ class Fitting:
         self.conditions.report(f"so far: {state.curve[-1]}")
 
     def save(self) -> None:
-        """Keep all that the training goes on from."""
+        """Save everything that is needed to resume the training."""
         more = {"average": self.average, "best": self.best, "running": self.running}
         save_checkpoint(self.conditions, self.network, self.stepper, self.state, **more)
 
@@ -171,11 +171,11 @@ def fit(
     conditions: Conditions,
     check_every: float = 0.1,
 ) -> State:
-    """Trains the network in place until the steps or the time are used up; leaves the averaged weights in it.
+    """Train the network in place until the steps or the time are used up, and leave the averaged weights in it.
 
-    They are the last, or, if the recipe keeps the best, those with the highest mean Dice on the cases that are watched.
-    A checkpoint is continued. Several processes share the samples of each step, so that their number changes the time
-    that a run takes, and not its result; but the running statistics of batch normalisation are means over processes.
+    These are the last, or, if the recipe keeps the best, those with the highest mean Dice on the validation cases.
+    A checkpoint is resumed. Several processes share the samples of each step, so that their number changes the time
+    of a run, not its result, except for the running statistics of batch normalisation, which are means over processes.
     """
     fitting = Fitting(network, watched, plan, conditions)
     state = fitting.state
@@ -210,10 +210,10 @@ def fit(
 
 @torch.no_grad()
 def learn_statistics(network: Network, cases: Sequence[Case], plan: Plan, precision: torch.dtype) -> None:
-    """Batch normalisations learn anew the mean over samples, for the weights that the network has now.
+    """Re-estimate the statistics of batch normalisation, as means over samples for the present weights.
 
-    Running means are of earlier weights, and of synthesised samples, which real scans are not like (Wu & Johnson 2021,
-    arXiv 2105.07576). If there are images, all samples are of such.
+    Running means belong to earlier weights, and to synthesised samples, which differ from real scans (Wu & Johnson
+    2021, arXiv 2105.07576). If there are images, all samples are drawn from these.
     """
     recipe, device = plan.recipe, next(network.parameters()).device
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm3d)]
@@ -233,13 +233,13 @@ def learn_statistics(network: Network, cases: Sequence[Case], plan: Plan, precis
 
 
 def copied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same numbers, which change no more."""
+    """Return detached copies of the weights."""
     return {name: value.detach().clone() for name, value in weights.items()}
 
 
 @torch.no_grad()
 def update(average: dict[str, Tensor], network: Network, decay: float) -> None:
-    """Moves the running mean of the weights towards those of the network; counters are taken as they are."""
+    """Move the running mean of the weights towards those of the network; counters are copied."""
     for name, value in network.state_dict().items():
         if value.is_floating_point():
             average[name].lerp_(value, 1 - decay)
@@ -248,11 +248,11 @@ def update(average: dict[str, Tensor], network: Network, decay: float) -> None:
 
 
 def drawn(cases: Sequence[Case], plan: Plan, first: int, processes: Processes) -> Iterator[Sample]:
-    """The samples of all steps from the first on, of which each process takes its part.
+    """Yield the samples of all steps from the first on, divided among the processes.
 
-    As many are drawn at once as the network has threads, one in each: drawing beside the network would make all of its
-    threads wait for the one that shares its core. A sample depends on the seed and its number alone, so that a run
-    which goes on draws what it would have drawn.
+    As many samples are drawn at once as the network has threads, one in each: drawing beside the network would make all
+    of its threads wait for the one that shares its core. A sample depends only on the seed and its number, so that a
+    resumed run draws the same samples.
     """
     threads, batch = torch.get_num_threads(), plan.recipe.batch
     numbers = (
@@ -264,7 +264,7 @@ def drawn(cases: Sequence[Case], plan: Plan, first: int, processes: Processes) -
 
 
 def draw(cases: Sequence[Case], plan: Plan, number: int) -> Sample:
-    """One sample of a run, by its number."""
+    """Draw one sample of a run, by its number."""
     generator = seeded(plan.seed, number)
     if plan.recipe.balanced:
         kinds = sorted({case.kind for case in cases})
@@ -277,7 +277,7 @@ def draw(cases: Sequence[Case], plan: Plan, number: int) -> Sample:
     recipe = plan.recipe
     spatial, move = recipe.spatial, None
     if plan.mover is not None and case.image is not None:
-        apart = seeded(plan.seed, number, 1)  # samples that are not moved are those of a run without registration
+        apart = seeded(plan.seed, number, 1)  # samples that are not moved equal those of a run without registration
         if torch.rand((), generator=apart) < plan.mover.share:
             spatial, move = replace(spatial, still=1.0), partial(plan.mover.move, case, generator=apart)
     return draw_sample(case, replace(recipe.view_at(number // recipe.batch), spatial=spatial), generator, move)
@@ -286,7 +286,7 @@ def draw(cases: Sequence[Case], plan: Plan, number: int) -> Sample:
 def with_weights(
     network: Network, weights: dict[str, Tensor], work: Callable[[], dict[str, float]]
 ) -> dict[str, float]:
-    """Does work with other weights in the network, then puts its own back."""
+    """Run a function with other weights in the network, then restore its own."""
     own = {name: value.clone() for name, value in network.state_dict().items()}
     network.load_state_dict(weights)
     try:
@@ -297,10 +297,10 @@ def with_weights(
 
 @torch.no_grad()
 def evaluate(network: Network, cases: Sequence[Case], plan: Plan, precision: torch.dtype) -> dict[str, float]:
-    """Mean Dice of each head over unseen cases, on a tenth of the voxels of the grid; nothing of a head that no
-    annotation fixes.
+    """Return the mean Dice of each head over unseen cases, on a tenth of the voxels of the grid.
 
-    Label maps without image are synthesised from a fixed seed, near the contrast of a T1w.
+    Heads without an exact annotation are omitted. Images of label maps without an image are synthesised from a fixed
+    seed, near the contrast of a T1w.
     """
     network.eval()
     device = next(network.parameters()).device

@@ -1,4 +1,4 @@
-"""Cross-entropy and Dice, marginalised over what an annotation leaves open.
+"""Cross-entropy and Dice, marginalised over the regions that an annotation allows.
 
 A voxel annotated ``a`` may be any region c with R[a, c]. Its loss is -log of the probability of that set,
 -log sum_{c: R[a, c]} p_c. With the identity this is the ordinary cross-entropy; with the background of a lesion dataset
@@ -17,19 +17,19 @@ from torch import Tensor
 from bidsseg.labels import Relation
 
 SMOOTH = 1e-7
-"""Added to both parts of the squared Dice term."""
+"""Added to numerator and denominator of the squared Dice term."""
 
 
 @dataclass(frozen=True)
 class Loss:
-    """What is lowered: the weights of the two terms, and the form of the second.
+    """The training loss: the weights of its two terms, and the form of the second.
 
     Attributes:
         entropy: weight of the cross-entropy.
         dice: weight of the Dice loss.
         squared: whether the Dice term has squares in the denominator and counts absent regions, as E-NeuroNet's.
-        naive: whether the background of every annotation is taken for the head's background, as in the baselines of
-            ACE, even where it may be more.
+        naive: whether the background of every annotation is taken literally as the head's background, as in the
+            baselines of ACE.
     """
 
     entropy: float = 1.0
@@ -44,10 +44,10 @@ class Openness:
 
     Attributes:
         allowed: (A, C) booleans; the relation itself.
-        informative: (A,) booleans; False where everything is allowed, so that the voxel teaches nothing.
-        sets: (S, C) booleans; the different rows of ``allowed`` that are informative.
-        inside: (A, S) 1 where a voxel of that value surely lies in the set, else 0.
-        sure: (A, S) 1 where it surely lies in or surely outside of the set, else 0.
+        informative: (A,) booleans; False for values that may be any region, which do not contribute to the loss.
+        sets: (S, C) booleans; the different informative rows of ``allowed``.
+        inside: (A, S) 1 if a voxel with that value is certainly in the set, otherwise 0.
+        sure: (A, S) 1 if it is certainly in or certainly outside of the set, otherwise 0.
     """
 
     allowed: Tensor
@@ -58,7 +58,7 @@ class Openness:
 
     @staticmethod
     def of(relation: Relation, device: str = "cpu") -> Openness:
-        """Prepares a relation."""
+        """Prepare a relation."""
         allowed = torch.from_numpy(relation.allowed).to(device)
         informative = ~allowed.all(1)
         sets = torch.unique(allowed[informative], dim=0).flip(0)
@@ -68,7 +68,7 @@ class Openness:
 
     @cached_property
     def exact(self) -> bool:
-        """Whether each value that teaches something means one region."""
+        """Whether each informative value means one region."""
         return bool((self.allowed[self.informative].sum(1) == 1).all())
 
     @cached_property
@@ -84,10 +84,10 @@ class Openness:
 
 
 def marginal_cross_entropy(log_probability: Tensor, values: Tensor, openness: Openness) -> Tensor:
-    """Mean of -log P(allowed set) over the voxels that teach something.
+    """Return the mean of -log P(allowed set) over the informative voxels.
 
     Args:
-        log_probability: (P, C), log-softmax of the logits, one row a voxel.
+        log_probability: (P, C), log-softmax of the logits, one row for each voxel.
         values: (P,) positions of the voxels' annotations in the annotation's table.
     """
     weight = openness.informative[values].to(log_probability.dtype)
@@ -99,15 +99,15 @@ def marginal_cross_entropy(log_probability: Tensor, values: Tensor, openness: Op
 
 
 def marginal_dice(log_probability: Tensor, values: Tensor, openness: Openness, squared: bool = False) -> Tensor:
-    """One minus the mean Dice overlap of the sets that the annotation tells apart and that are present.
+    """Return one minus the mean Dice overlap of the sets that the annotation distinguishes and that are present.
 
-    For each set of regions the probabilities are summed, and compared over the voxels that surely lie inside or surely
-    outside of it. With the identity this is the ordinary soft Dice of the regions present (Milletari et al. 2016, no
-    squares). Shapes as in marginal_cross_entropy.
+    For each set of regions, the probabilities are summed, and compared over the voxels that are certainly inside or
+    certainly outside of it. With the identity, this is the ordinary soft Dice of the regions present (Milletari et al.
+    2016, no squares). Shapes as in marginal_cross_entropy.
 
     Args:
-        squared: with squares in the denominator, as published by Milletari et al., and with absent sets, which count as
-            found when nothing is predicted of them.
+        squared: with squares in the denominator, as published by Milletari et al., and with absent sets, which have
+            full overlap if nothing is predicted for them.
     """
     probability = log_probability.exp()
     if not openness.singletons:

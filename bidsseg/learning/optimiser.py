@@ -1,7 +1,8 @@
-"""The optimiser: the kernels of a network are stepped by Muon, everything else by AdamW.
+"""The optimiser: Muon updates the kernels of a network, AdamW everything else.
 
-Muon (Jordan et al. 2024; Liu et al. 2025, arXiv 2502.16982) takes the momentum of a matrix and makes its singular
-values alike, so that rare directions learn as fast as common ones. A kernel (O, I, D, H, W) is the matrix (O, D·H·W·I).
+Muon (Jordan et al. 2024; Liu et al. 2025, arXiv 2502.16982) equalises the singular values of the momentum of a
+matrix, so that rare directions are learned as fast as common ones. A kernel (O, I, D, H, W) is the matrix
+(O, D·H·W·I).
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Optimiser:
-    """How weights are changed. The cosine schedule is a linear warm-up and then a half-cosine descent to zero.
+    """Settings of the optimiser. The cosine schedule is a linear warm-up, then a half-cosine descent to zero.
 
     Attributes:
-        rate: greatest learning rate of AdamW.
-        kernel_rate: the same of Muon, which steps the kernels of the network; 0 leaves them to AdamW.
+        rate: largest learning rate of AdamW.
+        kernel_rate: largest learning rate of Muon, which updates the kernels of the network; 0 leaves them to AdamW.
         weight_decay: of kernels and matrices; norms and biases have none.
         warm_up: share of the run in which the rate rises.
-        schedule: "cosine", or "constant" for a rate that stays what it is.
+        schedule: "cosine", or "constant" for a constant rate.
         betas, eps: of AdamW.
-        clip: greatest norm of the gradient.
-        clip_each: whether that holds for the gradient of each tensor and not for all together.
-        average: decay of the running mean of the weights, which is what is kept; 0 keeps the weights themselves.
+        clip: largest norm of the gradient.
+        clip_each: whether the limit applies to the gradient of each tensor and not to all together.
+        average: decay of the running mean of the weights, which is the final model; 0 uses the weights themselves.
     """
 
     rate: float = 2e-3
@@ -46,14 +47,14 @@ class Optimiser:
             raise ValueError(f"no schedule '{self.schedule}': cosine or constant")
 
     def rate_factor(self, progress: float) -> float:
-        """Share of the greatest rates at that share (0..1) of the run."""
+        """Return the share of the largest rates at a share (0..1) of the run."""
         return 1.0 if self.schedule == "constant" else rate_factor(progress, self.warm_up)
 
 
 class Stepper:
-    """Changes the weights of a network after each backward pass.
+    """Updates the weights of a network after each backward pass.
 
-    The network must be in the memory format (channels last) in which it stays: the matrices are views of its kernels.
+    The network must stay in its memory format (channels last): the matrices are views of its kernels.
     """
 
     def __init__(self, network: nn.Module, plan: Optimiser) -> None:
@@ -78,7 +79,7 @@ class Stepper:
             self.optimisers.append((plan.kernel_rate, muon))
 
     def step(self, progress: float) -> None:
-        """One change, at that share (0..1) of the run; a gradient that is not finite changes nothing."""
+        """Update the weights, at a share (0..1) of the run; a gradient that is not finite changes nothing."""
         if torch.isfinite(self.clip()):
             for kernel, matrix in self.matrices:
                 matrix.grad = None if kernel.grad is None else as_matrix(kernel.grad)
@@ -90,29 +91,29 @@ class Stepper:
         self.network.zero_grad(set_to_none=True)
 
     def clip(self) -> Tensor:
-        """Shortens gradients that are too long; returns the norm of all before."""
+        """Clip gradients that are too large; return the norm of all before."""
         parameters = list(self.network.parameters())
         if not self.plan.clip_each:
             return nn.utils.clip_grad_norm_(parameters, self.plan.clip)
         return torch.stack([nn.utils.clip_grad_norm_(parameter, self.plan.clip) for parameter in parameters]).norm()
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """What a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return [optimiser.state_dict() for _, optimiser in self.optimisers]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        """Goes on from a checkpoint."""
+        """Restore the state of a checkpoint."""
         for (_, optimiser), state in zip(self.optimisers, states, strict=True):
             optimiser.load_state_dict(state)
 
 
 def as_matrix(kernel: Tensor) -> Tensor:
-    """A kernel (O, I, D, H, W) as (O, D·H·W·I); a view of one whose channels come last in memory."""
+    """Return a kernel (O, I, D, H, W) as (O, D·H·W·I); a view if its channels are last in memory."""
     return kernel.permute(0, 2, 3, 4, 1).reshape(len(kernel), -1)
 
 
 def rate_factor(progress: float, warm_up: float) -> float:
-    """Share of the greatest learning rate at that share (0..1) of the run."""
+    """Return the share of the largest learning rate at a share (0..1) of the run."""
     if progress < warm_up:
         return 0.05 + 0.95 * progress / warm_up
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warm_up) / (1 - warm_up))))

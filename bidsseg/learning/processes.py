@@ -1,4 +1,4 @@
-"""Several processes that train one network together, as ``torchrun`` starts them; or one alone."""
+"""The processes that train one network together, started by ``torchrun``; or a single process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Processes:
-    """All processes of a run, and which of them this one is."""
+    """All processes of a run, and the rank of this one."""
 
     rank: int = 0
     count: int = 1
@@ -21,9 +21,9 @@ class Processes:
 
     @staticmethod
     def join(device: str = "cpu") -> Processes:
-        """Those that torchrun tells of in the environment; this one alone without it.
+        """Read the process group from torchrun's environment; one process without it.
 
-        Each takes the GPU of its number on its machine if the device is a GPU.
+        On GPUs, each process uses the GPU with its local rank.
         """
         count = int(os.environ.get("WORLD_SIZE", "1"))
         if count == 1:
@@ -37,11 +37,11 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this one speaks and writes for all."""
+        """Whether this process reports and writes for all."""
         return self.rank == 0
 
     def add_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Replaces each gradient by the sum of those of all processes."""
+        """Replace each gradient by its sum over all processes."""
         if self.count > 1:
             for parameter in parameters:
                 if parameter.grad is None:
@@ -49,14 +49,14 @@ class Processes:
                 dist.all_reduce(parameter.grad)
 
     def average(self, values: Iterable[Tensor]) -> None:
-        """Replaces each value that is no integer by its mean over all processes."""
+        """Replace each floating-point value by its mean over all processes."""
         if self.count > 1:
             for value in filter(torch.is_floating_point, values):
                 dist.all_reduce(value)
                 value /= self.count
 
     def agree(self, *values: float) -> list[float]:
-        """The values of the first process."""
+        """Return the values of the first process."""
         if self.count == 1:
             return list(values)
         told = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -64,12 +64,12 @@ class Processes:
         return told.tolist()
 
     def wait(self) -> None:
-        """Waits for the others."""
+        """Wait for the other processes."""
         if self.count > 1:
             dist.barrier()
 
     def leave(self) -> None:
-        """Waits for the others and parts from them."""
+        """Wait for the other processes and leave the group."""
         self.wait()
         if self.count > 1:
             dist.destroy_process_group()

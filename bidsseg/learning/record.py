@@ -1,4 +1,4 @@
-"""What a training run leaves: curve, validation table, card and weights."""
+"""The outputs of a training run: curve, validation table, card and weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bidsseg.models.library import load_model, save_model
 
 
 def save_curve(curve: Sequence[dict[str, float]], folder: Path) -> None:
-    """``curve.tsv`` and ``curve.png``: losses and Dice on unseen scans along the run."""
+    """Write ``curve.tsv`` and ``curve.png``: losses and Dice on unseen scans along the run."""
     from matplotlib.figure import Figure
 
     table = pd.DataFrame(curve)
@@ -48,9 +48,9 @@ def save_outcome(
     folder: Path,
     stop: Callable[[], bool] = lambda: False,
 ) -> Card:
-    """The model folder, with what the finished model reaches on the scans held out.
+    """Write the model folder, with the results of the finished model on the held-out scans.
 
-    ``stop`` is asked before each scan, which ends it with TemporaryFailure.
+    ``stop`` is called before each scan; if it returns True, TemporaryFailure is raised.
     """
     recipe = dict(card.recipe) | {"steps_done": state.step, "minutes": round(state.elapsed_s / 60, 1)}
     card = save_model(replace(card, recipe=recipe), network.state_dict(), folder)
@@ -62,13 +62,13 @@ def save_outcome(
 
 
 def metrics(table: pd.DataFrame, unseen: Sequence[Case]) -> dict[str, Any]:
-    """The card's figures, with the people they were measured on."""
+    """Return the card's figures, with the participants of the evaluation."""
     held_out = [case.name for case in unseen]
     return {"split": "participants held out from training", "held_out": held_out, "heads": figures(table)}
 
 
 def figures(table: pd.DataFrame) -> dict[str, Any]:
-    """Those of each head, as a card has them; of several annotations each has its own."""
+    """Return the figures of each head for a card, with separate figures for each of several annotations."""
     heads: dict[str, Any] = {}
     for _, row in summary(table).iterrows():
         head, annotation = str(row["head"]), str(row["annotation"])

@@ -1,6 +1,6 @@
-"""Labelled scans moved onto scans that nobody has annotated (Oberoi et al. 2021, see ``networks.dfnet``).
+"""Labelled scans warped onto scans without annotation (Oberoi et al. 2021, see ``networks.dfnet``).
 
-Of an unlabelled scan the segmenter sees the anatomy alone: brightness and labels are those of the scan that is moved.
+The segmenter sees only the anatomy of an unlabelled scan: brightness and labels are those of the warped scan.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from bidsseg.networks.eneuronet import NORMS
 
 @dataclass(frozen=True)
 class Registration:
-    """How samples are moved onto unlabelled scans.
+    """Settings of the registration of samples to unlabelled scans.
 
     Attributes:
-        share: of the samples that are moved so, and not otherwise.
-        steps: of the training of DFNet, which ends earlier when a quarter of the run's time is used up.
+        share: share of the samples that are warped, without other motion.
+        steps: steps of the training of DFNet, which ends earlier when a quarter of the run's time is used up.
         rate, kernel_rate, schedule: of AdamW and Muon, see ``Optimiser``; published is Adam, at a rate unknown.
-        smoothness: weight of the displacement's roughness in its loss; whether the published loss has any is unknown.
+        smoothness: weight of the displacement's roughness in its loss; whether the published loss has such a term is
+            unknown.
         norm: see ``DFNet``.
     """
 
@@ -45,19 +46,19 @@ class Registration:
 
     @property
     def optimiser(self) -> Optimiser:
-        """Of DFNet."""
+        """Return the optimiser of DFNet."""
         warm_up = 0.0 if self.schedule == "constant" else Optimiser.warm_up
         return Optimiser(self.rate, self.kernel_rate, weight_decay=0.0, warm_up=warm_up, schedule=self.schedule)
 
 
 @dataclass(frozen=True)
 class Mover:
-    """Moves labelled scans onto unlabelled ones.
+    """Warps labelled scans onto unlabelled ones.
 
     Attributes:
         network: a trained DFNet.
-        targets: unlabelled brains (1, 1, D, H, W) as ``placed`` gives them.
-        share: of the samples that are to be moved.
+        targets: unlabelled brains (1, 1, D, H, W) as returned by ``placed``.
+        share: share of the samples that are warped.
         precision: type of the network's activations.
     """
 
@@ -68,7 +69,7 @@ class Mover:
 
     @torch.no_grad()
     def move(self, case: Case, warp: Warp, generator: Generator) -> Warp:
-        """The placement of a sample, moved by whole voxels of its grid onto a random unlabelled brain.
+        """Return the placement of a sample, warped by whole voxels of its grid onto a random unlabelled brain.
 
         As each voxel takes the source of another one, image and labels move together and nothing is interpolated.
         """
@@ -80,18 +81,18 @@ class Mover:
 
 
 def displace(network: DFNet, moving: Tensor, fixed: Tensor, precision: torch.dtype) -> Tensor:
-    """The displacement (N, 3, D, H, W), in voxels, from one image to another, on the network's device."""
+    """Return the displacement (N, 3, D, H, W), in voxels, from one image to another, on the network's device."""
     device = next(network.parameters()).device
     with torch.autocast(device.type, precision, enabled=precision != torch.float32):
         return network(moving.to(device), fixed.to(device)).float()
 
 
 def placed(case: Case, shape: Sequence[int], spacing_mm: float) -> Tensor:
-    """The brain of a scan in the middle of a sample's grid, (1, 1, D, H, W), as DFNet sees it."""
+    """Return the brain of a scan at the centre of a sample's grid, (1, 1, D, H, W), as input of DFNet."""
     return shown(case, draw_warp(UNMOVED, shape, spacing_mm, case.centre, None, Generator()))
 
 
 def shown(case: Case, warp: Warp) -> Tensor:
-    """The brain of a scan, and nothing else of it, on a sample's grid (1, 1, D, H, W), brightness in about 0 to 1."""
+    """Return only the brain of a scan on a sample's grid (1, 1, D, H, W), brightness in about 0 to 1."""
     assert case.image is not None
     return normalise(sample_image(case.image[:1], warp)[0], sample_labels(case.brain, warp.source))[None, None]

@@ -23,7 +23,7 @@ from bidsseg.networks.dfnet import DFNet, roughness, similarity_loss, warp
 
 DFNET = "dfnet.safetensors"
 BUDGET_SHARE = 0.25
-"""The part of a run's time that the training of DFNet may take."""
+"""The share of a run's time for the training of DFNet."""
 
 
 def fit_mover(
@@ -32,10 +32,10 @@ def fit_mover(
     plan: Plan,
     conditions: Conditions,
 ) -> tuple[Mover, float]:
-    """What moves the cases onto the unlabelled scans, and the seconds of the budget that its training has taken.
+    """Return the mover of the cases onto the unlabelled scans, and the seconds of the budget used for its training.
 
-    DFNet is that of the folder if it is there, else it is trained; a checkpoint in the folder is continued.
-    TemporaryFailure if it is told to stop before; UsageError if fewer than two cases have images.
+    DFNet is read from the folder if present, otherwise trained; a checkpoint in the folder is resumed.
+    TemporaryFailure if the training is interrupted; UsageError if fewer than two cases have images.
     """
     registration, recipe = plan.recipe.registration, plan.recipe
     assert registration is not None
@@ -44,7 +44,7 @@ def fit_mover(
     if not weights.is_file():
         brains = [placed(case, *place) for case in cases if case.image is not None]
         if len(brains) < 2:
-            raise UsageError(f"recipe {recipe.name}: [registration] needs two labelled scans to learn from, or more")
+            raise UsageError(f"recipe {recipe.name}: [registration] needs at least two labelled training scans")
         train(brains, plan, replace(conditions, budget_s=BUDGET_SHARE * conditions.budget_s))
         conditions.processes.wait()
     network = DFNet(registration.norm)
@@ -58,7 +58,7 @@ def fit_mover(
 
 
 def train(brains: Sequence[Tensor], plan: Plan, conditions: Conditions) -> None:
-    """Trains DFNet on random pairs of brains (1, 1, D, H, W), and keeps it in the folder."""
+    """Train DFNet on random pairs of brains (1, 1, D, H, W), and save it in the folder."""
     registration, batch = plan.recipe.registration, plan.recipe.batch
     assert registration is not None
     processes, folder = conditions.processes, conditions.folder
@@ -72,7 +72,7 @@ def train(brains: Sequence[Tensor], plan: Plan, conditions: Conditions) -> None:
         if clock.stopped:
             save_checkpoint(conditions, network, stepper, state)
             raise TemporaryFailure(
-                f"stopped after {state.step} steps of registration, all kept in {folder}: run again with --resume"
+                f"stopped after {state.step} steps of registration, saved in {folder}: run again with --resume"
             )
         if progress >= 1:
             break
@@ -102,6 +102,6 @@ def train(brains: Sequence[Tensor], plan: Plan, conditions: Conditions) -> None:
 
 
 def pair(brains: Sequence[Tensor], seed: int, number: int) -> list[Tensor]:
-    """Two different brains, by the number of the pair: the one that is moved, and the one it is moved onto."""
+    """Return two different brains, by the number of the pair: the moving and the fixed one."""
     order = torch.randperm(len(brains), generator=seeded(seed, number, 2))
     return [brains[int(i)] for i in order[:2]]

@@ -1,7 +1,7 @@
-"""Training voxel by voxel, as SegNet is: two networks, of which the second is given distances to centroids.
+"""Training of SegNet voxel by voxel: two networks, of which the second also reads distances to centroids.
 
-De Brébisson & Montana 2015, arXiv 1502.02445, sections 3.4 and 4: stochastic gradient descent on voxels drawn evenly
-from the labelled brains, until the error on other voxels of the same brains has not fallen for some epochs.
+De Brébisson & Montana 2015, arXiv 1502.02445, sections 3.4 and 4: stochastic gradient descent on voxels drawn uniformly
+from the labelled brains, until the error on other voxels of the same brains has not decreased for some epochs.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ REPORT_EVERY_S = 20
 
 @dataclass
 class Progress:
-    """How far the training of one of the two networks has come.
+    """Progress of the training of one of the two networks.
 
     Attributes:
-        chunk: of the epoch, which comes next.
-        waited: epochs since the error was last much lower than before.
+        chunk: number of the next chunk of the epoch.
+        waited: epochs since the last marked decrease of the error.
     """
 
     stage: int = 0
@@ -40,10 +40,10 @@ class Progress:
 
 
 def fit_voxels(network: StagedSegNet, cases: Sequence[Case], plan: Plan, conditions: Conditions) -> State:
-    """Trains both networks in place, each for half of the time at most, and leaves the best weights of each in it.
+    """Train both networks in place, each for half of the time at most, and leave the best weights of each in it.
 
-    A checkpoint is continued from the chunk that it was at. Several processes share the voxels of each step, so that
-    their number changes the time that a run takes, and not its result, but for the noise on the distances.
+    A checkpoint is resumed at its chunk. Several processes share the voxels of each step, so that their number changes
+    the time of a run, not its result, except for the noise on the distances.
     """
     fitting = VoxelFitting(network, cases, plan, conditions)
     while fitting.progress.stage < 2:
@@ -58,7 +58,7 @@ def fit_voxels(network: StagedSegNet, cases: Sequence[Case], plan: Plan, conditi
 
 
 class VoxelFitting:
-    """The two networks in training, and how far they have come."""
+    """The two networks in training, and their progress."""
 
     def __init__(self, network: StagedSegNet, cases: Sequence[Case], plan: Plan, conditions: Conditions) -> None:
         assert plan.recipe.voxels is not None
@@ -78,30 +78,30 @@ class VoxelFitting:
         self.told_at = time.monotonic()
 
     def trainer_of(self, stage: int) -> Trainer:
-        """Return what trains the network of a stage."""
+        """Return the trainer of the network of a stage."""
         seed = derived(self.plan.seed, stage)
         shown = self.augmented if self.voxels.augmented else None
         precision, processes = self.conditions.precision, self.conditions.processes
         return Trainer(self.network.stage(stage), self.brains, self.voxels, seed, precision, processes, shown)
 
     def augmented(self, generator: Generator) -> list[Brain]:
-        """Return the brains, each moved, bent and of other brightness."""
+        """Return the brains, each moved, deformed and changed in brightness."""
         view = self.plan.recipe.view
         return [labelled_brain(draw_case(case, view, generator), self.head) for case in self.cases]
 
     def used(self) -> float:
-        """Share of the time for this stage that is used up."""
+        """Return the used share of the time for this stage."""
         budget_s = self.conditions.budget_s
         return 0.0 if math.isinf(budget_s) else 2 * self.clock.elapsed_s / budget_s - self.progress.stage
 
     def stage_is_over(self) -> bool:
-        """Whether the time, the epochs or the patience of this stage are used up."""
+        """Return whether the time, the epochs or the patience of this stage are used up."""
         (self.trainer.used,) = self.conditions.processes.agree(self.used())
         progress, voxels = self.progress, self.voxels
         return self.trainer.used > 1 or progress.epoch >= voxels.epochs or progress.waited >= voxels.patience
 
     def next_stage(self) -> None:
-        """Keep the best weights of this stage and begin the next, from these if the recipe is warm."""
+        """Keep the best weights of this stage and begin the next, from these if the recipe sets a warm start."""
         self.trainer.keep_best()
         self.progress = Progress(self.progress.stage + 1)
         if self.progress.stage < 2:
@@ -110,7 +110,7 @@ class VoxelFitting:
             self.trainer = self.trainer_of(self.progress.stage)
 
     def epoch(self) -> bool:
-        """Train for the rest of an epoch, or until the time is used up; False if told to stop, all kept."""
+        """Train for the rest of an epoch, or until the time is used up; False if interrupted, after saving."""
         progress, trainer = self.progress, self.trainer
         for steps, done in trainer.epoch(progress.epoch, progress.chunk):
             self.clock.tick(steps)
@@ -127,7 +127,7 @@ class VoxelFitting:
         return True
 
     def report(self, done: float) -> None:
-        """Say now and then how much of the epoch (0..1) is done."""
+        """Report at intervals the completed share (0..1) of the epoch."""
         if time.monotonic() - self.told_at <= REPORT_EVERY_S:
             return
         self.told_at = time.monotonic()
@@ -139,7 +139,7 @@ class VoxelFitting:
         )
 
     def measure(self) -> None:
-        """Measure the error after an epoch, keep the weights if it is the least, and save."""
+        """Measure the error after an epoch, keep the weights if it is the smallest, and save."""
         progress, state, name = self.progress, self.state, f"stage {self.progress.stage + 1}"
         error, entropy = self.conditions.processes.agree(*self.trainer.error())
         progress.epoch, progress.chunk, progress.waited = progress.epoch + 1, 0, progress.waited + 1
@@ -152,5 +152,5 @@ class VoxelFitting:
         self.save()
 
     def save(self) -> None:
-        """Keep all that the training goes on from."""
+        """Save everything that is needed to resume the training."""
         save_checkpoint(self.conditions, self.network, self.trainer, self.state, progress=asdict(self.progress))

@@ -1,4 +1,4 @@
-"""How a training is run, how far it has come, and the checkpoint that it goes on from."""
+"""The conditions and the progress of a training, and its checkpoint."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ from bidsseg.files import replacing
 from bidsseg.learning.processes import Processes
 
 CHECKPOINT = "checkpoint.pt"
-"""The file in a model's folder that its training goes on from."""
+"""The checkpoint in a model's folder."""
 
 
 def derived(seed: int, *numbers: int) -> int:
-    """A seed that depends on another and the numbers alone."""
-    state = np.random.SeedSequence([seed % 2**32, *numbers]).generate_state(1)[0]  # torch looks at 32 bits alone
+    """Return a seed that depends only on another seed and the numbers."""
+    state = np.random.SeedSequence([seed % 2**32, *numbers]).generate_state(1)[0]  # torch uses only 32 bits
     return int(state)
 
 
 def seeded(seed: int, *numbers: int) -> Generator:
-    """A generator of draws that depend on the seed and the numbers alone."""
+    """Return a generator whose draws depend only on the seed and the numbers."""
     return Generator().manual_seed(derived(seed, *numbers))
 
 
 class Keeper(Protocol):
-    """What can be kept in a checkpoint and put back."""
+    """An object whose state can be stored in a checkpoint."""
 
     def state_dict(self) -> Any:
-        """What a checkpoint keeps."""
+        """Return the state for a checkpoint."""
 
     def load_state_dict(self, saved: Any, /) -> Any:
-        """Goes on from a checkpoint."""
+        """Restore the state of a checkpoint."""
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """How a training is run, which changes its time and its record and not what is learnt.
+    """The conditions of a training, which change its time and its record but not its result.
 
     Attributes:
-        folder: of the model, where the checkpoint is kept.
-        budget_s: seconds until it ends, those before its checkpoint included.
-        stop: asked after each step; True saves and returns.
-        report: told how it goes.
+        folder: folder of the model and its checkpoint.
+        budget_s: seconds until the training ends, including those before its checkpoint.
+        stop: called after each step; if it returns True, the training is saved and ends.
+        report: receives messages on the progress.
         precision: type of the activations.
-        run: what a checkpoint must have been made by to be continued: recipe, seed, scans and the like.
+        run: identity of the run that made a checkpoint: recipe, seed, scans and the like; it must match.
     """
 
     folder: Path
@@ -65,21 +65,21 @@ class Conditions:
 
     @property
     def checkpoint(self) -> Path:
-        """The file that the training goes on from."""
+        """The checkpoint of the training."""
         return self.folder / CHECKPOINT
 
     @property
     def device(self) -> str:
-        """Where this process computes."""
+        """The device of this process."""
         return self.processes.device
 
 
 @dataclass
 class State:
-    """How far a training has come; everything a checkpoint holds besides weights.
+    """The progress of a training: everything in a checkpoint besides weights.
 
     Attributes:
-        best: the highest mean Dice on scans that are watched, so far.
+        best: the highest mean Dice on the validation scans so far.
     """
 
     step: int = 0
@@ -89,9 +89,9 @@ class State:
 
 
 def resumed(conditions: Conditions, network: nn.Module, optimiser: Keeper) -> tuple[State, dict[str, Any]]:
-    """How far the training has come, and what else was kept; network and optimiser are put back to where they were.
+    """Return the progress and other state of a checkpoint, and restore network and optimiser.
 
-    Without a checkpoint it begins, and nothing was kept.
+    Without a checkpoint, the training begins, and the other state is empty.
     """
     if not conditions.checkpoint.is_file():
         return State(), {}
@@ -103,7 +103,7 @@ def resumed(conditions: Conditions, network: nn.Module, optimiser: Keeper) -> tu
 
 @contextmanager
 def continuing(conditions: Conditions) -> Iterator[dict[str, Any]]:
-    """What the checkpoint holds, to be put back; DataError if it is damaged or of another run."""
+    """Yield the content of the checkpoint, to be restored; DataError if it is damaged or from another run."""
     checkpoint = conditions.checkpoint
     try:
         saved = torch.load(checkpoint, weights_only=True, map_location=conditions.device)
@@ -118,18 +118,18 @@ def continuing(conditions: Conditions) -> Iterator[dict[str, Any]]:
 
 
 def same_run(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
-    """DataError unless what is there was made by the run that is to be continued."""
+    """Raise DataError unless a checkpoint was made by the same run."""
     before, now = (json.loads(json.dumps(run)) for run in (before, now))
     differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if differing:
         raise DataError(
-            f"{where}: of another run ({', '.join(differing)} differ): give the command that it was made by, "
+            f"{where}: of another run ({', '.join(differing)} differ): repeat the command of that run, give "
             "--overwrite to start again, or another OUTPUT_DIR"
         )
 
 
 def save_checkpoint(conditions: Conditions, network: nn.Module, optimiser: Keeper, state: State, **others: Any) -> None:
-    """Written whole or not at all, with what else the training goes on with; by the first process alone."""
+    """Write a checkpoint whole or not at all, with further state, in the first process only."""
     if not conditions.processes.first:
         return
     kept = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "state": vars(state)}

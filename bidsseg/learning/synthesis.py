@@ -1,7 +1,7 @@
 """Images of any contrast from label maps (Billot et al. 2023, SynthSeg, section 3.1).
 
-Each region gets a random brightness and texture; shading, resolution and noise follow as for real scans. Part of the
-draws stay near the contrast of a T1w, since most scans are.
+Each region gets a random brightness and texture; shading, resolution and noise follow as for real scans. A share of
+the draws is near the contrast of a T1w, the most common one.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from bidsseg.labels import Protocol, Region
 from bidsseg.learning.augment import uniform
 
 T1W = {0: None, 1: 0.55, 2: 0.85, 3: 0.15, 6: None, 7: 0.5, 8: 0.55, 9: 0.64, 10: 0.8, 11: 0.55}
-"""Brightness of each class of the generic BIDS table in a T1w; None: anything."""
+"""Brightness of each class of the generic BIDS table in a T1w; None: any."""
 FLAIR = {0: None, 1: 0.6, 2: 0.5, 3: 0.08, 6: None, 7: 0.9, 8: 0.62, 9: 0.58, 10: 0.52, 11: 0.6}
-"""The same in a FLAIR."""
+"""Brightness of each class in a FLAIR."""
 NOT_BRAIN, BRIGHTEST = 6, 1.8
-"""Tissue outside the brain, of which fat is brighter than anything in it."""
+"""Tissue outside the brain, in which fat is brighter than anything inside."""
 PATCH_MM = 24.0
-"""Size of the places where a skull-stripping leaves more than elsewhere."""
+"""Size of the patches where a skull-stripping leaves more than elsewhere."""
 SPECIFIC = {"Thalamus": 0.7, "Pallidum": 0.78, "Ventral DC": 0.78, "Choroid": 0.35, "Vessel": 0.3, "Chiasm": 0.6}
 """Exceptions by name, in a T1w."""
 CONTRASTS: Mapping[str, tuple[Mapping[int, float | None], Mapping[str, float]]] = {
     "T1w": (T1W, SPECIFIC),
     "FLAIR": (FLAIR, {"Pallidum": 0.5, "Choroid": 0.45, "Vessel": 0.2}),
 }
-"""By the suffix of an image: brightness of the classes, and exceptions by name."""
+"""Brightness of the classes, and exceptions by name, by the suffix of an image."""
 
 
 def expected(region: Region, contrast: str) -> float | None:
-    """Mean brightness of a region in an image of that suffix, about 0..1; None if it may be anything."""
+    """Return the mean brightness of a region in an image with a suffix, about 0..1; None if it may be any."""
     classes, exceptions = CONTRASTS[contrast]
     return next((v for word, v in exceptions.items() if word in region.name), classes.get(region.mapping or 0))
 
@@ -43,10 +43,10 @@ def expected(region: Region, contrast: str) -> float | None:
 def brightness(
     protocol: Protocol, realistic: bool, generator: Generator, contrast: str = "T1w"
 ) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the brightness of each region, both (R,); left and right are alike.
+    """Draw mean and standard deviation of the brightness of each region, both (R,), equal on left and right.
 
     Args:
-        realistic: near the contrast; else any brightness.
+        realistic: near the contrast; otherwise any brightness.
     """
     means = torch.rand(len(protocol.regions), generator=generator)
     if realistic:
@@ -68,10 +68,10 @@ def brightness(
 def synthesise(
     labels: Tensor, protocol: Protocol, realistic: bool, generator: Generator, contrast: str = "T1w"
 ) -> Tensor:
-    """An image (D, H, W) in about 0..1 from positions in the protocol's table, (D, H, W) integers.
+    """Return an image (D, H, W) in about 0..1 from positions in the protocol's table, (D, H, W) integers.
 
     Args:
-        realistic: near the contrast that the images of a suffix have; else any.
+        realistic: near the contrast of the images with a suffix; otherwise any.
     """
     means, spread = brightness(protocol, realistic, generator, contrast)
     flat = labels.long()
@@ -83,15 +83,15 @@ def synthesise(
 def synthesise_each(
     labels: Tensor, protocol: Protocol, realistic: bool, inputs: Sequence[str], generator: Generator
 ) -> Tensor:
-    """An image of the same labels for each suffix, (C, D, H, W)."""
+    """Return an image of the same labels for each suffix, (C, D, H, W)."""
     return torch.stack([synthesise(labels, protocol, realistic, generator, suffix) for suffix in inputs])
 
 
 def noise_around(images: Tensor, head: Tensor, generator: Generator) -> Tensor:
-    """Images (C, D, H, W) with noise of any mean and strength outside of the head (D, H, W), as a ratio of images has.
+    """Return images (C, D, H, W) with noise of random mean and strength outside of the head (D, H, W).
 
-    An MP2RAGE image is such a ratio (Marques et al. 2010, doi:10.1016/j.neuroimage.2009.10.002): where there is no
-    signal, every value of its range is about as likely. A missing image, 0 everywhere, stays so.
+    An MP2RAGE image is a ratio (Marques et al. 2010, doi:10.1016/j.neuroimage.2009.10.002): without
+    signal, every value of its range is about equally probable. A missing image, 0 everywhere, is unchanged.
     """
     air = ~head & images.flatten(1).any(1)[:, None, None, None]
     noise = uniform(0.2, 0.8, generator) + uniform(0.03, 0.3, generator) * torch.randn(head.shape, generator=generator)
@@ -99,7 +99,7 @@ def noise_around(images: Tensor, head: Tensor, generator: Generator) -> Tensor:
 
 
 def smooth(image: Tensor, sigma: float) -> Tensor:
-    """Gaussian smoothing of (D, H, W) with a three-point kernel of that standard deviation in voxels."""
+    """Smooth an image (D, H, W) with a three-point kernel with a standard deviation in voxels."""
     side = math.exp(-0.5 / sigma**2)
     for axis in range(3):
         inner = image.movedim(axis, 0)
@@ -111,7 +111,7 @@ def smooth(image: Tensor, sigma: float) -> Tensor:
 
 
 def strip(brain: Tensor, inner_mm: float, outer_mm: float, spacing_mm: float, generator: Generator) -> Tensor:
-    """What an imperfect skull-stripping leaves: the brain widened by about inner_mm, in random places by outer_mm more.
+    """Return an imperfect brain mask: dilated by about inner_mm, in random places by outer_mm more.
 
     Args:
         brain: booleans (D, H, W) on a grid of spacing_mm.

@@ -1,4 +1,4 @@
-"""How good a model is on scans it has not learned from, through the whole way that a user's scan takes."""
+"""Evaluation of a model on scans it was not trained on, through the complete processing of a user's scan."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from bidsseg.segmentation.native import Segmentation
 from bidsseg.segmentation.predict import segment
 
 ERROR = "voxel error"
-"""Name of the row that holds the share of wrong voxels inside the reference brain."""
+"""Name of the row with the share of wrong voxels inside the reference brain."""
 FEW = 5
-"""Regions that are described each by itself."""
+"""Largest number of regions that are listed completely."""
 
 
 def validate(
@@ -36,22 +36,20 @@ def validate(
     lesion_model: Model | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> pd.DataFrame:
-    """Dice of every region of every head on every case; columns case, head, annotation, region, dice.
+    """Return the Dice of every region of every head on every case; columns case, head, annotation, region, dice.
 
-    Regions absent from both are left out; so are voxels whose annotation leaves open what they are.
+    Regions absent from both are omitted, and so are voxels whose annotation allows several regions.
 
     Args:
-        lesion_model: another model, whose lesions are laid over the tissues of this one before it is measured.
-        stop: asked before each case; True ends it with TemporaryFailure.
+        lesion_model: another model, whose lesions replace the tissues of this one before the evaluation.
+        stop: called before each case; if it returns True, TemporaryFailure is raised.
     """
     heads = model.heads if lesion_model is None else {JOINT.name: JOINT}
     inputs = max((m.card.inputs for m in (model, lesion_model) if m is not None), key=len)
     rows: list[dict[str, object]] = []
     for case in cases:
         if stop():
-            raise TemporaryFailure(
-                "stopped while the model was measured; all that it learnt is kept: run again with --resume"
-            )
+            raise TemporaryFailure("interrupted during the validation; the training is saved: run again with --resume")
         image = case.image if case.image is not None else synthetic_scan(case, inputs)
         scan = {name: Volume(channel.numpy(), np.eye(4)) for name, channel in zip(inputs, image, strict=True)}
         try:
@@ -72,13 +70,13 @@ def validate(
 
 
 def nothing(heads: Iterable[str], shape: Sequence[int]) -> Segmentation:
-    """What a model has found that found nothing."""
+    """Return an empty segmentation."""
     background = {name: np.zeros(shape, np.uint8) for name in heads}
     return Segmentation(background, {}, np.zeros(shape, bool), np.zeros(shape, bool), 0.0)
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean over regions, then over cases: one row per head and annotation.
+    """Return the mean over regions, then over cases: one row for each head and annotation.
 
     Columns dice with a bootstrap 95 % interval over cases (low, high), voxel_error and cases.
     """
@@ -94,9 +92,9 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def described(table: pd.DataFrame) -> list[str]:
-    """Lines to print: for each head and annotation its row of the summary, then its regions.
+    """Return lines to print: for each head and annotation its row of the summary, then its regions.
 
-    All regions with a bootstrap 95 % interval over cases if they are few, else those with the lowest Dice.
+    Few regions are all listed with a bootstrap 95 % interval over cases, otherwise those with the lowest Dice.
     """
     lines = []
     for _, row in summary(table).iterrows():
@@ -116,7 +114,7 @@ def described(table: pd.DataFrame) -> list[str]:
 
 
 def synthetic_scan(case: Case, inputs: Sequence[str]) -> torch.Tensor:
-    """Whole-head images (C, X, Y, Z) of a label map, always the same ones for a case."""
+    """Return synthetic whole-head images (C, X, Y, Z) of a label map, always the same for a case."""
     generator = Generator().manual_seed(sum(case.name.encode()))
     first = case.annotations[0]
     channels = synthesise_each(first.values, first.protocol, True, inputs, generator)
@@ -125,17 +123,17 @@ def synthetic_scan(case: Case, inputs: Sequence[str]) -> torch.Tensor:
 
 
 def indices_of(result: Segmentation, head: Protocol) -> np.ndarray:
-    """What was found for a head: an index of a region for each voxel."""
+    """Return the predicted index of a region of a head for each voxel."""
     masks = {"brain": result.brain, "lesion": result.lesion}
     return result.labels[head.name] if head.name in result.labels else np.asarray(masks[head.name], np.uint8)
 
 
 def comparable(annotations: Sequence[Annotation], head: Protocol) -> list[tuple[Annotation, Relation]]:
-    """What to measure a head against, and the relation by which.
+    """Return the annotations to compare a head with, and their relations.
 
-    The annotation in the head's own protocol; else the one that fixes most of the head's regions, if more than half;
-    else all in whose coarser protocol the head's answer can be given (the relation is then from the head to the
-    annotation). Only the regions that are fixed are measured.
+    This is the annotation in the head's own protocol; otherwise the one that determines most of the head's regions, if
+    more than half; otherwise all with a coarser protocol to which the head's result can be converted (the relation is
+    then from the head to the annotation). Only determined regions are evaluated.
     """
     pairs = [(a, r) for a in annotations if (r := load_relation(a.protocol, head)) is not None]
     own = [pair for pair in pairs if pair[0].protocol.name == head.name]
@@ -146,17 +144,17 @@ def comparable(annotations: Sequence[Annotation], head: Protocol) -> list[tuple[
 
 
 def fixed_regions(relation: Relation) -> np.ndarray:
-    """For each region of the head, whether some value of the annotation surely means it."""
+    """Return for each region of the head whether some value of the annotation means exactly this region."""
     return relation.allowed[relation.allowed.sum(1) == 1].any(0)
 
 
 def is_exact(relation: Relation) -> bool:
-    """Whether each value of the annotation means one region of the head."""
+    """Return whether each value of the annotation means one region of the head."""
     return bool((relation.allowed.sum(1) == 1).all())
 
 
 def compare(found: np.ndarray, head: Protocol, annotation: Annotation, relation: Relation) -> dict[str, float]:
-    """Dice by region name, and the voxel error, of region indices in the shape of the annotation."""
+    """Return Dice by region name, and the voxel error, of region indices in the shape of the annotation."""
     if relation.annotation is head and head is not annotation.protocol:
         head, finer = annotation.protocol, relation
         found = np.array(head.indices)[finer.allowed.argmax(1)[finer.rows[found]]]

@@ -1,4 +1,4 @@
-"""Epochs over voxels that are drawn from labelled brains, for one of SegNet's networks."""
+"""Epochs over voxels drawn from labelled brains, for one of SegNet's networks."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from bidsseg.networks.segnet.surroundings import (
 )
 
 CHUNK = 20
-"""Batches whose inputs are made at once."""
+"""Number of batches whose inputs are computed together."""
 SAMPLE = 2000
-"""Voxels of each scan from which the scale of the distances is learnt."""
+"""Number of voxels of each scan that determine the scale of the distances."""
 
 
 @dataclass(frozen=True)
 class Brain:
-    """A labelled scan, ready to be looked at voxel by voxel.
+    """A labelled scan, prepared for training voxel by voxel.
 
     Attributes:
-        labels: (X, Y, Z) positions in the head's protocol, -1 where the annotation tells nothing.
+        labels: (X, Y, Z) positions in the head's protocol, -1 where the annotation is open.
         centroids: (N, 3) of the true regions.
     """
 
@@ -50,9 +50,9 @@ class Brain:
 
 
 def labelled_brain(case: Case, head: Protocol) -> Brain:
-    """A case as SegNet learns from it; DataError unless an annotation says exactly which region a voxel is."""
+    """Return a case prepared for SegNet; DataError unless an annotation determines exactly the region of each voxel."""
     if case.image is None:
-        raise DataError(f"{case.name}: has no image, and SegNet does not learn from synthesis")
+        raise DataError(f"{case.name}: has no image, and SegNet cannot be trained on synthesised images")
     for annotation in case.annotations:
         relation = load_relation(annotation.protocol, head)
         if relation is not None and annotation.protocol.name == head.name:
@@ -61,19 +61,19 @@ def labelled_brain(case: Case, head: Protocol) -> Brain:
             found = torch.from_numpy(relation.allowed.argmax(1))[values]
             labels = torch.where(exact[values] & case.brain, found, -1)
             centroids = centroids_of(labels.clamp(min=0), len(head.regions) - 1)
-            # the brain alone, as at inference, where it is cut out first
+            # only the brain, as at inference, where it is cropped first
             return Brain(case.name, surroundings(case.image[0] * case.brain, case.brain), labels, centroids)
     raise DataError(f"{case.name}: no annotation in the protocol {head.name}")
 
 
 class Trainer:
-    """Epochs of one network over the voxels that are drawn for it.
+    """Epochs of one network over drawn voxels.
 
     Args:
-        augmented: makes the brains that an epoch learns from; without it they are learned from as they are.
+        augmented: returns the brains of an epoch; without it, the brains are unchanged.
 
     Attributes:
-        used: share of the time for all epochs that is used up, on which the rate of Adam depends.
+        used: used share of the time for all epochs, on which the rate of Adam depends.
     """
 
     def __init__(
@@ -107,10 +107,10 @@ class Trainer:
             network.learn_distances(torch.cat(sample).to(self.device))
 
     def epoch(self, number: int, first: int = 0) -> Iterator[tuple[int, float]]:
-        """One pass over all voxels in an order that the seed and the number of the epoch decide.
+        """Train once on all voxels, in an order that depends on the seed and the number of the epoch.
 
-        After each chunk, beginning with the first that is asked for, the number of its steps and the share (0..1) of
-        the epoch that is done.
+        After each chunk, beginning with the requested first one, yield the number of its steps and the completed share
+        (0..1) of the epoch.
         """
         voxels = self.voxels
         generator = Generator().manual_seed(derived(self.seed, number))
@@ -124,7 +124,7 @@ class Trainer:
         done = first * CHUNK * voxels.batch
         for chunk, (size, inputs, targets) in enumerate(self.chunks(brains, points, generator, first), first):
             self.network.train()
-            torch.manual_seed(derived(self.seed, number, chunk))  # of the noise
+            torch.manual_seed(derived(self.seed, number, chunk))  # for the noise
             starts = range(0, size, voxels.batch)
             own = len(range(self.processes.rank, voxels.batch, self.processes.count))
             for i, start in enumerate(starts):
@@ -141,7 +141,7 @@ class Trainer:
             yield len(starts), done / total
 
     def drawn(self, generator: Generator) -> list[Tensor]:
-        """Other voxels of each brain, none of which the error is measured on."""
+        """Draw further voxels of each brain, none of which is used to measure the error."""
         found = []
         for brain, others in zip(self.brains, self.others, strict=True):
             labels = brain.labels.clone()
@@ -150,7 +150,7 @@ class Trainer:
         return found
 
     def rate(self, epochs: float) -> float:
-        """The learning rate after so many epochs."""
+        """Return the learning rate after a number of epochs."""
         voxels = self.voxels
         if voxels.adam:
             return voxels.rate * rate_factor(min(1.0, max(epochs / voxels.epochs, self.used)), 0.0)
@@ -158,7 +158,7 @@ class Trainer:
 
     @torch.no_grad()
     def error(self) -> tuple[float, float]:
-        """Share of wrong voxels, and cross-entropy, among those that were put aside."""
+        """Return the share of wrong voxels, and the cross-entropy, of the validation voxels."""
         self.network.eval()
         wrong, entropy, count = 0, 0.0, 0
         generator = Generator().manual_seed(self.seed)
@@ -170,7 +170,7 @@ class Trainer:
         return wrong / max(count, 1), entropy / max(count, 1)
 
     def logits(self, inputs: dict[str, Tensor], some: Tensor) -> Tensor:
-        """Of some of the voxels of a chunk, (P, N+1)."""
+        """Return the logits of some of the voxels of a chunk, (P, N+1)."""
         with torch.autocast(self.device.split(":")[0], self.precision, enabled=self.precision != torch.float32):
             return self.network({name: group[some].to(self.device) for name, group in inputs.items()}).float()
 
@@ -182,9 +182,9 @@ class Trainer:
         first: int = 0,
         shared: bool = True,
     ) -> Iterator[tuple[int, dict[str, Tensor], Tensor]]:
-        """Chunks of voxels from the first on, all brains mixed: their number, and inputs and regions.
+        """Yield chunks of voxels from the first on, all brains mixed: their number, inputs and regions.
 
-        Of shared ones each process has its part of every batch.
+        With shared chunks, each process has its part of every batch.
         """
         network, processes = self.network, self.processes
         options: dict[str, Any] = {"planes": network.planes, "scale": network.scale}
@@ -214,18 +214,18 @@ class Trainer:
             yield size, joined, torch.cat(targets)[back]
 
     def remember(self) -> None:
-        """Keeps the weights as the best so far."""
+        """Store the weights as the best so far."""
         self.best = copy.deepcopy(self.network.state_dict())
 
     def keep_best(self) -> None:
-        """Puts the best weights into the network."""
+        """Restore the best weights in the network."""
         self.network.load_state_dict(self.best)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps besides the weights."""
+        """Return the state for a checkpoint besides the weights."""
         return {"descent": self.descent.state_dict(), "best": self.best}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Goes on from a checkpoint."""
+        """Restore the state of a checkpoint."""
         self.descent.load_state_dict(saved["descent"])
         self.best = saved["best"]

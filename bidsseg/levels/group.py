@@ -18,15 +18,15 @@ SHOWN_PROBLEMS = 5
 
 
 def group_level(settings: Settings) -> None:
-    """Gather the results in the output folder; scans of the dataset that have none are listed with their reason.
+    """Collect the results in the output folder; list scans of the dataset without a result, with their reason.
 
     Raises:
-        InputMissing: there is no output folder.
-        NothingSelected: there is no result of the selected participants and sessions in it.
+        InputMissing: the output folder does not exist.
+        NothingSelected: it contains no result of the selected participants and sessions.
     """
     output_dir, report = settings.output_dir, settings.report
     if not output_dir.is_dir():
-        raise InputMissing(f"there is no folder {output_dir}: run the level participant first")
+        raise InputMissing(f"no folder {output_dir}: run the level participant first")
     check_folder(output_dir)
     check_source(settings)
     fates = find_fates(output_dir)
@@ -71,7 +71,7 @@ def _of(cohort: Cohort, settings: Settings) -> Iterator[Result]:
 
 
 def _expected(settings: Settings, tried: set[str]) -> list[dict[str, str]]:
-    """Source entities of the scans in the dataset, and of those that an earlier run tried."""
+    """Return the source entities of the scans in the dataset, and of those that an earlier run attempted."""
     try:
         scans = find_scans(
             settings.bids_dir,
@@ -82,7 +82,7 @@ def _expected(settings: Settings, tried: set[str]) -> list[dict[str, str]]:
         )
         expected = {scan.key: scan.entities for scan in scans}
     except BidssegError as error:
-        settings.report.warn(f"scans without a result are not all known: {error}")
+        settings.report.warn(f"the list of scans without a result may be incomplete: {error}")
         expected = {}
     for key in tried - expected.keys():
         parsed = parse_name(f"{key}_T1w")
@@ -97,7 +97,7 @@ def _selected(source: dict[str, str], settings: Settings) -> bool:
 
 
 def _count(cohort: Cohort) -> str:
-    """How many scans have a result, and how many have none for which reason."""
+    """Return the number of scans with a result, and the number of scans without one for each reason."""
     counts: dict[str, int] = {}
     for absent in cohort.absent:
         counts[absent.fate.outcome] = counts.get(absent.fate.outcome, 0) + 1

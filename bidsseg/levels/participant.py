@@ -25,7 +25,7 @@ Failure = tuple[Entry, Exception]
 
 
 def participant_level(settings: Settings) -> None:
-    """Segment every selected scan that is not done yet, or the images of ``settings.images``, which are in no dataset.
+    """Segment every selected scan that is not finished, or the images of ``settings.images`` outside of a dataset.
 
     Raises:
         BidssegError: with code 1 if some scans failed, 65 if all failed because of their data.
@@ -37,10 +37,10 @@ def participant_level(settings: Settings) -> None:
 
 
 def _selected(settings: Settings) -> Selection | None:
-    """The selected scans of the dataset; None if this shard has no participant."""
+    """Return the selected scans of the dataset; None if this shard has no participant."""
     participants = _shard(settings)
     if participants == []:
-        settings.report.say("this shard has no participant: there are fewer of them than shards")
+        settings.report.say("this shard is empty: there are fewer participants than shards")
         return None
     return query.select_scans(
         settings.bids_dir,
@@ -52,7 +52,7 @@ def _selected(settings: Settings) -> Selection | None:
 
 
 def _given(settings: Settings, card: Card) -> Selection:
-    """The scan of images that are in no dataset. UsageError if the model needs another image."""
+    """Return the scan of images outside of a dataset. UsageError if the model needs another image."""
     if missing := card.lacks(settings.images):
         raise UsageError(f"the model {card.name} needs a {missing}: give --{missing.lower()} FILE")
     scan = Scan.of_files(settings.images["T1w"], settings.images.get("FLAIR"))
@@ -62,13 +62,13 @@ def _given(settings: Settings, card: Card) -> Selection:
 
 @dataclass(frozen=True)
 class Agenda:
-    """What a run is to do.
+    """The plan of a run.
 
     Attributes:
-        done: jobs that an earlier run has done.
-        passed_over: scans that lack an image which the model needs.
+        done: jobs finished by an earlier run.
+        passed_over: scans without an image that the model needs.
         unusable: scans that fail before any work on them.
-        warnings: what the user should know before it begins.
+        warnings: warnings for the user before the run begins.
     """
 
     jobs: Sequence[Job]
@@ -79,31 +79,31 @@ class Agenda:
 
     @property
     def todo(self) -> list[Job]:
-        """Jobs that are not done."""
+        """Jobs that are not finished."""
         return [job for job in self.jobs if job not in self.done]
 
     @property
     def total(self) -> int:
-        """The number of scans that count."""
+        """The number of scans with a job or a failure."""
         return len(self.jobs) + len(self.unusable)
 
 
 def _checked(settings: Settings) -> tuple[Card, list[Space]]:
-    """Return the model and the standard spaces, after a look at the output folder and the device."""
+    """Return the model and the standard spaces, after checking the output folder and the device."""
     check_folder(settings.output_dir)
     check_source(settings)
     card = find_card(settings.model)
-    if settings.executor == "local":  # the machines of a cluster have devices of their own
+    if settings.executor == "local":  # the machines of a cluster have their own devices
         check_device(settings.device)
     spaces = list(dict.fromkeys(find_space(word) for word in settings.output_spaces))
     for one, other in itertools.combinations(spaces, 2):
         if one.template == other.template and one.affine != other.affine:
-            raise UsageError(f"--output-spaces: give one way to {one.template}, with :affine or without")
+            raise UsageError(f"--output-spaces: give {one.template} with :affine or without, not both")
     return card, spaces
 
 
 def _agenda(settings: Settings, card: Card, selection: Selection, spaces: Sequence[Space]) -> Agenda:
-    """Look what there is to do. DataError if no scan can be used; OutputNotWritable for files of others."""
+    """Return the plan of the run. DataError if no scan can be used; OutputNotWritable for files of other tools."""
     jobs, passed_over, unusable = _jobs(settings, card, selection.scans, spaces)
     unusable += [_failure(key, InputMissing(reason)) for key, reason in selection.closed.items()]
     if not jobs:
@@ -112,7 +112,7 @@ def _agenda(settings: Settings, card: Card, selection: Selection, spaces: Sequen
         check_apart(jobs)
     done = frozenset() if settings.overwrite else frozenset(job for job in jobs if job.is_done())
     check_files(settings.output_dir, jobs, done)
-    warnings = [*selection.notes, *(f"{entry.scan} is passed over: {entry.reason}" for entry in passed_over)]
+    warnings = [*selection.notes, *(f"{entry.scan} is skipped: {entry.reason}" for entry in passed_over)]
     todo = [job.scan for job in jobs if job not in done]
     if todo and not (settings.skip_validation or settings.images):
         place = None if settings.dry_run else settings.output_dir
@@ -121,7 +121,7 @@ def _agenda(settings: Settings, card: Card, selection: Selection, spaces: Sequen
 
 
 def _process(settings: Settings, card: Card, agenda: Agenda) -> None:
-    """Segment the scans that are not done, keep a manifest, and raise if any failed."""
+    """Segment the scans that are not finished, write a manifest, and raise if any failed."""
     for warning in agenda.warnings:
         settings.report.warn(warning)
     if settings.dry_run:
@@ -139,13 +139,13 @@ def _process(settings: Settings, card: Card, agenda: Agenda) -> None:
         _segment(settings, card, agenda.todo, outcomes)
     finally:
         log.finish()
-    if not lists_model(settings.output_dir, card.name):  # another run began at the same time, where there are no locks
+    if not lists_model(settings.output_dir, card.name):  # a simultaneous run on a file system without locks
         write_root(settings, card)
     _conclude(settings, agenda, outcomes.failures)
 
 
 def _manifest(settings: Settings, card: Card, agenda: Agenda) -> RunLog:
-    """Return the manifest of the run as it stands before any work."""
+    """Return the manifest of the run before any work."""
     return RunLog(
         settings.output_dir / outputs.manifest_path(stamp()),
         settings.command,
@@ -161,7 +161,7 @@ def _manifest(settings: Settings, card: Card, agenda: Agenda) -> RunLog:
 
 
 def _segment(settings: Settings, card: Card, jobs: Sequence[Job], outcomes: Outcomes) -> None:
-    """Have every job done: by this process, by several of this machine, or by those of a cluster."""
+    """Run every job, in this process, in several processes of this machine, or on a cluster."""
     if not jobs:
         return
     local = settings.executor == "local"
@@ -176,7 +176,7 @@ def _segment(settings: Settings, card: Card, jobs: Sequence[Job], outcomes: Outc
 
 
 def _shard(settings: Settings) -> list[str] | None:
-    """Labels of the participants that are this job's part, which does not depend on what is done; None for all."""
+    """Return the labels of the participants of this shard, independent of finished scans; None for all."""
     part, parts = settings.shard
     if parts == 1:
         return list(settings.participants) or None
@@ -186,7 +186,7 @@ def _shard(settings: Settings) -> list[str] | None:
 def _jobs(
     settings: Settings, card: Card, scans: Sequence[Scan], spaces: Sequence[Space]
 ) -> tuple[list[Job], list[Entry], list[Failure]]:
-    """The jobs, the scans that lack an image which the model needs, and those whose files cannot have their names."""
+    """Return the jobs, the scans without an image that the model needs, and those with invalid file names."""
     jobs, passed_over, unusable = [], [], []
     for scan in scans:
         if "FLAIR" in card.inputs and scan.flair is None:
@@ -201,17 +201,17 @@ def _jobs(
             except DataError as error:
                 unusable.append(_failure(scan.key, error))
     if not jobs and not unusable:
-        raise NothingSelected(f"{passed_over[0].scan}: {passed_over[0].reason}; so it is for all {len(scans)} scans")
+        raise NothingSelected(f"{passed_over[0].scan}: {passed_over[0].reason}; so for all {len(scans)} scans")
     return jobs, passed_over, unusable
 
 
 def _failure(scan: str, error: BidssegError) -> Failure:
-    """The failure of a scan before any work on it."""
+    """Return the failure of a scan before any work on it."""
     return Entry(scan, "failed", str(error)), error
 
 
 def _list(settings: Settings, card: Card, agenda: Agenda) -> None:
-    """Say what would be done."""
+    """Report what would be done."""
     settings.report.say(f"model {card.name}: {card.title}")
     for job in agenda.jobs:
         settings.report.say(f"{job.scan.key}: {'done' if job in agenda.done else 'to do'}")
@@ -226,7 +226,7 @@ def _conclude(settings: Settings, agenda: Agenda, failures: Sequence[Failure]) -
     report, total = settings.report, agenda.total
     done_now = total - len(agenda.done)
     report.stop()
-    report.say(f"segmented {done_now - len(failures)} of {total} scans, {len(agenda.done)} were done before")
+    report.say(f"segmented {done_now - len(failures)} of {total} scans, {len(agenda.done)} were finished before")
     for entry, _ in failures:
         trace = f" ({entry.crash_file})" if entry.crash_file else ""
         report.warn(f"{entry.scan} failed: {entry.reason}{trace}")
@@ -234,17 +234,17 @@ def _conclude(settings: Settings, agenda: Agenda, failures: Sequence[Failure]) -
         return
     of_data = all(isinstance(error, DataError | InputMissing) for _, error in failures)
     if len(failures) == total and of_data:
-        raise DataError(f"none of the {total} scans can be used; the reasons stand above")
-    raise BidssegError(f"{len(failures)} of {total} scans failed; the reasons stand above")
+        raise DataError(f"none of the {total} scans can be used; see the reasons above")
+    raise BidssegError(f"{len(failures)} of {total} scans failed; see the reasons above")
 
 
 @dataclass
 class Outcomes:
-    """What became of the scans of a run, as it is kept and told.
+    """The outcomes of the scans of a run, recorded and reported.
 
     Attributes:
-        failures: of scans, and why.
-        warned: warnings that the user has seen.
+        failures: failed scans, with their errors.
+        warned: warnings that were reported.
     """
 
     settings: Settings
@@ -253,11 +253,11 @@ class Outcomes:
     warned: set[str] = field(default_factory=set)
 
     def take(self, job: Job, outcome: Outcome) -> None:
-        """Take in the fate of a scan."""
+        """Record and report the outcome of a scan."""
         entry, report = outcome.entry, self.settings.report
         self.log.machine = outcome.machine or self.log.machine
         for warning in outcome.warnings:
-            if warning not in self.warned:  # every worker repeats what holds for its machine
+            if warning not in self.warned:  # every worker repeats the warnings about its machine
                 self.warned.add(warning)
                 report.warn(warning)
         if outcome.error is None:
@@ -265,6 +265,6 @@ class Outcomes:
             report.advance(job.scan.key, f"{entry.outcome} in {sum(entry.seconds.values()):.1f} s")
             return
         self.failures.append((entry, outcome.error))
-        with suppress(BidssegError):  # the disk may be full, which is then said anyway
+        with suppress(BidssegError):  # the disk may be full, which is reported anyway
             self.log.add(entry)
         report.advance(job.scan.key, f"failed: {entry.reason}")

@@ -1,1 +1,1 @@
-"""Models: a card that says what is needed to use them, and weights."""
+"""Models: weights, and a card with everything that is needed to use them."""

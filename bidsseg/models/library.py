@@ -50,29 +50,29 @@ class Model:
 
     @cached_property
     def heads(self) -> dict[str, Protocol]:
-        """The scored regions that each head answers in, by protocol name."""
+        """The scored regions that each head predicts, by protocol name."""
         return {name: head_protocol(self.card, name) for name in self.card.heads}
 
 
 def head_protocol(card: Card, name: str) -> Protocol:
-    """What a head speaks: the table in the model's folder, else the shipped protocol of that name."""
+    """Return the regions of a head: the table in the model's folder, or the shipped protocol of that name."""
     own = card.folder / table_name(name)
     return load_protocol(str(own) if own.is_file() else name).scored()
 
 
 def save_protocol(protocol: Protocol, folder: Path) -> None:
-    """Writes what a head speaks into the model's folder, where ``head_protocol`` looks for it."""
+    """Write the regions of a head into the model's folder, where ``head_protocol`` reads them."""
     with replacing(folder / table_name(protocol.name)) as stream:
         stream.write(protocol.scored().to_tsv().encode())
 
 
 def table_name(head: str) -> str:
-    """The file of a head's regions in a model's folder, if they are not those of a shipped protocol."""
+    """Return the name of the file for a head's regions in a model's folder, if they are not a shipped protocol."""
     return f"seg-{head}_dseg.tsv"
 
 
 def build(card: Card) -> Network:
-    """The network of a card, not trained; it has as many channels as the card has inputs."""
+    """Return the untrained network of a card, with as many channels as the card has inputs."""
     options = dict(card.network)
     kind = options.pop("name", "")
     if kind not in NETWORKS:
@@ -82,10 +82,10 @@ def build(card: Card) -> Network:
         raise DataError(f"model {card.name}: no normalisation '{card.normalisation}', known are {known}")
     count = len(card.inputs)
     if options.setdefault("images", count) != count:
-        raise DataError(f"model {card.name}: images = {options['images']} does not fit its inputs; leave it out")
+        raise DataError(f"model {card.name}: images = {options['images']} does not fit its inputs; omit it")
     if "images" not in signature(NETWORKS[kind]).parameters:
         if count > 1:
-            raise DataError(f"model {card.name}: {kind} reads one image, and inputs names {' and '.join(card.inputs)}")
+            raise DataError(f"model {card.name}: {kind} reads one image, but inputs lists {' and '.join(card.inputs)}")
         del options["images"]
     outputs = {name: len(head_protocol(card, name).regions) for name in card.heads}
     try:
@@ -95,13 +95,13 @@ def build(card: Card) -> Network:
 
 
 def load_model(name_or_folder: str) -> Model:
-    """A model ready for inference; DataError if the weights are not the ones the card speaks of."""
+    """Return a model ready for inference; DataError if the weights do not match the card."""
     card = find_card(name_or_folder)
     if not card.weights.is_file():
         raise InputMissing(f"model {card.name}: {card.weights} is missing")
     if checksum(card.weights) != card.sha256:
-        raise DataError(f"model {card.name}: {card.weights} does not have the checksum on its card; fetch it again")
-    with torch.random.fork_rng(devices=[]):  # a network draws the weights that those of the file replace
+        raise DataError(f"model {card.name}: {card.weights} does not have the checksum on its card; download it again")
+    with torch.random.fork_rng(devices=[]):  # the initial weights, which the file replaces
         network = build(card)
     try:
         network.load_state_dict(unpacked(load_file(card.weights)))
@@ -113,7 +113,7 @@ def load_model(name_or_folder: str) -> Model:
 
 
 def save_model(card: Card, weights: dict[str, Tensor], folder: Path) -> Card:
-    """Writes card and weights into a folder and returns the card with its checksum."""
+    """Write card and weights into a folder and return the card with its checksum."""
     stored = save(packed(weights, card.bits))
     card = replace(card, sha256=hashlib.sha256(stored).hexdigest(), folder=folder)
     with replacing(card.weights) as stream:
@@ -123,12 +123,12 @@ def save_model(card: Card, weights: dict[str, Tensor], folder: Path) -> Card:
 
 
 def save_card(card: Card) -> None:
-    """Writes a card into its folder."""
+    """Write a card into its folder."""
     with replacing(card.folder / CARD) as stream:
         stream.write(card.to_json().encode())
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

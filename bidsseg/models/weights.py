@@ -1,4 +1,4 @@
-"""How numbers are kept in a file of weights: with 16 bits, or with 8."""
+"""Storage of numbers in a file of weights: with 16 bits, or with 8."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 UNITS = ".units"
-"""Ends the name of the tensor that holds what the whole numbers of another one are counted in."""
+"""Suffix of the name of the tensor with the units of another tensor's integers."""
 
 
 def packed(weights: Mapping[str, Tensor], bits: int) -> dict[str, Tensor]:
-    """What is stored of weights: 16 bits of each number, or 8 of those that belong to a matrix or a kernel.
+    """Return weights as stored: 16 bits for each number, or 8 for those of matrices and kernels.
 
-    A tensor with a number too large for 16 bits, as a running variance may be, keeps 32. Eight bits say how many 127ths
-    of the largest number in its row a number is; the unit of each row is stored too.
+    A tensor with a number too large for 16 bits, such as a running variance, is stored with 32. With eight bits, a
+    number is stored as 127ths of the largest number in its row, and the unit of each row is stored too.
     """
     found = {}
     for name, value in weights.items():
@@ -32,7 +32,7 @@ def packed(weights: Mapping[str, Tensor], bits: int) -> dict[str, Tensor]:
 
 
 def unpacked(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights, in single precision, from what is stored of them."""
+    """Return weights, in single precision, from their stored form."""
     found = {}
     for name, value in stored.items():
         units = stored.get(name + UNITS)

@@ -1,13 +1,13 @@
-"""DFNet: the displacement that takes one brain to another, to augment E-NeuroNet's annotated images.
+"""DFNet: the displacement between two brains, to augment E-NeuroNet's annotated images.
 
-Oberoi et al. 2021, "E-NeuroNet: Efficient 3D CNN for Segmentation of Neuroimages". An annotated image is moved onto
-one that nobody has annotated, and its labels with it; of the other image the segmenter sees the anatomy alone. The
-network is E-NeuroNet's with two inputs, normalisations and an end of its own: 1,800,723 parameters. It learns from
-pairs of images in 0 to 1, without labels, by how alike they become (``similarity_loss``) and by how smooth the
-displacement is (``roughness``). The latter, like the activation before the last layer, is a choice of this project:
-what was published does not tell.
+Oberoi et al. 2021, "E-NeuroNet: Efficient 3D CNN for Segmentation of Neuroimages". An annotated image and its labels
+are warped onto an image without annotation, so that the segmenter sees the anatomy of the latter. The
+network is E-NeuroNet's with two inputs, normalisation and its own last layers: 1,800,723 parameters. It is trained on
+pairs of images in 0 to 1, without labels, by their similarity after warping (``similarity_loss``) and by the smoothness
+of the displacement (``roughness``). The latter, like the activation before the last layer, is a choice of this project,
+since it was not published.
 
-A displacement u (N, 3, D, H, W) is in voxels along the axes D, H, W: a moved image has at v what it had at v + u(v).
+A displacement u (N, 3, D, H, W) is in voxels along the axes D, H, W: the warped image at v is the image at v + u(v).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ EPSILON = 1e-8
 
 
 class DFNet(nn.Module):
-    """The displacement of one image to another.
+    """Network that computes the displacement from one image to another.
 
     Args:
-        norm: "batch" as published, whose running means suit no single pair where batches are of one; or "pair".
+        norm: "batch" as published, whose running means fit no single pair with batches of one; or "pair".
     """
 
     multiple = MULTIPLE
@@ -39,14 +39,14 @@ class DFNet(nn.Module):
         self.apply(initialise)
 
     def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
-        """The displacement (N, 3, D, H, W), in voxels, that warps moving to fixed, both (N, 1, D, H, W) in 0 to 1."""
+        """Return the displacement (N, 3, D, H, W), in voxels, from moving to fixed, both (N, 1, D, H, W) in 0 to 1."""
         return self.displacement(self.before(self.trunk(torch.cat([moving, fixed], 1))))
 
 
 def similarity_loss(moved: Tensor, fixed: Tensor) -> Tensor:
-    """One minus the squared correlation of two images (N, 1, D, H, W) over the whole volume, mean of the batch.
+    """Return one minus the squared correlation of two images (N, 1, D, H, W) over the whole volume, mean of the batch.
 
-    The square makes an inverted contrast as good as the same contrast.
+    Because of the square, an inverted contrast is as good as an equal one.
     """
     a, b = (x.flatten(1) - x.flatten(1).mean(1, keepdim=True) for x in (moved, fixed))
     sizes = (a.square().sum(1) + EPSILON) * (b.square().sum(1) + EPSILON)
@@ -54,12 +54,12 @@ def similarity_loss(moved: Tensor, fixed: Tensor) -> Tensor:
 
 
 def roughness(displacement: Tensor) -> Tensor:
-    """Sum of the squares of the nine derivatives of a displacement (N, 3, D, H, W), mean of the voxels."""
+    """Return the sum of the squares of the nine derivatives of a displacement (N, 3, D, H, W), mean of the voxels."""
     return torch.stack([displacement.diff(dim=axis).square().sum(1).mean() for axis in (2, 3, 4)]).sum()
 
 
 def warp(image: Tensor, displacement: Tensor) -> Tensor:
-    """The image (N, C, D, H, W) at v + displacement(v), trilinearly; beyond the volume its border goes on."""
+    """Return the image (N, C, D, H, W) at v + displacement(v), trilinear; the border is repeated outside."""
     source = voxels(displacement) + displacement
     size = torch.tensor(image.shape[2:], device=source.device).view(3, 1, 1, 1)
     grid = (source / (size - 1) * 2 - 1).flip(1).permute(0, 2, 3, 4, 1)
@@ -67,9 +67,9 @@ def warp(image: Tensor, displacement: Tensor) -> Tensor:
 
 
 def warp_whole_voxels(image: Tensor, labels: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
-    """The image (N, C, D, H, W) and its labels (N, D, H, W), moved together by the displacement in whole voxels.
+    """Return the image (N, C, D, H, W) and its labels (N, D, H, W), both warped by the displacement in whole voxels.
 
-    No value is new: each is that of the voxel v + round(displacement(v)), or of the nearest one in the volume.
+    No value is interpolated: each is that of the voxel v + round(displacement(v)), or of the nearest one in the volume.
     """
     depth, height, width = labels.shape[1:]
     source = voxels(displacement) + displacement.round()
@@ -80,6 +80,6 @@ def warp_whole_voxels(image: Tensor, labels: Tensor, displacement: Tensor) -> tu
 
 
 def voxels(displacement: Tensor) -> Tensor:
-    """The position (3, D, H, W) of every voxel, in voxels."""
+    """Return the position (3, D, H, W) of every voxel, in voxels."""
     axes = [torch.arange(n, dtype=torch.float32, device=displacement.device) for n in displacement.shape[2:]]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))

@@ -25,10 +25,10 @@ from bidsseg.networks.network import Network
 PATHS = 8
 """Groups of the 3³ convolution of a block; the paper's cardinality."""
 SLOPE = 0.3
-"""Of the leaky ReLU, below zero."""
+"""Slope of the leaky ReLU below zero."""
 DROPOUT = {"as_run": 0.0, "as_stated": 0.8, "keep_0.8": 0.2}
-"""Share of the activations that is dropped. The published code asks for 0.8, yet trains in the mode of prediction, in
-which nothing is dropped; and 0.8 may have been meant as the share that is kept."""
+"""Dropout rate. The published code sets 0.8 but trains in inference mode, in which nothing is dropped; 0.8 may also
+have been meant as the share that is kept."""
 ENCODER = ((3, 1, 32, 64), (4, 2, 64, 128), (6, 2, 128, 256))
 """Blocks, stride, channels inside of a block and after it, at 1/4, 1/8 and 1/16 of the grid's resolution."""
 DECODER = ((6, 256, 128), (4, 128, 64), (3, 64, 32))
@@ -37,7 +37,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": partial(nn.BatchNorm3d, eps=1e-3, momentum=0.01),
     "pair": partial(InstanceNorm, eps=1e-3),
 }
-"""Of DFNet: over the batch, as published, or each pair of images by itself."""
+"""Normalisation in DFNet: over the batch, as published, or for each pair of images separately."""
 MULTIPLE = 16
 """The number of voxels by which each axis of the grid must be divisible."""
 
@@ -60,7 +60,7 @@ class Activation(nn.Sequential):
 
 
 class Block(nn.Module):
-    """What a bottleneck of eight paths adds to its input, or to a projection of it, and a leaky ReLU.
+    """Bottleneck of eight paths added to its input, or to a projection of it, followed by a leaky ReLU.
 
     Args:
         inputs: channels of the input.
@@ -68,7 +68,7 @@ class Block(nn.Module):
             its parameters exist and are never used.
         grouped: the convolution of eight paths, which may halve or double the resolution.
         outputs: channels of the output.
-        shortcut: projects the input to the output's size; None where it has it.
+        shortcut: projects the input to the size of the output; None if the sizes are equal.
         norm: normalisation of the last convolution and of the shortcut, one of NORMS; None without.
     """
 
@@ -98,14 +98,14 @@ class Block(nn.Module):
 
 
 def with_norm(conv: nn.Conv3d | nn.ConvTranspose3d, norm: str | None) -> nn.Module:
-    """A convolution and what normalises its output."""
+    """Return a convolution followed by its normalisation."""
     return conv if norm is None else nn.Sequential(conv, NORMS[norm](conv.out_channels))
 
 
 def encoder_stage(
     blocks: int, stride: int, inputs: int, inner: int, outputs: int, dropout: float, norm: str | None
 ) -> nn.Sequential:
-    """Blocks of which the first projects (N, inputs, D, H, W) to (N, outputs, D/stride, H/stride, W/stride)."""
+    """Return blocks, the first of which projects (N, inputs, D, H, W) to (N, outputs, D/stride, H/stride, W/stride)."""
 
     def even() -> nn.Conv3d:
         return nn.Conv3d(inner, inner, 3, padding=1, groups=PATHS)
@@ -120,12 +120,12 @@ def encoder_stage(
 def decoder_stage(
     blocks: int, inputs: int, inner: int, outputs: int, read: int, dropout: float, norm: str | None
 ) -> nn.Sequential:
-    """Blocks of which the first enlarges (N, inputs, D, H, W) to (N, outputs, 2D, 2H, 2W); they read some channels."""
+    """Return blocks that read some channels; the first enlarges (N, inputs, D, H, W) to (N, outputs, 2D, 2H, 2W)."""
 
     def even() -> nn.ConvTranspose3d:
         return TransposedConv(read, outputs, PATHS)
 
-    # A kernel of one voxel: the input stands at the even voxels, the bias alone at the others.
+    # A kernel of one voxel: the input is at the even voxels, the others contain only the bias.
     shortcut = nn.ConvTranspose3d(inputs, outputs, 1, 2, output_padding=1)
     first = Block(inputs, inner, DoublingConv(read, outputs, PATHS), outputs, shortcut, dropout, norm)
     return nn.Sequential(
@@ -134,20 +134,20 @@ def decoder_stage(
 
 
 class Trunk(nn.Module):
-    """Features that DFNet computes too: (N, images, D, H, W) to (N, 32, D, H, W), the axes multiples of MULTIPLE.
+    """The part shared with DFNet: (N, images, D, H, W) to (N, 32, D, H, W), with axes that are multiples of MULTIPLE.
 
     Args:
         images: number of input images (channels).
         dropout: share of the activations that is dropped in training.
-        faithful: whether the decoder's grouped convolutions read the first half of their input alone. The published
-            code does so, because it cuts the input into groups that are as wide as those of the output.
+        faithful: whether the decoder's grouped convolutions read only the first half of their input. The published
+            code does so, because its input groups are as wide as its output groups.
         norm: normalisation of the blocks, one of NORMS; None without.
     """
 
     def __init__(self, images: int, dropout: float = 0.0, faithful: bool = True, norm: str | None = None) -> None:
         super().__init__()
         self.stem = nn.Sequential(HalvingConv(images, 16), nn.Conv3d(16, 32, 3, padding=1), Activation(dropout))
-        # Rounding up lets the last window reach one voxel beyond the volume, which then counts for nothing.
+        # Rounding up lets the last window reach one voxel beyond the volume, which is ignored.
         self.pool = nn.MaxPool3d(3, 2, ceil_mode=True)
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         channels = 32
@@ -161,7 +161,7 @@ class Trunk(nn.Module):
         self.enlarge = DoublingConv(channels, 32)
 
     def forward(self, image: Tensor) -> Tensor:
-        if any(n % MULTIPLE for n in image.shape[2:]):  # some would pass, with a plane less
+        if any(n % MULTIPLE for n in image.shape[2:]):  # some would not fail, but give a plane less
             raise ValueError(f"a grid of {tuple(image.shape[2:])} voxels: each axis must be divisible by {MULTIPLE}")
         levels = [self.stem(image)]
         x = self.pool(levels[0])
@@ -175,7 +175,7 @@ class Trunk(nn.Module):
 
 
 class ENeuroNet(Network):
-    """Voxel features of each head's last 3³ convolution, side by side; its 1³ convolution reads its own alone.
+    """Voxel features of each head's last 3³ convolution, concatenated; the 1³ convolution of a head reads only its own.
 
     The paper has one head. With several, all share the trunk up to its last enlargement.
 
@@ -203,12 +203,12 @@ class ENeuroNet(Network):
         self.apply(initialise)
 
     def forward(self, image: Tensor, coordinates: Tensor | None = None) -> Tensor:
-        """Features (N, F, D, H, W) of images (N, C, D, H, W); F is the sum of the regions of all heads."""
+        """Return features (N, F, D, H, W) of images (N, C, D, H, W); F is the sum of the regions of all heads."""
         x = self.trunk(image)
         return torch.cat([before(x) for before in self.before.values()], 1)
 
     def head(self, name: str) -> tuple[Tensor, Tensor]:
-        """Weight (R, F), zero for the features of other heads, and bias (R,) of a head."""
+        """Return weight (R, F), zero for the features of other heads, and bias (R,) of a head."""
         weight, bias = super().head(name)
         before = sum(self.outputs[other] for other in itertools.takewhile(lambda other: other != name, self.outputs))
         after = sum(self.outputs.values()) - before - self.outputs[name]
@@ -216,7 +216,7 @@ class ENeuroNet(Network):
 
 
 def initialise(module: nn.Module) -> None:
-    """Draws kernels as Glorot & Bengio 2010 do, each path for itself, and sets biases to zero."""
+    """Initialise kernels as in Glorot & Bengio 2010, for each path separately, and biases with zero."""
     if isinstance(module, nn.Conv3d | nn.ConvTranspose3d | nn.Linear):
         shape, groups = module.weight.shape, getattr(module, "groups", 1)
         bound = math.sqrt(6 / (math.prod(shape[2:]) * (shape[0] / groups + shape[1])))

@@ -1,4 +1,4 @@
-"""Layers of PyTorch, computed in ways that are quicker where channels come last in memory; the numbers are the same."""
+"""PyTorch layers in equivalent forms that are faster with channels last in memory."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 class InstanceNorm(nn.InstanceNorm3d):
     """Instance normalisation (Ulyanov et al. 2016, arXiv 1607.08022), with a slope and a shift for each channel.
 
-    (N, C, D, H, W) to the same shape. The mean and deviation of one image are those of its batch, and batch
-    normalisation leaves the memory as it is, which instance normalisation does not.
+    (N, C, D, H, W) to the same shape. For a single image, batch normalisation gives the same result and
+    keeps the memory layout, which instance normalisation does not.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
@@ -23,7 +23,7 @@ class InstanceNorm(nn.InstanceNorm3d):
 
 
 class TransposedConv(nn.ConvTranspose3d):
-    """Transposed 3³ convolution of stride 1, by the convolution that it is: (N, inputs, D, H, W) to (N, outputs, …)."""
+    """Transposed 3³ convolution of stride 1, computed as a convolution: (N, inputs, D, H, W) to (N, outputs, …)."""
 
     def __init__(self, inputs: int, outputs: int, groups: int = 1) -> None:
         super().__init__(inputs, outputs, 3, padding=1, groups=groups)
@@ -36,9 +36,9 @@ class TransposedConv(nn.ConvTranspose3d):
 class DoublingConv(nn.ConvTranspose3d):
     """Transposed 3³ convolution of stride 2: (N, inputs, D, H, W) to (N, outputs, 2D, 2H, 2W).
 
-    As TensorFlow's "same" does, it leaves out the last plane along each axis. Even voxels of the output come from two
-    of the input, by the first and the last weight, and odd ones from one, by the weight between. So the eight kinds of
-    voxels are channels of one convolution of 2³, of whose 4³ weights those beyond 3³ are 0.
+    As with TensorFlow's "same" padding, the last plane along each axis is omitted. Even voxels of the output come from
+    two input voxels, by the first and the last weight, odd ones from one, by the middle weight. So the eight kinds of
+    voxels are channels of one convolution of 2³, in whose 4³ weights those beyond 3³ are 0.
     """
 
     def __init__(self, inputs: int, outputs: int, groups: int = 1) -> None:
@@ -59,5 +59,5 @@ class DoublingConv(nn.ConvTranspose3d):
 
 
 def as_convolution(weight: Tensor, groups: int) -> Tensor:
-    """The weight (I, O/groups, D, H, W) of a transposed convolution as (O, I/groups, D, H, W), not mirrored."""
+    """Return the weight (I, O/groups, D, H, W) of a transposed convolution as (O, I/groups, D, H, W), not mirrored."""
     return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""What the program asks of a network."""
+"""The interface of a network."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 class Network(nn.Module):
     """Features of every voxel, and heads that read them with one linear map each.
 
-    All heads end in a convolution of one voxel, so that features can be interpolated, or picked at some voxels, before
-    the regions are read: regions x voxels numbers are never held.
+    All heads end in a convolution of one voxel, so that features can be interpolated, or selected at some voxels,
+    before the heads are applied: no array of regions x voxels is ever stored.
     """
 
     heads: nn.ModuleDict
@@ -19,46 +19,46 @@ class Network(nn.Module):
     """The number of voxels by which each axis of the grid must be divisible."""
 
     numbers_per_voxel = 165
-    """About how many numbers are held for each voxel of the grid while the features are computed."""
+    """Approximate number of values stored for each voxel of the grid while the features are computed."""
     whole = False
-    """Whether it must be given the whole brain, since windows of it would say something else."""
+    """Whether the network needs the whole brain, because windows would give other results."""
     of_regions: tuple[str, ...] = ()
-    """Beginnings of the names of tensors that belong to regions and do not tell of which protocol."""
+    """Prefixes of the names of tensors that belong to regions but do not name a protocol."""
     cell = 1
     """Edge, in voxels, of the cubes whose features are computed from one row of numbers."""
     memory_format = torch.channels_last_3d
-    """How kernels and images lie in memory where 3-D convolutions are quick."""
+    """Memory layout of kernels and images for fast 3-D convolutions."""
 
     def forward(self, image: Tensor, coordinates: Tensor | None = None) -> Tensor:
-        """Features (N, F, D, H, W) of images (N, C, D, H, W).
+        """Return features (N, F, D, H, W) of images (N, C, D, H, W).
 
         Args:
-            coordinates: (N, 3, D/2, H/2, W/2) positions in the frame of the brain, for networks that take them.
+            coordinates: (N, 3, D/2, H/2, W/2) positions in the frame of the brain, for networks that use them.
         """
-        raise NotImplementedError  # every architecture has its own
+        raise NotImplementedError  # every architecture overrides it
 
     def rows(self, image: Tensor, coordinates: Tensor | None, cells: Tensor) -> Tensor:
-        """Rows (B, K) of the True cells (D/cell, H/cell, W/cell) of one image (1, C, D, H, W), in their order."""
+        """Return rows (B, K) of the True cells (D/cell, H/cell, W/cell) of one image (1, C, D, H, W), in order."""
         features = self(image, coordinates)[0].permute(1, 2, 3, 0)
         return features.flatten(0, 2) if cells.all() else features[cells]
 
     def expand(self, rows: Tensor) -> Tensor:
-        """Features (B, cell³, F) of the voxels of cells, from their rows (B, K)."""
+        """Return features (B, cell³, F) of the voxels of cells, from their rows (B, K)."""
         return rows[:, None]
 
     def head(self, name: str) -> tuple[Tensor, Tensor]:
-        """Weight (R, F) and bias (R,) of a head: logits = features @ weight.T + bias."""
+        """Return weight (R, F) and bias (R,) of a head: logits = features @ weight.T + bias."""
         linear = self.heads[name]
         assert isinstance(linear, nn.Linear)
         return linear.weight, linear.bias
 
     def logits(self, image: Tensor, coordinates: Tensor | None = None) -> dict[str, Tensor]:
-        """Those of every head, (N, R, D, H, W), of images (N, C, D, H, W)."""
+        """Return the logits (N, R, D, H, W) of every head, for images (N, C, D, H, W)."""
         features = self(image, coordinates)
         read = {name: self.head(name) for name in self.heads}
         return {name: F.conv3d(features, weight[:, :, None, None, None], bias) for name, (weight, bias) in read.items()}
 
     def at(self, image: Tensor, coordinates: Tensor | None, points: Tensor) -> Tensor:
-        """Features (P, F) at voxels (P, 3) of one image (1, C, D, H, W)."""
+        """Return features (P, F) at voxels (P, 3) of one image (1, C, D, H, W)."""
         x, y, z = points.T
         return self(image, coordinates)[0].permute(1, 2, 3, 0)[x, y, z]

@@ -1,14 +1,14 @@
-"""NeuroNet: one encoder, and for each segmentation tool a decoder that learns to answer as the tool does.
+"""NeuroNet: one encoder, and for each segmentation tool a decoder that reproduces the tool.
 
 Rajchl et al. 2018, "NeuroNet: Fast and robust reproduction of multiple brain image segmentation pipelines"
-(arXiv 1806.04224), as its public code runs. The encoder is made of pre-activation residual units (He et al. 2016,
+(arXiv 1806.04224), following its public code. The encoder consists of pre-activation residual units (He et al. 2016,
 arXiv 1603.05027); each decoder is that of a fully convolutional network (Long et al. 2015, arXiv 1411.4038): it adds up
 scores of all scales and has no non-linearity. The published input is a T1w image of 1 mm, aligned to MNI space with its
-skull, of which the mean over all voxels is 0 and the standard deviation 1.
+skull, with mean 0 and standard deviation 1 over all voxels.
 
-The published network is shown windows of 128³ voxels, half of each shared with the next, and the mean of their answers
-is taken; here it is shown the whole brain at once, since its layers are the same at every voxel, and windows where the
-memory is short.
+The published network segments windows of 128³ voxels with half of each shared with the next, and averages their
+results. Here the network segments the whole brain at once, since its layers are the same at every voxel, or windows
+when memory is short.
 
 The padding of TensorFlow's "same" is symmetric in all these layers, because those of stride 2 have kernels of 4³.
 """
@@ -27,27 +27,27 @@ from torch import Tensor, nn
 from bidsseg.networks.network import Network
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu6": nn.ReLU6, "lrelu0.1": partial(nn.LeakyReLU, 0.1)}
-"""Of the residual units. The training script asks for the leaky ReLU, but the units never hear of it and use ReLU6."""
+"""Activation of the residual units. The training script sets the leaky ReLU, but the units ignore it and use ReLU6."""
 
 AT_ONCE = 32
-"""Channels that are upsampled together where nothing is learned."""
+"""Number of channels that are upsampled together outside of training."""
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv3d:
-    """Convolution without a bias: (N, inputs, D, H, W) to (N, outputs, D, H, W), or half of each axis at stride 2."""
+    """Return a convolution without bias: (N, inputs, D, H, W) to (N, outputs, D, H, W), half of it at stride 2."""
     return nn.Conv3d(inputs, outputs, kernel, stride, padding=(kernel - 1) // 2, bias=False)
 
 
 def batch_norm(channels: int) -> nn.BatchNorm3d:
-    """Batch normalisation with TensorFlow's defaults; it calls a momentum of 0.01 one of 0.99."""
+    """Return batch normalisation with TensorFlow's defaults, which calls a momentum of 0.01 one of 0.99."""
     return nn.BatchNorm3d(channels, eps=1e-3, momentum=0.01)
 
 
 class ResidualUnit(nn.Module):
-    """Twice batch normalisation, activation and convolution, added to the input.
+    """Two sequences of batch normalisation, activation and convolution, added to the input.
 
-    (N, inputs, D, H, W) to (N, outputs, D, H, W), or half of each axis at stride 2. The input is passed on without
-    parameters: halved by its maxima, and with channels of zeros before and after its own.
+    (N, inputs, D, H, W) to (N, outputs, D, H, W), or half of each axis at stride 2. The shortcut has no
+    parameters: it halves the input by max-pooling, and pads its channels with zeros on both sides.
 
     Args:
         act: one of ACTIVATIONS.
@@ -69,17 +69,17 @@ class ResidualUnit(nn.Module):
 
 
 def upsample(x: Tensor) -> Tensor:
-    """Twice the resolution by linear interpolation, as if zeros lay beyond: (N, C, D, H, W) to (N, C, 2D, 2H, 2W).
+    """Double the resolution by linear interpolation with zero padding: (N, C, D, H, W) to (N, C, 2D, 2H, 2W).
 
-    The same as a transposed convolution of each channel, stride 2, with (1, 3, 3, 1) / 4 along each axis.
+    Equals a transposed convolution of each channel, stride 2, with (1, 3, 3, 1) / 4 along each axis.
     """
-    with torch.autocast(x.device.type, enabled=False):  # which would make it take twice the memory
+    with torch.autocast(x.device.type, enabled=False):  # autocast would double the memory
         doubled = F.interpolate(F.pad(x, (1,) * 6), scale_factor=2, mode="trilinear")
     return doubled[..., 2:-2, 2:-2, 2:-2]
 
 
 def upsampled_at(x: Tensor, points: Tensor) -> Tensor:
-    """What ``upsample`` makes of features (1, C, D, H, W) at voxels (P, 3) of the doubled grid: (P, C)."""
+    """Return the result (P, C) of ``upsample`` for features (1, C, D, H, W) at voxels (P, 3) of the doubled grid."""
     padded = F.pad(x, (1,) * 6)[0].permute(1, 2, 3, 0)
     padded = padded.to(torch.promote_types(x.dtype, torch.float32))
     nearest = points // 2 + 1
@@ -93,7 +93,7 @@ def upsampled_at(x: Tensor, points: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean (C,) and covariance (C, C) of features over all their voxels, and the number of these."""
+    """Mean (C,) and covariance (C, C) of features over all their voxels, and the number of voxels."""
 
     mean: Tensor
     covariance: Tensor
@@ -101,7 +101,7 @@ class Moments:
 
     @staticmethod
     def of(features: Tensor) -> Moments:
-        """Those of features (N, C, D, H, W), in single precision at least."""
+        """Return the moments of features (N, C, D, H, W), in single precision at least."""
         with torch.autocast(features.device.type, enabled=False):
             rows = features.movedim(1, -1).flatten(0, -2)
             rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
@@ -111,10 +111,10 @@ class Moments:
 
 
 def joined(levels: Sequence[Tensor]) -> Tensor:
-    """Features (N, C, D, H, W) of all scales but the finest, the finer first, side by side on the grid of the first.
+    """Return features (N, C, D, H, W) of all scales but the finest, finer first, concatenated on the grid of the first.
 
-    To each of these but the coarsest belongs a channel of ones, which is smaller at the border of the grid once it is
-    upsampled.
+    Each of these scales but the coarsest gets a channel of ones, which is smaller at the border of the grid after
+    upsampling.
     """
     x = levels[-1]
     for level in reversed(levels[:-1]):
@@ -123,10 +123,10 @@ def joined(levels: Sequence[Tensor]) -> Tensor:
 
 
 def beside(level: Tensor, coarse: Tensor) -> Tensor:
-    """Features (N, C + K, 2D, 2H, 2W): those of a scale, and behind them coarser ones (N, K, D, H, W) upsampled.
+    """Return features (N, C + K, 2D, 2H, 2W): those of a scale, followed by coarser ones (N, K, D, H, W) upsampled.
 
-    Where nothing is learned they are upsampled a few at a time, straight into their places: the features of a scan are
-    by far the largest that is held, and would else be held three times.
+    Outside of training, a few channels are upsampled at a time, directly into the result: the features of a scan are
+    by far the largest array, and would otherwise be stored three times.
     """
     if torch.is_grad_enabled():
         return torch.cat([level, upsample(coarse)], 1)
@@ -141,11 +141,11 @@ def beside(level: Tensor, coarse: Tensor) -> Tensor:
 
 
 class Tail(nn.Module):
-    """How one head reads all scales: scores of its regions at each, normalised but for the coarsest, and added up.
+    """The final layers of one head: scores of its regions at each scale, normalised except at the coarsest, and added.
 
     Scores are linear in the encoder's features, and so is the upsampling, which treats all channels alike. The features
     can therefore be upsampled first, once for all heads, and the mean and deviation of a score follow from the moments
-    of the features: no head ever holds its scores at all voxels.
+    of the features: no head ever stores its scores at all voxels.
 
     Args:
         widths: channels of the encoder's features, the finest first.
@@ -157,11 +157,11 @@ class Tail(nn.Module):
         self.skips = nn.ModuleList(nn.Sequential(conv(width, regions, 1), batch_norm(regions)) for width in widths[:-1])
 
     def forward(self, moments: Sequence[Moments]) -> tuple[Tensor, Tensor]:
-        """Weight (R, F) and bias (R,) of the sum of the scores, for NeuroNet's features.
+        """Return weight (R, F) and bias (R,) of the sum of the scores, for NeuroNet's features.
 
         Args:
-            moments: of the encoder's features at each scale but the coarsest; in evaluation they are not needed, since
-                running means take their place.
+            moments: of the encoder's features at each scale but the coarsest; not needed in evaluation, which uses
+                running means.
         """
         columns, shifts = [], []
         for i, skip in enumerate(self.skips):
@@ -180,11 +180,11 @@ class Tail(nn.Module):
 
 
 def normalised(weight: Tensor, norm: nn.BatchNorm3d, moments: Moments | None) -> tuple[Tensor, Tensor]:
-    """Weight (R, C) and bias (R,) of scores that are batch-normalised after they were read with that weight.
+    """Return weight (R, C) and bias (R,) of scores that are batch-normalised after a linear map with that weight.
 
     Args:
-        moments: of what they are read from, from which the running means of the normalisation learn too; None to use
-            these instead.
+        moments: of the input of the linear map, which also update the running means of the normalisation; None to use
+            the running means.
     """
     assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
     if moments is None:
@@ -203,8 +203,8 @@ def normalised(weight: Tensor, norm: nn.BatchNorm3d, moments: Moments | None) ->
 class NeuroNet(Network):
     """The encoder's features of all scales at every voxel, which each head reads through its tail.
 
-    The paper's variants differ in their outputs alone: FSL FAST (4 regions), FSL FIRST (16), SPM (4), MALP-EM (139) and
-    MALP-EM's tissues (6), each with the background. "all" has the five (2,493,171 parameters), "tissue" has FAST, SPM
+    The paper's variants differ only in their outputs: FSL FAST (4 regions), FSL FIRST (16), SPM (4), MALP-EM (139) and
+    MALP-EM's tissues (6), each with the background. "all" has all five (2,493,171 parameters), "tissue" has FAST, SPM
     and MALP-EM's tissues (2,435,464), and the others have one each.
 
     Args:
@@ -236,9 +236,9 @@ class NeuroNet(Network):
         self.moments: list[Moments] = []
 
     def encode(self, image: Tensor) -> list[Tensor]:
-        """Features (N, widths[s], D/2ˢ, H/2ˢ, W/2ˢ) of each scale s, of images (N, C, D, H, W).
+        """Return features (N, widths[s], D/2ˢ, H/2ˢ, W/2ˢ) of each scale s, of images (N, C, D, H, W).
 
-        In training their moments are kept for the heads.
+        In training, their moments are stored for the heads.
         """
         levels = [self.stem(image)]
         for scale in self.scales:
@@ -248,20 +248,20 @@ class NeuroNet(Network):
         return levels
 
     def forward(self, image: Tensor, coordinates: Tensor | None = None) -> Tensor:
-        """Features (N, F, D, H, W) of images (N, C, D, H, W)."""
+        """Return features (N, F, D, H, W) of images (N, C, D, H, W)."""
         finest, *coarser = self.encode(image)
         return beside(finest, joined(coarser))
 
     def at(self, image: Tensor, coordinates: Tensor | None, points: Tensor) -> Tensor:
-        """Features (P, F) at voxels (P, 3) of one image (1, C, D, H, W), without upsampling to all of its voxels."""
+        """Return features (P, F) at voxels (P, 3) of one image (1, C, D, H, W), without upsampling all voxels."""
         finest, *coarser = self.encode(image)
         x, y, z = points.T
         return torch.cat([finest[0].permute(1, 2, 3, 0)[x, y, z], upsampled_at(joined(coarser), points)], 1)
 
     def head(self, name: str) -> tuple[Tensor, Tensor]:
-        """Weight (R, F) and bias (R,) of a head.
+        """Return weight (R, F) and bias (R,) of a head.
 
-        In training they depend on the features that ``encode`` made last, as batch normalisation does.
+        In training, they depend on the latest features of ``encode``, because of batch normalisation.
         """
         last = next(self.heads[name].parameters()).flatten(1)
         with torch.autocast(last.device.type, enabled=False):
@@ -270,6 +270,6 @@ class NeuroNet(Network):
 
 
 def initialise(module: nn.Module) -> None:
-    """Draws a kernel from ±√(3 / connections of an output), uniformly: it keeps the variance of what it is given."""
+    """Initialise a kernel uniformly from ±√(3 / connections of an output), which preserves the variance."""
     if isinstance(module, nn.Conv3d):
         nn.init.kaiming_uniform_(module.weight, nonlinearity="linear")

@@ -1,9 +1,9 @@
-"""A U-Net that works at half the resolution of its grid and answers at the full one.
+"""A U-Net that works at half the resolution of its grid and predicts at the full resolution.
 
 The image is folded into channels at half resolution (space to depth), so that no detail is lost and little work is done
 at full resolution; the last layer unfolds its channels again (sub-pixel convolution: Shi et al. 2016,
-arXiv 1609.05158). Everything between is a residual U-Net (Ronneberger et al. 2015; He et al. 2016) normalised over
-channels at each voxel, which makes a prediction independent of what else lies in the volume: windows and whole volumes
+arXiv 1609.05158). Between them is a residual U-Net (Ronneberger et al. 2015; He et al. 2016) normalised over the
+channels of each voxel, which makes a prediction independent of distant parts of the volume: windows and whole volumes
 agree up to the receptive field, and training and inference compute the same function.
 """
 
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from bidsseg.networks.network import Network
 
 SLAB = 8
-"""Planes of cells whose last convolution is computed together."""
+"""Number of planes of cells whose last convolution is computed together."""
 
 
 class ChannelNorm(nn.Module):
-    """Normalises the channels of each voxel. Input and output (N, C, D, H, W)."""
+    """Normalisation of the channels of each voxel. Input and output (N, C, D, H, W)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -34,12 +34,12 @@ class ChannelNorm(nn.Module):
         return self.rows(x.permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3)
 
     def rows(self, x: Tensor) -> Tensor:
-        """The same of voxels (..., C) whose channels come last."""
+        """Return normalised voxels (..., C) with channels last."""
         return F.layer_norm(x, self.weight.shape, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, bias: bool = False) -> nn.Sequential:
-    """Convolution, normalisation, ReLU."""
+    """Return convolution, normalisation and ReLU."""
     padding = 1 if kernel == 3 else 0
     return nn.Sequential(
         nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=bias), ChannelNorm(outputs), nn.ReLU(inplace=True)
@@ -47,13 +47,13 @@ def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, bias: bool
 
 
 def pointwise(layer: nn.Module, x: Tensor) -> Tensor:
-    """A convolution of one voxel, without bias, as a product of matrices, which leaves channels last in memory."""
+    """Apply a convolution of one voxel, without bias, as a matrix product, which keeps channels last in memory."""
     assert isinstance(layer, nn.Conv3d)
     return F.linear(x.permute(0, 2, 3, 4, 1), layer.weight.flatten(1)).permute(0, 4, 1, 2, 3)
 
 
 class Residual(nn.Module):
-    """Two 3³ convolutions around which the input is passed on; the second starts at zero."""
+    """Two 3³ convolutions with a shortcut; the second is initialised with zero."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -90,9 +90,9 @@ class SubpixelUNet(Network):
     ) -> None:
         super().__init__()
         self.cell = 2
-        self.numbers_per_voxel = widths[0]  # four arrays at half resolution, and as much for all that is coarser
+        self.numbers_per_voxel = widths[0]  # four arrays at half resolution, and the same amount for all coarser scales
         self.features = features
-        # Without the bias the normalisation would make bright and dark tissue alike.
+        # Without the bias, the normalisation would make bright and dark tissue equal.
         self.stem = conv(8 * images + coordinates, widths[0], bias=True)
         pairs = list(itertools.pairwise(widths))
         self.multiple = 2 ** len(widths)
@@ -105,7 +105,7 @@ class SubpixelUNet(Network):
         self.heads = nn.ModuleDict({name: nn.Linear(features, regions) for name, regions in outputs.items()})
 
     def trunk(self, image: Tensor, coordinates: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What the last convolution is given, (N, widths[0], D/2, H/2, W/2), and the folded image (N, 8C, …)."""
+        """Return the input of the last convolution, (N, widths[0], D/2, H/2, W/2), and the folded image (N, 8C, …)."""
         x = folded = fold(image)
         if coordinates is not None:
             x = torch.cat([x, coordinates.to(x.dtype).contiguous(memory_format=torch.channels_last_3d)], 1)
@@ -120,18 +120,18 @@ class SubpixelUNet(Network):
         return x, folded
 
     def coarse(self, image: Tensor, coordinates: Tensor | None = None) -> Tensor:
-        """Features at half resolution, (N, last + 8C, D/2, H/2, W/2), of images (N, C, D, H, W).
+        """Return features at half resolution, (N, last + 8C, D/2, H/2, W/2), of images (N, C, D, H, W).
 
-        The brightness of the voxels themselves is passed on as it is: it decides between tissues at borders.
+        The brightness of the voxels is passed on unchanged: it distinguishes tissues at borders.
         """
         x, folded = self.trunk(image, coordinates)
         x = self.last(x)
         return torch.cat([x, folded.to(x.dtype)], 1)
 
     def rows(self, image: Tensor, coordinates: Tensor | None, cells: Tensor) -> Tensor:
-        """Rows (B, last + 8C) of the True cells (D/2, H/2, W/2) of one image: ``coarse`` there.
+        """Return rows (B, last + 8C) of the True cells (D/2, H/2, W/2) of one image: the result of ``coarse`` there.
 
-        The last convolution, which is a third of the work, is computed in slabs, each within its True cells' box.
+        The last convolution, a third of the work, is computed in slabs, each within the box of its True cells.
         """
         trunk, folded = self.trunk(image, coordinates)
         convolution, norm = self.last[0], self.last[1]
@@ -152,13 +152,13 @@ class SubpixelUNet(Network):
         return found
 
     def expand(self, rows: Tensor) -> Tensor:
-        """Features (B, 8, features) of the voxels of cells, from their rows (B, last + 8C)."""
+        """Return features (B, 8, features) of the voxels of cells, from their rows (B, last + 8C)."""
         assert self.unfold.bias is not None
         unfolded = F.linear(rows, self.unfold.weight.flatten(1).to(rows.dtype), self.unfold.bias.to(rows.dtype))
         return F.relu_(unfolded).view(len(rows), 8, self.features)
 
     def at(self, image: Tensor, coordinates: Tensor | None, points: Tensor) -> Tensor:
-        """Features (P, features) at voxels (P, 3) of one image (1, C, D, H, W), unfolded there alone."""
+        """Return features (P, features) at voxels (P, 3) of one image (1, C, D, H, W), unfolded only there."""
         coarse = self.coarse(image, coordinates)
         _, height, width = coarse.shape[2:]
         half = points // 2
@@ -168,9 +168,9 @@ class SubpixelUNet(Network):
         return self.expand(rows)[torch.arange(len(points), device=points.device), parity]
 
     def forward(self, image: Tensor, coordinates: Tensor | None = None) -> Tensor:
-        """Features (N, features, D, H, W) at full resolution, channels last in memory.
+        """Return features (N, features, D, H, W) at full resolution, channels last in memory.
 
-        ``unfold(self.unfold(coarse))`` would move every number alone; here whole lines of voxels move.
+        ``unfold(self.unfold(coarse))`` would move every number separately; here, whole lines of voxels are moved.
         """
         coarse = self.coarse(image, coordinates).permute(0, 2, 3, 4, 1)
         n, d, h, w, channels = coarse.shape
@@ -184,7 +184,7 @@ class SubpixelUNet(Network):
 
 
 def surrounded(x: Tensor, low: Sequence[int], high: Sequence[int]) -> Tensor:
-    """The box from low to high (3,), exclusive, of (N, C, D, H, W) with a voxel around it, 0 beyond the array."""
+    """Return the box from low to high (3,), exclusive, of (N, C, D, H, W), with a margin of one voxel, 0 outside."""
     sizes = list(zip(low, high, x.shape[2:], strict=True))
     box = x[:, :, *(slice(max(a - 1, 0), b + 1) for a, b, _ in sizes)]
     beyond = [(int(a == 0), int(b == n)) for a, b, n in sizes]
@@ -193,14 +193,14 @@ def surrounded(x: Tensor, low: Sequence[int], high: Sequence[int]) -> Tensor:
 
 
 def fold(x: Tensor) -> Tensor:
-    """(N, C, D, H, W) to (N, 8C, D/2, H/2, W/2), channels last in memory: the voxels of a 2³ block become channels."""
+    """Turn the voxels of 2³ blocks into channels: (N, C, D, H, W) to (N, 8C, D/2, H/2, W/2), channels last."""
     n, c, d, h, w = x.shape
     x = x.reshape(n, c, d // 2, 2, h // 2, 2, w // 2, 2)
     return x.permute(0, 2, 4, 6, 3, 5, 7, 1).reshape(n, d // 2, h // 2, w // 2, 8 * c).permute(0, 4, 1, 2, 3)
 
 
 def unfold(x: Tensor) -> Tensor:
-    """The inverse of fold: (N, 8C, D, H, W) to (N, C, 2D, 2H, 2W)."""
+    """Invert fold: (N, 8C, D, H, W) to (N, C, 2D, 2H, 2W)."""
     n, c, d, h, w = x.shape
     x = x.view(n, 2, 2, 2, c // 8, d, h, w)
     return x.permute(0, 4, 5, 1, 6, 2, 7, 3).reshape(n, c // 8, 2 * d, 2 * h, 2 * w)

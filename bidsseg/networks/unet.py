@@ -18,16 +18,16 @@ from bidsseg.networks.layers import InstanceNorm
 from bidsseg.networks.network import Network
 
 SLOPE = 0.01
-"""Of the leaky ReLU, below zero."""
+"""Slope of the leaky ReLU below zero."""
 
 
 class DoubleConv(nn.Sequential):
-    """Twice a 3³ convolution, instance normalisation, leaky ReLU. (N, inputs, D, H, W) to (N, outputs, D, H, W)."""
+    """Two times 3³ convolution, instance normalisation, leaky ReLU. (N, inputs, D, H, W) to (N, outputs, D, H, W)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         layers: list[nn.Module] = []
         for channels in (inputs, outputs):
-            # No bias: the normalisation would take it away again.
+            # No bias: the normalisation would remove it.
             layers.append(nn.Conv3d(channels, outputs, 3, padding=1, bias=False))
             layers += [InstanceNorm(outputs), nn.LeakyReLU(SLOPE)]
         super().__init__(*layers)
@@ -36,11 +36,11 @@ class DoubleConv(nn.Sequential):
 class UNet(Network):
     """Voxel features that every head shares; each head reads them with one 1³ convolution.
 
-    For ACE one head speaks tissues and lesions. For partial annotations one head speaks the full protocol and another
-    one the partial protocol, whose background is then a class of its own and contradicts nothing.
+    For ACE, one head predicts tissues and lesions. For partial annotations, one head predicts the full protocol and
+    another one the partial protocol, whose background is then a separate class and contradicts nothing.
 
-    The statistics of the normalisation are those of the image it is given: a window and the whole volume differ by
-    more than what the receptive field explains, and training needs more than one voxel at the lowest level.
+    The statistics of the normalisation are those of the input image: a window and the whole volume differ by
+    more than the receptive field explains, and training needs more than one voxel at the lowest level.
 
     Args:
         outputs: number of regions of each head.
@@ -60,7 +60,7 @@ class UNet(Network):
         self.heads = nn.ModuleDict({name: nn.Linear(widths[0], regions) for name, regions in outputs.items()})
 
     def forward(self, image: Tensor, coordinates: Tensor | None = None) -> Tensor:
-        """Features (N, widths[0], D, H, W) of images (N, C, D, H, W)."""
+        """Return features (N, widths[0], D, H, W) of images (N, C, D, H, W)."""
         levels = [self.first(image)]
         for down in self.down:
             levels.append(down(levels[-1]))

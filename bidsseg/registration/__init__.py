@@ -1,1 +1,1 @@
-"""From one image to another: rigid motion, affine maps, demons, and the standard spaces."""
+"""Registration: rigid, affine and deformable transforms, and standard spaces."""

@@ -14,17 +14,17 @@ from bidsseg.image.nifti import Source, name_of, read_image
 from bidsseg.image.volume import Volume
 
 FAR_MM, FAR_DEGREES = 20.0, 15.0
-"""Hardly anyone moves further between two images of a session."""
+"""Larger motion between two images of a session is unusual."""
 
 
 @dataclass(frozen=True, eq=False)
 class Motion:
-    """How an image was moved to fit another.
+    """The motion of an image to match another.
 
     Attributes:
-        matrix: (4, 4), from where a point lay to where it lies now, RAS+ mm; rigid.
-        distance_mm: how far what now lies in the middle of the other image was moved.
-        angle_degrees: of the rotation, about whatever axis.
+        matrix: (4, 4), from the original to the new position of a point, RAS+ mm; rigid.
+        distance_mm: displacement of the point that is moved to the centre of the other image.
+        angle_degrees: angle of the rotation, about any axis.
     """
 
     matrix: np.ndarray
@@ -33,7 +33,7 @@ class Motion:
 
     @staticmethod
     def of(matrix: np.ndarray, fixed: Volume) -> Motion:
-        """The motion of that matrix, which moves an image to fit another."""
+        """Return the motion with a matrix that moves an image to match another."""
         middle = apply_affine(fixed.affine, (np.array(fixed.shape) - 1) / 2)
         distance = np.linalg.norm(apply_affine(np.linalg.inv(matrix), middle) - middle)
         cosine = (np.trace(matrix[:3, :3]) - 1) / 2
@@ -44,7 +44,7 @@ class Motion:
 
     @property
     def far(self) -> bool:
-        """Whether it is more than people move between two images of a session."""
+        """Return whether the motion is larger than usual between two images of a session."""
         return self.distance_mm > FAR_MM or self.angle_degrees > FAR_DEGREES
 
 
@@ -53,8 +53,8 @@ class Images:
     """The images of one scan by suffix (``T1w``, ``FLAIR``), all on the grid of the first.
 
     Attributes:
-        findings: what the guard said of them.
-        notes: how they were moved.
+        findings: findings of the guard.
+        notes: how the images were moved.
     """
 
     volumes: dict[str, Volume]
@@ -63,10 +63,10 @@ class Images:
 
 
 def read_aligned(sources: Mapping[str, Source]) -> Images:
-    """Reads the images of one scan, by suffix, and brings all to the grid of the first.
+    """Read the images of one scan, by suffix, and resample all to the grid of the first.
 
     Raises:
-        InputMissing, DataError: one cannot be used, see ``read_image``, or does not fit the first.
+        InputMissing, DataError: an image cannot be used, see ``read_image``, or does not overlap the first.
         UsageError: SimpleITK is needed and not installed.
     """
     first, *others = sources
@@ -80,22 +80,22 @@ def read_aligned(sources: Mapping[str, Source]) -> Images:
         except DataError as error:
             raise DataError(f"{name_of(sources[suffix])}: {error}") from error
         if motion is not None:
-            note = f"{suffix} {motion} to fit the {first}"
+            note = f"{suffix} {motion} to match the {first}"
             images.notes.append(note)
             if motion.far:
-                images.findings.append(Finding("MOVED_FAR", f"{note}: look whether they are of one session."))
+                images.findings.append(Finding("MOVED_FAR", f"{note}: check that both are of the same session."))
     return images
 
 
 def align(moving: Volume, fixed: Volume) -> tuple[Volume, Motion | None]:
-    """An image on the grid of another of the same head, moved rigidly to fit it.
+    """Return an image on the grid of another image of the same head, aligned rigidly.
 
     Args:
         moving: of any contrast and on any grid, in RAS+ mm.
 
     Returns:
-        Volume of fixed's shape, linearly interpolated, 0 outside of moving's field of view, the same at every call; and
-        the motion. The image as it is, and None, if it lies on the very same grid.
+        Volume with the shape of fixed, linearly interpolated, 0 outside the field of view of moving, deterministic; and
+        the motion. If both have the same grid, the unchanged image and None.
 
     Raises:
         DataError: the two do not overlap.
@@ -110,5 +110,5 @@ def align(moving: Volume, fixed: Volume) -> tuple[Volume, Motion | None]:
     try:
         data, matrix = register(moving, fixed)
     except RuntimeError as error:
-        raise refusal("CANNOT_BE_ALIGNED", "cannot be aligned to the T1w: is it of the same head?") from error
+        raise refusal("CANNOT_BE_ALIGNED", "cannot be aligned to the T1w: are both of the same head?") from error
     return Volume(data, fixed.affine, fixed.header), Motion.of(matrix, fixed)

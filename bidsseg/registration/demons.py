@@ -1,4 +1,4 @@
-"""Deformable registration of two brains by diffeomorphic demons, with SimpleITK, which has to be installed.
+"""Deformable registration of two brains by diffeomorphic demons; requires SimpleITK.
 
 Vercauteren et al. 2009, doi:10.1016/j.neuroimage.2008.10.040.
 """
@@ -13,24 +13,24 @@ from bidsseg.image.volume import Field, Volume, places
 from bidsseg.registration.linear import TO_LPS, coarse, image_of, transform_of
 
 SPACING_MM = 2.0
-"""At which the brains are compared in the end."""
+"""Final resolution of the registration."""
 STEPS = {4: 60, 2: 40, 1: 20}
-"""How often the field is improved, with blocks of so many voxels at a time."""
+"""Number of iterations at each level, by the size of its blocks in voxels."""
 SMOOTHING = 1.5
 """Standard deviation (voxels) of the Gaussian by which the field is smoothed at each step."""
 BINS, POINTS = 256, 15
-"""Of the histograms of brightness that are matched."""
+"""Parameters of the histogram matching."""
 
 
 def deform(moving: Volume, fixed: Volume, motion: np.ndarray) -> Field:
-    """Where each point of a brain lies in another brain of the same contrast, which a motion has brought near.
+    """Return the displacement between two brains of the same contrast, starting from a motion.
 
     Args:
         moving, fixed: 0 around the brain.
         motion: (4, 4), from points of moving to those of fixed, RAS+ mm.
 
     Returns:
-        Displacements from points of fixed to those of moving, the motion included.
+        Displacements from points of fixed to those of moving, including the motion.
     """
     still = coarse(image_of(fixed), SPACING_MM)
     moved = sitk.Resample(image_of(moving), still, transform_of(motion), sitk.sitkLinear, 0.0)
@@ -50,7 +50,7 @@ def deform(moving: Volume, fixed: Volume, motion: np.ndarray) -> Field:
 
 
 def affine_of(image: sitk.Image) -> np.ndarray:
-    """Voxel index to LPS+ mm, (4, 4)."""
+    """Return the affine from voxel index to LPS+ mm, (4, 4)."""
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()

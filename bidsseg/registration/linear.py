@@ -1,6 +1,6 @@
-"""Rigid and affine registration of two images by mutual information, with SimpleITK, which has to be installed.
+"""Rigid and affine registration of two images by mutual information; requires SimpleITK.
 
-Mattes et al. 2003, doi:10.1109/TMI.2003.809072. SimpleITK measures in LPS; what is given and returned is RAS+.
+Mattes et al. 2003, doi:10.1109/TMI.2003.809072. SimpleITK uses LPS; arguments and results are in RAS+.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from nibabel.affines import from_matvec
 from bidsseg.image.volume import Volume
 
 LEVELS_MM = (6.0, 3.0, 2.0)
-"""Resolutions at which the images are compared, one after the other."""
+"""Resolutions of the registration, one after the other."""
 SAMPLES = 30_000
-"""Voxels that are compared at each level, drawn from the seed."""
+"""Number of voxels that are compared at each level, drawn with the seed."""
 SEED = 1
 BINS = 32
 LONGEST_STEP_MM, SHORTEST_STEP_MM, STEPS = 2.0, 0.01, 200
 TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
-# Sums of several threads differ from run to run in their last digits; a registration's own number is not enough.
+# Sums over several threads vary in their last digits; setting the number of threads of one registration is not enough.
 sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
 
 def register(moving: Volume, fixed: Volume) -> tuple[np.ndarray, np.ndarray]:
-    """Moves an image to fit another of the same head, whatever their contrasts and grids.
+    """Align an image rigidly to another of the same head, with any contrasts and grids.
 
-    The search begins where the headers place the images and where their centres of mass meet; the better one goes on.
+    The search starts from the positions in the headers and from matching centres of mass; the better start is refined.
 
     Returns:
         The moved image on the grid of fixed, linearly interpolated, 0 outside of its field of view; and the motion
-        (4, 4), from where a point lay to where it lies now, RAS+ mm.
+        (4, 4), from the original to the new position of a point, RAS+ mm.
 
     Raises:
         RuntimeError: the images do not overlap.
@@ -46,7 +46,7 @@ def register(moving: Volume, fixed: Volume) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fit(moving: Volume, fixed: Volume) -> np.ndarray:
-    """The affine motion (4, 4) of an image that fits it to another of another head, RAS+ mm: a rigid one, then refined.
+    """Return the affine motion (4, 4) of an image to another head, RAS+ mm: a rigid motion, then refined.
 
     Raises:
         RuntimeError: the images do not overlap.
@@ -61,7 +61,7 @@ def fit(moving: Volume, fixed: Volume) -> np.ndarray:
 
 
 def as_text(motion: np.ndarray) -> str:
-    """A motion (4, 4), RAS+ mm, as ITK and ANTs keep transforms: from points of fixed to those of moving."""
+    """Return a motion (4, 4), RAS+ mm, as a text file of ITK and ANTs: from points of fixed to those of moving."""
     matrix = back_in_lps(motion)
     numbers = " ".join(repr(float(value)) for value in [*matrix[:3, :3].ravel(), *matrix[:3, 3]])
     lines = ["#Insight Transform File V1.0", "#Transform 0", "Transform: AffineTransform_double_3_3"]
@@ -69,12 +69,12 @@ def as_text(motion: np.ndarray) -> str:
 
 
 def back_in_lps(motion: np.ndarray) -> np.ndarray:
-    """The matrix (4, 4) from points of fixed to those of moving, LPS mm, of a motion (4, 4), RAS+ mm."""
+    """Return the matrix (4, 4) from points of fixed to those of moving, LPS mm, of a motion (4, 4), RAS+ mm."""
     return TO_LPS @ np.linalg.inv(motion) @ TO_LPS
 
 
 def transform_of(motion: np.ndarray) -> sitk.Transform:
-    """The transform, from points of fixed to those of moving, of a motion (4, 4), RAS+ mm; see ``motion_of``."""
+    """Return the transform, from points of fixed to those of moving, of a motion (4, 4), RAS+ mm; see ``motion_of``."""
     matrix = back_in_lps(motion)
     transform = sitk.AffineTransform(3)
     transform.SetMatrix(matrix[:3, :3].ravel().tolist())
@@ -83,7 +83,7 @@ def transform_of(motion: np.ndarray) -> sitk.Transform:
 
 
 def image_of(volume: Volume) -> sitk.Image:
-    """A volume with its place in LPS."""
+    """Return a volume as an image of SimpleITK, in LPS."""
     image = sitk.GetImageFromArray(volume.data.T.astype(np.float32))
     affine = TO_LPS @ volume.affine
     image.SetSpacing(volume.spacing_mm.tolist())
@@ -93,24 +93,24 @@ def image_of(volume: Volume) -> sitk.Image:
 
 
 def motion_of(transform: sitk.Transform) -> np.ndarray:
-    """The motion (4, 4), RAS+ mm, of an image whose points a transform finds for those of the fixed one."""
+    """Return the motion (4, 4), RAS+ mm, of a transform from points of fixed to those of moving."""
     return np.linalg.inv(TO_LPS @ matrix_of(transform) @ TO_LPS)
 
 
 def matrix_of(transform: sitk.Transform) -> np.ndarray:
-    """The (4, 4) matrix of an affine transform."""
+    """Return the (4, 4) matrix of an affine transform."""
     origin = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
     columns = [np.array(transform.TransformPoint(axis)) - origin for axis in np.eye(3).tolist()]
     return from_matvec(np.stack(columns, 1), origin)
 
 
 def search(moving: sitk.Image, fixed: sitk.Image) -> sitk.Transform:
-    """The rigid transform from points of fixed to those of moving."""
+    """Return the rigid transform from points of fixed to those of moving."""
     return refined(moving, fixed, starts(moving, fixed))
 
 
 def refined(moving: sitk.Image, fixed: sitk.Image, candidates: list[sitk.Transform]) -> sitk.Transform:
-    """The best transform to be found from those where the search begins, of their kind."""
+    """Return the best transform found from several starts, of the same kind as the starts."""
     method = sitk.ImageRegistrationMethod()
     method.SetInterpolator(sitk.sitkLinear)
     method.SetMetricAsMattesMutualInformation(BINS)
@@ -123,7 +123,7 @@ def refined(moving: sitk.Image, fixed: sitk.Image, candidates: list[sitk.Transfo
         fits = []
         for candidate in candidates:
             method.SetInitialTransform(candidate)
-            with suppress(RuntimeError):  # there one image lies beside the other
+            with suppress(RuntimeError):  # the images do not overlap at this start
                 fits.append((method.Execute(*pair), method.GetMetricValue()))
         if not fits:
             raise RuntimeError("the images do not overlap")
@@ -132,7 +132,7 @@ def refined(moving: sitk.Image, fixed: sitk.Image, candidates: list[sitk.Transfo
 
 
 def starts(moving: sitk.Image, fixed: sitk.Image) -> list[sitk.Transform]:
-    """Where the search begins: as the headers say, and with one centre of mass on the other."""
+    """Return the starts of the search: the positions in the headers, and matching centres of mass."""
     centred = sitk.Euler3DTransform(sitk.CenteredTransformInitializer(fixed, moving, sitk.Euler3DTransform()))
     as_headers_say = sitk.Euler3DTransform()
     as_headers_say.SetCenter(centred.GetCenter())
@@ -140,5 +140,5 @@ def starts(moving: sitk.Image, fixed: sitk.Image) -> list[sitk.Transform]:
 
 
 def coarse(image: sitk.Image, spacing_mm: float) -> sitk.Image:
-    """Means of blocks of about that size, along the axes on which the image is finer."""
+    """Return an image of block means of about that size, along the axes with finer resolution."""
     return sitk.BinShrink(image, [max(1, round(spacing_mm / spacing)) for spacing in image.GetSpacing()])

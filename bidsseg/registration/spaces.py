@@ -1,7 +1,7 @@
-"""Standard spaces: templates of TemplateFlow, the fit of a scan to one, and label maps on its grid.
+"""Standard spaces: templates of TemplateFlow, the registration of a scan to them, and label maps on their grids.
 
-Ciric et al. 2022, TemplateFlow, doi:10.1038/s41592-022-01681-2. The files are those of its cache; what is missing there
-is fetched once by its own client, where there is a network.
+Ciric et al. 2022, TemplateFlow, doi:10.1038/s41592-022-01681-2. Files are read from its cache; missing files
+are downloaded once by its own client, if there is a network.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Space:
         template: its name in TemplateFlow.
         resolution: TemplateFlow's number of the resolution, e.g. ``1``.
         image, brain: its T1w and brain mask.
-        affine: whether scans are only moved and stretched to it.
+        affine: whether the registration is only affine.
     """
 
     template: str
@@ -43,23 +43,23 @@ class Space:
 
     @property
     def words(self) -> dict[str, str]:
-        """Those that names of outputs in this space are made of."""
+        """Return the entities for the names of outputs in this space."""
         return {"space": self.template, "res": self.resolution, "transform": ".txt" if self.affine else ".nii.gz"}
 
     @property
     def reference(self) -> str:
-        """Where the image can be found by anyone."""
+        """Return a public reference to the image."""
         return f"https://templateflow.s3.amazonaws.com/tpl-{self.template}/{self.image.name}"
 
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """How a scan fits to a template.
+    """The registration of a scan to a template.
 
     Attributes:
-        grid: the template's brain mask, whose voxels those of the space are.
+        grid: the template's brain mask, which defines the voxels of the space.
         motion: affine, (4, 4), from points of the scan to those of the template, RAS+ mm.
-        field: from points of the template to those of the scan; None if the motion is all.
+        field: from points of the template to those of the scan; None for an affine registration.
     """
 
     grid: Volume
@@ -68,7 +68,7 @@ class Fit:
 
     @cached_property
     def points(self) -> np.ndarray:
-        """The point of the scan for each voxel of the grid, (X, Y, Z, 3), RAS+ mm."""
+        """Return the point of the scan for each voxel of the grid, (X, Y, Z, 3), RAS+ mm."""
         here = places(self.grid.shape, self.grid.affine).astype(np.float32)
         if self.field is None:
             return apply_affine(np.linalg.inv(self.motion), here)
@@ -80,11 +80,11 @@ class Fit:
 
 
 def find_space(word: str) -> Space:
-    """The space of a word such as ``MNI152NLin2009cAsym`` (at resolution 1) or ``MNI152NLin2009cAsym:res-2:affine``.
+    """Return the space named by e.g. ``MNI152NLin2009cAsym`` (at resolution 1) or ``MNI152NLin2009cAsym:res-2:affine``.
 
     Raises:
-        UsageError: the word is not of that form, TemplateFlow has no such volume, or SimpleITK is not installed.
-        InputMissing: its files are not in the cache and cannot be fetched.
+        UsageError: the name is invalid, TemplateFlow has no such volume, or SimpleITK is not installed.
+        InputMissing: the files are not in the cache and cannot be downloaded.
     """
     match = re.fullmatch(r"([A-Za-z0-9]+)(?::res-0*([1-9]\d*))?(:affine)?", word)
     if not match:
@@ -107,20 +107,20 @@ def find_space(word: str) -> Space:
     if found is None:
         missing = next(path for path in files_in(caches()[-1], template, resolution) if not is_there(path))
         raise InputMissing(
-            f'output space {word}: {missing} is not there; fetch it where there is a network (python -c "from '
+            f'output space {word}: {missing} is missing; download it on a machine with a network (python -c "from '
             f"templateflow.api import get; get('{template}', resolution={resolution})\") and set TEMPLATEFLOW_HOME"
         )
     return Space(template, str(resolution), *found, affine=bool(match[3]))
 
 
 def stored(template: str, resolution: int) -> tuple[Path, Path] | None:
-    """The T1w and the brain mask of a template in the first cache that holds both."""
+    """Return the T1w and the brain mask of a template in the first cache with both; None without."""
     each = (files_in(cache, template, resolution) for cache in caches())
     return next((files for files in each if all(map(is_there, files))), None)
 
 
 def files_in(cache: Path, template: str, resolution: int) -> tuple[Path, Path]:
-    """Where the T1w and the brain mask of a template would lie; some templates number resolutions with one digit."""
+    """Return the paths of the T1w and brain mask of a template; some templates number resolutions with one digit."""
     folder, spellings = cache / f"tpl-{template}", (f"{resolution:02d}", str(resolution))
     stems = [folder / f"tpl-{template}_res-{number}" for number in spellings]
     stem = next((stem for stem in stems if stem.with_name(f"{stem.name}_T1w.nii.gz").exists()), stems[0])
@@ -128,29 +128,29 @@ def files_in(cache: Path, template: str, resolution: int) -> tuple[Path, Path]:
 
 
 def caches() -> list[Path]:
-    """TemplateFlow's folders: the one that the user says, else that of the image and the usual one."""
+    """Return TemplateFlow's folders: the one set by the user, otherwise that of the image and the default one."""
     said = os.environ.get("TEMPLATEFLOW_HOME")
     return [Path(said)] if said else [Path(sys.prefix) / "templateflow", Path.home() / ".cache" / "templateflow"]
 
 
 def is_there(path: Path) -> bool:
-    """Whether a file has content: the client fills its cache with empty files."""
+    """Return whether a file has content: the client fills its cache with empty files."""
     return path.is_file() and path.stat().st_size > 0
 
 
 def fetch(template: str, resolution: int) -> None:
-    """Asks TemplateFlow's client for the files; whatever keeps it from that, they are not there then."""
+    """Download the files with TemplateFlow's client; any failure leaves them missing."""
     try:
         from templateflow import api
 
         api.get(template, resolution=resolution, suffix="T1w", desc=None, extension=".nii.gz")
         api.get(template, resolution=resolution, suffix="mask", desc="brain", extension=".nii.gz")
-    except Exception:  # no network, a cache that cannot be written, a name it does not know
+    except Exception:  # no network, a cache that cannot be written, an unknown name
         return
 
 
 def fit_to(space: Space, t1w: Volume, brain: np.ndarray) -> Fit:
-    """How a scan fits to a template. Brains are compared, without what is around them.
+    """Register a scan to a template, comparing only the brains.
 
     Raises:
         DataError: the two do not overlap.
@@ -164,23 +164,23 @@ def fit_to(space: Space, t1w: Volume, brain: np.ndarray) -> Fit:
         motion = fit(moving, fixed)
         return Fit(mask, motion, None if space.affine else deform(moving, fixed, motion))
     except RuntimeError as error:
-        raise DataError(f"the brain cannot be fitted to {space.template}: {error}") from error
+        raise DataError(f"the brain cannot be registered to {space.template}: {error}") from error
 
 
 @lru_cache(2)
 def template_brain(space: Space) -> tuple[Volume, Volume]:
-    """The brain mask of a template, and its image without what is around the brain."""
+    """Return the brain mask of a template, and its image with everything else set to 0."""
     template, mask = read_image(space.image)[0], read_labels(space.brain)
     return mask, Volume(np.where(mask.data > 0, template.data, 0), template.affine)
 
 
 def labels_at(labels: np.ndarray, affine: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """The label of the highest probability at points (X, Y, Z, 3), RAS+ mm, of a label map; 0 outside of it.
+    """Return the most probable label of a label map at points (X, Y, Z, 3), RAS+ mm; 0 outside of it.
 
-    That of a label is the linear interpolation of where it is and where not; of two that are equal the smaller counts.
+    The probability of a label is the linear interpolation of its binary mask; the smaller of two equal labels wins.
 
     Args:
-        labels: (X, Y, Z), with any other numbers of voxels.
+        labels: (X, Y, Z) on any grid.
         affine: (4, 4) of the label map.
     """
     found = np.zeros(points.shape[:3], labels.dtype)
@@ -198,7 +198,7 @@ def labels_at(labels: np.ndarray, affine: np.ndarray, points: np.ndarray) -> np.
 
 
 def likeliest(labels: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """The likeliest label at each position (P, 3), counted in voxels, none of which is outside."""
+    """Return the most probable label at each position (P, 3), in voxels, all inside the label map."""
     low = np.minimum(np.floor(index).astype(np.intp), np.array(labels.shape) - 2)
     beyond = (index - low).astype(np.float32)
     steps = np.array(list(itertools.product((0, 1), repeat=3)))

@@ -1,4 +1,4 @@
-"""Which templates TemplateFlow has: the list that its client carries, read without a network and without the client."""
+"""The templates of TemplateFlow, from the list in its client, read without a network or importing the client."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from bidsseg.errors import UsageError
 
 OWN_GRID = {"anat", "func", "individual", "native", "orig", "run", "sbref"}
-"""What other programs call the space of a scan itself."""
+"""Names of other programs for the space of a scan itself."""
 
 SURFACES = {"fsaverage", "fsaverage3", "fsaverage4", "fsaverage5", "fsaverage6", "fsLR", "fsnative", "onavg"}
 
@@ -43,7 +43,7 @@ def listed() -> dict[str, frozenset[int]]:
 
 
 def check_template(template: str, resolution: int, cached: Iterable[str] = ()) -> None:
-    """Raise UsageError, with what is near, if TemplateFlow has no such volume.
+    """Raise UsageError with similar names if TemplateFlow has no such volume.
 
     Args:
         cached: templates in the user's cache, which may be newer than the client.
@@ -53,22 +53,22 @@ def check_template(template: str, resolution: int, cached: Iterable[str] = ()) -
         if listed() and template not in set(cached):
             raise UsageError(f"TemplateFlow has no template {template}: {_choice(template)}")
     elif not resolutions:
-        raise UsageError(f"{template} is no volume template with a T1w and a brain mask: {_choice(template)}")
+        raise UsageError(f"{template} is not a volume template with a T1w and a brain mask: {_choice(template)}")
     elif resolution not in resolutions:
         numbers = " or ".join(f"{template}:res-{number}" for number in sorted(resolutions))
         raise UsageError(f"TemplateFlow has no resolution {resolution} of {template}: give {numbers}")
 
 
 def check_is_volume(template: str) -> None:
-    """Raise UsageError for names of other spaces that users of other programs give."""
+    """Raise UsageError for names of other spaces that are known from other programs."""
     if template in OWN_GRID:
-        raise UsageError(f"{template} is no volume template: results on the grid of the scan are written always")
+        raise UsageError(f"{template} is not a volume template: results on the grid of the scan are always written")
     if template in SURFACES:
-        raise UsageError(f"{template} is no volume template but a surface: {_choice(template)}")
+        raise UsageError(f"{template} is a surface template, not a volume: {_choice(template)}")
 
 
 def _choice(template: str) -> str:
-    """Return a hint that names the nearest templates, or all."""
+    """Return a hint with the most similar templates, or all."""
     names = {name.lower(): name for name, resolutions in listed().items() if resolutions and name not in SURFACES}
     word = template.lower()
     near = get_close_matches(word, names, 3, 0.6) or [name for name in sorted(names) if name.startswith(word)][:3]

@@ -1,4 +1,4 @@
-"""Pages and pictures: what a person looks at to judge results. All of it lies in the output, and works offline."""
+"""Pages and pictures for the inspection of results, inside the output; they work offline."""
 
 from bidsseg.report.cohort_page import compare_pages, group_page, read_table
 from bidsseg.report.scan_page import participant_page, write_figures

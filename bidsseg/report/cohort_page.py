@@ -1,4 +1,4 @@
-"""The page of a cohort: which scans are there, how their volumes are distributed, and which deserve a look."""
+"""The page of a cohort: scans without a result, distributions of volumes, and unusual scans."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from bidsseg.report.page import write_page
 from bidsseg.report.scan_page import COHORT, cohort_ranges, participant_page
 
 AT_MOST = 1000
-"""Scans that a list on the page shows; the table has all."""
+"""Largest number of scans in a list on the page; the table contains all."""
 HEIGHT = 40.0
-"""Of the highest bar of a distribution."""
+"""Height of the highest bar of a distribution."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """What the page shows of one table.
+    """The content of the page about one table.
 
     Attributes:
-        lines: each scan, and the same as it is known by its page, None if it has none.
+        lines: each scan, and the scan whose page exists, otherwise None.
         distributions: quality first, then volumes (mm³), each with the full name of its region and its bars.
     """
 
@@ -37,13 +37,13 @@ class Table:
     distributions: list[tuple[Distribution, str, list[tuple[int, float, float]]]]
 
     def data_dictionary(self) -> dict[str, Any]:
-        """What each column means, and how its values are distributed."""
+        """Return the meaning of each column, and the distribution of its values."""
         columns = self.cohort.data_dictionary()
         return {**columns, **{d.name: {**columns[d.name], COHORT: d.summary()} for d, _, _ in self.distributions}}
 
 
 def read_table(output_dir: Path, cohort: Cohort) -> Table:
-    """What there is to show of the table of a cohort, which must be there."""
+    """Return the content of the page about the table of a cohort, which must exist."""
     path = group_table(cohort.model, cohort.protocol)
     found = distributions(output_dir / path, [QUALITY, *cohort.regions])
     volumes = [distribution for distribution in found if distribution.name != QUALITY]
@@ -75,7 +75,7 @@ def group_page(output_dir: Path, tables: Sequence[Table]) -> Path:
 
 
 def compare_pages(output_dir: Path, tables: Sequence[Table]) -> int:
-    """Write the pages that the cohort's page leads to anew, with the cohort beside volumes; returns their number."""
+    """Rewrite the pages that the cohort's page links to, with the ranges of the cohort; return their number."""
     if not any(cohort_ranges(output_dir, table.cohort.model, table.cohort.protocol) for table in tables):
         return 0
     pages = {report_path(scan): scan for table in tables for _, scan in table.lines if scan is not None}
@@ -92,5 +92,5 @@ def _with_page(output_dir: Path, line: Line, entities: Sequence[str]) -> Scan | 
 
 
 def _absent(cohorts: Sequence[Cohort]) -> list[tuple[str, Absent]]:
-    """Scans without a result with the name of the model, each once though a model has several protocols."""
+    """Return scans without a result with the name of the model, each once even if a model has several protocols."""
     return list({(c.model, absent.key): (c.model, absent) for c in cohorts for absent in c.absent}.values())

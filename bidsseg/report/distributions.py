@@ -1,4 +1,4 @@
-"""Distributions of the columns of a table that may be larger than memory: it is read row by row, twice."""
+"""Distributions of the columns of a table that may be larger than memory: the table is streamed twice."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import numpy as np
 
 BINS = 24
 SUMMARY = ("Count", "Mean", "StandardDeviation", "Minimum", "Maximum")
-"""What a table's data dictionary tells of a column."""
+"""Entries about a column in the data dictionary of a table."""
 FEWEST = 10
-"""With fewer scans, no single one can be called unusual."""
+"""Fewest scans among which a scan can be called unusual."""
 FAR = 3.0
 """Distance from the mean, in standard deviations, from which a volume is unusual."""
 
 
 @dataclass(frozen=True, eq=False)
 class Distribution:
-    """Values of one column.
+    """The values of one column.
 
     Attributes:
-        counts: how many values lie in each of BINS equal steps from the smallest to the largest, shape (BINS,).
+        counts: number of values in each of BINS equal steps from the smallest to the largest, shape (BINS,).
     """
 
     name: str
@@ -36,29 +36,29 @@ class Distribution:
     counts: np.ndarray = field(default_factory=lambda: np.zeros(BINS, int))
 
     def summary(self) -> dict[str, float]:
-        """All but the counts, as JSON has it."""
+        """Return everything except the counts, in JSON form."""
         figures = zip(SUMMARY, (self.n, self.mean, self.sd, self.smallest, self.largest), strict=True)
         return {key: float(f"{value:.10g}") for key, value in figures}
 
     @classmethod
     def of(cls, name: str, summary: Mapping[str, float]) -> Distribution:
-        """That of which a summary was kept; KeyError if it is none."""
+        """Return the distribution with a stored summary; KeyError if it is not a summary."""
         n, mean, sd, smallest, largest = (summary[key] for key in SUMMARY)
         return cls(name, int(n), mean, sd, smallest, largest)
 
     def distance(self, value: float) -> float:
-        """How far a value lies from the mean, in standard deviations; 0 where all values are the same."""
+        """Return the distance of a value from the mean, in standard deviations; 0 if all values are equal."""
         return (value - self.mean) / self.sd if self.sd else 0.0
 
 
 @dataclass(frozen=True)
 class Line:
-    """One row of the table, told in short.
+    """The summary of one row of the table.
 
     Attributes:
-        cells: its cells by column, volumes left out.
-        unusual: number of columns in which it lies far from the mean.
-        farthest: the column in which it lies farthest, in standard deviations: empty with few scans.
+        cells: cells by column, without volumes.
+        unusual: number of columns with a value far from the mean.
+        farthest: the column with the largest distance in standard deviations; empty with few scans.
         distance: that distance, with its sign.
     """
 
@@ -69,7 +69,7 @@ class Line:
 
 
 def distributions(table: Path, columns: Sequence[str]) -> list[Distribution]:
-    """The distribution of each column; cells without a number are left out.
+    """Return the distribution of each column; cells without a number are ignored.
 
     Args:
         table: a TSV file.
@@ -100,10 +100,10 @@ def distributions(table: Path, columns: Sequence[str]) -> list[Distribution]:
 
 
 def lines(table: Path, columns: Sequence[Distribution], at_most: int) -> list[Line]:
-    """The rows of a table that hold any number, the most unusual ones first if there are more than that.
+    """Return the rows of a table that contain numbers, only the most unusual ones if there are more than a limit.
 
     Args:
-        columns: in which a row can be unusual.
+        columns: columns in which a row can be unusual.
     """
     names = [column.name for column in columns]
     mean = np.array([column.mean for column in columns])
@@ -120,7 +120,7 @@ def lines(table: Path, columns: Sequence[Distribution], at_most: int) -> list[Li
 
 
 def bars(counts: np.ndarray, height: float) -> list[tuple[int, float, float]]:
-    """Place, top and height of each bar of a histogram, ``height`` being that of the highest."""
+    """Return position, top and height of each bar of a histogram, ``height`` being that of the highest."""
     highest = max(int(counts.max()), 1)
     return [(i, height - height * c / highest, height * c / highest) for i, c in enumerate(counts.tolist()) if c]
 
@@ -135,7 +135,7 @@ def _line(cells: Mapping[str, str], distances: np.ndarray, names: Sequence[str])
 
 
 def _rows(table: Path, columns: Sequence[str]) -> Iterator[tuple[dict[str, str], np.ndarray]]:
-    """Each row with its numbers in these columns, NaN where there is none."""
+    """Yield each row with its numbers in these columns, NaN for missing numbers."""
     with table.open(encoding="utf-8", newline="") as stream:
         for cells in csv.DictReader(stream, delimiter="\t"):
             yield cells, np.array([_number(cells[column]) for column in columns])

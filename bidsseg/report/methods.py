@@ -1,4 +1,4 @@
-"""What to write about a segmentation in a paper, and whom to cite."""
+"""Text about a segmentation for a paper, and its references."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Methods:
 
 
 def methods(sidecar: Mapping[str, Any], protocols: Sequence[str]) -> Methods | None:
-    """Of the result whose sidecar that is; None if the sidecar names no model.
+    """Return the methods of the result with a sidecar; None if the sidecar names no model.
 
-    Models are described by their cards, if they are those that this program ships.
+    Models are described by their cards, if they are shipped with this program.
     """
     models = [model for model in sidecar.get("Models", []) if isinstance(model, Mapping) and "Name" in model]
     if not models:
@@ -54,24 +54,24 @@ def methods(sidecar: Mapping[str, Any], protocols: Sequence[str]) -> Methods | N
         sentences.append(cards[0].description.strip() or f"{cards[0].title}.")
     if others:
         sentences.append(f"The brain was found by the model {others[0]}.")
-    labelled = f"Label maps of {_listed(protocols)} lie" if protocols else "The masks lie"
-    sentences.append(f"{labelled} on the grid of the T1w; volumes are counts of voxels.")
+    labelled = f"Label maps of {_listed(protocols)} are" if protocols else "The masks are"
+    sentences.append(f"{labelled} on the grid of the T1w; volumes were computed by counting voxels.")
     references = dict.fromkeys([BIDS_APPS, *(entry for card in cards for entry in card.citation)])
     spaces = sidecar.get("OutputSpaces") or {}
     if isinstance(spaces, Mapping) and spaces:
         bent = "deformable" in spaces.values()
-        way = "affine motion (mutual information, Mattes et al. 2003)"
+        way = "affine registration (mutual information, Mattes et al. 2003)"
         way += ", then diffeomorphic demons (Vercauteren et al. 2009)" if bent else ""
         sentences.append(
-            f"They were also brought to the template {_listed(list(spaces))} (TemplateFlow, Ciric et al. 2022) by an "
-            f"{way}, each voxel getting its likeliest label."
+            f"They were also resampled to the template {_listed(list(spaces))} (TemplateFlow, Ciric et al. 2022) by an "
+            f"{way}; each voxel got its most probable label."
         )
         references |= dict.fromkeys([TEMPLATEFLOW, MATTES, *([DEMONS] if bent else [])])
     return Methods(" ".join(sentences), tuple(references))
 
 
 def _card(model: Mapping[str, Any]) -> Card | None:
-    """The card of a shipped model, if it is that very one."""
+    """Return the card of a shipped model, if its checksum is the same."""
     try:
         card = find_card(str(model["Name"]))
     except BidssegError:

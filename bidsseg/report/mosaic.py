@@ -20,22 +20,22 @@ MARGIN_MM = 10.0
 FILL = 0.45
 """Opacity of the colour inside a region; its border is opaque."""
 PLANES = ((2, 0, 1), (1, 0, 2), (0, 1, 2))
-"""Axial, coronal, sagittal: the axis that is cut, then the axes that run rightwards and upwards, in RAS+."""
+"""Axial, coronal, sagittal: the axis normal to the slice, then the axes to the right and upwards, in RAS+."""
 DIRECTIONS = (("L", "R"), ("P", "A"), ("I", "S"))
 GREY_STEP = 4
-"""Between shades of grey: no more than the eye tells apart, which makes files smaller."""
+"""Step between shades of grey: smaller steps are invisible and make larger files."""
 UNLISTED = (128, 128, 128)
-"""Colour of a label that has none."""
+"""Colour of a label without a colour."""
 
 
 @dataclass(frozen=True, eq=False)
 class Overlay:
-    """What is drawn over the image.
+    """The drawing over the image.
 
     Attributes:
         labels: integers or booleans (X, Y, Z) on the grid of the image; 0 is not drawn.
         colors: ``#rrggbb`` for each label.
-        outline: draw the borders only, over the image. Else regions are drawn alone, to be laid over such a picture.
+        outline: draw only borders, over the image. Otherwise, regions are drawn without the image, to overlay on it.
     """
 
     labels: np.ndarray
@@ -46,7 +46,7 @@ class Overlay:
 def write_mosaics(image: Volume, overlays: Mapping[Path, Overlay]) -> None:
     """Write one PNG for each overlay, all with the same slices.
 
-    The slices span what the overlays label, the whole image if they label nothing. Left is shown on the left.
+    The slices span the labelled region, or the whole image without labels. Left is shown on the left.
 
     Args:
         image: intensities; any orientation and spacing.
@@ -74,10 +74,10 @@ class _Row:
 
     Attributes:
         plane: one of PLANES.
-        positions: voxel index of each slice along the axis that is cut.
-        box: what is shown of the three axes, in voxels; of the axis that is cut, everything.
+        positions: voxel index of each slice along the axis normal to it.
+        box: visible part of the three axes, in voxels; everything along the normal axis.
         size: width and height of a slice in pixels.
-        spacing_mm: distance between voxels along the axis that is cut.
+        spacing_mm: distance between voxels along the normal axis.
     """
 
     plane: tuple[int, int, int]
@@ -94,7 +94,7 @@ class _Row:
         spacing: np.ndarray,
         bounds: Sequence[tuple[int, int]],
     ) -> _Row:
-        """Equally spaced slices through the bounds, with a margin in the plane."""
+        """Return equally spaced slices through the bounds, with a margin in the plane."""
         box = [slice(None)] * 3
         size = []
         for axis in plane[1:]:
@@ -109,7 +109,7 @@ class _Row:
         )
 
     def greys(self, data: np.ndarray, window: tuple[float, float]) -> list[np.ndarray]:
-        """Each slice as RGB (height, width, 3), from black at one end of the window to white at the other."""
+        """Return each slice as RGB (height, width, 3), from black at one end of the window to white at the other."""
         low, high = window
         pictures = []
         for position in self.positions:
@@ -119,7 +119,7 @@ class _Row:
         return pictures
 
     def drawn(self, labels: np.ndarray, overlay: Overlay) -> list[np.ndarray]:
-        """The regions of each slice in colour, RGBA (height, width, 4)."""
+        """Return the regions of each slice in colour, RGBA (height, width, 4)."""
         pictures = []
         for position in self.positions:
             cut = Image.fromarray(self._cut(labels, position).astype(np.int32))
@@ -127,19 +127,19 @@ class _Row:
         return pictures
 
     def caption(self, position: int) -> str:
-        """How far the slice lies from the middle one of the row."""
+        """Return the distance of a slice from the middle slice of the row."""
         offset = (position - self.positions[len(self.positions) // 2]) * self.spacing_mm
         return f"{DIRECTIONS[self.plane[0]][int(offset > 0)]} {abs(offset):.0f} mm" if round(offset) else "0 mm"
 
     def _cut(self, volume: np.ndarray, position: int) -> np.ndarray:
-        """One slice in voxels, the higher end of the upright axis on top."""
+        """Return one slice in voxels, with the higher end of the upright axis on top."""
         index: list[slice | int] = list(self.box)
         index[self.plane[0]] = position
         return volume[tuple(index)].T[::-1]
 
 
 def labelled_bounds(labels: Sequence[np.ndarray], shape: Sequence[int]) -> list[tuple[int, int]]:
-    """First and last labelled voxel along each axis over all label maps; the whole axis where there is none."""
+    """Return the first and last labelled voxel along each axis over all label maps; the whole axis without labels."""
     bounds = []
     for axis in range(3):
         others = tuple(other for other in range(3) if other != axis)
@@ -152,7 +152,7 @@ def labelled_bounds(labels: Sequence[np.ndarray], shape: Sequence[int]) -> list[
 
 
 def grey_window(data: np.ndarray, bounds: Sequence[tuple[int, int]]) -> tuple[float, float]:
-    """The intensities that become black and white: those within the bounds without their extremes (fat, vessels)."""
+    """Return the intensities for black and white: those within the bounds without extremes (fat, vessels)."""
     inside = data[tuple(slice(first, last + 1) for first, last in bounds)]
     step = max(round((inside.size / 1e6) ** (1 / 3)), 1)
     low, high = np.percentile(inside[::step, ::step, ::step], [1, 99.5])
@@ -160,7 +160,7 @@ def grey_window(data: np.ndarray, bounds: Sequence[tuple[int, int]]) -> tuple[fl
 
 
 def _draw(labels: np.ndarray, overlay: Overlay) -> np.ndarray:
-    """The regions of a slice in colour, RGBA (height, width, 4)."""
+    """Return the regions of a slice in colour, RGBA (height, width, 4)."""
     border = np.zeros(labels.shape, bool)
     border[:-1] |= labels[:-1] != labels[1:]
     border[1:] |= labels[1:] != labels[:-1]
@@ -177,13 +177,13 @@ def _draw(labels: np.ndarray, overlay: Overlay) -> np.ndarray:
 
 
 def _over(grey: np.ndarray, colored: np.ndarray) -> np.ndarray:
-    """A picture RGB (height, width, 3) with another, RGBA, laid over it."""
+    """Return a picture RGB (height, width, 3) with another picture, RGBA, over it."""
     opacity = colored[..., 3:] / 255
     return (grey * (1 - opacity) + colored[..., :3] * opacity).astype(np.uint8)
 
 
 def _joined(rows: Sequence[_Row], slices: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-    """All slices, a plane in each row, (height, width, channels)."""
+    """Return all slices, one plane in each row, (height, width, channels)."""
     width, height = max(row.size[0] for row in rows) * COLUMNS, sum(row.size[1] for row in rows)
     canvas = np.zeros((height, width, slices[0][0].shape[2]), np.uint8)
     for (_, _, left, top), picture in zip(_places(rows), itertools.chain(*slices), strict=True):
@@ -192,7 +192,7 @@ def _joined(rows: Sequence[_Row], slices: Sequence[Sequence[np.ndarray]]) -> np.
 
 
 def _places(rows: Sequence[_Row]) -> Iterator[tuple[_Row, int, int, int]]:
-    """For each slice its row, its number in that, and the left and top of its place."""
+    """Yield for each slice its row, its number in the row, and the left and top of its position."""
     column, top = max(row.size[0] for row in rows), 0
     for row in rows:
         for i in range(COLUMNS):
@@ -201,7 +201,7 @@ def _places(rows: Sequence[_Row]) -> Iterator[tuple[_Row, int, int, int]]:
 
 
 def _captioned(picture: np.ndarray, rows: Sequence[_Row]) -> np.ndarray:
-    """The same with sides and positions written on it."""
+    """Return the picture with sides and positions written on it."""
     image = Image.fromarray(picture)
     pen, font = ImageDraw.Draw(image), ImageFont.load_default(12)
     for row, i, left, top in _places(rows):
@@ -216,7 +216,7 @@ def _captioned(picture: np.ndarray, rows: Sequence[_Row]) -> np.ndarray:
 
 
 def _write(picture: np.ndarray, path: Path) -> None:
-    """As PNG, by a palette if its colours are few enough, which makes it small."""
+    """Write a PNG, with a palette if there are few colours, which makes it small."""
     opaque = picture.shape[2] == 3
     packed = np.dstack([picture, np.full(picture.shape[:2], 255, np.uint8)]) if opaque else picture
     colors, index = np.unique(np.ascontiguousarray(packed).view(np.uint32)[..., 0], return_inverse=True)

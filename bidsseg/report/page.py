@@ -1,4 +1,4 @@
-"""Pages are filled templates with style and script inside, so that they can be moved with the output."""
+"""Pages are rendered templates with embedded style and script, so that they can be moved with the output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_page(path: Path, template: str, content: Mapping[str, Any]) -> None:
-    """Write a page, whole or not at all; no time stands in it, so that the same results give the same page."""
+    """Write a page, whole or not at all; it contains no time, so that equal results give equal pages."""
     text = _environment().get_template(template).render(version=__version__, **content)
     write_text_atomic(path, text)
 

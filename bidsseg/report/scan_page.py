@@ -1,7 +1,7 @@
-"""The page of a participant: what was found in each scan, with pictures, volumes and what to be wary of.
+"""The page of a participant: pictures, volumes and warnings of each scan.
 
-The page is made from the output folder alone, so that a scan segmented by an earlier run stands beside those of this
-one. The pictures are made while the image is at hand.
+The page is made from the output folder alone, so that it contains scans of earlier runs beside those of this
+run. The pictures are made while the image is in memory.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from bidsseg.report.mosaic import Overlay, write_mosaics
 from bidsseg.report.page import write_page
 
 COHORT = "Cohort"
-"""Key of the data dictionary of the table of a cohort under which the distribution of a column stands."""
+"""Key of the distribution of a column in the data dictionary of the table of a cohort."""
 UNLISTED = "#808080"
-"""Colour of a region that has none."""
+"""Colour of a region without a colour."""
 SAID = *FINDINGS, "Notes"
-"""Keys of a sidecar with what a user should know first."""
+"""Keys of a sidecar with warnings for the user."""
 HIDDEN = ("Description", "Sources", "SpatialReference", "Manual", "Quality", *SAID)
-"""Keys of the sidecar that stand elsewhere on the page, or say nothing on it."""
+"""Keys of the sidecar that are shown elsewhere on the page, or not at all."""
 
 
 def write_figures(
@@ -56,7 +56,7 @@ def write_figures(
     Args:
         model: name on the card of the model.
         image: the T1w.
-        labels: for each protocol its label map on the grid of the image.
+        labels: label map of each protocol on the grid of the image.
         protocols: each protocol of ``labels``, for its colours.
         brain: mask on the same grid.
         lesion: mask on the same grid.
@@ -71,10 +71,10 @@ def write_figures(
 
 
 def participant_page(output_dir: Path, scan: Scan) -> Path:
-    """Write the page on which the scan stands, with all scans that share it, and return its path.
+    """Write the page of a scan, with all scans on the same page, and return its path.
 
     Scans share the page of their participant, or of their session if they have one. They are compared with the cohort
-    that level group found last.
+    of the latest run of the level group.
     """
     subject, session = scan.entities["subject"], scan.entities.get("session")
     results = find_results(output_dir, [subject], [session] if session else [])
@@ -91,7 +91,7 @@ def participant_page(output_dir: Path, scan: Scan) -> Path:
 
 
 def cohort_ranges(output_dir: Path, model: str, protocol: str) -> dict[str, Distribution]:
-    """Volumes (mm³) in the cohort by the full name of the region; none of so few scans that one cannot be compared."""
+    """Return volumes (mm³) in the cohort by the full name of the region; empty for a cohort with too few scans."""
     columns = read_json(output_dir / with_extension(group_table(model, protocol), ".json"))
     found = {
         str(column["LongName"]): Distribution.of(name, column[COHORT])
@@ -122,12 +122,12 @@ class _Shown:
 
     @property
     def distance(self) -> float:
-        """From the mean of the cohort, in its standard deviations; 0 without a cohort."""
+        """Distance from the mean of the cohort, in its standard deviations; 0 without a cohort."""
         return self.cohort.distance(self.row.volume_mm3) if self.cohort else 0.0
 
     @property
     def is_far(self) -> bool:
-        """Whether it is unusual in the cohort."""
+        """Whether the volume is unusual in the cohort."""
         return abs(self.distance) > FAR
 
 
@@ -136,15 +136,15 @@ class _Scan:
     """A scan on the page, segmented by one model.
 
     Attributes:
-        base: picture that is shown below the others: the image with the outline of the brain.
-        pictures: that of each protocol.
-        viewer: address of the page in three dimensions, if there is one.
+        base: background picture: the image with the outline of the brain.
+        pictures: picture of each protocol.
+        viewer: address of the 3-D page, if there is one.
         tables: rows of volumes of each protocol.
-        unusual: rows of all protocols that lie far from the mean of the cohort, the farthest first.
-        warnings: what the image guard found and what the run noted.
+        unusual: rows of all protocols that are far from the mean of the cohort, the farthest first.
+        warnings: findings of the image guard and notes of the run.
         details: the rest of the sidecar.
         files: name and address of each result.
-        sidecar: of one of the label maps.
+        sidecar: sidecar of one of the label maps.
     """
 
     key: str
@@ -162,11 +162,11 @@ class _Scan:
     sidecar: dict[str, Any] = field(default_factory=dict)
 
     def methods(self) -> Methods | None:
-        """What to write of it in a paper."""
+        """Return the text about the scan for a paper."""
         return methods(self.sidecar, [protocol for protocol in self.tables if protocol not in (BRAIN, LESION)])
 
     def add(self, result: Result, output_dir: Path) -> None:
-        """Take in what one protocol says."""
+        """Add the result of one protocol."""
         ranges = cohort_ranges(output_dir, result.model, result.protocol)
         sidecar = self.sidecar = result.sidecar()
         self.quality = result.quality()
@@ -202,7 +202,7 @@ class _Scan:
 
 
 def _colors(result: Result) -> dict[str, str]:
-    """Colour of each region from the look-up table beside the label map; none if it is not there."""
+    """Return the colour of each region from the look-up table of the label map; empty if it is missing."""
     try:
         return {row["name"]: row["color"] for row in read_table(with_extension(result.dseg, ".tsv"))}
     except (BidssegError, KeyError):
@@ -210,7 +210,7 @@ def _colors(result: Result) -> dict[str, str]:
 
 
 def _is_summary(value: Any) -> bool:
-    """Whether a cohort's distribution can be read from it; a table may have been edited by hand."""
+    """Return whether a value is the distribution of a cohort; a table may have been edited by hand."""
     return isinstance(value, Mapping) and all(isinstance(value.get(key), int | float) for key in SUMMARY)
 
 
@@ -223,10 +223,10 @@ def _plain(value: Any) -> str:
 
 
 def _embedded(picture: Path) -> str:
-    """A picture as part of the page, an address in which nothing has to be escaped."""
+    """Return a picture embedded in the page, as an address without special characters."""
     return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
 
 
 def _address(path: Path) -> str:
-    """Relative URL of a path in the output."""
+    """Return the relative URL of a path in the output."""
     return quote(path.as_posix(), safe="/+")

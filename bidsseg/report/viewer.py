@@ -1,4 +1,4 @@
-"""A page on which a scan is sliced and turned in three dimensions. NiiVue, which draws it, lies in the page."""
+"""A page that shows slices and a 3-D view of a scan, drawn by NiiVue, which is embedded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bidsseg.report.page import write_page
 
 NIIVUE = Path(__file__).parent / "niivue" / "niivue.umd.js"
 MOST_VOXELS = 2e7
-"""Of finer images only every second voxel along each axis is shown, or every third."""
+"""Larger images are shown with every second or third voxel along each axis."""
 
 
 def write_viewer(
@@ -32,11 +32,11 @@ def write_viewer(
     protocols: Mapping[str, Protocol],
     lesion: np.ndarray | None = None,
 ) -> None:
-    """Write the page, with the part of the image that holds labels and a margin around it.
+    """Write the page, with the labelled part of the image and a margin.
 
     Args:
         image: intensities; any orientation and spacing.
-        labels: for each protocol its label map, integers (X, Y, Z) on the grid of the image.
+        labels: label map of each protocol, integers (X, Y, Z) on the grid of the image.
         protocols: each protocol of ``labels``, for names and colours.
         lesion: mask on the same grid.
     """
@@ -58,7 +58,7 @@ def write_viewer(
 
 
 def _overlay(labels: np.ndarray, affine: np.ndarray, protocol: Protocol) -> dict[str, Any]:
-    """What NiiVue shows of a label map, in which regions are counted as they come in the protocol."""
+    """Return NiiVue's form of a label map, in which regions are numbered in the order of the protocol."""
     position = np.zeros(max(int(labels.max()), *protocol.indices) + 1, np.uint16)
     position[list(protocol.indices)] = range(len(protocol.indices))
     small = np.uint8 if len(protocol.indices) <= 256 else np.uint16
@@ -70,7 +70,7 @@ def _overlay(labels: np.ndarray, affine: np.ndarray, protocol: Protocol) -> dict
 
 
 def _nifti(data: np.ndarray, affine: np.ndarray, intent: str = "none") -> str:
-    """A compressed NIfTI file in base64. NiiVue draws more than 128 labels right only if that is their intent."""
+    """Return a compressed NIfTI file in base64. NiiVue needs the intent to draw more than 128 labels correctly."""
     image = nib.Nifti1Image(data, affine)
     image.header.set_intent(intent)
     return base64.b64encode(gzip.compress(image.to_bytes(), 6, mtime=0)).decode()

@@ -1,1 +1,1 @@
-"""From a scan to labels on its own grid."""
+"""Segmentation: from a scan to labels on its own grid."""

@@ -1,4 +1,4 @@
-"""Where and how networks run."""
+"""Device, precision and memory of a network."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 
 @dataclass(frozen=True)
 class Engine:
-    """Where and how networks run.
+    """Device, precision and memory of a network.
 
     Attributes:
-        memory_mb: what a prediction may take, None for no limit.
+        memory_mb: memory limit of a prediction, None for no limit.
     """
 
     device: str = "cpu"
@@ -21,5 +21,5 @@ class Engine:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the activations."""
+        """Data type of the activations."""
         return torch.bfloat16 if self.precision == "bf16" else torch.float32

@@ -1,7 +1,7 @@
-"""Features of a volume that are stored as rows of the cells that matter, and computed from these when they are read.
+"""Features of a volume, stored as rows of the relevant cells and computed from these rows on demand.
 
 An array of every voxel's features would need gigabytes. Most of a box around a brain is background, and one row of a
-network that works at half resolution holds what eight voxels need.
+network that works at half resolution is enough for eight voxels.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from torch import Tensor
 from bidsseg.networks.network import Network
 
 CELLS = 1 << 14
-"""Cells whose features are computed together when all are read."""
+"""Number of cells whose features are computed together."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """Features on a model grid (D, H, W), known at some of its cells.
+    """Features on a model grid (D, H, W), known in some of its cells.
 
     Attributes:
         network: computes features (B, cell³, F) from rows.
-        table: rows (B + 1, K) of the cells; the last one stands for all cells that are not known.
-        lookup: (D, H, W) int32, where each voxel's features are among those of all rows.
+        table: rows (B + 1, K) of the cells; the last row represents all unknown cells.
+        lookup: (D, H, W) int32, index of each voxel's features among those of all rows.
     """
 
     network: Network
@@ -35,7 +35,7 @@ class Features:
 
     @staticmethod
     def of_cells(network: Network, rows: Tensor, cells: Tensor) -> Features:
-        """Features from the rows (B, K) of the True cells (D/cell, H/cell, W/cell), in their order."""
+        """Return features from the rows (B, K) of the True cells (D/cell, H/cell, W/cell), in their order."""
         edge = network.cell
         number = torch.full(cells.shape, len(rows), dtype=torch.int32)
         number[cells] = torch.arange(len(rows), dtype=torch.int32)
@@ -45,29 +45,29 @@ class Features:
         return Features(network, torch.cat([rows, rows.new_zeros(1, rows.shape[1])]), lookup.reshape(shape))
 
     def mirrored(self, steps: int) -> Features:
-        """The features with left and right exchanged, on a grid that begins some voxels before, unknown there."""
+        """Return the features with left and right exchanged, on a grid that begins some voxels earlier."""
         lookup = torch.full_like(self.lookup, self.network.cell**3 * (len(self.table) - 1))
         n = slice(None, -steps or None)
         lookup[steps:, steps:, steps:] = self.lookup.flip(0)[n, n, n]
         return Features(self.network, self.table, lookup)
 
     def known(self) -> Tensor:
-        """Booleans (D, H, W): where there are features."""
+        """Return booleans (D, H, W): the voxels with features."""
         return self.lookup < (len(self.table) - 1) * self.network.cell**3
 
     def linear(self, weight: Tensor, elsewhere: float) -> Tensor:
-        """The product of features and a weight (F,), float32 (D, H, W), a constant where there are no features."""
+        """Return the product of features and a weight (F,), float32 (D, H, W), a constant without features."""
         parts = [(part @ weight.to(part.dtype)).float() for part in self._parts()]
         values = torch.cat([*parts, torch.full((self.network.cell**3,), elsewhere)])
         return values[self.lookup.view(-1)].view(self.lookup.shape)
 
     def _parts(self) -> Iterator[Tensor]:
-        """Features (V, F) of all voxels of known cells, some cells after the other."""
+        """Yield features (V, F) of all voxels of known cells, some cells at a time."""
         for rows in self.table[:-1].split(CELLS):
             yield self._expand(rows).flatten(0, 1)
 
     def interpolated(self, voxels: Tensor, share: Tensor) -> Tensor:
-        """Weighted sums (P, F), float32, of the features at flat voxels (P, N) of the grid with weights (P, N)."""
+        """Return weighted sums (P, F), float32, of the features at flat voxels (P, N) of the grid, weights (P, N)."""
         places = self.lookup.view(-1)[voxels]
         size = self.network.cell**3
         used = torch.zeros(len(self.table), size, dtype=torch.bool)
@@ -83,12 +83,12 @@ class Features:
 
     @torch.inference_mode()
     def _expand(self, rows: Tensor) -> Tensor:
-        """Features (B, cell³, F) of rows (B, K), on the CPU."""
+        """Return features (B, cell³, F) of rows (B, K), on the CPU."""
         device = next(self.network.parameters()).device
         return self.network.expand(rows.to(device)).cpu()
 
 
 def cells_of(mask: Tensor, edge: int) -> Tensor:
-    """Booleans (D/edge, H/edge, W/edge): the cells in which a mask (D, H, W) is somewhere True."""
+    """Return booleans (D/edge, H/edge, W/edge): the cells in which a mask (D, H, W) has True voxels."""
     d, h, w = (n // edge for n in mask.shape)
     return mask.view(d, edge, h, edge, w, edge).any(5).any(3).any(1)

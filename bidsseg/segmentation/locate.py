@@ -1,4 +1,4 @@
-"""From a scan to what a network is shown: find the brain and its pose, place the model grid, normalise."""
+"""From a scan to the input of a network: find the brain and its pose, place the model grid, normalise."""
 
 from __future__ import annotations
 
@@ -39,33 +39,33 @@ from bidsseg.segmentation.native import brain_logit
 from bidsseg.segmentation.windows import features_of
 
 SMALLEST_BRAIN_MM3 = 100_000.0
-"""Less than this is not a brain (a newborn's has about 300,000)."""
+"""Smallest volume of a brain (a newborn's has about 300,000)."""
 TURN_FROM_DEG = 10.0
-"""A head that is turned less is left as it lies, uninterpolated: networks are trained on such."""
+"""Smallest rotation of a head that is corrected; others are not interpolated, since networks are trained on them."""
 AROUND_MM = 30.0
-"""Of a head that is turned, so much around the brain is shown to the locator once more."""
+"""Margin around the brain in the second pass of the locator, for a rotated head."""
 LARGEST_ERROR_MM = 15.0
-"""A pose whose regions lie further from their places is not trusted."""
+"""Largest mean error of the regions of a pose that is used."""
 WHITE_MATTER, SURE, FEWEST_VOXELS = 2, 0.8, 1000
-"""Value of white matter in the generic BIDS table; a voxel of it is surely so; with fewer, shading is not measured."""
+"""Generic BIDS value of white matter; probability of a white-matter voxel; fewest voxels to measure shading."""
 STRONG_SHADING = 0.105
-"""Standard deviation of the logarithm of white matter's brightness that is more than most scans have."""
+"""Standard deviation of the logarithm of white matter's brightness that is larger than in most scans."""
 CUT_MM, CUT_SHARE = 5.0, 0.05
-"""A brain is cut if the middle of a region lies further out of the field of view, or a larger share of the brain."""
+"""A brain is cut if the centre of a region is further outside the field of view, or a larger share of the brain."""
 
 
 @dataclass(frozen=True, eq=False)
 class Brain:
-    """Where a locator finds the brain.
+    """The location of the brain found by a locator.
 
     Attributes:
-        grid: of the locator.
+        grid: grid of the locator.
         probability: (D, H, W) of the brain on it.
-        turn: of the head against the scan, if it lies so that it must be turned.
-        frame_mm: middle and half extent (3,) in mm along the axes of the turned head, for a known pose.
-        is_cut: whether the brain is not seen whole, so that the frame tells more than the mask.
+        turn: rotation of the head relative to the scan, if it must be corrected.
+        frame_mm: centre and half extent (3,) in mm along the axes of the rotated head, for a known pose.
+        is_cut: whether the field of view cuts the brain, so that the frame is more reliable than the mask.
         shading: of the first image in that frame, if it is strong.
-        findings: what a user should know of it.
+        findings: findings for the user.
     """
 
     grid: Grid
@@ -81,7 +81,7 @@ class Brain:
         return self.grid.places(np.argwhere(self.probability.numpy() > 0.5))
 
     def frame_on(self, grid: Grid, mask: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Return middle and half extent (3,) of the brain in voxels of a grid that is turned as the head.
+        """Return centre and half extent (3,) of the brain in voxels of a grid that is rotated with the head.
 
         Args:
             mask: booleans (D, H, W), the brain on that grid.
@@ -92,7 +92,7 @@ class Brain:
         return grid.voxels(centre[None])[0], half / grid.spacing_mm
 
     def unshaded(self, image: Tensor, grid: Grid) -> Tensor:
-        """Return the first image (D, H, W) on a grid that is turned as the head without its strong shading."""
+        """Return the first image (D, H, W) on a grid that is rotated with the head, without its strong shading."""
         if self.frame_mm is None or self.shading is None:
             return image
         centre, half = self.frame_mm
@@ -103,13 +103,13 @@ class Brain:
 
 @dataclass(frozen=True, eq=False)
 class ModelInput:
-    """What a network is shown.
+    """The input of a network.
 
     Attributes:
         image: (1, C, D, H, W) on the model grid.
-        frame: middle and half extent (3,) of the brain in voxels of the grid, if the model has a locator.
-        wanted: booleans (D, H, W) where features will be read; None for everywhere.
-        brain: where the locator found it; None without a locator.
+        frame: centre and half extent (3,) of the brain in voxels of the grid, if the model has a locator.
+        wanted: booleans (D, H, W), the voxels whose features will be read; None for all.
+        brain: location of the brain; None without a locator.
     """
 
     grid: Grid
@@ -124,13 +124,13 @@ class ModelInput:
         return None if self.frame is None else coordinates(self.image.shape[2:], *self.frame)
 
     def mirrored(self, steps: int) -> ModelInput:
-        """Return what a grid shows that begins so many voxels further along each axis, with left and right exchanged.
+        """Return the input with left and right exchanged, on a grid that begins some voxels further along each axis.
 
-        Beyond the image all is 0. ``Features.mirrored`` brings what is found back to the grid.
+        Outside the image, all values are 0. ``Features.mirrored`` maps features back to the grid.
         """
 
         def mirror(values: Tensor) -> Tensor:
-            """Of (..., D, H, W)."""
+            """Mirror and shift an array (..., D, H, W)."""
             moved = torch.zeros_like(values)
             n = slice(None, -steps or None)
             moved[..., n, n, n] = values[..., steps:, steps:, steps:]
@@ -147,13 +147,13 @@ class ModelInput:
 def model_input(
     images: Mapping[str, Volume], model: Model, engine: Engine, notes: list[str], progress: Callable[[str], None]
 ) -> ModelInput:
-    """Place the model grid, and bring the images and coordinates to it.
+    """Place the model grid, and resample the images and coordinates to it.
 
-    The first image places the grid, and the brain is found in it. Each is normalised by itself.
+    The first image defines the grid, and the brain is found in it. Each image is normalised separately.
 
     Args:
-        images: ``rescaled`` and ``within_content``, so that nothing depends on their units, their background or the
-            room around the head.
+        images: ``rescaled`` and ``within_content``, so that results do not depend on units, background or empty space
+            around the head.
     """
     card, multiple = model.card, model.network.multiple
     volume = images[card.inputs[0]]
@@ -168,7 +168,7 @@ def model_input(
         grid = box_grid(brain.grid, found, card.spacing_mm, card.margin_mm, multiple, native_mm, brain.turn)
         mask = between(brain.probability, brain.grid, grid) > 0.5
         shown = dilate(mask, round(card.shown_mm / card.spacing_mm))
-        wanted = dilate(shown, 1)  # features are interpolated: beyond what is shown by a voxel
+        wanted = dilate(shown, 1)  # features are interpolated: one voxel more than the visible region
         frame = brain.frame_on(grid, mask)
     image = stack(images, card.inputs, grid, shown)
     if brain is not None:
@@ -177,12 +177,12 @@ def model_input(
 
 
 def find_brain(images: Mapping[str, Volume], locator: Model, engine: Engine) -> Brain:
-    """Find the brain and its pose: the probability is 0 away from the largest piece, and has no holes in it.
+    """Find the brain and its pose; the probability is 0 outside of the largest component, and has no holes in it.
 
-    A head that must be turned is looked at again as it is then shown.
+    A head that must be rotated is located again after the rotation.
 
     Args:
-        images: as ``model_input`` takes them.
+        images: as for ``model_input``.
     """
     seen = model_input(images, locator, engine, [], lambda stage: None)
     probability, features = look(seen, locator, engine)
@@ -210,7 +210,7 @@ def find_brain(images: Mapping[str, Volume], locator: Model, engine: Engine) -> 
 
 
 def look(seen: ModelInput, locator: Model, engine: Engine) -> tuple[Tensor, Features]:
-    """Return the brain's probability (D, H, W) and the features of a locator. DataError without brain."""
+    """Return the brain's probability (D, H, W) and the features of a locator. DataError if there is no brain."""
     features = features_of(locator.network, seen.image, seen.position, seen.wanted, engine, [])
     with torch.inference_mode():
         probability = torch.sigmoid(brain_logit([features], head_weights(locator)))
@@ -222,7 +222,7 @@ def look(seen: ModelInput, locator: Model, engine: Engine) -> tuple[Tensor, Feat
 
 
 def region_chance(features: Features, brain: Brain, locator: Model) -> np.ndarray:
-    """Return the probabilities (V, R) of the regions that tell the pose at the V voxels of the brain."""
+    """Return the probabilities (V, R) of the regions that define the pose at the V voxels of the brain."""
     assert locator.card.pose is not None
     weight, bias = head_weights(locator)[locator.card.pose["head"]]
     voxels = (brain.probability > 0.5).flatten().nonzero()
@@ -232,7 +232,7 @@ def region_chance(features: Features, brain: Brain, locator: Model) -> np.ndarra
 
 
 def pose_of(chance: np.ndarray, brain: Brain, locator: Model, reference: Reference) -> Pose | None:
-    """Return how a head lies, by the places of its regions weighted with their probabilities (V, R)."""
+    """Return the pose of a head, from the positions of its regions weighted with their probabilities (V, R)."""
     assert locator.card.pose is not None
     indices = locator.heads[locator.card.pose["head"]].indices
     of_reference = chance[:, [indices.index(index) for index in reference.indices]]
@@ -242,7 +242,7 @@ def pose_of(chance: np.ndarray, brain: Brain, locator: Model, reference: Referen
 
 
 def shading_of(volume: Volume, chance: np.ndarray, brain: Brain, locator: Model) -> Shading | None:
-    """Return the shading of an image by its white matter; None if it is no stronger than is usual."""
+    """Return the shading of an image, measured in white matter; None if it is not stronger than usual."""
     assert locator.card.pose is not None and brain.frame_mm is not None
     regions = locator.heads[locator.card.pose["head"]].regions
     white = chance[:, [region.mapping == WHITE_MATTER for region in regions]].sum(1) > SURE
@@ -257,7 +257,7 @@ def shading_of(volume: Volume, chance: np.ndarray, brain: Brain, locator: Model)
 
 
 def posed(brain: Brain, pose: Pose, reference: Reference, volume: Volume, locator: Model) -> Brain:
-    """Return the brain with the turn of its head, and the frame of the whole of it where the scan cuts it."""
+    """Return the brain with the rotation of its head, and with the frame of the whole brain if the scan cuts it."""
     spacing = canonical_spacing(volume)
     low, high = -0.5 * spacing, (np.array(canonical_shape(volume)) - 0.5) * spacing
 
@@ -272,8 +272,8 @@ def posed(brain: Brain, pose: Pose, reference: Reference, volume: Volume, locato
         return brain
     assert locator.card.pose is not None
     names = [locator.heads[locator.card.pose["head"]].region(int(i)).name for i in reference.indices[lost]]
-    parts = f", among it {', '.join(names[:4])}{' and others' if len(names) > 4 else ''}" if names else ""
-    message = f"The field of view cuts off about {share:.0%} of the brain{parts}: volumes are those of what is seen."
+    parts = f", including {', '.join(names[:4])}{' and others' if len(names) > 4 else ''}" if names else ""
+    message = f"The field of view cuts off about {share:.0%} of the brain{parts}: volumes cover only the visible part."
     return replace(brain, is_cut=True, findings=(Finding("BRAIN_CUT", message),))
 
 
@@ -284,13 +284,13 @@ def as_turn(matrix: np.ndarray) -> Turn:
 
 
 def in_ball(steps: int = 21) -> np.ndarray:
-    """Return places (N, 3) that fill the unit ball evenly."""
+    """Return points (N, 3) that fill the unit ball evenly."""
     axis = np.linspace(-1, 1, steps)
     cube = np.stack(np.meshgrid(axis, axis, axis), -1).reshape(-1, 3)
     return cube[(cube**2).sum(1) <= 1]
 
 
 def head_weights(model: Model) -> dict[str, tuple[Tensor, Tensor]]:
-    """Weight (R, F) and bias (R,) of each head, on the CPU as the features are."""
+    """Return weight (R, F) and bias (R,) of each head, on the CPU like the features."""
     heads = {name: model.network.head(name) for name in model.card.heads}
     return {name: (weight.float().cpu(), bias.float().cpu()) for name, (weight, bias) in heads.items()}

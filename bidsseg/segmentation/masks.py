@@ -1,4 +1,4 @@
-"""Masks of the brain: one piece, without holes and without what hangs on it."""
+"""Masks of the brain: one component without holes or attached structures."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import numpy as np
 from scipy import ndimage
 
 BRIDGE_MM = 3.0
-"""Half the width of what is cut off from the brain."""
+"""Half the width of the thinnest bridge that is kept."""
 
 
 def without_bridges(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """A mask (X, Y, Z) without what hangs on it by bridges thinner than twice BRIDGE_MM, as at the base of the skull.
+    """Return a mask (X, Y, Z) without parts attached by bridges thinner than twice BRIDGE_MM, e.g. at the skull base.
 
     Args:
         spacing: (3,) mm.
@@ -32,7 +32,7 @@ def without_bridges(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
 
 
 def largest_piece(mask: np.ndarray) -> np.ndarray:
-    """The largest connected piece of a mask, its holes filled."""
+    """Return the largest connected component of a mask, with its holes filled."""
     boxes = ndimage.find_objects(mask.view(np.uint8))
     if not boxes:
         return mask

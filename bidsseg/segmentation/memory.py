@@ -1,4 +1,4 @@
-"""The memory that segmenting a scan takes, known before it is taken."""
+"""Estimates of the memory that segmenting a scan needs."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ if TYPE_CHECKING:
     from bidsseg.models.library import Model
 
 HELD_MB = 1150
-"""Memory (MB) of a process beside the network's: libraries, and scans of usual size that are read and written."""
+"""Memory (MB) of a process without the network: libraries, and scans of usual size that are read and written."""
 USUAL_VOXELS = 20_000_000
-"""Voxels of a scan, for which HELD_MB is enough."""
+"""Number of voxels of a scan for which HELD_MB is enough."""
 VOXEL_BYTES = 24
-"""Memory that each further voxel of a scan takes."""
+"""Memory for each further voxel of a scan."""
 BRAIN_MM = (176, 208, 192)
 """Box around a large brain."""
 WINDOW = 128
-"""Edge, in voxels, of the smallest windows with which a prediction still ends in reasonable time."""
+"""Edge, in voxels, of the smallest windows that give a prediction in reasonable time."""
 
 
 def network_mb(model: Model, number_bytes: int) -> int:
-    """Memory (MB) that the network of a model, or that of its locator, needs at least.
+    """Return the least memory (MB) for the network of a model, or of its locator.
 
     Args:
-        number_bytes: size of the numbers that it computes with.
+        number_bytes: size of the numbers in the computation.
     """
     network = model.network
     box = [round(n / model.card.spacing_mm) for n in BRAIN_MM]
@@ -36,7 +36,7 @@ def network_mb(model: Model, number_bytes: int) -> int:
 
 
 def require_memory(model: Model, memory_mb: int, number_bytes: int) -> None:
-    """UsageError if a usual scan cannot be segmented within a limit (MB)."""
+    """Raise UsageError if a usual scan cannot be segmented within a limit (MB)."""
     least = HELD_MB + network_mb(model, number_bytes)
     if memory_mb < least:
         raise UsageError(
@@ -46,10 +46,10 @@ def require_memory(model: Model, memory_mb: int, number_bytes: int) -> None:
 
 
 def left_for_network(model: Model, memory_mb: int, voxels: int, number_bytes: int, strict: bool) -> int:
-    """Memory (MB) of the network, within a limit for the process, at a scan of that many voxels.
+    """Return the memory (MB) for the network, within a limit for the process, for a scan with some number of voxels.
 
     Args:
-        strict: whether to raise TemporaryFailure if it is too little, instead of trying.
+        strict: whether to raise TemporaryFailure if the memory is too small, instead of trying.
     """
     held = HELD_MB + max(0, voxels - USUAL_VOXELS) * VOXEL_BYTES // 10**6
     least = network_mb(model, number_bytes)
@@ -63,5 +63,5 @@ def left_for_network(model: Model, memory_mb: int, voxels: int, number_bytes: in
 
 
 def gigabytes(memory_mb: int) -> str:
-    """As --mem takes it, rounded up to tenths."""
+    """Return a size in the form of --mem, rounded up to tenths."""
     return f"{-(-memory_mb // 100) / 10:g}G"

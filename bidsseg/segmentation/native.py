@@ -1,8 +1,8 @@
-"""Reading the heads at every voxel of the native grid.
+"""Applying the heads at every voxel of the native grid.
 
-The network gives features on the model grid and each head is one linear map of them. The brain's head is read first.
-The features are then interpolated at the native voxels where the brain may be and the other heads are read there, a
-chunk of voxels at a time: no array of regions x voxels is ever held, nor one of features x voxels, and the answer is
+The network gives features on the model grid, and each head is one linear map of them. The brain's head is applied
+first. The features are then interpolated at the native voxels where the brain may be, and the other heads are applied
+there, in chunks of voxels: no array of regions x voxels or of features x voxels is ever stored, and the result equals
 that of interpolating all logits.
 """
 
@@ -36,22 +36,22 @@ from bidsseg.segmentation.features import Features
 from bidsseg.segmentation.masks import largest_piece, without_bridges
 
 CHUNK = 1 << 18
-"""Voxels whose features are interpolated at a time."""
+"""Number of voxels whose features are interpolated at a time."""
 READ = 1 << 12
-"""Voxels at which the regions are read at a time."""
+"""Number of voxels at which the heads are applied at a time."""
 NEGLIGIBLE = 1e-4
-"""Distance, in voxels of the model grid, at which a native voxel still lies on one of them."""
+"""Distance, in voxels of the model grid, below which a native voxel coincides with a model voxel."""
 PLANES = 16
-"""Native planes whose brain probability is computed at a time."""
+"""Number of native planes whose brain probability is computed at a time."""
 ELSEWHERE = -10.0
-"""The brain's logit where no features were computed."""
+"""Logit of the brain where no features were computed."""
 LIKELY = 0.05
-"""Heads other than the brain's are read where the brain is at least this probable."""
+"""Least probability of the brain where the other heads are applied."""
 
 
 @dataclass(frozen=True)
 class Probabilities:
-    """Of every region, kept where there may be brain; elsewhere it is surely background.
+    """Region probabilities, stored only where brain is possible; background elsewhere.
 
     Attributes:
         shape: (X, Y, Z) of the native grid.
@@ -65,7 +65,7 @@ class Probabilities:
     table: np.ndarray
 
     def maps(self) -> Iterator[np.ndarray]:
-        """One map (X, Y, Z) after the other, in the order of the protocol."""
+        """Yield one map (X, Y, Z) after the other, in the order of the protocol."""
         return map(self.of_region, range(self.table.shape[1]))
 
     def of_region(self, position: int) -> np.ndarray:
@@ -78,18 +78,18 @@ class Probabilities:
 
 @dataclass
 class Segmentation:
-    """What is known of one scan. All arrays (X, Y, Z) lie on the native grid of its T1w.
+    """The segmentation of one scan. All arrays (X, Y, Z) are on the native grid of its T1w.
 
     Attributes:
-        labels: per protocol the region of each voxel, smallest unsigned type.
-        soft_mm3: per protocol the sum of each region's probability times the voxel volume, (R,).
+        labels: region of each voxel for each protocol, smallest unsigned type.
+        soft_mm3: sum of each region's probability times the voxel volume for each protocol, (R,).
         brain: booleans.
-        lesion: booleans, None if the model knows no lesions.
+        lesion: booleans, None for a model without lesions.
         quality: mean probability of the chosen region over the brain, 0..1.
-        probabilities: per protocol those of every region; empty unless asked for.
-        entropy: per protocol, 0 (certain) to 1 (no idea), float32; empty unless asked for.
-        notes: what the user should know of how it was computed.
-        findings: what the user should know of the scan or the result before trusting it.
+        probabilities: probabilities of every region for each protocol; empty unless requested.
+        entropy: uncertainty for each protocol, 0 (certain) to 1 (all equal), float32; empty unless requested.
+        notes: notes for the user on how the result was computed.
+        findings: observations about the scan or the result that should be checked.
     """
 
     labels: dict[str, np.ndarray]
@@ -107,7 +107,7 @@ class Segmentation:
 
 @dataclass
 class Reading:
-    """One head's answer at P voxels of the canonical native grid, filled chunk by chunk."""
+    """Predictions of one head at P voxels of the canonical native grid, filled chunk by chunk."""
 
     indices: np.ndarray
     labels: np.ndarray
@@ -118,7 +118,7 @@ class Reading:
 
     @staticmethod
     def empty(indices: np.ndarray, count: int, probabilities: bool, entropy: bool) -> Reading:
-        """Background at a count of voxels."""
+        """Return background at a number of voxels."""
         small = np.min_scalar_type(int(indices.max()))
         return Reading(
             indices.astype(small),
@@ -130,7 +130,7 @@ class Reading:
         )
 
     def put(self, start: int, logits: Tensor) -> None:
-        """The answer (N, R), which is used up, at the N voxels from the given one on."""
+        """Store the result of logits (N, R), which are overwritten, at N voxels from a start."""
         best = logits.max(1)
         chance = logits.sub_(best.values[:, None]).exp_()
         certainty = 1 / chance.sum(1)
@@ -157,7 +157,7 @@ def read_heads(
     want_probabilities: bool,
     want_entropy: bool,
 ) -> Segmentation:
-    """The answers of all heads, from the features of one or two passes and each head's weight and bias.
+    """Return the segmentation by all heads, from the features of one or two passes and each head's weight and bias.
 
     DataError if no brain is left.
     """
@@ -167,7 +167,7 @@ def read_heads(
     shape = tuple((high - low).tolist())
     grid = grid.moved(-low * spacing)
     chance = brain_chance(brain_logit(features, weights), grid, shape, spacing)
-    near = (torch.from_numpy(chance) > LIKELY).numpy()  # NumPy takes its time with numbers of 16 bits
+    near = (torch.from_numpy(chance) > LIKELY).numpy()  # NumPy is slow with 16-bit numbers
     near = largest_piece(near) if "brain" in weights else near
     place = Place(volume, box, np.flatnonzero(near))
     names = [name for name in model.card.heads if name != "brain"]
@@ -194,7 +194,7 @@ def read_heads(
 
 @dataclass(frozen=True)
 class Place:
-    """The native voxels at which regions are read, in the box that the model grid covers.
+    """The native voxels at which heads are applied, in the box that the model grid covers.
 
     Attributes:
         box: canonical voxels of the scan.
@@ -207,7 +207,7 @@ class Place:
 
     @cached_property
     def positions(self) -> np.ndarray:
-        """Flat positions (P,) in the canonical form of the scan."""
+        """Return the flat positions (P,) in the canonical form of the scan."""
         low, high = np.array(self.box).T
         return flat(self.voxels, tuple((high - low).tolist()), low, canonical_shape(self.volume))
 
@@ -227,7 +227,7 @@ class Place:
 def answer(
     readings: Mapping[str, Reading], place: Place, model: Model, brain: np.ndarray, quality: float
 ) -> Segmentation:
-    """Return what was read, on the grid of the scan, for the protocols that the model writes."""
+    """Return the segmentation on the grid of the scan, for the protocols that the model writes."""
     volume, lesion = place.volume, None
     if model.card.lesion is not None:
         found = np.isin(readings[model.card.lesion].labels, model.heads[model.card.lesion].lesions)
@@ -255,7 +255,7 @@ def fill(
     voxels: np.ndarray,
     corners_of: Callable[[np.ndarray], tuple[Tensor, Tensor]],
 ) -> None:
-    """Read each head at native voxels (P,), of which the model voxels around some are given with their weights."""
+    """Apply each head at native voxels (P,), given the surrounding model voxels and their weights."""
     linear = {name: torch.cat([weights[name][0].T, weights[name][1][None]]) for name in readings}
     for start in range(0, len(voxels) if readings else 0, CHUNK):
         inside = interpolated(features, *corners_of(voxels[start : start + CHUNK]))
@@ -274,18 +274,18 @@ def covered(grid: Grid, shape: tuple[int, ...], spacing: np.ndarray) -> Box:
 
 
 def flat(voxels: np.ndarray, shape: tuple[int, ...], low: np.ndarray, whole: tuple[int, ...]) -> np.ndarray:
-    """Return flat positions (P,) in a box of that shape as those in the whole, where the box begins at low (3,)."""
+    """Return flat positions (P,) in a box of a shape as positions in the whole, where the box begins at low (3,)."""
     inside = np.array(np.unravel_index(voxels, shape)) + low[:, None]
     return np.ravel_multi_index((inside[0], inside[1], inside[2]), whole)
 
 
 def interpolated(features: Sequence[Features], voxels: Tensor, share: Tensor) -> Tensor:
-    """The features of all passes side by side and a 1 for the bias, (P, F + 1), at model voxels (P, N) with weights."""
+    """Return the features of all passes, and 1 for the bias, (P, F + 1), interpolated at model voxels (P, N)."""
     return torch.cat([*(one.interpolated(voxels, share) for one in features), torch.ones(len(voxels), 1)], 1)
 
 
 def brain_logit(features: Sequence[Features], weights: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
-    """The brain's logit on the model grid; for a model without such a head, high wherever there are features."""
+    """Return the brain's logit on the model grid; without such a head, a high value wherever there are features."""
     if "brain" not in weights:
         return torch.where(features[0].known(), -ELSEWHERE, ELSEWHERE)
     weight, bias = weights["brain"]
@@ -295,9 +295,9 @@ def brain_logit(features: Sequence[Features], weights: Mapping[str, tuple[Tensor
 
 
 def brain_chance(logit: Tensor, grid: Grid, shape: tuple[int, ...], spacing: np.ndarray) -> np.ndarray:
-    """The brain's probability, float16, on the canonical native grid, of its logit (D, H, W); 0 outside that grid.
+    """Return the brain's probability, float16, on the canonical native grid, from its logit (D, H, W); 0 outside.
 
-    The logit is interpolated on some planes after the others: a native grid can have thirty times as many voxels.
+    The logit is interpolated on a few planes at a time: a native grid can have thirty times as many voxels.
     """
     if grid.turn != UPRIGHT:
         return turned_chance(logit, grid, shape, spacing)
@@ -316,7 +316,7 @@ def brain_chance(logit: Tensor, grid: Grid, shape: tuple[int, ...], spacing: np.
 
 
 def turned_chance(logit: Tensor, grid: Grid, shape: tuple[int, ...], spacing: np.ndarray) -> np.ndarray:
-    """The same from a turned grid, about 0 outside of it."""
+    """Return the brain's probability from a rotated grid, about 0 outside of it."""
     matrix = np.asarray(grid.turn).T * spacing[None] / grid.spacing_mm
     chance = np.zeros(shape, np.float16)
     for start in range(0, shape[0], PLANES):
@@ -327,9 +327,9 @@ def turned_chance(logit: Tensor, grid: Grid, shape: tuple[int, ...], spacing: np
 
 
 def corners(voxels: np.ndarray, shape: tuple[int, ...], spacing: np.ndarray, grid: Grid) -> tuple[Tensor, Tensor]:
-    """For native voxels (P,) the flat positions (P, N) of the model voxels around them, and their weights (P, N).
+    """Return the flat positions (P, N) of the model voxels around native voxels (P,), and their weights (P, N).
 
-    N is 8, or less where the two grids meet: a scan of the model grid's spacing is read as it is.
+    N is 8, or less where the grids coincide: a scan with the spacing of the model grid is not interpolated.
     """
     matrix = np.asarray(grid.turn).T * spacing / grid.spacing_mm
     start = grid.voxels(np.zeros((1, 3)))[0]

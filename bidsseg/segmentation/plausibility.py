@@ -1,4 +1,4 @@
-"""What no living brain has: a result that shows it deserves a look before anybody trusts it."""
+"""Checks for implausible results, which should be inspected."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from bidsseg.models.library import Model
 from bidsseg.segmentation.native import Segmentation
 
 BRAIN_CM3 = 700.0, 2200.0
-"""Brains of adults and of children from about a year on lie between."""
+"""Range of brain volumes of adults and of children from about one year of age."""
 SHARES = {1: ("grey matter", 0.2, 0.75), 2: ("white matter", 0.15, 0.65)}
-"""By the value in the generic BIDS table: the share of a brain, fluid included, that is usual at any age."""
+"""By generic BIDS value: usual range of the share of a brain, including fluid, at any age."""
 UNEQUAL = 0.25
-"""How far the volumes of all pairs of regions differ, as a share of their sum; in healthy people about .05."""
+"""Largest sum of the differences between sides, relative to the sum of volumes; in healthy people about .05."""
 
 
 def doubts(result: Segmentation, model: Model, voxel_mm3: float) -> Iterator[Finding]:
-    """Yield what makes a result doubtful; a brain that is known to be cut is not judged by its volumes.
+    """Yield findings on a doubtful result. The volumes of a brain that is known to be cut are not checked.
 
     Args:
         voxel_mm3: volume of a voxel of the native grid.
@@ -29,14 +29,14 @@ def doubts(result: Segmentation, model: Model, voxel_mm3: float) -> Iterator[Fin
     if least is not None and result.quality < least:
         yield Finding(
             "CONFIDENCE_LOW",
-            f"The network is unsure of this scan (quality {result.quality:.2f}, usually at least {least:.2f}): "
-            "look at it before you use it.",
+            f"The confidence of the network is low (quality {result.quality:.2f}, usually at least {least:.2f}): "
+            "check the result before you use it.",
         )
     if any(finding.code == "BRAIN_CUT" for finding in result.findings):
         return
     brain_cm3 = float(result.brain.sum()) * voxel_mm3 / 1000
     if not BRAIN_CM3[0] <= brain_cm3 <= BRAIN_CM3[1]:
-        yield Finding("BRAIN_VOLUME_UNUSUAL", f"The brain has {brain_cm3:.0f} ml, as hardly any: look at its mask.")
+        yield Finding("BRAIN_VOLUME_UNUSUAL", f"The brain volume of {brain_cm3:.0f} ml is unusual: check the mask.")
     for name, volumes in result.soft_mm3.items():
         yield from _unusual_shares(volumes, model.heads[name])
     pairs = {name: difference_of_sides(volumes, model.heads[name]) for name, volumes in result.soft_mm3.items()}
@@ -44,13 +44,13 @@ def doubts(result: Segmentation, model: Model, voxel_mm3: float) -> Iterator[Fin
     if most > UNEQUAL:
         yield Finding(
             "SIDES_UNEQUAL",
-            f"The volumes of left and right regions differ by {most:.0%} ({name}): look whether a side is missing, "
+            f"The volumes of left and right regions differ by {most:.0%} ({name}): check whether a side is missing, "
             "or a lesion is labelled as healthy tissue.",
         )
 
 
 def _unusual_shares(volumes_mm3: Sequence[float] | np.ndarray, protocol: Protocol) -> Iterator[Finding]:
-    """Yield a finding for each tissue whose share of all tissue no brain has, for protocols of tissues alone."""
+    """Yield a finding for each tissue with an unusual share of all tissue, for protocols with only tissues."""
     meant = [region.mapping for region in protocol.regions]
     if len(meant) > 6 or not set(SHARES) <= set(meant):
         return
@@ -59,7 +59,9 @@ def _unusual_shares(volumes_mm3: Sequence[float] | np.ndarray, protocol: Protoco
     for value, (tissue, low, high) in SHARES.items():
         share = float(volumes[[mapping == value for mapping in meant]].sum() / whole) if whole else 0.0
         if not low <= share <= high:
-            yield Finding("TISSUE_UNUSUAL", f"{share:.0%} of the brain is {tissue} ({protocol.name}): look at it.")
+            yield Finding(
+                "TISSUE_UNUSUAL", f"{share:.0%} of the brain is {tissue} ({protocol.name}): check the result."
+            )
 
 
 def difference_of_sides(volumes_mm3: Sequence[float] | np.ndarray, protocol: Protocol) -> float:

@@ -1,4 +1,4 @@
-"""A model applied to a scan: find the brain, look at it once, answer on the scan's own grid."""
+"""Application of a model to a scan: find the brain, run the network, and label the scan's own grid."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def segment(
     want_entropy: bool = False,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Segmentation:
-    """Segments one scan. DataError if there is no brain to be found, or if an image lies on another grid.
+    """Segment one scan. DataError if no brain is found, or if an image is on another grid.
 
     Args:
-        images: by suffix, all on the grid of the first that the model reads, which the answer lies on too; see
-            ``registration.align``. The others may be missing, if the model has learned to do without.
-        memory_mb: what the network may take, None for no limit.
-        fast: leave out the pass over the mirror image, if the model has one.
+        images: by suffix, all on the grid of the first input of the model, which is also the grid of the result; see
+            ``registration.align``. The others may be missing, if the model was trained with missing images.
+        memory_mb: memory limit of the network, None for no limit.
+        fast: omit the pass over the mirror image, if the model has one.
     """
     volume = images[model.card.inputs[0]]
     engine = Engine(device, precision, memory_mb)
@@ -53,9 +53,9 @@ def segment(
     one_sided = next((head.one_sided for head in model.heads.values() if head.unpaired), None)
     mirror = model.card.mirror and not fast
     if mirror and one_sided:
-        notes.append(f"without the mean of the scan and its mirror image: {one_sided}")
+        notes.append(f"predicted without the pass over the mirror image: {one_sided}")
     elif mirror:
-        # Answers depend on how cells lie: those of the second pass lie across the borders of the first's.
+        # Predictions depend on the position of the cells: those of the second pass cross the borders of the first.
         steps = 0 if seen.wanted is None else model.network.cell // 2
         seen = seen.mirrored(steps)
         there = features_of(model.network, seen.image, seen.position, seen.wanted, engine, notes)
@@ -72,6 +72,6 @@ def segment(
 
 
 def mirrored_head(model: Model, name: str, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """The head that takes the mean of the logits for a scan and its mirror image, from features (..., 2F)."""
+    """Return the head for the mean of the logits of a scan and its mirror image, from features (..., 2F)."""
     partners = torch.tensor(model.heads[name].partners())
     return torch.cat([weight, weight[partners]], 1) / 2, (bias + bias[partners]) / 2

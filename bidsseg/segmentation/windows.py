@@ -1,4 +1,4 @@
-"""A network over a volume that may not fit into memory: whole if it fits, else in windows, else on the CPU."""
+"""A network over a volume that may not fit into memory: whole, in windows, or on the CPU."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from bidsseg.segmentation.engine import Engine
 
 HALO = 32
-"""Voxels around a window that are computed and thrown away."""
+"""Margin of a window in voxels that is computed and discarded."""
 SMALLEST_WINDOW = 64
 
 
 def features_of(
     network: Network, image: Tensor, position: Tensor | None, wanted: Tensor | None, engine: Engine, notes: list[str]
 ) -> Features:
-    """Features of an image (1, C, D, H, W) with coordinates (1, 3, D/2, H/2, W/2) or None.
+    """Return features of an image (1, C, D, H, W) with coordinates (1, 3, D/2, H/2, W/2) or None.
 
     Args:
-        wanted: booleans (D, H, W), where they will be read; None for everywhere.
+        wanted: booleans (D, H, W), the voxels whose features will be read; None for all.
     """
     everywhere = torch.ones(image.shape[2:], dtype=torch.bool)
     cells = cells_of(everywhere if wanted is None else wanted, network.cell)
@@ -49,7 +49,7 @@ def features_of(
 
 
 def window_sizes(shape: Sequence[int], network: Network, engine: Engine) -> list[int]:
-    """The largest windows within the memory limit: the longest axis is halved until it fits."""
+    """Return the largest window within the memory limit: the longest axis is halved until it fits."""
     sizes, multiple = list(shape), network.multiple
     bytes_per_voxel = network.numbers_per_voxel * engine.dtype.itemsize
     limit = float("inf") if engine.memory_mb is None else engine.memory_mb * 1e6 / bytes_per_voxel
@@ -71,9 +71,9 @@ def in_windows(
     device: str,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Rows (B, K), on the CPU, of the True cells (D/cell, H/cell, W/cell) of an image.
+    """Return rows (B, K), on the CPU, of the True cells (D/cell, H/cell, W/cell) of an image.
 
-    They are put together from windows that overlap by a halo; one window if it covers the image.
+    They are assembled from windows that overlap by a halo; one window if it covers the image.
     """
     network = network.to(device=device, memory_format=network.memory_format)  # type: ignore[call-overload]
     shape, edge = image.shape[2:], network.cell
@@ -104,7 +104,7 @@ def in_windows(
 
 
 def steps(size: int, window: int, halo: int, multiple: int) -> list[tuple[int, int]]:
-    """Cores of windows along an axis, [start, end): core and halo are no longer than the window, as far as possible."""
+    """Return cores of windows along an axis, [start, end): core and halo are no longer than the window, if possible."""
     if window >= size:
         return [(0, size)]
     core = max(multiple, (window - 2 * halo) // multiple * multiple)

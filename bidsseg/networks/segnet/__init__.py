@@ -1,1 +1,1 @@
-"""SegNet: the network, what it sees of each voxel, and segmentation in stages."""
+"""SegNet: the network, its inputs for each voxel, and segmentation in stages."""

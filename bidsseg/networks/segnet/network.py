@@ -1,4 +1,4 @@
-"""SegNet: the region of one voxel, from what is seen around it and how far it is from the regions' centroids.
+"""SegNet: predicts the region of one voxel from patches around it and its distances to the regions' centroids.
 
 De Brébisson & Montana 2015, "Deep neural networks for anatomical brain segmentation", arXiv 1502.02445. The paper (its
 figure 1) states 30,565,555 parameters for 135 outputs. That counts the first convolutions, which the three planes
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 GROUPS = ("fine", "compressed", "cube", "coordinates", "distances")
-"""What may be known of a voxel, in the order in which the network joins it."""
+"""Groups of inputs, in the order in which the network joins them."""
 PLANAR = ("fine", "compressed")
 """The groups of 2-D patches."""
 WIDTH, CUBE = 29, 13
@@ -23,7 +23,7 @@ WIDTH, CUBE = 29, 13
 KERNEL, POOL = 5, 2
 KERNELS = (20, 50)
 MAP = 4
-"""Width of what two convolutions and poolings leave of a patch."""
+"""Width of a patch after two convolutions and poolings."""
 SCALES = ("D", "zscore", "both")
 
 
@@ -32,15 +32,15 @@ class SegNet(nn.Module):
 
     Args:
         outputs: number of regions N+1 of the one head, background first; N of them have a centroid.
-        groups: those of GROUPS that the network is given. The paper's final network has all but the coordinates; its
-            first stage has no distances either (section 3.4). Table 1 is reached by naming other groups.
-        planes: axes that the planes of the 2-D patches stand on; one of them alone is the "2D patch" of table 1.
-        hidden: neurons of the layers after the pathways meet.
-        scale: what makes distances alike between brains: "D" (mean distance of two centroids, section 3.1.2), "zscore"
+        groups: the inputs, from GROUPS. The paper's final network has all but the coordinates; its
+            first stage has no distances either (section 3.4). Table 1 uses other groups.
+        planes: axes normal to the planes of the 2-D patches; a single one is the "2D patch" of table 1.
+        hidden: neurons of the layers after the pathways are joined.
+        scale: normalisation of distances between brains: "D" (mean distance of two centroids, section 3.1.2), "zscore"
             (mean and standard deviation over the training sample) or "both".
         cube_neurons: of each of the two layers that read the 3-D patch.
-        noise: standard deviation of what is added to the scaled distances in training (section 3.4; the paper gives no
-            value).
+        noise: standard deviation of the noise added to the scaled distances in training (section 3.4; the paper gives
+            no value).
     """
 
     distance_mean: Tensor
@@ -86,14 +86,14 @@ class SegNet(nn.Module):
 
     @torch.no_grad()
     def learn_distances(self, sample: Tensor) -> None:
-        """Takes the mean and deviation of each distance from a training sample (P, N), unless D is the only scale."""
+        """Store the mean and deviation of each distance in a training sample (P, N), unless D is the only scale."""
         if self.scale != "D":
             self.distance_mean.copy_(sample.mean(0))
             self.distance_sd.copy_(sample.std(0, correction=0).clamp(min=1e-6))
 
     @torch.no_grad()
     def start_from(self, other: SegNet) -> None:
-        """Takes the weights of the same network without distances, to which it gives no weight yet."""
+        """Copy the weights of the same network without distances; distances get zero weights at first."""
         own, given = self.state_dict(), other.state_dict()
         for name, value in own.items():
             if value.shape == given[name].shape:
@@ -103,7 +103,7 @@ class SegNet(nn.Module):
                 value[:, : given[name].shape[1]] = given[name]
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Logits (P, N+1) of P voxels.
+        """Return logits (P, N+1) of P voxels.
 
         Args:
             inputs: each of the network's groups; ``fine`` and ``compressed`` are (P, planes, 29, 29), ``cube`` is
@@ -112,7 +112,7 @@ class SegNet(nn.Module):
         return self.joint(torch.cat([self.pathway(group, inputs[group]) for group in self.groups], 1))
 
     def pathway(self, group: str, x: Tensor) -> Tensor:
-        """What the network makes of one group before the pathways meet, (P, neurons)."""
+        """Return the output of the pathway of one group, before the pathways are joined, (P, neurons)."""
         if group in PLANAR:
             return torch.cat([self.plane(group, i, x[:, i]) for i in range(len(self.planes))], 1)
         if group == "cube":
@@ -123,21 +123,21 @@ class SegNet(nn.Module):
         return x
 
     def plane(self, group: str, i: int, patches: Tensor) -> Tensor:
-        """Two convolutions, each pooled, of patches (P, 29, 29) in the i-th plane, as (P, 800)."""
+        """Return two convolutions, each pooled, of patches (P, 29, 29) in the i-th plane, as (P, 800)."""
         x = F.relu(F.max_pool2d(self.first[group](patches[:, None]), POOL))
         return F.relu(F.max_pool2d(self.second[group][i](x), POOL)).flatten(1)  # type: ignore[index]
 
     def joined(self, seen: Tensor) -> Tensor:
-        """What the first layer after the pathways makes of all but the distances, (P, neurons), not yet rectified."""
+        """Return the first joint layer's output for all groups but the distances, (P, neurons), before the ReLU."""
         return F.linear(seen, self.joint[0].weight[:, : self.seen], self.joint[0].bias)  # type: ignore[index,arg-type]
 
     def joined_distances(self, distances: Tensor) -> Tensor:
-        """What it adds to that for what the distances' pathway says."""
+        """Return the contribution of the distances' pathway to that output."""
         return F.linear(distances, self.joint[0].weight[:, self.seen :])  # type: ignore[index]
 
 
 def connected(*neurons: int) -> list[nn.Module]:
-    """Fully connected layers of these sizes, input first, each rectified."""
+    """Return fully connected layers of the given sizes, input first, each followed by a ReLU."""
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(neurons):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
@@ -145,7 +145,7 @@ def connected(*neurons: int) -> list[nn.Module]:
 
 
 def initialise(module: nn.Module) -> None:
-    """Uniform weights within ±√(6 / (fan in + fan out)), biases 0.1; pooling thins out where a convolution goes to."""
+    """Initialise weights uniformly within ±√(6 / (fan in + fan out)), counting outputs after pooling; biases 0.1."""
     if isinstance(module, nn.Conv2d):
         area = module.kernel_size[0] * module.kernel_size[1]
         fans = area * (module.in_channels + module.out_channels / POOL**2)

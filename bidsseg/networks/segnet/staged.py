@@ -1,10 +1,10 @@
-"""SegNet over a whole brain: every voxel of a mask classified, in stages that improve each other.
+"""SegNet over a whole brain: classification of every voxel of a mask, in stages that improve each other.
 
 De Brébisson & Montana 2015, arXiv 1502.02445, section 3.4. The patches of neighbouring voxels overlap, so the planar
-pathways are not computed patch by patch. A convolution gives the same value wherever it meets the same pixels; what
-differs between two patches is the phase of the pooling. Pooling at every pixel, followed by convolutions whose kernel
-is dilated by what the pooling skips, holds all phases at once (Giusti et al. 2013, arXiv 1302.1700; Li et al. 2014,
-arXiv 1412.4526), and each patch's map is read from it at every fourth pixel.
+pathways are not computed patch by patch. A convolution gives the same value for the same pixels; two patches differ
+only in the phase of the pooling. Pooling at every pixel, followed by convolutions whose kernels
+are dilated by the stride of the pooling, computes all phases at once (Giusti et al. 2013, arXiv 1302.1700; Li et al.
+2014, arXiv 1412.4526), and each patch's map is read from it at every fourth pixel.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from bidsseg.networks.segnet.surroundings import STEP, Surroundings, centroids_o
 SLAB = 16
 """Slices of the first axis whose voxels are classified together, so that the maps of the planes need about 1 GB.
 
-Maps of the whole brain would take six times 50 numbers a voxel. The price is that slices on the other two axes are seen
-in windows that overlap from slab to slab, which costs little next to the fully connected layers.
+Maps of the whole brain would take six times 50 numbers per voxel. In return, slices of the other two axes are computed
+in windows that overlap from slab to slab, which costs little compared with the fully connected layers.
 """
 SLICES = 8
-"""Slices that pass through the convolutions together."""
+"""Number of slices in one batch of the convolutions."""
 VOXELS = 4096
-"""Voxels that pass through the fully connected layers together."""
+"""Number of voxels in one batch of the fully connected layers."""
 STAGES = 5
-"""Segmentations with distances that are made at most."""
+"""Largest number of segmentations with distances."""
 SURE = 20.0
 """Logit of the background outside of the brain."""
 
@@ -45,9 +45,9 @@ class Staged:
 
     Attributes:
         labels: (X, Y, Z), 0 outside the mask.
-        stages: how often it was made anew with the centroids of the one before.
-        settled: whether the last two are equal.
-        first: what they were before any stage.
+        stages: number of stages, each with the centroids of the one before.
+        settled: whether the last two segmentations are equal.
+        first: labels before any stage.
     """
 
     labels: Tensor
@@ -65,13 +65,13 @@ def segment_in_stages(
     dtype: torch.dtype = torch.float32,
     most: int = STAGES,
 ) -> tuple[Staged, Tensor]:
-    """Labels of the P True voxels of a mask (X, Y, Z), and their last logits (P, N+1) on the CPU.
+    """Return labels of the P True voxels of a mask (X, Y, Z), and their last logits (P, N+1) on the CPU.
 
     Args:
         first: network without distances.
-        second: network that is also given the distances to the centroids of the segmentation before.
+        second: network that also reads the distances to the centroids of the previous segmentation.
         image: (X, Y, Z) on an isotropic grid; it is scaled by the voxels of the mask.
-        dtype: float32, or bfloat16 for products of matrices and convolutions.
+        dtype: float32, or bfloat16 for matrix products and convolutions.
     """
     seen = surroundings(image, mask)
     logits = voxel_logits(first, seen, mask, dtype=dtype)
@@ -87,7 +87,7 @@ def segment_in_stages(
 
 
 def until_settled(labels: Tensor, refine: Callable[[Tensor], Tensor], most: int = STAGES) -> Staged:
-    """Refines labels until nothing changes any more, or as often as is allowed."""
+    """Refine labels until nothing changes, or up to the maximal number of stages."""
     first = labels
     for stage in range(1, most + 1):
         before, labels = labels, refine(labels)
@@ -97,16 +97,16 @@ def until_settled(labels: Tensor, refine: Callable[[Tensor], Tensor], most: int 
 
 
 class StagedSegNet(Network):
-    """Both networks of SegNet as one that is given a brain, and answers at every voxel of it.
+    """Both networks of SegNet as one, which segments a whole brain.
 
-    Its features are the logits of the last stage, so that they can be interpolated and read as those of any network.
-    Outside of the brain, where the image is 0, they say background.
+    Its features are the logits of the last stage, so that they can be interpolated and read like those of any network.
+    Outside of the brain, where the image is 0, they predict background.
 
     Args:
         outputs: number of regions of the one head.
-        groups: inputs of the first network; the second is given the distances too.
+        groups: inputs of the first network; the second also reads the distances.
         hidden, scale, noise, cube_neurons: see SegNet.
-        stages: segmentations with distances that are made at most.
+        stages: largest number of segmentations with distances.
     """
 
     numbers_per_voxel = 400
@@ -134,22 +134,22 @@ class StagedSegNet(Network):
         self.of_regions = (f"first.{last}", f"second.{last}", "second.joint.0.", "second.distance_", "first.distance_")
 
     def stage(self, number: int) -> SegNet:
-        """The first network (0) or the second (1)."""
+        """Return the first network (0) or the second (1)."""
         return self.second if number else self.first
 
     def head(self, name: str) -> tuple[Tensor, Tensor]:
-        """The identity (R, R), and no bias (R,)."""
+        """Return the identity (R, R), and a zero bias (R,)."""
         return torch.eye(self.regions), torch.zeros(self.regions)
 
     def logits(self, image: Tensor, coordinates: Tensor | None = None) -> dict[str, Tensor]:
-        """Those of the one head, (1, R, D, H, W)."""
+        """Return the logits (1, R, D, H, W) of the one head."""
         return {self.name: self(image, coordinates)}
 
     def forward(self, image: Tensor, coordinates: Tensor | None = None) -> Tensor:
-        """Logits (1, R, D, H, W) of a brain (1, 1, D, H, W)."""
+        """Return logits (1, R, D, H, W) of a brain (1, 1, D, H, W)."""
         kind, mask = image.device.type, image[0, 0] != 0
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
-        with torch.autocast(kind, enabled=False):  # where it is wanted it is asked for within
+        with torch.autocast(kind, enabled=False):  # enabled inside where needed
             _, last = segment_in_stages(self.first, self.second, image[0, 0], mask, dtype=dtype, most=self.stages)
         found = torch.zeros((*mask.shape, self.regions), dtype=dtype)
         found[..., 0] = SURE
@@ -168,21 +168,21 @@ def voxel_logits(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Logits (P, N+1) of the P True voxels of a mask (X, Y, Z), float32 on the CPU, or float16 if dtype is shorter.
+    """Return logits (P, N+1) of the P True voxels of a mask (X, Y, Z), float32 (or float16, as dtype) on the CPU.
 
-    The network is moved to where the image is, and put into its mode for evaluation.
+    The network is moved to the device of the image, and put into evaluation mode.
 
     Args:
-        centroids: (N, 3) voxels, for a network that is given distances.
+        centroids: (N, 3) voxels, for a network with distances.
     """
     return with_distances(network, first_layer(network, seen, mask, dtype), mask, centroids, dtype)
 
 
 @torch.inference_mode()
 def first_layer(network: SegNet, seen: Surroundings, mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What the first layer after the pathways makes of all of them but the distances, (P, neurons), on the CPU.
+    """Return the first joint layer's output for all groups but the distances, (P, neurons), on the CPU.
 
-    It is the same in every stage, and nearly all of the work: 1.2 million voxels and 800 neurons are kept in 2 GB.
+    It is the same in every stage, and nearly all of the work; 1.2 million voxels with 800 neurons need 2 GB.
     """
     device = seen.image.device
     network = network.to(device).eval()
@@ -199,7 +199,7 @@ def first_layer(network: SegNet, seen: Surroundings, mask: Tensor, dtype: torch.
 def with_distances(
     network: SegNet, known: Tensor, mask: Tensor, centroids: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """Logits (P, N+1), as of ``voxel_logits``, from the distances and what the first layer makes of all else."""
+    """Return logits (P, N+1), as ``voxel_logits`` does, from the distances and the output of the first layer."""
     device = network.distance_mean.device
     found = []
     for points, layer in zip(torch.nonzero(mask).cpu().split(VOXELS), known.split(VOXELS), strict=True):
@@ -207,7 +207,7 @@ def with_distances(
             layer = layer.to(device)
             if "distances" in network.groups:
                 if centroids is None:
-                    raise ValueError("distances are asked for but no centroids are given")
+                    raise ValueError("distances are requested but no centroids are given")
                 far = distances(points.to(device), centroids.to(device), network.scale)
                 layer = layer + network.joined_distances(network.pathway("distances", far))
             logits = network.joint[1:](layer)
@@ -216,14 +216,14 @@ def with_distances(
 
 
 def painted(mask: Tensor, logits: Tensor) -> Tensor:
-    """Label map (X, Y, Z), int16 on the CPU, of logits (P, N+1) at the P True voxels of a mask."""
+    """Return the label map (X, Y, Z), int16 on the CPU, of logits (P, N+1) at the P True voxels of a mask."""
     labels = torch.zeros(mask.shape, dtype=torch.int16)
     labels[mask.cpu()] = logits.argmax(1).to(torch.int16)
     return labels
 
 
 def slab_layer(network: SegNet, seen: Surroundings, voxels: Tensor, dtype: torch.dtype) -> Tensor:
-    """What the first layer makes of all but the distances of voxels (P, 3) of the scan that lie close together."""
+    """Return the first joint layer's output without distances for voxels (P, 3) of the scan that are close together."""
     groups = [group for group in network.groups if group != "distances"]
     others = [group for group in groups if group not in PLANAR]
     found = []
@@ -240,7 +240,7 @@ def slab_layer(network: SegNet, seen: Surroundings, voxels: Tensor, dtype: torch
 
 
 def voxels_of_slabs(mask: Tensor) -> list[int]:
-    """How many True voxels each slab of slices along the first axis has, without the empty ones."""
+    """Return the number of True voxels in each slab of slices along the first axis, without empty slabs."""
     counts = [int(slab.count_nonzero()) for slab in mask.split(SLAB)]
     return [count for count in counts if count]
 
@@ -271,7 +271,7 @@ class PlanarMaps:
                 self.maps[group].append(torch.cat(parts))
 
     def at(self, group: str, points: Tensor) -> Tensor:
-        """What ``SegNet.pathway`` says of the group's patches around voxels (P, 3), (P, planes × 800)."""
+        """Return the output (P, planes × 800) of ``SegNet.pathway`` for the group's patches around voxels (P, 3)."""
         every = torch.arange(MAP, device=points.device) * POOL**2 * step_of(group)
         found = []
         for axis, maps in zip(self.planes, self.maps[group], strict=True):
@@ -283,9 +283,9 @@ class PlanarMaps:
 
 
 def dense_plane(network: SegNet, group: str, i: int, slices: Tensor) -> Tensor:
-    """What ``SegNet.plane`` says of every patch, (S, H', W', 50), from slices (S, 1, H, W).
+    """Return the output of ``SegNet.plane`` for every patch, (S, H', W', 50), from slices (S, 1, H, W).
 
-    The map of the patch whose first pixel is (h, w) stands at (h + 4ai, w + 4aj), i and j from 0 to 3, where a is the
+    The map of the patch whose first pixel is (h, w) is at (h + 4ai, w + 4aj), i and j from 0 to 3, where a is the
     distance of the pixels of a patch in voxels.
     """
     step = step_of(group)
@@ -298,11 +298,11 @@ def dense_plane(network: SegNet, group: str, i: int, slices: Tensor) -> Tensor:
 
 
 def greatest(x: Tensor, step: int) -> Tensor:
-    """Max-pooling of (S, C, H, W) at every pixel over 2×2 pixels that are so far apart; torch's own is slower."""
+    """Max-pool (S, C, H, W) at every pixel over 2×2 pixels with a distance of step; torch's own pooling is slower."""
     x = torch.maximum(x[:, :, step:], x[:, :, :-step])
     return torch.maximum(x[..., step:], x[..., :-step])
 
 
 def step_of(group: str) -> int:
-    """The distance in voxels of the pixels of a patch of a planar group."""
+    """Return the distance in voxels of the pixels of a patch of a planar group."""
     return STEP if group == "compressed" else 1

@@ -1,4 +1,4 @@
-"""Voxels of a brain as SegNet sees them: patches around each, and its distances to the centroids of the regions.
+"""The inputs of SegNet for the voxels of a brain: patches, and distances to the centroids of the regions.
 
 De Brébisson & Montana 2015, arXiv 1502.02445, sections 3.1 and 4. All grids are isotropic; lengths are in voxels.
 """
@@ -17,18 +17,18 @@ from bidsseg.errors import DataError
 from bidsseg.networks.segnet.network import CUBE, WIDTH
 
 STEP = 3
-"""Voxels that a pixel of a compressed patch is the mean of, in either direction."""
+"""Edge of the square of voxels whose mean is a pixel of a compressed patch."""
 MARGIN = 1 + STEP * WIDTH // 2
-"""Voxels around the brain that a compressed patch may reach."""
+"""Largest distance in voxels of a compressed patch from the brain."""
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """A brain cut out with the margin that its voxels' patches reach into.
+    """A brain cropped with the margin that the patches of its voxels need.
 
     Attributes:
         image: (X, Y, Z) intensity; mean 0 and standard deviation 1 over the brain.
-        origin: (3,) voxel of the scan at which the image begins; negative where it was padded.
+        origin: (3,) first voxel of the image in the scan; negative if it was padded.
     """
 
     image: Tensor
@@ -36,7 +36,7 @@ class Surroundings:
 
     @cached_property
     def averaged(self) -> tuple[Tensor, Tensor, Tensor]:
-        """For each axis the image (X, Y, Z) with the mean of 3×3 voxels, in the plane on that axis, at each voxel."""
+        """Return for each axis the image (X, Y, Z) averaged over 3×3 voxels in the plane normal to the axis."""
         means = []
         for axis in range(3):
             slices = self.image.movedim(axis, 0)[:, None]
@@ -44,7 +44,7 @@ class Surroundings:
         return means[0], means[1], means[2]
 
     def local(self, points: Tensor) -> Tensor:
-        """Voxels (P, 3) of the scan as voxels of the image; they must lie in the box around the brain."""
+        """Return voxels (P, 3) of the scan as voxels of the image; they must be in the box around the brain."""
         points = points - self.origin
         size = torch.tensor(self.image.shape, device=points.device)
         if (points < MARGIN).any() or (points >= size - MARGIN).any():
@@ -53,7 +53,7 @@ class Surroundings:
 
 
 def surroundings(image: Tensor, brain: Tensor) -> Surroundings:
-    """An image (X, Y, Z) around and scaled by a brain (X, Y, Z) of booleans; beyond the scan it is as dark as 0."""
+    """Crop an image (X, Y, Z) to a brain (X, Y, Z) of booleans and scale it by its voxels; outside the scan it is 0."""
     found = torch.nonzero(brain)
     if len(found) == 0:
         raise DataError("the brain has no voxels")
@@ -79,11 +79,11 @@ def describe(
     centroids: Tensor | None = None,
     scale: str = "both",
 ) -> dict[str, Tensor]:
-    """Inputs of a network with those groups and planes, for voxels (P, 3) of the scan.
+    """Return the inputs of a network with some groups and planes, for voxels (P, 3) of the scan.
 
     Args:
-        centroids: (N, 3), asked for by the distances alone.
-        scale: of the distances, as the network's.
+        centroids: (N, 3), needed only for the distances.
+        scale: of the distances, as in the network.
     """
     inputs = {}
     local = seen.local(points)
@@ -97,14 +97,14 @@ def describe(
         elif group == "coordinates":
             inputs[group] = coordinates(seen, local)
         elif centroids is None:
-            raise ValueError("distances are asked for but no centroids are given")
+            raise ValueError("distances are requested but no centroids are given")
         else:
             inputs[group] = distances(points, centroids, scale)
     return inputs
 
 
 def patches(image: Tensor, points: Tensor, axis: int, step: int) -> Tensor:
-    """Patches (P, 29, 29) of an image (X, Y, Z), every step-th voxel around voxels (P, 3) in the plane on an axis."""
+    """Return patches (P, 29, 29) of an image (X, Y, Z), every step-th voxel around voxels (P, 3) in a plane."""
     slices = image.movedim(axis, 0)
     reach = step * (WIDTH // 2)
     s, h, w = slices.shape
@@ -117,14 +117,14 @@ def patches(image: Tensor, points: Tensor, axis: int, step: int) -> Tensor:
 
 
 def cubes(image: Tensor, points: Tensor) -> Tensor:
-    """Patches (P, 13, 13, 13) around voxels (P, 3) of an (X, Y, Z) image."""
+    """Return patches (P, 13, 13, 13) around voxels (P, 3) of an (X, Y, Z) image."""
     windows = image.unfold(0, CUBE, 1).unfold(1, CUBE, 1).unfold(2, CUBE, 1)
     x, y, z = (points - CUBE // 2).unbind(1)
     return windows[x, y, z]
 
 
 def coordinates(seen: Surroundings, points: Tensor) -> Tensor:
-    """Voxels (P, 3) of the image in the frame of the brain, which reaches from -1 to 1 along each axis."""
+    """Return voxels (P, 3) of the image in the frame of the brain, from -1 to 1 along each axis."""
     half = (torch.tensor(seen.image.shape, device=points.device) - 1) / 2
     return (points - half) / (half - MARGIN).clamp(min=1)
 
@@ -133,15 +133,15 @@ def coordinates(seen: Surroundings, points: Tensor) -> Tensor:
 
 
 def centroids_of(labels: Tensor, count: int) -> Tensor:
-    """Centres of mass (N, 3), in voxels, of the regions 1 to N of a label map (X, Y, Z).
+    """Return the centres of mass (N, 3), in voxels, of the regions 1 to N of a label map (X, Y, Z).
 
-    A region that is missing is put at the mean of those present. DataError if all are.
+    A missing region gets the mean of those present. DataError if all are missing.
     """
     voxels = torch.nonzero(labels)
     regions = labels[tuple(voxels.unbind(1))].long()
     sizes = torch.bincount(regions, minlength=count + 1)[1:]
     if not sizes.any():
-        raise DataError("the segmentation has no region to take a centroid of")
+        raise DataError("the segmentation has no region to compute a centroid of")
     sums = [torch.bincount(regions, voxels[:, i].double(), count + 1)[1:] for i in range(3)]
     centres = torch.stack(sums, 1) / sizes[:, None]
     centres[sizes == 0] = centres[sizes > 0].mean(0)
@@ -149,19 +149,19 @@ def centroids_of(labels: Tensor, count: int) -> Tensor:
 
 
 def mean_distance(centroids: Tensor) -> Tensor:
-    """D: the mean distance of two of N centroids (N, 3), over the N(N+1)/2 pairs i ≤ j.
+    """Return D: the mean distance of two of N centroids (N, 3), over the N(N+1)/2 pairs i ≤ j.
 
-    The paper's formula multiplies by the number of pairs, which would not make brains of any size alike.
+    The paper's formula multiplies by the number of pairs, which would not normalise the size of brains.
     """
     n = len(centroids)
     return torch.cdist(centroids, centroids, compute_mode="donot_use_mm_for_euclid_dist").triu().sum() * 2 / (n * n + n)
 
 
 def distances(points: Tensor, centroids: Tensor, scale: str) -> Tensor:
-    """Distances (P, N) of voxels (P, 3) to centroids (N, 3).
+    """Return distances (P, N) of voxels (P, 3) to centroids (N, 3).
 
-    They are divided by D unless the scale is "zscore"; the network itself subtracts and divides what it learned from
-    its training sample.
+    They are divided by D unless the scale is "zscore"; the network itself applies the mean and deviation of its
+    training sample.
     """
     found = torch.cdist(points.to(centroids), centroids, compute_mode="donot_use_mm_for_euclid_dist")
     return found if scale == "zscore" else found / mean_distance(centroids).clamp(min=1)
@@ -171,6 +171,6 @@ def distances(points: Tensor, centroids: Tensor, scale: str) -> Tensor:
 
 
 def draw_voxels(labels: Tensor, count: int, generator: Generator) -> Tensor:
-    """Different voxels (count, 3) of a label map (X, Y, Z), each labelled one as likely; all if there are fewer."""
+    """Draw different voxels (count, 3) of a label map (X, Y, Z), uniformly among labelled ones; all if fewer."""
     labelled = torch.nonzero(labels)
     return labelled[torch.randperm(len(labelled), generator=generator)[:count]]
