@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from annotated_types import Len
 
 from bidsseg.errors import DataError, InputMissing
+from bidsseg.labels.protocol import Protocol, load_protocol
 from bidsseg.reading import read_object
+from bidsseg.schema import NonNegativeFloat, PositiveFloat, Rule, Share, converted
 
 FOLDER = Path(__file__).parent / "shipped"
 INPUTS = (("T1w",), ("T1w", "FLAIR"))
@@ -17,6 +21,37 @@ INPUTS = (("T1w",), ("T1w", "FLAIR"))
 BRAIN, LESION = "brain", "lesion"
 """Heads, and protocols, whose answers are masks and have files of their own."""
 CARD, WEIGHTS = "card.json", "weights.safetensors"
+
+ModelName = Annotated[
+    str, Rule("letters and digits only, since it becomes desc-", lambda name: name.isascii() and name.isalnum())
+]
+KNOWN_INPUTS = Rule(" or ".join(json.dumps(known) for known in INPUTS), lambda given: tuple(given) in INPUTS)
+Inputs = Annotated[Sequence[str], KNOWN_INPUTS]
+
+
+def has_dice(metrics: Mapping[str, Any]) -> bool:
+    """Return whether metrics give the Dice of each head that they name."""
+    tables = [metrics, metrics.get("cross_validation", {})]
+    if not all(isinstance(table, dict) and isinstance(table.get("heads", {}), dict) for table in tables):
+        return False
+    figures = [figure for table in tables for figure in table.get("heads", {}).values()]
+    return all(isinstance(figure, dict) and isinstance(figure.get("dice"), int | float) for figure in figures)
+
+
+def is_pose(values: Mapping[str, Any]) -> bool:
+    """Return whether values are those of ``image.pose.Reference.to_card``."""
+    import numpy as np
+
+    from bidsseg.image.pose import Reference
+
+    try:
+        known = Reference.from_card(values)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return False
+    shapes = known.centres_mm.shape[1:], known.volumes_mm3.shape[1:], known.half_mm.shape
+    positive = [*known.volumes_mm3.ravel(), *known.half_mm.ravel()]
+    named = isinstance(values.get("head"), str)
+    return named and shapes == ((3,), (), (3,)) and bool(np.isfinite(known.centres_mm).all()) and min(positive) > 0
 
 
 @dataclass(frozen=True)
@@ -43,37 +78,37 @@ class Card:
         metrics: figures with their split, as the validation printed them.
     """
 
-    name: str
+    name: ModelName
     title: str
-    inputs: tuple[str, ...]
+    inputs: Annotated[tuple[str, ...], KNOWN_INPUTS]
     network: Mapping[str, Any]
-    spacing_mm: float
-    heads: tuple[str, ...]
+    spacing_mm: PositiveFloat
+    heads: Annotated[tuple[str, ...], Len(1)]
     sha256: str
     normalisation: str = "percentile"
     locator: str | None = None
-    margin_mm: float = 6.0
-    shown_mm: float = 2.0
+    margin_mm: NonNegativeFloat = 6.0
+    shown_mm: NonNegativeFloat = 2.0
     mirror: bool = False
-    bits: int = 16
+    bits: Literal[8, 16] = 16
     lesion: str | None = None
-    pose: Mapping[str, Any] | None = None
-    least_quality: float | None = None
+    pose: Annotated[Mapping[str, Any], Rule("head, half_mm and regions as train writes them", is_pose)] | None = None
+    least_quality: Share | None = None
     description: str = ""
     licence: str = "unknown"
     citation: Sequence[str] = ()
     data: Sequence[str] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Annotated[Mapping[str, Any], Rule("figures with the dice of each head", has_dice)] = field(
+        default_factory=dict
+    )
     code_version: str = ""
     folder: Path = field(default=Path(), compare=False)
 
     def __post_init__(self) -> None:
-        if not (self.name.isascii() and self.name.isalnum()):
-            raise DataError(f"model name '{self.name}': letters and digits only, since it becomes desc-{self.name}")
-        if self.spacing_mm <= 0 or not self.heads or not self.inputs:
-            raise DataError(f"model {self.name}: the card needs a positive spacing_mm, heads and inputs")
-        check_inputs(self.inputs, f"model {self.name}")
+        for key, head in (("lesion", self.lesion), ("pose.head", self.pose["head"] if self.pose else None)):
+            if head is not None and head not in self.heads:
+                raise ValueError(f"{key} = {head!r}, which is none of the heads")
 
     @property
     def protocols(self) -> tuple[str, ...]:
@@ -115,12 +150,6 @@ class Card:
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
-def check_inputs(inputs: Sequence[str], where: str) -> None:
-    """DataError for inputs that no model may read."""
-    if tuple(inputs) not in INPUTS:
-        raise DataError(f"{where}: inputs must be {' or '.join(json.dumps(known) for known in INPUTS)}")
-
-
 def shipped() -> list[Card]:
     """Cards of the models in the package, by name."""
     return [read_card(path.parent) for path in sorted(FOLDER.glob(f"*/{CARD}"))]
@@ -143,15 +172,33 @@ def located(name_or_folder: str) -> str:
 
 
 def read_card(folder: Path) -> Card:
-    """The card in a model folder; DataError if it is not one."""
+    """Return the card in a model folder.
+
+    Raises:
+        DataError: with file and key, if it is not a card, or if a head has no protocol.
+    """
     path = folder / CARD
     try:
         values = read_object(path)
-        for key, kind in (("inputs", list), ("heads", list), ("network", dict)):
-            if not isinstance(values[key], kind):
-                raise TypeError(f"{key} must be a {kind.__name__}")
-        values |= {"inputs": tuple(values["inputs"]), "heads": tuple(values["heads"])}
-        return Card(**values, folder=folder)
-    except (DataError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error).removeprefix(f"{path} ")
-        raise DataError(f"{path}: not a model card ({reason})") from error
+    except DataError as error:
+        raise DataError(f"{path}: not a model card ({str(error).removeprefix(f'{path} ')})") from error
+    if "folder" in values:
+        raise DataError(f"{path}: unknown key 'folder': it is where the card is")
+    card = replace(converted(Card, values, path), folder=folder)
+    for head in card.heads:
+        try:
+            head_protocol(card, head)
+        except DataError as error:
+            raise DataError(f"{path}: heads: {error}") from error
+    return card
+
+
+def head_protocol(card: Card, name: str) -> Protocol:
+    """Return the scored regions of a head: of the table in the model's folder, else of the shipped protocol."""
+    own = card.folder / table_name(name)
+    return load_protocol(str(own) if own.is_file() else name).scored()
+
+
+def table_name(head: str) -> str:
+    """Return the file of a head's regions in a model's folder, if they are not those of a shipped protocol."""
+    return f"seg-{head}_dseg.tsv"
