@@ -54,6 +54,12 @@ EXPECTED = {
     "dataclass_type": "a table",
 }
 """What a value must be, by the names that pydantic has for errors."""
+BOUNDS = {
+    "greater_than": ("gt", "greater than"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "at most"),
+}
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,8 @@ def converted(
     """
     from pydantic import ValidationError
 
+    for key in values.keys() - set(keys_of(kind)) & {entry.name for entry in fields(kind)}:  # type: ignore[arg-type]
+        raise error(f"{where}: unknown key '{key}': {suggestion(key, keys_of(kind))}")
     # As JSON, since a list of TOML or JSON may become a tuple there, while all else stays strict.
     text = json.dumps(values, default=lambda value: {type(value).__name__: str(value)})
     try:
@@ -119,6 +127,11 @@ def check_options(
         leave_out: name of the argument that is no option.
     """
     converted(_options_of(function, leave_out), options, where, inside=inside)
+
+
+def keys_of(kind: Any) -> list[str]:
+    """Return the keys of a dataclass in a file: its fields but for those that comparisons leave out."""
+    return [entry.name for entry in fields(kind) if entry.compare]
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -155,8 +168,7 @@ def _in_words(kind: type, failure: ErrorDetails, inside: str) -> str:
     """Return what is wrong: the key with its path, its value, and what is allowed."""
     place, what, value = failure["loc"], failure["type"], failure["input"]
     if what == "unexpected_keyword_argument":
-        known = [entry.name for entry in fields(_at(kind, place[:-1]))]
-        return f"unknown key '{_path(inside, place)}': {suggestion(str(place[-1]), known)}"
+        return f"unknown key '{_path(inside, place)}': {suggestion(str(place[-1]), keys_of(_at(kind, place[:-1])))}"
     if what == "missing" and isinstance(place[-1], str):
         return f"{_path(inside, place)} is missing"
     if what == "value_error":
@@ -167,6 +179,9 @@ def _in_words(kind: type, failure: ErrorDetails, inside: str) -> str:
         limit, side = ("max_length", "most") if what == "too_long" else ("min_length", "least")
         number = failure["ctx"][limit]
         allowed = f"must have at {side} {number} value{'s' if number != 1 else ''}"
+    elif what in BOUNDS:
+        limit, words = BOUNDS[what]
+        allowed = f"must be {words} {failure['ctx'][limit]:g}"
     elif what in EXPECTED:
         allowed = f"must be {EXPECTED[what]}"
     else:

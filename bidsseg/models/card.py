@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Len
 
 from bidsseg.errors import DataError, InputMissing
-from bidsseg.labels.protocol import Protocol, load_protocol
 from bidsseg.reading import read_object
 from bidsseg.schema import NonNegativeFloat, PositiveFloat, Rule, Share, converted
+
+if TYPE_CHECKING:
+    from bidsseg.labels.protocol import Protocol
 
 FOLDER = Path(__file__).parent / "shipped"
 INPUTS = (("T1w",), ("T1w", "FLAIR"))
@@ -23,9 +26,9 @@ BRAIN, LESION = "brain", "lesion"
 CARD, WEIGHTS = "card.json", "weights.safetensors"
 
 ModelName = Annotated[
-    str, Rule("letters and digits only, since it becomes desc-", lambda name: name.isascii() and name.isalnum())
+    str, Rule("letters and digits only, for desc- in file names", lambda name: name.isascii() and name.isalnum())
 ]
-KNOWN_INPUTS = Rule(" or ".join(json.dumps(known) for known in INPUTS), lambda given: tuple(given) in INPUTS)
+KNOWN_INPUTS = Rule('["T1w"] or ["T1w", "FLAIR"]', lambda given: tuple(given) in INPUTS)
 Inputs = Annotated[Sequence[str], KNOWN_INPUTS]
 
 
@@ -35,23 +38,21 @@ def has_dice(metrics: Mapping[str, Any]) -> bool:
     if not all(isinstance(table, dict) and isinstance(table.get("heads", {}), dict) for table in tables):
         return False
     figures = [figure for table in tables for figure in table.get("heads", {}).values()]
-    return all(isinstance(figure, dict) and isinstance(figure.get("dice"), int | float) for figure in figures)
+    dice = [figure.get("dice") if isinstance(figure, dict) else None for figure in figures]
+    return all(type(value) in (int, float) and not (value < 0 or value > 1) for value in dice)  # perhaps not a number
 
 
 def is_pose(values: Mapping[str, Any]) -> bool:
-    """Return whether values are those of ``image.pose.Reference.to_card``."""
-    import numpy as np
-
-    from bidsseg.image.pose import Reference
-
-    try:
-        known = Reference.from_card(values)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+    """Return whether values are those of ``image.pose.Reference.to_card``: places of regions, mm, and volumes, mm³."""
+    regions, half = values.get("regions"), values.get("half_mm")
+    if values.keys() != {"head", "half_mm", "regions"} or not (isinstance(regions, dict) and regions):
         return False
-    shapes = known.centres_mm.shape[1:], known.volumes_mm3.shape[1:], known.half_mm.shape
-    positive = [*known.volumes_mm3.ravel(), *known.half_mm.ravel()]
-    named = isinstance(values.get("head"), str)
-    return named and shapes == ((3,), (), (3,)) and bool(np.isfinite(known.centres_mm).all()) and min(positive) > 0
+    rows = [(half, 3), *((row, 4) for row in regions.values())]
+    numbers = [row for row, length in rows if isinstance(row, list) and len(row) == length]
+    finite = all(type(value) in (int, float) and math.isfinite(value) for row in numbers for value in row)
+    indices = all(index.isascii() and index.isdigit() for index in regions)
+    sizes = len(numbers) == len(rows) and finite and min([*numbers[0], *(row[-1] for row in numbers[1:])]) > 0
+    return isinstance(values["head"], str) and indices and sizes
 
 
 @dataclass(frozen=True)
@@ -156,12 +157,15 @@ def shipped() -> list[Card]:
 
 
 def find_card(name_or_folder: str) -> Card:
-    """The shipped model of that name, or the model in that folder. InputMissing if there is neither."""
-    if (FOLDER / name_or_folder / CARD).is_file():
-        return read_card(FOLDER / name_or_folder)
-    folder = Path(name_or_folder)
-    if (folder / CARD).is_file():
-        return read_card(folder)
+    """Return the card of the shipped model of that name, or of the model in that folder.
+
+    Raises:
+        InputMissing: there is neither.
+        DataError: with file and key, if it is not a card, or if a head has no protocol.
+    """
+    for folder in (FOLDER / name_or_folder, Path(name_or_folder)):
+        if (folder / CARD).is_file():
+            return _with_protocols(read_card(folder))
     names = ", ".join(card.name for card in shipped()) or "none"
     raise InputMissing(f"no model '{name_or_folder}': give a folder with a {CARD}, or one of: {names}")
 
@@ -175,26 +179,30 @@ def read_card(folder: Path) -> Card:
     """Return the card in a model folder.
 
     Raises:
-        DataError: with file and key, if it is not a card, or if a head has no protocol.
+        DataError: with file and key, if it is not a card.
     """
     path = folder / CARD
     try:
         values = read_object(path)
     except DataError as error:
         raise DataError(f"{path}: not a model card ({str(error).removeprefix(f'{path} ')})") from error
-    if "folder" in values:
-        raise DataError(f"{path}: unknown key 'folder': it is where the card is")
-    card = replace(converted(Card, values, path), folder=folder)
+    return replace(converted(Card, values, path), folder=folder)
+
+
+def _with_protocols(card: Card) -> Card:
+    """Return a card; DataError if a head has no protocol."""
     for head in card.heads:
         try:
             head_protocol(card, head)
         except DataError as error:
-            raise DataError(f"{path}: heads: {error}") from error
+            raise DataError(f"{card.folder / CARD}: heads: {error}") from error
     return card
 
 
 def head_protocol(card: Card, name: str) -> Protocol:
     """Return the scored regions of a head: of the table in the model's folder, else of the shipped protocol."""
+    from bidsseg.labels.protocol import load_protocol
+
     own = card.folder / table_name(name)
     return load_protocol(str(own) if own.is_file() else name).scored()
 
