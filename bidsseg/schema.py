@@ -7,14 +7,14 @@ annotated-types. pydantic converts and checks; it is imported when the first tab
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from difflib import get_close_matches
 from functools import cache
 from inspect import Parameter, signature
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_args, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -104,12 +104,13 @@ def converted(
     """
     from pydantic import ValidationError
 
-    for key in values.keys() - set(keys_of(kind)) & {entry.name for entry in fields(kind)}:  # type: ignore[arg-type]
-        raise error(f"{where}: unknown key '{key}': {suggestion(key, keys_of(kind))}")
+    keys = keys_of(kind)
+    if inner := [entry.name for entry in fields(kind) if entry.name in values and entry.name not in keys]:  # type: ignore[arg-type]
+        raise error(f"{where}: unknown key '{inner[0]}': {suggestion(inner[0], keys)}")
     # As JSON, since a list of TOML or JSON may become a tuple there, while all else stays strict.
     text = json.dumps(values, default=lambda value: {type(value).__name__: str(value)})
     try:
-        return _adapter(kind).validate_json(text)
+        return cast(Table, _adapter(cast(Hashable, kind)).validate_json(text))
     except ValidationError as failed:
         found = failed.errors(include_url=False)
         told = list(dict.fromkeys(_in_words(kind, failure, inside) for failure in found))
@@ -157,11 +158,11 @@ def _options_of(function: Callable[..., object], leave_out: str) -> type:
 
 
 @cache
-def _adapter(kind: type[Table]) -> TypeAdapter[Table]:
+def _adapter(kind: Hashable) -> TypeAdapter[Any]:
     from pydantic import ConfigDict, TypeAdapter
 
     # The settings hold for dataclasses inside of another type alone, and here nothing is None.
-    return TypeAdapter(kind | None, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))  # type: ignore[arg-type]
+    return TypeAdapter(kind | None, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))  # type: ignore[operator]
 
 
 def _in_words(kind: type, failure: ErrorDetails, inside: str) -> str:
@@ -169,6 +170,8 @@ def _in_words(kind: type, failure: ErrorDetails, inside: str) -> str:
     place, what, value = failure["loc"], failure["type"], failure["input"]
     if what == "unexpected_keyword_argument":
         return f"unknown key '{_path(inside, place)}': {suggestion(str(place[-1]), keys_of(_at(kind, place[:-1])))}"
+    if what == "json_invalid":  # half of a letter, which JSON can hold and no text
+        return f"a text is not Unicode ({failure['ctx']['error']})"
     if what == "missing" and isinstance(place[-1], str):
         return f"{_path(inside, place)} is missing"
     if what == "value_error":

@@ -39,7 +39,8 @@ def has_dice(metrics: Mapping[str, Any]) -> bool:
         return False
     figures = [figure for table in tables for figure in table.get("heads", {}).values()]
     dice = [figure.get("dice") if isinstance(figure, dict) else None for figure in figures]
-    return all(type(value) in (int, float) and not (value < 0 or value > 1) for value in dice)  # perhaps not a number
+    numbers = [value for value in dice if isinstance(value, int | float) and not isinstance(value, bool)]
+    return len(numbers) == len(dice) and not any(value < 0 or value > 1 for value in numbers)  # nan where none is known
 
 
 def is_pose(values: Mapping[str, Any]) -> bool:
