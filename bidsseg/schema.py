@@ -177,11 +177,12 @@ def _in_words(kind: type, failure: ErrorDetails, inside: str) -> str:
     if what == "value_error":
         return f"{_path(inside, place)}: {failure['ctx']['error']}".removeprefix(": ")
     if what == "missing":
-        place, allowed = place[:-1], "must have more values"
-    elif what in ("too_long", "too_short"):
-        limit, side = ("max_length", "most") if what == "too_long" else ("min_length", "least")
-        number = failure["ctx"][limit]
-        allowed = f"must have at {side} {number} value{'s' if number != 1 else ''}"
+        place = place[:-1]
+        allowed = f"must have {len(get_args(_at(kind, place)))} values"
+    elif what == "too_long":
+        allowed = f"must have {failure['ctx']['max_length']} values"
+    elif what == "too_short":
+        allowed = f"must have at least {failure['ctx']['min_length']}"
     elif what in BOUNDS:
         limit, words = BOUNDS[what]
         allowed = f"must be {words} {failure['ctx'][limit]:g}"

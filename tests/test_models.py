@@ -174,7 +174,7 @@ def test_missing_weights_are_named(folder: Path) -> None:
         ({"network": {"widths": [4, 8]}}, "no network None"),
         ({"normalisation": "histogram"}, "no normalisation 'histogram', known are percentile"),
         ({"network": {**NETWORK, "depth": 7}}, r"unknown key 'network\.depth'"),
-        ({"network": {**NETWORK, "widths": []}}, r"network\.widths = \[\]: must have at least 1 value"),
+        ({"network": {**NETWORK, "widths": []}}, r"network\.widths = \[\]: must have at least 1"),
         ({"network": {**NETWORK, "features": "many"}}, r'network\.features = "many": must be an integer'),
         ({"network": {**NETWORK, "features": -4}}, r"network\.features = -4: must be at least 1"),
         ({"network": "subpixel-unet"}, "network = .*: must be a table"),
