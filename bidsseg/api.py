@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from bidsseg.bids.scan import Scan
+    from bidsseg.derivative.sidecar import Sidecar
     from bidsseg.image.guard import Finding
     from bidsseg.image.nifti import Source
     from bidsseg.image.volume import Volume
@@ -312,7 +313,7 @@ class Result:
 
         return label_image(labels, self._t1w)
 
-    def _details(self) -> dict[str, Any]:
+    def _details(self) -> Sidecar:
         """Return the entries of a sidecar about models and result."""
         from bidsseg.derivative.sidecars import models_used, result_details
 

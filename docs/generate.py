@@ -20,24 +20,14 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
+
+from key_types import Types  # noqa: E402
 
 from bidsseg.app.cli import dataset_parser, file_parser  # noqa: E402
 from bidsseg.errors import EXIT_CODES  # noqa: E402
 from bidsseg.models.card import Card, shipped  # noqa: E402
 
-RECIPE_TABLES = {
-    "Recipe": "",
-    "Sampling": "sampling",
-    "Spatial": "spatial",
-    "Intensity": "intensity",
-    "Loss": "loss",
-    "Optimiser": "optimiser",
-    "Coarse": "coarse",
-    "Voxels": "voxels",
-    "Registration": "registration",
-}
-"""Dataclasses of a recipe, each with the name of its TOML table."""
 OUTPUTS = {
     "dseg": "label map; beside it the regions (`.tsv`) and the model, checksums, quality and findings (`.json`)",
     "morph": "volume of each region",
@@ -127,39 +117,34 @@ def meaning(action: argparse.Action) -> str:
 
 
 def recipe_keys() -> str:
-    """Return the keys of every TOML table of a recipe with type, default and description."""
+    """Return the keys of every TOML table of a recipe with type and range, default and description."""
     lines = ["## Keys", ""]
     recipe = griffe.load("bidsseg.learning.recipe", search_paths=[ROOT], docstring_parser="google")
-    for name, table in RECIPE_TABLES.items():
-        kind = resolved(recipe, name)
+    types = Types(ROOT)
+    top = types.member(recipe, "Recipe")
+    for table, kind in [("", top), *tables_of(top, types)]:
         described = attributes(kind)
         lines += [f"### {f'`[{table}]`' if table else 'Top level'}", "", first_paragraph(kind), ""]
-        lines += [*row("Key", "Type", "Default", "Meaning"), *row("---", "---", "---", "---")]
+        lines += [*row("Key", "Value", "Default", "Meaning"), *row("---", "---", "---", "---")]
         for field in fields_of(kind):
             if field.name not in described:
                 raise PluginError(f"{kind.path}: the docstring does not describe the key {field.name}")
-            lines += row(f"`{field.name}`", f"`{field.annotation}`", default(field), described.pop(field.name))
+            allowed = types.words(str(field.annotation), kind.module)
+            lines += row(f"`{field.name}`", allowed, default(field), described.pop(field.name))
         if described:
             raise PluginError(f"{kind.path}: the docstring describes {', '.join(described)}, which is no key")
         lines.append("")
-    unlisted = {str(key) for key in re.findall(r'^    "(\w+)": \w+,$', parts_of(recipe), re.MULTILINE)}
-    if missing := unlisted - set(RECIPE_TABLES.values()):
-        raise PluginError(f"docs/generate.py: RECIPE_TABLES lacks {', '.join(sorted(missing))}")
     return "\n".join(lines)
 
 
-def parts_of(recipe: Any) -> str:
-    """Return the source of the dictionary that names the TOML tables."""
-    return str(recipe.members["PARTS"].value)
-
-
-def resolved(module: Any, name: str) -> Any:
-    """Return a class of a module, also one that it imports."""
-    found = module.members[name]
-    if not found.is_alias:
-        return found
-    home, _, own = found.target_path.rpartition(".")
-    return griffe.load(home, search_paths=[ROOT], docstring_parser="google").members[own]
+def tables_of(kind: Any, types: Types) -> Iterator[tuple[str, Any]]:
+    """Yield the names and classes of the TOML tables of a recipe: its fields that are dataclasses."""
+    for field in fields_of(kind):
+        name = str(field.annotation).removesuffix(" | None")
+        if name.isidentifier() and name in kind.module.members:
+            found = types.member(kind.module, name)
+            if found.is_class:
+                yield field.name, found
 
 
 def fields_of(kind: Any) -> Iterator[Any]:

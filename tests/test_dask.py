@@ -17,8 +17,9 @@ import pytest
 from fake_model import App, make_app
 from told import Told
 
-from bidsseg.errors import InputMissing, UsageError
+from bidsseg.errors import InputMissing
 from bidsseg.execution import cluster as spreading
+from bidsseg.execution.cluster_config import read_config
 from bidsseg.execution.machine import Workers, cpu_flags
 from bidsseg.settings import Settings
 
@@ -183,7 +184,7 @@ def test_an_output_that_cannot_be_written_ends_the_run(
         (["--executor", "dask"], 64, "give the address of its scheduler with --dask-scheduler"),
         (["--executor", "slurm", "--cluster-config", "/nowhere.toml"], 66, "/nowhere.toml"),
         (["--executor", "slurm", "--cluster-config", "{tmp}/wrong.toml"], 64, "is not TOML"),
-        (["--executor", "slurm", "--cluster-config", "{tmp}/strange.toml"], 64, "nonsense"),
+        (["--executor", "slurm", "--cluster-config", "{tmp}/strange.toml"], 64, "strange.toml: unknown key 'nonsense'"),
         (["--executor", "slurm", "--cluster-config", "{tmp}/empty.toml"], 64, "cores"),
     ],
 )
@@ -217,14 +218,14 @@ def test_dask_is_asked_for_where_it_is_missing(
 def test_a_configuration_is_read(tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
     config.write_text('image = "/images/bidsseg.sif"\nworkers = 3\ncores = 2\nmemory = "4GB"\n')
-    assert spreading.read_config(config) == {
-        "image": "/images/bidsseg.sif", "workers": 3, "cores": 2, "memory": "4GB",
+    asked = read_config(config, "slurm")
+    assert (asked.image, asked.workers) == ("/images/bidsseg.sif", 3)
+    assert asked.options() == {
+        "cores": 2, "memory": "4GB", "processes": 1, "job_script_prologue": (), "worker_extra_args": (),
     }  # fmt: skip
-    config.write_text('workers = "many"')
-    with pytest.raises(UsageError, match="workers must be a number"):
-        spreading.read_config(config)
+    assert read_config(None, "lsf").workers == 10
     with pytest.raises(InputMissing):
-        spreading.read_config(tmp_path / "none.toml")
+        read_config(tmp_path / "none.toml", "slurm")
 
 
 @pytest.mark.parametrize(

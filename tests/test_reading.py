@@ -13,7 +13,7 @@ from bidsseg.bids.query import read_filters
 from bidsseg.derivative import sidecars
 from bidsseg.derivative.results import Result, read_json
 from bidsseg.errors import BidssegError, DataError, InputMissing, OutputNotWritable, UsageError
-from bidsseg.execution.cluster import read_config
+from bidsseg.execution.cluster_config import read_config
 from bidsseg.labels.protocol import load_protocol
 from bidsseg.learning.recipe import load_recipe
 from bidsseg.models.card import read_card
@@ -27,7 +27,7 @@ READERS: dict[str, tuple[str, str, Callable[[Path], object], type[BidssegError]]
     "labels": ("people.tsv", "participant_id\tname\nsub-01\tMü\n", lambda p: arguments.labels("sub", [str(p)]),
                UsageError),
     "look-up table": ("seg-Mine_dseg.tsv", LOOKUP, lambda p: load_protocol(str(p)), DataError),
-    "cluster": ("cluster.toml", 'queue = "grün"\n', read_config, UsageError),
+    "cluster": ("cluster.toml", 'queue = "grün"\n', lambda p: read_config(p, "slurm"), UsageError),
     "recipe": ("mine.toml", 'base = "wholebrain"\nname = "mine"  # grün\n', lambda p: load_recipe(str(p)),
                DataError),
     "brainlife": ("config.json", '{"t1": "grün.nii.gz"}', brainlife.read_config, UsageError),

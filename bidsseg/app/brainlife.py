@@ -32,6 +32,7 @@ from bidsseg.bids.names import with_extension
 from bidsseg.bids.outputs import output_paths
 from bidsseg.bids.scan import Scan
 from bidsseg.derivative.results import Result
+from bidsseg.derivative.sidecar import messages
 from bidsseg.derivative.sidecars import BIDS_VERSION
 from bidsseg.errors import BidssegError, InputMissing, UsageError
 from bidsseg.files import write_json_atomic, write_text_atomic
@@ -132,7 +133,7 @@ def product(result: Result, card: Card, figures: Sequence[Path]) -> dict[str, An
     """Return the content of product.json: what the platform shows of a result."""
     protocol, sidecar, volumes = result.protocol, result.sidecar(), result.volumes()
     names, sizes = [row.name for row in volumes], [round(row.volume_mm3) for row in volumes]
-    warnings = [*sidecar["ResultFindings"], *sidecar["InputFindings"], *sidecar["Notes"]]
+    warnings = messages(sidecar)
     shown: list[dict[str, Any]] = [
         {"type": "info", "msg": f"bidsseg {__version__}, model {card.name}: {card.title}. Not a medical device."},
         *({"type": "warning", "msg": warning} for warning in warnings),

@@ -15,7 +15,7 @@ from bidsseg.bids.names import with_extension
 from bidsseg.bids.outputs import OutputPaths, SpacePaths, output_paths
 from bidsseg.bids.scan import Scan
 from bidsseg.derivative import sidecars
-from bidsseg.derivative.results import read_json
+from bidsseg.derivative.sidecar import Sidecar, is_fast, read_sidecar
 from bidsseg.derivative.volumes import to_tsv, volume_table
 from bidsseg.errors import DataError, OutputNotWritable, UsageError
 from bidsseg.files import fingerprint, is_being_written, write_json_atomic, write_text_atomic
@@ -78,13 +78,14 @@ class Job:
         return list(self.scan.images(self.card.inputs).values())
 
     @cached_property
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> Sidecar:
         """The model and the images that determine the result; when they change, the scan is recomputed."""
         cards = [self.card, *([find_card(self.card.locator)] if self.card.locator else [])]
+        fast: Sidecar = {"Fast": True} if self.fast else {}
         return {
             "Models": sidecars.models_used(cards),
             "InputFingerprints": [fingerprint(path) for path in self.sources],
-            **({"Fast": True} if self.fast else {}),
+            **fast,
         }
 
     @property
@@ -101,8 +102,8 @@ class Job:
 
     def is_done(self) -> bool:
         """Return whether all outputs are present and were made by this model from these images."""
-        found = read_json(self.record)
-        if not found or bool(found.get("Fast")) != self.fast:
+        found = read_sidecar(self.record)
+        if not found or is_fast(found) != self.fast:
             return False
         if any(found.get(key) != value for key, value in self.provenance.items()):
             return False
@@ -131,10 +132,11 @@ class Job:
         """
         t1w, places = images.volumes["T1w"], self.paths
         ways = {space.template: "affine" if space.affine else "deformable" for space in self.spaces}
-        details = {
+        spaces: Sidecar = {"OutputSpaces": ways} if ways else {}
+        details: Sidecar = {
             **self.provenance,
             **sidecars.carried_over(self.scan.t1w, self.bids_dir),
-            **({"OutputSpaces": ways} if ways else {}),
+            **spaces,
             **sidecars.result_details(images, result),
         }
         about = (self.sources, self.bids_dir, details)
@@ -178,11 +180,11 @@ class Job:
         t1w: Volume,
         result: Segmentation,
         protocols: Mapping[str, Protocol],
-        details: Mapping[str, Any],
+        details: Sidecar,
     ) -> None:
         """Write label maps and masks on the grid of a standard space."""
         resolution = f"resolution {space.resolution} of the template in TemplateFlow"
-        more = {**details, "SpatialReference": space.reference, "Resolution": resolution}
+        more: Sidecar = {**details, "SpatialReference": space.reference, "Resolution": resolution}
         about = (self.sources, self.bids_dir, more)
         images = [(places.brain, result.brain, sidecars.mask_sidecar("Brain", *about))]
         if places.lesion is not None and result.lesion is not None:
@@ -216,7 +218,7 @@ class Job:
     def _place(self, path: Path) -> Path:
         return self.output_dir / path
 
-    def _sidecar(self, path: Path, content: dict[str, Any]) -> None:
+    def _sidecar(self, path: Path, content: Mapping[str, Any]) -> None:
         write_json_atomic(self._place(with_extension(path, ".json")), content)
 
 

@@ -21,6 +21,7 @@ from bidsseg.bids.outputs import group_report, group_table, root_path
 from bidsseg.derivative.cohort import QUALITY, STATUS, Cohort
 from bidsseg.derivative.job import Job
 from bidsseg.derivative.results import anat_folders, is_own_page, read_json
+from bidsseg.derivative.sidecar import Sidecar, fingerprints, is_record, read_sidecar, sources
 from bidsseg.derivative.sidecars import NAME_PREFIX, README_MARK, SOURCE, TOOL, bids_uri, dataset_description
 from bidsseg.errors import BidssegError, InputMissing, OutputNotWritable, UsageError
 from bidsseg.files import fingerprint
@@ -81,8 +82,7 @@ def check_files(output_dir: Path, jobs: Iterable[Job], done: Container[Job]) -> 
 def check_same_scan(job: Job, overwrite: bool) -> None:
     """Raise OutputNotWritable if the outputs of a job exist for another image and must not be overwritten."""
     mask = job.output_dir / with_extension(job.paths.brain, ".json")
-    sources = read_json(mask).get("Sources")
-    before = str(sources[0]) if isinstance(sources, list) and sources else ""
+    before = next(iter(sources(read_sidecar(mask))), "")
     if before and before != bids_uri(job.scan.t1w, job.bids_dir) and not overwrite:
         name = unquote(before.removeprefix(f"bids:{SOURCE}:"))
         raise OutputNotWritable(
@@ -215,8 +215,8 @@ def _foreign_result(job: Job, manifests: Manifests) -> Path | None:
     present = [path for name in names if os.path.lexists(path := job.output_dir / name)]
     if not present:
         return None
-    sidecars = {path: content for path in present if path.suffix == ".json" and (content := read_json(path))}
-    foreign = [path for path, content in sidecars.items() if not _is_record(content)]
+    sidecars = {path: content for path in present if path.suffix == ".json" and (content := read_sidecar(path))}
+    foreign = [path for path, content in sidecars.items() if not is_record(content)]
     if foreign:
         return foreign[0]
     return None if sidecars or manifests.claim(job.scan.key) else present[0]
@@ -230,10 +230,6 @@ def _columns(table: Path) -> list[str]:
         return []
 
 
-def _is_record(sidecar: Mapping[str, Any]) -> bool:
-    return "InputFingerprints" in sidecar
-
-
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
@@ -245,7 +241,7 @@ def _has_results(output_dir: Path) -> bool:
     return next(_records(output_dir), None) is not None
 
 
-def _records(output_dir: Path) -> Iterator[dict[str, Any]]:
+def _records(output_dir: Path) -> Iterator[Sidecar]:
     """Yield the sidecars of the brain masks: every segmented scan has one."""
     try:
         participants = folders(output_dir, "sub-")
@@ -254,8 +250,8 @@ def _records(output_dir: Path) -> Iterator[dict[str, Any]]:
     for participant in participants:
         for folder in anat_folders(participant):
             for path in sorted(folder.glob("*_desc-*brain_mask.json")):
-                content = read_json(path)
-                if _is_record(content):
+                content = read_sidecar(path)
+                if is_record(content):
                     yield content
 
 
@@ -263,10 +259,10 @@ def _comparisons(output_dir: Path, bids_dir: Path) -> Iterator[bool]:
     """Yield for each recorded image that exists in the dataset whether its content is unchanged."""
     prefix = f"bids:{SOURCE}:"
     for record in islice(_records(output_dir), LOOKED_AT):
-        sources, checksums = record.get("Sources"), record["InputFingerprints"]
-        if not (isinstance(sources, list) and sources and isinstance(checksums, list) and checksums):
+        uris, checksums = sources(record), fingerprints(record)
+        if not (uris and checksums):
             continue
-        found = fingerprint(bids_dir / unquote(str(sources[0]).removeprefix(prefix)))
+        found = fingerprint(bids_dir / unquote(uris[0].removeprefix(prefix)))
         if found:
             yield found == checksums[0]
 

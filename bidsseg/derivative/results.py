@@ -11,13 +11,12 @@ from typing import Any
 from bidsseg.bids.index import folders
 from bidsseg.bids.names import build_name, parse_name, with_extension
 from bidsseg.bids.outputs import root_path
+from bidsseg.derivative import sidecar
 from bidsseg.derivative.volumes import INTRACRANIAL
 from bidsseg.errors import BidssegError
 from bidsseg.reading import object_or_empty, read_table
 
 PAGE_MARK = b'<meta name="generator" content="bidsseg'
-FINDINGS = "ResultFindings", "InputFindings"
-"""Keys of a sidecar whose texts begin with the code of a finding."""
 PAGE_HEAD = 4096
 """Number of bytes at the beginning of a page that contain its mark."""
 
@@ -47,25 +46,22 @@ class Result:
         entities = {**self.source, "segmentation": self.protocol, "desc": self.model}
         return self.path.with_name(build_name(entities, "dseg", ".nii.gz"))
 
-    def sidecar(self) -> dict[str, Any]:
+    def sidecar(self) -> sidecar.Sidecar:
         """Return the content of the sidecar of the label map; empty if it cannot be read."""
-        return read_json(with_extension(self.dseg, ".json"))
+        return sidecar.read_sidecar(with_extension(self.dseg, ".json"))
 
     def model_name(self) -> str:
         """Return the name of the model, without a ``desc`` of the T1w before it."""
-        models = self.sidecar().get("Models")
-        name = models[0].get("Name") if isinstance(models, list) and models and isinstance(models[0], dict) else None
-        return name if isinstance(name, str) and name and self.model.endswith(name) else self.model
+        names = [str(model["Name"]) for model in sidecar.models(self.sidecar())]
+        return names[0] if names and names[0] and self.model.endswith(names[0]) else self.model
 
     def quality(self) -> float | None:
         """Return the mean confidence of the network in the brain, 0 to 1; None if the sidecar lacks it."""
-        value = self.sidecar().get("Quality")
-        return float(value) if isinstance(value, int | float) else None
+        return sidecar.quality(self.sidecar())
 
     def findings(self) -> list[str]:
         """Return the codes of the findings in the scan and its result, those of the result first."""
-        sidecar = self.sidecar()
-        told = [str(text) for key in FINDINGS if isinstance(sidecar.get(key), list) for text in sidecar[key]]
+        told = sidecar.messages(self.sidecar(), sidecar.FINDINGS)
         return list(dict.fromkeys(text.partition(":")[0] for text in told))
 
     def volumes(self) -> list[Volume]:

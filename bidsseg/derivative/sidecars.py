@@ -11,6 +11,7 @@ from urllib.parse import quote
 from bidsseg import __version__
 from bidsseg.bids.names import parse_name
 from bidsseg.bids.outputs import root_path
+from bidsseg.derivative.sidecar import ModelUsed, Sidecar
 from bidsseg.errors import InputMissing, OutputNotWritable
 from bidsseg.files import locked, replacing, write_json_atomic, write_text_atomic
 from bidsseg.reading import object_or_empty, read_table
@@ -45,9 +46,7 @@ def bids_uri(path: Path, bids_dir: Path) -> str:
     return f"bids:{SOURCE}:{quote(path.relative_to(bids_dir).as_posix(), safe='/+')}"
 
 
-def image_sidecar(
-    description: str, sources: Sequence[Path], bids_dir: Path, details: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+def image_sidecar(description: str, sources: Sequence[Path], bids_dir: Path, details: Sidecar | None = None) -> Sidecar:
     """Return the sidecar of an image made from the sources.
 
     Args:
@@ -56,11 +55,11 @@ def image_sidecar(
         details: further keys, e.g. ``Model`` and ``InputFindings``.
     """
     uris = [bids_uri(path, bids_dir) for path in sources]
-    made_from = {"Sources": uris, "SpatialReference": uris[0]} if uris else {}
+    made_from: Sidecar = {"Sources": uris, "SpatialReference": uris[0]} if uris else {}
     return {"Description": description, **made_from, **(details or {})}
 
 
-def carried_over(image: Path, bids_dir: Path) -> dict[str, Any]:
+def carried_over(image: Path, bids_dir: Path) -> Sidecar:
     """Return what BIDS requires of every image with the entities of the input image: ``Resolution`` for ``res-``.
 
     The value is that of the nearest JSON file that applies to the image.
@@ -80,17 +79,15 @@ def carried_over(image: Path, bids_dir: Path) -> dict[str, Any]:
     return {"Resolution": f"same as {image.name}"}
 
 
-def dseg_sidecar(
-    protocol: str, sources: Sequence[Path], bids_dir: Path, details: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+def dseg_sidecar(protocol: str, sources: Sequence[Path], bids_dir: Path, details: Sidecar | None = None) -> Sidecar:
     """Return the sidecar of a label map and of its look-up table."""
-    text = f"Label map of the {protocol} protocol; the table of the same name lists the regions"
+    text = f"Label map of the {protocol} protocol; the table of the same name tells the regions"
     return image_sidecar(text, sources, bids_dir, {"Manual": False, **(details or {})})
 
 
 def mask_sidecar(
-    kind: Literal["Brain", "Lesion"], sources: Sequence[Path], bids_dir: Path, details: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+    kind: Literal["Brain", "Lesion"], sources: Sequence[Path], bids_dir: Path, details: Sidecar | None = None
+) -> Sidecar:
     """Return the sidecar of a brain or lesion mask."""
     text = f"{kind} mask: 1 inside, 0 outside"
     return image_sidecar(text, sources, bids_dir, {"Type": kind, "Manual": False, **(details or {})})
@@ -101,16 +98,14 @@ def probseg_sidecar(
     labels: Sequence[str],
     sources: Sequence[Path],
     bids_dir: Path,
-    details: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+    details: Sidecar | None = None,
+) -> Sidecar:
     """Return the sidecar of a 4-D image of probabilities; ``labels`` are the abbreviations of its regions, in order."""
     text = f"Probability (0 to 1) of each region of the {protocol} protocol; fourth axis in the order of LabelMap"
     return image_sidecar(text, sources, bids_dir, {"Manual": False, "LabelMap": list(labels), **(details or {})})
 
 
-def entropy_sidecar(
-    protocol: str, sources: Sequence[Path], bids_dir: Path, details: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+def entropy_sidecar(protocol: str, sources: Sequence[Path], bids_dir: Path, details: Sidecar | None = None) -> Sidecar:
     """Return the sidecar of a map of uncertainty."""
     text = (
         f"Uncertainty in the {protocol} protocol: entropy of the probabilities of a voxel, from 0 (certain) to 1 "
@@ -119,7 +114,7 @@ def entropy_sidecar(
     return image_sidecar(text, sources, bids_dir, {"Manual": False, **(details or {})})
 
 
-def result_details(images: Images, result: Segmentation) -> dict[str, Any]:
+def result_details(images: Images, result: Segmentation) -> Sidecar:
     """Return the entries of every sidecar of a scan about its result: quality, machine, notes and findings."""
     return {
         "Quality": round(float(result.quality), 4),
@@ -132,7 +127,7 @@ def result_details(images: Images, result: Segmentation) -> dict[str, Any]:
     }
 
 
-def models_used(cards: Iterable[Card]) -> list[dict[str, str]]:
+def models_used(cards: Iterable[Card]) -> list[ModelUsed]:
     """Return the entry ``Models`` of a sidecar, from the cards of a model and of its locator."""
     return [{"Name": card.name, "SHA256": card.sha256} for card in cards]
 
@@ -153,7 +148,7 @@ VOLUMES = {
 
 
 def morph_sidecar(
-    protocol: str, sources: Sequence[Path], bids_dir: Path, details: Mapping[str, Any] | None = None
+    protocol: str, sources: Sequence[Path], bids_dir: Path, details: Sidecar | None = None
 ) -> dict[str, Any]:
     """Return the data dictionary of the table of volumes of a scan, with its provenance."""
     uris = [bids_uri(path, bids_dir) for path in sources]

@@ -21,9 +21,9 @@ from bidsseg import __version__
 from bidsseg.derivative.job import Job
 from bidsseg.derivative.manifest import Entry
 from bidsseg.errors import BidssegError, TemporaryFailure, UsageError
+from bidsseg.execution.cluster_config import read_config
 from bidsseg.execution.machine import Workers, cuda_count, prepare_surroundings
 from bidsseg.execution.pipeline import Outcome, Pipeline, write_page
-from bidsseg.reading import read_toml
 from bidsseg.registration.spaces import caches
 from bidsseg.settings import Report, Settings
 
@@ -239,14 +239,14 @@ def on_a_cluster(settings: Settings, scans: int, submissions: Submissions) -> It
             f'--executor {settings.executor} needs dask-jobqueue: pip install "bidsseg[cluster]"'
         ) from error
 
-    options = {"processes": 1, **(read_config(settings.cluster_config) if settings.cluster_config else {})}
-    workers = min(options.pop("workers", 10), scans)
-    if "image" in options:
-        options["python"] = in_image(options.pop("image"), settings)
+    config = read_config(settings.cluster_config, settings.executor)
+    options, workers = config.options(), min(config.workers, scans)
+    if config.image is not None:
+        options["python"] = in_image(config.image, settings)
     # A worker keeps the memory that it has freed, for the next scan, and Dask would stop it for that.
     own = ["--nthreads", str(TASKS), "--memory-limit", "0"]
-    options["worker_extra_args"] = [*options.get("worker_extra_args", []), *own]
-    options["job_script_prologue"] = [*options.get("job_script_prologue", []), f"export {'='.join(ONE_ARENA)}"]
+    options["worker_extra_args"] = [*config.worker_extra_args, *own]
+    options["job_script_prologue"] = [*config.job_script_prologue, f"export {'='.join(ONE_ARENA)}"]
     kind = getattr(dask_jobqueue, ENGINES[settings.executor])
     if not shutil.which(kind.job_cls.submit_command.split()[0]):
         command = kind.job_cls.submit_command
@@ -255,10 +255,10 @@ def on_a_cluster(settings: Settings, scans: int, submissions: Submissions) -> It
         )
     try:
         cluster = kind(**options, job_cls=told_of(kind.job_cls, submissions))
-        threads = max(1, options["cores"] // options["processes"]) if "cores" in options else None
-        memory_mb = int(parse_bytes(options["memory"]) / options["processes"] / 1e6) if "memory" in options else None
+        threads = max(1, config.cores // config.processes) if config.cores else None
+        memory_mb = int(parse_bytes(config.memory) / config.processes / 1e6) if config.memory else None
     except (TypeError, ValueError) as error:
-        raise UsageError(f"--cluster-config: {error}") from error
+        raise UsageError(f"--cluster-config {settings.cluster_config or ''}: {error}") from error
     with cancelled_at_the_end(cluster, settings, submissions), Client(cluster) as client:
         settings.report.detail(cluster.job_script())
         cluster.adapt(minimum_jobs=workers, maximum_jobs=workers)  # which replaces jobs that end too early
@@ -310,14 +310,6 @@ def told_of(job: type, submissions: Submissions) -> type:
                 submissions.left.append(f"{cancel_command}: {in_short(error)}")
 
     return Told
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """How jobs are to be: arguments of the class of dask-jobqueue, and ours, ``workers`` and ``image``."""
-    options = read_toml(path, UsageError)
-    if not isinstance(options.get("workers", 1), int) or not isinstance(options.get("image", ""), str):
-        raise UsageError(f"the cluster configuration {path}: workers must be a number, and image a file")
-    return options
 
 
 def in_image(image: str, settings: Settings) -> str:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Le
 from scipy.ndimage import map_coordinates
 from torch import Generator, Tensor
+
+from bidsseg.schema import NonNegativeFloat, PositiveFloat, Share
 
 CONTROL_MM = 8.0
 """Spacing of the points at which a spatial change is computed before interpolation."""
@@ -39,17 +43,17 @@ class Spatial:
         still: share of the draws that are only mirrored and moved by whole voxels, without interpolation.
     """
 
-    rotation_deg: float = 7.0
-    scale: float = 0.06
-    shear: float = 0.03
-    shift_mm: float = 4.0
-    elastic_mm: float = 4.0
+    rotation_deg: NonNegativeFloat = 7.0
+    scale: NonNegativeFloat = 0.06
+    shear: NonNegativeFloat = 0.03
+    shift_mm: NonNegativeFloat = 4.0
+    elastic_mm: NonNegativeFloat = 4.0
     elastic_varies: bool = True
-    elastic_points: int = 6
-    elastic_order: int = 1
-    ventricles_mm: float = 6.0
-    flip: float = 0.5
-    still: float = 0.25
+    elastic_points: Annotated[int, Ge(2)] = 6
+    elastic_order: Annotated[int, Ge(1), Le(5)] = 1
+    ventricles_mm: NonNegativeFloat = 6.0
+    flip: Share = 0.5
+    still: Share = 0.25
 
 
 UNMOVED = Spatial(shift_mm=0.0, flip=0.0, still=1.0)
@@ -177,11 +181,11 @@ class Intensity:
         thickest_mm: thickness of the thickest slices.
     """
 
-    gamma: float = 0.25
-    bias: float = 0.35
-    noise: float = 0.06
-    blur: float = 0.3
-    thickest_mm: float = 5.0
+    gamma: NonNegativeFloat = 0.25
+    bias: NonNegativeFloat = 0.35
+    noise: NonNegativeFloat = 0.06
+    blur: Share = 0.3
+    thickest_mm: PositiveFloat = 5.0
 
 
 def change_intensity(image: Tensor, intensity: Intensity, spacing_mm: float, generator: Generator) -> Tensor:

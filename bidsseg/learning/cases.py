@@ -26,6 +26,7 @@ from bidsseg.learning.augment import (
     uniform,
 )
 from bidsseg.learning.synthesis import noise_around, strip, synthesise_each
+from bidsseg.schema import NonNegativeInt, PositiveInt, Share, ShareBelowOne
 
 VENTRICLES = 3
 """Value of fluid in the generic BIDS table."""
@@ -103,18 +104,18 @@ class Sampling:
         missing: share of the samples without all images but the first, so that a network learns to work without them.
     """
 
-    shape: tuple[int, int, int]
-    points: int = 65536
-    inside: float = 0.85
-    balance: float = 0.3
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    points: NonNegativeInt = 65536
+    inside: Share = 0.85
+    balance: Share = 0.3
     whole_head: bool = False
-    realistic: float = 0.6
-    stripped: float = 0.35
-    cut: float = 0.0
-    deepest_cut: float = 0.35
-    noise_around: float = 0.0
+    realistic: Share = 0.6
+    stripped: Share = 0.35
+    cut: Share = 0.0
+    deepest_cut: ShareBelowOne = 0.35
+    noise_around: Share = 0.0
     anywhere: bool = False
-    missing: float = 0.0
+    missing: Share = 0.0
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from bidsseg.errors import DataError, UsageError
+from bidsseg.errors import DataError, InputMissing, UsageError
 from bidsseg.labels import Protocol, load_protocol, load_relation
 from bidsseg.learning.datasets import LEARNING_MM
 from bidsseg.learning.recipe import Recipe
+from bidsseg.models.card import find_card
 from bidsseg.networks.network import Network
 from bidsseg.networks.segnet.staged import StagedSegNet
 from bidsseg.settings import Report
@@ -41,6 +42,11 @@ def check_recipe(recipe: Recipe, network: Network) -> None:
     """Raise DataError if a recipe does not fit its network."""
     if (recipe.voxels is not None) != isinstance(network, StagedSegNet):
         raise DataError(f"recipe {recipe.name}: [voxels] requires the network segnet, and segnet requires [voxels]")
+    if recipe.locator:
+        try:
+            find_card(recipe.locator)
+        except InputMissing as error:
+            raise DataError(f"recipe {recipe.name}: locator: {error}") from error
     if recipe.voxels is not None and recipe.spacing_mm != LEARNING_MM:
         raise DataError(f"recipe {recipe.name}: segnet is trained on a grid of {LEARNING_MM:g} mm: omit spacing_mm")
     multiple = network.multiple

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bidsseg.labels import Relation
+from bidsseg.schema import NonNegativeFloat
 
 SMOOTH = 1e-7
 """Added to numerator and denominator of the squared Dice term."""
@@ -32,10 +33,14 @@ class Loss:
             baselines of ACE.
     """
 
-    entropy: float = 1.0
-    dice: float = 0.5
+    entropy: NonNegativeFloat = 1.0
+    dice: NonNegativeFloat = 0.5
     squared: bool = False
     naive: bool = False
+
+    def __post_init__(self) -> None:
+        if self.entropy == self.dice == 0:
+            raise ValueError("entropy and dice are both 0, so that nothing is learned: give one of them a weight")
 
 
 @dataclass(frozen=True)

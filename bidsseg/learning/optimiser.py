@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from bidsseg.schema import NonNegativeFloat, PositiveFloat, ShareBelowOne
+
+Schedule = Literal["cosine", "constant"]
 
 
 @dataclass(frozen=True)
@@ -31,20 +35,16 @@ class Optimiser:
         average: decay of the running mean of the weights, which is the final model; 0 uses the weights themselves.
     """
 
-    rate: float = 2e-3
-    kernel_rate: float = 2e-2
-    weight_decay: float = 1e-2
-    warm_up: float = 0.04
-    schedule: str = "cosine"
-    betas: tuple[float, float] = (0.9, 0.99)
-    eps: float = 1e-8
-    clip: float = 5.0
+    rate: PositiveFloat = 2e-3
+    kernel_rate: NonNegativeFloat = 2e-2
+    weight_decay: NonNegativeFloat = 1e-2
+    warm_up: ShareBelowOne = 0.04
+    schedule: Schedule = "cosine"
+    betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.99)
+    eps: PositiveFloat = 1e-8
+    clip: PositiveFloat = 5.0
     clip_each: bool = False
-    average: float = 0.995
-
-    def __post_init__(self) -> None:
-        if self.schedule not in ("cosine", "constant"):
-            raise ValueError(f"no schedule '{self.schedule}': cosine or constant")
+    average: ShareBelowOne = 0.995
 
     def rate_factor(self, progress: float) -> float:
         """Return the share of the largest rates at a share (0..1) of the run."""

@@ -5,19 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal
+
+from annotated_types import Len
 
 from bidsseg.errors import DataError
+from bidsseg.image.brightness import NORMALISATIONS
+from bidsseg.labels import load_protocol
 from bidsseg.learning.augment import Intensity, Spatial
 from bidsseg.learning.cases import Sampling, View
 from bidsseg.learning.losses import Loss
 from bidsseg.learning.optimiser import Optimiser
 from bidsseg.learning.registration import Registration
-from bidsseg.models.card import Card, check_inputs
+from bidsseg.models.card import Card, Inputs, ModelName
+from bidsseg.models.library import check_network
 from bidsseg.reading import read_toml
+from bidsseg.schema import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Share,
+    ShareBelowOne,
+    converted,
+    one_of,
+)
 
 FOLDER = Path(__file__).parent / "recipes"
-Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -40,18 +54,18 @@ class Voxels:
         patience: epochs to wait for an error that is at least 1 % lower.
     """
 
-    per_scan: int = 20_000
-    validation: int = 2667
+    per_scan: PositiveInt = 20_000
+    validation: PositiveInt = 2667
     fresh: bool = False
     augmented: bool = False
-    batch: int = 200
-    rate: float = 0.05
-    momentum: float = 0.5
-    halve_at: tuple[int, ...] = (40, 60, 80)
+    batch: PositiveInt = 200
+    rate: PositiveFloat = 0.05
+    momentum: ShareBelowOne = 0.5
+    halve_at: tuple[NonNegativeInt, ...] = (40, 60, 80)
     adam: bool = False
     warm: bool = False
-    epochs: int = 300
-    patience: int = 10
+    epochs: PositiveInt = 300
+    patience: PositiveInt = 10
 
 
 @dataclass(frozen=True)
@@ -64,10 +78,10 @@ class Coarse:
         shape, points: of a sample, as in Sampling.
     """
 
-    steps: int
-    spacing_mm: float
-    shape: tuple[int, int, int]
-    points: int
+    steps: NonNegativeInt
+    spacing_mm: PositiveFloat
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    points: NonNegativeInt
 
 
 @dataclass(frozen=True)
@@ -110,30 +124,30 @@ class Recipe:
         registration: if given, samples are moved onto unlabelled scans too.
     """
 
-    name: str
+    name: ModelName
     title: str
-    heads: Mapping[str, float]
+    heads: Annotated[Mapping[str, NonNegativeFloat], Len(1)]
     network: Mapping[str, Any]
-    inputs: Sequence[str] = ("T1w",)
+    inputs: Inputs = ("T1w",)
     sampling: Sampling = field(default_factory=lambda: Sampling((128, 128, 128)))
     voxels: Voxels | None = None
-    spacing_mm: float = 1.0
-    normalisation: str = "percentile"
+    spacing_mm: PositiveFloat = 1.0
+    normalisation: Annotated[str, one_of(NORMALISATIONS)] = "percentile"
     locator: str | None = None
-    shown_mm: float = 2.0
+    shown_mm: NonNegativeFloat = 2.0
     mirror: bool = False
     pose_head: str | None = None
-    bits: int = 16
+    bits: Literal[8, 16] = 16
     description: str = ""
     licence: str = "unknown"
     citation: Sequence[str] = ()
     fading: Sequence[str] = ()
-    synthetic_share: float = 0.33
-    steps: int = 100_000
+    synthetic_share: Share = 0.33
+    steps: PositiveInt = 100_000
     coarse: Coarse | None = None
-    batch: int = 1
-    statistics: int = 0
-    keep: str = "last"
+    batch: PositiveInt = 1
+    statistics: NonNegativeInt = 0
+    keep: Literal["last", "best"] = "last"
     balanced: bool = False
     spatial: Spatial = field(default_factory=Spatial)
     intensity: Intensity = field(default_factory=Intensity)
@@ -145,13 +159,8 @@ class Recipe:
         unknown = set(self.fading) - set(self.heads)
         if unknown:
             raise ValueError(f"fading names {sorted(unknown)[0]}, which is none of the heads")
-        if self.bits not in (8, 16):
-            raise ValueError(f"bits = {self.bits}: give 8 or 16")
         if self.pose_head is not None and self.pose_head not in self.heads:
             raise ValueError(f"pose_head = {self.pose_head!r}, which is none of the heads")
-        if self.keep not in ("last", "best"):
-            raise ValueError(f"keep = {self.keep!r}: give last or best")
-        check_inputs(self.inputs, f"recipe {self.name}")
 
     @property
     def mirrors(self) -> bool:
@@ -183,30 +192,6 @@ class Recipe:
 
 ON_CARD = {entry.name for entry in fields(Recipe)} & {entry.name for entry in fields(Card)}
 """What a recipe and a card have in common."""
-PARTS: dict[str, type] = {
-    "sampling": Sampling,
-    "voxels": Voxels,
-    "coarse": Coarse,
-    "spatial": Spatial,
-    "intensity": Intensity,
-    "loss": Loss,
-    "optimiser": Optimiser,
-    "registration": Registration,
-}
-KINDS: dict[str, Any] = {
-    "int": int,
-    "float": (int, float),
-    "bool": bool,
-    "str": str,
-    "str | None": str,
-    "tuple[int, int, int]": list,
-    "tuple[float, float]": list,
-    "tuple[int, ...]": list,
-    "Sequence[str]": list,
-    "Mapping[str, float]": dict,
-    "Mapping[str, Any]": dict,
-}
-"""What TOML gives for a type."""
 
 
 def shipped_recipes() -> list[str]:
@@ -215,10 +200,14 @@ def shipped_recipes() -> list[str]:
 
 
 def load_recipe(name_or_path: str, small: bool = False) -> Recipe:
-    """The shipped recipe of that name or the one in that file; DataError names what is wrong in it.
+    """Return the shipped recipe of that name, or the one in that file.
 
     Args:
         small: whether the table ``[small]`` of the recipe, which has the form of a recipe, is laid over it.
+
+    Raises:
+        DataError: with file and key, if a key is unknown or missing, a value has another type or is out of range, or a
+            name (of a network, a protocol, a normalisation) is unknown.
     """
     path = FOLDER / f"{name_or_path}.toml"
     if not path.is_file():
@@ -231,10 +220,15 @@ def load_recipe(name_or_path: str, small: bool = False) -> Recipe:
         if not isinstance(scale, dict):
             raise DataError(f"{path}: has no small scale: leave out --small, or add a table [small]")
         values = merged(values, scale)
-    for key, part in PARTS.items():
-        if key in values:
-            values[key] = checked(part, values[key], f"{path} [{key}]")
-    return checked(Recipe, values, str(path))
+    where = f"{path} with [small]" if small else str(path)
+    recipe = converted(Recipe, values, where)
+    check_network(recipe.network, recipe.inputs, where)
+    for head in recipe.heads:
+        try:
+            load_protocol(head)
+        except DataError as error:
+            raise DataError(f"{where}: heads: {error}") from error
+    return recipe
 
 
 def table(path: Path) -> dict[str, Any]:
@@ -250,25 +244,8 @@ def table(path: Path) -> dict[str, Any]:
 
 def merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """A table with the values of another laid over it, inner tables too; heads are those of one recipe alone."""
-    tables = [key for key in over if isinstance(over[key], dict) and key in values and key != "heads"]
+    tables = [
+        key for key in over if isinstance(over[key], dict) and isinstance(values.get(key), dict) and key != "heads"
+    ]
     inner = {key: merged(values[key], over[key]) for key in tables}
     return {**values, **over, **inner}
-
-
-def checked(kind: type[Part], values: Any, where: str) -> Part:
-    """A dataclass from a table; DataError for unknown or missing keys and for values of another kind."""
-    if not isinstance(values, dict):
-        raise DataError(f"{where}: must be a table")
-    known = {entry.name: KINDS.get(str(entry.type), object) for entry in fields(kind)}  # type: ignore[arg-type]
-    for name, value in values.items():
-        if name not in known:
-            raise DataError(f"{where}: unknown key '{name}'; known are {', '.join(sorted(known))}")
-        if not isinstance(value, known[name]):
-            raise DataError(f"{where}: {name} = {value!r} is of the wrong kind")
-    for name in ("shape", "betas", "halve_at"):
-        if isinstance(values.get(name), list):
-            values[name] = tuple(values[name])
-    try:
-        return kind(**values)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{where}: {str(error).split('__init__() ')[-1]}") from error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Generator, Tensor
@@ -14,9 +15,10 @@ from torch import Generator, Tensor
 from bidsseg.image.brightness import normalise
 from bidsseg.learning.augment import UNMOVED, Warp, draw_warp, sample_image, sample_labels
 from bidsseg.learning.cases import Case
-from bidsseg.learning.optimiser import Optimiser
+from bidsseg.learning.optimiser import Optimiser, Schedule
 from bidsseg.networks.dfnet import DFNet, warp_whole_voxels
 from bidsseg.networks.eneuronet import NORMS
+from bidsseg.schema import NonNegativeFloat, PositiveFloat, PositiveInt, Share, one_of
 
 
 @dataclass(frozen=True)
@@ -32,17 +34,13 @@ class Registration:
         norm: see ``DFNet``.
     """
 
-    share: float = 0.3333
-    steps: int = 10_000
-    rate: float = 1e-4
-    kernel_rate: float = 0.0
-    schedule: str = "constant"
-    smoothness: float = 1.0
-    norm: str = "batch"
-
-    def __post_init__(self) -> None:
-        if self.norm not in NORMS:
-            raise ValueError(f"norm = {self.norm!r}: give {' or '.join(NORMS)}")
+    share: Share = 0.3333
+    steps: PositiveInt = 10_000
+    rate: PositiveFloat = 1e-4
+    kernel_rate: NonNegativeFloat = 0.0
+    schedule: Schedule = "constant"
+    smoothness: NonNegativeFloat = 1.0
+    norm: Annotated[str, one_of(NORMS)] = "batch"
 
     @property
     def optimiser(self) -> Optimiser:

@@ -28,7 +28,7 @@ from bidsseg.learning.registration_loop import DFNET, fit_mover
 from bidsseg.learning.segnet import fit_voxels
 from bidsseg.learning.state import CHECKPOINT, Conditions, State, same_run
 from bidsseg.models.card import CARD, Card, read_card
-from bidsseg.models.library import Model, build, save_protocol
+from bidsseg.models.library import Model, build, build_network, save_protocol
 from bidsseg.networks.network import Network
 from bidsseg.networks.segnet.staged import StagedSegNet
 from bidsseg.settings import Report, Settings, Training
@@ -88,6 +88,8 @@ def set_up(settings: Settings, device: str, precision: str, threads: int) -> Set
         raise UsageError("train needs --labels PROTOCOL=DERIVATIVES_DIR, at least once")
     spoken = {name: load_protocol(name) for name in recipe.heads}
     recipe = with_names(recipe, {name: protocol.name for name, protocol in spoken.items()})
+    heads = tuple(protocol.scored() for protocol in spoken.values())
+    check_recipe(recipe, sketched(recipe, heads))
     processes = Processes.join(device)
     report = settings.report if processes.first else Report()
     if recipe.voxels is None and processes.count > recipe.batch:
@@ -96,7 +98,7 @@ def set_up(settings: Settings, device: str, precision: str, threads: int) -> Set
     return Setup(
         settings,
         recipe,
-        heads=tuple(protocol.scored() for protocol in spoken.values()),
+        heads=heads,
         own_protocols=[protocol for name, protocol in spoken.items() if name not in shipped_protocols()],
         precision=precision,
         threads=threads,
@@ -104,6 +106,13 @@ def set_up(settings: Settings, device: str, precision: str, threads: int) -> Set
         folder=settings.output_dir / "models" / recipe.name,
         report=report,
     )
+
+
+def sketched(recipe: Recipe, heads: Sequence[Protocol]) -> Network:
+    """Return the network of a recipe without memory for its weights; DataError if it cannot be built."""
+    outputs = {head.name: len(head.regions) for head in heads}
+    with torch.device("meta"):
+        return build_network(recipe.network, recipe.inputs, outputs, where=f"recipe {recipe.name}")
 
 
 def is_finished(setup: Setup) -> bool:
@@ -194,7 +203,6 @@ def card_of(setup: Setup, people: People, start: Model | None) -> Card:
 def begun(setup: Setup, card: Card, start: Model | None) -> Network:
     """Return the network of the card, with what fits of the model that it starts from. UsageError if nothing does."""
     network = build(card)
-    check_recipe(setup.recipe, network)
     if start is not None:
         copied = start_from(network, start, setup.recipe.heads)
         if not copied:

@@ -15,6 +15,7 @@ from bidsseg.derivative.manifest import Entry, RunLog, stamp
 from bidsseg.derivative.ownership import check_files, check_folder, check_same_scan, check_source
 from bidsseg.derivative.sidecars import lists_model
 from bidsseg.errors import BidssegError, DataError, InputMissing, NothingSelected, UsageError
+from bidsseg.execution.cluster_config import CONFIGS, read_config
 from bidsseg.execution.machine import check_device, choose_workers
 from bidsseg.execution.pipeline import Outcome, Pipeline, process_mb, write_page
 from bidsseg.models.card import Card, find_card
@@ -95,6 +96,8 @@ def _checked(settings: Settings) -> tuple[Card, list[Space]]:
     card = find_card(settings.model)
     if settings.executor == "local":  # the machines of a cluster have their own devices
         check_device(settings.device)
+    elif settings.executor in CONFIGS:
+        read_config(settings.cluster_config, settings.executor)
     spaces = list(dict.fromkeys(find_space(word) for word in settings.output_spaces))
     for one, other in itertools.combinations(spaces, 2):
         if one.template == other.template and one.affine != other.affine:

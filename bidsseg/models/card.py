@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from annotated_types import Len
 
 from bidsseg.errors import DataError, InputMissing
 from bidsseg.reading import read_object
+from bidsseg.schema import NonNegativeFloat, PositiveFloat, Rule, Share, converted
+
+if TYPE_CHECKING:
+    from bidsseg.labels.protocol import Protocol
 
 FOLDER = Path(__file__).parent / "shipped"
 INPUTS = (("T1w",), ("T1w", "FLAIR"))
@@ -17,6 +24,36 @@ INPUTS = (("T1w",), ("T1w", "FLAIR"))
 BRAIN, LESION = "brain", "lesion"
 """Heads, and protocols, whose answers are masks and have files of their own."""
 CARD, WEIGHTS = "card.json", "weights.safetensors"
+
+ModelName = Annotated[
+    str, Rule("letters and digits only, for desc- in file names", lambda name: name.isascii() and name.isalnum())
+]
+KNOWN_INPUTS = Rule('["T1w"] or ["T1w", "FLAIR"]', lambda given: tuple(given) in INPUTS)
+Inputs = Annotated[Sequence[str], KNOWN_INPUTS]
+
+
+def has_dice(metrics: Mapping[str, Any]) -> bool:
+    """Return whether metrics give the Dice of each head that they name."""
+    tables = [metrics, metrics.get("cross_validation", {})]
+    if not all(isinstance(table, dict) and isinstance(table.get("heads", {}), dict) for table in tables):
+        return False
+    figures = [figure for table in tables for figure in table.get("heads", {}).values()]
+    dice = [figure.get("dice") if isinstance(figure, dict) else None for figure in figures]
+    numbers = [value for value in dice if isinstance(value, int | float) and not isinstance(value, bool)]
+    return len(numbers) == len(dice) and not any(value < 0 or value > 1 for value in numbers)  # nan where none is known
+
+
+def is_pose(values: Mapping[str, Any]) -> bool:
+    """Return whether values are those of ``image.pose.Reference.to_card``: places of regions, mm, and volumes, mm³."""
+    regions, half = values.get("regions"), values.get("half_mm")
+    if values.keys() != {"head", "half_mm", "regions"} or not (isinstance(regions, dict) and regions):
+        return False
+    rows = [(half, 3), *((row, 4) for row in regions.values())]
+    numbers = [row for row, length in rows if isinstance(row, list) and len(row) == length]
+    finite = all(type(value) in (int, float) and math.isfinite(value) for row in numbers for value in row)
+    indices = all(index.isascii() and index.isdigit() for index in regions)
+    sizes = len(numbers) == len(rows) and finite and min([*numbers[0], *(row[-1] for row in numbers[1:])]) > 0
+    return isinstance(values["head"], str) and indices and sizes
 
 
 @dataclass(frozen=True)
@@ -43,37 +80,37 @@ class Card:
         metrics: figures with their split, as the validation printed them.
     """
 
-    name: str
+    name: ModelName
     title: str
-    inputs: tuple[str, ...]
+    inputs: Annotated[tuple[str, ...], KNOWN_INPUTS]
     network: Mapping[str, Any]
-    spacing_mm: float
-    heads: tuple[str, ...]
+    spacing_mm: PositiveFloat
+    heads: Annotated[tuple[str, ...], Len(1)]
     sha256: str
     normalisation: str = "percentile"
     locator: str | None = None
-    margin_mm: float = 6.0
-    shown_mm: float = 2.0
+    margin_mm: NonNegativeFloat = 6.0
+    shown_mm: NonNegativeFloat = 2.0
     mirror: bool = False
-    bits: int = 16
+    bits: Literal[8, 16] = 16
     lesion: str | None = None
-    pose: Mapping[str, Any] | None = None
-    least_quality: float | None = None
+    pose: Annotated[Mapping[str, Any], Rule("head, half_mm and regions as train writes them", is_pose)] | None = None
+    least_quality: Share | None = None
     description: str = ""
     licence: str = "unknown"
     citation: Sequence[str] = ()
     data: Sequence[str] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Annotated[Mapping[str, Any], Rule("figures with the dice of each head", has_dice)] = field(
+        default_factory=dict
+    )
     code_version: str = ""
     folder: Path = field(default=Path(), compare=False)
 
     def __post_init__(self) -> None:
-        if not (self.name.isascii() and self.name.isalnum()):
-            raise DataError(f"model name '{self.name}': letters and digits only, since it becomes desc-{self.name}")
-        if self.spacing_mm <= 0 or not self.heads or not self.inputs:
-            raise DataError(f"model {self.name}: the card needs a positive spacing_mm, heads and inputs")
-        check_inputs(self.inputs, f"model {self.name}")
+        for key, head in (("lesion", self.lesion), ("pose.head", self.pose["head"] if self.pose else None)):
+            if head is not None and head not in self.heads:
+                raise ValueError(f"{key} = {head!r}, which is none of the heads")
 
     @property
     def protocols(self) -> tuple[str, ...]:
@@ -115,24 +152,21 @@ class Card:
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
-def check_inputs(inputs: Sequence[str], where: str) -> None:
-    """DataError for inputs that no model may read."""
-    if tuple(inputs) not in INPUTS:
-        raise DataError(f"{where}: inputs must be {' or '.join(json.dumps(known) for known in INPUTS)}")
-
-
 def shipped() -> list[Card]:
     """Cards of the models in the package, by name."""
     return [read_card(path.parent) for path in sorted(FOLDER.glob(f"*/{CARD}"))]
 
 
 def find_card(name_or_folder: str) -> Card:
-    """The shipped model of that name, or the model in that folder. InputMissing if there is neither."""
-    if (FOLDER / name_or_folder / CARD).is_file():
-        return read_card(FOLDER / name_or_folder)
-    folder = Path(name_or_folder)
-    if (folder / CARD).is_file():
-        return read_card(folder)
+    """Return the card of the shipped model of that name, or of the model in that folder.
+
+    Raises:
+        InputMissing: there is neither.
+        DataError: with file and key, if it is not a card, or if a head has no protocol.
+    """
+    for folder in (FOLDER / name_or_folder, Path(name_or_folder)):
+        if (folder / CARD).is_file():
+            return _with_protocols(read_card(folder))
     names = ", ".join(card.name for card in shipped()) or "none"
     raise InputMissing(f"no model '{name_or_folder}': give a folder with a {CARD}, or one of: {names}")
 
@@ -143,15 +177,37 @@ def located(name_or_folder: str) -> str:
 
 
 def read_card(folder: Path) -> Card:
-    """The card in a model folder; DataError if it is not one."""
+    """Return the card in a model folder.
+
+    Raises:
+        DataError: with file and key, if it is not a card.
+    """
     path = folder / CARD
     try:
         values = read_object(path)
-        for key, kind in (("inputs", list), ("heads", list), ("network", dict)):
-            if not isinstance(values[key], kind):
-                raise TypeError(f"{key} must be a {kind.__name__}")
-        values |= {"inputs": tuple(values["inputs"]), "heads": tuple(values["heads"])}
-        return Card(**values, folder=folder)
-    except (DataError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error).removeprefix(f"{path} ")
-        raise DataError(f"{path}: not a model card ({reason})") from error
+    except DataError as error:
+        raise DataError(f"{path}: not a model card ({str(error).removeprefix(f'{path} ')})") from error
+    return replace(converted(Card, values, path), folder=folder)
+
+
+def _with_protocols(card: Card) -> Card:
+    """Return a card; DataError if a head has no protocol."""
+    for head in card.heads:
+        try:
+            head_protocol(card, head)
+        except DataError as error:
+            raise DataError(f"{card.folder / CARD}: heads: {error}") from error
+    return card
+
+
+def head_protocol(card: Card, name: str) -> Protocol:
+    """Return the scored regions of a head: of the table in the model's folder, else of the shipped protocol."""
+    from bidsseg.labels.protocol import load_protocol
+
+    own = card.folder / table_name(name)
+    return load_protocol(str(own) if own.is_file() else name).scored()
+
+
+def table_name(head: str) -> str:
+    """Return the file of a head's regions in a model's folder, if they are not those of a shipped protocol."""
+    return f"seg-{head}_dseg.tsv"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
@@ -16,8 +17,8 @@ from torch import Tensor
 from bidsseg.errors import DataError, InputMissing
 from bidsseg.files import replacing
 from bidsseg.image.brightness import NORMALISATIONS
-from bidsseg.labels import Protocol, load_protocol
-from bidsseg.models.card import CARD, Card, find_card
+from bidsseg.labels import Protocol
+from bidsseg.models.card import CARD, Card, find_card, head_protocol, table_name
 from bidsseg.models.weights import packed, unpacked
 from bidsseg.networks.eneuronet import ENeuroNet
 from bidsseg.networks.network import Network
@@ -25,6 +26,7 @@ from bidsseg.networks.neuronet import NeuroNet
 from bidsseg.networks.segnet.staged import StagedSegNet
 from bidsseg.networks.subpixel_unet import SubpixelUNet
 from bidsseg.networks.unet import UNet
+from bidsseg.schema import check_options
 
 NETWORKS: dict[str, Callable[..., Network]] = {
     "subpixel-unet": SubpixelUNet,
@@ -54,44 +56,63 @@ class Model:
         return {name: head_protocol(self.card, name) for name in self.card.heads}
 
 
-def head_protocol(card: Card, name: str) -> Protocol:
-    """Return the regions of a head: the table in the model's folder, or the shipped protocol of that name."""
-    own = card.folder / table_name(name)
-    return load_protocol(str(own) if own.is_file() else name).scored()
-
-
 def save_protocol(protocol: Protocol, folder: Path) -> None:
     """Write the regions of a head into the model's folder, where ``head_protocol`` reads them."""
     with replacing(folder / table_name(protocol.name)) as stream:
         stream.write(protocol.scored().to_tsv().encode())
 
 
-def table_name(head: str) -> str:
-    """Return the name of the file for a head's regions in a model's folder, if they are not a shipped protocol."""
-    return f"seg-{head}_dseg.tsv"
-
-
 def build(card: Card) -> Network:
     """Return the untrained network of a card, with as many channels as the card has inputs."""
-    options = dict(card.network)
-    kind = options.pop("name", "")
-    if kind not in NETWORKS:
-        raise DataError(f"model {card.name}: no network '{kind}', known are {', '.join(NETWORKS)}")
+    path = card.folder / CARD
+    where = str(path) if path.is_file() else f"model {card.name}"
     if card.normalisation not in NORMALISATIONS:
         known = ", ".join(NORMALISATIONS)
-        raise DataError(f"model {card.name}: no normalisation '{card.normalisation}', known are {known}")
-    count = len(card.inputs)
-    if options.setdefault("images", count) != count:
-        raise DataError(f"model {card.name}: images = {options['images']} does not fit its inputs; omit it")
-    if "images" not in signature(NETWORKS[kind]).parameters:
-        if count > 1:
-            raise DataError(f"model {card.name}: {kind} reads one image, but inputs lists {' and '.join(card.inputs)}")
-        del options["images"]
+        raise DataError(f"{where}: normalisation: no normalisation '{card.normalisation}', known are {known}")
     outputs = {name: len(head_protocol(card, name).regions) for name in card.heads}
+    return build_network(card.network, card.inputs, outputs, where=where)
+
+
+def build_network(network: Mapping[str, Any], inputs: Sequence[str], outputs: dict[str, int], *, where: str) -> Network:
+    """Return a network that is not trained; DataError if it does not take the options, inputs or heads.
+
+    Args:
+        network, inputs, where: see ``check_network``.
+        outputs: number of regions of each head.
+    """
+    kind, options = check_network(network, inputs, where)
     try:
-        return NETWORKS[kind](outputs=outputs, **options)
+        return kind(outputs=outputs, **options)
     except (TypeError, ValueError, LookupError, RuntimeError) as error:
-        raise DataError(f"model {card.name}: the card's network options do not fit {kind} ({error})") from error
+        raise DataError(f"{where}: the network options do not fit {network['name']} ({error})") from error
+
+
+def check_network(
+    network: Mapping[str, Any], inputs: Sequence[str], where: str
+) -> tuple[Callable[..., Network], dict[str, Any]]:
+    """Return the class of a network and its options.
+
+    Args:
+        network: name and options, as in a card or recipe.
+        inputs: suffixes of the images that the network reads.
+        where: the file or model, for messages.
+
+    Raises:
+        DataError: with the key, if there is no such network, or if the network does not take the options or inputs.
+    """
+    options = dict(network)
+    name = options.pop("name", None)
+    if not isinstance(name, str) or name not in NETWORKS:
+        raise DataError(f"{where}: network.name: no network {name!r}, known are {', '.join(NETWORKS)}")
+    kind, count = NETWORKS[name], len(inputs)
+    check_options(kind, options, where, inside="network", leave_out="outputs")
+    if options.get("images", count) != count:
+        raise DataError(f"{where}: network.images = {options['images']} does not fit its inputs; leave it out")
+    if "images" in signature(kind).parameters:
+        return kind, {**options, "images": count}
+    if count > 1:
+        raise DataError(f"{where}: the network {name} reads one image, and inputs names {' and '.join(inputs)}")
+    return kind, options
 
 
 def load_model(name_or_folder: str) -> Model:

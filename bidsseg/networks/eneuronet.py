@@ -14,6 +14,7 @@ import itertools
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from bidsseg.networks.layers import DoublingConv, InstanceNorm, TransposedConv
 from bidsseg.networks.network import Network
+from bidsseg.schema import PositiveInt, one_of
 
 PATHS = 8
 """Groups of the 3³ convolution of a block; the paper's cardinality."""
@@ -189,7 +191,11 @@ class ENeuroNet(Network):
     multiple = MULTIPLE
 
     def __init__(
-        self, outputs: dict[str, int], images: int = 1, dropout: str = "as_run", faithful: bool = True
+        self,
+        outputs: dict[str, int],
+        images: PositiveInt = 1,
+        dropout: Annotated[str, one_of(DROPOUT)] = "as_run",
+        faithful: bool = True,
     ) -> None:
         super().__init__()
         share = DROPOUT[dropout]

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
+from annotated_types import Len
 from torch import Tensor, nn
+
+from bidsseg.schema import PositiveInt
+
+Widths = Annotated[Sequence[PositiveInt], Len(1)]
+"""Channels at each resolution of a network, the finest first."""
 
 
 class Network(nn.Module):

@@ -19,12 +19,14 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bidsseg.networks.network import Network
+from bidsseg.networks.network import Network, Widths
+from bidsseg.schema import PositiveInt, one_of
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu6": nn.ReLU6, "lrelu0.1": partial(nn.LeakyReLU, 0.1)}
 """Activation of the residual units. The training script sets the leaky ReLU, but the units ignore it and use ReLU6."""
@@ -217,9 +219,9 @@ class NeuroNet(Network):
     def __init__(
         self,
         outputs: dict[str, int],
-        images: int = 1,
-        widths: Sequence[int] = (16, 32, 64, 128),
-        act: str = "relu6",
+        images: PositiveInt = 1,
+        widths: Widths = (16, 32, 64, 128),
+        act: Annotated[str, one_of(ACTIVATIONS)] = "relu6",
     ) -> None:
         super().__init__()
         if act not in ACTIVATIONS:

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bidsseg.networks.network import Network
+from bidsseg.networks.network import Network, Widths
+from bidsseg.schema import PositiveInt
 
 SLAB = 8
 """Number of planes of cells whose last convolution is computed together."""
@@ -82,11 +84,11 @@ class SubpixelUNet(Network):
     def __init__(
         self,
         outputs: dict[str, int],
-        images: int = 1,
-        coordinates: int = 3,
-        widths: Sequence[int] = (32, 64, 128, 192),
-        features: int = 32,
-        last: int = 64,
+        images: PositiveInt = 1,
+        coordinates: Literal[0, 3] = 3,
+        widths: Widths = (32, 64, 128, 192),
+        features: PositiveInt = 32,
+        last: PositiveInt = 64,
     ) -> None:
         super().__init__()
         self.cell = 2

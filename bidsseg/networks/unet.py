@@ -9,13 +9,13 @@ ReLU.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from bidsseg.networks.layers import InstanceNorm
-from bidsseg.networks.network import Network
+from bidsseg.networks.network import Network, Widths
+from bidsseg.schema import PositiveInt
 
 SLOPE = 0.01
 """Slope of the leaky ReLU below zero."""
@@ -48,7 +48,7 @@ class UNet(Network):
         widths: channels at 1, 1/2, 1/4 ... of the grid's resolution; the first is also the number of features.
     """
 
-    def __init__(self, outputs: dict[str, int], images: int = 1, widths: Sequence[int] = (32, 64, 128, 256)) -> None:
+    def __init__(self, outputs: dict[str, int], images: PositiveInt = 1, widths: Widths = (32, 64, 128, 256)) -> None:
         super().__init__()
         pairs = list(itertools.pairwise(widths))
         self.multiple = 2 ** len(pairs)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from bidsseg import __version__
+from bidsseg.derivative.sidecar import ModelUsed, Sidecar, output_spaces, software_version, sources
+from bidsseg.derivative.sidecar import models as models_of
 from bidsseg.errors import BidssegError
 from bidsseg.models.card import Card, find_card
 
@@ -33,19 +34,19 @@ class Methods:
     references: tuple[str, ...]
 
 
-def methods(sidecar: Mapping[str, Any], protocols: Sequence[str]) -> Methods | None:
+def methods(sidecar: Sidecar, protocols: Sequence[str]) -> Methods | None:
     """Return the methods of the result with a sidecar; None if the sidecar names no model.
 
     Models are described by their cards, if they are shipped with this program.
     """
-    models = [model for model in sidecar.get("Models", []) if isinstance(model, Mapping) and "Name" in model]
+    models = models_of(sidecar)
     if not models:
         return None
     name, *others = (str(model["Name"]) for model in models)
     cards = [card for model in models if (card := _card(model)) is not None]
-    suffixes = [str(uri).rsplit("_", 1)[-1].split(".")[0] for uri in sidecar.get("Sources", [])]
+    suffixes = [uri.rsplit("_", 1)[-1].split(".")[0] for uri in sources(sidecar)]
     images, checksum = " and ".join(dict.fromkeys(suffixes)) or "T1w", str(models[0].get("SHA256", ""))[:12]
-    version = sidecar.get("SoftwareVersion", __version__)
+    version = software_version(sidecar, __version__)
     sentences = [
         f"{images} images were segmented with bidsseg {version}, a BIDS App (Gorgolewski et al. 2017), by its "
         f"model {name} (SHA-256 {checksum})."
@@ -57,8 +58,7 @@ def methods(sidecar: Mapping[str, Any], protocols: Sequence[str]) -> Methods | N
     labelled = f"Label maps of {_listed(protocols)} are" if protocols else "The masks are"
     sentences.append(f"{labelled} on the grid of the T1w; volumes were computed by counting voxels.")
     references = dict.fromkeys([BIDS_APPS, *(entry for card in cards for entry in card.citation)])
-    spaces = sidecar.get("OutputSpaces") or {}
-    if isinstance(spaces, Mapping) and spaces:
+    if spaces := output_spaces(sidecar):
         bent = "deformable" in spaces.values()
         way = "affine registration (mutual information, Mattes et al. 2003)"
         way += ", then diffeomorphic demons (Vercauteren et al. 2009)" if bent else ""
@@ -70,7 +70,7 @@ def methods(sidecar: Mapping[str, Any], protocols: Sequence[str]) -> Methods | N
     return Methods(" ".join(sentences), tuple(references))
 
 
-def _card(model: Mapping[str, Any]) -> Card | None:
+def _card(model: ModelUsed) -> Card | None:
     """Return the card of a shipped model, if its checksum is the same."""
     try:
         card = find_card(str(model["Name"]))

@@ -19,8 +19,9 @@ import numpy as np
 from bidsseg.bids.names import with_extension
 from bidsseg.bids.outputs import group_table, output_paths, report_path
 from bidsseg.bids.scan import Scan
-from bidsseg.derivative.results import FINDINGS, Result, find_results, read_json
+from bidsseg.derivative.results import Result, find_results, read_json
 from bidsseg.derivative.results import Volume as Row
+from bidsseg.derivative.sidecar import MESSAGES, Sidecar, messages
 from bidsseg.errors import BidssegError
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol, load_protocol
@@ -35,9 +36,7 @@ COHORT = "Cohort"
 """Key of the distribution of a column in the data dictionary of the table of a cohort."""
 UNLISTED = "#808080"
 """Colour of a region without a colour."""
-SAID = *FINDINGS, "Notes"
-"""Keys of a sidecar with warnings for the user."""
-HIDDEN = ("Description", "Sources", "SpatialReference", "Manual", "Quality", *SAID)
+HIDDEN = ("Description", "Sources", "SpatialReference", "Manual", "Quality", *MESSAGES)
 """Keys of the sidecar that are shown elsewhere on the page, or not at all."""
 
 
@@ -159,7 +158,7 @@ class _Scan:
     warnings: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
-    sidecar: dict[str, Any] = field(default_factory=dict)
+    sidecar: Sidecar = field(default_factory=Sidecar)
 
     def methods(self) -> Methods | None:
         """Return the text about the scan for a paper."""
@@ -170,8 +169,7 @@ class _Scan:
         ranges = cohort_ranges(output_dir, result.model, result.protocol)
         sidecar = self.sidecar = result.sidecar()
         self.quality = result.quality()
-        told = [str(text) for key in SAID for text in sidecar.get(key) or []]
-        self.warnings = list(dict.fromkeys([*self.warnings, *told]))
+        self.warnings = list(dict.fromkeys([*self.warnings, *messages(sidecar)]))
         self.details = {key: _plain(value) for key, value in sidecar.items() if key not in HIDDEN}
         paths = output_paths(Scan(result.source, Path()), result.model, [result.protocol, BRAIN, LESION], viewer=True)
         figures = paths.figures

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Len
 from torch import Tensor
 
 from bidsseg.networks.network import Network
-from bidsseg.networks.segnet.network import MAP, PLANAR, POOL, WIDTH, SegNet
+from bidsseg.networks.segnet.network import GROUPS, MAP, PLANAR, POOL, SCALES, WIDTH, SegNet
 from bidsseg.networks.segnet.surroundings import STEP, Surroundings, centroids_of, describe, distances, surroundings
+from bidsseg.schema import NonNegativeFloat, NonNegativeInt, PositiveInt, one_of
 
 SLAB = 16
 """Slices of the first axis whose voxels are classified together, so that the maps of the planes need about 1 GB.
@@ -116,12 +119,12 @@ class StagedSegNet(Network):
     def __init__(
         self,
         outputs: dict[str, int],
-        groups: Sequence[str] = ("fine", "compressed", "cube"),
-        hidden: Sequence[int] = (3000, 3000),
-        scale: str = "both",
-        noise: float = 0.2,
-        cube_neurons: int = 1000,
-        stages: int = STAGES,
+        groups: Annotated[Sequence[Annotated[str, one_of(GROUPS)]], Len(1)] = ("fine", "compressed", "cube"),
+        hidden: Sequence[PositiveInt] = (3000, 3000),
+        scale: Annotated[str, one_of(SCALES)] = "both",
+        noise: NonNegativeFloat = 0.2,
+        cube_neurons: PositiveInt = 1000,
+        stages: NonNegativeInt = STAGES,
     ) -> None:
         super().__init__()
         self.first = SegNet(outputs, groups, hidden=hidden, scale=scale, cube_neurons=cube_neurons)

@@ -1,0 +1,134 @@
+"""The file of ``--cluster-config``: what the jobs of a batch system are to be, in the terms of dask-jobqueue."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+from bidsseg.errors import UsageError
+from bidsseg.reading import read_toml
+from bidsseg.schema import PositiveFloat, PositiveInt, Rule, converted
+
+
+def is_size(text: str) -> bool:
+    """Return whether Dask reads a text as a positive number of bytes."""
+    from dask.utils import parse_bytes
+
+    try:
+        return parse_bytes(text) > 0
+    except ValueError:
+        return False
+
+
+Size = Annotated[str, Rule('a size with its unit, such as "6GB"', is_size)]
+Text = Annotated[str, Rule("text that is not empty", bool)]
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Jobs of any batch system. ``workers`` and ``image`` are of bidsseg, all else is handed to dask-jobqueue.
+
+    What is None is left to dask-jobqueue, whose own files may say it.
+
+    Attributes:
+        workers: jobs at a time.
+        image: Singularity image that the workers run in.
+        cores, memory: of a job.
+        processes: workers that a job is cut into.
+        walltime: of a job, as the batch system writes it.
+    """
+
+    workers: PositiveInt = 10
+    image: Text | None = None
+    cores: PositiveInt | None = None
+    memory: Size | None = None
+    processes: PositiveInt = 1
+    queue: Text | None = None
+    walltime: Text | None = None
+    job_name: Text | None = None
+    job_extra_directives: Sequence[str] | None = None
+    job_directives_skip: Sequence[str] | None = None
+    job_script_prologue: Sequence[str] = ()
+    worker_command: Text | None = None
+    worker_extra_args: Sequence[str] = ()
+    nanny: bool | None = None
+    death_timeout: PositiveFloat | None = None
+    python: Text | None = None
+    shebang: Text | None = None
+    local_directory: Text | None = None
+    log_directory: Text | None = None
+    shared_temp_directory: Text | None = None
+    config_name: Text | None = None
+    name: Text | None = None
+    interface: Text | None = None
+    protocol: Text | None = None
+    host: Text | None = None
+    dashboard_address: Text | None = None
+    scheduler_options: Mapping[str, Any] | None = None
+    silence_logs: Text | None = None
+
+    def options(self) -> dict[str, Any]:
+        """Return what is handed to the class of dask-jobqueue."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return {key: value for key, value in values.items() if value is not None and key not in ("workers", "image")}
+
+
+@dataclass(frozen=True)
+class SlurmConfig(ClusterConfig):
+    """Jobs of SLURM."""
+
+    account: Text | None = None
+    job_cpu: PositiveInt | None = None
+    job_mem: Text | None = None
+
+
+@dataclass(frozen=True)
+class PBSConfig(ClusterConfig):
+    """Jobs of PBS."""
+
+    account: Text | None = None
+    resource_spec: Text | None = None
+
+
+@dataclass(frozen=True)
+class SGEConfig(ClusterConfig):
+    """Jobs of Grid Engine."""
+
+    project: Text | None = None
+    resource_spec: Text | None = None
+
+
+@dataclass(frozen=True)
+class LSFConfig(ClusterConfig):
+    """Jobs of LSF.
+
+    Attributes:
+        mem: bytes of a job.
+    """
+
+    project: Text | None = None
+    ncpus: PositiveInt | None = None
+    mem: PositiveInt | None = None
+    lsf_units: Text | None = None
+    use_stdin: bool | None = None
+
+
+CONFIGS: dict[str, type[ClusterConfig]] = {
+    "slurm": SlurmConfig,
+    "pbs": PBSConfig,
+    "sge": SGEConfig,
+    "lsf": LSFConfig,
+}
+"""By executor."""
+
+
+def read_config(path: Path | None, executor: str) -> ClusterConfig:
+    """Return what the jobs of a batch system are to be, by a TOML file or without one.
+
+    Raises:
+        UsageError: with file and key, for what the batch system does not take, another type or a value out of range.
+    """
+    kind = CONFIGS[executor]
+    return converted(kind, read_toml(path, UsageError), path, error=UsageError) if path else kind()
