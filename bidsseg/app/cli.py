@@ -207,23 +207,21 @@ def dataset_parser() -> argparse.ArgumentParser:
     add("-d", "--derivatives", metavar="[NAME=]DIR", **several, help="derivative datasets that --labels may name")
     add("--also", metavar="BIDS_DIR", **several, help="learn from these datasets too")
     add("--small", action="store_true", help="take the small scale of the recipe: a try on a laptop")
-    add("--init", metavar="NAME|DIR", help="start from the weights of this model")
-    add("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
-    add("--time-budget", metavar="MINUTES", type=float, help="stop after this time and keep what is learnt")
-    add(
-        "--folds",
-        metavar="K",
-        type=int,
-        default=Training.folds,
-        help="parts of the participants; 1: nobody is held out [%(default)s]",
-    )
-    add("--fold", metavar="I", type=int, default=Training.fold, help="hold out this part, from 0 [%(default)s]")
-    add(
-        "--hold-out",
-        metavar="LABEL",
-        **several,
-        help="hold out these participants, or patterns of such, in place of a fold",
-    )
+    add("--init", metavar="NAME|DIR",
+        help="start from the weights of this model; with --cross-validate also the output of another "
+        "cross-validation, each fold from its own")  # fmt: skip
+    add("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR; keep what is finished")
+    add("--time-budget", metavar="MINUTES", type=float,
+        help="stop after this time and keep what is learnt; with --cross-validate, it is the time of the whole run, "
+        "shared evenly by what is left to train")  # fmt: skip
+    add("--cross-validate", metavar="K", type=int, nargs="?", const=Training.folds,
+        help="train each of K folds, then a final model on all participants; its card has the results of the folds "
+        f"[K: {Training.folds}]")  # fmt: skip
+    add("--folds", metavar="K", type=int,
+        help=f"parts of the participants; 1: nobody is held out [{Training.folds}]")  # fmt: skip
+    add("--fold", metavar="I", type=int, help=f"hold out this part, from 0 [{Training.fold}]")
+    add("--hold-out", metavar="LABEL", **several,
+        help="hold out these participants, or patterns of such, in place of a fold")  # fmt: skip
     add("--seed", metavar="N", type=int, default=Training.seed, help="of all that is random [%(default)s]")
 
     add = parser.add_argument_group("other").add_argument
@@ -340,10 +338,8 @@ def _settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
             resume=given.resume,
             init=given.init,
             time_budget_min=given.time_budget,
-            folds=given.folds,
-            fold=given.fold,
-            hold_out=arguments.labels("sub", given.hold_out, patterns=True),
             seed=given.seed,
+            **arguments.split(given.cross_validate, folds=given.folds, fold=given.fold, hold_out=given.hold_out),
         ),
         **_shared(given, words),
     )

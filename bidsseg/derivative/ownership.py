@@ -30,7 +30,8 @@ from bidsseg.settings import Settings
 
 ROOT_FILES = ("descriptions", "readme", "bidsignore")
 CHECKPOINT = "checkpoint.pt"
-MODEL_FILES = (CARD, WEIGHTS, "curve.tsv", "curve.png", "validation.tsv")
+VALIDATION, CROSS_VALIDATION = "validation.tsv", "crossvalidation.tsv"
+MODEL_FILES = (CARD, WEIGHTS, "curve.tsv", "curve.png", VALIDATION, CROSS_VALIDATION)
 COMPARED = 20
 """Images that are compared with those on record, at most."""
 LOOKED_AT = 500

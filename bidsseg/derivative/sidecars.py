@@ -30,7 +30,7 @@ NAME_PREFIX = f"{TOOL}: segmentation of "
 README_MARK = f"# Segmentation of brain MRI by {TOOL}"
 """How the README of an output begins."""
 
-BIDSIGNORE = ("*.html", "figures", "*_morph.tsv", "*_morph.json", "group_*", "*_xfm.*", "models")
+BIDSIGNORE = ("*.html", "figures", "*_morph.tsv", "*_morph.json", "group_*", "*_xfm.*", "models", "folds")
 """What BIDS has no names for. No slash after a folder: the validator would then still complain about the folder."""
 
 ENVIRONMENT = {"Type": "BIDSSEG_CONTAINER_TYPE", "Tag": "BIDSSEG_CONTAINER_TAG", "URI": "BIDSSEG_CONTAINER_URI"}

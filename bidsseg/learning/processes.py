@@ -20,12 +20,17 @@ class Processes:
     device: str = "cpu"
 
     @staticmethod
+    def started() -> int:
+        """Return the number of processes that torchrun has started for this run; 1 without torchrun."""
+        return int(os.environ.get("WORLD_SIZE", "1"))
+
+    @staticmethod
     def join(device: str = "cpu") -> Processes:
         """Those that torchrun tells of in the environment; this one alone without it.
 
         Each takes the GPU of its number on its machine if the device is a GPU.
         """
-        count = int(os.environ.get("WORLD_SIZE", "1"))
+        count = Processes.started()
         if count == 1:
             return Processes(device=device)
         if device != "cpu":
