@@ -22,8 +22,8 @@ from bidsseg.files import write_text_atomic
 from bidsseg.learning.datasets import dataset_of, held_out, person
 from bidsseg.learning.interruption import Interruption
 from bidsseg.learning.record import figures
-from bidsseg.learning.state import same_run
-from bidsseg.learning.training import Setup, model_folder
+from bidsseg.learning.state import CHECKPOINT, same_run
+from bidsseg.learning.training import Setup, discard, model_folder
 from bidsseg.learning.validation import described
 from bidsseg.models.card import CARD, find_card, located, read_card
 from bidsseg.models.library import save_card
@@ -103,7 +103,7 @@ def fold_output(output_dir: Path, fold: int) -> Path:
 def fold_models(output_dir: Path, name: str) -> list[Path]:
     """Return the model folders of the folds that are finished, in order up to the first that is not."""
     folders = (model_folder(fold_output(output_dir, fold), name) for fold in itertools.count())
-    return list(itertools.takewhile(lambda folder: (folder / CARD).is_file(), folders))
+    return list(itertools.takewhile(lambda each: (each / CARD).is_file() and not (each / CHECKPOINT).exists(), folders))
 
 
 def starts_of(init: str | None, count: int) -> list[str | None]:
@@ -140,13 +140,10 @@ def cross_validated(init: str) -> tuple[Path, list[str]]:
     if not folder.is_absolute():  # a shipped model
         return folder, []
     if (folder / CARD).is_file():
-        output_dir, names = folder.parent.parent, [folder.name]
+        folder, names = folder.parent.parent, [folder.name]
     else:
-        output_dir, names = (
-            folder,
-            sorted(card.parent.name for card in (folder / root_path("models")).glob(f"*/{CARD}")),
-        )
-    return output_dir, [name for name in names if fold_models(output_dir, name)]
+        names = sorted(card.parent.name for card in folder.glob(f"{root_path('models')}/*/{CARD}"))
+    return folder, [name for name in names if fold_models(folder, name)]
 
 
 def check_people(parts: Sequence[Part], done: Collection[Part], names: Sequence[str]) -> None:
@@ -191,6 +188,13 @@ def tell_folds(parts: Sequence[Part], names: Sequence[str]) -> None:
     """Say who is held out in each fold."""
     for part in parts:
         part.setup.report.say(f"holds out {', '.join(people_held_out(part, names)) or 'nobody'}")
+
+
+def forget(setup: Setup, parts: Sequence[Part]) -> None:
+    """Take away all models and checkpoints of a cross-validation, also of one that had more folds."""
+    folders = [part.setup.folder for part in parts]
+    for folder in {*folders, *fold_models(setup.settings.output_dir, setup.recipe.name)}:
+        discard(folder)
 
 
 # -- between the trainings ---------------------------------------------------------------------------------------------

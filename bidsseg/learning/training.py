@@ -195,10 +195,10 @@ def begin(setup: Setup) -> None:
     torch.manual_seed(setup.options.seed)
 
 
-def discard(setup: Setup) -> None:
+def discard(folder: Path) -> None:
     """Take away a model and its checkpoint, so that neither is resumed or taken for finished."""
     for name in (*MODEL_FILES, CHECKPOINT, DFNET):
-        (setup.folder / name).unlink(missing_ok=True)
+        (folder / name).unlink(missing_ok=True)
 
 
 def card_of(setup: Setup, people: People, start: Model | None) -> Card:

@@ -60,8 +60,7 @@ def _cross_validate(setup: Setup, interruption: Interruption) -> Path:
         return setup.folder
     cases = training.read_data(setup, sources, interruption) if left else []
     if setup.settings.overwrite:
-        for part in parts:
-            training.discard(part.setup)
+        crossvalidation.forget(setup, parts)
     for number, part in enumerate(left):
         with crossvalidation.named(part):
             timed = crossvalidation.with_time(part, [*done, *left[:number]], len(left) - number)
