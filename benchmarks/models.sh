@@ -41,8 +41,8 @@ run() { stage "$1" "$python" "$here/../run.py" "${@:2}" "${device[@]}"; }
 script() { stage "$1" "$python" "$here/$2.py" "${@:3}"; }
 # train NAME MINUTES WORDS...: by the recipe of that name, with one fold held out
 train() { run "$1" "$oasis" "$out" train --recipe "$1" --folds 5 --time-budget "$(minutes "$2")" --resume "${@:3}"; }
-# validate NAME DATASET WORDS...: all folds
-validate() { script "$1" crossvalidate "$out/$1" "$2" --folds 3 --small "${@:3}" "${device[@]}"; }
+# validate NAME WORDS...: all folds, then the model
+validate() { run "$1" "$oasis" "$out/$1" train --cross-validate 3 --small --resume "${@:2}"; }
 
 # locator and wholebrain: one that finds brains, one of all heads, and its second run, which learns from scans that the
 # first has labelled, too. Participant 01 of each of their datasets is never learned from: something is left to look at.
@@ -64,14 +64,19 @@ script wholebrain-figures accuracy "$oasis" --labels "$manual" "$fast" "$heads" 
     --model "$out/models/wholebrainfinetune" --card # labels of a model are no truth to be measured by
 
 # The five published systems, each measured by cross-validation: see docs/results.md.
-validate eneuronet "$oasis" --final --recipe eneuronet --also "$data/heads" --labels "$manual" "$fast" "$heads"
+validate eneuronet --recipe eneuronet --also "$data/heads" --labels "$manual" "$fast" "$heads"
 
-for fold in 0 1 2 all; do
-    run "structures-$fold" "$data/ds002748" "$out/structures/fold$fold" participant --skip-bids-validator \
-        --model "$out/eneuronet/fold$fold/models/eneuronet"
-done
-validate neuronet "$oasis" --final --recipe neuronet --cases 'oasis/*' --also "$data/ds002748" \
-    --labels "FreeSurfer=$out/structures/fold{fold}" "$manual" "$fast"
+# neuronet learns from what eneuronet finds, each fold from what the same fold finds.
+# taught WHAT OUTPUT SPLIT...: one of its trainings
+taught() {
+    run "structures-$1" "$data/ds002748" "$out/structures/$1" participant --skip-bids-validator \
+        --model "$out/eneuronet/$2/models/eneuronet"
+    run "neuronet-$1" "$oasis" "$out/neuronet/$2" train --recipe neuronet --small --resume --also "$data/ds002748" \
+        --labels "FreeSurfer=$out/structures/$1" "$manual" "$fast" "${@:3}"
+}
+for fold in 0 1 2; do taught "fold-$fold" "folds/fold-$fold" --folds 3 --fold "$fold"; done
+taught final . --folds 1
+script neuronet-figures fold_figures "$out/neuronet" --cases 'oasis/*' --card "$out/neuronet/models/neuronet"
 
 for name in oasis ds002748; do script "atropos-$name" tool_labels "$data/$name" "$out/atropos_$name"; done
 cat > "$out/joint.toml" << TOML
@@ -80,16 +85,19 @@ name = "partialjoint"
 heads = { BrainCOLOR = 1.0, Atropos = 1.0 }
 fading = ["Atropos"]
 TOML
-validate joint "$oasis" --final --recipe "$out/joint.toml" --also "$data/ds002748" \
+validate joint --recipe "$out/joint.toml" --also "$data/ds002748" \
     --labels "$manual" "Atropos=$out/atropos_oasis" "Atropos=$out/atropos_ds002748"
-validate partial "$oasis" --final --recipe partial-joint-finetune --labels "$manual" \
-    --init "$out/joint/fold{fold}/models/partialjoint"
+validate partial --recipe partial-joint-finetune --labels "$manual" --init "$out/joint"
 
-for fold in 0 1 2; do script "lesions-$fold" lesion_datasets "$data" "$out/lesions/set$fold" "$fold"; done
-lesions="$out/lesions/set{fold}"
-validate ace "$lesions/both" --card "$out/ace/fold0/models/ace" --recipe ace --hold-out 'both*' \
-    --also "$lesions/anatomy" "$lesions/lesions" --labels "FASTlesion=$lesions/both/derivatives/truth" \
-    "FAST=$lesions/anatomy/derivatives/fast" "lesion=$lesions/lesions/derivatives/manual"
+# ace: each fold has datasets of its own.
+for fold in 0 1 2; do
+    set=$out/lesions/set$fold
+    script "lesions-$fold" lesion_datasets "$data" "$set" "$fold"
+    run "ace-$fold" "$set/both" "$out/ace/folds/fold-$fold" train --recipe ace --small --resume --hold-out 'both*' \
+        --also "$set/anatomy" "$set/lesions" --labels "FASTlesion=$set/both/derivatives/truth" \
+        "FAST=$set/anatomy/derivatives/fast" "lesion=$set/lesions/derivatives/manual"
+done
+script ace-figures fold_figures "$out/ace" --card "$out/ace/folds/fold-0/models/ace"
 
-validate segnet "$oasis" --final --recipe segnet --labels "$manual"
+validate segnet --recipe segnet --labels "$manual"
 echo "all models are made, in $out"

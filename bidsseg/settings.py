@@ -60,6 +60,8 @@ class Training:
         resume: go on from the last checkpoint in the output folder.
         init: model (name or folder) whose weights are the start.
         time_budget_min: stop cleanly after so many minutes.
+        cross_validate: number of folds that are all trained, before a final model on all participants; None trains one
+            model. With it, the time budget is that of the whole run, and nothing is read of folds, fold and hold_out.
         folds: number of folds of a cross-validation by participant; 1 holds nobody out.
         fold: the fold, counted from 0, that is held out.
         hold_out: labels without ``sub-`` of participants, or patterns of such, that are held out in place of a fold.
@@ -72,12 +74,15 @@ class Training:
     resume: bool = False
     init: str | None = None
     time_budget_min: float | None = None
+    cross_validate: int | None = None
     folds: int = 5
     fold: int = 0
     hold_out: Sequence[str] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.cross_validate is not None and self.cross_validate < 2:
+            raise UsageError(f"--cross-validate {self.cross_validate}: give at least 2 folds")
         if self.folds < 1:
             raise UsageError(f"--folds {self.folds}: give at least 2, or 1 to hold nobody out")
         if not 0 <= self.fold < self.folds:

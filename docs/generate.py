@@ -48,6 +48,7 @@ OUTPUTS = {
     "bidsignore": "files that the BIDS validator skips",
     "logs": "manifest of each run, and a file for each failure",
     "models": "`train`: the model folders",
+    "folds": "`train --cross-validate`: the models of the folds, in `fold-0/models/` and so on",
 }
 """Descriptions of the patterns in outputs.toml."""
 

@@ -178,7 +178,7 @@ def test_the_validator_accepts_every_name(tmp_path: Path) -> None:
             (output / path).write_bytes(content)
         (output / report_path(scan_of(source))).write_text("<html></html>", encoding="utf-8")
     table = group_table("wholebrain", "FAST")
-    others = ["logs/run-1.json", "models/x/card.json"]
+    others = ["logs/run-1.json", "models/x/card.json", "folds/fold-0/models/x/card.json"]
     for path in (table, with_extension(table, ".json"), group_report(), *map(Path, others)):
         (output / path).parent.mkdir(parents=True, exist_ok=True)
         (output / path).write_text("{}", encoding="utf-8")

@@ -140,6 +140,7 @@ VALUES = {
     "--also": ["{tmp}"],
     "--init": ["wholebrain"],
     "--time-budget": ["1.5"],
+    "--cross-validate": ["4"],
     "--folds": ["3"],
     "--fold": ["1"],
     "--hold-out": ["01", "both*", "sub-1?[0-3]"],
@@ -217,6 +218,13 @@ def test_training_flags(bids: Path, tmp_path: Path, calls: list[tuple[str, Setti
     assert training.init == "wholebrain"
 
 
+def test_five_folds_are_cross_validated_if_no_number_is_given(
+    bids: Path, tmp_path: Path, calls: list[tuple[str, Settings]]
+) -> None:
+    assert main([str(bids), str(tmp_path / "out"), "train", "--cross-validate", "--seed", "1"]) == 0
+    assert one(calls).training.cross_validate == 5
+
+
 @pytest.mark.parametrize(
     ("words", "code", "hint"),
     [
@@ -225,6 +233,9 @@ def test_training_flags(bids: Path, tmp_path: Path, calls: list[tuple[str, Setti
         (["--also", "/nowhere"], 66, "no folder /nowhere"),
         (["--folds", "0"], 64, "at least 2"),
         (["--fold", "5"], 64, "from 0 to 4"),
+        (["--cross-validate", "1"], 64, "at least 2"),
+        (["--cross-validate", "--folds", "5"], 64, "leave out --folds"),
+        (["--cross-validate", "--fold", "0", "--hold-out", "01"], 64, "leave out --fold and --hold-out"),
         (["--time-budget", "0"], 64, "positive"),
         (["--n-cpus", "0"], 64, "at least 1"),
         (["--mem", "much"], 64, "8G"),

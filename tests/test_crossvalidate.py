@@ -1,70 +1,322 @@
-"""Every participant is measured once, by a model that has not seen them."""
+"""Cross-validation: every participant is measured once, by a model that was not trained on that participant."""
 
-import subprocess
+import shutil
 import sys
-import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
-from labelled import RECIPE, make_labelled
+from labelled import RECIPE, told
 from scripts import script
+from told import Told
 
+from bidsseg.errors import BidssegError, DataError, InputMissing, TemporaryFailure, UsageError
+from bidsseg.learning import crossvalidation, training
+from bidsseg.learning.interruption import Interruption
 from bidsseg.learning.validation import ERROR, summary
-from bidsseg.models.card import read_card
+from bidsseg.levels.train import train_level
+from bidsseg.models.card import CARD, WEIGHTS, read_card
+from bidsseg.models.library import save_card
+from bidsseg.settings import Settings, Training
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "crossvalidate.py"
-
-
-def crossvalidate(*words: object) -> str:
-    """What the script prints."""
-    done = subprocess.run([sys.executable, SCRIPT, *map(str, words)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+TABLE = "crossvalidation.tsv"
+FOLDS = [("bids/sub-01", "bids/sub-03"), ("bids/sub-02", "bids/sub-04")]
+Request = Callable[..., Settings]
 
 
-def test_folds_become_figures_on_the_card_of_a_model_that_learns_from_everybody(tmp_path: Path) -> None:
-    bids, labels = make_labelled(tmp_path)
-    recipe, out = tmp_path / "recipe.toml", tmp_path / "out"
+@pytest.fixture(scope="module")
+def request_of(dataset: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Request:
+    """``request_of(output, overwrite=..., **training)`` is a cross-validation of two folds, if not asked otherwise."""
+    recipe = tmp_path_factory.mktemp("recipe") / "recipe.toml"
     recipe.write_text(RECIPE)
-    common = [bids, "--folds", 2, "--recipe", recipe, "--labels", f"FAST={labels}", "--n-cpus", 1]
-    crossvalidate(out, *common)
-    table = pd.read_csv(out / "crossvalidation.tsv", sep="\t")
-    assert set(table.case) == {f"bids/sub-{number:02}" for number in range(1, 5)}
-    assert table.groupby("case").fold.nunique().max() == 1
 
-    said = crossvalidate(out, *common, "--final")
-    assert said.count("is finished") == 2, "what is done is not done again"
-    card = read_card(out / "foldall" / "models" / "tiny")
-    assert card.data == ["bids: 4 scans"] and set(card.metrics) == {"cross_validation"}
+    def settings(output: Path, *, participants: tuple[str, ...] = (), **asked: Any) -> Settings:
+        general = {name: asked.pop(name) for name in ("overwrite", "dry_run") if name in asked}
+        asked = {"recipe": str(recipe), "labels": {"FAST": [dataset[1]]}, "cross_validate": 2, **asked}
+        return Settings(
+            dataset[0],
+            output,
+            participants=participants,
+            precision="fp32",
+            n_cpus=1,
+            training=Training(**asked),
+            report=Told(),
+            **general,
+        )
+
+    return settings
+
+
+@pytest.fixture(scope="module")
+def finished(request_of: Request, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A cross-validation that was not interrupted."""
+    settings = request_of(tmp_path_factory.mktemp("whole") / "out")
+    train_level(settings)
+    return settings
+
+
+def model(output: Path, fold: int | None = None) -> Path:
+    return (output if fold is None else output / "folds" / f"fold-{fold}") / "models" / "tiny"
+
+
+def table_of(output: Path) -> pd.DataFrame:
+    return pd.read_csv(model(output) / TABLE, sep="\t")
+
+
+def parts_of(settings: Settings) -> list[crossvalidation.Part]:
+    return crossvalidation.parts_of(training.set_up(settings, "cpu", "fp32", 1))
+
+
+@pytest.fixture
+def nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*_: Any) -> None:
+        raise AssertionError("a scan was read")
+
+    monkeypatch.setattr(training, "read_cases", read)
+
+
+# -- what comes out ----------------------------------------------------------------------------------------------------
+
+
+def test_every_participant_is_measured_once_by_a_model_trained_on_others(
+    finished: Settings, request_of: Request, tmp_path: Path
+) -> None:
+    for fold, people in enumerate(FOLDS):
+        card = read_card(model(finished.output_dir, fold))
+        assert card.metrics["held_out"] == list(people) and card.data == ["bids: 2 scans"]
+    table = table_of(finished.output_dir)
+    assert list(table.columns) == ["case", "head", "annotation", "region", "dice", "fold"]
+    assert [tuple(sorted(set(table[table.fold == fold].case))) for fold in (0, 1)] == FOLDS
+    assert not table.duplicated(["case", "head", "annotation", "region"]).any()
+    plain = train_level(request_of(tmp_path / "plain", cross_validate=None, folds=2, fold=1))
+    for name in (WEIGHTS, "validation.tsv"):
+        assert (plain / name).read_bytes() == (model(finished.output_dir, 1) / name).read_bytes()
+
+
+def test_the_final_model_is_trained_on_all_and_has_the_results_on_its_card(finished: Settings) -> None:
+    card, table = read_card(model(finished.output_dir)), table_of(finished.output_dir)
+    assert card.data == ["bids: 4 scans"] and card.recipe["held_out"] == []
+    assert set(card.metrics) == {"cross_validation"}
     found = card.metrics["cross_validation"]
-    own = table[(table["head"] == "FAST") & (table.region != ERROR)]
     assert found["split"] == "2-fold cross-validation by participant"
-    assert card.dice["FAST"] == found["heads"]["FAST"]["dice"]
-    assert card.dice["FAST"] == pytest.approx(own.groupby("case").dice.mean().mean(), abs=1e-4)
-    assert found["heads"]["FAST"]["scans"] == 4
-    assert found["heads"]["FAST"]["dice_low"] <= card.dice["FAST"] <= found["heads"]["FAST"]["dice_high"]
+    for head in ("brain", "FAST"):
+        own = table[(table["head"] == head) & (table.region != ERROR)].groupby("case").dice.mean()
+        assert card.dice[head] == pytest.approx(own.mean(), abs=1e-4)
+    fast = found["heads"]["FAST"]
+    assert fast["scans"] == 4 and fast["dice_low"] <= fast["dice"] <= fast["dice_high"]
 
-    other = tmp_path / "other"
-    start = ["--init", f"{out}/fold{{fold}}/models/tiny"]
-    crossvalidate(other, *common, *start, "--cases", "bids/sub-0[123] *", "--card", out / "fold1" / "models" / "tiny")
-    for fold in range(2):
-        first, second = (read_card(place / f"fold{fold}" / "models" / "tiny") for place in (out, other))
-        assert second.recipe["init"]["sha256"] == first.sha256
-    card = read_card(out / "fold1" / "models" / "tiny")
-    assert card.metrics["held_out"] == ["bids/sub-02", "bids/sub-04"]
-    figure = card.metrics["cross_validation"]["heads"]["FAST"]
-    other_table = pd.read_csv(other / "crossvalidation.tsv", sep="\t")
-    assert set(other_table.case) == set(table.case)
-    own = other_table[(other_table["head"] == "FAST") & (other_table.region != ERROR)]
-    own = own[own.case != "bids/sub-04"]
-    assert figure["dice"] == pytest.approx(own.groupby("case").dice.mean().mean(), abs=1e-4)
-    assert figure["scans"] == 3 and figure["dice_low"] <= figure["dice"] <= figure["dice_high"]
-    assert card.metrics["cross_validation"]["split"].startswith("2-fold")
+
+def test_every_line_names_its_fold(finished: Settings) -> None:
+    said = told(finished).said
+    assert said[0] == "fold 1 of 2: 2 scans to learn from, 2 held out: bids/sub-01, bids/sub-03"
+    assert "fold 2 of 2: 2 scans to learn from, 2 held out: bids/sub-02, bids/sub-04" in said
+    assert any(line.startswith(f"final model: model: {model(finished.output_dir)}") for line in said)
+    assert any(line.startswith("FAST (against FAST, 4 scans): Dice") for line in said)
+    assert told(finished).warned == []
+
+
+# -- interruptions -----------------------------------------------------------------------------------------------------
+
+
+def stop_in_fold_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask the training to stop after two steps of the second fold."""
+    asked: list[int] = []
+    plain = training.people_of
+
+    def people_of(setup: training.Setup, *given: Any) -> training.People:
+        asked.clear()
+        asked.append(setup.options.fold)
+        return plain(setup, *given)
+
+    def stop(self: Interruption) -> bool:
+        asked.append(0)
+        return asked[0] == 1 and len(asked) > 3
+
+    monkeypatch.setattr(training, "people_of", people_of)
+    monkeypatch.setattr(Interruption, "asked", stop)
+
+
+def test_an_interrupted_run_resumes_to_the_same_bytes(
+    finished: Settings, request_of: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        stop_in_fold_2(patched)
+        with pytest.raises(TemporaryFailure, match=r"fold 2 of 2 is next: stopped after 2 steps.*--resume"):
+            train_level(request_of(out))
+    assert (model(out, 1) / "checkpoint.pt").is_file() and not model(out).exists()
+    first = (model(out, 0) / WEIGHTS).stat()
+    with pytest.raises(UsageError, match=r"fold-0/models/tiny holds a finished model: give --overwrite .*--resume"):
+        train_level(request_of(out))
+    resumed = request_of(out, resume=True)
+    assert train_level(resumed) == model(out)
+    assert (model(out, 0) / WEIGHTS).stat() == first
+    assert f"fold 1 of 2: model: {model(out, 0)} is finished" in told(resumed).said
+    assert any(line.startswith("fold 2 of 2: 2 scans") for line in told(resumed).said)
+    for fold in (0, 1, None):
+        one, other = model(out, fold), model(finished.output_dir, fold)
+        assert (one / WEIGHTS).read_bytes() == (other / WEIGHTS).read_bytes()
+        assert read_card(one).metrics == read_card(other).metrics
+    assert (model(out) / TABLE).read_bytes() == (model(finished.output_dir) / TABLE).read_bytes()
+
+
+def test_a_finished_run_is_not_done_again(
+    finished: Settings, request_of: Request, tmp_path: Path, nothing_is_read: None
+) -> None:
+    """Nor is one whose folds were trained one by one."""
+    out = tmp_path / "out"
+    shutil.copytree(finished.output_dir, out)
+    card = read_card(model(out))
+    save_card(replace(card, metrics={}))
+    (model(out) / TABLE).unlink()
+    train_level(request_of(out, resume=True))
+    for name in (CARD, TABLE, WEIGHTS):
+        assert (model(out) / name).read_bytes() == (model(finished.output_dir) / name).read_bytes()
+
+
+def test_overwriting_forgets_all_folds(
+    finished: Settings, request_of: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that --resume does not take those of before for finished, once the run that overwrites is interrupted."""
+    out = tmp_path / "out"
+    shutil.copytree(finished.output_dir, out)
+    with pytest.raises(UsageError, match=r"--overwrite .* --resume .* give one of them"):
+        train_level(request_of(out, overwrite=True, resume=True))
+    shutil.copytree(model(out, 1), model(out, 2))  # of another number of folds
+    asked: list[int] = []
+    monkeypatch.setattr(Interruption, "asked", lambda _: bool(asked) or asked.append(1) or False)
+    with pytest.raises(TemporaryFailure, match=r"fold 1 of 2 is next: stopped; .* run again with --resume"):
+        train_level(request_of(out, overwrite=True))
+    assert not [path for path in out.rglob("*") if path.is_file()]
+
+
+def test_the_time_is_shared_by_what_is_left(finished: Settings, request_of: Request, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished.output_dir, out)
+    card = read_card(model(out, 0))
+    save_card(replace(card, recipe={**card.recipe, "minutes": 4.0}))
+    first, second, final = parts_of(request_of(out, resume=True, time_budget_min=12.0))
+
+    def share(part: crossvalidation.Part, *done: crossvalidation.Part) -> float | None:
+        return crossvalidation.with_time(part, done, 3 - len(done)).options.time_budget_min
+
+    assert share(first) == 4.0
+    assert share(second, first) == 4.0
+    assert share(final, first, second) == 8.0 - read_card(model(out, 1)).recipe["minutes"]
+    save_card(replace(card, recipe={**card.recipe, "minutes": 12.5}))
+    with pytest.raises(TemporaryFailure, match=r"the time budget is used up: .* larger --time-budget"):
+        share(second, first)
+
+
+# -- before anything is read -------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_tells_the_folds(request_of: Request, tmp_path: Path, nothing_is_read: None) -> None:
+    settings = request_of(tmp_path / "out", dry_run=True)
+    train_level(settings)
+    assert told(settings).said == [
+        "fold 1 of 2: holds out bids/sub-01, bids/sub-03",
+        "fold 2 of 2: holds out bids/sub-02, bids/sub-04",
+        "final model: holds out nobody",
+    ]
+    assert not settings.output_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "reason"),
+    [
+        ({"cross_validate": 1}, UsageError, "--cross-validate 1: give at least 2 folds"),
+        ({"cross_validate": 5}, UsageError, "no dataset has more than 4 labelled participants; give 4 or fewer"),
+        ({"participants": ("01",)}, UsageError, "more than 1 labelled participants; at least 2 are needed"),
+        ({"cross_validate": 3, "resume": True}, DataError, r"fold-0/models/tiny: of another run \(held_out differ\)"),
+        ({"seed": 1, "resume": True}, DataError, r"fold-0/models/tiny: of another run \(seed differ\)"),
+        (
+            {"participants": ("01", "02", "03"), "resume": True},
+            DataError,
+            r"fold-1/models/tiny: of another run \(holds out differ\)",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    asked: dict[str, Any],
+    error: type[BidssegError],
+    reason: str,
+    finished: Settings,
+    request_of: Request,
+    tmp_path: Path,
+    nothing_is_read: None,
+) -> None:
+    with pytest.raises(error, match=reason):
+        train_level(request_of(finished.output_dir if "resume" in asked else tmp_path / "out", **asked))
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_processes_are_refused(request_of: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match=r"one process: with torchrun, train each fold \(--folds K --fold I\)"):
+        train_level(request_of(tmp_path / "out"))
+
+
+# -- starting from other models ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("named", [".", "models/tiny"])
+def test_each_fold_starts_from_the_same_fold_of_another_cross_validation(
+    named: str, finished: Settings, request_of: Request, tmp_path: Path
+) -> None:
+    settings = request_of(tmp_path / "out", init=str(finished.output_dir / named), dry_run=True)
+    starts = [part.setup.options.init for part in parts_of(settings)]
+    assert starts == [str(model(finished.output_dir, fold)) for fold in (0, 1, None)]
+    train_level(settings)
+    assert told(settings).warned == []
+
+
+def test_a_start_that_may_have_seen_who_is_held_out_is_refused(
+    finished: Settings, request_of: Request, tmp_path: Path, nothing_is_read: None
+) -> None:
+    out, first = tmp_path / "out", str(finished.output_dir)
+    with pytest.raises(UsageError, match=r"has 2 finished folds, and --cross-validate 3 needs as many"):
+        train_level(request_of(out, cross_validate=3, init=first))
+    with pytest.raises(UsageError, match="fold-0/models/tiny has not held out bids/sub-04, which fold 1 of 2 does"):
+        train_level(request_of(out, participants=("01", "03", "04"), init=first))
+    with pytest.raises(InputMissing, match="no model 'nowhere'"):
+        train_level(request_of(out, init="nowhere"))
+    one_model = request_of(out, init="locator", dry_run=True)
+    train_level(one_model)
+    (warning,) = told(one_model).warned
+    assert warning.startswith("--init locator: every fold starts from this model")
+
+
+# -- figures of some cases ---------------------------------------------------------------------------------------------
+
+
+def test_figures_of_some_cases_are_entered_on_a_card(
+    finished: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished.output_dir, out)
+    figures = script("fold_figures")
+    monkeypatch.setattr(
+        sys, "argv", ["fold_figures", str(out), "--cases", "bids/sub-0[123] *", "--card", str(model(out, 1))]
+    )
+    figures.main()
+    assert "FAST (against FAST, 3 scans): Dice" in capsys.readouterr().out
+    card, table = read_card(model(out, 1)), table_of(out)
+    own = table[(table["head"] == "FAST") & (table.region != ERROR) & (table.case != "bids/sub-04")]
+    assert card.metrics["cross_validation"]["heads"]["FAST"]["scans"] == 3
+    assert card.dice["FAST"] == pytest.approx(own.groupby("case").dice.mean().mean(), abs=1e-4)
+    assert card.metrics["held_out"] == list(FOLDS[1])
+    monkeypatch.setattr(sys, "argv", ["fold_figures", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        figures.main()
+    assert "must hold the folds of one model, and holds those of none" in capsys.readouterr().err
 
 
 def test_people_of_one_name_in_two_folds_are_two() -> None:
-    matching = script("crossvalidate").matching
+    matching = script("fold_figures").matching
     rows = [(f"both/sub-{name}", fold, dice) for name, fold, dice in (("01", 0, 0.2), ("01", 1, 0.6), ("02", 1, 0.7))]
     table = pd.DataFrame(rows, columns=["case", "fold", "dice"])
     table = table.assign(head="FAST", annotation="FAST", region="White Matter")
@@ -73,35 +325,3 @@ def test_people_of_one_name_in_two_folds_are_two() -> None:
     assert matching(table, "* in fold 1").dice.tolist() == [0.6, 0.7]
     assert matching(table, "both/sub-01 *").dice.tolist() == [0.2, 0.6]
     assert matching(table, "oasis/*").empty
-
-
-STOPPED = """
-import signal, sys, time
-from pathlib import Path
-place = Path(sys.argv[2])
-signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), (place / "kept").touch(), sys.exit(75)))
-(place / "begun").touch()
-time.sleep(60)
-"""
-DRIVER = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from scripts import script
-module = script("crossvalidate")
-module.RUN = Path({run!r})
-module.train(Path({place!r}), ["bids"], "0")
-"""
-
-
-def test_what_stops_it_stops_the_training_which_keeps_what_it_has(tmp_path: Path) -> None:
-    run = tmp_path / "run.py"
-    run.write_text(STOPPED)
-    driver = DRIVER.format(tests=str(Path(__file__).parent), run=str(run), place=str(tmp_path))
-    process = subprocess.Popen([sys.executable, "-c", driver])
-    while not (tmp_path / "begun").exists():
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.terminate()
-    assert process.wait(timeout=60) == 75
-    assert (tmp_path / "kept").exists()

@@ -38,14 +38,14 @@ def test_a_participant_is_never_on_both_sides() -> None:
     for fold in range(4):
         seen, unseen = split(named(names), 4, fold)
         assert sorted(c.name for c in [*seen, *unseen]) == sorted(names)
-        assert not {person(c) for c in seen} & {person(c) for c in unseen}
-        assert len({person(c).split("/")[0] for c in unseen}) == 3
+        assert not {person(c.name) for c in seen} & {person(c.name) for c in unseen}
+        assert len({person(c.name).split("/")[0] for c in unseen}) == 3
         held_once += [c.name for c in unseen]
     assert sorted(held_once) == sorted(names)
 
 
 def test_people_of_different_datasets_are_different() -> None:
-    assert [person(c) for c in named(["a_b/sub-01_ses-1", "a/sub-01", "heads/sub-01_run-2"])] == [
+    assert [person(name) for name in ("a_b/sub-01_ses-1", "a/sub-01", "heads/sub-01_run-2")] == [
         "a_b/sub-01", "a/sub-01", "heads/sub-01",
     ]  # fmt: skip
 

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bidsseg.errors import InputMissing, UsageError
 from bidsseg.reading import read_text, unreadable
@@ -122,6 +123,22 @@ def _cells(lines: Sequence[str]) -> list[list[str]]:
     if separator is None:
         return [line.replace('"', " ").split() for line in lines]
     return [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator, skipinitialspace=True)]
+
+
+def split(
+    cross_validate: int | None, *, folds: int | None, fold: int | None, hold_out: Sequence[str]
+) -> dict[str, Any]:
+    """Return who is held out of a training, as fields of its settings; flags that were not given are None or empty.
+
+    >>> split(None, folds=3, fold=None, hold_out=[]), split(4, folds=None, fold=None, hold_out=[])
+    ({'folds': 3}, {'cross_validate': 4})
+    """
+    flags = {"cross_validate": cross_validate, "folds": folds, "fold": fold, "hold_out": hold_out or None}
+    given = {name: value for name, value in flags.items() if value is not None}
+    if cross_validate is not None and len(given) > 1:
+        others = " and ".join(f"--{name.replace('_', '-')}" for name in given if name != "cross_validate")
+        raise UsageError(f"--cross-validate holds out every participant once: leave out {others}")
+    return {**given, "hold_out": labels("sub", hold_out, patterns=True)} if hold_out else given
 
 
 def annotation_folders(pairs: Sequence[str], derivatives: Sequence[str], bids_dir: Path) -> dict[str, list[Path]]:

@@ -207,17 +207,36 @@ def dataset_parser() -> argparse.ArgumentParser:
     add("-d", "--derivatives", metavar="[NAME=]DIR", **several, help="derivative datasets that --labels may name")
     add("--also", metavar="BIDS_DIR", **several, help="further datasets to train on")
     add("--small", action="store_true", help="use the small scale of the recipe, to try it on a laptop")
-    add("--init", metavar="NAME|DIR", help="start from the weights of this model")
-    add("--resume", action="store_true", help="resume from the last checkpoint in OUTPUT_DIR")
-    add("--time-budget", metavar="MINUTES", type=float, help="stop after this time and save the state")
+    add(
+        "--init",
+        metavar="NAME|DIR",
+        help="start from the weights of this model; with --cross-validate also the output of another "
+        "cross-validation: each fold starts from the same fold",
+    )
+    add("--resume", action="store_true", help="resume from the last checkpoint in OUTPUT_DIR; keep finished folds")
+    add(
+        "--time-budget",
+        metavar="MINUTES",
+        type=float,
+        help="stop after this time and save the state; with --cross-validate, the time of the whole run, "
+        "divided evenly among the trainings that are left",
+    )
+    add(
+        "--cross-validate",
+        metavar="K",
+        type=int,
+        nargs="?",
+        const=Training.folds,
+        help="train each of K folds, then a final model on all participants; its card holds the results of the folds "
+        f"[K: {Training.folds}]",
+    )
     add(
         "--folds",
         metavar="K",
         type=int,
-        default=Training.folds,
-        help="number of parts of the participants; 1: hold out no participant [%(default)s]",
+        help=f"number of parts of the participants; 1: hold out no participant [{Training.folds}]",
     )
-    add("--fold", metavar="I", type=int, default=Training.fold, help="hold out this part, counted from 0 [%(default)s]")
+    add("--fold", metavar="I", type=int, help=f"hold out this part, counted from 0 [{Training.fold}]")
     add(
         "--hold-out",
         metavar="LABEL",
@@ -340,10 +359,8 @@ def _settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
             resume=given.resume,
             init=given.init,
             time_budget_min=given.time_budget,
-            folds=given.folds,
-            fold=given.fold,
-            hold_out=arguments.labels("sub", given.hold_out, patterns=True),
             seed=given.seed,
+            **arguments.split(given.cross_validate, folds=given.folds, fold=given.fold, hold_out=given.hold_out),
         ),
         **_shared(given, words),
     )

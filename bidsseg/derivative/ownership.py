@@ -31,7 +31,8 @@ from bidsseg.settings import Settings
 
 ROOT_FILES = ("descriptions", "readme", "bidsignore")
 CHECKPOINT = "checkpoint.pt"
-MODEL_FILES = (CARD, WEIGHTS, "curve.tsv", "curve.png", "validation.tsv")
+VALIDATION, CROSS_VALIDATION = "validation.tsv", "crossvalidation.tsv"
+MODEL_FILES = (CARD, WEIGHTS, "curve.tsv", "curve.png", VALIDATION, CROSS_VALIDATION)
 COMPARED = 20
 """Largest number of images that are compared with the records."""
 LOOKED_AT = 500

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -33,6 +34,21 @@ LOCATOR = "locator"
 """The model that finds the brain if neither annotation nor image shows it."""
 
 
+@dataclass(frozen=True)
+class Source:
+    """A case that was found and is not read yet.
+
+    Attributes:
+        name: of the case: dataset/sub-01_ses-1.
+        scan: None for a label map without an image.
+        maps: its annotations, by protocol as ``--labels`` names it.
+    """
+
+    name: str
+    scan: Scan | None
+    maps: Mapping[str, Path]
+
+
 def load_cases(
     settings: Settings,
     report: Report,
@@ -50,10 +66,15 @@ def load_cases(
         unlabelled: whether scans without any annotation are cases too, without annotations.
         synthetic: whether label maps without an image are cases too, from which images are synthesised.
     """
+    return read_cases(find_sources(settings, report, unlabelled=unlabelled, synthetic=synthetic), inputs, report)
+
+
+def find_sources(settings: Settings, report: Report, *, unlabelled: bool, synthetic: bool) -> list[Source]:
+    """Return what `load_cases` reads, sorted by name, from the names of files. NothingSelected without any label."""
     datasets = [settings.bids_dir, *settings.training.also]
     labels = [(name, folder) for name, folders in settings.training.labels.items() for folder in folders]
     protocols = {name: load_protocol(name) for name, _ in labels}
-    cases: list[Case] = []
+    sources: list[Source] = []
     used: set[Path] = set()
     owner = {folder: folder.name for _, folder in labels}
     for dataset in datasets:
@@ -64,26 +85,35 @@ def load_cases(
             owner |= {folder: dataset.name for name, folder in own if maps.get(name, Path()).is_relative_to(folder)}
             used |= set(maps.values())
             if scan.key in chosen and (maps or unlabelled):
-                report.detail(f"reading {dataset.name}/{scan.key}{'' if maps else ', without annotation'}")
-                cases.append(read_case(dataset, scan, maps, protocols, inputs, report))
+                sources.append(Source(f"{dataset.name}/{scan.key}", scan, maps))
             elif scan.key in chosen:
                 expected = " or ".join(file for name, _ in own for file in annotation_names(protocols[name].name))
                 report.warn(f"{scan.t1w}: no annotation ({expected}) in the folders of --labels, skipped")
     for name, folder in labels:
         found = [each for each in find_label_maps(folder, protocols[name].name) if each.path not in used]
         for label_map in (each for each in found if is_selected(each, settings)):
-            if not synthetic:
+            if synthetic:
+                sources.append(Source(f"{owner[folder]}/{label_map.key}", None, {name: label_map.path}))
+            else:
                 report.warn(f"{label_map.path}: no matching image, skipped")
-                continue
-            case = f"{owner[folder]}/{label_map.key}"
-            report.detail(f"reading {case}")
-            cases.append(read_label_map(case, label_map.path, protocols[name]))
-    if not any(case.annotations for case in cases):
+    if not any(source.maps for source in sources):
         folders = ", ".join(
             f"{folder} (sub-*/…/anat/*_seg-{protocols[name].name}_*dseg.nii.gz)" for name, folder in labels
         )
         raise NothingSelected(f"no scan has an annotation in {folders}: do these folders belong to the datasets?")
-    return sorted(cases, key=lambda case: case.name)
+    return sorted(sources, key=lambda source: source.name)
+
+
+def read_cases(sources: Iterable[Source], inputs: Sequence[str], report: Report) -> list[Case]:
+    """Read the images and annotations of cases that were found. DataError for what cannot be learned from."""
+    cases: list[Case] = []
+    for source in sources:
+        report.detail(f"reading {source.name}{'' if source.maps else ', without annotation'}")
+        if source.scan is not None:
+            cases.append(read_case(source.name, source.scan, source.maps, inputs, report))
+        else:
+            cases += [read_label_map(source.name, path, load_protocol(name)) for name, path in source.maps.items()]
+    return cases
 
 
 def annotations_of(
@@ -129,28 +159,20 @@ def is_selected(label_map: LabelMap, selection: Settings) -> bool:
     )
 
 
-def read_case(
-    dataset: Path,
-    scan: Scan,
-    maps: dict[str, Path],
-    protocols: dict[str, Protocol],
-    inputs: Sequence[str],
-    report: Report,
-) -> Case:
+def read_case(name: str, scan: Scan, maps: Mapping[str, Path], inputs: Sequence[str], report: Report) -> Case:
     """Return a scan and its annotations, which must be on the grid of its T1w; a missing image is all zeros."""
-    name = f"{dataset.name}/{scan.key}"
     images = read_aligned(scan.images(inputs))
     for note in [*images.notes, *(f"has no {suffix}" for suffix in inputs if suffix not in images.volumes)]:
         report.detail(f"{name}: {note}")
     volume = images.volumes[inputs[0]]
     grid = whole_grid(volume, LEARNING_MM)
     annotations = []
-    for protocol, path in maps.items():
-        labels = read_labels(path)
+    for spoken, path in maps.items():
+        protocol, labels = load_protocol(spoken), read_labels(path)
         if not labels.on_grid_of(volume):
             raise DataError(f"{path}: not on the grid of {scan.t1w.name}")
         values = labels_to_grid(labels.data, labels.affine, grid, canonical_spacing(labels))
-        annotations.append(Annotation(protocols[protocol], positions(values, protocols[protocol], str(path))))
+        annotations.append(Annotation(protocol, positions(values, protocol, str(path))))
     return finish(name, stack(rescaled_each(images.volumes), inputs, grid), annotations)
 
 
@@ -219,22 +241,35 @@ def split(cases: Sequence[Case], folds: int, fold: int, hold_out: Sequence[str] 
         hold_out: labels of the participants to hold out instead, or patterns with the wildcards of file names;
             UsageError if one matches no case.
     """
-    held = {person(case) for case in cases for wanted in hold_out if fnmatchcase(label(case), wanted)}
-    missing = [wanted for wanted in hold_out if not any(fnmatchcase(label(case), wanted) for case in cases)]
+    held = held_out([case.name for case in cases], folds, fold, hold_out)
+    return [c for c in cases if person(c.name) not in held], [c for c in cases if person(c.name) in held]
+
+
+def held_out(names: Iterable[str], folds: int, fold: int, hold_out: Sequence[str] = ()) -> set[str]:
+    """Return the participants that `split` holds out of cases of those names."""
+    people = sorted({person(name) for name in names})
+    missing = [wanted for wanted in hold_out if not any(fnmatchcase(label(each), wanted) for each in people)]
     if missing:
         raise UsageError(f"--hold-out {missing[0]}: no participant with this label has an annotation")
-    for dataset in () if hold_out or folds == 1 else sorted({case.dataset for case in cases}):
-        people = sorted({person(case) for case in cases if case.dataset == dataset})
-        held |= set(people[fold::folds])
-    return [c for c in cases if person(c) not in held], [c for c in cases if person(c) in held]
+    if hold_out or folds == 1:
+        return {each for each in people for wanted in hold_out if fnmatchcase(label(each), wanted)}
+    held: set[str] = set()
+    for dataset in {dataset_of(each) for each in people}:
+        held |= set([each for each in people if dataset_of(each) == dataset][fold::folds])
+    return held
 
 
-def label(case: Case) -> str:
-    """Return the participant of a case, without ``sub-``."""
-    return person(case).rpartition("sub-")[2]
-
-
-def person(case: Case) -> str:
-    """Return dataset and participant of a case: dataset/sub-01."""
-    dataset, _, key = case.name.partition("/")
+def person(name: str) -> str:
+    """Return dataset and participant of a case from its name: dataset/sub-01."""
+    dataset, _, key = name.partition("/")
     return f"{dataset}/{key.split('_')[0]}"
+
+
+def dataset_of(name: str) -> str:
+    """The dataset of a case or participant by its name."""
+    return name.partition("/")[0]
+
+
+def label(participant: str) -> str:
+    """The label of a participant, as `person` names it, without ``sub-``."""
+    return participant.rpartition("sub-")[2]

@@ -20,12 +20,17 @@ class Processes:
     device: str = "cpu"
 
     @staticmethod
+    def started() -> int:
+        """Return the number of processes that torchrun has started for this run; 1 without torchrun."""
+        return int(os.environ.get("WORLD_SIZE", "1"))
+
+    @staticmethod
     def join(device: str = "cpu") -> Processes:
         """Read the process group from torchrun's environment; one process without it.
 
         On GPUs, each process uses the GPU with its local rank.
         """
-        count = int(os.environ.get("WORLD_SIZE", "1"))
+        count = Processes.started()
         if count == 1:
             return Processes(device=device)
         if device != "cpu":

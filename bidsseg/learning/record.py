@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
+from bidsseg.derivative.ownership import VALIDATION
 from bidsseg.learning.cases import Case
 from bidsseg.learning.state import State
 from bidsseg.learning.validation import summary, validate
@@ -56,7 +57,7 @@ def save_outcome(
     card = save_model(replace(card, recipe=recipe), network.state_dict(), folder)
     if unseen:
         table = validate(load_model(str(folder)), unseen, say, precision, stop=stop)
-        table.to_csv(folder / "validation.tsv", sep="\t", index=False, float_format="%.4f")
+        table.to_csv(folder / VALIDATION, sep="\t", index=False, float_format="%.4f")
         card = save_model(replace(card, metrics=metrics(table, unseen)), network.state_dict(), folder)
     return card
 

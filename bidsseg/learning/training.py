@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from bidsseg import __version__
-from bidsseg.derivative.ownership import check_model_folder
+from bidsseg.bids.outputs import root_path
+from bidsseg.derivative.ownership import CROSS_VALIDATION, MODEL_FILES, check_model_folder
 from bidsseg.errors import NothingSelected, OutputNotWritable, TemporaryFailure, UsageError
 from bidsseg.labels import Protocol, load_protocol, shipped_protocols
 from bidsseg.learning.average import average_brain
 from bidsseg.learning.cases import Case
 from bidsseg.learning.checks import check_labels, check_recipe, check_sides
-from bidsseg.learning.datasets import load_cases, person, split
+from bidsseg.learning.datasets import Source, find_sources, person, read_cases, split
 from bidsseg.learning.interruption import Interruption
 from bidsseg.learning.loop import Plan, fit
 from bidsseg.learning.processes import Processes
@@ -43,7 +44,6 @@ class Setup:
         own_protocols: those of the heads that are not shipped, to be kept with the model.
         precision: of the activations, ``fp32`` or ``bf16``.
         threads: of this process.
-        folder: of the model.
         report: says nothing in all processes but the first.
     """
 
@@ -54,13 +54,17 @@ class Setup:
     precision: str
     threads: int
     processes: Processes
-    folder: Path
     report: Report
 
     @property
     def options(self) -> Training:
         """What was asked of the training."""
         return self.settings.training
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the model."""
+        return model_folder(self.settings.output_dir, self.recipe.name)
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,12 @@ def set_up(settings: Settings, device: str, precision: str, threads: int) -> Set
     recipe = load_recipe(options.recipe, options.small)
     if not options.labels:
         raise UsageError("train needs --labels PROTOCOL=DERIVATIVES_DIR, at least once")
+    if options.cross_validate is not None and Processes.started() > 1:
+        raise UsageError(
+            "--cross-validate runs in one process: with torchrun, train each fold (--folds K --fold I) into "
+            "OUTPUT_DIR/folds/fold-I and the final model (--folds 1) into OUTPUT_DIR, then give --cross-validate K "
+            "--resume without torchrun"
+        )
     spoken = {name: load_protocol(name) for name in recipe.heads}
     recipe = with_names(recipe, {name: protocol.name for name, protocol in spoken.items()})
     heads = tuple(protocol.scored() for protocol in spoken.values())
@@ -103,20 +113,20 @@ def set_up(settings: Settings, device: str, precision: str, threads: int) -> Set
         precision=precision,
         threads=threads,
         processes=processes,
-        folder=settings.output_dir / "models" / recipe.name,
         report=report,
     )
 
 
-def sketched(recipe: Recipe, heads: Sequence[Protocol]) -> Network:
+def model_folder(output_dir: Path, name: str) -> Path:
     """Return the network of a recipe without memory for its weights; DataError if it cannot be built."""
-    outputs = {head.name: len(head.regions) for head in heads}
-    with torch.device("meta"):
-        return build_network(recipe.network, recipe.inputs, outputs, where=f"recipe {recipe.name}")
+    return output_dir / root_path("models") / name
 
 
 def is_finished(setup: Setup) -> bool:
-    """Whether the model is there already. UsageError if what is there is neither to be continued nor replaced."""
+    """Whether the model is there already; if so, say it.
+
+    UsageError if what is there is neither to be continued nor replaced.
+    """
     settings, options, folder = setup.settings, setup.options, setup.folder
     check_model_folder(settings.output_dir, folder)
     checkpoint = folder / CHECKPOINT
@@ -125,30 +135,37 @@ def is_finished(setup: Setup) -> bool:
     if not (folder / CARD).exists() or checkpoint.exists() or settings.overwrite:
         return False
     if not options.resume:
-        raise UsageError(f"{folder} holds a finished model: give --overwrite to train it again")
+        raise UsageError(f"{folder} holds a finished model: give --overwrite to train it again, or --resume to keep it")
     before, now = read_card(folder).recipe, learnt(setup.recipe, options)
     shared = before.keys() & now.keys()
     same_run({name: before[name] for name in shared}, {name: now[name] for name in shared}, folder)
+    setup.report.say(f"model: {folder} is finished")
     return True
 
 
-def read_people(setup: Setup, interruption: Interruption) -> People:
-    """Read all scans, and say who is learned from."""
+def find_data(setup: Setup) -> list[Source]:
+    """Return what there is to learn from, not read yet. UsageError for labels that do not go with the recipe."""
     recipe, options, report = setup.recipe, setup.options, setup.report
     check_labels(options.labels, setup.heads, report)
     check_sides(recipe, [*setup.heads, *(load_protocol(name) for name in options.labels)])
-    cases = load_cases(
-        setup.settings,
-        report,
-        recipe.inputs,
-        unlabelled=recipe.registration is not None,
-        synthetic=recipe.synthetic_share > 0,
-    )
+    unlabelled, synthetic = recipe.registration is not None, recipe.synthetic_share > 0
+    return find_sources(setup.settings, report, unlabelled=unlabelled, synthetic=synthetic)
+
+
+def read_data(setup: Setup, sources: Sequence[Source], interruption: Interruption) -> list[Case]:
+    """Read all scans. TemporaryFailure if it is told to stop meanwhile."""
+    cases = read_cases(sources, setup.recipe.inputs, setup.report)
     if setup.processes.agree(interruption.asked())[0]:
         raise TemporaryFailure("stopped before the training began: give the same command again")
+    return cases
+
+
+def people_of(setup: Setup, cases: Sequence[Case]) -> People:
+    """Say who is learned from and who is held out. NothingSelected if nobody is left to learn from."""
+    recipe, options, report = setup.recipe, setup.options, setup.report
     seen, unseen = split([case for case in cases if case.annotations], options.folds, options.fold, options.hold_out)
-    held = {person(case) for case in unseen}
-    targets = [case for case in cases if not case.annotations and person(case) not in held]
+    held = {person(case.name) for case in unseen}
+    targets = [case for case in cases if not case.annotations and person(case.name) not in held]
     if not seen:
         raise NothingSelected("no labelled participant is left to learn from: fewer --folds or more data")
     watched: list[Case] = []
@@ -170,7 +187,7 @@ def begin(setup: Setup) -> None:
     except OSError as error:
         raise OutputNotWritable(f"cannot make {setup.folder}: {error.strerror}; choose another OUTPUT_DIR") from error
     if not setup.options.resume:
-        for left in (CHECKPOINT, DFNET):
+        for left in (CHECKPOINT, DFNET, CROSS_VALIDATION):
             (setup.folder / left).unlink(missing_ok=True)
     if setup.processes.first:
         for protocol in setup.own_protocols:
@@ -178,6 +195,12 @@ def begin(setup: Setup) -> None:
     setup.processes.wait()
     torch.set_num_threads(setup.threads)
     torch.manual_seed(setup.options.seed)
+
+
+def discard(folder: Path) -> None:
+    """Take away a model and its checkpoint, so that neither is resumed or taken for finished."""
+    for name in (*MODEL_FILES, CHECKPOINT, DFNET):
+        (folder / name).unlink(missing_ok=True)
 
 
 def card_of(setup: Setup, people: People, start: Model | None) -> Card:

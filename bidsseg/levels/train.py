@@ -2,39 +2,79 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bidsseg.execution.machine import choose_machine, emulation, keep_freed_memory
 from bidsseg.learning.interruption import Interruption
 from bidsseg.settings import Settings
 
+if TYPE_CHECKING:
+    from bidsseg.learning.training import People, Setup
+
 
 def train_level(settings: Settings) -> Path:
     """Trains the recipe on everything that is labelled and returns the model folder.
 
-    The participants of one fold, or those named, are held out; the card states what the model reaches on them.
+    The participants of one fold, or those named, are held out; the card states what the model reaches on them. A
+    cross-validation trains every fold, then a model on all participants, whose card states what the folds reach.
     TemporaryFailure (75) if it was told to stop before its time: run again with --resume.
     """
     with Interruption() as interruption:
-        return _train(settings, interruption)
+        keep_freed_memory()
+        from bidsseg.learning import training
+
+        machine = choose_machine(settings)
+        setup = training.set_up(settings, machine.device, machine.precision, machine.threads)
+        if warning := emulation(machine):
+            setup.report.warn(warning)
+        train = _train if settings.training.cross_validate is None else _cross_validate
+        return train(setup, interruption)
 
 
-def _train(settings: Settings, interruption: Interruption) -> Path:
-    """Train, asking now and then whether to stop, and return the model folder."""
-    keep_freed_memory()
+def _train(setup: Setup, interruption: Interruption) -> Path:
+    """Train one model and return its folder."""
+    from bidsseg.learning import training
+
+    if training.is_finished(setup):
+        return setup.folder
+    people = training.people_of(setup, training.read_data(setup, training.find_data(setup), interruption))
+    if setup.settings.dry_run:
+        return setup.folder
+    return _fit(setup, people, interruption)
+
+
+def _cross_validate(setup: Setup, interruption: Interruption) -> Path:
+    """Train every fold and the final model, as far as they are not finished, and return the folder of the final one."""
+    from bidsseg.learning import crossvalidation, training
+
+    parts = crossvalidation.parts_of(setup)
+    done = [part for part in parts if training.is_finished(part.setup)]
+    left = [part for part in parts if part not in done]
+    sources = training.find_data(setup)
+    names = [source.name for source in sources if source.maps]
+    crossvalidation.check_people(parts, done, names)
+    if setup.settings.dry_run:
+        crossvalidation.tell_folds(parts, names)
+        return setup.folder
+    cases = training.read_data(setup, sources, interruption) if left else []
+    if setup.settings.overwrite:
+        crossvalidation.forget(setup, parts)
+    for number, part in enumerate(left):
+        with crossvalidation.named(part):
+            timed = crossvalidation.with_time(part, [*done, *left[:number]], len(left) - number)
+            crossvalidation.check_wanted(interruption)
+            _fit(timed, training.people_of(timed, cases), interruption)
+        gc.collect()  # networks and optimisers of this part, before those of the next are made
+    return crossvalidation.conclude(setup, parts)
+
+
+def _fit(setup: Setup, people: People, interruption: Interruption) -> Path:
+    """Train on scans that were read, asking now and then whether to stop, and return the model folder."""
     from bidsseg.learning import training
     from bidsseg.models.library import load_model
 
-    machine = choose_machine(settings)
-    setup = training.set_up(settings, machine.device, machine.precision, machine.threads)
-    if warning := emulation(machine):
-        setup.report.warn(warning)
-    if training.is_finished(setup):
-        setup.report.say(f"model: {setup.folder} is finished")
-        return setup.folder
-    people = training.read_people(setup, interruption)
-    if settings.dry_run:
-        return setup.folder
     training.begin(setup)
     start = load_model(setup.options.init) if setup.options.init else None
     card = training.card_of(setup, people, start)
