@@ -21,7 +21,7 @@ from bidsseg.app.terminal import Terminal, prepare_streams, write_line
 from bidsseg.errors import EXIT_CODES, BidssegError, UnknownLevel, UsageError, explained
 from bidsseg.execution.machine import prepare_surroundings
 from bidsseg.models.card import located
-from bidsseg.settings import EXECUTORS, LEVELS, PRECISIONS, Settings, Training, device_name
+from bidsseg.settings import EXECUTORS, LEVELS, PRECISIONS, Evaluation, Settings, Training, device_name
 
 if TYPE_CHECKING:
     from bidsseg.bids.query import Filters
@@ -71,6 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(levels: Sequence[str], settings: Settings) -> int:
     """Run the levels in order; scans that failed at one level do not keep the next one from running."""
     code = 0
+    if "evaluate" in levels:  # a wrong --labels is known before other levels work for hours
+        from bidsseg.levels.evaluate import check_labels
+
+        check_labels(settings)
     for level in levels:
         try:
             if level == "participant":
@@ -81,6 +85,10 @@ def _run(levels: Sequence[str], settings: Settings) -> int:
                 from bidsseg.levels.group import group_level
 
                 group_level(settings)
+            elif level == "evaluate":
+                from bidsseg.levels.evaluate import evaluate_level
+
+                evaluate_level(settings)
             else:
                 from bidsseg.levels.train import train_level
 
@@ -152,7 +160,7 @@ class _Parser(argparse.ArgumentParser):
 def dataset_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="bidsseg",
-        usage="bidsseg BIDS_DIR OUTPUT_DIR {participant,group,train} [options]\n"
+        usage="bidsseg BIDS_DIR OUTPUT_DIR {participant,group,evaluate,train} [options]\n"
         "       bidsseg file T1W OUTPUT_DIR [options]",
         description="Segment the brain MRI of a BIDS dataset, or learn to.",
         epilog=EPILOG,
@@ -164,7 +172,8 @@ def dataset_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("bids_dir", metavar="BIDS_DIR", type=Path, nargs="?", help="the dataset, in BIDS form; never written to")
     add("output_dir", metavar="OUTPUT_DIR", type=Path, nargs="?", help="made if missing; earlier results stay")
-    add("level", metavar="LEVEL", nargs="*", help="participant: each scan; group: tables over all; train: a new model")
+    add("level", metavar="LEVEL", nargs="*",
+        help="participant: each scan; group: tables; evaluate: agreement with labels; train: a new model")  # fmt: skip
 
     add = parser.add_argument_group("which scans").add_argument
     add("--participant-label", "--subject-label", metavar="LABEL", **several,
@@ -201,10 +210,38 @@ def dataset_parser() -> argparse.ArgumentParser:
     add("--dask-scheduler", metavar="ADDRESS", help="of the Dask cluster, e.g. tcp://node1:8786")
     add("--cluster-config", metavar="FILE", type=Path, help="TOML: how the jobs are to be (see docs/cluster.md)")
 
+    _add_labels(parser)
+    _add_learning(parser)
+    add = parser.add_argument_group("other").add_argument
+    add("--bids-exec-spec", nargs="?", const="participant", choices=("participant", "train"),
+        help="print the Boutiques descriptor of the levels but train, or of train, and stop")  # fmt: skip
+    add("--version", action="version", version=f"bidsseg {__version__}")
+    add("-v", "--verbose", action="store_true", help="tell more")
+    return parser
+
+
+def _add_labels(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of labels that were made elsewhere."""
+    several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
+    add = parser.add_argument_group("labels (levels evaluate and train)").add_argument
+    add("--labels", metavar="PROTOCOL=DIR", **several,
+        help="derivative dataset with labels of a protocol: what train learns, and evaluate compares with")  # fmt: skip
+    add("-d", "--derivatives", metavar="[NAME=]DIR", **several,
+        help="derivative datasets that --labels and --against may name")  # fmt: skip
+
+    add = parser.add_argument_group("comparing (level evaluate)").add_argument
+    add("--against", metavar="DIR",
+        help="compare the label maps of this derivative dataset (any tool, any rater) with those of --labels, in place "
+        "of those in OUTPUT_DIR, which then receives tables and pages alone")  # fmt: skip
+    add("--mask", choices=("own", "reference"), default=Evaluation.mask,
+        help="which voxels count: all, or those that the reference labels [%(default)s]")  # fmt: skip
+
+
+def _add_learning(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the level train alone."""
+    several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
     add = parser.add_argument_group("learning (level train)").add_argument
     add("--recipe", metavar="NAME|FILE", default=Training.recipe, help="what to learn and how [%(default)s]")
-    add("--labels", metavar="PROTOCOL=DIR", **several, help="derivative dataset with the annotations of a protocol")
-    add("-d", "--derivatives", metavar="[NAME=]DIR", **several, help="derivative datasets that --labels may name")
     add("--also", metavar="BIDS_DIR", **several, help="learn from these datasets too")
     add("--small", action="store_true", help="take the small scale of the recipe: a try on a laptop")
     add("--init", metavar="NAME|DIR", help="start from the weights of this model")
@@ -225,13 +262,6 @@ def dataset_parser() -> argparse.ArgumentParser:
         help="hold out these participants, or patterns of such, in place of a fold",
     )
     add("--seed", metavar="N", type=int, default=Training.seed, help="of all that is random [%(default)s]")
-
-    add = parser.add_argument_group("other").add_argument
-    add("--bids-exec-spec", nargs="?", const="participant", choices=("participant", "train"),
-        help="print the Boutiques descriptor of participant and group, or of train, and stop")  # fmt: skip
-    add("--version", action="version", version=f"bidsseg {__version__}")
-    add("-v", "--verbose", action="store_true", help="tell more")
-    return parser
 
 
 def _add_limits(add: Callable[..., Any]) -> None:
@@ -306,7 +336,7 @@ def _levels(names: Sequence[str]) -> list[str]:
         if name not in LEVELS:
             raise UnknownLevel(f"unknown analysis level '{name}': choose from {', '.join(LEVELS)}")
     if not names:
-        raise UsageError("give BIDS_DIR, OUTPUT_DIR and a level: participant, group or train (--help shows the usage)")
+        raise UsageError(f"give BIDS_DIR, OUTPUT_DIR and a level: {', '.join(LEVELS)} (--help shows the usage)")
     if "train" in names and len(set(names)) > 1:
         raise UsageError("the level train runs alone: it makes a model, not segmentations")
     return [level for level in LEVELS if level in names]
@@ -314,6 +344,8 @@ def _levels(names: Sequence[str]) -> list[str]:
 
 def _settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
     bids_dir = arguments.dataset(given.bids_dir).absolute()  # workers may be somewhere else
+    labels = arguments.annotation_folders(given.labels, given.derivatives, bids_dir)
+    against = given.against and arguments.derivative(given.against, given.derivatives, bids_dir, flag="--against")
     return Settings(
         bids_dir=bids_dir,
         participants=arguments.labels("sub", given.participant_label),
@@ -335,7 +367,7 @@ def _settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
         training=Training(
             recipe=given.recipe,
             small=given.small,
-            labels=arguments.annotation_folders(given.labels, given.derivatives, bids_dir),
+            labels=labels,
             also=[arguments.dataset(Path(folder)) for folder in given.also],
             resume=given.resume,
             init=given.init,
@@ -344,6 +376,11 @@ def _settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
             fold=given.fold,
             hold_out=arguments.labels("sub", given.hold_out, patterns=True),
             seed=given.seed,
+        ),
+        evaluation=Evaluation(
+            reference=labels,
+            against=against,
+            mask=given.mask,
         ),
         **_shared(given, words),
     )

@@ -15,6 +15,7 @@ IDS = {"participant_label": "SubjectLabel", "session_label": "SessionLabel"}
 OF_TRAIN_ALONE = "learning (level train)"
 """Title of the parser's group."""
 NOT_OF_TRAIN = {
+    "against", "mask",
     "model", "probseg", "entropy", "fast", "output_spaces", "viewer", "stop_on_first_crash",
     "shard", "executor", "dask_scheduler", "cluster_config",
 }  # fmt: skip
@@ -24,7 +25,7 @@ NEVER = {"help", "version", "list_models", "json", "bids_exec_spec", "bids_dir",
 
 
 def descriptor(parser: argparse.ArgumentParser, training: bool = False) -> dict[str, Any]:
-    """That of the levels participant and group, or that of the level train."""
+    """Return the descriptor of the levels participant, group and evaluate, or that of the level train."""
     options = list(_options(parser, training))
     level = "train" if training else "[ANALYSIS_LEVEL]"
     keys = " ".join(option["value-key"] for option in options)
@@ -33,7 +34,7 @@ def descriptor(parser: argparse.ArgumentParser, training: bool = False) -> dict[
         "name": "bidsseg train" if training else "bidsseg",
         "tool-version": __version__,
         "author": "The bidsseg developers",
-        "description": f"{parser.description} Level{' train' if training else 's participant and group'}.",
+        "description": f"{parser.description} Level{' train' if training else 's participant, group and evaluate'}.",
         "schema-version": "0.5",
         "command-line": f"mkdir -p [OUTPUT_DIR]; bidsseg [BIDS_DIR] [OUTPUT_DIR] {level} {keys}",
         "container-image": {"type": "docker", "image": f"bidsseg:{__version__}", "entrypoint": True},
@@ -75,7 +76,7 @@ _OUTPUTS = [
     {
         "id": "EarlierOutput",
         "name": "Earlier output folder",
-        "description": "The output of an earlier run, to go on in it: what the level group reads.",
+        "description": "The output of an earlier run, to go on in it: what the levels group and evaluate read.",
         "type": "File",
         "value-key": "[OUTPUT_DIR]",
         "optional": True,
@@ -92,7 +93,7 @@ _ONE_OUTPUT = {
 _LEVEL = {
     "id": "AnalysisLevel",
     "name": "Analysis level",
-    "description": "participant: each scan; group: tables over all.",
+    "description": "participant: each scan; group: tables over all; evaluate: agreement with labels.",
     "type": "String",
     "value-key": "[ANALYSIS_LEVEL]",
     "value-choices": [level for level in LEVELS if level != "train"],
@@ -108,10 +109,10 @@ def _options(parser: argparse.ArgumentParser, training: bool) -> Iterable[dict[s
             continue
         for action in group._group_actions:
             if action.dest not in NEVER and not (training and action.dest in NOT_OF_TRAIN):
-                yield _input(action)
+                yield _input(action, training)
 
 
-def _input(action: argparse.Action) -> dict[str, Any]:
+def _input(action: argparse.Action, training: bool) -> dict[str, Any]:
     """A flag as the descriptor says it."""
     flag = next(word for word in action.option_strings if word.startswith("--"))
     words = flag.removeprefix("--").replace("-", " ")
@@ -122,7 +123,7 @@ def _input(action: argparse.Action) -> dict[str, Any]:
         "type": _kind(action),
         "value-key": f"[{words.upper().replace(' ', '_')}]",
         "command-line-flag": flag,
-        "optional": action.dest != "labels",
+        "optional": not (training and action.dest == "labels"),
     }
     if action.nargs == "+":
         found["list"] = True

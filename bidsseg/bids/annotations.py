@@ -14,9 +14,14 @@ from bidsseg.errors import DataError, InputMissing
 if TYPE_CHECKING:
     import numpy as np
 
+BRAIN = "brain"
+"""The protocol of brain masks."""
+
 
 def find_annotations(derivatives_dir: Path, scan: Scan, protocol: str) -> Path | None:
     """The annotation of a scan in a protocol: a ``seg-<protocol>`` label map or a ``label-<protocol>`` mask.
+
+    A ``desc-brain`` mask is one of the protocol ``brain``, too.
 
     It has the entities of the scan, all of them and no others, apart from those that derivatives add. One in another
     ``space`` than the scan's own counts only if it lies on the very grid of the scan. Of several, the one with the
@@ -37,14 +42,14 @@ def find_annotations(derivatives_dir: Path, scan: Scan, protocol: str) -> Path |
         for image in _anat(derivatives_dir, place)
         if _speaks(image, protocol) and _source(image.entities) == source and _on_grid(image, scan)
     ]
-    fitting.sort(key=_added)
-    if len(fitting) > 1 and _added(fitting[0]) == _added(fitting[1]):
+    fitting.sort(key=_rank)
+    if len(fitting) > 1 and _rank(fitting[0]) == _rank(fitting[1]):
         raise DataError(f"{fitting[0].path} and {fitting[1].path.name} both annotate {scan.key}: keep only one")
     return fitting[0].path if fitting else None
 
 
 def find_label_maps(dataset_dir: Path, seg: str) -> list[LabelMap]:
-    """All label maps ``seg-<seg>`` (or masks ``label-<seg>``) of a dataset, raw or derivative, with images or without.
+    """All label maps ``seg-<seg>`` (or masks, as `find_annotations`) of a dataset, with images or without.
 
     Raises:
         InputMissing: there is no such folder.
@@ -75,19 +80,28 @@ def _source(entities: dict[str, str]) -> dict[str, str]:
     return {name: label for name, label in entities.items() if name not in ADDED}
 
 
-def _added(image: Image) -> int:
-    """Entities on top of the source's: the plainest name wins."""
-    return sum(name in ADDED for name in image.entities)
+def _rank(image: Image) -> tuple[int, int]:
+    """Entities on top of the source's, since the plainest name wins, then how long the ``desc-`` of a brain mask is."""
+    return sum(name in ADDED for name in image.entities), len(_described(image))
 
 
-def annotation_names(protocol: str) -> tuple[str, str]:
-    """The two kinds of files that annotate scans in a protocol."""
-    return f"seg-{protocol}_dseg", f"label-{protocol}_mask"
+def annotation_names(protocol: str) -> tuple[str, ...]:
+    """The kinds of files that annotate scans in a protocol."""
+    described = ("desc-brain_mask",) if protocol == BRAIN else ()
+    return f"seg-{protocol}_dseg", f"label-{protocol}_mask", *described
 
 
 def _speaks(image: Image, protocol: str) -> bool:
     entity = {"dseg": "segmentation", "mask": "label"}.get(image.suffix)
+    if protocol == BRAIN and _described(image):
+        return True
     return entity is not None and image.entities.get(entity) == protocol
+
+
+def _described(image: Image) -> str:
+    """The ``desc-`` of a brain mask that has no ``label-``, as most programs name theirs; else empty."""
+    desc = image.entities.get("desc", "")
+    return desc if image.suffix == "mask" and "label" not in image.entities and desc.endswith(BRAIN) else ""
 
 
 def _on_grid(image: Image, scan: Scan) -> bool:

@@ -1,1 +1,1 @@
-"""What is asked for, told from top to bottom: ``participant``, ``group``, ``train``."""
+"""What is asked for, told from top to bottom: ``participant``, ``group``, ``evaluate``, ``train``."""
