@@ -12,7 +12,9 @@ from bidsseg.evaluation.agreement import Estimate
 DRAWS, AT_ONCE = 10_000, 500
 ENDS = [0.025, 0.975]
 FEWEST = 3
-"""With fewer scans, a correlation says nothing; with fewer participants, it has no interval."""
+"""Scans without which a correlation says nothing."""
+FEWEST_FOR_INTERVAL = 10
+"""Participants without which draws of a correlation are often of the same few, and their interval says nothing."""
 CONSTANT = 1e-9
 """Variance, of values that are scaled to 1, below which they count as equal."""
 
@@ -72,7 +74,7 @@ def correlation_estimates(
     people = participant_means(np.where(known, 1.0, np.nan), participants)
     counts = np.append(np.isfinite(people).sum(0), everyone)
     all_scans = correlations(np.ones((1, len(found))))[0]
-    *each, mean = _estimates(all_scans, np.concatenate(drawn), counts, fewest=FEWEST)
+    *each, mean = _estimates(all_scans, np.concatenate(drawn), counts, fewest=FEWEST_FOR_INTERVAL)
     return each, mean
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from functools import partial
 from bidsseg.errors import BidssegError, DataError, TemporaryFailure, explained
 from bidsseg.evaluation.agreement import Agreement, Mask, brain_means, counted, measured, scored_regions
 from bidsseg.evaluation.lesions import Lesions, count_lesions
-from bidsseg.evaluation.pairs import Pair
+from bidsseg.evaluation.pairs import Pair, Pairing
 from bidsseg.image.nifti import read_labels
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol
 
-PAIR_MB = 1500
-"""Memory (MB) with which a process compares two label maps of 256³ voxels."""
+PAIR_MB = 600
+"""Memory (MB) of a process that compares two label maps of 256³ voxels, with some to spare."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,18 +68,16 @@ def compare_pair(pair: Pair, protocol: Protocol, mask: Mask) -> Case:
     return Case(pair, agreement, lesions)
 
 
-def compare_pairs(
-    pairs: Sequence[Pair], protocol: Protocol, mask: Mask, *, processes: int
-) -> Iterator[tuple[Pair, Case | BidssegError]]:
+def compare_pairs(pairing: Pairing, processes: int) -> Iterator[tuple[Pair, Case | BidssegError]]:
     """Yield each pair with its measures, or with the reason why there are none, as they come."""
-    compare = partial(_compared, protocol=protocol, mask=mask)
+    compare = partial(_compared, protocol=pairing.protocol, mask=pairing.about.mask)
     if processes == 1:
-        yield from ((pair, compare(pair)) for pair in pairs)
+        yield from ((pair, compare(pair)) for pair in pairing.pairs)
         return
     # Not forked: threads of libraries that other levels have started do not survive that.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        waiting = {pool.submit(compare, pair): pair for pair in pairs}
+        waiting = {pool.submit(compare, pair): pair for pair in pairing.pairs}
         try:
             for future in as_completed(waiting):
                 yield waiting[future], future.result()

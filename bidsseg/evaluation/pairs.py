@@ -11,6 +11,7 @@ from bidsseg.bids.names import build_name
 from bidsseg.bids.scan import ADDED, LabelMap, Scan
 from bidsseg.errors import DataError, InputMissing
 from bidsseg.evaluation.agreement import Mask
+from bidsseg.labels.protocol import Protocol
 
 
 @dataclass(frozen=True)
@@ -69,30 +70,33 @@ class Pairing:
         alone: scans that only one side has.
     """
 
+    protocol: Protocol
+    about: About
     pairs: list[Pair] = field(default_factory=list)
     failed: list[Left] = field(default_factory=list)
     alone: list[Left] = field(default_factory=list)
 
 
-def pair_up(
-    judged: Iterable[Scan], references: Sequence[LabelMap], folders: Sequence[Path], *, protocol: str, lacking: str
-) -> Pairing:
-    """Find the reference of each scan.
+def pair_up(judged: Iterable[Scan], references: Iterable[LabelMap], pairing: Pairing, *, lacking: str) -> None:
+    """Find the reference of each scan, and take pairs and what has no partner into a pairing.
 
     Args:
         judged: scans with the label map that is judged in place of the T1w, on whose grid it lies.
         references: all label maps of the reference.
-        folders: the derivative datasets that hold the references.
         lacking: why a reference has no map to compare with.
     """
-    pairing = Pairing()
+    folders = pairing.about.folders
     waiting: dict[str, Path] = {}
     for label_map in references:
         waiting.setdefault(_source_key(label_map.entities), label_map.path)
     for scan in judged:
         elsewhere = waiting.pop(_source_key(scan.entities), None)
         try:
-            found = [path for folder in folders if (path := find_annotations(folder, scan, protocol)) is not None]
+            found = [
+                path
+                for folder in folders
+                if (path := find_annotations(folder, scan, pairing.protocol.name)) is not None
+            ]
         except DataError as error:
             pairing.failed.append(Left(scan.key, str(error)))
             continue
@@ -106,7 +110,6 @@ def pair_up(
         else:
             pairing.alone.append(Left(scan.key, f"{scan.t1w.name} has no reference in {', '.join(map(str, folders))}"))
     pairing.alone += [Left(key, f"{path}: {lacking}") for key, path in waiting.items()]
-    return pairing
 
 
 def check_holds(folder: Path, protocol: str, flag: str) -> None:

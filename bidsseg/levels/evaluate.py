@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from bidsseg.bids.annotations import find_label_maps
 from bidsseg.bids.outputs import AgreementPaths, agreement_paths, root_path
-from bidsseg.bids.scan import Scan
+from bidsseg.bids.scan import LabelMap
 from bidsseg.derivative.ownership import check_agreement_files, check_folder, check_source
 from bidsseg.derivative.results import find_native_maps, natural
 from bidsseg.derivative.sidecars import write_root_files
@@ -15,22 +15,8 @@ from bidsseg.errors import BidssegError, InputMissing, NothingSelected, UsageErr
 from bidsseg.evaluation.pairs import About, Left, Pairing, check_holds, one_of_each_scan, pair_up
 from bidsseg.execution.machine import choose_processes
 from bidsseg.labels.protocol import Protocol, load_protocol
-from bidsseg.models.card import find_card
+from bidsseg.models.card import name_of
 from bidsseg.settings import Settings
-
-
-@dataclass(frozen=True)
-class Task:
-    """The comparison of the label maps of one protocol."""
-
-    protocol: Protocol
-    about: About
-    pairing: Pairing
-
-    @property
-    def paths(self) -> AgreementPaths:
-        """Where its tables and its page go, relative to the output folder."""
-        return agreement_paths(self.protocol.name, self.about.found, self.about.reference)
 
 
 def check_labels(settings: Settings) -> None:
@@ -48,9 +34,7 @@ def check_labels(settings: Settings) -> None:
 def evaluate_level(settings: Settings) -> None:
     """Compare label maps with those of ``--labels``.
 
-    Raises:
-        NothingSelected: no label map could be compared.
-        BidssegError: with code 1 if some could not be compared with their reference.
+    NothingSelected if none could be compared; BidssegError (1) if some could not be compared with their reference.
     """
     check_labels(settings)
     output_dir, report = settings.output_dir, settings.report
@@ -58,77 +42,82 @@ def evaluate_level(settings: Settings) -> None:
         raise InputMissing(f"there is no folder {output_dir}: run the level participant first")
     check_folder(output_dir)
     check_source(settings)
-    tasks = [_task(settings, name) for name in settings.evaluation.reference]
-    for task in tasks:
-        check_agreement_files(output_dir, task.paths)
-        for left in [*task.pairing.failed, *task.pairing.alone]:
+    pairings = [_pairing(settings, name) for name in settings.evaluation.reference]
+    for pairing in pairings:
+        check_agreement_files(output_dir, _paths(pairing))
+        for left in [*pairing.failed, *pairing.alone]:
             report.warn(f"{left.key} is not compared: {left.reason}")
         if settings.dry_run:
-            report.say(f"{output_dir / task.paths.table}: {len(task.pairing.pairs)} scans")
+            report.say(f"{output_dir / _paths(pairing).table}: {len(pairing.pairs)} scans")
     if settings.dry_run:
         return
-    total = sum(len(task.pairing.pairs) for task in tasks)
-    report.start(total)
-    compared = sum(_evaluate(settings, task) for task in tasks)
+    report.start(sum(len(pairing.pairs) for pairing in pairings))
+    compared = [_evaluate(settings, pairing) for pairing in pairings]
     report.stop()
-    if not compared:
+    if not any(compared):
         raise NothingSelected("no label map could be compared with a reference; the reasons stand above")
-    if failed := total - compared + sum(len(task.pairing.failed) for task in tasks):
-        raise BidssegError(f"{failed} of {failed + compared} scans could not be compared; the reasons stand above")
+    total = sum(len(pairing.pairs) + len(pairing.failed) for pairing in pairings)
+    if not all(compared) or sum(compared) < total:
+        nothing = [pairing.protocol.name for pairing, count in zip(pairings, compared, strict=True) if not count]
+        also = f", nothing of {', '.join(nothing)}" if nothing else ""
+        raise BidssegError(f"{sum(compared)} of {total} scans were compared{also}; the reasons stand above")
 
 
-def _task(settings: Settings, name: str) -> Task:
+def _paths(pairing: Pairing) -> AgreementPaths:
+    return agreement_paths(pairing.protocol.name, pairing.about.found, pairing.about.reference)
+
+
+def _pairing(settings: Settings, name: str) -> Pairing:
     """Find what is compared in a protocol."""
-    protocol, options = load_protocol(name), settings.evaluation
-    folders = options.reference[name]
-    try:
-        model = find_card(settings.model).name
-    except InputMissing:  # label maps may outlive the model that made them
-        model = Path(settings.model).name
+    protocol, model, options = load_protocol(name), name_of(settings.model), settings.evaluation
+    folders, failed = options.reference[name], list[Left]()
     if options.against is None:
         found = model
         maps = list(find_native_maps(settings.output_dir, protocol.name))
-        judged, failed = [scan for maker, scan in maps if maker == model], list[Left]()
-        others = ", ".join(sorted({maker for maker, _ in maps} - {model}))
-        other = f", or choose one of these with --model: {others}" if others else ""
-        lacking = f"the scan was not segmented by the model {model}: run the level participant first{other}"
+        judged = [scan for maker, scan in maps if maker == model and settings.selects(scan.entities)]
+        lacking = f"the scan was not segmented by the model {model}: run the level participant first"
+        if others := ", ".join(sorted({maker for maker, _ in maps} - {model})):
+            lacking += f", or choose one of these with --model: {others}"
     else:
         found = options.against.resolve().name
-        judged, failed = one_of_each_scan(find_label_maps(options.against, protocol.name), model)
+        judged, failed = one_of_each_scan(_selected(settings, [options.against], protocol), model)
         lacking = f"the scan has no label map in {options.against}"
-    references = [label_map for folder in folders for label_map in find_label_maps(folder, protocol.name)]
-    wanted = [label_map for label_map in references if settings.selects(label_map.entities)]
-    scans: list[Scan] = [scan for scan in judged if settings.selects(scan.entities)]
-    pairing = pair_up(scans, wanted, folders, protocol=protocol.name, lacking=lacking)
-    pairing.failed += failed
     reference = "+".join(folder.resolve().name for folder in folders)
-    return Task(protocol, About(found, reference, folders, options.against, options.mask), pairing)
+    pairing = Pairing(protocol, About(found, reference, folders, options.against, options.mask), failed=failed)
+    pair_up(judged, _selected(settings, folders, protocol), pairing, lacking=lacking)
+    return pairing
 
 
-def _evaluate(settings: Settings, task: Task) -> int:
+def _selected(settings: Settings, folders: Sequence[Path], protocol: Protocol) -> list[LabelMap]:
+    """Return the label maps of the selected participants and sessions."""
+    found = [label_map for folder in folders for label_map in find_label_maps(folder, protocol.name)]
+    return [label_map for label_map in found if settings.selects(label_map.entities)]
+
+
+def _evaluate(settings: Settings, pairing: Pairing) -> int:
     """Compare the pairs of a protocol, write tables and page, and return how many scans were compared."""
     from bidsseg.evaluation.comparison import PAIR_MB, Case, compare_pairs
     from bidsseg.evaluation.summary import Study
     from bidsseg.evaluation.tables import write_tables
     from bidsseg.report import agreement_page
 
-    pairing, report, paths = task.pairing, settings.report, task.paths
-    processes = choose_processes(settings, len(pairing.pairs), PAIR_MB)
+    output_dir, report, paths = settings.output_dir, settings.report, _paths(pairing)
     cases, left = [], [*pairing.failed, *pairing.alone]
-    for pair, outcome in compare_pairs(pairing.pairs, task.protocol, task.about.mask, processes=processes):
+    for pair, outcome in compare_pairs(pairing, choose_processes(settings, len(pairing.pairs), PAIR_MB)):
         if isinstance(outcome, Case):
             cases.append(outcome)
-            report.advance(pair.key, f"{task.protocol.name}: mean Dice {outcome.mean_dice:.3f}")
+            report.advance(pair.key, f"{pairing.protocol.name}: mean Dice {outcome.mean_dice:.3f}")
         else:
             left.append(Left(pair.key, str(outcome)))
             report.warn(f"{pair.key} is not compared: {outcome}")
-            report.advance(pair.key, f"{task.protocol.name}: failed")
+            report.advance(pair.key, f"{pairing.protocol.name}: failed")
     if cases:
-        study = Study(task.protocol, sorted(cases, key=lambda case: natural(case.pair.key)), task.about, left)
-        if not (settings.output_dir / root_path("description")).exists():
-            write_root_files(settings.output_dir, settings.bids_dir, {})
-        write_tables(settings.output_dir, paths, study)
-        page = agreement_page(settings.output_dir, settings.bids_dir, paths, study=study)
-        report.say(f"{settings.output_dir / paths.table}: {study.in_words()}")
+        cases.sort(key=lambda case: natural(case.pair.key))
+        study = Study(pairing.protocol, cases, pairing.about, left)
+        if not (output_dir / root_path("description")).exists():
+            write_root_files(output_dir, settings.bids_dir, {})
+        write_tables(output_dir, paths, study)
+        page = agreement_page(output_dir, settings.bids_dir, paths, study=study)
+        report.say(f"{output_dir / paths.table}: {study.in_words()}")
         report.say(str(page))
     return len(cases)

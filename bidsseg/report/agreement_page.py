@@ -74,6 +74,7 @@ def agreement_page(output_dir: Path, bids_dir: Path, paths: AgreementPaths, *, s
     rows = {int(place): _row(study, int(place), output_dir) for place in order[:AT_MOST]}
     with_dice = [place for place in rows if np.isfinite(study.scan_means["dice"][place])]
     summaries = study.summaries[1:]
+    by_dice = sorted(summaries, key=lambda summary: -summary.measures["dice"].mean)
     by_correlation = sorted(summaries, key=lambda summary: np.nan_to_num(summary.correlation.mean, nan=np.inf))
     page = output_dir / paths.page
     content = {
@@ -84,7 +85,7 @@ def agreement_page(output_dir: Path, bids_dir: Path, paths: AgreementPaths, *, s
         "overall": study.summaries[0],
         "figures": {title: study.summaries[0].measures[name] for name, title in FIGURES.items()
                     if name in study.summaries[0].measures},
-        "regions": [(summary, _box(study, summary)) for summary in summaries],
+        "regions": [(summary, _box(study, summary)) for summary in by_dice],
         "volumes": [_volumes(study, summary) for summary in by_correlation],
         "plotted": PLOTTED,
         "rows": list(rows.values()),

@@ -15,6 +15,8 @@ from bidsseg.report.mosaic import DIRECTIONS, PLANES, Row, grey_window, labelled
 PIXELS_PER_MM = 2.5
 FOUND, REFERENCE, BOTH = (255, 140, 26), (51, 187, 255), (255, 255, 255)
 """Colours of the outlines: of one map, of the other, and where they coincide."""
+GAP = 14
+"""Pixels between slices."""
 SIDES = "#ffd060"
 
 
@@ -64,11 +66,11 @@ def _with_sides(picture: np.ndarray, sides: tuple[str, str]) -> np.ndarray:
 
 
 def _side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Return pictures (height, width, 3) beside each other, each in the middle of its height."""
+    """Return pictures (height, width, 3) beside each other, each in the middle of the height, with a gap behind."""
     height = max(picture.shape[0] for picture in pictures)
     padded = []
     for picture in pictures:
         above = (height - picture.shape[0]) // 2
         below = height - picture.shape[0] - above
-        padded.append(np.pad(picture, ((above, below), (0, 0), (0, 0))))
+        padded.append(np.pad(picture, ((above, below), (0, GAP), (0, 0))))
     return np.concatenate(padded, axis=1)
