@@ -76,6 +76,18 @@ class Pairing:
     failed: list[Left] = field(default_factory=list)
     alone: list[Left] = field(default_factory=list)
 
+    @property
+    def left(self) -> list[Left]:
+        """All scans without a pair."""
+        return [*self.failed, *self.alone]
+
+    def warnings(self) -> list[str]:
+        """Return a line for each reason, with the scans that it holds for."""
+        scans: dict[str, list[str]] = {}
+        for left in self.left:
+            scans.setdefault(left.reason, []).append(left.key)
+        return [f"{self.protocol.name}: {', '.join(keys)} not compared: {reason}" for reason, keys in scans.items()]
+
 
 def pair_up(judged: Iterable[Scan], references: Iterable[LabelMap], pairing: Pairing, *, lacking: str) -> None:
     """Find the reference of each scan, and take pairs and what has no partner into a pairing.
@@ -92,14 +104,11 @@ def pair_up(judged: Iterable[Scan], references: Iterable[LabelMap], pairing: Pai
     for scan in judged:
         elsewhere = waiting.pop(_source_key(scan.entities), None)
         try:
-            found = [
-                path
-                for folder in folders
-                if (path := find_annotations(folder, scan, pairing.protocol.name)) is not None
-            ]
+            fitting = [find_annotations(folder, scan, pairing.protocol.name) for folder in folders]
         except DataError as error:
             pairing.failed.append(Left(scan.key, str(error)))
             continue
+        found = [path for path in fitting if path is not None]
         if len(found) > 1:
             both = " and ".join(map(str, found))
             pairing.failed.append(Left(scan.key, f"{both} are of one scan: give one folder with --labels"))
@@ -108,8 +117,8 @@ def pair_up(judged: Iterable[Scan], references: Iterable[LabelMap], pairing: Pai
         elif elsewhere is not None:
             pairing.failed.append(Left(scan.key, f"{elsewhere} lies in another space than {scan.t1w.name}"))
         else:
-            pairing.alone.append(Left(scan.key, f"{scan.t1w.name} has no reference in {', '.join(map(str, folders))}"))
-    pairing.alone += [Left(key, f"{path}: {lacking}") for key, path in waiting.items()]
+            pairing.alone.append(Left(scan.key, f"no reference in {', '.join(map(str, folders))}"))
+    pairing.alone += [Left(key, lacking) for key in waiting]
 
 
 def check_holds(folder: Path, protocol: str, flag: str) -> None:

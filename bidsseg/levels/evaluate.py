@@ -45,8 +45,8 @@ def evaluate_level(settings: Settings) -> None:
     pairings = [_pairing(settings, name) for name in settings.evaluation.reference]
     for pairing in pairings:
         check_agreement_files(output_dir, _paths(pairing))
-        for left in [*pairing.failed, *pairing.alone]:
-            report.warn(f"{left.key} is not compared: {left.reason}")
+        for warning in pairing.warnings():
+            report.warn(warning)
         if settings.dry_run:
             report.say(f"{output_dir / _paths(pairing).table}: {len(pairing.pairs)} scans")
     if settings.dry_run:
@@ -58,9 +58,7 @@ def evaluate_level(settings: Settings) -> None:
         raise NothingSelected("no label map could be compared with a reference; the reasons stand above")
     total = sum(len(pairing.pairs) + len(pairing.failed) for pairing in pairings)
     if not all(compared) or sum(compared) < total:
-        nothing = [pairing.protocol.name for pairing, count in zip(pairings, compared, strict=True) if not count]
-        also = f", nothing of {', '.join(nothing)}" if nothing else ""
-        raise BidssegError(f"{sum(compared)} of {total} scans were compared{also}; the reasons stand above")
+        raise BidssegError(f"only {sum(compared)} of {total} pairs could be compared; the reasons stand above")
 
 
 def _paths(pairing: Pairing) -> AgreementPaths:
@@ -75,13 +73,13 @@ def _pairing(settings: Settings, name: str) -> Pairing:
         found = model
         maps = list(find_native_maps(settings.output_dir, protocol.name))
         judged = [scan for maker, scan in maps if maker == model and settings.selects(scan.entities)]
-        lacking = f"the scan was not segmented by the model {model}: run the level participant first"
+        lacking = f"not segmented by the model {model}: run the level participant first"
         if others := ", ".join(sorted({maker for maker, _ in maps} - {model})):
             lacking += f", or choose one of these with --model: {others}"
     else:
         found = options.against.resolve().name
         judged, failed = one_of_each_scan(_selected(settings, [options.against], protocol), model)
-        lacking = f"the scan has no label map in {options.against}"
+        lacking = f"no label map in {options.against}"
     reference = "+".join(folder.resolve().name for folder in folders)
     pairing = Pairing(protocol, About(found, reference, folders, options.against, options.mask), failed=failed)
     pair_up(judged, _selected(settings, folders, protocol), pairing, lacking=lacking)
@@ -102,14 +100,14 @@ def _evaluate(settings: Settings, pairing: Pairing) -> int:
     from bidsseg.report import agreement_page
 
     output_dir, report, paths = settings.output_dir, settings.report, _paths(pairing)
-    cases, left = [], [*pairing.failed, *pairing.alone]
+    cases, left = [], pairing.left
     for pair, outcome in compare_pairs(pairing, choose_processes(settings, len(pairing.pairs), PAIR_MB)):
         if isinstance(outcome, Case):
             cases.append(outcome)
             report.advance(pair.key, f"{pairing.protocol.name}: mean Dice {outcome.mean_dice:.3f}")
         else:
             left.append(Left(pair.key, str(outcome)))
-            report.warn(f"{pair.key} is not compared: {outcome}")
+            report.warn(f"{pairing.protocol.name}: {pair.key} not compared: {outcome}")
             report.advance(pair.key, f"{pairing.protocol.name}: failed")
     if cases:
         cases.sort(key=lambda case: natural(case.pair.key))
@@ -118,6 +116,5 @@ def _evaluate(settings: Settings, pairing: Pairing) -> int:
             write_root_files(output_dir, settings.bids_dir, {})
         write_tables(output_dir, paths, study)
         page = agreement_page(output_dir, settings.bids_dir, paths, study=study)
-        report.say(f"{output_dir / paths.table}: {study.in_words()}")
-        report.say(str(page))
+        report.say(f"{page}: {study.in_words()}")
     return len(cases)
