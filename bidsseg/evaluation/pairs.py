@@ -101,6 +101,8 @@ def pair_up(judged: Iterable[Scan], references: Iterable[LabelMap], pairing: Pai
     waiting: dict[str, Path] = {}
     for label_map in references:
         waiting.setdefault(_source_key(label_map.entities), label_map.path)
+    for left in pairing.failed:
+        waiting.pop(left.key, None)
     for scan in judged:
         elsewhere = waiting.pop(_source_key(scan.entities), None)
         try:

@@ -12,7 +12,7 @@ import numpy as np
 from bidsseg.bids.names import with_extension
 from bidsseg.bids.outputs import AgreementPaths, report_path
 from bidsseg.bids.query import t1w_of
-from bidsseg.bids.scan import Scan
+from bidsseg.bids.scan import ADDED, Scan
 from bidsseg.errors import BidssegError
 from bidsseg.evaluation.agreement import Estimate
 from bidsseg.evaluation.comparison import Case, read_pair
@@ -146,7 +146,9 @@ def _picture(case: Case, study: Study, bids_dir: Path) -> Iterator[str]:
 
 def _image(case: Case, grid: Volume, bids_dir: Path) -> Volume | None:
     """Return the T1w of a scan if there is one on the grid of its label maps."""
-    path = t1w_of(bids_dir, case.pair.source)
+    source = case.pair.source
+    plain = {name: label for name, label in source.items() if name not in ADDED}
+    path = t1w_of(bids_dir, source) or t1w_of(bids_dir, plain)
     try:
         image = read_image(path)[0] if path is not None else None
     except BidssegError:

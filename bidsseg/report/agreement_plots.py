@@ -127,7 +127,7 @@ def dots(points: Iterable[tuple[float, float]]) -> str:
 
 def _scatter(x: np.ndarray, y: np.ndarray) -> Plot:
     """Found against reference, both on one scale, with the line of equality."""
-    low, high = _range([*x, *y])
+    low, high = _range([*x, *y], least=0.0)
     line = Line("equal", LEFT, TOP + HIGH, LEFT + WIDE, TOP)
     ends = _number(low), _number(high)
     return Plot(dots(zip(_across(x, low, high), _up(y, low, high), strict=True)), [line], ends, ends)
@@ -137,7 +137,7 @@ def _difference(mean: np.ndarray, difference: np.ndarray, limits: Sequence[float
     """Differences against means, with 0, the bias and the limits of agreement."""
     known = [limit for limit in limits if np.isfinite(limit)]
     low, high = _range([*difference, *known, 0])
-    left, right = _range(mean)
+    left, right = _range(mean, least=0.0)
     kinds = zip(("limit", "bias", "limit"), limits, strict=True)
     levels = [("equal", 0.0, ""), *((kind, at, f"{at:+.3g}") for kind, at in kinds if np.isfinite(at))]
     lines = [
@@ -147,12 +147,12 @@ def _difference(mean: np.ndarray, difference: np.ndarray, limits: Sequence[float
     return Plot(points, lines, (_number(left), _number(right)), (_number(low), _number(high)))
 
 
-def _range(values: Iterable[float]) -> tuple[float, float]:
-    """Return where an axis begins and ends, with room beyond the values."""
+def _range(values: Iterable[float], least: float = -np.inf) -> tuple[float, float]:
+    """Return where an axis begins, at the least, and ends, with room beyond the values."""
     known = list(values)
     low, high = min(known), max(known)
     room = ROOM * (high - low) or 0.1 * abs(high) or 1.0
-    return low - room, high + room
+    return max(low - room, least), high + room
 
 
 def _across(values: np.ndarray, low: float, high: float) -> list[float]:
