@@ -137,6 +137,8 @@ VALUES = {
     "--cluster-config": ["{tmp}/cluster.toml"],
     "--recipe": ["segnet"],
     "--labels": ["FAST={tmp}"],
+    "--against": ["{tmp}"],
+    "--mask": ["reference"],
     "--derivatives": ["{tmp}"],
     "--also": ["{tmp}"],
     "--init": ["wholebrain"],

@@ -136,7 +136,7 @@ def _list_models(*, as_json: bool) -> int:
 def _print_descriptor(level: str) -> int:
     from bidsseg.app.descriptor import descriptor
 
-    write_line(json.dumps(descriptor(dataset_parser(), level == "train"), indent=2), sys.stdout)
+    write_line(json.dumps(descriptor(dataset_parser(), level), indent=2), sys.stdout)
     return 0
 
 
@@ -213,8 +213,8 @@ def dataset_parser() -> argparse.ArgumentParser:
     _add_labels(parser)
     _add_learning(parser)
     add = parser.add_argument_group("other").add_argument
-    add("--bids-exec-spec", nargs="?", const="participant", choices=("participant", "train"),
-        help="print the Boutiques descriptor of the levels but train, or of train, and stop")  # fmt: skip
+    add("--bids-exec-spec", nargs="?", const="participant", choices=("participant", "evaluate", "train"),
+        help="print the Boutiques descriptor of participant and group, of evaluate or of train, and stop")  # fmt: skip
     add("--version", action="version", version=f"bidsseg {__version__}")
     add("-v", "--verbose", action="store_true", help="tell more")
     return parser

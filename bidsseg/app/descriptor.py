@@ -12,31 +12,40 @@ from bidsseg.settings import LEVELS
 
 IDS = {"participant_label": "SubjectLabel", "session_label": "SessionLabel"}
 """Names that the BIDS Apps execution specification reserves."""
-OF_TRAIN_ALONE = "learning (level train)"
-"""Title of the parser's group."""
+NOT_OF_PARTICIPANT = {"labels (levels evaluate and train)", "comparing (level evaluate)", "learning (level train)"}
+"""Titles of groups of flags without a meaning for participant and group."""
+OF_EVALUATE = {
+    "participant_label", "session_label", "model", "overwrite", "dry_run", "work_dir", "n_cpus", "mem",
+    "labels", "derivatives", "against", "mask", "verbose",
+}  # fmt: skip
+"""Flags with a meaning for evaluate."""
 NOT_OF_TRAIN = {
     "against", "mask",
     "model", "probseg", "entropy", "fast", "output_spaces", "viewer", "stop_on_first_crash",
     "shard", "executor", "dask_scheduler", "cluster_config",
 }  # fmt: skip
-"""Flags without a meaning there."""
+"""Flags without a meaning for train."""
 NEVER = {"help", "version", "list_models", "json", "bids_exec_spec", "bids_dir", "output_dir", "level"}
 """Answered without a dataset, or said by the positional inputs."""
 
 
-def descriptor(parser: argparse.ArgumentParser, training: bool = False) -> dict[str, Any]:
-    """Return the descriptor of the levels participant, group and evaluate, or that of the level train."""
-    options = list(_options(parser, training))
-    level = "train" if training else "[ANALYSIS_LEVEL]"
+def descriptor(parser: argparse.ArgumentParser, level: str = "participant") -> dict[str, Any]:
+    """Return the descriptor of the levels participant and group, or that of the level evaluate or train.
+
+    The last two have their own, because launchers know no other levels of a BIDS App than participant and group.
+    """
+    options = list(_options(parser, level))
+    alone = level != "participant"
+    place = level if alone else "[ANALYSIS_LEVEL]"
     keys = " ".join(option["value-key"] for option in options)
-    levels = [] if training else [_LEVEL]
+    levels = [] if alone else [_LEVEL]
     return {
-        "name": "bidsseg train" if training else "bidsseg",
+        "name": f"bidsseg {level}" if alone else "bidsseg",
         "tool-version": __version__,
         "author": "The bidsseg developers",
-        "description": f"{parser.description} Level{' train' if training else 's participant, group and evaluate'}.",
+        "description": f"{parser.description} Level{f' {level}' if alone else 's participant and group'}.",
         "schema-version": "0.5",
-        "command-line": f"mkdir -p [OUTPUT_DIR]; bidsseg [BIDS_DIR] [OUTPUT_DIR] {level} {keys}",
+        "command-line": f"mkdir -p [OUTPUT_DIR]; bidsseg [BIDS_DIR] [OUTPUT_DIR] {place} {keys}",
         "container-image": {"type": "docker", "image": f"bidsseg:{__version__}", "entrypoint": True},
         "inputs": [_INPUT, *_OUTPUTS, *levels, *options],
         "groups": [_ONE_OUTPUT],
@@ -50,7 +59,7 @@ def descriptor(parser: argparse.ArgumentParser, training: bool = False) -> dict[
             }
         ],
         "error-codes": [{"code": code, "description": text} for code, text in EXIT_CODES.items() if code],
-        "suggested-resources": {"cpu-cores": 4, "ram": 8, "walltime-estimate": 86400 if training else 60},
+        "suggested-resources": {"cpu-cores": 4, "ram": 8, "walltime-estimate": 86400 if level == "train" else 60},
         "tags": {"domain": ["neuroinformatics", "mri", "bids-app"]},
         "custom": {"BIDSAppSpecVersion": "0.1.0.dev"},
     }
@@ -93,26 +102,29 @@ _ONE_OUTPUT = {
 _LEVEL = {
     "id": "AnalysisLevel",
     "name": "Analysis level",
-    "description": "participant: each scan; group: tables over all; evaluate: agreement with labels.",
+    "description": "participant: each scan; group: tables over all.",
     "type": "String",
     "value-key": "[ANALYSIS_LEVEL]",
-    "value-choices": [level for level in LEVELS if level != "train"],
+    "value-choices": [level for level in LEVELS if level in ("participant", "group")],
     "list": True,
     "optional": False,
 }
 
 
-def _options(parser: argparse.ArgumentParser, training: bool) -> Iterable[dict[str, Any]]:
-    """Every flag that means something at the levels, in the order of the parser."""
+def _options(parser: argparse.ArgumentParser, level: str) -> Iterable[dict[str, Any]]:
+    """Every flag that means something at the level, in the order of the parser."""
     for group in parser._action_groups:
-        if group.title == OF_TRAIN_ALONE and not training:
-            continue
         for action in group._group_actions:
-            if action.dest not in NEVER and not (training and action.dest in NOT_OF_TRAIN):
-                yield _input(action, training)
+            meant = {
+                "participant": group.title not in NOT_OF_PARTICIPANT,
+                "evaluate": action.dest in OF_EVALUATE,
+                "train": action.dest not in NOT_OF_TRAIN,
+            }
+            if action.dest not in NEVER and meant[level]:
+                yield _input(action)
 
 
-def _input(action: argparse.Action, training: bool) -> dict[str, Any]:
+def _input(action: argparse.Action) -> dict[str, Any]:
     """A flag as the descriptor says it."""
     flag = next(word for word in action.option_strings if word.startswith("--"))
     words = flag.removeprefix("--").replace("-", " ")
@@ -123,7 +135,7 @@ def _input(action: argparse.Action, training: bool) -> dict[str, Any]:
         "type": _kind(action),
         "value-key": f"[{words.upper().replace(' ', '_')}]",
         "command-line-flag": flag,
-        "optional": not (training and action.dest == "labels"),
+        "optional": action.dest != "labels",
     }
     if action.nargs == "+":
         found["list"] = True
