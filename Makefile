@@ -58,6 +58,7 @@ models: $(STAMP)
 
 boutiques: $(STAMP)
 	$(PY) run.py --bids-exec-spec > boutiques/bidsseg.json
+	$(PY) run.py --bids-exec-spec evaluate > boutiques/bidsseg_evaluate.json
 	$(PY) run.py --bids-exec-spec train > boutiques/bidsseg_train.json
 
 venv: $(STAMP)

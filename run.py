@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Run bidsseg from a checkout: ``run.py BIDS_DIR OUTPUT_DIR {participant,group,train}``."""
+"""Run bidsseg from a checkout: ``run.py BIDS_DIR OUTPUT_DIR {participant,group,evaluate,train}``."""
 
 import sys
 

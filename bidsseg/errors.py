@@ -53,13 +53,13 @@ class InvalidInputDataset(BidssegError):
 
 
 class UnknownLevel(BidssegError):
-    """The analysis level is not one of participant, group and train."""
+    """The analysis level is not one of participant, group, evaluate and train."""
 
     code = 17
 
 
 class NothingSelected(BidssegError):
-    """No scan is left after selection by participant, session and filter."""
+    """No scan is left after selection by participant, session and filter, or none can be compared."""
 
     code = 18
 

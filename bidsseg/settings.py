@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bidsseg.errors import UsageError
 
-LEVELS = ("participant", "group", "train")
+LEVELS = ("participant", "group", "evaluate", "train")
 EXECUTORS = ("local", "dask", "slurm", "pbs", "sge", "lsf")
 PRECISIONS = ("auto", "bf16", "fp32")
 LEAST_MEMORY_MB = 500
@@ -92,6 +92,21 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """What only the level ``evaluate`` reads.
+
+    Attributes:
+        reference: for each protocol, the derivative datasets whose label maps serve as reference.
+        against: the derivative dataset whose label maps are judged in place of those of the output folder.
+        mask: which voxels count, see ``evaluation.agreement.counted``.
+    """
+
+    reference: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    against: Path | None = None
+    mask: Literal["own", "reference"] = "own"
+
+
+@dataclass(frozen=True)
 class Settings:
     """Settings of all levels.
 
@@ -144,6 +159,7 @@ class Settings:
     dry_run: bool = False
     command: Sequence[str] = ()
     training: Training = Training()
+    evaluation: Evaluation = Evaluation()
     report: Report = field(default_factory=Report, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -159,6 +175,11 @@ class Settings:
             )
         if not self.images:
             self._check_places()
+
+    def selects(self, source: Mapping[str, str]) -> bool:
+        """Return whether a scan with these entities is of the selected participants and sessions."""
+        chosen = [(self.participants, source.get("subject")), (self.sessions, source.get("session"))]
+        return all(not wanted or label in wanted for wanted, label in chosen)
 
     def _check_places(self) -> None:
         """Raise UsageError if outputs would be written into the dataset."""

@@ -1,48 +1,27 @@
-"""Agreement of label maps against MONAI, closed forms and plain formulas, and the script that measures folders."""
-
-import json
-import runpy
-from collections.abc import Callable
-from pathlib import Path
+"""Agreement of label maps against MONAI, closed forms and plain formulas."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
+from label_maps import REGIONS, blobs
 from monai.metrics import DiceMetric, compute_average_surface_distance, compute_hausdorff_distance
-from PIL import Image
-from scipy import ndimage
 
-from bidsseg.bids.outputs import output_paths
-from bidsseg.bids.scan import Scan
 from bidsseg.errors import DataError
 from bidsseg.evaluation.agreement import (
     brain_means,
     compare,
     counted,
-    dice,
     estimate,
     surface_distances,
     voxel_error,
 )
-from bidsseg.image.nifti import write_labels
-from bidsseg.image.volume import Volume
 from bidsseg.labels import Protocol, Region
-
-REGIONS = 4
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "agreement.py"
 
 
 def protocol(*indices: int, unscored: tuple[int, ...] = ()) -> Protocol:
     """Background and regions with those indices."""
     rows = [Region(i, f"region {i}", f"r{i}", "#808080", None, i not in unscored) for i in (0, *indices)]
     return Protocol("test", tuple(rows))
-
-
-def blobs(seed: int, shape: tuple[int, int, int] = (26, 22, 18), regions: int = REGIONS) -> np.ndarray:
-    """A label map of smooth random regions, some of which lie at the edge of the grid."""
-    noise = np.random.default_rng(seed).normal(size=(regions + 1, *shape))
-    return np.stack([ndimage.gaussian_filter(field, 2.5) for field in noise]).argmax(0).astype(np.uint8)
 
 
 def one_hot(labels: np.ndarray, regions: int = REGIONS) -> torch.Tensor:
@@ -259,132 +238,3 @@ def test_one_brain_or_none_has_no_interval() -> None:
     one, none = estimate(np.array([0.5, np.nan])), estimate(np.array([np.nan]))
     assert (one.mean, one.brains, none.brains) == (0.5, 1, 0)
     assert np.isnan([one.low, one.high, none.mean, none.low]).all()
-
-
-# -- the script --------------------------------------------------------------------------------------------------------
-
-AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
-MOVED = np.array([[1, 0, 0, 30], [0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]], float)
-
-
-def save(path: Path, labels: np.ndarray, affine: np.ndarray = AFFINE) -> None:
-    write_labels(path, labels, Volume(labels, affine))
-
-
-@pytest.fixture
-def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """Predictions of two models and references in FAST: two scans in both, three without a partner on their grid."""
-    out, manual = tmp_path / "out", tmp_path / "manual"
-    scans = [{"subject": "01"}, {"subject": "02", "session": "1", "run": "1"}]
-    for seed, entities in enumerate(scans):
-        reference = blobs(seed, regions=3)
-        found = np.where(blobs(9, regions=3) == 1, 2, reference)
-        scan = Scan(entities, Path())
-        save(out / output_paths(scan, "good", ["FAST"]).dseg["FAST"], found)
-        save(out / output_paths(scan, "poor", ["FAST"]).dseg["FAST"], np.roll(reference, 5, 0))
-        place = manual / "/".join(word for word in scan.key.split("_") if not word.startswith("run")) / "anat"
-        save(place / f"{scan.key}_seg-FAST_dseg.nii.gz", reference)
-    for name, place, affine in (
-        ("sub-03_seg-FAST_desc-good_dseg.nii.gz", out / "sub-03" / "anat", AFFINE),
-        ("sub-04_seg-FAST_dseg.nii.gz", manual / "sub-04" / "anat", AFFINE),
-        ("sub-05_seg-FAST_desc-good_dseg.nii.gz", out / "sub-05" / "anat", AFFINE),
-        ("sub-05_seg-FAST_dseg.nii.gz", manual / "sub-05" / "anat", MOVED),
-    ):
-        save(place / name, blobs(1, regions=3), affine)
-    return out, manual
-
-
-@pytest.fixture(scope="module")
-def main() -> Callable[[list[str]], None]:
-    function: Callable[[list[str]], None] = runpy.run_path(str(SCRIPT))["main"]
-    return function
-
-
-def test_the_script_measures_a_folder(
-    folders: tuple[Path, Path],
-    main: Callable[[list[str]], None],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    for mask in ("own", "reference"):
-        stem = str(tmp_path / "results" / mask)
-        main([*map(str, folders), "--protocol", "FAST", "--model", "good", "--mask", mask, "--output", stem])
-        table = pd.read_csv(f"{stem}.tsv", sep="\t")
-        assert table.groupby("case").size().to_dict() == {"sub-01": 3, "sub-02_ses-1_run-1": 3}
-        means = []
-        for seed, key in enumerate(["sub-01", "sub-02_ses-1_run-1"]):
-            reference = blobs(seed, regions=3)
-            found = np.where(blobs(9, regions=3) == 1, 2, reference)
-            if mask == "reference":
-                found[reference == 0] = 0
-            part = table[table.case == key]
-            np.testing.assert_allclose(part.dice, dice(found, reference, [1, 2, 3]), rtol=1e-4)
-            hausdorff95, _ = surface_distances(found, reference, [1, 2, 3], (1, 1, 2))
-            np.testing.assert_allclose(part.hausdorff95_mm, hausdorff95, rtol=1e-4)
-            np.testing.assert_allclose(part.reference_mm3, 2 * np.bincount(reference.ravel())[1:], rtol=1e-4)
-            means.append(dice(found, reference, [1, 2, 3]).mean())
-        report = json.loads(Path(f"{stem}.json").read_text(encoding="utf-8"))
-        assert (report["protocol"], report["model"], report["mask"]) == ("FAST", "good", mask)
-        assert report["brains"] == report["means"]["dice"]["brains"] == 2
-        assert report["means"]["dice"]["mean"] == pytest.approx(np.mean(means), rel=1e-4)
-        assert report["means"]["dice"]["low"] == pytest.approx(min(means), rel=1e-4)
-        assert report["cases"]["sub-01"]["dice"] == pytest.approx(means[0], rel=1e-4)
-        assert report["regions"]["White Matter"]["dice"]["brains"] == 2
-        assert len(report["passed_over"]) == 3
-        picture = np.asarray(Image.open(f"{stem}.png").convert("L"))
-        assert (picture < 128).mean() > 0.005
-        said = capsys.readouterr()
-        assert f"{np.mean(means):.3f}" in said.out
-        for person in ("sub-03", "sub-04", "sub-05"):
-            assert person in said.err
-    own, inside = (json.loads((tmp_path / "results" / f"{m}.json").read_text())["means"] for m in ("own", "reference"))
-    assert inside["dice"]["mean"] > own["dice"]["mean"]
-    assert inside["voxel_error"] == own["voxel_error"]
-
-
-@pytest.mark.parametrize(
-    "more, code, message",
-    [
-        ([], 64, "several models (good, poor)"),
-        (["--model", "other"], 18, "desc-other"),
-        (["--protocol", "BrainCOLOR"], 18, "seg-BrainCOLOR"),
-        (["--protocol", "nothing"], 65, "no protocol 'nothing'"),
-    ],
-)
-def test_the_script_says_what_is_wrong(
-    folders: tuple[Path, Path],
-    main: Callable[[list[str]], None],
-    capsys: pytest.CaptureFixture[str],
-    more: list[str],
-    code: int,
-    message: str,
-) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main([*map(str, folders), "--protocol", "FAST", *more])
-    assert stopped.value.code == code
-    assert message in capsys.readouterr().err
-
-
-def test_the_script_names_the_files_of_a_value_that_the_protocol_lacks(
-    folders: tuple[Path, Path], main: Callable[[list[str]], None], capsys: pytest.CaptureFixture[str]
-) -> None:
-    out, manual = folders
-    save(manual / "sub-01" / "anat" / "sub-01_seg-FAST_dseg.nii.gz", blobs(0, regions=3) + np.uint8(7))
-    with pytest.raises(SystemExit) as stopped:
-        main([str(out), str(manual), "--protocol", "FAST", "--model", "good"])
-    assert stopped.value.code == 65
-    assert "sub-01_seg-FAST_dseg.nii.gz" in capsys.readouterr().err
-
-
-def test_the_only_model_need_not_be_named(
-    folders: tuple[Path, Path], main: Callable[[list[str]], None], tmp_path: Path
-) -> None:
-    out, manual = folders
-    main([str(manual), str(manual), "--protocol", "FAST", "--output", str(tmp_path / "self")])
-    report = json.loads((tmp_path / "self.json").read_text(encoding="utf-8"))
-    assert report["model"] is None
-    assert report["means"]["dice"] == {"mean": 1, "low": 1, "high": 1, "brains": 4}
-    for path in out.rglob("*desc-poor*"):
-        path.unlink()
-    main([str(out), str(manual), "--protocol", "FAST", "--output", str(tmp_path / "one")])
-    assert json.loads((tmp_path / "one.json").read_text(encoding="utf-8"))["model"] == "good"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bidsseg.bids.names import build_name, entity_names, parse_name, with_extension
-from bidsseg.bids.outputs import group_report, group_table, output_paths, report_path
+from bidsseg.bids.outputs import agreement_paths, group_report, group_table, output_paths, report_path
 from bidsseg.bids.scan import Scan
 from bidsseg.bids.validator import _program
 from bidsseg.derivative.sidecars import dataset_description, image_sidecar, write_root_files
@@ -122,6 +122,13 @@ def test_the_usual_names() -> None:
     assert group_table("wholebrain", "FAST") == Path("group_seg-FAST_desc-wholebrain_morph.tsv")
 
 
+def test_names_of_the_tables_of_an_evaluation() -> None:
+    paths = agreement_paths("FAST", "my model", "manual+rater_2")
+    assert paths.table == Path("group_seg-FAST_desc-mymodel_ref-manual+rater2_agreement.tsv")
+    assert paths.summary == Path("group_seg-FAST_desc-mymodel_ref-manual+rater2_summary.tsv")
+    assert paths.page == paths.table.with_suffix(".html")
+
+
 def test_only_what_is_asked_for() -> None:
     paths = output_paths(scan_of({"subject": "01"}), "wholebrain", ["FAST"])
     assert paths.lesion is None
@@ -177,9 +184,11 @@ def test_the_validator_accepts_every_name(tmp_path: Path) -> None:
             (output / path).parent.mkdir(parents=True, exist_ok=True)
             (output / path).write_bytes(content)
         (output / report_path(scan_of(source))).write_text("<html></html>", encoding="utf-8")
-    table = group_table("wholebrain", "FAST")
+    table, agreement = group_table("wholebrain", "FAST"), agreement_paths("FAST", "wholebrain", "manual+fast")
     others = ["logs/run-1.json", "models/x/card.json", "folds/fold-0/models/x/card.json"]
-    for path in (table, with_extension(table, ".json"), group_report(), *map(Path, others)):
+    tables = [table, agreement.table, agreement.summary]
+    sidecars = [with_extension(path, ".json") for path in tables]
+    for path in (*tables, *sidecars, agreement.page, group_report(), *map(Path, others)):
         (output / path).parent.mkdir(parents=True, exist_ok=True)
         (output / path).write_text("{}", encoding="utf-8")
     write_root_files(output, bids_dir, {"wholebrain": "A model"})

@@ -14,37 +14,42 @@ from bidsseg.app.cli import dataset_parser, main
 from bidsseg.app.descriptor import descriptor
 
 FOLDER = Path(__file__).parent.parent / "boutiques"
-NAMES = {False: FOLDER / "bidsseg.json", True: FOLDER / "bidsseg_train.json"}
+NAMES = {
+    "participant": FOLDER / "bidsseg.json",
+    "evaluate": FOLDER / "bidsseg_evaluate.json",
+    "train": FOLDER / "bidsseg_train.json",
+}
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_the_descriptors_are_those_of_the_parser(training: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--bids-exec-spec", *(["train"] if training else [])]) == 0
-    assert capsys.readouterr().out == NAMES[training].read_text(), "make boutiques"
+@pytest.mark.parametrize("level", NAMES)
+def test_the_descriptors_are_those_of_the_parser(level: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--bids-exec-spec", *([level] if level != "participant" else [])]) == 0
+    assert capsys.readouterr().out == NAMES[level].read_text(), "make boutiques"
 
 
 def test_the_bundle_for_nipoppy_has_the_descriptor_and_its_invocation_fits(tmp_path: Path) -> None:
     bundle = FOLDER.parent / "catalogues" / "nipoppy"
-    assert (bundle / "descriptor.json").read_text() == NAMES[False].read_text(), "make boutiques"
+    assert (bundle / "descriptor.json").read_text() == NAMES["participant"].read_text(), "make boutiques"
     text = re.sub(r"\[\[NIPOPPY_DPATH_\w+\]\]", str(tmp_path), (bundle / "invocation.json").read_text())
     filled = tmp_path / "invocation.json"
     filled.write_text(re.sub(r"\[\[\w+\]\]", "01", text))
-    bosh(["invocation", str(NAMES[False]), "-i", str(filled)])
+    bosh(["invocation", str(NAMES["participant"]), "-i", str(filled)])
 
 
 def test_their_own_validator_accepts_them() -> None:
-    bosh(["validate", "--bids", str(NAMES[False])])
-    bosh(["validate", str(NAMES[True])])
+    bosh(["validate", "--bids", str(NAMES["participant"])])
+    bosh(["validate", str(NAMES["evaluate"])])
+    bosh(["validate", str(NAMES["train"])])
 
 
 @pytest.fixture
 def simulated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
     """Gives the words that a launcher would run after the command's name."""
 
-    def simulate(training: bool, **values: Any) -> list[str]:
+    def simulate(level: str, **values: Any) -> list[str]:
         chosen = tmp_path / "invocation.json"
         chosen.write_text(json.dumps(values))
-        bosh(["exec", "simulate", str(NAMES[training]), "-i", str(chosen)])
+        bosh(["exec", "simulate", str(NAMES[level]), "-i", str(chosen)])
         made, _, rest = capsys.readouterr().out.splitlines()[-1].partition(";")
         assert made == f"mkdir -p {values['OutputLocation']}"
         name, *words = shlex.split(rest)
@@ -56,7 +61,7 @@ def simulated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..
 
 def test_what_a_launcher_runs_is_understood(simulated: Callable[..., list[str]]) -> None:
     words = simulated(
-        False, InputDataset="/data/bids", OutputLocation="out", AnalysisLevel=["participant", "group"],
+        "participant", InputDataset="/data/bids", OutputLocation="out", AnalysisLevel=["participant", "group"],
         SubjectLabel=["01", "02"], model="ace", probseg=True, n_cpus=4, mem_gb="8",
     )  # fmt: skip
     given = dataset_parser().parse_intermixed_args(words)
@@ -67,7 +72,7 @@ def test_what_a_launcher_runs_is_understood(simulated: Callable[..., list[str]])
 
 def test_what_a_launcher_trains_is_understood(simulated: Callable[..., list[str]]) -> None:
     words = simulated(
-        True, InputDataset="/data/bids", OutputLocation="out", labels=["FAST=/data/fast"], small=True,
+        "train", InputDataset="/data/bids", OutputLocation="out", labels=["FAST=/data/fast"], small=True,
         time_budget=2.5, seed=3,
     )  # fmt: skip
     given = dataset_parser().parse_intermixed_args(words)
@@ -75,10 +80,19 @@ def test_what_a_launcher_trains_is_understood(simulated: Callable[..., list[str]
     assert (given.time_budget, given.seed) == (2.5, 3)
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_every_flag_of_a_level_is_described(training: bool) -> None:
-    described = {entry.get("command-line-flag") for entry in descriptor(dataset_parser(), training)["inputs"]}
-    flags = {"--participant-label", "--n-cpus", "--mem", "--device", "--verbose", "--work-dir", "--overwrite"}
-    assert flags <= described
-    assert ("--model" in described, "--recipe" in described) == (not training, training)
+def test_what_a_launcher_evaluates_is_understood(simulated: Callable[..., list[str]]) -> None:
+    words = simulated(
+        "evaluate", InputDataset="/data/bids", OutputLocation="out", labels=["FAST=/data/fast"], against="/data/other",
+    )  # fmt: skip
+    given = dataset_parser().parse_intermixed_args(words)
+    assert (given.level, given.labels, given.against) == (["evaluate"], ["FAST=/data/fast"], "/data/other")
+
+
+@pytest.mark.parametrize("level", NAMES)
+def test_every_flag_of_a_level_is_described(level: str) -> None:
+    described = {entry.get("command-line-flag") for entry in descriptor(dataset_parser(), level)["inputs"]}
+    assert {"--participant-label", "--n-cpus", "--mem", "--verbose", "--work-dir", "--overwrite"} <= described
+    assert ("--model" in described, "--recipe" in described) == (level != "train", level == "train")
+    assert ("--labels" in described, "--against" in described) == (level != "participant", level == "evaluate")
+    assert ("--device" in described) == (level != "evaluate")
     assert not described & {"--version", "--help", "--list-models", "--json", "--bids-exec-spec"}

@@ -26,8 +26,9 @@ ROOT = Path(__file__).parents[1]
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Settings]]:
     """What the levels are called with; none of them runs."""
     made: list[tuple[str, Settings]] = []
-    for level in ("participant", "group", "train"):
+    for level in ("participant", "group", "evaluate", "train"):
         module = ModuleType(level)
+        setattr(module, "check_labels", lambda settings: None)  # noqa: B010
         setattr(module, f"{level}_level", lambda settings, level=level: made.append((level, settings)))
         monkeypatch.setitem(sys.modules, f"bidsseg.levels.{level}", module)
     return made
@@ -136,6 +137,8 @@ VALUES = {
     "--cluster-config": ["{tmp}/cluster.toml"],
     "--recipe": ["segnet"],
     "--labels": ["FAST={tmp}"],
+    "--against": ["{tmp}"],
+    "--mask": ["reference"],
     "--derivatives": ["{tmp}"],
     "--also": ["{tmp}"],
     "--init": ["wholebrain"],
@@ -184,6 +187,8 @@ def test_flag_with_equals_sign_keeps_underscores_of_its_value(
 def test_levels_run_in_order_and_once(bids: Path, tmp_path: Path, calls: list[tuple[str, Settings]]) -> None:
     assert main([str(bids), str(tmp_path / "out"), "group", "--probseg", "participant", "group"]) == 0
     assert [level for level, _ in calls] == ["participant", "group"]
+    assert main([str(bids), str(tmp_path / "out"), "evaluate", "group", "participant"]) == 0
+    assert [level for level, _ in calls[2:]] == ["participant", "group", "evaluate"]
 
 
 def test_train_runs_alone(bids: Path, tmp_path: Path, calls: list[tuple[str, Settings]]) -> None:
@@ -200,6 +205,17 @@ def test_group_runs_after_scans_that_failed(
     monkeypatch.setattr(sys.modules["bidsseg.levels.participant"], "participant_level", fail)
     assert main([str(bids), str(tmp_path / "out"), "participant", "group"]) == 1
     assert [level for level, _ in calls] == ["group"]
+
+
+def test_evaluation_flags(bids: Path, tmp_path: Path, calls: list[tuple[str, Settings]]) -> None:
+    for folder in ("manual", "fast"):
+        (bids / "derivatives" / folder).mkdir(parents=True)
+    words = ["evaluate", "--labels", "FAST=manual", "-d", f"theirs={bids}/derivatives/fast", "--mask", "reference"]
+    assert main([str(bids), str(tmp_path / "out"), *words, "--against", "theirs"]) == 0
+    evaluation = one(calls).evaluation
+    assert evaluation.reference == {"FAST": [bids / "derivatives" / "manual"]}
+    assert (evaluation.against, evaluation.mask) == (bids / "derivatives" / "fast", "reference")
+    assert main([str(bids), str(tmp_path / "out"), *words, "--against", "nowhere"]) == 66
 
 
 def test_training_flags(bids: Path, tmp_path: Path, calls: list[tuple[str, Settings]]) -> None:

@@ -51,6 +51,7 @@ def test_the_tree_is_the_committed_one(sessions: App) -> None:
     assert sessions("--probseg", "--entropy", "--viewer", "--participant-label", "02", "--session-label", "1") == 0
     assert sessions("--session-label", "2", model=lesions) == 0
     assert sessions(level="group") == 0
+    assert sessions("--labels", f"FAST={sessions.output}", level="evaluate") == 0
     produced = sorted(path.relative_to(sessions.output).as_posix() for path in sessions.output.rglob("*"))
     listing = "".join(re.sub(r"run-\d{8}T\d+\.json", "run-TIME.json", name) + "\n" for name in produced)
     if os.environ.get("BIDSSEG_UPDATE_EXPECTED"):
@@ -62,6 +63,7 @@ def test_the_tree_is_the_committed_one(sessions: App) -> None:
 def test_the_tree_passes_the_validator(sessions: App) -> None:
     assert sessions("--probseg", "--entropy", "--viewer") == 0
     assert sessions(level="group") == 0
+    assert sessions("--labels", f"FAST={sessions.output}", level="evaluate") == 0
     done = subprocess.run([VALIDATOR, sessions.output, "--format", "json"], capture_output=True, text=True)
     issues = json.loads(done.stdout)["issues"]["issues"]
     assert [issue for issue in issues if issue["severity"] == "error"] == []

@@ -141,20 +141,26 @@ def split(
     return {**given, "hold_out": labels("sub", hold_out, patterns=True)} if hold_out else given
 
 
-def annotation_folders(pairs: Sequence[str], derivatives: Sequence[str], bids_dir: Path) -> dict[str, list[Path]]:
-    """Return the derivative datasets of each protocol: a folder, a name given by ``-d``, or one in ``derivatives/``."""
+def derivative(where: str, derivatives: Sequence[str], bids_dir: Path, *, flag: str) -> Path:
+    """Return a derivative dataset: a folder, the name of a ``-d``, or a name below ``derivatives/``."""
     named = {}
     for entry in derivatives:
         name, equals, path = entry.rpartition("=")
         named[name if equals else Path(path).name] = dataset(Path(path))
+    places = [named.get(where), Path(where), bids_dir / "derivatives" / where]
+    folder = next((place for place in places if place is not None and place.is_dir()), None)
+    if folder is None:
+        raise InputMissing(f"{flag}: there is no derivative dataset {where}: give its folder, or name it with -d")
+    return folder
+
+
+def annotation_folders(pairs: Sequence[str], derivatives: Sequence[str], bids_dir: Path) -> dict[str, list[Path]]:
+    """Return for each protocol its derivative datasets."""
     found: dict[str, list[Path]] = {}
     for pair in pairs:
         protocol, _, where = pair.partition("=")
         if not (protocol and where):
             raise UsageError(f"--labels '{pair}': give PROTOCOL=DIR, e.g. FAST=/data/derivatives/fast")
-        places = [named.get(where), Path(where), bids_dir / "derivatives" / where]
-        folder = next((place for place in places if place is not None and place.is_dir()), None)
-        if folder is None:
-            raise InputMissing(f"--labels: no derivative dataset {where}: give its folder, or name it with -d")
+        folder = derivative(where, derivatives, bids_dir, flag="--labels")
         found[protocol] = list(dict.fromkeys([*found.get(protocol, []), folder]))
     return found

@@ -21,7 +21,7 @@ from bidsseg.app.terminal import Terminal, prepare_streams, write_line
 from bidsseg.errors import EXIT_CODES, BidssegError, UnknownLevel, UsageError, explained
 from bidsseg.execution.machine import prepare_surroundings
 from bidsseg.models.card import located
-from bidsseg.settings import EXECUTORS, LEVELS, PRECISIONS, Settings, Training, device_name
+from bidsseg.settings import EXECUTORS, LEVELS, PRECISIONS, Evaluation, Settings, Training, device_name
 
 if TYPE_CHECKING:
     from bidsseg.bids.query import Filters
@@ -71,6 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(levels: Sequence[str], settings: Settings) -> int:
     """Run the levels in order. Failed scans of one level do not stop the next level."""
     code = 0
+    if "evaluate" in levels:  # a wrong --labels is known before other levels work for hours
+        from bidsseg.levels.evaluate import check_labels
+
+        check_labels(settings)
     for level in levels:
         try:
             if level == "participant":
@@ -81,6 +85,10 @@ def _run(levels: Sequence[str], settings: Settings) -> int:
                 from bidsseg.levels.group import group_level
 
                 group_level(settings)
+            elif level == "evaluate":
+                from bidsseg.levels.evaluate import evaluate_level
+
+                evaluate_level(settings)
             else:
                 from bidsseg.levels.train import train_level
 
@@ -128,7 +136,7 @@ def _list_models(*, as_json: bool) -> int:
 def _print_descriptor(level: str) -> int:
     from bidsseg.app.descriptor import descriptor
 
-    write_line(json.dumps(descriptor(dataset_parser(), level == "train"), indent=2), sys.stdout)
+    write_line(json.dumps(descriptor(dataset_parser(), level), indent=2), sys.stdout)
     return 0
 
 
@@ -152,7 +160,7 @@ class _Parser(argparse.ArgumentParser):
 def dataset_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="bidsseg",
-        usage="bidsseg BIDS_DIR OUTPUT_DIR {participant,group,train} [options]\n"
+        usage="bidsseg BIDS_DIR OUTPUT_DIR {participant,group,evaluate,train} [options]\n"
         "       bidsseg file T1W OUTPUT_DIR [options]",
         description="Segment the brain MRI of a BIDS dataset, or train a model.",
         epilog=EPILOG,
@@ -164,7 +172,8 @@ def dataset_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("bids_dir", metavar="BIDS_DIR", type=Path, nargs="?", help="the BIDS dataset; never modified")
     add("output_dir", metavar="OUTPUT_DIR", type=Path, nargs="?", help="created if missing; earlier results are kept")
-    add("level", metavar="LEVEL", nargs="*", help="participant: segment scans; group: tables of all; train: a model")
+    add("level", metavar="LEVEL", nargs="*",
+        help="participant: segment scans; group: tables of all; evaluate: agreement; train: a model")  # fmt: skip
 
     add = parser.add_argument_group("selection of scans").add_argument
     add("--participant-label", "--subject-label", metavar="LABEL", **several,
@@ -201,10 +210,38 @@ def dataset_parser() -> argparse.ArgumentParser:
     add("--dask-scheduler", metavar="ADDRESS", help="address of a Dask cluster, e.g. tcp://node1:8786")
     add("--cluster-config", metavar="FILE", type=Path, help="TOML: settings of the jobs (see docs/cluster.md)")
 
+    _add_labels(parser)
+    _add_training(parser)
+    add = parser.add_argument_group("other").add_argument
+    add("--bids-exec-spec", nargs="?", const="participant", choices=("participant", "evaluate", "train"),
+        help="print the Boutiques descriptor of participant and group, of evaluate or of train, and exit")  # fmt: skip
+    add("--version", action="version", version=f"bidsseg {__version__}")
+    add("-v", "--verbose", action="store_true", help="report every stage")
+    return parser
+
+
+def _add_labels(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of existing labels."""
+    several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
+    add = parser.add_argument_group("labels (levels evaluate and train)").add_argument
+    add("--labels", metavar="PROTOCOL=DIR", **several,
+        help="derivative dataset with the labels of a protocol, to train on or to compare with")  # fmt: skip
+    add("-d", "--derivatives", metavar="[NAME=]DIR", **several,
+        help="derivative datasets that --labels and --against may name")  # fmt: skip
+
+    add = parser.add_argument_group("comparison (level evaluate)").add_argument
+    add("--against", metavar="DIR",
+        help="compare the label maps of this derivative dataset (of any tool or rater) with those of --labels, instead "
+        "of those in OUTPUT_DIR, which then receives only the tables and the page")  # fmt: skip
+    add("--mask", choices=("own", "reference"), default=Evaluation.mask,
+        help="voxels that count: all (own), or those that the reference labels [%(default)s]")  # fmt: skip
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the level train alone."""
+    several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
     add = parser.add_argument_group("training (level train)").add_argument
     add("--recipe", metavar="NAME|FILE", default=Training.recipe, help="what to train and how [%(default)s]")
-    add("--labels", metavar="PROTOCOL=DIR", **several, help="derivative dataset with the annotations of a protocol")
-    add("-d", "--derivatives", metavar="[NAME=]DIR", **several, help="derivative datasets that --labels may name")
     add("--also", metavar="BIDS_DIR", **several, help="further datasets to train on")
     add("--small", action="store_true", help="use the small scale of the recipe, to try it on a laptop")
     add(
@@ -244,13 +281,6 @@ def dataset_parser() -> argparse.ArgumentParser:
         help="hold out these participants, or patterns of labels, instead of a fold",
     )
     add("--seed", metavar="N", type=int, default=Training.seed, help="random seed [%(default)s]")
-
-    add = parser.add_argument_group("other").add_argument
-    add("--bids-exec-spec", nargs="?", const="participant", choices=("participant", "train"),
-        help="print the Boutiques descriptor of participant and group, or of train, and exit")  # fmt: skip
-    add("--version", action="version", version=f"bidsseg {__version__}")
-    add("-v", "--verbose", action="store_true", help="report every stage")
-    return parser
 
 
 def _add_limits(add: Callable[..., Any]) -> None:
@@ -325,7 +355,7 @@ def _levels(names: Sequence[str]) -> list[str]:
         if name not in LEVELS:
             raise UnknownLevel(f"unknown analysis level '{name}': choose from {', '.join(LEVELS)}")
     if not names:
-        raise UsageError("give BIDS_DIR, OUTPUT_DIR and a level: participant, group or train (--help shows the usage)")
+        raise UsageError(f"give BIDS_DIR, OUTPUT_DIR and a level: {', '.join(LEVELS)} (--help shows the usage)")
     if "train" in names and len(set(names)) > 1:
         raise UsageError("the level train runs alone: it trains a model and writes no segmentations")
     return [level for level in LEVELS if level in names]
@@ -333,6 +363,8 @@ def _levels(names: Sequence[str]) -> list[str]:
 
 def _settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
     bids_dir = arguments.dataset(given.bids_dir).absolute()  # workers may have another working folder
+    labels = arguments.annotation_folders(given.labels, given.derivatives, bids_dir)
+    against = given.against and arguments.derivative(given.against, given.derivatives, bids_dir, flag="--against")
     return Settings(
         bids_dir=bids_dir,
         participants=arguments.labels("sub", given.participant_label),
@@ -354,13 +386,18 @@ def _settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
         training=Training(
             recipe=given.recipe,
             small=given.small,
-            labels=arguments.annotation_folders(given.labels, given.derivatives, bids_dir),
+            labels=labels,
             also=[arguments.dataset(Path(folder)) for folder in given.also],
             resume=given.resume,
             init=given.init,
             time_budget_min=given.time_budget,
             seed=given.seed,
             **arguments.split(given.cross_validate, folds=given.folds, fold=given.fold, hold_out=given.hold_out),
+        ),
+        evaluation=Evaluation(
+            reference=labels,
+            against=against,
+            mask=given.mask,
         ),
         **_shared(given, words),
     )

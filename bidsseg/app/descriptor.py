@@ -12,9 +12,15 @@ from bidsseg.settings import LEVELS
 
 IDS = {"participant_label": "SubjectLabel", "session_label": "SessionLabel"}
 """Names that the BIDS Apps execution specification reserves."""
-OF_TRAIN_ALONE = "training (level train)"
-"""Title of the parser's group."""
+NOT_OF_PARTICIPANT = {"labels (levels evaluate and train)", "comparison (level evaluate)", "training (level train)"}
+"""Titles of groups of flags without a meaning for participant and group."""
+OF_EVALUATE = {
+    "participant_label", "session_label", "model", "overwrite", "dry_run", "work_dir", "n_cpus", "mem",
+    "labels", "derivatives", "against", "mask", "verbose",
+}  # fmt: skip
+"""Flags with a meaning for evaluate."""
 NOT_OF_TRAIN = {
+    "against", "mask",
     "model", "probseg", "entropy", "fast", "output_spaces", "viewer", "stop_on_first_crash",
     "shard", "executor", "dask_scheduler", "cluster_config",
 }  # fmt: skip
@@ -23,19 +29,23 @@ NEVER = {"help", "version", "list_models", "json", "bids_exec_spec", "bids_dir",
 """Flags that need no dataset, and arguments that the descriptor lists as positional inputs."""
 
 
-def descriptor(parser: argparse.ArgumentParser, training: bool = False) -> dict[str, Any]:
-    """Return the descriptor of the levels participant and group, or of the level train."""
-    options = list(_options(parser, training))
-    level = "train" if training else "[ANALYSIS_LEVEL]"
+def descriptor(parser: argparse.ArgumentParser, level: str = "participant") -> dict[str, Any]:
+    """Return the descriptor of the levels participant and group, or that of the level evaluate or train.
+
+    The last two have their own, because launchers know no other levels of a BIDS App than participant and group.
+    """
+    options = list(_options(parser, level))
+    alone = level != "participant"
+    place = level if alone else "[ANALYSIS_LEVEL]"
     keys = " ".join(option["value-key"] for option in options)
-    levels = [] if training else [_LEVEL]
+    levels = [] if alone else [_LEVEL]
     return {
-        "name": "bidsseg train" if training else "bidsseg",
+        "name": f"bidsseg {level}" if alone else "bidsseg",
         "tool-version": __version__,
         "author": "The bidsseg developers",
-        "description": f"{parser.description} Level{' train' if training else 's participant and group'}.",
+        "description": f"{parser.description} Level{f' {level}' if alone else 's participant and group'}.",
         "schema-version": "0.5",
-        "command-line": f"mkdir -p [OUTPUT_DIR]; bidsseg [BIDS_DIR] [OUTPUT_DIR] {level} {keys}",
+        "command-line": f"mkdir -p [OUTPUT_DIR]; bidsseg [BIDS_DIR] [OUTPUT_DIR] {place} {keys}",
         "container-image": {"type": "docker", "image": f"bidsseg:{__version__}", "entrypoint": True},
         "inputs": [_INPUT, *_OUTPUTS, *levels, *options],
         "groups": [_ONE_OUTPUT],
@@ -49,7 +59,7 @@ def descriptor(parser: argparse.ArgumentParser, training: bool = False) -> dict[
             }
         ],
         "error-codes": [{"code": code, "description": text} for code, text in EXIT_CODES.items() if code],
-        "suggested-resources": {"cpu-cores": 4, "ram": 8, "walltime-estimate": 86400 if training else 60},
+        "suggested-resources": {"cpu-cores": 4, "ram": 8, "walltime-estimate": 86400 if level == "train" else 60},
         "tags": {"domain": ["neuroinformatics", "mri", "bids-app"]},
         "custom": {"BIDSAppSpecVersion": "0.1.0.dev"},
     }
@@ -75,7 +85,7 @@ _OUTPUTS = [
     {
         "id": "EarlierOutput",
         "name": "Earlier output folder",
-        "description": "The output of an earlier run, to resume it or to run the level group.",
+        "description": "The output of an earlier run, to resume it or to run the level group or evaluate.",
         "type": "File",
         "value-key": "[OUTPUT_DIR]",
         "optional": True,
@@ -95,19 +105,22 @@ _LEVEL = {
     "description": "participant: segment scans; group: tables of all.",
     "type": "String",
     "value-key": "[ANALYSIS_LEVEL]",
-    "value-choices": [level for level in LEVELS if level != "train"],
+    "value-choices": [level for level in LEVELS if level in ("participant", "group")],
     "list": True,
     "optional": False,
 }
 
 
-def _options(parser: argparse.ArgumentParser, training: bool) -> Iterable[dict[str, Any]]:
+def _options(parser: argparse.ArgumentParser, level: str) -> Iterable[dict[str, Any]]:
     """Yield the flags that apply to the levels, in the order of the parser."""
     for group in parser._action_groups:
-        if group.title == OF_TRAIN_ALONE and not training:
-            continue
         for action in group._group_actions:
-            if action.dest not in NEVER and not (training and action.dest in NOT_OF_TRAIN):
+            meant = {
+                "participant": group.title not in NOT_OF_PARTICIPANT,
+                "evaluate": action.dest in OF_EVALUATE,
+                "train": action.dest not in NOT_OF_TRAIN,
+            }
+            if action.dest not in NEVER and meant[level]:
                 yield _input(action)
 
 

@@ -14,9 +14,14 @@ from bidsseg.errors import DataError, InputMissing
 if TYPE_CHECKING:
     import numpy as np
 
+BRAIN = "brain"
+"""The protocol of brain masks."""
+
 
 def find_annotations(derivatives_dir: Path, scan: Scan, protocol: str) -> Path | None:
     """Return the annotation of a scan in a protocol: a ``seg-<protocol>`` label map or a ``label-<protocol>`` mask.
+
+    A ``desc-brain`` mask belongs to the protocol ``brain``, too.
 
     It must have exactly the entities of the scan, apart from those that derivatives add. An annotation in another
     ``space`` than the scan counts only if it has the grid of the scan. Among several, the one with the
@@ -37,8 +42,8 @@ def find_annotations(derivatives_dir: Path, scan: Scan, protocol: str) -> Path |
         for image in _anat(derivatives_dir, place)
         if _speaks(image, protocol) and _source(image.entities) == source and _on_grid(image, scan)
     ]
-    fitting.sort(key=_added)
-    if len(fitting) > 1 and _added(fitting[0]) == _added(fitting[1]):
+    fitting.sort(key=_rank)
+    if len(fitting) > 1 and _rank(fitting[0]) == _rank(fitting[1]):
         raise DataError(f"{fitting[0].path} and {fitting[1].path.name} both annotate {scan.key}: keep only one")
     return fitting[0].path if fitting else None
 
@@ -75,19 +80,28 @@ def _source(entities: dict[str, str]) -> dict[str, str]:
     return {name: label for name, label in entities.items() if name not in ADDED}
 
 
-def _added(image: Image) -> int:
+def _rank(image: Image) -> tuple[int, int]:
     """Return the number of entities added to those of the source: the image with the fewest is preferred."""
-    return sum(name in ADDED for name in image.entities)
+    return sum(name in ADDED for name in image.entities), len(_described(image))
 
 
-def annotation_names(protocol: str) -> tuple[str, str]:
+def annotation_names(protocol: str) -> tuple[str, ...]:
     """Return the two kinds of files that annotate scans in a protocol."""
-    return f"seg-{protocol}_dseg", f"label-{protocol}_mask"
+    described = ("desc-brain_mask",) if protocol == BRAIN else ()
+    return f"seg-{protocol}_dseg", f"label-{protocol}_mask", *described
 
 
 def _speaks(image: Image, protocol: str) -> bool:
     entity = {"dseg": "segmentation", "mask": "label"}.get(image.suffix)
+    if protocol == BRAIN and _described(image):
+        return True
     return entity is not None and image.entities.get(entity) == protocol
+
+
+def _described(image: Image) -> str:
+    """The ``desc-`` of a brain mask that has no ``label-``, as most programs name theirs; else empty."""
+    desc = image.entities.get("desc", "")
+    return desc if image.suffix == "mask" and "label" not in image.entities and desc.endswith(BRAIN) else ""
 
 
 def _on_grid(image: Image, scan: Scan) -> bool:

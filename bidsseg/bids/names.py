@@ -74,6 +74,15 @@ def build_name(entities: Mapping[str, str], suffix: str = "", extension: str = "
     return "_".join([*pairs, suffix] if suffix else pairs) + extension
 
 
+def entity_column(entity: str) -> str:
+    """Return the name of an entity's column in a table: as BIDS has it for participants and sessions; others follow.
+
+    >>> entity_column("subject"), entity_column("session"), entity_column("run")
+    ('participant_id', 'session_id', 'run_id')
+    """
+    return "participant_id" if entity == "subject" else f"{entity}_id"
+
+
 def with_extension(path: Path, extension: str) -> Path:
     """Return the path with another extension: ``with_extension(dseg, '.json')`` is its sidecar."""
     return path.with_name(path.name.partition(".")[0] + extension)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -165,6 +166,33 @@ def group_table(model_name: str, protocol: str) -> Path:
 def group_report() -> Path:
     """Return the page of the cohort."""
     return Path(_patterns()["group"]["report"])
+
+
+@dataclass(frozen=True)
+class AgreementPaths:
+    """Files that compare the label maps of a protocol with a reference, relative to the output folder.
+
+    Attributes:
+        table: a row for each scan and region; its data dictionary has the extension ``.json``.
+        summary: a row for each region and one for all; its data dictionary has the extension ``.json``.
+    """
+
+    table: Path
+    summary: Path
+    page: Path
+
+
+def agreement_paths(protocol: str, model: str, reference: str) -> AgreementPaths:
+    """Return where the level evaluate writes.
+
+    Args:
+        model, reference: names of what is compared, of which names of files keep letters, digits and +.
+    """
+    patterns = [_patterns()["group"][kind] for kind in ("agreement", "summary", "agreement_page")]
+    labels = [re.sub("[^0-9a-zA-Z+]", "", name) or "labels" for name in (protocol, model, reference)]
+    words = dict(zip(("protocol", "model", "reference"), labels, strict=True))
+    table, summary, page = (Path(pattern.format(**words)) for pattern in patterns)
+    return AgreementPaths(table, summary, page)
 
 
 def root_path(kind: str) -> Path:

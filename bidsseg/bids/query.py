@@ -9,7 +9,7 @@ from typing import Any
 
 from bidsseg.bids.alternatives import alternatives
 from bidsseg.bids.index import anatomical_images, closed_folders, participant_labels
-from bidsseg.bids.names import build_name, entity_names
+from bidsseg.bids.names import IMAGE_EXTENSIONS, build_name, entity_names
 from bidsseg.bids.scan import Image, Scan, Selection
 from bidsseg.errors import InputMissing, NothingSelected, UsageError
 from bidsseg.reading import read_object
@@ -94,6 +94,14 @@ def select_scans(
 def _key(folder: Path) -> str:
     """Return the name of a folder of a participant or session: ``sub-01_ses-1``."""
     return "_".join(part for part in folder.parts if part.startswith(("sub-", "ses-")))
+
+
+def t1w_of(bids_dir: Path, source: Mapping[str, str]) -> Path | None:
+    """Return the T1w image with exactly these entities; None if the dataset has none."""
+    folders = [build_name({key: source[key]}) for key in ("subject", "session") if key in source]
+    names = [build_name(source, "T1w", extension) for extension in IMAGE_EXTENSIONS]
+    paths = [bids_dir.joinpath(*folders, "anat", name) for name in names]
+    return next((path for path in paths if path.is_file()), None)
 
 
 def read_filters(path: Path) -> dict[str, dict[str, Any]]:

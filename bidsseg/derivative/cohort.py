@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bidsseg.bids.names import build_name, entity_names
+from bidsseg.bids.names import build_name, entity_column, entity_names
 from bidsseg.derivative.results import Fate, Result, natural
 from bidsseg.derivative.sidecars import group_sidecar
 from bidsseg.files import replacing
@@ -74,15 +74,6 @@ class Cohort:
         """Return the meaning of each column of the table, as a BIDS sidecar."""
         columns = group_sidecar(self.protocol, self.ids, self.regions)
         return {**columns, STATUS: {"Description": "Outcome of the scan", "Levels": STATUSES}}
-
-
-def entity_column(entity: str) -> str:
-    """Return the name of the column of an entity, as BIDS defines it for participants and sessions.
-
-    >>> entity_column("subject"), entity_column("session"), entity_column("run")
-    ('participant_id', 'session_id', 'run_id')
-    """
-    return "participant_id" if entity == "subject" else f"{entity}_id"
 
 
 def collect(

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlparse
 
 from bidsseg.bids.index import folders
 from bidsseg.bids.names import with_extension
-from bidsseg.bids.outputs import group_report, group_table, root_path
+from bidsseg.bids.outputs import AgreementPaths, group_report, group_table, root_path
 from bidsseg.derivative.cohort import QUALITY, STATUS, Cohort
 from bidsseg.derivative.job import Job
 from bidsseg.derivative.results import anat_folders, is_own_page, read_json
@@ -37,6 +37,8 @@ COMPARED = 20
 """Largest number of images that are compared with the records."""
 LOOKED_AT = 500
 """Largest number of records that are read to find images to compare."""
+OF_AGREEMENT = {"dice", "hausdorff95-mm", "found-mm3"}
+"""Columns that both tables of the level evaluate have."""
 ELSEWHERE = "choose another OUTPUT_DIR"
 
 
@@ -94,12 +96,24 @@ def check_same_scan(job: Job, overwrite: bool) -> None:
 
 def check_group_files(output_dir: Path, cohorts: Iterable[Cohort]) -> None:
     """Raise OutputNotWritable if a table or the page of the cohort would replace a file from another program."""
-    page = output_dir / group_report()
-    foreign = [page] if os.path.lexists(page) and not is_own_page(page) else []
-    for cohort in cohorts:
-        table = output_dir / group_table(cohort.model, cohort.protocol)
-        if os.path.lexists(table) and not {STATUS, QUALITY} <= set(_columns(table)):
-            foreign.append(table)
+    tables = [group_table(cohort.model, cohort.protocol) for cohort in cohorts]
+    _check_tables(output_dir, group_report(), tables, {STATUS, QUALITY})
+
+
+def check_agreement_files(output_dir: Path, paths: AgreementPaths) -> None:
+    """Raise OutputNotWritable if a table or the page of evaluate would replace a file from another program."""
+    _check_tables(output_dir, paths.page, [paths.table, paths.summary], OF_AGREEMENT)
+
+
+def _check_tables(output_dir: Path, page: Path, tables: Iterable[Path], columns: set[str]) -> None:
+    """Raise OutputNotWritable if the page, or a table without the columns of this program, exists."""
+    present = [path for path in (page, *tables) if os.path.lexists(output_dir / path)]
+    own_page = is_own_page(output_dir / page)
+    foreign = [
+        output_dir / path
+        for path in present
+        if not (own_page if path == page else columns <= set(_columns(output_dir / path)))
+    ]
     if foreign:
         raise OutputNotWritable(f"{foreign[0]} exists and was not written by {TOOL}: {ELSEWHERE}")
 

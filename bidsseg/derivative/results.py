@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
+from bidsseg.bids.annotations import find_label_maps
 from bidsseg.bids.index import folders
 from bidsseg.bids.names import build_name, parse_name, with_extension
 from bidsseg.bids.outputs import root_path
+from bidsseg.bids.scan import ADDED, Scan
 from bidsseg.derivative import sidecar
 from bidsseg.derivative.volumes import INTRACRANIAL
 from bidsseg.errors import BidssegError
@@ -117,6 +120,26 @@ def find_results(output_dir: Path, participants: Iterable[str] = (), sessions: I
         for result in sorted(found, key=lambda result: natural(result.path.name)):
             if not wanted_sessions or result.source.get("session") in wanted_sessions:
                 yield result
+
+
+def find_native_maps(output_dir: Path, protocol: str) -> Iterator[tuple[str, Scan]]:
+    """Yield the label maps or masks of a protocol that lie on the grids of their scans, each with the model's name.
+
+    The scan has the entities of the T1w that its sidecar names, and the map in place of the image.
+    """
+    for found in find_label_maps(output_dir, protocol):
+        sidecar = read_json(with_extension(found.path, ".json"))
+        sources, models = sidecar.get("Sources"), sidecar.get("Models")
+        if not (isinstance(sources, list) and sources and sources[0] == sidecar.get("SpatialReference")):
+            continue  # on the grid of a template, or half written
+        parsed = parse_name(unquote(str(sources[0])).rpartition("/")[2])
+        if isinstance(models, list) and models and isinstance(models[0], dict):
+            source = parsed[0] if parsed and "subject" in parsed[0] else _without_added(found.entities)
+            yield str(models[0].get("Name")), Scan(source, found.path)
+
+
+def _without_added(entities: Mapping[str, str]) -> dict[str, str]:
+    return {name: label for name, label in entities.items() if name not in ADDED}
 
 
 def find_fates(output_dir: Path) -> dict[tuple[str, str], Fate]:

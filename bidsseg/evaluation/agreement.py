@@ -16,7 +16,7 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 
 from bidsseg.errors import DataError
-from bidsseg.labels.protocol import Protocol
+from bidsseg.labels.protocol import Protocol, Region
 
 Mask = Literal["own", "reference"]
 
@@ -75,8 +75,12 @@ def compare(
     Raises:
         DataError: a map holds values that the protocol lacks.
     """
-    found, reference = counted(found, reference, protocol, mask)
-    indices = [region.index for region in protocol.regions if region.scored and region.index != 0]
+    return measured(*counted(found, reference, protocol, mask), protocol, spacing_mm=spacing_mm)
+
+
+def measured(found: np.ndarray, reference: np.ndarray, protocol: Protocol, *, spacing_mm: Sequence[float]) -> Agreement:
+    """Return all measures of one brain, from maps (X, Y, Z) that :func:`counted` has given."""
+    indices = [region.index for region in scored_regions(protocol)]
     voxel_mm3 = float(np.prod(spacing_mm))
     return Agreement(
         dice(found, reference, indices),
@@ -85,6 +89,11 @@ def compare(
         reference_mm3=voxel_counts(reference, indices) * voxel_mm3,
         voxel_error=voxel_error(found, reference),
     )
+
+
+def scored_regions(protocol: Protocol) -> list[Region]:
+    """Return the regions that measures are given for, in the order of the measures."""
+    return [region for region in protocol.regions if region.scored and region.index != 0]
 
 
 def counted(

@@ -166,6 +166,13 @@ def choose_workers(settings: Settings, scans: int, process_mb: int = PROCESS_MB)
     return Workers(count, settings.threads or cpus // count, machine.memory_mb // -(-count // devices))
 
 
+def choose_processes(settings: Settings, tasks: int, process_mb: int) -> int:
+    """Return how many processes of a thread and a memory each do tasks that need no network: at least one."""
+    memory_mb = int(available_memory_mb() * RESERVE)
+    room = min(memory_mb, settings.memory_mb or memory_mb) // process_mb
+    return max(1, min(tasks, settings.n_cpus or available_cpus(), room))
+
+
 def has_loopback() -> bool:
     """Return whether processes of this machine can communicate, which needs a network interface in a container."""
     try:

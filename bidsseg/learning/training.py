@@ -117,8 +117,15 @@ def set_up(settings: Settings, device: str, precision: str, threads: int) -> Set
     )
 
 
-def model_folder(output_dir: Path, name: str) -> Path:
+def sketched(recipe: Recipe, heads: Sequence[Protocol]) -> Network:
     """Return the network of a recipe without memory for its weights; DataError if it cannot be built."""
+    outputs = {head.name: len(head.regions) for head in heads}
+    with torch.device("meta"):
+        return build_network(recipe.network, recipe.inputs, outputs, where=f"recipe {recipe.name}")
+
+
+def model_folder(output_dir: Path, name: str) -> Path:
+    """Return the folder of a model in an output folder."""
     return output_dir / root_path("models") / name
 
 

@@ -86,14 +86,9 @@ def _expected(settings: Settings, tried: set[str]) -> list[dict[str, str]]:
         expected = {}
     for key in tried - expected.keys():
         parsed = parse_name(f"{key}_T1w")
-        if parsed and _selected(parsed[0], settings):
+        if parsed and settings.selects(parsed[0]):
             expected[key] = parsed[0]
     return list(expected.values())
-
-
-def _selected(source: dict[str, str], settings: Settings) -> bool:
-    chosen = [(settings.participants, source.get("subject")), (settings.sessions, source.get("session"))]
-    return all(not wanted or label in wanted for wanted, label in chosen)
 
 
 def _count(cohort: Cohort) -> str:

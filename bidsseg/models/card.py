@@ -171,6 +171,14 @@ def find_card(name_or_folder: str) -> Card:
     raise InputMissing(f"no model '{name_or_folder}': give a folder with a {CARD}, or one of: {names}")
 
 
+def name_of(name_or_folder: str) -> str:
+    """Return the name of a model, also of one that is not there any more."""
+    try:
+        return find_card(name_or_folder).name
+    except InputMissing:
+        return Path(name_or_folder).name
+
+
 def located(name_or_folder: str) -> str:
     """The name of a shipped model, or the folder of another as it is called from everywhere."""
     return name_or_folder if (FOLDER / name_or_folder / CARD).is_file() else str(Path(name_or_folder).absolute())

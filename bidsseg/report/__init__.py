@@ -1,7 +1,16 @@
 """Pages and pictures for the inspection of results, inside the output; they work offline."""
 
+from bidsseg.report.agreement_page import agreement_page
 from bidsseg.report.cohort_page import compare_pages, group_page, read_table
 from bidsseg.report.scan_page import participant_page, write_figures
 from bidsseg.report.viewer import write_viewer
 
-__all__ = ["participant_page", "write_figures", "write_viewer", "read_table", "group_page", "compare_pages"]
+__all__ = [
+    "participant_page",
+    "write_figures",
+    "write_viewer",
+    "read_table",
+    "group_page",
+    "compare_pages",
+    "agreement_page",
+]

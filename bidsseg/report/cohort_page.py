@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bidsseg.bids.names import with_extension
+from bidsseg.bids.names import entity_column, with_extension
 from bidsseg.bids.outputs import group_report, group_table, report_path
 from bidsseg.bids.scan import Scan
-from bidsseg.derivative.cohort import QUALITY, STATUS, Absent, Cohort, entity_column
+from bidsseg.derivative.cohort import QUALITY, STATUS, Absent, Cohort
 from bidsseg.derivative.results import is_own_page
 from bidsseg.report.distributions import Distribution, Line, bars, distributions, lines
 from bidsseg.report.page import write_page

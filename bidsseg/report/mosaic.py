@@ -56,7 +56,7 @@ def write_mosaics(image: Volume, overlays: Mapping[Path, Overlay]) -> None:
     data = apply_orientation(image.data, orientation)
     labels = {path: apply_orientation(overlay.labels, orientation) for path, overlay in overlays.items()}
     bounds = labelled_bounds(list(labels.values()), data.shape)
-    rows = [_Row.make(plane, data.shape, spacing, bounds) for plane in PLANES]
+    rows = [Row.make(plane, data.shape, spacing, bounds) for plane in PLANES]
     greys: list[list[np.ndarray]] = []
     for path, overlay in overlays.items():
         drawn = [row.drawn(labels[path], overlay) for row in rows]
@@ -69,7 +69,7 @@ def write_mosaics(image: Volume, overlays: Mapping[Path, Overlay]) -> None:
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
     """Slices of one plane, all cropped to the same box.
 
     Attributes:
@@ -93,7 +93,10 @@ class _Row:
         shape: Sequence[int],
         spacing: np.ndarray,
         bounds: Sequence[tuple[int, int]],
-    ) -> _Row:
+        *,
+        positions: Sequence[int] = (),
+        pixels_per_mm: float = PIXELS_PER_MM,
+    ) -> Row:
         """Return equally spaced slices through the bounds, with a margin in the plane."""
         box = [slice(None)] * 3
         size = []
@@ -101,11 +104,11 @@ class _Row:
             margin = round(MARGIN_MM / spacing[axis])
             first, last = max(bounds[axis][0] - margin, 0), min(bounds[axis][1] + margin, shape[axis] - 1)
             box[axis] = slice(first, last + 1)
-            size.append(max(round((last + 1 - first) * spacing[axis] * PIXELS_PER_MM), 1))
+            size.append(max(round((last + 1 - first) * spacing[axis] * pixels_per_mm), 1))
         first, last = bounds[plane[0]]
-        positions = np.linspace(first, last, COLUMNS + 2)[1:-1].round().astype(int)
+        chosen = tuple(positions) or np.linspace(first, last, COLUMNS + 2)[1:-1].round().astype(int)
         return cls(
-            plane, tuple(map(int, positions)), (box[0], box[1], box[2]), (size[0], size[1]), float(spacing[plane[0]])
+            plane, tuple(map(int, chosen)), (box[0], box[1], box[2]), (size[0], size[1]), float(spacing[plane[0]])
         )
 
     def greys(self, data: np.ndarray, window: tuple[float, float]) -> list[np.ndarray]:
@@ -120,11 +123,12 @@ class _Row:
 
     def drawn(self, labels: np.ndarray, overlay: Overlay) -> list[np.ndarray]:
         """Return the regions of each slice in colour, RGBA (height, width, 4)."""
-        pictures = []
-        for position in self.positions:
-            cut = Image.fromarray(self._cut(labels, position).astype(np.int32))
-            pictures.append(_draw(np.asarray(cut.resize(self.size, Image.Resampling.NEAREST)), overlay))
-        return pictures
+        return [_draw(cut, overlay) for cut in self.enlarged(labels)]
+
+    def enlarged(self, labels: np.ndarray) -> list[np.ndarray]:
+        """Return the labels of each slice, integers (height, width)."""
+        cuts = [Image.fromarray(self._cut(labels, position).astype(np.int32)) for position in self.positions]
+        return [np.asarray(cut.resize(self.size, Image.Resampling.NEAREST)) for cut in cuts]
 
     def caption(self, position: int) -> str:
         """Return the distance of a slice from the middle slice of the row."""
@@ -182,7 +186,7 @@ def _over(grey: np.ndarray, colored: np.ndarray) -> np.ndarray:
     return (grey * (1 - opacity) + colored[..., :3] * opacity).astype(np.uint8)
 
 
-def _joined(rows: Sequence[_Row], slices: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+def _joined(rows: Sequence[Row], slices: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
     """Return all slices, one plane in each row, (height, width, channels)."""
     width, height = max(row.size[0] for row in rows) * COLUMNS, sum(row.size[1] for row in rows)
     canvas = np.zeros((height, width, slices[0][0].shape[2]), np.uint8)
@@ -191,7 +195,7 @@ def _joined(rows: Sequence[_Row], slices: Sequence[Sequence[np.ndarray]]) -> np.
     return canvas
 
 
-def _places(rows: Sequence[_Row]) -> Iterator[tuple[_Row, int, int, int]]:
+def _places(rows: Sequence[Row]) -> Iterator[tuple[Row, int, int, int]]:
     """Yield for each slice its row, its number in the row, and the left and top of its position."""
     column, top = max(row.size[0] for row in rows), 0
     for row in rows:
@@ -200,7 +204,7 @@ def _places(rows: Sequence[_Row]) -> Iterator[tuple[_Row, int, int, int]]:
         top += row.size[1]
 
 
-def _captioned(picture: np.ndarray, rows: Sequence[_Row]) -> np.ndarray:
+def _captioned(picture: np.ndarray, rows: Sequence[Row]) -> np.ndarray:
     """Return the picture with sides and positions written on it."""
     image = Image.fromarray(picture)
     pen, font = ImageDraw.Draw(image), ImageFont.load_default(12)

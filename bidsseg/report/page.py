@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -32,4 +33,5 @@ def _environment() -> Environment:
     )
     environment.filters["millilitres"] = lambda mm3: "" if mm3 is None else f"{mm3 / 1000:.2f}"
     environment.filters["decimals"] = lambda value, digits=2: "" if value is None else f"{value:.{digits}f}"
+    environment.filters["known"] = lambda value, digits=2: f"{value:.{digits}f}" if math.isfinite(value) else ""
     return environment

@@ -1,0 +1,109 @@
+"""Means and correlations with intervals: participants are drawn anew, each with all of its scans."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from bidsseg.evaluation.agreement import Estimate
+
+DRAWS, AT_ONCE = 10_000, 500
+ENDS = [0.025, 0.975]
+FEWEST = 3
+"""Scans without which a correlation says nothing."""
+FEWEST_FOR_INTERVAL = 10
+"""Participants without which draws of a correlation are often of the same few, and their interval says nothing."""
+CONSTANT = 1e-9
+"""Variance, of values that are scaled to 1, below which they count as equal."""
+
+
+def participant_means(values: np.ndarray, participants: np.ndarray) -> np.ndarray:
+    """Return the mean over the scans of each participant, (B, K) to (P, K); NaN is left out.
+
+    Args:
+        participants: number of the participant of each scan, from 0, shape (B,).
+    """
+    known = np.isfinite(values)
+    members = np.eye(participants.max() + 1)[:, participants]
+    counts = members @ known
+    return np.divide(members @ np.where(known, values, 0), counts, out=np.full(counts.shape, np.nan), where=counts > 0)
+
+
+def mean_estimates(values: np.ndarray) -> list[Estimate]:
+    """Return the mean of each column over participants, (P, K), with its percentile bootstrap interval (95 %).
+
+    Values that are NaN are left out. The same values give the same interval.
+    """
+    known = np.isfinite(values)
+    filled = np.where(known, values, 0)
+
+    def means(weights: np.ndarray) -> np.ndarray:
+        counts = weights @ known
+        return np.divide(weights @ filled, counts, out=np.full(counts.shape, np.nan), where=counts > 0)
+
+    mean = means(np.ones((1, len(values))))[0]
+    draws = np.concatenate([means(weights) for weights in resamples(len(values))])
+    return _estimates(mean, draws, known.sum(0), fewest=2)
+
+
+def correlation_estimates(
+    found: np.ndarray, reference: np.ndarray, participants: np.ndarray
+) -> tuple[list[Estimate], Estimate]:
+    """Return Pearson's correlation over scans of each column, (B, K), and the mean of all columns, with intervals.
+
+    Args:
+        found, reference: NaN is left out.
+        participants: number of the participant of each scan, from 0, shape (B,).
+    """
+    known = np.isfinite(found) & np.isfinite(reference)
+    x, y = _standard(found, known), _standard(reference, known)
+
+    def correlations(weights: np.ndarray) -> np.ndarray:
+        n = np.maximum(weights @ known, 1)
+        mean_x, mean_y = weights @ x / n, weights @ y / n
+        spread_x, spread_y = weights @ x**2 / n - mean_x**2, weights @ y**2 / n - mean_y**2
+        root = np.sqrt(np.where((spread_x > CONSTANT) & (spread_y > CONSTANT), spread_x * spread_y, np.nan))
+        each = np.clip((weights @ (x * y) / n - mean_x * mean_y) / root, -1, 1)
+        each[:, known.sum(0) < FEWEST] = np.nan
+        return np.column_stack([each, _nanmean(each)])
+
+    everyone = participants.max() + 1
+    drawn = [correlations(weights[:, participants]) for weights in resamples(everyone)]
+    people = participant_means(np.where(known, 1.0, np.nan), participants)
+    counts = np.append(np.isfinite(people).sum(0), everyone)
+    all_scans = correlations(np.ones((1, len(found))))[0]
+    *each, mean = _estimates(all_scans, np.concatenate(drawn), counts, fewest=FEWEST_FOR_INTERVAL)
+    return each, mean
+
+
+def resamples(count: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """Yield how often each of so many participants is drawn, (AT_ONCE, P), DRAWS times in all."""
+    random = np.random.default_rng(seed)
+    for _ in range(DRAWS // AT_ONCE):
+        yield random.multinomial(count, np.full(count, 1 / count), AT_ONCE).astype(float)
+
+
+def _estimates(values: np.ndarray, draws: np.ndarray, counts: np.ndarray, *, fewest: int) -> list[Estimate]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a column without any value
+        low, high = np.nanquantile(draws, ENDS, axis=0)
+    enough = (counts >= fewest) & np.isfinite(values)
+    columns: Sequence[np.ndarray] = (values, np.where(enough, low, np.nan), np.where(enough, high, np.nan), counts)
+    return [Estimate(float(v), float(a), float(b), int(n)) for v, a, b, n in zip(*columns, strict=True)]
+
+
+def _standard(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Values of mean 0 and variance 1 in each column; 0 where they are not known or all the same."""
+    count = np.maximum(known.sum(0), 1)
+    centred = np.where(known, values, 0)
+    centred = np.where(known, centred - centred.sum(0) / count, 0)
+    spread = np.sqrt((centred**2).sum(0) / count)
+    return np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0)
+
+
+def _nanmean(values: np.ndarray) -> np.ndarray:
+    known = np.isfinite(values)
+    counts = known.sum(1)
+    return np.divide(np.where(known, values, 0).sum(1), counts, out=np.full(len(values), np.nan), where=counts > 0)

@@ -1,0 +1,71 @@
+"""How well single lesions are found: a lesion is a connected piece of a region."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+TOUCHING = np.ones((3, 3, 3), int)
+"""Voxels of one lesion share a face, an edge or a corner."""
+
+
+@dataclass(frozen=True, eq=False)
+class Lesions:
+    """Numbers of lesions of one brain, floats of shape (R,); NaN for regions that are no lesions.
+
+    Attributes:
+        found, reference: lesions of each map.
+        confirmed: found lesions that share a voxel with the reference.
+        detected: lesions of the reference that share a voxel with the found ones.
+    """
+
+    found: np.ndarray
+    reference: np.ndarray
+    confirmed: np.ndarray
+    detected: np.ndarray
+
+    @property
+    def precision(self) -> np.ndarray:
+        """Share of the found lesions that are confirmed; NaN where none is found."""
+        return _share(self.confirmed, self.found)
+
+    @property
+    def recall(self) -> np.ndarray:
+        """Share of the lesions of the reference that are detected; NaN where it has none."""
+        return _share(self.detected, self.reference)
+
+    @property
+    def f1(self) -> np.ndarray:
+        """Harmonic mean of precision and recall; 0 where no lesion is matched, NaN where neither map has one."""
+        precision, recall = np.nan_to_num(self.precision), np.nan_to_num(self.recall)
+        mean = np.nan_to_num(_share(2 * precision * recall, precision + recall))
+        return np.where(self.found + self.reference > 0, mean, np.nan)
+
+
+def count_lesions(
+    found: np.ndarray, reference: np.ndarray, indices: Sequence[int], *, lesions: Sequence[int]
+) -> Lesions:
+    """Count the lesions of two label maps (X, Y, Z) on one grid.
+
+    Args:
+        indices: all regions, in the order of the result.
+        lesions: those of the indices that are lesions.
+    """
+    counts = np.full((4, len(indices)), np.nan)
+    for place, index in enumerate(indices):
+        if index in lesions:
+            one, other = found == index, reference == index
+            pieces, count = ndimage.label(one, TOUCHING)
+            pieces_other, count_other = ndimage.label(other, TOUCHING)
+            both = one & other
+            matched = len(np.unique(pieces[both])), len(np.unique(pieces_other[both]))
+            counts[:, place] = count, count_other, *matched
+    return Lesions(*counts)
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Quotient, NaN where the whole is 0 or NaN."""
+    return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)

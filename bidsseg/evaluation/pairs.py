@@ -1,0 +1,159 @@
+"""Which label maps are of one scan, and what has no partner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bidsseg.bids.annotations import annotation_names, find_annotations, find_label_maps
+from bidsseg.bids.names import build_name
+from bidsseg.bids.scan import ADDED, LabelMap, Scan
+from bidsseg.errors import DataError, InputMissing
+from bidsseg.evaluation.agreement import Mask
+from bidsseg.labels.protocol import Protocol
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two label maps of one scan.
+
+    Attributes:
+        source: entities of the scan.
+        found: the map that is judged.
+        reference: the map that it is compared with.
+    """
+
+    source: Mapping[str, str]
+    found: Path
+    reference: Path
+
+    @property
+    def key(self) -> str:
+        """The source entities as in file names: ``sub-01_ses-1_run-1``."""
+        return build_name(self.source)
+
+
+@dataclass(frozen=True)
+class About:
+    """What is compared with what.
+
+    Attributes:
+        found: name of what is judged: a model or a folder.
+        reference: name of what it is compared with.
+        folders: derivative datasets of the reference.
+        against: derivative dataset that is judged; None for the output folder.
+        mask: which voxels count, see ``agreement.counted``.
+    """
+
+    found: str
+    reference: str
+    folders: Sequence[Path]
+    against: Path | None
+    mask: Mask
+
+
+@dataclass(frozen=True)
+class Left:
+    """A scan that is not compared, and why."""
+
+    key: str
+    reason: str
+
+
+@dataclass
+class Pairing:
+    """The pairs of a protocol.
+
+    Attributes:
+        failed: scans whose maps cannot be compared.
+        alone: scans that only one side has.
+    """
+
+    protocol: Protocol
+    about: About
+    pairs: list[Pair] = field(default_factory=list)
+    failed: list[Left] = field(default_factory=list)
+    alone: list[Left] = field(default_factory=list)
+
+    @property
+    def left(self) -> list[Left]:
+        """All scans without a pair."""
+        return [*self.failed, *self.alone]
+
+    def warnings(self) -> list[str]:
+        """Return a line for each reason, with the scans that it holds for."""
+        scans: dict[str, list[str]] = {}
+        for left in self.left:
+            scans.setdefault(left.reason, []).append(left.key)
+        return [f"{self.protocol.name}: {', '.join(keys)} not compared: {reason}" for reason, keys in scans.items()]
+
+
+def pair_up(judged: Iterable[Scan], references: Iterable[LabelMap], pairing: Pairing, *, lacking: str) -> None:
+    """Find the reference of each scan, and take pairs and what has no partner into a pairing.
+
+    Args:
+        judged: scans with the label map that is judged in place of the T1w, on whose grid it lies.
+        references: all label maps of the reference.
+        lacking: why a reference has no map to compare with.
+    """
+    folders = pairing.about.folders
+    waiting: dict[str, Path] = {}
+    for label_map in references:
+        waiting.setdefault(_source_key(label_map.entities), label_map.path)
+    for left in pairing.failed:
+        waiting.pop(left.key, None)
+    for scan in judged:
+        elsewhere = waiting.pop(_source_key(scan.entities), None)
+        try:
+            fitting = [find_annotations(folder, scan, pairing.protocol.name) for folder in folders]
+        except DataError as error:
+            pairing.failed.append(Left(scan.key, str(error)))
+            continue
+        found = [path for path in fitting if path is not None]
+        if len(found) > 1:
+            both = " and ".join(map(str, found))
+            pairing.failed.append(Left(scan.key, f"{both} are of one scan: give one folder with --labels"))
+        elif found:
+            pairing.pairs.append(Pair(scan.entities, scan.t1w, found[0]))
+        elif elsewhere is not None:
+            pairing.failed.append(Left(scan.key, f"{elsewhere} lies in another space than {scan.t1w.name}"))
+        else:
+            pairing.alone.append(Left(scan.key, f"no reference in {', '.join(map(str, folders))}"))
+    pairing.alone += [Left(key, lacking) for key in waiting]
+
+
+def check_holds(folder: Path, protocol: str, flag: str) -> None:
+    """Raise InputMissing if a folder holds no label map of a protocol."""
+    if not find_label_maps(folder, protocol):
+        files = " or ".join(f"*_{kind}.nii.gz" for kind in annotation_names(protocol))
+        raise InputMissing(f"{flag}: {folder} holds no label map of {protocol} (sub-*/[ses-*/]anat/{files})")
+
+
+def one_of_each_scan(label_maps: Iterable[LabelMap], model: str) -> tuple[list[Scan], list[Left]]:
+    """Return one label map for each scan of a derivative dataset, and scans whose maps cannot be told apart.
+
+    Of several, that of the model (``desc-``) is taken, else the one with the fewest added entities.
+    """
+    groups: dict[str, list[LabelMap]] = {}
+    for label_map in label_maps:
+        groups.setdefault(_source_key(label_map.entities), []).append(label_map)
+    scans, failed = [], []
+    for key, maps in groups.items():
+        ranks = {label_map.path: _rank(label_map, model) for label_map in maps}
+        first, *others = sorted(maps, key=lambda label_map: ranks[label_map.path])
+        if others and ranks[first.path] == ranks[others[0].path]:
+            reason = f"{first.path} and {others[0].path.name} are of one scan: choose with --model, or keep only one"
+            failed.append(Left(key, reason))
+        else:
+            kept = {name: label for name, label in first.entities.items() if name == "space" or name not in ADDED}
+            scans.append(Scan(kept, first.path))
+    return scans, failed
+
+
+def _rank(label_map: LabelMap, model: str) -> tuple[bool, int]:
+    return label_map.entities.get("desc") != model, sum(name in ADDED for name in label_map.entities)
+
+
+def _source_key(entities: Mapping[str, str]) -> str:
+    return build_name({name: label for name, label in entities.items() if name not in ADDED})

@@ -1,0 +1,156 @@
+"""The page of the level evaluate: how far label maps agree, region by region and scan by scan."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bidsseg.bids.names import with_extension
+from bidsseg.bids.outputs import AgreementPaths, report_path
+from bidsseg.bids.query import t1w_of
+from bidsseg.bids.scan import ADDED, Scan
+from bidsseg.errors import BidssegError
+from bidsseg.evaluation.agreement import Estimate
+from bidsseg.evaluation.comparison import Case, read_pair
+from bidsseg.evaluation.summary import ABSOLUTE, Study, Summary
+from bidsseg.image.nifti import read_image
+from bidsseg.image.volume import Volume
+from bidsseg.report import agreement_plots as plots
+from bidsseg.report import difference
+from bidsseg.report.page import write_page
+
+AT_MOST = 1000
+"""Scans that a table on the page shows."""
+PICTURED = 6
+"""Scans with the lowest Dice that are shown in a picture."""
+LOWEST = 3
+"""Regions of the lowest Dice that are named beside a picture."""
+PLOTTED = 8
+"""Regions whose volumes are shown at once where there are many."""
+FIGURES = {
+    "dice": "mean Dice",
+    "hausdorff95-mm": "95 % Hausdorff distance (mm)",
+    "surface-distance-mm": "mean surface distance (mm)",
+    ABSOLUTE: "volume difference without sign (%)",
+    "voxel-error": "voxel error",
+    "lesion-f1": "lesion-wise F1",
+    "lesion-precision": "lesion-wise precision",
+    "lesion-recall": "lesion-wise recall",
+}
+"""Measures at the top of the page."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A scan in the table.
+
+    Attributes:
+        address: of its page, empty if it has none.
+        measures: as the mean over its regions, None where one is not defined.
+        lowest: regions with the lowest Dice, with that.
+        lesions: found and in the reference; None for a protocol without lesions.
+    """
+
+    key: str
+    address: str
+    measures: dict[str, float | None]
+    lowest: list[tuple[str, float]]
+    volumes_mm3: tuple[float, float]
+    lesions: tuple[int, int] | None
+
+
+def agreement_page(output_dir: Path, bids_dir: Path, paths: AgreementPaths, *, study: Study) -> Path:
+    """Write the page of a comparison and return its path.
+
+    Args:
+        bids_dir: dataset whose T1w images, as far as it has them, are the ground of the pictures.
+        paths: relative to the output folder; the tables are linked.
+    """
+    order = np.argsort(np.nan_to_num(study.scan_means["dice"], nan=np.inf), kind="stable")
+    rows = {int(place): _row(study, int(place), output_dir) for place in order[:AT_MOST]}
+    with_dice = [place for place in rows if np.isfinite(study.scan_means["dice"][place])]
+    summaries = study.summaries[1:]
+    by_dice = sorted(summaries, key=lambda summary: -summary.measures["dice"].mean)
+    by_correlation = sorted(summaries, key=lambda summary: np.nan_to_num(summary.correlation.mean, nan=np.inf))
+    page = output_dir / paths.page
+    content = {
+        "title": f"Agreement · {study.protocol.name}",
+        "study": study,
+        "about": study.about,
+        "tables": [(path, with_extension(path, ".json")) for path in (paths.table, paths.summary)],
+        "overall": study.summaries[0],
+        "figures": {title: study.summaries[0].measures[name] for name, title in FIGURES.items()
+                    if name in study.summaries[0].measures},
+        "regions": [(summary, _box(study, summary)) for summary in by_dice],
+        "volumes": [_volumes(study, summary) for summary in by_correlation],
+        "plotted": PLOTTED,
+        "rows": list(rows.values()),
+        "at_most": AT_MOST,
+        "points": plots.POINTS,
+        "pictures": [(rows[place], *_picture(study.cases[place], study, bids_dir)) for place in with_dice[:PICTURED]],
+        "colors": {"found": difference.FOUND, "reference": difference.REFERENCE, "both": difference.BOTH},
+        "interval": interval,
+    }  # fmt: skip
+    write_page(page, "agreement.html", content)
+    return page
+
+
+def interval(estimate: Estimate, digits: int = 3) -> str:
+    """Return the ends of an interval in words; empty if there is none.
+
+    >>> interval(Estimate(0.5, 0.25, 0.75, 9), 2)
+    '0.25 to 0.75'
+    """
+    return f"{estimate.low:.{digits}f} to {estimate.high:.{digits}f}" if np.isfinite(estimate.low) else ""
+
+
+def _row(study: Study, place: int, output_dir: Path) -> Row:
+    case, dice = study.cases[place], study.measures["dice"][place]
+    lowest = [int(region) for region in np.argsort(dice) if np.isfinite(dice[region])][:LOWEST]
+    page = report_path(Scan(dict(case.pair.source), Path()))
+    means = {name: float(values[place]) for name, values in study.scan_means.items()}
+    lesions = case.lesions
+    return Row(
+        case.pair.key,
+        page.as_posix() if (output_dir / page).is_file() else "",
+        {name: value if np.isfinite(value) else None for name, value in means.items()},
+        [(study.regions[region].name, float(dice[region])) for region in lowest],
+        (float(np.nansum(study.volumes[0][place])), float(np.nansum(study.volumes[1][place]))),
+        None if lesions is None else (int(np.nansum(lesions.found)), int(np.nansum(lesions.reference))),
+    )
+
+
+def _box(study: Study, summary: Summary) -> plots.Box | None:
+    assert summary.region is not None
+    return plots.Box.of(study.measures["dice"][:, study.regions.index(summary.region)])
+
+
+def _volumes(study: Study, summary: Summary) -> plots.VolumePlots:
+    assert summary.region is not None
+    place = study.regions.index(summary.region)
+    return plots.volume_plots(summary, study.volumes[0][:, place], study.volumes[1][:, place])
+
+
+def _picture(case: Case, study: Study, bids_dir: Path) -> Iterator[str]:
+    """Yield the address of the picture of a scan, part of the page, and what is drawn below the outlines."""
+    found, reference = read_pair(case.pair, study.protocol, study.about.mask)
+    image = _image(case, reference, bids_dir)
+    png = difference.difference_picture(found, reference, image)
+    yield f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    yield "" if image is not None else "no T1w on this grid"
+
+
+def _image(case: Case, grid: Volume, bids_dir: Path) -> Volume | None:
+    """Return the T1w of a scan if there is one on the grid of its label maps."""
+    source = case.pair.source
+    plain = {name: label for name, label in source.items() if name not in ADDED}
+    path = t1w_of(bids_dir, source) or t1w_of(bids_dir, plain)
+    try:
+        image = read_image(path)[0] if path is not None else None
+    except BidssegError:
+        return None
+    return image if image is not None and image.on_grid_of(grid) else None

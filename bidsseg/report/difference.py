@@ -1,0 +1,76 @@
+"""Pictures of the slices in which two label maps differ most, with the outlines of both."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from nibabel.orientations import apply_orientation, io_orientation
+from PIL import Image, ImageDraw, ImageFont
+
+from bidsseg.image.volume import Volume
+from bidsseg.report.mosaic import DIRECTIONS, PLANES, Row, grey_window, labelled_bounds
+
+PIXELS_PER_MM = 2.5
+FOUND, REFERENCE, BOTH = (255, 140, 26), (51, 187, 255), (255, 255, 255)
+"""Colours of the outlines: of one map, of the other, and where they coincide."""
+GAP = 14
+"""Pixels between slices."""
+SIDES = "#ffd060"
+
+
+def difference_picture(found: Volume, reference: Volume, image: Volume | None) -> bytes:
+    """Return a PNG of an axial, a coronal and a sagittal slice, each the one with the most voxels that differ.
+
+    Args:
+        found, reference: label maps on one grid.
+        image: intensities on the same grid; None for a black ground.
+    """
+    orientation = io_orientation(reference.affine)
+    spacing = reference.spacing_mm[np.argsort(orientation[:, 0])]
+    one, other = (apply_orientation(volume.data, orientation) for volume in (found, reference))
+    ground = np.zeros(one.shape, np.float32) if image is None else apply_orientation(image.data, orientation)
+    bounds = labelled_bounds([one, other], one.shape)
+    window = grey_window(ground, bounds)
+    differ = one != other
+    pictures = []
+    for plane in PLANES:
+        counts = differ.sum(plane[1:])
+        row = Row.make(plane, one.shape, spacing, bounds, positions=[int(counts.argmax())], pixels_per_mm=PIXELS_PER_MM)
+        picture = row.greys(ground, window)[0]
+        outlines = [outline(row.enlarged(labels)[0]) for labels in (one, other)]
+        picture[outlines[0]], picture[outlines[1]] = FOUND, REFERENCE
+        picture[outlines[0] & outlines[1]] = BOTH
+        pictures.append(_with_sides(picture, DIRECTIONS[plane[1]]))
+    stream = io.BytesIO()
+    Image.fromarray(_side_by_side(pictures)).quantize(128).save(stream, format="PNG", optimize=True)
+    return stream.getvalue()
+
+
+def outline(labels: np.ndarray) -> np.ndarray:
+    """Return the pixels of a slice whose upper or left neighbour has another label, booleans (height, width)."""
+    border = np.zeros(labels.shape, bool)
+    border[1:] = labels[1:] != labels[:-1]
+    border[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    return border
+
+
+def _with_sides(picture: np.ndarray, sides: tuple[str, str]) -> np.ndarray:
+    """Write the names of both sides into the upper corners of a picture."""
+    image = Image.fromarray(picture)
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(14)
+    pen.text((4, 4), sides[0], fill=SIDES, font=font, anchor="lt")
+    pen.text((picture.shape[1] - 4, 4), sides[1], fill=SIDES, font=font, anchor="rt")
+    return np.asarray(image)
+
+
+def _side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Return pictures (height, width, 3) beside each other, each in the middle of the height, with a gap behind."""
+    height = max(picture.shape[0] for picture in pictures)
+    padded = []
+    for picture in pictures:
+        above = (height - picture.shape[0]) // 2
+        below = height - picture.shape[0] - above
+        padded.append(np.pad(picture, ((above, below), (0, GAP), (0, 0))))
+    return np.concatenate(padded, axis=1)

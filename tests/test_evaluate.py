@@ -1,0 +1,483 @@
+"""The level evaluate: its figures against plain formulas, what it compares, and what it says where it cannot."""
+
+import json
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from browser import CONTRAST, needs_chromium, photographed, seen
+from fake_model import App, make_app
+from label_maps import AFFINE, add_map, blobs, save
+from PIL import Image
+from test_report import Links
+from told import Told
+
+from bidsseg.errors import BidssegError, InputMissing, NothingSelected, OutputNotWritable, UsageError
+from bidsseg.evaluation.agreement import Mask, dice, estimate, surface_distances
+from bidsseg.evaluation.bootstrap import correlation_estimates, mean_estimates, participant_means
+from bidsseg.evaluation.lesions import count_lesions
+from bidsseg.evaluation.summary import bland_altman
+from bidsseg.image.volume import Volume
+from bidsseg.levels.evaluate import evaluate_level
+from bidsseg.report.difference import BOTH, FOUND, REFERENCE, difference_picture
+from bidsseg.settings import Evaluation, Settings
+
+MOVED = np.array([[1, 0, 0, 30], [0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]], float)
+STEM = "group_seg-FAST_desc-good_ref-manual"
+TWO = [{"subject": "01"}, {"subject": "02", "session": "1", "run": "1"}]
+KEYS = ["sub-01", "sub-02_ses-1_run-1"]
+
+
+# -- plain formulas ----------------------------------------------------------------------------------------------------
+
+
+def test_lesions_are_connected_pieces() -> None:
+    reference, found = np.zeros((12, 12, 12), int), np.zeros((12, 12, 12), int)
+    reference[1:3, 1:3, 1:3] = 1  # found
+    reference[3, 3, 3] = 1  # touches it at a corner: the same lesion
+    reference[8, 8, 8] = 1  # missed
+    found[2:4, 2, 2] = 1
+    found[8, 1, 1] = found[1, 8, 1] = 1  # two that are not there
+    lesions = count_lesions(found, reference, [1, 2], lesions=[1])
+    assert (lesions.found[0], lesions.reference[0]) == (3, 2)
+    precision, recall = 1 / 3, 1 / 2
+    assert (lesions.precision[0], lesions.recall[0]) == (precision, recall)
+    assert lesions.f1[0] == pytest.approx(2 * precision * recall / (precision + recall))
+    assert np.isnan(lesions.f1[1]) and np.isnan(lesions.found[1])
+
+
+def test_one_found_lesion_may_match_several() -> None:
+    reference, found = np.zeros((1, 1, 9), int), np.ones((1, 1, 9), int)
+    reference[0, 0, [1, 4, 7]] = 1
+    lesions = count_lesions(found, reference, [1], lesions=[1])
+    assert (lesions.precision[0], lesions.recall[0], lesions.f1[0]) == (1, 1, 1)
+
+
+def test_lesions_that_one_map_lacks() -> None:
+    none, some = np.zeros((3, 3, 3), int), np.ones((3, 3, 3), int)
+    only_found = count_lesions(some, none, [1], lesions=[1])
+    assert (only_found.precision[0], only_found.f1[0]) == (0, 0) and np.isnan(only_found.recall[0])
+    only_reference = count_lesions(none, some, [1], lesions=[1])
+    assert (only_reference.recall[0], only_reference.f1[0]) == (0, 0) and np.isnan(only_reference.precision[0])
+    assert np.isnan(count_lesions(none, none, [1], lesions=[1]).f1[0])
+
+
+def test_limits_of_agreement() -> None:
+    found, reference = np.array([10.0, 12, 15, 9]), np.array([11.0, 11, 13, 9])
+    limits = bland_altman(found, reference)
+    difference = [-1, 1, 2, 0]
+    assert limits.bias == pytest.approx(0.5)
+    assert limits.high - limits.bias == pytest.approx(1.96 * np.std(difference, ddof=1))
+    assert limits.bias - limits.low == pytest.approx(limits.high - limits.bias)
+    assert np.isnan(bland_altman(found[:1], reference[:1]).low)
+
+
+def test_correlation_is_that_of_numpy() -> None:
+    random = np.random.default_rng(0)
+    reference = random.normal(100, 10, (20, 3))
+    found = reference + random.normal(0, [1, 5, 20], (20, 3))
+    found[3, 1] = np.nan
+    each, mean = correlation_estimates(found, reference, np.arange(20))
+    expected = [np.corrcoef(found[:, 0], reference[:, 0])[0, 1]]
+    kept = np.arange(20) != 3
+    expected += [np.corrcoef(found[kept, 1], reference[kept, 1])[0, 1], np.corrcoef(found[:, 2], reference[:, 2])[0, 1]]
+    np.testing.assert_allclose([entry.mean for entry in each], expected)
+    assert mean.mean == pytest.approx(np.mean(expected))
+    assert all(entry.low < entry.mean < entry.high for entry in each)
+    assert each[0].high - each[0].low < each[2].high - each[2].low
+    assert [entry.brains for entry in each] == [20, 19, 20]
+
+
+def test_correlation_without_spread_or_with_few_scans_is_not_defined() -> None:
+    found, reference = np.array([[1.0, 5, 2], [2, 6, 2], [3, 7, np.nan]]), np.array([[7.0, 1, 1], [7, 2, 2], [7, 3, 3]])
+    each, mean = correlation_estimates(found, reference, np.arange(3))
+    assert np.isnan([each[0].mean, each[2].mean]).all()
+    assert (each[1].mean, mean.mean) == (pytest.approx(1), pytest.approx(1))
+    assert np.isnan(each[1].low), "draws of three people are often of the same one"
+
+
+def test_scans_of_a_participant_count_as_one() -> None:
+    values = np.array([[1.0, 1], [0, np.nan], [0.2, 0.2], [np.nan, np.nan]])
+    means = participant_means(values, np.array([0, 0, 1, 2]))
+    np.testing.assert_array_equal(means, [[0.5, 1], [0.2, 0.2], [np.nan, np.nan]])
+    (first, second) = mean_estimates(means)
+    assert (first.mean, first.brains) == (pytest.approx(0.35), 2)
+    assert second.mean == pytest.approx(0.6)
+
+
+def test_the_interval_is_the_bootstrap_of_the_mean() -> None:
+    values = np.random.default_rng(1).normal(0.7, 0.1, (40, 2))
+    values[30:, 1] = np.nan
+    for found, column in zip(mean_estimates(values), values.T, strict=True):
+        expected = estimate(column)
+        assert (found.mean, found.brains) == (pytest.approx(expected.mean), expected.brains)
+        np.testing.assert_allclose([found.low, found.high], [expected.low, expected.high], atol=0.004)
+    (one,) = mean_estimates(np.array([[0.5]]))
+    assert one.mean == 0.5 and np.isnan([one.low, one.high]).all()
+
+
+# -- tables and page ---------------------------------------------------------------------------------------------------
+
+
+def found_map(seed: int) -> np.ndarray:
+    return np.where(blobs(9, regions=3) == 1, 2, blobs(seed, regions=3))
+
+
+def manual_path(folder: Path, key: str, name: str = "seg-FAST_dseg") -> Path:
+    place = "/".join(word for word in key.split("_") if word.startswith(("sub", "ses")))
+    return folder / place / "anat" / f"{key}_{name}.nii.gz"
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Label maps of two models and references in FAST, of two scans, in an output folder and a derivative."""
+    out, manual = tmp_path / "out", tmp_path / "manual"
+    for seed, (entities, key) in enumerate(zip(TWO, KEYS, strict=True)):
+        add_map(out, entities, found_map(seed))
+        add_map(out, entities, np.roll(blobs(seed, regions=3), 5, 0), model="poor")
+        save(manual_path(manual, key), blobs(seed, regions=3))
+    return out, manual
+
+
+def run(out: Path, labels: dict[str, list[Path]], *, model: str = "good", **more: Any) -> Told:
+    """Run the level on a dataset without images and return what it told."""
+    bids, told = out.parent / "bids", Told()
+    bids.mkdir(exist_ok=True)
+    options = {name: more.pop(name) for name in ("against", "mask") if name in more}
+    evaluation = Evaluation(reference=labels, **options)
+    evaluate_level(
+        Settings(bids, out, model=model, n_cpus=more.pop("n_cpus", 1), evaluation=evaluation, report=told, **more)
+    )
+    return told
+
+
+def tables(out: Path, stem: str = STEM) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The table of the scans and the summary, by the names of regions."""
+    summary = pd.read_csv(out / f"{stem}_summary.tsv", sep="\t").set_index("name")
+    return pd.read_csv(out / f"{stem}_agreement.tsv", sep="\t"), summary
+
+
+@pytest.mark.parametrize("mask", ["own", "reference"])
+def test_figures_are_those_of_plain_formulas(folders: tuple[Path, Path], mask: Mask) -> None:
+    out, manual = folders
+    told = run(out, {"FAST": [manual]}, mask=mask)
+    table, summary = tables(out)
+    assert list(table.columns[:4]) == ["participant_id", "session_id", "run_id", "index"]
+    means = []
+    for seed, label in enumerate(["sub-01", "sub-02"]):
+        reference, found = blobs(seed, regions=3), found_map(seed)
+        if mask == "reference":
+            found[reference == 0] = 0
+        part = table[table.participant_id == label]
+        expected = dice(found, reference, [1, 2, 3])
+        np.testing.assert_allclose(part.dice, expected, rtol=1e-4)
+        distances = surface_distances(found, reference, [1, 2, 3], (1, 1, 2))
+        np.testing.assert_allclose(part["hausdorff95-mm"], distances[0], rtol=1e-4)
+        np.testing.assert_allclose(part["surface-distance-mm"], distances[1], rtol=1e-4)
+        volumes = [2 * np.bincount(labels.ravel())[1:4] for labels in (found, reference)]
+        np.testing.assert_allclose(part["found-mm3"], volumes[0])
+        np.testing.assert_allclose(part["reference-mm3"], volumes[1])
+        np.testing.assert_allclose(part["volume-difference-mm3"], volumes[0] - volumes[1])
+        wrong = (found != reference)[reference > 0].mean()
+        np.testing.assert_allclose(part["voxel-error"], wrong, rtol=1e-4)
+        means.append(expected.mean())
+    overall = summary.loc["all regions"]
+    assert overall.dice == pytest.approx(np.mean(means), rel=1e-4)
+    assert (overall["dice-low"], overall["dice-high"]) == (
+        pytest.approx(min(means), rel=1e-4),
+        pytest.approx(max(means), rel=1e-4),
+    )
+    assert (overall.scans, overall.participants) == (2, 2)
+    white = summary.loc["White Matter"]
+    assert white.dice == pytest.approx(table[table.name == "White Matter"].dice.mean(), rel=1e-4)
+    assert f"mean Dice {np.mean(means):.3f}" in told.said[0] and not told.warned
+
+
+def test_every_column_is_in_the_data_dictionary(folders: tuple[Path, Path]) -> None:
+    out, manual = folders
+    add_map(out, TWO[0], blobs(0, regions=1), kind="lesion")
+    save(manual_path(manual, "sub-01", "label-lesion_mask"), blobs(3, regions=1))
+    run(out, {"FAST": [manual], "lesion": [manual]}, mask="reference")
+    for path in sorted(out.glob("group_*.tsv")):
+        columns = json.loads(path.with_suffix(".json").read_text())
+        assert set(pd.read_csv(path, sep="\t").columns) <= set(columns)
+        assert columns["dice"]["Description"] and columns["hausdorff95-mm"]["Units"] == "mm"
+        assert (columns["Found"], columns["Reference"], columns["Mask"]) == ("good", [str(manual)], "reference")
+
+
+def test_lesion_masks_are_counted_lesion_by_lesion(folders: tuple[Path, Path]) -> None:
+    out, manual = folders
+    reference, found = np.zeros((9, 9, 9), np.uint8), np.zeros((9, 9, 9), np.uint8)
+    reference[1, 1, 1] = reference[7, 7, 7] = found[1, 1, 1] = 1
+    add_map(out, TWO[0], found, kind="lesion")
+    save(manual_path(manual, "sub-01", "label-lesion_mask"), reference)
+    run(out, {"lesion": [manual]})
+    table, summary = tables(out, STEM.replace("FAST", "lesion"))
+    row = table.iloc[0]
+    assert (row["lesions-found"], row["lesions-reference"], row["lesion-precision"]) == (1, 2, 1)
+    assert (row["lesion-recall"], row["lesion-f1"]) == (0.5, pytest.approx(2 / 3, rel=1e-4))
+    assert summary.loc["Lesion", "lesion-f1"] == pytest.approx(2 / 3, rel=1e-4)
+    assert "Lesion recall" in (out / f"{STEM.replace('FAST', 'lesion')}_agreement.html").read_text()
+
+
+def test_brain_masks_are_compared_whatever_names_them(folders: tuple[Path, Path]) -> None:
+    out, manual = folders
+    for name, entities, key in zip(("desc-brain_mask", "label-brain_mask"), TWO, KEYS, strict=True):
+        add_map(out, entities, blobs(0, regions=1), kind="brain")
+        save(manual_path(manual, key, name), blobs(0, regions=1))
+    run(out, {"brain": [manual]})
+    assert (tables(out, STEM.replace("FAST", "brain"))[0].dice == 1).all()
+
+
+def test_processes_give_the_same_files(folders: tuple[Path, Path]) -> None:
+    out, manual = folders
+    contents = []
+    for cpus in (1, 2):
+        run(out, {"FAST": [manual]}, n_cpus=cpus)
+        contents.append({path.name: path.read_bytes() for path in out.glob("group_*")})
+    assert contents[0] == contents[1] and len(contents[0]) == 5
+
+
+def test_a_dry_run_writes_nothing(folders: tuple[Path, Path]) -> None:
+    out, manual = folders
+    told = run(out, {"FAST": [manual]}, dry_run=True)
+    assert not list(out.glob("group_*")) and told.said == [f"{out / STEM}_agreement.tsv: 2 scans"]
+
+
+# -- what cannot be compared -------------------------------------------------------------------------------------------
+
+
+def test_scans_of_one_side_are_named(folders: tuple[Path, Path]) -> None:
+    out, manual = folders
+    add_map(out, {"subject": "03"}, blobs(1))
+    save(manual_path(manual, "sub-04"), blobs(1, regions=3))
+    told = run(out, {"FAST": [manual]})
+    assert len(told.warned) == 2
+    assert "sub-03" in told.warned[0] and f"no reference in {manual}" in told.warned[0]
+    assert "sub-04" in told.warned[1] and "run the level participant first" in told.warned[1]
+    page = (out / f"{STEM}_agreement.html").read_text()
+    assert "sub-03" in page and "sub-04" in page
+    left = json.loads((out / f"{STEM}_summary.json").read_text())["NotCompared"]
+    assert [entry["Scan"] for entry in left] == ["sub-03", "sub-04"]
+
+
+def test_another_grid_and_unknown_values_fail_and_the_others_go_on(folders: tuple[Path, Path]) -> None:
+    out, manual = folders
+    for label, labels, affine in (
+        ("05", blobs(1, regions=3), MOVED),
+        ("06", blobs(1, regions=3) + np.uint8(7), AFFINE),
+    ):
+        add_map(out, {"subject": label}, blobs(1, regions=3))
+        save(manual_path(manual, f"sub-{label}"), labels, affine)
+    told = Told()
+    settings = Settings(
+        manual, out, model="good", n_cpus=1, report=told, evaluation=Evaluation(reference={"FAST": [manual]})
+    )
+    with pytest.raises(BidssegError, match="only 2 of 4 pairs") as failed:
+        evaluate_level(settings)
+    assert failed.value.code == 1
+    grid, values = told.warned
+    assert "sub-05" in grid and "two grids" in grid
+    assert "sub-06_seg-FAST_dseg.nii.gz" in values and "FAST lacks" in values
+    assert len(tables(out)[0]) == 6
+    page = (out / f"{STEM}_agreement.html").read_text()
+    assert "two grids" in page and "FAST lacks" in page
+
+
+def test_a_reference_in_another_space_is_no_reference(folders: tuple[Path, Path]) -> None:
+    out, manual = folders
+    manual_path(manual, "sub-01").unlink()
+    save(manual_path(manual, "sub-01", "space-MNI152NLin6Asym_seg-FAST_dseg"), blobs(1, regions=3), MOVED)
+    with pytest.raises(BidssegError, match="only 1 of 2"):
+        run(out, {"FAST": [manual]})
+
+
+def test_what_is_wrong_is_said_before_anything_is_read(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    out, manual = folders
+    with pytest.raises(UsageError, match="--labels PROTOCOL=DIR"):
+        run(out, {})
+    with pytest.raises(InputMissing, match=f"{manual} holds no label map of BrainCOLOR.*seg-BrainCOLOR_dseg"):
+        run(out, {"FAST": [manual], "BrainCOLOR": [manual]})
+    with pytest.raises(InputMissing, match=f"--against: {manual} holds no label map of lesion"):
+        save(manual_path(tmp_path / "lesions", "sub-01", "label-lesion_mask"), blobs(1, regions=1))
+        run(out, {"lesion": [tmp_path / "lesions"]}, against=manual)
+    with pytest.raises(InputMissing, match="run the level participant first"):
+        run(tmp_path / "nowhere", {"FAST": [manual]})
+
+
+def test_scans_that_the_model_has_not_segmented(folders: tuple[Path, Path]) -> None:
+    out, manual = folders
+    told = Told()
+    evaluation = Evaluation(reference={"FAST": [manual]})
+    with pytest.raises(NothingSelected):
+        evaluate_level(Settings(manual, out, model="wholebrain", report=told, evaluation=evaluation))
+    (warning,) = told.warned
+    assert "not segmented by the model wholebrain: run the level participant first" in warning
+    assert "good, poor" in warning and all(key in warning for key in KEYS)
+    assert not list(out.glob("group_*"))
+
+
+def test_selected_participants_alone(folders: tuple[Path, Path]) -> None:
+    out, manual = folders
+    told = run(out, {"FAST": [manual]}, participants=["02"], sessions=["1"])
+    assert set(tables(out)[0].participant_id) == {"sub-02"} and not told.warned
+
+
+def test_maps_in_standard_spaces_are_left_out(folders: tuple[Path, Path]) -> None:
+    out, manual = folders
+    sidecar = json.loads((out / "sub-01/anat/sub-01_seg-FAST_desc-good_dseg.json").read_text())
+    stem = out / "sub-01/anat/sub-01_space-MNI152NLin6Asym_seg-FAST_res-1_desc-good_dseg"
+    save(stem.with_suffix(".nii.gz"), blobs(4, regions=3), MOVED)
+    stem.with_suffix(".json").write_text(json.dumps({**sidecar, "SpatialReference": "https://template"}))
+    assert not run(out, {"FAST": [manual]}).warned
+
+
+@pytest.mark.parametrize("name", ["_agreement.html", "_agreement.tsv", "_summary.tsv"])
+def test_files_of_others_are_kept(folders: tuple[Path, Path], name: str) -> None:
+    out, manual = folders
+    (out / f"{STEM}{name}").write_text("theirs\n")
+    with pytest.raises(OutputNotWritable, match="was not written by bidsseg"):
+        run(out, {"FAST": [manual]})
+    assert (out / f"{STEM}{name}").read_text() == "theirs\n"
+    (out / f"{STEM}{name}").unlink()
+    for _ in range(2):
+        run(out, {"FAST": [manual]})
+
+
+# -- two tools or raters -----------------------------------------------------------------------------------------------
+
+
+def test_two_raters_are_compared_in_an_empty_output_folder(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    _, manual = folders
+    other, tables_only = tmp_path / "rater 2", tmp_path / "tables"
+    for seed, key in enumerate(KEYS):
+        save(manual_path(other, key), found_map(seed))
+    told = run(tables_only, {"FAST": [manual]}, against=other)
+    stem = "group_seg-FAST_desc-rater2_ref-manual"
+    table, _ = tables(tables_only, stem)
+    expected = np.concatenate([dice(found_map(seed), blobs(seed, regions=3), [1, 2, 3]) for seed in range(2)])
+    np.testing.assert_allclose(table.dice, expected, rtol=1e-4)
+    own = {f"{stem}_{name}" for name in ("agreement.tsv", "agreement.json", "summary.tsv", "summary.json")}
+    of_dataset = {"dataset_description.json", "README.md", ".bidsignore", "descriptions.tsv"}
+    assert {path.name for path in tables_only.iterdir()} == own | of_dataset | {f"{stem}_agreement.html"}
+    assert not told.warned
+    page = (tables_only / f"{stem}_agreement.html").read_text()
+    assert "Neither side is taken for true" in page and "Reference" not in page
+    run(tables_only, {"FAST": [other]}, against=manual)
+    back, _ = tables(tables_only, "group_seg-FAST_desc-manual_ref-rater2")
+    np.testing.assert_allclose(back.dice, table.dice)
+    np.testing.assert_allclose(back["volume-difference-mm3"], -table["volume-difference-mm3"])
+
+
+def test_several_maps_of_a_scan_are_told_apart_by_the_model(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    out, manual = folders
+    run(tmp_path / "tables", {"FAST": [manual]}, against=out, model="poor")
+    poor, _ = tables(tmp_path / "tables", "group_seg-FAST_desc-out_ref-manual")
+    expected = dice(np.roll(blobs(0, regions=3), 5, 0), blobs(0, regions=3), [1, 2, 3])
+    np.testing.assert_allclose(poor.dice[:3], expected, rtol=1e-4)
+    told = Told()
+    with pytest.raises(NothingSelected):
+        evaluation = Evaluation(reference={"FAST": [manual]}, against=out)
+        evaluate_level(Settings(manual, tmp_path / "tables", report=told, evaluation=evaluation))
+    assert len(told.warned) == 2 and "choose with --model" in told.warned[0]
+
+
+# -- the command line --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def app(tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> App:
+    return make_app(tmp_path, make_bids(), monkeypatch)
+
+
+def test_participant_and_evaluate_in_one_call(app: App, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app("--skip-bids-validation", "--n-cpus", "1") == 0
+    for path in app.output.glob("sub-*/anat/*_seg-FAST_*dseg.nii.gz"):
+        target = tmp_path / "mine" / path.relative_to(app.output)
+        target.parent.mkdir(parents=True)
+        target.write_bytes(path.read_bytes())
+    app.output = tmp_path / "second"
+    words = ["evaluate", "--labels", f"FAST={tmp_path / 'mine'}", "--skip-bids-validation", "--n-cpus", "1"]
+    assert app(*words) == 0
+    assert app.fake.segmented == 4
+    table, _ = tables(app.output, "group_seg-FAST_desc-wholebrain_ref-mine")
+    assert len(table) == 6 and (table.dice == 1).all()
+    assert "mean Dice 1.000" in capsys.readouterr().out
+    page = app.output / "group_seg-FAST_desc-wholebrain_ref-mine_agreement.html"
+    links = Links(page)
+    assert all((app.output / address).is_file() for address in links.found) and "sub-01.html" in links.found
+    assert "no T1w" not in page.read_text() and len(links.pictures) == 2
+
+
+def test_a_wrong_folder_is_known_before_scans_are_segmented(app: App, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert app("evaluate", "--labels", f"FAST={tmp_path / 'empty'}", "--skip-bids-validation") == 66
+    assert app("evaluate", "--skip-bids-validation") == 64
+    assert app.fake.segmented == 0
+
+
+# -- pictures and the page ---------------------------------------------------------------------------------------------
+
+
+def test_the_picture_shows_the_slice_that_differs_most(tmp_path: Path) -> None:
+    reference = np.zeros((40, 40, 40), np.uint8)
+    reference[5:35, 5:35, 5:35] = 1
+    found = reference.copy()
+    found[10:30, 10:30, 22] = 2  # all of it in one axial slice
+    image = Volume(np.full(reference.shape, 50, np.float32), np.eye(4))
+    png = difference_picture(Volume(found, np.eye(4)), Volume(reference, np.eye(4)), image)
+    pixels = np.asarray(Image.open(BytesIO(png)).convert("RGB")).astype(int)
+    axial = pixels[:, : pixels.shape[1] // 3]
+
+    def count(color: tuple[int, int, int]) -> int:
+        return int((np.abs(axial - color).max(2) < 12).sum())
+
+    side = 20 * 2.5
+    assert 3 * side < count(FOUND) < 5 * side, "the square that only one map has"
+    assert count(BOTH) > 3 * 30 * 2.5, "the edge of the brain"
+    assert count(REFERENCE) == 0
+
+
+STEPS = """
+  const table = document.getElementById("regions"), field = document.querySelector("input[data-table=regions]");
+  const names = () => [...table.tBodies[0].rows].filter((row) => !row.hidden).map((row) => row.cells[0].textContent);
+  table.tHead.rows[0].cells[2].querySelector("button").click();
+  say("lowest", names()[0]);
+  field.value = "white";
+  field.dispatchEvent(new Event("input"));
+  say("found", names().join(","));
+  say("boxes", document.querySelectorAll("svg.box").length);
+  say("plots", document.querySelectorAll("svg.plot").length);
+  say("named", [...document.querySelectorAll("svg, img")].every((d) => d.getAttribute("aria-label") || d.alt));
+"""
+
+
+@needs_chromium
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_page_works_in_a_browser(folders: tuple[Path, Path], tmp_path: Path, dark: bool) -> None:
+    out, manual = folders
+    add_map(out, {"subject": "03"}, blobs(1))
+    run(out, {"FAST": [manual]})
+    page = out / f"{STEM}_agreement.html"
+    _, summary = tables(out)
+    lowest = summary.iloc[1:].dice.idxmin()
+    found = seen(page, STEPS + CONTRAST, tmp_path, dark)
+    assert int(found.pop("texts")) > 40 and found.pop("dark") == str(dark).lower()
+    assert found == {
+        "lowest": lowest, "found": "White Matter", "boxes": "3", "plots": "6", "named": "true", "pale": "",
+        "failures": "",
+    }  # fmt: skip
+    if not dark:
+        assert 0.003 < (np.ptp(photographed(page, tmp_path), axis=2) > 60).mean() < 0.5
+
+
+@pytest.mark.data
+def test_real_labels_agree_with_themselves(testdata: Path, tmp_path: Path) -> None:
+    manual = testdata / "ms" / "derivatives" / "manual"
+    run(tmp_path / "out", {"lesion": [manual]}, against=manual, participants=["19", "26"])
+    table, _ = tables(tmp_path / "out", "group_seg-lesion_desc-manual_ref-manual")
+    assert (table.dice == 1).all() and (table["lesion-f1"] == 1).all()
