@@ -167,7 +167,7 @@ def group_report() -> Path:
 
 
 def root_path(kind: str) -> Path:
-    """A file or folder at the top of the output: description, descriptions, readme, bidsignore, logs or models."""
+    """A file or folder at the top of the output, by its key in the patterns: description, readme, logs and so on."""
     return Path(_patterns()["root"][kind])
 
 
