@@ -196,7 +196,7 @@ def agreement_paths(protocol: str, model: str, reference: str) -> AgreementPaths
 
 
 def root_path(kind: str) -> Path:
-    """Return a file or folder at the top of the output: description, descriptions, readme, bidsignore, logs, models."""
+    """Return a file or folder at the top of the output, by its key in the patterns: description, readme, logs …"""
     return Path(_patterns()["root"][kind])
 
 

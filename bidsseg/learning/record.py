@@ -53,7 +53,7 @@ def save_outcome(
 
     ``stop`` is called before each scan; if it returns True, TemporaryFailure is raised.
     """
-    recipe = dict(card.recipe) | {"steps_done": state.step, "minutes": round(state.elapsed_s / 60, 1)}
+    recipe = dict(card.recipe) | {"steps_done": state.step, "minutes": round(state.elapsed_s / 60, 3)}
     card = save_model(replace(card, recipe=recipe), network.state_dict(), folder)
     if unseen:
         table = validate(load_model(str(folder)), unseen, say, precision, stop=stop)
