@@ -59,7 +59,7 @@ def segment(
             aligned to the T1w.
         model: name of a shipped model, a model folder, or what :func:`load_model` returns. A loaded model is not read
             again at each call.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` (a GPU of Apple; not tested).
         precision: ``auto``, ``bf16`` or ``fp32``.
         memory_mb: limit on memory (MB), None for what is free.
         fast: leave out the pass over the mirror image; a little less accurate.
@@ -193,7 +193,7 @@ class Result:
 
     @property
     def device(self) -> str:
-        """Where the network ran: ``cpu`` or ``cuda:N``."""
+        """Where the network ran: ``cpu``, ``cuda:N`` or ``mps``."""
         return self._segmentation.device
 
     @property

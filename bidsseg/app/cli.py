@@ -236,7 +236,7 @@ def dataset_parser() -> argparse.ArgumentParser:
 
 def _add_limits(add: Callable[..., Any]) -> None:
     """Add the flags of device, CPUs and memory."""
-    add("--device", metavar="NAME", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N [auto]")
+    add("--device", metavar="NAME", type=device_name, default="auto", help="auto, cpu, cuda, cuda:N or mps [auto]")
     add("--precision", choices=PRECISIONS, default="auto", help="of the network [auto]")
     add("--n-cpus", "--nprocs", "--nthreads", metavar="N", type=int, help="CPUs [all that are free to use]")
     add("--omp-nthreads", metavar="N", type=int,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bidsseg.errors import UsageError
 from bidsseg.execution.machine import choose_machine, emulation, keep_freed_memory
 from bidsseg.learning.interruption import Interruption
 from bidsseg.settings import Settings
@@ -13,8 +14,11 @@ def train_level(settings: Settings) -> Path:
     """Trains the recipe on everything that is labelled and returns the model folder.
 
     The participants of one fold, or those named, are held out; the card states what the model reaches on them.
-    TemporaryFailure (75) if it was told to stop before its time: run again with --resume.
+    TemporaryFailure (75) if it was told to stop before its time: run again with --resume. UsageError (64) for a device
+    on which training was never tried.
     """
+    if settings.device == "mps":
+        raise UsageError("--device mps: a model can only be trained on cpu or cuda")
     with Interruption() as interruption:
         return _train(settings, interruption)
 
