@@ -5,6 +5,7 @@
 # make image       the Docker image, with docker or, where no daemon answers, with buildah
 # make image-test  run that image on two scans: read-only, no network, no home, any user
 # make models      every shipped model from the data: DATA=... OUT=... and, to stop cleanly after so many, MINUTES=...
+# make screenshots the pictures of the documentation, of the demonstration's pages; needs Chromium
 # make boutiques   the descriptors of the command line in boutiques/
 # make venv        the environment alone (.venv); later runs need no network
 #
@@ -19,7 +20,7 @@ DEMO := demo
 DOCS := .venv-docs
 PROSE := bidsseg docs README.md CONTRIBUTING.md SECURITY.md
 
-.PHONY: demo test lint docs image image-test models boutiques venv clean
+.PHONY: demo test lint docs image image-test models screenshots boutiques venv clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -55,6 +56,10 @@ endif
 
 models: $(STAMP)
 	PYTHON=$(CURDIR)/$(PY) benchmarks/models.sh $(DATA) $(OUT) $(MINUTES)
+
+screenshots: demo
+	$(PY) run.py $(DEMO)/bids $(DEMO)/out participant group --viewer
+	$(PY) docs/screenshots.py $(DEMO)/out
 
 boutiques: $(STAMP)
 	$(PY) run.py --bids-exec-spec > boutiques/bidsseg.json

@@ -60,7 +60,7 @@ def segment(
             aligned to the T1w.
         model: name of a shipped model, a model folder, or the result of :func:`load_model`, which is not read again
             at each call.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` (a GPU of Apple; not tested).
         precision: ``auto``, ``bf16`` or ``fp32``.
         memory_mb: memory limit (MB), None for the free memory.
         fast: omit the pass over the mirror image; slightly less accurate.
@@ -194,7 +194,7 @@ class Result:
 
     @property
     def device(self) -> str:
-        """Device of the network: ``cpu`` or ``cuda:N``."""
+        """Device of the network: ``cpu``, ``cuda:N`` or ``mps``."""
         return self._segmentation.device
 
     @property

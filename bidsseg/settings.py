@@ -17,9 +17,9 @@ LEAST_MEMORY_MB = 500
 
 
 def device_name(text: str) -> str:
-    """Return the name of a device: auto, cpu, cuda or cuda:N."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
-        raise UsageError(f"device '{text}': give auto, cpu, cuda or cuda:N")
+    """Return the name of a device: auto, cpu, cuda, cuda:N or mps."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", text):
+        raise UsageError(f"device '{text}': give auto, cpu, cuda, cuda:N or mps")
     return text
 
 
@@ -117,7 +117,7 @@ class Settings:
         shard: (I, N): only every N-th of the participants, from the I-th, counted from 1.
         filters: for each query (``t1w``, ``flair``) the pybids entities it must match.
         model: name of a shipped model or a model folder.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` (a GPU of Apple), which ``auto`` never selects.
         precision: ``auto``, ``bf16`` or ``fp32``.
         n_cpus: number of CPUs for all processes of a run together, None for all that this process may use.
         threads: threads of each process, None for an automatic choice.

@@ -42,6 +42,11 @@ def test_the_site_lists_every_page() -> None:
     assert listed == {page.relative_to(ROOT / "docs").as_posix() for page in PAGES[1:]}
 
 
+def test_checks_on_github_call_the_makefile_alone() -> None:
+    steps = re.findall(r"^ *(?:- )?run: (.*)$", (ROOT / ".github" / "workflows" / "ci.yml").read_text(), re.MULTILINE)
+    assert len(steps) > 3 and all(re.fullmatch(r"make [a-z-]+( [A-Z]+=\S+)*", step) for step in steps)
+
+
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / ".github" / "workflows" / "ci.yml"]:

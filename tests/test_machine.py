@@ -20,6 +20,7 @@ from bidsseg.execution.machine import (
     emulation,
     peak_memory_mb,
 )
+from bidsseg.levels.train import train_level
 from bidsseg.settings import Settings
 
 
@@ -207,6 +208,22 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(UsageError, match="--device cuda:1"):
         choose_machine(settings(device="cuda:1", n_cpus=1))
+
+
+def test_a_gpu_of_apple(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is taken when it is asked for and there, and computes with 32 bits."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(this_machine, "available_memory_mb", lambda: 10_000)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    with pytest.raises(UsageError, match="--device mps: torch sees no GPU"):
+        choose_machine(settings(device="mps", n_cpus=1))
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    assert choose_machine(settings(device="mps", n_cpus=1)) == Machine("mps", "fp32", 1, 9000)
+    assert choose_machine(settings(device="auto", n_cpus=1)).device == "cpu"
+    with pytest.raises(UsageError, match="leave --precision out"):
+        choose_machine(settings(device="mps", precision="bf16", n_cpus=1))
+    with pytest.raises(UsageError, match="trained on cpu or cuda"):
+        train_level(settings(device="mps"))
 
 
 @pytest.mark.gpu

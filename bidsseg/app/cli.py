@@ -285,7 +285,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
 
 def _add_limits(add: Callable[..., Any]) -> None:
     """Add the flags of device, CPUs and memory."""
-    add("--device", metavar="NAME", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N [auto]")
+    add("--device", metavar="NAME", type=device_name, default="auto", help="auto, cpu, cuda, cuda:N or mps [auto]")
     add("--precision", choices=PRECISIONS, default="auto", help="precision of the network [auto]")
     add("--n-cpus", "--nprocs", "--nthreads", metavar="N", type=int, help="number of CPUs [all available]")
     add("--omp-nthreads", metavar="N", type=int,

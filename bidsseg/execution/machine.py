@@ -40,7 +40,7 @@ class Machine:
     """The resources of a run.
 
     Attributes:
-        device: ``cpu`` or ``cuda:N``.
+        device: ``cpu``, ``cuda:N`` or ``mps``.
         precision: ``bf16`` or ``fp32``.
         threads: threads of the network on the CPU.
         memory_mb: memory (MB) of the device for the run.
@@ -89,16 +89,18 @@ def find_machine(device: str, precision: str, memory_mb: int | None = None) -> M
     """Return the requested machine, with every ``auto`` and None resolved; torch keeps its threads and settings.
 
     Raises:
-        UsageError: the device is not in this machine.
+        UsageError: the device is not in this machine, or cannot compute with the precision.
     """
     import torch
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        bf16, free = cpu_precision() == "bf16", available_memory_mb()
+    check_device(device)
+    if device == "mps" and precision == "bf16":
+        raise UsageError("--device mps computes with --precision fp32: leave --precision out")
+    if device in ("cpu", "mps"):
+        bf16, free = device == "cpu" and cpu_precision() == "bf16", available_memory_mb()
     else:
-        check_device(device)
         device = device if ":" in device else "cuda:0"
         bf16, free = torch.cuda.is_bf16_supported(), torch.cuda.mem_get_info(device)[0] // 10**6
     if precision == "auto":
@@ -128,6 +130,12 @@ def emulation(machine: Machine) -> str | None:
 def check_device(device: str) -> None:
     """Raise UsageError if a requested device is not in this machine."""
     if device in ("auto", "cpu"):
+        return
+    if device == "mps":
+        import torch
+
+        if not torch.backends.mps.is_available():
+            raise UsageError("--device mps: torch sees no GPU of Apple here; leave the flag out, or give cpu")
         return
     count = cuda_count()
     if int(device.partition(":")[2] or 0) >= count:

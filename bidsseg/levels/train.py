@@ -6,6 +6,7 @@ import gc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bidsseg.errors import UsageError
 from bidsseg.execution.machine import choose_machine, emulation, keep_freed_memory
 from bidsseg.learning.interruption import Interruption
 from bidsseg.settings import Settings
@@ -19,8 +20,11 @@ def train_level(settings: Settings) -> Path:
 
     The participants of one fold, or those named, are held out; the card states what the model reaches on them. A
     cross-validation trains every fold, then a model on all participants, whose card states what the folds reach.
-    TemporaryFailure (75) if it was told to stop before its time: run again with --resume.
+    TemporaryFailure (75) if it was told to stop before its time: run again with --resume. UsageError (64) for a device on
+    which training was never tried.
     """
+    if settings.device == "mps":
+        raise UsageError("--device mps: a model can only be trained on cpu or cuda")
     with Interruption() as interruption:
         keep_freed_memory()
         from bidsseg.learning import training

@@ -1,0 +1,75 @@
+"""Photograph the pages of `make demo` for the documentation: the template brain that nilearn carries, nobody's data.
+
+    python docs/screenshots.py OUTPUT_DIR
+
+OUTPUT_DIR is the output of the levels participant and group on the demonstration's dataset, with ``--viewer``. Writes
+docs/images/*.png and docs/result.png. Needs Chromium; no network.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+DOCS = Path(__file__).parent
+PICTURES = {
+    "scan": ("sub-template.html", (1300, 1000)),
+    "cohort": ("group.html", (1300, 880)),
+    "viewer": ("sub-template/figures/sub-template_desc-wholebrain_viewer.html", (1300, 760)),
+}
+"""The page of each picture, and the size of the window (pixels)."""
+RESULT = "sub-template/figures"
+FLAGS = (
+    "--headless", "--no-sandbox", "--hide-scrollbars", "--disable-background-networking", "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=10000", "--blink-settings=preferredColorScheme=1",
+    "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
+)  # fmt: skip
+COLORS = 128
+LARGEST_KB = 200
+
+
+def main(output: Path) -> None:
+    """Write all pictures. SystemExit if a page or the browser is missing, or a picture is too large."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        sys.exit("Chromium is needed: apt-get install chromium")
+    for name, (page, size) in PICTURES.items():
+        if not (output / page).is_file():
+            sys.exit(f"{output / page} is missing: run participant and group with --viewer")
+        save(photograph(chromium, (output / page).resolve(), size), DOCS / "images" / f"{name}.png")
+    save(result(output / RESULT), DOCS / "result.png")
+
+
+def photograph(chromium: str, page: Path, size: tuple[int, int]) -> Image.Image:
+    """Return the page as it looks in a window of that width and height."""
+    with tempfile.TemporaryDirectory() as folder:
+        picture = Path(folder) / "page.png"
+        words = [f"--user-data-dir={folder}", f"--window-size={size[0]},{size[1]}", f"--screenshot={picture}"]
+        subprocess.run([chromium, *FLAGS, *words, page.as_uri()], check=True, capture_output=True, timeout=300)
+        return Image.open(picture).convert("RGB")
+
+
+def result(figures: Path) -> Image.Image:
+    """Return the picture of the scan with the regions of BrainCOLOR over it, as the page draws them."""
+    (below,), (above,) = figures.glob("*seg-brain_*.png"), figures.glob("*seg-BrainCOLOR_*.png")
+    base = Image.open(below).convert("RGBA")
+    return Image.alpha_composite(base, Image.open(above).convert("RGBA")).convert("RGB")
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Write a picture with few colours, which suffice for pages and make it small."""
+    path.parent.mkdir(exist_ok=True)
+    picture.quantize(COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
+    kilobytes = path.stat().st_size // 1000
+    if kilobytes > LARGEST_KB:
+        sys.exit(f"{path} has {kilobytes} kB, more than {LARGEST_KB}")
+    print(f"{path}: {picture.width}x{picture.height} pixels, {kilobytes} kB")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
