@@ -55,7 +55,7 @@ def main() -> None:
     if options.folds:
         cases = split(cases, options.folds, options.fold)[1]
     started = time.monotonic()
-    table = validate(model, cases, print, options.precision, lesion_model=lesion_model)
+    table = validate(model, cases, print, precision=options.precision, lesion_model=lesion_model)
     print(f"{len(cases)} scans, {(time.monotonic() - started) / len(cases):.1f} s each\n")
     print("\n".join(described(table)))
     if options.card:

@@ -177,11 +177,11 @@ def main() -> None:
     table = pd.read_csv(path, sep="\t") if path.is_file() else pd.DataFrame(columns=COLUMNS)
     if not options.report:
         for seed in range(options.seeds):
-            missing = [run for run in runs if wanted(run, seed, runs, table)]
-            prepare(missing, seed, data, out)
+            missing = [run for run in runs if wanted(run, seed, runs, table=table)]
+            prepare(missing, seed, data, out=out)
             for run in missing:
-                train(run, seed, data, out, out / options.claim)
-                measure(run, seed, data, out, out / options.claim)
+                train(run, seed, data, out=out, runs=out / options.claim)
+                measure(run, seed, data, out=out, runs=out / options.claim)
                 own = (table.run == run.name) & (table.seed == seed)
                 found = collected(run, seed, out / options.claim)
                 table = pd.concat([table[~own], found]).infer_objects()
@@ -190,9 +190,9 @@ def main() -> None:
         print(line)
 
 
-def prepare(runs: Sequence[Run], seed: int, data: Path, out: Path) -> None:
+def prepare(runs: Sequence[Run], seed: int, data: Path, *, out: Path) -> None:
     """Makes the labels and the datasets that the runs need and DATA does not hold."""
-    needed = {source_of(folder, seed, data, out) for run in runs for folder in run.labels.values()}
+    needed = {source_of(folder, seed, data, out=out) for run in runs for folder in run.labels.values()}
     made = [
         (out / ATROPOS, "tool_labels.py", data / "oasis", ()),
         (out / f"{LESION_SETS}{seed}", "lesion_datasets.py", data, (seed,)),
@@ -204,7 +204,7 @@ def prepare(runs: Sequence[Run], seed: int, data: Path, out: Path) -> None:
             part.rename(folder)
 
 
-def source_of(name: str, seed: int, data: Path, out: Path) -> Path:
+def source_of(name: str, seed: int, data: Path, *, out: Path) -> Path:
     """Where a dataset or its labels lie."""
     first, *others = name.split("/")
     if first == LESION_SETS:
@@ -222,7 +222,7 @@ def call(words: Sequence[object], log: Path | None = None) -> None:
         subprocess.run(command, check=True, stdout=stream, stderr=stream)
 
 
-def train(run: Run, seed: int, data: Path, out: Path, runs: Path) -> None:
+def train(run: Run, seed: int, data: Path, *, out: Path, runs: Path) -> None:
     """Trains unless it is done."""
     folder = place(run.name, seed, runs)
     if (model(folder) / "card.json").is_file() and not (model(folder) / "checkpoint.pt").is_file():
@@ -232,7 +232,7 @@ def train(run: Run, seed: int, data: Path, out: Path, runs: Path) -> None:
     recipe.write_text(f'base = "{run.recipe}"\nname = "run"\n\n{toml("small", run.changes)}')
 
     where = functools.partial(source_of, seed=seed, data=data, out=out)
-    labels = [f"{protocol}={some(where(name), protocol, run.full, runs)}" for protocol, name in run.labels.items()]
+    labels = [f"{protocol}={some(where(name), protocol, run.full, runs=runs)}" for protocol, name in run.labels.items()]
     first, *also = (where(name) for name in run.datasets)
     held_out = ["--folds", 1] if run.datasets[0] != "oasis" else ["--hold-out", *HELD_OUT]
     words = [RUN, first, folder, "train", "--recipe", recipe, "--small", "--labels", *labels, *held_out]
@@ -242,12 +242,12 @@ def train(run: Run, seed: int, data: Path, out: Path, runs: Path) -> None:
     call([*words, "--seed", seed, "--resume", "--verbose"], folder / "log.txt")
 
 
-def measure(run: Run, seed: int, data: Path, out: Path, runs: Path) -> None:
+def measure(run: Run, seed: int, data: Path, *, out: Path, runs: Path) -> None:
     """Measures a run on its test dataset, unless that is done."""
     folder = place(run.name, seed, runs)
     if run.test is None or table_of(folder).is_file():
         return
-    test = source_of(run.test, seed, data, out)
+    test = source_of(run.test, seed, data, out=out)
     words = [Path(__file__).parent / "accuracy.py", test, "--model", model(folder), "--table", folder / "part"]
     words += ["--labels", f"FASTlesion={test / 'derivatives' / 'truth'}"]
     words += ["--lesion-model", model(place(run.lesions_of, seed, runs))] if run.lesions_of else []
@@ -278,7 +278,7 @@ def toml(table: str, values: Mapping[str, Any]) -> str:
     return "\n".join([f"[{table}]", *lines, "", *parts])
 
 
-def some(folder: Path, protocol: str, full: int | None, runs: Path) -> Path:
+def some(folder: Path, protocol: str, full: int | None, *, runs: Path) -> Path:
     """Annotations; of full ones only those of some people and of those held out, as links."""
     if full is None or protocol != "BrainCOLOR":
         return folder.resolve()
@@ -291,7 +291,7 @@ def some(folder: Path, protocol: str, full: int | None, runs: Path) -> Path:
     return chosen.resolve()
 
 
-def wanted(run: Run, seed: int, runs: Sequence[Run], table: pd.DataFrame) -> bool:
+def wanted(run: Run, seed: int, runs: Sequence[Run], *, table: pd.DataFrame) -> bool:
     """Whether a run has to be there: its rows are not in the table yet, or those of a run that needs its model.
 
     That of the lesions alone has no rows: it is measured with the tissue that it is joined to.
@@ -299,7 +299,7 @@ def wanted(run: Run, seed: int, runs: Sequence[Run], table: pd.DataFrame) -> boo
     missing = table[(table.run == run.name) & (table.seed == seed)].empty
     has_rows = run.test is not None or run.datasets[0] == "oasis"
     needing = [other for other in runs if run.name in (other.init, other.lesions_of)]
-    return (missing and has_rows) or any(wanted(other, seed, runs, table) for other in needing)
+    return (missing and has_rows) or any(wanted(other, seed, runs, table=table) for other in needing)
 
 
 def collected(run: Run, seed: int, folder: Path) -> pd.DataFrame:

@@ -37,8 +37,9 @@ def main(folder: Path) -> None:
     (folder / "dataset_description.json").write_text(json.dumps(description, indent=2) + "\n")
     (folder / "README.md").write_text("A template brain in BIDS form, to try bidsseg on.\n")
     (folder / "participants.tsv").write_text("participant_id\nsub-template\nsub-tilted\n")
-    save(folder, "template", np.asarray(template.dataobj, dtype=np.float32), template.affine)
-    save(folder, "tilted", *tilted(template))
+    save(folder, "template", np.asarray(template.dataobj, dtype=np.float32), affine=template.affine)
+    data, affine = tilted(template)
+    save(folder, "tilted", data, affine=affine)
 
 
 def tilted(template: nib.Nifti1Image) -> tuple[np.ndarray, np.ndarray]:
@@ -58,7 +59,7 @@ def tilted(template: nib.Nifti1Image) -> tuple[np.ndarray, np.ndarray]:
     return np.abs(data * uneven + noise), affine
 
 
-def save(folder: Path, label: str, data: np.ndarray, affine: np.ndarray) -> None:
+def save(folder: Path, label: str, data: np.ndarray, *, affine: np.ndarray) -> None:
     """Write the T1w of a participant as 16-bit integers from 0 to 1000."""
     image = nib.Nifti1Image(np.rint(data * (1000 / data.max())).astype(np.int16), affine)
     image.header.set_xyzt_units("mm")

@@ -79,16 +79,16 @@ def main(data: Path, out: Path, fold: int = 0) -> None:
         generator = seeded(f"lesions/{mask.key}")
         values = healthy(placed(read_head(data, heads_of_patients[number % len(PATIENTS)]), BENT, generator))
         lesions = lesions_of(mask, template, values)
-        write_images(folder, mask.key, values, lesions, generator)
-        write_annotation(labels, mask.key, "label-lesion_mask", lesions.numpy())
+        write_images(folder, mask.key, values, lesions=lesions, generator=generator)
+        write_annotation(labels, mask.key, "label-lesion_mask", labels=lesions.numpy())
 
     folder, labels = out / "anatomy", out / "anatomy" / "derivatives" / "fast"
     describe(folder, labels, "FAST")
     for label in heads_healthy:
         name, generator = f"sub-anatomy{label}", seeded(f"anatomy/{label}")
         values = healthy(placed(read_head(data, label), UNMOVED, generator))
-        write_images(folder, name, values, torch.zeros_like(values, dtype=torch.bool), generator)
-        write_annotation(labels, name, "seg-FAST_dseg", in_protocol(values, load_protocol("FAST")))
+        write_images(folder, name, values, lesions=torch.zeros_like(values, dtype=torch.bool), generator=generator)
+        write_annotation(labels, name, "seg-FAST_dseg", labels=in_protocol(values, load_protocol("FAST")))
 
     folder, labels = out / "both", out / "both" / "derivatives" / "truth"
     describe(folder, labels, "FASTlesion")
@@ -96,9 +96,9 @@ def main(data: Path, out: Path, fold: int = 0) -> None:
         name, generator = f"sub-both{label}", seeded(f"both/{label}")
         values = healthy(placed(read_head(data, label), UNMOVED, generator))
         lesions = lesions_of(mask, template, values)
-        write_images(folder, name, values, lesions, generator)
+        write_images(folder, name, values, lesions=lesions, generator=generator)
         truth = in_protocol(torch.where(lesions, lesion_position(), values), load_protocol("FASTlesion"))
-        write_annotation(labels, name, "seg-FASTlesion_dseg", truth)
+        write_annotation(labels, name, "seg-FASTlesion_dseg", labels=truth)
 
 
 def roles(fold: int) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
@@ -127,7 +127,7 @@ def placed(head: Case, spatial: Spatial, generator: Generator) -> Tensor:
     extent = torch.nonzero(head.brain)
     shape = (extent.amax(0) - extent.amin(0) + 1 + 2 * MARGIN).tolist()
     centre = (extent.amax(0) + extent.amin(0)).float() / 2
-    warp = draw_warp(spatial, shape, 1.0, centre, head.widening, generator)
+    warp = draw_warp(spatial, shape, 1.0, centre=centre, widening=head.widening, generator=generator)
     return sample_labels(head.annotations[0].values, warp.source)
 
 
@@ -221,7 +221,7 @@ def inside_tissue(mask: Tensor, values: Tensor) -> Tensor:
 # -- images ------------------------------------------------------------------------------------------------------------
 
 
-def write_images(folder: Path, name: str, values: Tensor, lesions: Tensor, generator: Generator) -> None:
+def write_images(folder: Path, name: str, values: Tensor, *, lesions: Tensor, generator: Generator) -> None:
     """T1w and FLAIR of a brain (X, Y, Z) with lesions, some of which are faint."""
     pieces, count = ndimage.label(lesions.numpy())
     strength = FAINTEST + (1 - FAINTEST) * torch.rand(count + 1, generator=generator)
@@ -230,10 +230,12 @@ def write_images(folder: Path, name: str, values: Tensor, lesions: Tensor, gener
     sick = torch.where(lesions, lesion_position(), values)
     for suffix in ("T1w", "FLAIR"):
         state = generator.get_state()
-        without = synthesise(values, HEAD, True, generator, suffix)
+        without = synthesise(values, HEAD, realistic=True, generator=generator, contrast=suffix)
         generator.set_state(state)
-        image = without + strength * (synthesise(sick, HEAD, True, generator, suffix) - without)
-        image = change_intensity(image, SCANNER, 1.0, generator).clamp(min=0.01) * brain_of(values)
+        image = without + strength * (
+            synthesise(sick, HEAD, realistic=True, generator=generator, contrast=suffix) - without
+        )
+        image = change_intensity(image, SCANNER, 1.0, generator=generator).clamp(min=0.01) * brain_of(values)
         path = folder / name / "anat" / f"{name}_{suffix}.nii.gz"
         write_map(path, (image / image.max()).numpy(), on_grid(values))
         write_json_atomic(path.with_name(f"{name}_{suffix}.json"), {"SkullStripped": True})
@@ -260,7 +262,7 @@ def describe(folder: Path, labels: Path, protocol: str) -> None:
         write_text_atomic(labels / f"seg-{protocol}_dseg.tsv", load_protocol(protocol).to_tsv())
 
 
-def write_annotation(folder: Path, name: str, ending: str, labels: np.ndarray) -> None:
+def write_annotation(folder: Path, name: str, ending: str, *, labels: np.ndarray) -> None:
     path = folder / name / "anat" / f"{name}_{ending}.nii.gz"
     write_labels(path, labels, on_grid(torch.from_numpy(labels)))
     kind = {"Type": "Lesion"} if ending.endswith("mask") else {}

@@ -61,7 +61,7 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     for number, path in enumerate(options.scans, 1):
         with tempfile.TemporaryDirectory() as name:
-            rows += measure(path, number, options.copies, Path(name), options.model, more)
+            rows += measure(path, number, options.copies, folder=Path(name), model=options.model, more=more)
     table = pd.DataFrame(rows)
     if options.table:
         table.to_csv(options.table, sep="\t", index=False, float_format="%.4f")
@@ -72,17 +72,19 @@ def main() -> None:
 
 
 def measure(
-    path: Path, number: int, names: list[str], folder: Path, model: str, more: list[str]
+    path: Path, number: int, names: list[str], *, folder: Path, model: str, more: list[str]
 ) -> list[dict[str, object]]:
     """Return the rows of one scan."""
     options = ["--model", model, *more]
     volume, _ = read_image(path)
     scan = nib.Nifti1Image(volume.data, volume.affine)
-    segmented(folder, {"whole": scan}, number, options)
+    segmented(folder, {"whole": scan}, number, options=options)
     mask = read_labels(next((folder / "out").rglob("*_desc-brain_mask.nii.gz"))).data > 0
     copies = {name: COPIES[name](scan, mask) for name in names}
     stripped = nib.Nifti1Image(np.where(mask, scan.get_fdata(), 0).astype(np.float32), scan.affine)
-    segmented(folder, {"stripped": stripped, **{name: copy.image for name, copy in copies.items()}}, number, options)
+    segmented(
+        folder, {"stripped": stripped, **{name: copy.image for name, copy in copies.items()}}, number, options=options
+    )
     rows: list[dict[str, object]] = []
     for name, copy in copies.items():
         expected = answers(folder, "stripped" if name.startswith("stripped") else "whole")
@@ -117,7 +119,7 @@ def ceiling(maps: list[np.ndarray], scan: nib.Nifti1Image, copy: Copy) -> float:
     return mean_dice(back, np.argmax(maps, 0), np.ones(scan.shape, bool))
 
 
-def segmented(folder: Path, images: dict[str, nib.Nifti1Image], number: int, options: list[str]) -> None:
+def segmented(folder: Path, images: dict[str, nib.Nifti1Image], number: int, *, options: list[str]) -> None:
     """Run ``participant`` on images, each an acquisition of its own; one that fails has no answer."""
     place = folder / "bids" / f"sub-{number:02d}" / "anat"
     place.mkdir(parents=True, exist_ok=True)
@@ -235,7 +237,7 @@ def padded(voxels: int) -> Callable[[nib.Nifti1Image, np.ndarray], Copy]:
     return make
 
 
-def turned(axis: tuple[float, ...], angle: float, straight: bool = False) -> Callable[..., Copy]:
+def turned(axis: tuple[float, ...], angle: float, *, straight: bool = False) -> Callable[..., Copy]:
     """Return a maker of copies on a grid that is turned about an axis (RAS), in degrees.
 
     Args:

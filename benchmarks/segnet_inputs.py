@@ -59,7 +59,7 @@ def main() -> None:
             if any(row["inputs"] == name and row["seed"] == seed for row in rows):
                 continue
             started = time.monotonic()
-            same, other = errors(seen, unseen, groups, planes, seed)
+            same, other = errors(seen, unseen, groups, planes=planes, seed=seed)
             figures = (name, seed, published, same, other, time.monotonic() - started)
             rows.append(dict(zip(COLUMNS, figures, strict=True)))
             pd.DataFrame(rows).to_csv(options.table, sep="\t", index=False, float_format="%.4f")
@@ -73,12 +73,12 @@ def brains(oasis: Path) -> tuple[list[Brain], list[Brain]]:
     labels = {"BrainCOLOR": [oasis / "derivatives" / "manual"]}
     cases = load_cases(Settings(oasis, Path("never-written"), training=Training(labels=labels)), Report())
     head = load_protocol("BrainCOLOR").scored()
-    seen, unseen = split(cases, 2, 0, HELD_OUT)
+    seen, unseen = split(cases, 2, 0, hold_out=HELD_OUT)
     return [labelled_brain(case, head) for case in seen], [labelled_brain(case, head) for case in unseen]
 
 
 def errors(
-    seen: list[Brain], unseen: list[Brain], groups: tuple[str, ...], planes: tuple[int, ...], seed: int
+    seen: list[Brain], unseen: list[Brain], groups: tuple[str, ...], *, planes: tuple[int, ...], seed: int
 ) -> tuple[float, float]:
     """Share of wrong voxels in the brains that a new network learned from, and in others."""
     recipe = load_recipe("segnet", small=True)
@@ -88,8 +88,10 @@ def errors(
     torch.manual_seed(seed)
     outputs = {"BrainCOLOR": len(load_protocol("BrainCOLOR").scored().regions)}
     network = SegNet(outputs, groups, planes or (0, 1, 2), **options)
-    others = Trainer(network, unseen, voxels, seed, PRECISION, Processes())
-    trainer = Trainer(network, seen, voxels, seed, PRECISION, Processes())  # made last: it scales the distances
+    others = Trainer(network, unseen, voxels, seed=seed, precision=PRECISION, processes=Processes())
+    trainer = Trainer(
+        network, seen, voxels, seed=seed, precision=PRECISION, processes=Processes()
+    )  # made last: it scales the distances
     for number in range(EPOCHS):
         for _ in trainer.epoch(number):
             pass

@@ -76,8 +76,9 @@ def segmentations(
 ) -> tuple[torch.Tensor, torch.Tensor, float, int]:
     """Labels (X, Y, Z) after the first network and at the end, seconds, and the number of stages."""
     started = time.monotonic()
-    both = network.first, network.second
-    staged, _ = segment_in_stages(*both, image, brain, dtype=PRECISION, most=network.stages)
+    staged, _ = segment_in_stages(
+        network.first, network.second, image, mask=brain, dtype=PRECISION, most=network.stages
+    )
     seconds = time.monotonic() - started
     return staged.first.long(), staged.labels.long(), seconds, staged.stages
 

@@ -57,10 +57,10 @@ def main() -> None:
         folder = Path(name)
         scan = dataset(folder / "bids", options.scan, options.scans)
         if options.series:
-            series(scan, options.model, options.precision[0], options.series)
+            series(scan, options.model, options.precision[0], count=options.series)
             return
         for precision in options.precision:
-            compare(folder, checkouts, options.model, precision, options.repeats)
+            compare(folder, checkouts, options.model, precision=precision, repeats=options.repeats)
             network(scan, options.model, precision)
 
 
@@ -108,12 +108,12 @@ class Measured:
     last: dict[str, float]
 
 
-def compare(folder: Path, checkouts: dict[str, Path], model: str, precision: str, repeats: int) -> None:
+def compare(folder: Path, checkouts: dict[str, Path], model: str, *, precision: str, repeats: int) -> None:
     """Run all checkouts in turn, and print what each takes."""
     runs: dict[str, list[Measured]] = {name: [] for name in checkouts}
     for _ in range(repeats):
         for name, checkout in checkouts.items():
-            runs[name].append(run(checkout, folder / "bids", folder / name, model, precision))
+            runs[name].append(run(checkout, folder / "bids", folder / name, model=model, precision=precision))
     print(f"{precision}, {len(os.sched_getaffinity(0))} CPUs, one process, the least of {repeats} runs:")
     for name, done in runs.items():
         wall, cpu = (min(getattr(one, key) for one in done) for key in ("wall", "cpu"))
@@ -136,7 +136,7 @@ def least(runs: Sequence[Measured], which: str, stage: str) -> float:
     return min(getattr(one, which)[stage] for one in runs)
 
 
-def run(checkout: Path, bids: Path, output: Path, model: str, precision: str) -> Measured:
+def run(checkout: Path, bids: Path, output: Path, *, model: str, precision: str) -> Measured:
     """A participant run in one process with all threads."""
     shutil.rmtree(output, ignore_errors=True)
     command = [sys.executable, "run.py", bids, output, "participant", "--model", model, "--precision", precision]
@@ -184,10 +184,10 @@ def network(scan: Path, model_name: str, precision: str) -> None:
 
     model, engine = load_model(model_name), Engine("cpu", precision)
     images, _ = within_content(rescaled_each({"T1w": read_image(scan)[0]}), "T1w")
-    seen = model_input(images, model, engine, [], lambda stage: None)
+    seen = model_input(images, model, engine, notes=[], progress=lambda stage: None)
     grid, image, position, wanted = seen.grid, seen.image, seen.position, seen.wanted
     cells = cells_of(torch.ones(grid.shape, dtype=torch.bool) if wanted is None else wanted, model.network.cell)
-    seconds = timed(lambda: features_of(model.network, image, position, wanted, engine, []))
+    seconds = timed(lambda: features_of(model.network, image, position, wanted=wanted, engine=engine, notes=[]))
     work = operations(lambda: model.network.rows(image, position, cells))
     best = peak_rate(engine.dtype)
     rate = work / seconds
@@ -225,7 +225,7 @@ def peak_rate(dtype: torch.dtype) -> float:
 # -- one after the other -----------------------------------------------------------------------------------------------
 
 
-def series(scan: Path, model_name: str, precision: str, count: int) -> None:
+def series(scan: Path, model_name: str, precision: str, *, count: int) -> None:
     """Print the memory (MB) that the process holds after each of some scans in a row."""
     import psutil
 

@@ -143,7 +143,7 @@ def compare(
             raise DataError(
                 f"label maps of {one.shape} and {other.shape} voxels are on different grids: resample one to the other"
             )
-        measured = agreement.compare(one.data, other.data, table, other.spacing_mm.tolist(), mask)
+        measured = agreement.compare(one.data, other.data, table, spacing_mm=other.spacing_mm.tolist(), mask=mask)
     regions = [region for region in table.regions if region.scored and region.index != 0]
     return pd.DataFrame(
         {
@@ -246,7 +246,9 @@ class Result:
 
         found, voxel_mm3 = self._segmentation, self._t1w.voxel_volume_mm3
         labels = found.labels[self._known(protocol)]
-        return volume_table(self.model.heads[protocol], labels, found.soft_mm3[protocol], voxel_mm3, found.brain)
+        return volume_table(
+            self.model.heads[protocol], labels, found.soft_mm3[protocol], voxel_volume_mm3=voxel_mm3, brain=found.brain
+        )
 
     def probability(self, protocol: str, index: int) -> nib.Nifti1Image:
         """Return the probability (0 to 1, float32) of the region with an index in the label map.
@@ -274,7 +276,7 @@ class Result:
         """
         from bidsseg.bids.names import with_extension
         from bidsseg.bids.outputs import output_paths
-        from bidsseg.derivative.sidecars import dseg_sidecar
+        from bidsseg.derivative.sidecars import Origin, dseg_sidecar
         from bidsseg.derivative.volumes import to_tsv
         from bidsseg.files import write_json_atomic, write_text_atomic
         from bidsseg.image.nifti import write_labels
@@ -295,7 +297,7 @@ class Result:
                 write_text_atomic(lookup, self.model.heads[name].to_tsv())
                 write_text_atomic(table, to_tsv(self.volumes(name)))
                 sidecar = lookup.with_suffix(".json")
-                write_json_atomic(sidecar, dseg_sidecar(name, [], Path(), self._details()))
+                write_json_atomic(sidecar, dseg_sidecar(name, Origin(details=self._details())))
                 written += [lookup, table, sidecar]
         return written
 

@@ -86,7 +86,7 @@ def read_toml(path: Path, kind: Kind = DataError) -> dict[str, Any]:
         raise kind(f"{path} is not TOML: {error}") from error
 
 
-def read_table(path: Path, kind: Kind = DataError, quotes: bool = True) -> list[dict[str, str]]:
+def read_table(path: Path, kind: Kind = DataError, *, quotes: bool = True) -> list[dict[str, str]]:
     """Return the rows of a tab-separated table with a header; missing cells are empty.
 
     Args:

@@ -304,11 +304,11 @@ def test_datasets_take_turns() -> None:
 
 @pytest.mark.parametrize("small", [False, True])
 def test_the_baselines_differ_from_ace_in_what_they_are_named_for(small: bool) -> None:
-    ace, *others = (load_recipe(name, small) for name in ("ace", "ace-naive-ce", "ace-naive-dice"))
+    ace, *others = (load_recipe(name, small=small) for name in ("ace", "ace-naive-ce", "ace-naive-dice"))
     beside = 1.0 if small else 0.0
     assert (ace.loss.naive, ace.loss.entropy, ace.loss.dice) == (False, 1.0, beside)
     assert [(o.loss.naive, o.loss.entropy, o.loss.dice) for o in others] == [(True, 1.0, beside), (True, 0.0, 1.0)]
-    tissue, lesion = load_recipe("multi-unet", small), load_recipe("multi-unet-lesion", small)
+    tissue, lesion = load_recipe("multi-unet", small=small), load_recipe("multi-unet-lesion", small=small)
     assert (list(ace.heads), list(tissue.heads), list(lesion.heads)) == (["FASTlesion"], ["FAST"], ["lesion", "brain"])
     for other in (*others, tissue, lesion):
         same = replace(ace, name="", title="", description="", heads={}, loss=Loss())
@@ -350,11 +350,11 @@ def test_a_head_is_measured_on_what_each_dataset_knows() -> None:
     healthy = case("anatomy/sub-1", FAST, torch.tensor([[[0, 1, 2, 3, 3, 3, 2, 2]]], dtype=torch.uint8))
     sick = case("lesions/sub-1", LESION_MASK, torch.tensor([[[0, 0, 0, 0, 1, 1, 1, 1]]], dtype=torch.uint8))
     ((annotation, relation),) = comparable(healthy.annotations, JOINT_HEAD)
-    scores = compare(found, JOINT_HEAD, annotation, relation)
+    scores = compare(found, JOINT_HEAD, annotation, relation=relation)
     expected = {"Cerebrospinal Fluid": 1.0, "Gray Matter": 0.5, "White Matter": 0.8, ERROR: 3 / 7}
     assert scores == pytest.approx(expected)
     ((annotation, relation),) = comparable(sick.annotations, JOINT_HEAD)
-    assert compare(found, JOINT_HEAD, annotation, relation) == pytest.approx({"Lesion": 6 / 7, ERROR: 0.25})
+    assert compare(found, JOINT_HEAD, annotation, relation=relation) == pytest.approx({"Lesion": 6 / 7, ERROR: 0.25})
 
 
 @pytest.mark.data

@@ -13,7 +13,7 @@ from bidsseg.bids.names import build_name, entity_names, parse_name, with_extens
 from bidsseg.bids.outputs import agreement_paths, group_report, group_table, output_paths, report_path
 from bidsseg.bids.scan import Scan
 from bidsseg.bids.validator import _program
-from bidsseg.derivative.sidecars import dataset_description, image_sidecar, write_root_files
+from bidsseg.derivative.sidecars import Origin, dataset_description, image_sidecar, write_root_files
 from bidsseg.errors import UsageError
 from bidsseg.files import write_json_atomic
 
@@ -177,7 +177,7 @@ def test_the_validator_accepts_every_name(tmp_path: Path) -> None:
         for path in outputs_of(source):
             content = b"1"
             if path.suffix == ".json":
-                write_json_atomic(output / path, image_sidecar("x", [bids_dir / "T1w.nii.gz"], bids_dir))
+                write_json_atomic(output / path, image_sidecar("x", Origin([bids_dir / "T1w.nii.gz"], bids_dir)))
                 continue
             if path.name.endswith("dseg.tsv"):
                 content = b"index\tname\n0\tbackground\n"

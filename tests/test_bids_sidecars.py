@@ -35,7 +35,7 @@ def test_sources_are_uris_in_the_linked_dataset(tmp_path: Path) -> None:
     bids_dir = make_tree(tmp_path / "bids", "sub-01_T1w.nii", "sub-01_FLAIR.nii")
     (scan,) = find_scans(bids_dir)
     assert scan.flair is not None
-    content = sidecars.mask_sidecar("Lesion", [scan.t1w, scan.flair], bids_dir, DETAILS)
+    content = sidecars.mask_sidecar("Lesion", sidecars.Origin([scan.t1w, scan.flair], bids_dir, DETAILS))
     assert content["Sources"] == ["bids:raw:sub-01/anat/sub-01_T1w.nii", "bids:raw:sub-01/anat/sub-01_FLAIR.nii"]
     assert content["SpatialReference"] == content["Sources"][0]
     assert content["Type"] == "Lesion"
@@ -123,15 +123,15 @@ def test_text_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def write_outputs(output: Path, scan: Scan, bids_dir: Path, paths: OutputPaths) -> None:
     """Tiny images with everything that belongs beside them."""
-    about = ([scan.t1w], bids_dir, DETAILS)
+    origin = sidecars.Origin([scan.t1w], bids_dir, DETAILS)
     contents = {
-        **{path: sidecars.dseg_sidecar(name, *about) for name, path in paths.dseg.items()},
-        **{path: sidecars.probseg_sidecar(name, ["GM", "WM"], *about) for name, path in paths.probseg.items()},
-        **{path: sidecars.entropy_sidecar(name, *about) for name, path in paths.entropy.items()},
-        paths.brain: sidecars.mask_sidecar("Brain", *about),
+        **{path: sidecars.dseg_sidecar(name, origin) for name, path in paths.dseg.items()},
+        **{path: sidecars.probseg_sidecar(name, ["GM", "WM"], origin) for name, path in paths.probseg.items()},
+        **{path: sidecars.entropy_sidecar(name, origin) for name, path in paths.entropy.items()},
+        paths.brain: sidecars.mask_sidecar("Brain", origin),
     }
     if paths.lesion:
-        contents[paths.lesion] = sidecars.mask_sidecar("Lesion", *about)
+        contents[paths.lesion] = sidecars.mask_sidecar("Lesion", origin)
     for path, content in contents.items():
         sidecars.write_json_atomic(output / with_extension(path, ".json"), content)
         shape = (3, 3, 3, 2) if path in paths.probseg.values() else (3, 3, 3)
@@ -142,7 +142,7 @@ def write_outputs(output: Path, scan: Scan, bids_dir: Path, paths: OutputPaths) 
         sidecars.write_text_atomic(output / with_extension(path, ".tsv"), "index\tname\n0\tbackground\n1\tGM\n")
     for name, path in paths.morph.items():
         sidecars.write_text_atomic(output / path, "\t".join(sidecars.VOLUMES) + "\n")
-        sidecars.write_json_atomic(output / with_extension(path, ".json"), sidecars.morph_sidecar(name, *about))
+        sidecars.write_json_atomic(output / with_extension(path, ".json"), sidecars.morph_sidecar(name, origin))
 
 
 @pytest.mark.parametrize("place", ["out", "bids/derivatives/bidsseg"])

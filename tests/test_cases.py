@@ -225,7 +225,7 @@ def test_rotations_keep_lengths_and_sides() -> None:
 def test_the_middle_of_the_sample_is_the_centre_it_is_given() -> None:
     centre = torch.tensor([20.0, 15.0, 30.0])
     spatial = replace(STILL, rotation_deg=20, scale=0.2, shear=0.1)
-    warp = augment.draw_warp(spatial, (33, 41, 37), 1.5, centre, None, seeded())
+    warp = augment.draw_warp(spatial, (33, 41, 37), 1.5, centre=centre, widening=None, generator=seeded())
     assert torch.allclose(warp.source[16, 20, 18], centre, atol=1e-3)
 
 
@@ -234,7 +234,9 @@ def test_ventricles_widen_away_from_the_sampled_image() -> None:
     known = case()
 
     def size(spatial: Spatial, seed: int) -> int:
-        warp = augment.draw_warp(spatial, (32, 32, 32), 1.0, known.centre, known.widening, seeded(seed))
+        warp = augment.draw_warp(
+            spatial, (32, 32, 32), 1.0, centre=known.centre, widening=known.widening, generator=seeded(seed)
+        )
         values = augment.sample_labels(known.annotations[0].values, warp.source)
         return int((values == STRUCTURES.indices.index(4)).sum())
 
@@ -269,7 +271,7 @@ def test_an_image_sampled_at_its_own_voxels_is_itself() -> None:
 @pytest.mark.parametrize("realistic", [True, False])
 def test_left_and_right_are_equally_bright(name: str, realistic: bool) -> None:
     protocol = load_protocol(name)
-    means, spread = synthesis.brightness(protocol, realistic, seeded())
+    means, spread = synthesis.brightness(protocol, realistic=realistic, generator=seeded())
     partners = torch.tensor(protocol.partners())
     assert torch.equal(means, means[partners])
     assert torch.equal(spread, spread[partners])
@@ -279,7 +281,9 @@ def test_left_and_right_are_equally_bright(name: str, realistic: bool) -> None:
 
 def test_a_synthetic_t1w_has_its_contrast() -> None:
     at = {region.name: i for i, region in enumerate(STRUCTURES.regions)}
-    means = torch.stack([synthesis.brightness(STRUCTURES, True, seeded(seed))[0] for seed in range(50)]).mean(0)
+    means = torch.stack(
+        [synthesis.brightness(STRUCTURES, realistic=True, generator=seeded(seed))[0] for seed in range(50)]
+    ).mean(0)
     white, grey, fluid = (
         means[at[name]] for name in ("Left Cerebral White Matter", "Left Cerebral Cortex", "Left Lateral Ventricle")
     )
@@ -288,8 +292,8 @@ def test_a_synthetic_t1w_has_its_contrast() -> None:
 
 def test_a_synthetic_image_shows_the_regions() -> None:
     values = case().annotations[0].values
-    image = synthesis.synthesise(values, STRUCTURES, True, seeded())
-    means, _ = synthesis.brightness(STRUCTURES, True, seeded())
+    image = synthesis.synthesise(values, STRUCTURES, realistic=True, generator=seeded())
+    means, _ = synthesis.brightness(STRUCTURES, realistic=True, generator=seeded())
     inner = image[12:17, 30:33, 12:24].mean()
     assert image.shape == values.shape
     assert inner == pytest.approx(means[STRUCTURES.indices.index(2)].item(), abs=0.03)
@@ -304,14 +308,14 @@ def test_smoothing_keeps_what_is_even() -> None:
 def test_coarse_images_keep_shape_and_mean(thickest: float) -> None:
     image = torch.rand(40, 30, 20, generator=seeded())
     for seed in range(8):
-        found = augment.coarsen(image, thickest, 1.0, seeded(seed))
+        found = augment.coarsen(image, thickest, 1.0, generator=seeded(seed))
         assert found.shape == image.shape
         assert found.mean().item() == pytest.approx(0.5, abs=0.02)
 
 
 def test_intensity_without_strength_changes_nothing() -> None:
     image = torch.rand(16, 16, 16, generator=seeded())
-    assert torch.allclose(augment.change_intensity(image, CALM, 1.0, seeded()), image)
+    assert torch.allclose(augment.change_intensity(image, CALM, 1.0, generator=seeded()), image)
 
 
 def test_an_imperfect_strip_widens_the_brain_at_least_and_at_most_so_much() -> None:
@@ -325,8 +329,8 @@ def test_an_imperfect_strip_widens_the_brain_at_least_and_at_most_so_much() -> N
         return expected
 
     for inner_mm, least in ((0.0, 0), (2.0, 1), (5.0, 2), (8.0, 4)):
-        assert torch.equal(synthesis.strip(brain, inner_mm, 0.0, 2.0, seeded()), widened(least))
-    found = [synthesis.strip(brain, 2.0, 4.0, 2.0, seeded(seed)) for seed in range(8)]
+        assert torch.equal(synthesis.strip(brain, inner_mm, 0.0, spacing_mm=2.0, generator=seeded()), widened(least))
+    found = [synthesis.strip(brain, 2.0, 4.0, spacing_mm=2.0, generator=seeded(seed)) for seed in range(8)]
     for mask in found:
         assert not (widened(1) & ~mask).any() and not (mask & ~widened(3)).any()
     assert len({int(mask.sum()) for mask in found}) > 4
@@ -334,7 +338,9 @@ def test_an_imperfect_strip_widens_the_brain_at_least_and_at_most_so_much() -> N
 
 def test_a_still_draw_interpolates_nothing() -> None:
     for seed, shape in enumerate([(8, 10, 12), (7, 9, 10)]):
-        warp = augment.draw_warp(Spatial(still=1), shape, 1.0, torch.tensor([6.3, 5.5, 4.1]), None, seeded(seed))
+        warp = augment.draw_warp(
+            Spatial(still=1), shape, 1.0, centre=torch.tensor([6.3, 5.5, 4.1]), widening=None, generator=seeded(seed)
+        )
         assert torch.equal(warp.source, warp.source.round())
         assert warp.source.shape == (*shape, 3)
         assert (warp.source[1:, :, :, 0] - warp.source[:-1, :, :, 0]).unique().tolist() == [-1 if warp.mirrored else 1]
@@ -427,8 +433,8 @@ def test_images_are_hidden_as_often_as_asked() -> None:
 
 def test_synthetic_images_of_the_same_labels_have_the_contrasts_of_their_kinds() -> None:
     values = case().annotations[0].values
-    t1w, flair = synthesis.synthesise_each(values, STRUCTURES, True, BOTH, seeded())
-    assert torch.equal(t1w, synthesis.synthesise(values, STRUCTURES, True, seeded()))
+    t1w, flair = synthesis.synthesise_each(values, STRUCTURES, realistic=True, inputs=BOTH, generator=seeded())
+    assert torch.equal(t1w, synthesis.synthesise(values, STRUCTURES, realistic=True, generator=seeded()))
     white, grey = (values == [r.name for r in STRUCTURES.regions].index(f"Left Cerebral {x}") for x in (
         "White Matter", "Cortex"))  # fmt: skip
     assert t1w[white].mean() > t1w[grey].mean() + 0.1
@@ -514,7 +520,9 @@ def test_an_elastic_change_moves_image_and_labels_together() -> None:
     spatial = Spatial(0, 0, 0, 0, elastic_mm=6.0, elastic_points=3, ventricles_mm=0, flip=0, still=0)
     shape = (24, 28, 20)
     labels = (torch.arange(24 * 28 * 20) // 40 % 5).view(shape).to(torch.uint8)
-    warp = augment.draw_warp(spatial, shape, 1.0, torch.tensor([11.5, 13.5, 9.5]), None, seeded(3))
+    warp = augment.draw_warp(
+        spatial, shape, 1.0, centre=torch.tensor([11.5, 13.5, 9.5]), widening=None, generator=seeded(3)
+    )
     moved = augment.sample_labels(labels, warp.source)
     near = augment.sample_image(labels.float()[None], augment.Warp(warp.source.round(), False))[0]
     inside = ((warp.source >= 0) & (warp.source <= torch.tensor(shape) - 1)).all(-1)

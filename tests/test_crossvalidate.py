@@ -67,7 +67,7 @@ def table_of(output: Path) -> pd.DataFrame:
 
 
 def parts_of(settings: Settings) -> list[crossvalidation.Part]:
-    return crossvalidation.parts_of(training.set_up(settings, "cpu", "fp32", 1))
+    return crossvalidation.parts_of(training.set_up(settings, "cpu", "fp32", threads=1))
 
 
 @pytest.fixture

@@ -191,10 +191,10 @@ def test_pooling_looks_ahead_and_takes_nothing_from_beyond() -> None:
 
 def test_projections_take_the_even_voxels() -> None:
     x = torch.rand(1, 32, 4, 4, 4)
-    conv = encoder_stage(1, 2, 32, 16, 8, 0, None)[0].shortcut
+    conv = encoder_stage(1, 2, 32, inner=16, outputs=8, dropout=0, norm=None)[0].shortcut
     assert isinstance(conv, nn.Conv3d)
     assert torch.allclose(conv(x), F.conv3d(x[..., ::2, ::2, ::2], conv.weight, conv.bias), atol=1e-6)
-    deconv = decoder_stage(1, 32, 16, 8, 8, 0, None)[0].shortcut
+    deconv = decoder_stage(1, 32, 16, outputs=8, read=8, dropout=0, norm=None)[0].shortcut
     assert isinstance(deconv, nn.ConvTranspose3d)
     assert deconv.bias is not None
     found = deconv(x)
@@ -212,7 +212,7 @@ def leaky(x: Tensor) -> Tensor:
 
 def test_an_encoder_block_is_eight_convolutions_side_by_side() -> None:
     torch.manual_seed(0)
-    block = encoder_stage(2, 1, 24, 16, 24, 0, None)[1]
+    block = encoder_stage(2, 1, 24, inner=16, outputs=24, dropout=0, norm=None)[1]
     assert isinstance(block, Block)
     x = torch.randn(1, 24, 4, 5, 6)
     last = block.last
@@ -233,7 +233,7 @@ def test_a_decoder_block_cuts_the_published_slices(faithful: bool) -> None:
     torch.manual_seed(0)
     outputs, inner = 16, 32
     wide = (outputs if faithful else inner) // 8
-    block = decoder_stage(1, 24, inner, outputs, 8 * wide, 0, None)[0]
+    block = decoder_stage(1, 24, inner, outputs=outputs, read=8 * wide, dropout=0, norm=None)[0]
     assert isinstance(block, Block)
     x = torch.randn(1, 24, 2, 3, 4)
     last, shortcut = block.last, block.shortcut

@@ -175,7 +175,7 @@ def test_figures_are_those_of_plain_formulas(folders: tuple[Path, Path], mask: M
         part = table[table.participant_id == label]
         expected = dice(found, reference, [1, 2, 3])
         np.testing.assert_allclose(part.dice, expected, rtol=1e-4)
-        distances = surface_distances(found, reference, [1, 2, 3], (1, 1, 2))
+        distances = surface_distances(found, reference, [1, 2, 3], spacing_mm=(1, 1, 2))
         np.testing.assert_allclose(part["hausdorff95-mm"], distances[0], rtol=1e-4)
         np.testing.assert_allclose(part["surface-distance-mm"], distances[1], rtol=1e-4)
         volumes = [2 * np.bincount(labels.ravel())[1:4] for labels in (found, reference)]

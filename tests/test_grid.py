@@ -92,7 +92,7 @@ sizes, spacings = st.integers(2, 40), st.floats(0.3, 5)
 def test_weights_sum_to_one_inside_and_to_none_outside(
     n: int, spacing: float, m: int, target: float, origin: float
 ) -> None:
-    weights = hat_weights(n, spacing, m, target, origin)
+    weights = hat_weights(n, spacing, m, spacing_out=target, origin_out=origin)
     position = origin + target * np.arange(m)
     assert weights.shape == (m, n)
     assert weights.dtype == np.float32
@@ -105,7 +105,7 @@ def test_weights_sum_to_one_inside_and_to_none_outside(
 
 @given(n=sizes, spacing=spacings, m=sizes, share=st.floats(0.05, 1), origin=st.floats(-5, 20))
 def test_finer_weights_reproduce_linear_functions(n: int, spacing: float, m: int, share: float, origin: float) -> None:
-    weights = hat_weights(n, spacing, m, share * spacing, origin)
+    weights = hat_weights(n, spacing, m, spacing_out=share * spacing, origin_out=origin)
     position = origin + share * spacing * np.arange(m)
     field = (position >= 0) & (position <= (n - 1) * spacing)
     assert np.allclose((weights @ (spacing * np.arange(n)))[field], position[field], atol=1e-4 * n * spacing)
@@ -115,7 +115,7 @@ def test_finer_weights_reproduce_linear_functions(n: int, spacing: float, m: int
 def test_coarser_weights_by_a_whole_factor_reproduce_linear_functions(
     n: int, m: int, factor: int, origin: float
 ) -> None:
-    weights = hat_weights(n, 1.0, m, float(factor), origin)
+    weights = hat_weights(n, 1.0, m, spacing_out=float(factor), origin_out=origin)
     position = origin + factor * np.arange(m)
     field = (position >= factor - 1) & (position <= n - factor)
     assert np.allclose((weights @ np.arange(n))[field], position[field], atol=1e-4 * n)
@@ -123,20 +123,20 @@ def test_coarser_weights_by_a_whole_factor_reproduce_linear_functions(
 
 @given(n=sizes, m=sizes, factor=st.floats(1, 4), origin=st.floats(0, 5))
 def test_coarser_weights_stay_within_a_sixth_of_a_voxel(n: int, m: int, factor: float, origin: float) -> None:
-    weights = hat_weights(n, 1.0, m, factor, origin)
+    weights = hat_weights(n, 1.0, m, spacing_out=factor, origin_out=origin)
     position = origin + factor * np.arange(m)
     field = (position >= factor) & (position <= n - 1 - factor)
     assert (np.abs((weights @ np.arange(n))[field] - position[field]) < 1 / 6).all()
 
 
 def test_a_coarser_grid_averages_what_it_skips() -> None:
-    weights = hat_weights(40, 1.0, 9, 4.0, 4.0)
+    weights = hat_weights(40, 1.0, 9, spacing_out=4.0, origin_out=4.0)
     assert ((weights > 0).sum(1) == 7).all()
     assert np.allclose(weights[3, 13:20], [1 / 16, 2 / 16, 3 / 16, 4 / 16, 3 / 16, 2 / 16, 1 / 16])
 
 
 def test_weights_of_the_same_grid_are_the_identity() -> None:
-    assert np.allclose(hat_weights(6, 1.3, 6, 1.3, 0.0), np.eye(6))
+    assert np.allclose(hat_weights(6, 1.3, 6, spacing_out=1.3, origin_out=0.0), np.eye(6))
 
 
 # -- grids -------------------------------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def test_labels_are_those_of_the_nearest_voxel(orientation: str) -> None:
     data = np.random.default_rng(0).integers(0, 200, SHAPE).astype(np.uint8)
     volume = Volume(data, affine)
     grid = Grid(0.7, (-1.31, 0.41, 0.23), (14, 15, 16))
-    found = labels_to_grid(data, affine, grid, canonical_spacing(volume))
+    found = labels_to_grid(data, affine, grid, spacing=canonical_spacing(volume))
     voxels = apply_affine(np.linalg.inv(affine), grid_points(volume, grid))
     nearest = np.rint(voxels).astype(int)
     inside = ((nearest >= 0) & (nearest < SHAPE)).all(-1)
@@ -216,7 +216,7 @@ def test_labels_are_those_of_the_nearest_voxel(orientation: str) -> None:
 
 def test_labels_on_their_own_grid_are_themselves_and_a_copy() -> None:
     data = np.random.default_rng(0).integers(0, 9, SHAPE).astype(np.uint8)
-    found = labels_to_grid(data, np.eye(4), whole_grid(Volume(data, np.eye(4)), 1.0), np.ones(3))
+    found = labels_to_grid(data, np.eye(4), whole_grid(Volume(data, np.eye(4)), 1.0), spacing=np.ones(3))
     assert np.array_equal(found, data)
     found[:] = 9
     assert not (data == 9).any()
@@ -236,7 +236,7 @@ def test_the_box_covers_the_mask_and_its_margin(
     whole = Grid(3.0, (-4.0, 2.5, 0.0), (20, 20, 20))
     mask = np.zeros(whole.shape, bool)
     mask[tuple(slice(min(pair), max(pair) + 1) for pair in corners)] = True
-    box = box_grid(whole, mask, spacing, margin, multiple, np.full(3, native))
+    box = box_grid(whole, mask, spacing, margin_mm=margin, multiple=multiple, native_mm=np.full(3, native))
     shift = spacing / 2 + 1e-4
     assert all(n % multiple == 0 for n in box.shape)
     middle = np.asarray(whole.origin_mm) + 3.0 * np.argwhere(mask).mean(0)
@@ -259,7 +259,7 @@ def test_a_voxel_more_hardly_moves_the_box(axis: int, side: int) -> None:
     ball = ((np.indices(whole.shape) - 30) ** 2).sum(0) <= 22**2
     more = ball.copy()
     more[tuple(30 + 23 * side if i == axis else 30 for i in range(3))] = True
-    one, other = (box_grid(whole, mask, 1.0, 6.0, 16, np.ones(3)) for mask in (ball, more))
+    one, other = (box_grid(whole, mask, 1.0, margin_mm=6.0, multiple=16, native_mm=np.ones(3)) for mask in (ball, more))
     moved = np.subtract(other.origin_mm, one.origin_mm)
     assert moved == pytest.approx(8 * np.rint(moved / 8), abs=1e-6)
 
@@ -269,7 +269,7 @@ def test_a_voxel_more_hardly_moves_the_box(axis: int, side: int) -> None:
     [(-70, 79, 160, 16, -80), (-70, 80, 160, 16, -72), (-81, 62, 144, 16, -81), (-3, 3.4, 8, 8, -3), (0.2, 3, 4, 1, 0)],
 )
 def test_a_box_begins_at_the_roundest_voxel(low: float, high: float, size: int, multiple: int, first: int) -> None:
-    assert first_voxel(low, high, size, multiple) == first
+    assert first_voxel(low, high, size, multiple=multiple) == first
 
 
 def test_between_takes_a_mask_to_where_it_is() -> None:
@@ -415,7 +415,7 @@ def test_a_turned_grid_is_filled_where_it_is_wanted() -> None:
 def test_masks_go_from_grid_to_turned_grid_and_back() -> None:
     upright = Grid(2.0, (0.0, 0.0, 0.0), (40, 40, 40))
     ball = ((np.indices(upright.shape) - 20) ** 2).sum(0) < 12**2
-    box = box_grid(upright, ball, 1.5, 4.0, 4, np.ones(3), turn(30, 10, -20))
+    box = box_grid(upright, ball, 1.5, margin_mm=4.0, multiple=4, native_mm=np.ones(3), turn=turn(30, 10, -20))
     assert all(n % 4 == 0 for n in box.shape)
     there = between(torch.from_numpy(ball), upright, box)
     assert there.sum() * 1.5**3 == pytest.approx(ball.sum() * 8, rel=0.02)
@@ -423,7 +423,7 @@ def test_masks_go_from_grid_to_turned_grid_and_back() -> None:
     assert max(edges) == 0
     back = between(there, box, upright) > 0.5
     assert 2 * (back.numpy() & ball).sum() / (back.sum() + ball.sum()) > 0.97
-    finer = box_grid(box, there.numpy() > 0.5, 1.0, 0.0, 1, np.ones(3), box.turn)
+    finer = box_grid(box, there.numpy() > 0.5, 1.0, margin_mm=0.0, multiple=1, native_mm=np.ones(3), turn=box.turn)
     assert between(there, box, finer).sum() == pytest.approx(ball.sum() * 8, rel=0.03)
 
 

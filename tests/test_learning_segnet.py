@@ -66,7 +66,7 @@ def short(plan: Plan) -> Plan:
 
 def fit(net: StagedSegNet, folder: Path, plan: Plan = PLAN, stop: Callable[[], bool] = lambda: False) -> State:
     folder.mkdir(exist_ok=True)
-    return fit_voxels(net, [case(1), case(2)], plan, Conditions(folder, math.inf, stop, lambda _: None))
+    return fit_voxels(net, [case(1), case(2)], plan, conditions=Conditions(folder, math.inf, stop, lambda _: None))
 
 
 @pytest.mark.parametrize("plan", [PLAN, AUGMENTED], ids=["as they are", "augmented"])
@@ -164,15 +164,17 @@ def test_a_run_of_another_kind_is_not_continued(tmp_path: Path) -> None:
     tmp_path.joinpath("out").mkdir()
     run = {"seed": 1, "recipe": {"rate": 0.1}}
     given = Conditions(tmp_path / "out", math.inf, lambda: True, lambda _: None, run=run)
-    fit_voxels(network(), [case(1)], PLAN, given)
+    fit_voxels(network(), [case(1)], PLAN, conditions=given)
     with pytest.raises(DataError, match=r"checkpoint\.pt: of another run \(seed differ\).*--overwrite"):
-        fit_voxels(network(), [case(1)], PLAN, replace(given, run={**given.run, "seed": 2}))
+        fit_voxels(network(), [case(1)], PLAN, conditions=replace(given, run={**given.run, "seed": 2}))
 
 
 def test_the_time_is_shared_by_both_stages(tmp_path: Path) -> None:
     net = network()
     (tmp_path / "out").mkdir()
-    state = fit_voxels(net, [case(1)], PLAN, Conditions(tmp_path / "out", 1e-3, lambda: False, lambda _: None))
+    state = fit_voxels(
+        net, [case(1)], PLAN, conditions=Conditions(tmp_path / "out", 1e-3, lambda: False, lambda _: None)
+    )
     assert len(state.curve) <= 2
 
 

@@ -30,9 +30,9 @@ def test_what_is_kept_is_the_running_mean_of_the_weights(ask: Ask, monkeypatch: 
     def keep(network: Network) -> None:
         passed.append({name: value.clone() for name, value in network.state_dict().items()})
 
-    def losses(network: Network, *given: Any) -> Any:
+    def losses(network: Network, *given: Any, **named: Any) -> Any:
         keep(network)
-        return plain_losses(network, *given)
+        return plain_losses(network, *given, **named)
 
     def save_checkpoint(conditions: Conditions, network: Network, *given: Any, **others: Any) -> None:
         keep(network)
@@ -59,15 +59,15 @@ def test_batch_normalisations_learn_anew_from_images_alone(ask: Ask, monkeypatch
     inputs: list[torch.Tensor] = []
     plain_draw, plain_learn = loop.draw_sample, loop.learn_statistics
 
-    def draw_sample(case: Any, *given: Any) -> Any:
+    def draw_sample(case: Any, *given: Any, **named: Any) -> Any:
         shown.append(case.image is not None)
-        return plain_draw(case, *given)
+        return plain_draw(case, *given, **named)
 
-    def learn_statistics(net: Any, *given: Any) -> None:
+    def learn_statistics(net: Any, *given: Any, **named: Any) -> None:
         shown.clear()
         first = net.scales[0][0].first[0]
         first.register_forward_hook(lambda module, seen, found: inputs.append(seen[0]))
-        plain_learn(net, *given)
+        plain_learn(net, *given, **named)
         assert first.momentum == 0.01
         assert shown == [True] * 3
 
@@ -90,8 +90,8 @@ def test_learning_lowers_the_loss(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> 
     seen: list[float] = []
     plain = loop.losses
 
-    def losses(*given: Any) -> Any:
-        loss, parts = plain(*given)
+    def losses(*given: Any, **named: Any) -> Any:
+        loss, parts = plain(*given, **named)
         seen.append(loss.item())
         return loss, parts
 
@@ -143,6 +143,6 @@ def test_a_head_is_watched_by_what_an_annotation_fixes_of_it(monkeypatch: pytest
     plan = Plan(replace(recipe, heads={"FreeSurfer": 1.0}), (head,))
     torch.nn.init.zeros_(network.bias)
     case: Any = None
-    assert loop.evaluate(network, [case], plan, torch.float32) == {"dice BrainCOLOR>FreeSurfer": 1.0}  # type: ignore[arg-type]
+    assert loop.evaluate(network, [case], plan, precision=torch.float32) == {"dice BrainCOLOR>FreeSurfer": 1.0}  # type: ignore[arg-type]
     truth[relation.allowed.sum(1) == 1] = 0
-    assert loop.evaluate(network, [case], plan, torch.float32) == {"dice BrainCOLOR>FreeSurfer": 0.0}  # type: ignore[arg-type]
+    assert loop.evaluate(network, [case], plan, precision=torch.float32) == {"dice BrainCOLOR>FreeSurfer": 0.0}  # type: ignore[arg-type]

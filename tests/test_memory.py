@@ -69,12 +69,14 @@ def test_a_limit_that_is_too_low_says_what_is_needed() -> None:
 
 
 def test_a_large_scan_leaves_less_for_the_network() -> None:
-    usual, large = (left_for_network(model(), 4000, voxels, 4, True) for voxels in (10_000_000, 100_000_000))
+    usual, large = (
+        left_for_network(model(), 4000, voxels, number_bytes=4, strict=True) for voxels in (10_000_000, 100_000_000)
+    )
     assert usual == 4000 - HELD_MB
     assert large == usual - 80 * 24
     with pytest.raises(TemporaryFailure, match=r"a scan of 100 million voxels needs 3\.4G"):
-        left_for_network(model(), 3000, 100_000_000, 4, True)
-    assert left_for_network(model(), 3000, 100_000_000, 4, False) == network_mb(model(), 4)
+        left_for_network(model(), 3000, 100_000_000, number_bytes=4, strict=True)
+    assert left_for_network(model(), 3000, 100_000_000, number_bytes=4, strict=False) == network_mb(model(), 4)
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ def test_the_stem_is_a_convolution_alone() -> None:
 @pytest.mark.parametrize("inputs, outputs, stride", [(4, 8, 2), (6, 6, 1), (3, 6, 2)])
 def test_a_unit_is_the_plain_formula(inputs: int, outputs: int, stride: int, act: str) -> None:
     torch.manual_seed(0)
-    unit = ResidualUnit(inputs, outputs, stride, act).eval()
+    unit = ResidualUnit(inputs, outputs, stride, act=act).eval()
     shake(unit)
     x = 6 * scan(8, 6, 4, channels=inputs, number=2)
 
@@ -199,7 +199,7 @@ def test_a_unit_is_the_plain_formula(inputs: int, outputs: int, stride: int, act
 
 @pytest.mark.parametrize("inputs, outputs", [(16, 32), (32, 64), (64, 128)])
 def test_a_strided_unit_that_adds_nothing_passes_maxima_on_in_its_middle_channels(inputs: int, outputs: int) -> None:
-    unit = ResidualUnit(inputs, outputs, 2, "relu6")
+    unit = ResidualUnit(inputs, outputs, 2, act="relu6")
     for module in unit.modules():
         if isinstance(module, nn.Conv3d):
             nn.init.zeros_(module.weight)
@@ -213,7 +213,7 @@ def test_a_strided_unit_that_adds_nothing_passes_maxima_on_in_its_middle_channel
 
 def test_a_strided_convolution_reads_one_voxel_before_and_one_after_each_pair() -> None:
     """As TensorFlow's "same" has it at even sizes: output j reads the voxels 2j - 1 to 2j + 2."""
-    conv = ResidualUnit(1, 2, 2, "relu6").first[2]
+    conv = ResidualUnit(1, 2, 2, act="relu6").first[2]
     nn.init.ones_(weight_of(conv))
     for axis in range(3):
         for voxel in range(8):

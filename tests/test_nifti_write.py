@@ -122,7 +122,7 @@ def test_values_from_0_to_1_are_read_back(tmp_path: Path) -> None:
     volume = Volume(HEAD, GRID)
     values = np.random.default_rng(0).random((*phantoms.SHAPE, 3)).astype(np.float16)
     values[0, 0, 0] = 0, 1, 1.1
-    write_maps(tmp_path / "probseg.nii.gz", iter(np.moveaxis(values, 3, 0)), values.shape[3], volume)
+    write_maps(tmp_path / "probseg.nii.gz", iter(np.moveaxis(values, 3, 0)), values.shape[3], like=volume)
     image = nib.load(tmp_path / "probseg.nii.gz")
     assert image.shape == values.shape and np.array_equal(image.affine, GRID)
     assert np.array_equal(image.get_fdata()[0, 0, 0], [0, 1, 1])

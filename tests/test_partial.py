@@ -66,7 +66,9 @@ def learnt(
         network.load_state_dict(network.state_dict() | given)
     plan = Plan(recipe, heads, seed)
     (folder / name).mkdir()
-    fit(network, cases, [], plan, Conditions(folder / name, float("inf"), lambda: False, lambda _: None))
+    fit(
+        network, cases, [], plan=plan, conditions=Conditions(folder / name, float("inf"), lambda: False, lambda _: None)
+    )
     return network, plan
 
 
@@ -89,5 +91,7 @@ def test_partial_annotations_help_where_one_full_one_has_no_more_to_teach(seed: 
     alone = learnt("partial-full", one, seed, 560, tmp_path)
     joint, _ = learnt("partial-joint", one + partial, seed, 280, tmp_path)
     both = learnt("partial-joint-finetune", one, seed, 280, tmp_path, joint)
-    dice = [evaluate(network, unseen, plan, torch.float32)["dice Full>Full"] for network, plan in (alone, both)]
+    dice = [
+        evaluate(network, unseen, plan, precision=torch.float32)["dice Full>Full"] for network, plan in (alone, both)
+    ]
     assert dice[1] > dice[0] + 0.03

@@ -5,6 +5,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -186,16 +187,24 @@ def test_dfnet_learns_to_make_brains_alike(tmp_path: Path) -> None:
     torch.manual_seed(0)
     recipe = replace(RECIPE, registration=replace(LEARNING, share=0.3, steps=20))
     said: list[str] = []
-    given = CASES, CASES[1:], replace(PLAN, recipe=recipe), Conditions(tmp_path, math.inf, lambda: False, said.append)
-    found, spent_s = fit_mover(*given)
+    fit = partial(
+        fit_mover,
+        CASES,
+        CASES[1:],
+        replace(PLAN, recipe=recipe),
+        conditions=Conditions(tmp_path, math.inf, lambda: False, said.append),
+    )
+    found, spent_s = fit()
     assert (tmp_path / DFNET).is_file() and not (tmp_path / "checkpoint.pt").exists()
     assert found.share == 0.3 and len(found.targets) == 2 and spent_s > 0
     assert said[0].startswith("registration step 20")
     brains = [placed(case, RECIPE.sampling.shape, 2.0) for case in CASES]
     pairs = [(a, b) for a in brains for b in brains if a is not b]
     for a, b in pairs:
-        assert similarity_loss(warp(a, displace(found.network, a, b, torch.float32)), b) < 0.95 * similarity_loss(a, b)
-    _, again_s = fit_mover(*given)
+        assert similarity_loss(
+            warp(a, displace(found.network, a, b, precision=torch.float32)), b
+        ) < 0.95 * similarity_loss(a, b)
+    _, again_s = fit()
     assert abs(again_s - spent_s) < 0.1 and len(said) == 1
 
 
@@ -207,7 +216,9 @@ def test_the_published_dfnet_is_trained_by_adam_and_normalises_over_batches(tmp_
         1,
     )
     plan = replace(PLAN, recipe=replace(RECIPE, registration=asked))
-    found, _ = fit_mover(CASES, CASES[1:], plan, Conditions(tmp_path, math.inf, lambda: False, lambda _: None))
+    found, _ = fit_mover(
+        CASES, CASES[1:], plan, conditions=Conditions(tmp_path, math.inf, lambda: False, lambda _: None)
+    )
     means = [module.running_mean for module in found.network.modules() if isinstance(module, torch.nn.BatchNorm3d)]
     assert len(means) == 32 and all(mean is not None and mean.abs().max() > 0 for mean in means)
 
@@ -220,13 +231,13 @@ def test_dfnet_takes_a_part_of_the_time_alone(tmp_path: Path, monkeypatch: pytes
     recipe = replace(RECIPE, registration=Registration(steps=100_000))
     budget_s = 4.0
     conditions = Conditions(tmp_path, budget_s, lambda: False, said.append)
-    _, spent_s = fit_mover(CASES, CASES, replace(PLAN, recipe=recipe), conditions)
+    _, spent_s = fit_mover(CASES, CASES, replace(PLAN, recipe=recipe), conditions=conditions)
     assert 0.25 * budget_s <= spent_s < 0.25 * budget_s + 0.2
 
 
 def test_one_labelled_scan_is_not_enough(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="two labelled training scans"):
-        fit_mover(CASES[:1], CASES, PLAN, Conditions(tmp_path, 10.0, lambda: False, lambda _: None))
+        fit_mover(CASES[:1], CASES, PLAN, conditions=Conditions(tmp_path, 10.0, lambda: False, lambda _: None))
 
 
 # -- the level ---------------------------------------------------------------------------------------------------------
@@ -365,7 +376,7 @@ def test_an_unlabelled_scan_without_a_brain_is_named(ask: Ask, monkeypatch: pyte
 
 def test_the_shipped_recipe_is_eneuronets_but_for_registration() -> None:
     for small in (False, True):
-        recipe, base = load_recipe("eneuronet-registration", small), load_recipe("eneuronet", small)
+        recipe, base = load_recipe("eneuronet-registration", small=small), load_recipe("eneuronet", small=small)
         assert recipe.registration is not None and recipe.registration.share == pytest.approx(1 / 3, abs=1e-3)
         same = {name: getattr(base, name) for name in ("name", "title", "description", "steps")}
         assert replace(recipe, registration=None, **same) == base

@@ -61,7 +61,16 @@ def make_results(output: Path, entities: dict[str, str], lesion: bool = False) -
     add_result(output, entities, protocols=("FAST", "FreeSurfer"))
     maps = {"FAST": labels % 4, "FreeSurfer": labels}
     protocols = {name: load_protocol(name) for name in maps}
-    write_figures(output, scan, MODEL, image, maps, protocols, labels > 0, labels == 4 if lesion else None)
+    write_figures(
+        output,
+        scan,
+        MODEL,
+        image=image,
+        labels=maps,
+        protocols=protocols,
+        brain=labels > 0,
+        lesion=labels == 4 if lesion else None,
+    )
     return scan
 
 

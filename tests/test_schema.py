@@ -31,7 +31,7 @@ COARSE = {"steps": 1, "spacing_mm": 2.0, "shape": [8, 8, 8], "points": 1}
 def told(path: Path, small: bool = False) -> str:
     """What is wrong with a recipe; the message begins with its file."""
     with pytest.raises(DataError) as caught:
-        load_recipe(str(path), small)
+        load_recipe(str(path), small=small)
     message = str(caught.value)
     assert message.startswith(f"{path}{' with [small]' if small else ''}: ") and "\n" not in message
     return message.partition(": ")[2]

@@ -346,7 +346,7 @@ def both_ways(net: SegNet, dtype: torch.dtype = torch.float32) -> tuple[Tensor, 
     seen, points, centroids = surroundings(scan(), mask), torch.nonzero(mask), centroids_of(parts(mask), REGIONS - 1)
     with torch.inference_mode():
         alone = net(describe(seen, points, net.groups, planes=net.planes, centroids=centroids, scale=net.scale))
-    return voxel_logits(net, seen, mask, centroids, dtype=dtype), alone
+    return voxel_logits(net, seen, mask, centroids=centroids, dtype=dtype), alone
 
 
 @pytest.mark.parametrize("groups, planes, _", TABLE_1.values(), ids=TABLE_1)
@@ -381,7 +381,7 @@ def test_only_voxels_of_the_mask_are_labelled() -> None:
     last.bias.data[0] -= 100
     mask = brain & (scan(seed=3) > 50)
     seen, centroids = surroundings(scan(), brain), centroids_of(parts(brain), REGIONS - 1)
-    found = painted(mask, voxel_logits(net, seen, mask, centroids))
+    found = painted(mask, voxel_logits(net, seen, mask, centroids=centroids))
     assert found.shape == mask.shape
     assert torch.equal(found > 0, mask)
     points = torch.nonzero(mask)
@@ -427,8 +427,11 @@ def test_each_stage_is_given_the_centroids_of_the_one_before() -> None:
     seen = surroundings(image, mask)
     labels = painted(mask, voxel_logits(first, seen, mask))
     for stage in range(1, 4):
-        before, labels = labels, painted(mask, voxel_logits(second, seen, mask, centroids_of(labels, REGIONS - 1)))
-        result, _ = segment_in_stages(first, second, image, mask, most=stage)
+        before, labels = (
+            labels,
+            painted(mask, voxel_logits(second, seen, mask, centroids=centroids_of(labels, REGIONS - 1))),
+        )
+        result, _ = segment_in_stages(first, second, image, mask=mask, most=stage)
         assert torch.equal(result.labels, labels)
         assert result.settled == torch.equal(before, labels)
         if result.settled:
@@ -452,5 +455,5 @@ def test_it_learns_what_three_regions_look_like() -> None:
         optimiser.zero_grad()
         F.cross_entropy(net(inputs), truth).backward()
         optimiser.step()
-    found = painted(mask, voxel_logits(net, seen, mask, centroids))
+    found = painted(mask, voxel_logits(net, seen, mask, centroids=centroids))
     assert (found == labels)[mask].float().mean() > 0.9

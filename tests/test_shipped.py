@@ -41,7 +41,7 @@ def test_a_shipped_model_reaches_what_its_card_says(name: str, least: dict[str, 
     for head, dice in least.items():
         relation = load_relation(manual, model.heads[head])
         assert relation is not None
-        found = compare(indices_of(result, model.heads[head]), model.heads[head], annotation, relation)
+        found = compare(indices_of(result, model.heads[head]), model.heads[head], annotation, relation=relation)
         mean = np.mean([value for region, value in found.items() if region != ERROR])
         assert mean > dice
         assert mean > card.dice[head] - 0.06

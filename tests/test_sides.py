@@ -196,7 +196,9 @@ def test_partners_contradict_no_other(tmp_path: Path) -> None:
 
 
 def test_sides_without_partner_are_synthesised_each_for_itself() -> None:
-    means, _ = brightness(protocol(["Left A", "Right A", "Left B"]), False, torch.Generator().manual_seed(0))
+    means, _ = brightness(
+        protocol(["Left A", "Right A", "Left B"]), realistic=False, generator=torch.Generator().manual_seed(0)
+    )
     assert means[1] == means[2] != means[3]
 
 
@@ -204,7 +206,7 @@ def test_mirrored_samples_of_freesurfer_swap_sides() -> None:
     table = protocol([name for pair in FREESURFER for name in pair])
     values = torch.arange(len(table.regions)).view(-1, 1, 1)
     source = torch.stack(torch.meshgrid(*(torch.arange(n) for n in values.shape), indexing="ij"), -1)
-    swapped = values_at(Annotation(table, values), source.float(), True).flatten().numpy()
+    swapped = values_at(Annotation(table, values), source.float(), mirrored=True).flatten().numpy()
     assert np.array_equal(swapped[1:], np.arange(1, len(values)).reshape(-1, 2)[:, ::-1].ravel())
 
 

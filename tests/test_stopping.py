@@ -150,7 +150,7 @@ def test_the_weights_kept_are_those_that_the_recipe_asks_for(
     network = build(Card("tiny", "Tissue", ("T1w",), recipe.network, 3.0, tuple(recipe.heads), ""))
     never = partial(bool, False)  # type: ignore[var-annotated]
     conditions = Conditions(tmp_path, math.inf, never, lambda _: None)
-    loop.fit(network, cases, cases[:1], loop.Plan(recipe, heads), conditions, check_every=0.2)
+    loop.fit(network, cases, cases[:1], plan=loop.Plan(recipe, heads), conditions=conditions, check_every=0.2)
     if keep == "last":
         seen.append(network.state_dict())
     assert len(seen) == 4
@@ -167,9 +167,9 @@ def test_fewer_than_five_participants_are_all_learned_from(ask: Ask) -> None:
 def test_a_signal_stops_between_two_steps(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = loop.losses
 
-    def losses(*given: Any) -> Any:
+    def losses(*given: Any, **named: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
-        return plain(*given)
+        return plain(*given, **named)
 
     monkeypatch.setattr(loop, "losses", losses)
     before = signal.getsignal(signal.SIGTERM)
@@ -214,8 +214,8 @@ def test_the_time_budget_ends_a_run_with_a_model(ask: Ask) -> None:
 def test_a_broken_loss_does_not_spoil_the_weights(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, calls = loop.losses, []
 
-    def losses(*given: Any) -> Any:
-        loss, parts = plain(*given)
+    def losses(*given: Any, **named: Any) -> Any:
+        loss, parts = plain(*given, **named)
         calls.append(1)
         return (loss * float("nan") if len(calls) == 2 else loss), parts
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -184,7 +185,7 @@ def test_the_first_model_has_four_heads_of_these_sizes() -> None:
 def dense(net: SubpixelUNet, image: Tensor, position: Tensor | None, window: Sequence[int]) -> Tensor:
     """Features (D, H, W, F) of the whole volume, computed in windows."""
     cells = torch.ones([n // net.cell for n in image.shape[2:]], dtype=torch.bool)
-    rows = in_windows(net, image, position, cells, window, "cpu", torch.float32)
+    rows = in_windows(net, image, position, cells=cells, window=window, device="cpu", dtype=torch.float32)
     features = Features.of_cells(net, rows, cells)
     count = image[0, 0].numel()
     found = features.interpolated(torch.arange(count)[:, None], torch.ones(count, 1))
@@ -205,7 +206,7 @@ def test_features_of_some_cells_are_those_of_the_network(corner: tuple[int, int,
     wanted = torch.zeros(48, 24, 16, dtype=torch.bool)
     wanted[corner[0] :, corner[1] : corner[1] + 9, corner[2] : corner[2] + 6] = True
     wanted[-1, -1, -1] = True
-    features = features_of(net, image, position, wanted, Engine(), [])
+    features = features_of(net, image, position, wanted=wanted, engine=Engine(), notes=[])
     assert (features.known() >= wanted).all()
     assert features.known().sum() < 2 * wanted.sum()
     voxels = wanted.view(-1).nonzero()
@@ -217,7 +218,7 @@ def test_features_are_interpolated_and_mirrored() -> None:
     net = network((4, 8))
     image, position = scan((16, 12, 8))
     exact = net(image, position)[0].movedim(0, -1)
-    features = features_of(net, image, position, None, Engine(), [])
+    features = features_of(net, image, position, wanted=None, engine=Engine(), notes=[])
     voxels, share = torch.randint(exact[..., 0].numel(), (50, 8)), torch.rand(50, 8)
     moved = net.expand(torch.zeros(1, features.table.shape[1]))[0, 0].expand(exact.shape).clone()
     moved[3:, 3:, 3:] = exact.flip(0)[:-3, :-3, :-3]
@@ -234,7 +235,7 @@ def test_a_linear_map_of_features_has_a_constant_elsewhere() -> None:
     wanted = torch.zeros(16, 12, 8, dtype=torch.bool)
     wanted[4:8] = True
     weight = torch.randn(net.features)
-    found = features_of(net, image, position, wanted, Engine(), []).linear(weight, -3.0)
+    found = features_of(net, image, position, wanted=wanted, engine=Engine(), notes=[]).linear(weight, -3.0)
     exact = net(image, position)[0].movedim(0, -1) @ weight
     assert torch.allclose(found[wanted], exact[wanted], atol=1e-5)
     assert (found[~wanted] == -3).all()
@@ -252,7 +253,7 @@ def test_steps_cover_an_axis_once() -> None:
         (100, 72, 4),
         (96, 64, 32),
     ]:
-        cores = steps(size, window, HALO, multiple)
+        cores = steps(size, window, HALO, multiple=multiple)
         assert [i for start, end in cores for i in range(start, end)] == list(range(size))
         assert all(start % multiple == 0 for start, _ in cores)
 
@@ -315,15 +316,15 @@ def test_out_of_memory_falls_back_to_windows_and_says_so(error: Exception, monke
     image, position = scan((128, 64, 16))
     tried = []
 
-    def attempt(*given: object) -> Tensor:
-        tried.append(given[4])
+    def attempt(*given: Any, **named: Any) -> Tensor:
+        tried.append(named["window"])
         if len(tried) == 1:
             raise error
-        return in_windows(*given)  # type: ignore[arg-type]
+        return in_windows(*given, **named)
 
     monkeypatch.setattr(windows, "HALO", 8)
     monkeypatch.setattr(windows, "in_windows", attempt)
-    found = features_of(net, image, position, None, Engine(), notes)
+    found = features_of(net, image, position, wanted=None, engine=Engine(), notes=notes)
     assert found.lookup.shape == (128, 64, 16)
     assert found.known().all()
     assert tried == [[128, 64, 16], [64, 64, 16]]
@@ -331,9 +332,10 @@ def test_out_of_memory_falls_back_to_windows_and_says_so(error: Exception, monke
 
 
 def test_other_errors_are_not_taken_for_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    def attempt(*_: object) -> Tensor:
+    def attempt(*_: object, **__: object) -> Tensor:
         raise RuntimeError("expected 9 channels")
 
     monkeypatch.setattr(windows, "in_windows", attempt)
     with pytest.raises(RuntimeError, match="9 channels"):
-        features_of(network(), *scan(), None, Engine(), [])
+        image, position = scan()
+        features_of(network(), image, position, wanted=None, engine=Engine(), notes=[])

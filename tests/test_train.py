@@ -173,9 +173,9 @@ def test_weights_of_another_model_are_a_start(ask: Ask, monkeypatch: pytest.Monk
     started: list[dict[str, torch.Tensor]] = []
     plain = loop.losses
 
-    def losses(network: Network, *given: Any) -> Any:
+    def losses(network: Network, *given: Any, **named: Any) -> Any:
         started.append({name: value.clone() for name, value in network.state_dict().items()})
-        return plain(network, *given)
+        return plain(network, *given, **named)
 
     first = train_level(ask(RECIPE.replace("{ brain = 0.5, FAST = 1.0 }", "{ brain = 1.0 }")))
     again = ask(RECIPE.replace("tiny", "second"), init=str(first))

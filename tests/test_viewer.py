@@ -63,7 +63,9 @@ def test_every_region_is_at_its_place(
     image, labels = head(orientation)
     page, protocol = tmp_path / "page.html", load_protocol("FreeSurfer")
     values = np.array([0, *protocol.indices[-int(labels.max()) :]])[labels]
-    write_viewer(page, "sub-01", image, {"FreeSurfer": values}, {"FreeSurfer": protocol}, lesion=labels == 4)
+    write_viewer(
+        page, "sub-01", image, labels={"FreeSurfer": values}, protocols={"FreeSurfer": protocol}, lesion=labels == 4
+    )
     shown = content(page)
     assert [overlay["name"] for overlay in shown["overlays"]] == ["FreeSurfer", "lesion"]
     for overlay, truth, regions in zip(
@@ -81,7 +83,9 @@ def test_every_region_is_at_its_place(
 
 def test_no_region_touches_the_border_of_the_picture(tmp_path: Path) -> None:
     image, labels = head()
-    write_viewer(tmp_path / "page.html", "sub-01", image, {"FAST": labels % 4}, {"FAST": load_protocol("FAST")})
+    write_viewer(
+        tmp_path / "page.html", "sub-01", image, labels={"FAST": labels % 4}, protocols={"FAST": load_protocol("FAST")}
+    )
     inside = np.asarray(nifti(content(tmp_path / "page.html")["overlays"][0]["data"]).dataobj) > 0
     assert inside.sum() == (labels % 4 > 0).sum()
 
@@ -106,7 +110,7 @@ def test_a_browser_draws_it(tmp_path: Path) -> None:
     block[20:50, 20:40, 15:35] = protocol.indices[250]
     page = tmp_path / "page.html"
     maps = {"Many": block, "FAST": (block > 0) * 2}
-    write_viewer(page, "sub-01", image, maps, {"Many": protocol, "FAST": load_protocol("FAST")})
+    write_viewer(page, "sub-01", image, labels=maps, protocols={"Many": protocol, "FAST": load_protocol("FAST")})
     assert seen(page, STEPS, tmp_path) == {
         "first": "Region 249", "second": "Gray Matter", "place": "true",
         "pressed": "false,true,false,true", "failures": "",

@@ -30,7 +30,7 @@ def add_result(
         protocol = load_protocol(name).scored()
         labels = np.repeat(protocol.indices[1:4], [10, grey_voxels, 20]).reshape(-1, 1, 1)
         soft = np.zeros(len(protocol.regions))
-        table = volume_table(protocol, labels, soft, 2.0, labels > 0)
+        table = volume_table(protocol, labels, soft, voxel_volume_mm3=2.0, brain=labels > 0)
         path = output / paths.morph[name]
         path.parent.mkdir(parents=True, exist_ok=True)
         table.to_csv(path, sep="\t", index=False, na_rep="n/a")

@@ -62,7 +62,7 @@ def image(path: Path) -> Path:
     return path.parent.resolve() / path.name  # the name of a link to the image names the scan
 
 
-def labels(entity: str, words: Sequence[str], patterns: bool = False) -> list[str]:
+def labels(entity: str, words: Sequence[str], *, patterns: bool = False) -> list[str]:
     """Return labels without their prefix, from words, from lists separated by commas, and from text files of labels.
 
     Args:

@@ -67,7 +67,7 @@ def main(folder: Path | None = None) -> int:
             ]
             code = cli.main([*words, "--model", model])
         if code == 0:
-            write_products(output, label, card, protocol, folder)
+            write_products(output, label, card, protocol=protocol, folder=folder)
         return code
     except BidssegError as error:
         write_line(f"bidsseg: {error}", sys.stderr)
@@ -103,7 +103,7 @@ def make_dataset(config: Mapping[str, Any], folder: Path, dataset: Path) -> str:
     return label
 
 
-def write_products(output: Path, label: str, card: Card, protocol: str, folder: Path) -> None:
+def write_products(output: Path, label: str, card: Card, *, protocol: str, folder: Path) -> None:
     """Write the outputs of a participant as data types of the platform."""
     from bidsseg.labels import load_protocol
 

@@ -71,7 +71,7 @@ def write_line(message: str, stream: Any) -> None:
 class Terminal(Report):
     """Print results on standard output, everything else on standard error, with a progress bar on a terminal."""
 
-    def __init__(self, verbose: bool = False) -> None:
+    def __init__(self, *, verbose: bool = False) -> None:
         self.verbose = verbose
         self.total = self.count = 0
         self.bar: Any = None

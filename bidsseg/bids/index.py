@@ -90,6 +90,7 @@ def anatomical_images(
     bids_dir: Path,
     participants: Sequence[str] | None,
     database_dir: Path | None = None,
+    *,
     closed: Iterable[Path] = (),
 ) -> tuple[list[Image], list[str]]:
     """Return the images in ``sub-*/[ses-*/]anat``, and notes on T1w images whose names are not valid in BIDS.
@@ -134,7 +135,7 @@ def read_image_name(dataset_dir: Path, parts: Sequence[str]) -> Image | None:
 
 
 def _index(
-    bids_dir: Path, participants: Sequence[str] | None, database_dir: Path | None = None, closed: Iterable[Path] = ()
+    bids_dir: Path, participants: Sequence[str] | None, database_dir: Path | None = None, *, closed: Iterable[Path] = ()
 ) -> Any:
     """Return a pybids layout of the ``anat`` folders of the participants (None: all)."""
     from bids.layout import BIDSLayout, BIDSLayoutIndexer

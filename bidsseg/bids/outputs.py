@@ -91,6 +91,7 @@ def output_paths(
     scan: Scan,
     model_name: str,
     protocols: Iterable[str],
+    *,
     probseg: bool = False,
     entropy: bool = False,
     lesion: bool = False,

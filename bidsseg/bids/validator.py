@@ -87,7 +87,7 @@ def validate(bids_dir: Path, scans: Sequence[Scan], output_dir: Path | None = No
             return [Issue("VALIDATOR_FAILED", "", f"not validated, because {PROGRAM} failed: {_line(str(error))}")]
     read = {image.as_posix() for image in images}
     understood = _is_understood(bids_dir / root_path("description"))
-    fatal = _issues([entry for entry in errors if _is_fatal(entry, read, understood)], meanings)
+    fatal = _issues([entry for entry in errors if _is_fatal(entry, read, understood=understood)], meanings)
     if fatal:
         raise InvalidInputDataset(f"{'; '.join(map(str, fatal))}; correct it or use --skip-bids-validation")
     return _issues([entry for entry in errors if entry["code"] not in OF_THE_VIEW], meanings)
@@ -173,7 +173,7 @@ def _is_understood(description: Path) -> bool:
     return bool(object_or_empty(description))
 
 
-def _is_fatal(entry: dict[str, Any], read: set[str], understood: bool) -> bool:
+def _is_fatal(entry: dict[str, Any], read: set[str], *, understood: bool) -> bool:
     """Return whether an error concerns the files to be read, except for metadata of the images.
 
     Args:

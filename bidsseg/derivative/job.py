@@ -65,11 +65,11 @@ class Job:
             self.scan,
             self.card.name,
             self.card.protocols,
-            self.probseg,
-            self.entropy,
-            self.card.lesion is not None,
-            [space.words for space in self.spaces],
-            self.viewer,
+            probseg=self.probseg,
+            entropy=self.entropy,
+            lesion=self.card.lesion is not None,
+            spaces=[space.words for space in self.spaces],
+            viewer=self.viewer,
         )
 
     @property
@@ -139,28 +139,32 @@ class Job:
             **spaces,
             **sidecars.result_details(images, result),
         }
-        about = (self.sources, self.bids_dir, details)
+        origin = sidecars.Origin(self.sources, self.bids_dir, details)
         write_labels(self._place(places.brain), result.brain, t1w)
-        self._sidecar(places.brain, sidecars.mask_sidecar("Brain", *about))
+        self._sidecar(places.brain, sidecars.mask_sidecar("Brain", origin))
         if places.lesion is not None and result.lesion is not None:
             write_labels(self._place(places.lesion), result.lesion, t1w)
-            self._sidecar(places.lesion, sidecars.mask_sidecar("Lesion", *about))
+            self._sidecar(places.lesion, sidecars.mask_sidecar("Lesion", origin))
         for name, place in places.probseg.items():
             regions = [region.abbreviation for region in protocols[name].regions]
-            write_maps(self._place(place), result.probabilities[name].maps(), len(regions), t1w)
-            self._sidecar(place, sidecars.probseg_sidecar(name, regions, *about))
+            write_maps(self._place(place), result.probabilities[name].maps(), len(regions), like=t1w)
+            self._sidecar(place, sidecars.probseg_sidecar(name, regions, origin))
         for name, place in places.entropy.items():
             write_map(self._place(place), result.entropy[name], t1w)
-            self._sidecar(place, sidecars.entropy_sidecar(name, *about))
+            self._sidecar(place, sidecars.entropy_sidecar(name, origin))
         for name, place in places.dseg.items():
             protocol = protocols[name]
             write_labels(self._place(place), result.labels[name], t1w)
             write_text_atomic(self._place(with_extension(place, ".tsv")), protocol.to_tsv())
             table = volume_table(
-                protocol, result.labels[name], result.soft_mm3[name], t1w.voxel_volume_mm3, result.brain
+                protocol,
+                result.labels[name],
+                result.soft_mm3[name],
+                voxel_volume_mm3=t1w.voxel_volume_mm3,
+                brain=result.brain,
             )
             write_text_atomic(self._place(places.morph[name]), to_tsv(table))
-            self._sidecar(places.morph[name], sidecars.morph_sidecar(name, *about))
+            self._sidecar(places.morph[name], sidecars.morph_sidecar(name, origin))
         fits: dict[str, Fit] = {}  # shared by all resolutions of a template
         for space, in_space in zip(self.spaces, places.spaces, strict=True):
             known = fits.get(space.template)
@@ -168,15 +172,16 @@ class Job:
             if not known:
                 self._write_transform(in_space.transform, fit)
             fits[space.template] = fit
-            self._write_in(space, in_space, fit, t1w, result, protocols, details)
+            self._write_in(space, in_space, fit, t1w=t1w, result=result, protocols=protocols, details=details)
         for name, place in places.dseg.items():
-            self._sidecar(place, sidecars.dseg_sidecar(name, *about))
+            self._sidecar(place, sidecars.dseg_sidecar(name, origin))
 
     def _write_in(
         self,
         space: Space,
         places: SpacePaths,
         fit: Fit,
+        *,
         t1w: Volume,
         result: Segmentation,
         protocols: Mapping[str, Protocol],
@@ -185,12 +190,12 @@ class Job:
         """Write label maps and masks on the grid of a standard space."""
         resolution = f"resolution {space.resolution} of the template in TemplateFlow"
         more: Sidecar = {**details, "SpatialReference": space.reference, "Resolution": resolution}
-        about = (self.sources, self.bids_dir, more)
-        images = [(places.brain, result.brain, sidecars.mask_sidecar("Brain", *about))]
+        origin = sidecars.Origin(self.sources, self.bids_dir, more)
+        images = [(places.brain, result.brain, sidecars.mask_sidecar("Brain", origin))]
         if places.lesion is not None and result.lesion is not None:
-            images.append((places.lesion, result.lesion, sidecars.mask_sidecar("Lesion", *about)))
+            images.append((places.lesion, result.lesion, sidecars.mask_sidecar("Lesion", origin)))
         for name, place in places.dseg.items():
-            images.append((place, result.labels[name], sidecars.dseg_sidecar(name, *about)))
+            images.append((place, result.labels[name], sidecars.dseg_sidecar(name, origin)))
             write_text_atomic(self._place(with_extension(place, ".tsv")), protocols[name].to_tsv())
         for place, labels, sidecar in images:
             in_space = labels_at(np.asarray(labels, np.uint16), t1w.affine, fit.points)

@@ -82,7 +82,7 @@ def check_files(output_dir: Path, jobs: Iterable[Job], done: Container[Job]) -> 
             raise OutputNotWritable(f"{page} exists and was not written by {TOOL}: {ELSEWHERE}")
 
 
-def check_same_scan(job: Job, overwrite: bool) -> None:
+def check_same_scan(job: Job, *, overwrite: bool) -> None:
     """Raise OutputNotWritable if the outputs of a job exist for another image and must not be overwritten."""
     mask = job.output_dir / with_extension(job.paths.brain, ".json")
     before = next(iter(sources(read_sidecar(mask))), "")
@@ -97,15 +97,15 @@ def check_same_scan(job: Job, overwrite: bool) -> None:
 def check_group_files(output_dir: Path, cohorts: Iterable[Cohort]) -> None:
     """Raise OutputNotWritable if a table or the page of the cohort would replace a file from another program."""
     tables = [group_table(cohort.model, cohort.protocol) for cohort in cohorts]
-    _check_tables(output_dir, group_report(), tables, {STATUS, QUALITY})
+    _check_tables(output_dir, group_report(), tables, columns={STATUS, QUALITY})
 
 
 def check_agreement_files(output_dir: Path, paths: AgreementPaths) -> None:
     """Raise OutputNotWritable if a table or the page of evaluate would replace a file from another program."""
-    _check_tables(output_dir, paths.page, [paths.table, paths.summary], OF_AGREEMENT)
+    _check_tables(output_dir, paths.page, [paths.table, paths.summary], columns=OF_AGREEMENT)
 
 
-def _check_tables(output_dir: Path, page: Path, tables: Iterable[Path], columns: set[str]) -> None:
+def _check_tables(output_dir: Path, page: Path, tables: Iterable[Path], *, columns: set[str]) -> None:
     """Raise OutputNotWritable if the page, or a table without the columns of this program, exists."""
     present = [path for path in (page, *tables) if os.path.lexists(output_dir / path)]
     own_page = is_own_page(output_dir / page)
@@ -147,7 +147,7 @@ def check_source(settings: Settings) -> None:
         return
     now = dataset_description(output_dir, bids_dir)
     same_path = _source(before).get("URL") == _source(now).get("URL")
-    if _same_name(before, now, same_path):
+    if _same_name(before, now, same_path=same_path):
         if not records or (same_path and (len(records) == 1 or settings.overwrite)):
             return
         if same_path:
@@ -292,7 +292,7 @@ def _source_path(description: Mapping[str, Any]) -> str:
     return unquote(urlparse(str(_source(description).get("URL", ""))).path)
 
 
-def _same_name(before: Mapping[str, Any], now: Mapping[str, Any], same_path: bool) -> bool:
+def _same_name(before: Mapping[str, Any], now: Mapping[str, Any], *, same_path: bool) -> bool:
     """Return whether two descriptions name the same source: by DOI if both have one, otherwise by name."""
     doi, doi_now = _source(before).get("DOI"), _source(now).get("DOI")
     if doi and doi_now:

@@ -128,14 +128,14 @@ def find_native_maps(output_dir: Path, protocol: str) -> Iterator[tuple[str, Sca
     The scan has the entities of the T1w that its sidecar names, and the map in place of the image.
     """
     for found in find_label_maps(output_dir, protocol):
-        sidecar = read_json(with_extension(found.path, ".json"))
-        sources, models = sidecar.get("Sources"), sidecar.get("Models")
-        if not (isinstance(sources, list) and sources and sources[0] == sidecar.get("SpatialReference")):
-            continue  # on the grid of a template, or half written
-        parsed = parse_name(unquote(str(sources[0])).rpartition("/")[2])
-        if isinstance(models, list) and models and isinstance(models[0], dict):
+        about = sidecar.read_sidecar(with_extension(found.path, ".json"))
+        images, models = sidecar.sources(about), sidecar.models(about)
+        if not (images and images[0] == about.get("SpatialReference")):
+            continue  # on the grid of a template, or incomplete
+        parsed = parse_name(unquote(images[0]).rpartition("/")[2])
+        if models:
             source = parsed[0] if parsed and "subject" in parsed[0] else _without_added(found.entities)
-            yield str(models[0].get("Name")), Scan(source, found.path)
+            yield str(models[0]["Name"]), Scan(source, found.path)
 
 
 def _without_added(entities: Mapping[str, str]) -> dict[str, str]:

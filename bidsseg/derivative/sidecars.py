@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
@@ -46,17 +47,31 @@ def bids_uri(path: Path, bids_dir: Path) -> str:
     return f"bids:{SOURCE}:{quote(path.relative_to(bids_dir).as_posix(), safe='/+')}"
 
 
-def image_sidecar(description: str, sources: Sequence[Path], bids_dir: Path, details: Sidecar | None = None) -> Sidecar:
-    """Return the sidecar of an image made from the sources.
+@dataclass(frozen=True)
+class Origin:
+    """How an output came about, the same in all sidecars of a scan.
 
-    Args:
-        sources: the input images; the grid is that of the first, the T1w. Empty for an
-            image outside of a dataset.
-        details: further keys, e.g. ``Model`` and ``InputFindings``.
+    Attributes:
+        sources: the input images; the grid is that of the first, the T1w. Empty for an image outside of a dataset.
+        bids_dir: the dataset that they are in.
+        details: further keys, e.g. ``Models`` and ``InputFindings``.
     """
-    uris = [bids_uri(path, bids_dir) for path in sources]
+
+    sources: Sequence[Path] = ()
+    bids_dir: Path = Path()
+    details: Sidecar = field(default_factory=Sidecar)
+
+    @property
+    def uris(self) -> list[str]:
+        """The BIDS URIs of the sources."""
+        return [bids_uri(path, self.bids_dir) for path in self.sources]
+
+
+def image_sidecar(description: str, origin: Origin, own: Sidecar | None = None) -> Sidecar:
+    """Return the sidecar of an image, with the keys of its own between those of its origin."""
+    uris = origin.uris
     made_from: Sidecar = {"Sources": uris, "SpatialReference": uris[0]} if uris else {}
-    return {"Description": description, **made_from, **(details or {})}
+    return {"Description": description, **made_from, **(own or {}), **origin.details}
 
 
 def carried_over(image: Path, bids_dir: Path) -> Sidecar:
@@ -79,39 +94,31 @@ def carried_over(image: Path, bids_dir: Path) -> Sidecar:
     return {"Resolution": f"same as {image.name}"}
 
 
-def dseg_sidecar(protocol: str, sources: Sequence[Path], bids_dir: Path, details: Sidecar | None = None) -> Sidecar:
+def dseg_sidecar(protocol: str, origin: Origin) -> Sidecar:
     """Return the sidecar of a label map and of its look-up table."""
-    text = f"Label map of the {protocol} protocol; the table of the same name tells the regions"
-    return image_sidecar(text, sources, bids_dir, {"Manual": False, **(details or {})})
+    text = f"Label map of the {protocol} protocol; the table of the same name lists the regions"
+    return image_sidecar(text, origin, {"Manual": False})
 
 
-def mask_sidecar(
-    kind: Literal["Brain", "Lesion"], sources: Sequence[Path], bids_dir: Path, details: Sidecar | None = None
-) -> Sidecar:
+def mask_sidecar(kind: Literal["Brain", "Lesion"], origin: Origin) -> Sidecar:
     """Return the sidecar of a brain or lesion mask."""
     text = f"{kind} mask: 1 inside, 0 outside"
-    return image_sidecar(text, sources, bids_dir, {"Type": kind, "Manual": False, **(details or {})})
+    return image_sidecar(text, origin, {"Type": kind, "Manual": False})
 
 
-def probseg_sidecar(
-    protocol: str,
-    labels: Sequence[str],
-    sources: Sequence[Path],
-    bids_dir: Path,
-    details: Sidecar | None = None,
-) -> Sidecar:
+def probseg_sidecar(protocol: str, labels: Sequence[str], origin: Origin) -> Sidecar:
     """Return the sidecar of a 4-D image of probabilities; ``labels`` are the abbreviations of its regions, in order."""
     text = f"Probability (0 to 1) of each region of the {protocol} protocol; fourth axis in the order of LabelMap"
-    return image_sidecar(text, sources, bids_dir, {"Manual": False, "LabelMap": list(labels), **(details or {})})
+    return image_sidecar(text, origin, {"Manual": False, "LabelMap": list(labels)})
 
 
-def entropy_sidecar(protocol: str, sources: Sequence[Path], bids_dir: Path, details: Sidecar | None = None) -> Sidecar:
+def entropy_sidecar(protocol: str, origin: Origin) -> Sidecar:
     """Return the sidecar of a map of uncertainty."""
     text = (
         f"Uncertainty in the {protocol} protocol: entropy of the probabilities of a voxel, from 0 (certain) to 1 "
         "(all regions equally probable)"
     )
-    return image_sidecar(text, sources, bids_dir, {"Manual": False, **(details or {})})
+    return image_sidecar(text, origin, {"Manual": False})
 
 
 def result_details(images: Images, result: Segmentation) -> Sidecar:
@@ -147,13 +154,10 @@ VOLUMES = {
 }
 
 
-def morph_sidecar(
-    protocol: str, sources: Sequence[Path], bids_dir: Path, details: Sidecar | None = None
-) -> dict[str, Any]:
+def morph_sidecar(protocol: str, origin: Origin) -> dict[str, Any]:
     """Return the data dictionary of the table of volumes of a scan, with its provenance."""
-    uris = [bids_uri(path, bids_dir) for path in sources]
     text = f"Volumes of the regions of the {protocol} protocol, and the intracranial volume from the brain mask"
-    return {"Description": text, "Sources": uris, **VOLUMES, **(details or {})}
+    return {"Description": text, "Sources": origin.uris, **VOLUMES, **origin.details}
 
 
 def group_sidecar(protocol: str, entities: Iterable[str], regions: Mapping[str, str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ INTRACRANIAL = "intracranial volume"
 
 
 def volume_table(
-    protocol: Protocol, labels: np.ndarray, soft_mm3: np.ndarray, voxel_volume_mm3: float, brain: np.ndarray
+    protocol: Protocol, labels: np.ndarray, soft_mm3: np.ndarray, *, voxel_volume_mm3: float, brain: np.ndarray
 ) -> pd.DataFrame:
     """Return one row for each region except the background, then one for the intracranial volume.
 

@@ -61,7 +61,7 @@ class Estimate:
 
 
 def compare(
-    found: np.ndarray, reference: np.ndarray, protocol: Protocol, spacing_mm: Sequence[float], mask: Mask = "own"
+    found: np.ndarray, reference: np.ndarray, protocol: Protocol, *, spacing_mm: Sequence[float], mask: Mask = "own"
 ) -> Agreement:
     """All measures of one brain.
 
@@ -75,7 +75,7 @@ def compare(
     Raises:
         DataError: a map holds values that the protocol lacks.
     """
-    return measured(*counted(found, reference, protocol, mask), protocol, spacing_mm=spacing_mm)
+    return measured(*counted(found, reference, protocol, mask=mask), protocol, spacing_mm=spacing_mm)
 
 
 def measured(found: np.ndarray, reference: np.ndarray, protocol: Protocol, *, spacing_mm: Sequence[float]) -> Agreement:
@@ -84,7 +84,7 @@ def measured(found: np.ndarray, reference: np.ndarray, protocol: Protocol, *, sp
     voxel_mm3 = float(np.prod(spacing_mm))
     return Agreement(
         dice(found, reference, indices),
-        *surface_distances(found, reference, indices, spacing_mm),
+        *surface_distances(found, reference, indices, spacing_mm=spacing_mm),
         found_mm3=voxel_counts(found, indices) * voxel_mm3,
         reference_mm3=voxel_counts(reference, indices) * voxel_mm3,
         voxel_error=voxel_error(found, reference),
@@ -97,7 +97,7 @@ def scored_regions(protocol: Protocol) -> list[Region]:
 
 
 def counted(
-    found: np.ndarray, reference: np.ndarray, protocol: Protocol, mask: Mask = "own"
+    found: np.ndarray, reference: np.ndarray, protocol: Protocol, *, mask: Mask = "own"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Both maps (X, Y, Z) with background wherever a voxel does not count.
 
@@ -136,7 +136,7 @@ def voxel_counts(labels: np.ndarray, indices: Sequence[int]) -> np.ndarray:
 
 
 def surface_distances(
-    found: np.ndarray, reference: np.ndarray, indices: Sequence[int], spacing_mm: Sequence[float]
+    found: np.ndarray, reference: np.ndarray, indices: Sequence[int], *, spacing_mm: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
     """95 % Hausdorff distance and mean surface distance (mm) of each region, both of shape (R,).
 

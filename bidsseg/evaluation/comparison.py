@@ -51,7 +51,7 @@ def read_pair(pair: Pair, protocol: Protocol, mask: Mask) -> tuple[Volume, Volum
         shapes = f"{found.shape} and {reference.shape} voxels"
         raise DataError(f"{pair.found} and {pair.reference} lie on two grids ({shapes}): resample one to the other")
     try:
-        labels, truth = counted(found.data, reference.data, protocol, mask)
+        labels, truth = counted(found.data, reference.data, protocol, mask=mask)
     except DataError as error:
         raise DataError(f"{pair.found}, {pair.reference}: {error}") from error
     return Volume(labels, found.affine), Volume(truth, reference.affine)

@@ -77,7 +77,7 @@ class Submissions:
 
 
 def spread(
-    settings: Settings, jobs: Sequence[Job], take: Callable[[Job, Outcome], None], workers: Workers | None = None
+    settings: Settings, jobs: Sequence[Job], take: Callable[[Job, Outcome], None], *, workers: Workers | None = None
 ) -> None:
     """Has every job done by some worker, and hands over what became of it, in the order in which they end.
 
@@ -97,7 +97,7 @@ def spread(
     with place as (client, asked):
         futures = {client.submit(segment, asked, job, __version__, pure=False): job for job in jobs}
         settings.report.detail(f"{len(jobs)} scans at {client.dashboard_link}")
-        with looking_after(client, settings, submissions, lambda: client.cancel(list(futures))):
+        with looking_after(client, settings, submissions, give_up=lambda: client.cancel(list(futures))):
             for future in as_completed(futures):
                 job = futures.pop(future)
                 try:
@@ -120,7 +120,7 @@ def spread(
 
 @contextmanager
 def looking_after(
-    client: Client, settings: Settings, submissions: Submissions, give_up: Callable[[], None]
+    client: Client, settings: Settings, submissions: Submissions, *, give_up: Callable[[], None]
 ) -> Iterator[None]:
     """Tells the user when there is no worker for long, and gives up when the batch system takes no job."""
     over = Event()

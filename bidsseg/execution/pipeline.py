@@ -95,7 +95,7 @@ def segment_images(images: Images, model: Model, machine: Machine, *, strict: bo
     memory_mb = machine.memory_mb
     if machine.device == "cpu":
         voxels = max(volume.data.size for volume in images.volumes.values())
-        memory_mb = left_for_network(model, memory_mb, voxels, machine.number_bytes, strict)
+        memory_mb = left_for_network(model, memory_mb, voxels, number_bytes=machine.number_bytes, strict=strict)
     return segment(
         images.volumes, model, device=machine.device, precision=machine.precision, memory_mb=memory_mb, **asked
     )
@@ -189,7 +189,7 @@ class Pipeline:
             self.settings.report.warn(f"{task.entry.scan}: {finding.message} [{finding.code}]")
         return images
 
-    def _segment(self, task: _Task, images: Images, model: Model, machine: Machine) -> Segmentation:
+    def _segment(self, task: _Task, images: Images, model: Model, *, machine: Machine) -> Segmentation:
         asked, scan = self.settings, task.job.scan
         result = segment_images(
             images,
@@ -211,15 +211,31 @@ class Pipeline:
         require_brain(result, str(scan.t1w))
         return result
 
-    def _write(self, task: _Task, images: Images, result: Segmentation, model: Model) -> bool:
+    def _write(self, task: _Task, images: Images, result: Segmentation, *, model: Model) -> bool:
         from bidsseg.report import write_figures, write_viewer
 
         job = task.job
         job.clear()
         t1w, labels, heads = images.volumes["T1w"], result.labels, model.heads
-        write_figures(job.output_dir, job.scan, job.card.name, t1w, labels, heads, result.brain, result.lesion)
+        write_figures(
+            job.output_dir,
+            job.scan,
+            job.card.name,
+            image=t1w,
+            labels=labels,
+            protocols=heads,
+            brain=result.brain,
+            lesion=result.lesion,
+        )
         if job.paths.viewer is not None:
-            write_viewer(job.output_dir / job.paths.viewer, job.scan.key, t1w, labels, heads, result.lesion)
+            write_viewer(
+                job.output_dir / job.paths.viewer,
+                job.scan.key,
+                t1w,
+                labels=labels,
+                protocols=heads,
+                lesion=result.lesion,
+            )
         job.write(images, result, heads)
         if self.pages:
             write_page(job)

@@ -138,6 +138,7 @@ def box_grid(
     around: Grid,
     mask: np.ndarray,
     spacing_mm: float,
+    *,
     margin_mm: float,
     multiple: int,
     native_mm: np.ndarray,
@@ -160,14 +161,16 @@ def box_grid(
     if turn == UPRIGHT:
         middle = np.rint(middle / native_mm) * native_mm
     first = [
-        first_voxel((low[i] - middle[i]) / spacing_mm, (high[i] - middle[i]) / spacing_mm, int(shape[i]), multiple)
+        first_voxel(
+            (low[i] - middle[i]) / spacing_mm, (high[i] - middle[i]) / spacing_mm, int(shape[i]), multiple=multiple
+        )
         for i in range(3)
     ]
     origin = axes @ (middle + spacing_mm * np.array(first))
     return Grid(spacing_mm, tuple(origin.tolist()), tuple(shape.tolist()), turn)
 
 
-def first_voxel(low: float, high: float, size: int, multiple: int) -> int:
+def first_voxel(low: float, high: float, size: int, *, multiple: int) -> int:
     """Return the first of ``size`` voxels that cover low to high: the roundest number that is possible.
 
     Args:
@@ -182,7 +185,7 @@ def first_voxel(low: float, high: float, size: int, multiple: int) -> int:
     return round((low + high - size + 1) / 2)
 
 
-def hat_weights(size_in: int, spacing_in: float, size_out: int, spacing_out: float, origin_out: float) -> np.ndarray:
+def hat_weights(size_in: int, spacing_in: float, size_out: int, *, spacing_out: float, origin_out: float) -> np.ndarray:
     """Return weights (size_out, size_in) of linear interpolation along one axis, widened for lower resolution.
 
     Positions outside the field of view get no weight.
@@ -228,7 +231,10 @@ def to_grid(volume: Volume, grid: Grid, needed: Tensor | None = None) -> Tensor:
         data = data.copy(order="K")
     if grid.turn == UPRIGHT:
         weights = [
-            hat_weights(data.shape[i], spacing[i], grid.shape[i], grid.spacing_mm, grid.origin_mm[i]) for i in range(3)
+            hat_weights(
+                data.shape[i], spacing[i], grid.shape[i], spacing_out=grid.spacing_mm, origin_out=grid.origin_mm[i]
+            )
+            for i in range(3)
         ]
         return resample(torch.from_numpy(data).float(), weights)
     origin = np.zeros(3)
@@ -236,11 +242,11 @@ def to_grid(volume: Volume, grid: Grid, needed: Tensor | None = None) -> Tensor:
         upright = whole_grid(volume, grid.spacing_mm)
         data, spacing = to_grid(volume, upright).numpy(), np.full(3, upright.spacing_mm)
         origin = np.asarray(upright.origin_mm)
-    return torch.from_numpy(turned(data, origin, spacing, grid, needed)).clamp_(min=0)
+    return torch.from_numpy(turned(data, origin, spacing, grid=grid, needed=needed)).clamp_(min=0)
 
 
 def turned(
-    data: np.ndarray, origin_mm: np.ndarray, spacing_mm: np.ndarray, grid: Grid, needed: Tensor | None
+    data: np.ndarray, origin_mm: np.ndarray, spacing_mm: np.ndarray, *, grid: Grid, needed: Tensor | None
 ) -> np.ndarray:
     """Return an upright array (X, Y, Z), interpolated by cubic splines on a grid (D, H, W) of any rotation, 0 outside.
 
@@ -268,7 +274,7 @@ def turned(
     return found
 
 
-def stack(images: Mapping[str, Volume], inputs: Sequence[str], grid: Grid, needed: Tensor | None = None) -> Tensor:
+def stack(images: Mapping[str, Volume], inputs: Sequence[str], grid: Grid, *, needed: Tensor | None = None) -> Tensor:
     """Return the images of a scan on the model grid, (C, D, H, W), in the order of inputs; a missing image is 0.
 
     All images must be on the grid of the first, see ``registration.align``; DataError otherwise.
@@ -289,16 +295,18 @@ def between(mask: Tensor, source: Grid, target: Grid) -> Tensor:
     if source.turn == target.turn:
         origin = np.subtract(target.origin_mm, source.origin_mm) @ axes
         weights = [
-            hat_weights(source.shape[i], source.spacing_mm, target.shape[i], target.spacing_mm, origin[i])
+            hat_weights(
+                source.shape[i], source.spacing_mm, target.shape[i], spacing_out=target.spacing_mm, origin_out=origin[i]
+            )
             for i in range(3)
         ]
         return resample(mask.float(), weights)
     matrix = axes.T @ np.asarray(target.turn) * (target.spacing_mm / source.spacing_mm)
-    return linearly(mask.float(), matrix, source.voxels(np.asarray(target.origin_mm)[None])[0], target.shape)
+    return linearly(mask.float(), matrix, source.voxels(np.asarray(target.origin_mm)[None])[0], shape=target.shape)
 
 
 def linearly(
-    values: Tensor, matrix: np.ndarray, offset: np.ndarray, shape: Sequence[int], outside: float = 0.0
+    values: Tensor, matrix: np.ndarray, offset: np.ndarray, *, shape: Sequence[int], outside: float = 0.0
 ) -> Tensor:
     """Return an array (X, Y, Z), linearly interpolated at matrix @ voxel + offset, for all voxels of a shape (D, H, W).
 
@@ -314,7 +322,7 @@ def linearly(
     return F.grid_sample(volumes, places, align_corners=True)[:, 0, 0] + outside
 
 
-def labels_to_grid(data: np.ndarray, affine: np.ndarray, grid: Grid, spacing: np.ndarray) -> np.ndarray:
+def labels_to_grid(data: np.ndarray, affine: np.ndarray, grid: Grid, *, spacing: np.ndarray) -> np.ndarray:
     """Return a label map (X, Y, Z) on the model grid, nearest neighbour, 0 outside its field of view."""
     data = canonical(data, affine)
     picked = data

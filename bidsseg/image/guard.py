@@ -108,7 +108,7 @@ def check_space(header: nib.Nifti1Header, shape: tuple[int, int, int]) -> tuple[
         raise refusal("SINGULAR_AFFINE", f"has a {form} that gives voxels without a volume; correct the header")
     scale, findings = _unit(header, voxel_sizes(affine))
     affine[:3] *= scale
-    findings += _check_forms(header, shape, affine, scale)
+    findings += _check_forms(header, shape, affine, scale=scale)
     findings += _check_axes(header, affine, scale)
     findings += _check_size(shape, voxel_sizes(affine))
     return affine, findings
@@ -134,7 +134,7 @@ def _unit(header: nib.Nifti1Header, spacing: np.ndarray) -> tuple[float, list[Fi
 
 
 def _check_forms(
-    header: nib.Nifti1Header, shape: tuple[int, int, int], affine_mm: np.ndarray, scale: float
+    header: nib.Nifti1Header, shape: tuple[int, int, int], affine_mm: np.ndarray, *, scale: float
 ) -> Iterator[Finding]:
     """Yield findings if sform or qform are missing, or place the corners of the image differently."""
     if not header["sform_code"] and not header["qform_code"]:

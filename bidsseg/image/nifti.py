@@ -17,7 +17,7 @@ from bidsseg.errors import DataError
 from bidsseg.files import replacing
 from bidsseg.image.content import content, is_text
 from bidsseg.image.guard import UNITS_MM, Finding, check_kind, check_shape, check_space, clean_intensities, refusal
-from bidsseg.image.mgh import header_at, is_mgh, mgh_layout
+from bidsseg.image.mgh import Layout, header_at, is_mgh, mgh_layout
 from bidsseg.image.volume import Field, Volume
 
 __all__ = [
@@ -137,12 +137,12 @@ def write_map(path: Path, values: np.ndarray, like: Volume) -> None:
         OutputNotWritable: the file cannot be created.
         IOFailure: writing failed, e.g. the disk is full.
     """
-    _write_scaled(path, like.shape, [values], like)
+    _write_scaled(path, like.shape, [values], like=like)
 
 
-def write_maps(path: Path, maps: Iterable[np.ndarray], count: int, like: Volume) -> None:
+def write_maps(path: Path, maps: Iterable[np.ndarray], count: int, *, like: Volume) -> None:
     """Write several maps (X, Y, Z) into one file (X, Y, Z, count), one at a time; otherwise as write_map."""
-    _write_scaled(path, (*like.shape, count), maps, like)
+    _write_scaled(path, (*like.shape, count), maps, like=like)
 
 
 def write_field(path: Path, field: Field) -> None:
@@ -163,7 +163,7 @@ def write_field(path: Path, field: Field) -> None:
     _write(path, header, (sign * field.vectors[..., axis].astype(np.float32) for axis, sign in enumerate((-1, -1, 1))))
 
 
-def _write_scaled(path: Path, shape: tuple[int, ...], maps: Iterable[np.ndarray], like: Volume) -> None:
+def _write_scaled(path: Path, shape: tuple[int, ...], maps: Iterable[np.ndarray], *, like: Volume) -> None:
     header = _fresh_header(like, shape, np.dtype(np.uint16))
     header.set_slope_inter(MAP_STEP, 0)
     _write(path, header, (np.rint(m.astype(np.float32).clip(0, 1) / MAP_STEP).astype(np.uint16) for m in maps))
@@ -234,12 +234,13 @@ def _held(image: SpatialImage) -> tuple[nib.Nifti1Header, Any, list[Finding]]:
 
 def _load_mgh(stored: bytes) -> tuple[nib.Nifti1Header, ArrayProxy, list[Finding]]:
     header, layout, findings = mgh_layout(stored)
-    _check_whole(stored, *layout)
+    _check_whole(stored, layout)
     return header, ArrayProxy(BytesIO(stored), layout), findings
 
 
-def _check_whole(stored: bytes, shape: tuple[int, ...], dtype: np.dtype, offset: int) -> None:
+def _check_whole(stored: bytes, layout: Layout) -> None:
     """Raise DataError if a file does not contain such an image, or ends before its last voxel."""
+    shape, dtype, offset = layout
     check_kind(dtype)
     check_shape(shape)
     missing = offset + int(np.prod(shape, dtype=object)) * dtype.itemsize - len(stored)
@@ -257,7 +258,7 @@ def _load_nifti(stored: bytes) -> tuple[nib.Nifti1Header, ArrayProxy, list[Findi
         shape, offset = header.get_data_shape(), header.get_data_offset()
     except (HeaderDataError, ValueError, OverflowError) as error:
         raise refusal("BAD_HEADER", f"has a NIfTI header that cannot be used: {error}") from error
-    _check_whole(stored, shape, dtype, offset)
+    _check_whole(stored, (shape, dtype, offset))
     findings = [Finding("HEADER_CORRECTED", f"The header was corrected: {text}.") for text in corrections]
     return header, ArrayProxy(BytesIO(stored), header), findings
 

@@ -93,13 +93,13 @@ def find_pose(centres_mm: np.ndarray, volumes_mm3: np.ndarray, reference: Refere
     scale = np.ones(3)
     for _ in range(ROUNDS):
         turn, size, centre = similarity(scale * there, found, weights)
-        scale = along_axes(there, (found - centre) @ turn, weights, size * scale)
+        scale = along_axes(there, (found - centre) @ turn, weights, usual=size * scale)
         distance = np.linalg.norm(found - (scale * there) @ turn.T - centre, axis=1)
         weights = start / (1 + (distance / FAR_MM) ** 2)
     return Pose(turn, scale, centre, float(np.average(distance, weights=weights)))
 
 
-def along_axes(source: np.ndarray, target: np.ndarray, weights: np.ndarray, usual: np.ndarray) -> np.ndarray:
+def along_axes(source: np.ndarray, target: np.ndarray, weights: np.ndarray, *, usual: np.ndarray) -> np.ndarray:
     """Return the scale (3,) of each axis from source (N, 3) to target (N, 3), limited to a range around the usual one.
 
     The usual scale is the mean over all axes, since a cut brain has little information about the axis of the cut.

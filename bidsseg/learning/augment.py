@@ -72,6 +72,7 @@ def draw_warp(
     spatial: Spatial,
     shape: Sequence[int],
     spacing_mm: float,
+    *,
     centre: Tensor,
     widening: Tensor | None,
     generator: Generator,
@@ -188,7 +189,7 @@ class Intensity:
     thickest_mm: PositiveFloat = 5.0
 
 
-def change_intensity(image: Tensor, intensity: Intensity, spacing_mm: float, generator: Generator) -> Tensor:
+def change_intensity(image: Tensor, intensity: Intensity, spacing_mm: float, *, generator: Generator) -> Tensor:
     """Return an image (D, H, W) in about 0..1 with another contrast, shading, resolution and noise."""
     exponent = math.exp(intensity.gamma * torch.randn((), generator=generator).item())
     image = image.clamp(min=0) ** exponent
@@ -198,12 +199,12 @@ def change_intensity(image: Tensor, intensity: Intensity, spacing_mm: float, gen
     field = F.interpolate(field, size=fine, mode="trilinear", align_corners=True).exp()
     image = image * F.interpolate(field, size=list(image.shape), mode="trilinear", align_corners=True)[0, 0]
     if uniform(0, 1, generator) < intensity.blur:
-        image = coarsen(image, intensity.thickest_mm, spacing_mm, generator)
+        image = coarsen(image, intensity.thickest_mm, spacing_mm, generator=generator)
     noise = torch.randn(image.shape, generator=generator)
     return image + intensity.noise * uniform(0, 1, generator) * noise
 
 
-def coarsen(image: Tensor, thickest_mm: float, spacing_mm: float, generator: Generator) -> Tensor:
+def coarsen(image: Tensor, thickest_mm: float, spacing_mm: float, *, generator: Generator) -> Tensor:
     """Return an image (D, H, W) as if scanned with larger voxels: thick slices along one axis, or all axes slightly."""
     size = list(image.shape)
     if uniform(0, 1, generator) < 0.5:

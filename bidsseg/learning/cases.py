@@ -173,7 +173,7 @@ def towards_ventricles(annotation: Annotation) -> Tensor | None:
     return gradient / gradient.norm(dim=0).max().clamp(min=1e-6)
 
 
-def draw_sample(case: Case, view: View, generator: Generator, move: Callable[[Warp], Warp] | None = None) -> Sample:
+def draw_sample(case: Case, view: View, generator: Generator, *, move: Callable[[Warp], Warp] | None = None) -> Sample:
     """Draw one random view of a case; each of its images is changed and normalised separately.
 
     Args:
@@ -186,17 +186,19 @@ def draw_sample(case: Case, view: View, generator: Generator, move: Callable[[Wa
         centre = middle + reach * (2 * torch.rand(3, generator=generator) - 1)
     elif sampling.whole_head:
         centre = centre + uniform(0, 1, generator) * (middle - centre)
-    warp = draw_warp(view.spatial, sampling.shape, spacing_mm, centre, case.widening, generator)
+    warp = draw_warp(
+        view.spatial, sampling.shape, spacing_mm, centre=centre, widening=case.widening, generator=generator
+    )
     if move is not None:
         warp = move(warp)
     brain = sample_labels(case.brain, warp.source[::2, ::2, ::2])
-    image, head = drawn_images(case, view, warp, generator)
+    image, head = drawn_images(case, view, warp, generator=generator)
     if sampling.noise_around and not sampling.anywhere and uniform(0, 1, generator) < sampling.noise_around:
         image = noise_around(image, head, generator)
     shown = torch.ones(sampling.shape, dtype=torch.bool)
     if not sampling.whole_head or uniform(0, 1, generator) < sampling.stripped:
-        left = uniform(0, 6, generator), uniform(0, 16, generator)
-        shown = strip(brain, *left, 2 * spacing_mm, generator)
+        inner_mm, outer_mm = uniform(0, 6, generator), uniform(0, 16, generator)
+        shown = strip(brain, inner_mm, outer_mm, spacing_mm=2 * spacing_mm, generator=generator)
     is_cut = sampling.cut > 0 and uniform(0, 1, generator) < sampling.cut
     if is_cut:
         shown = shown & field_of_view(sampling.shape, sampling.deepest_cut, generator)
@@ -205,22 +207,24 @@ def draw_sample(case: Case, view: View, generator: Generator, move: Callable[[Wa
     if case.image is None or not sampling.anywhere:
         mask = shown if not sampling.whole_head else None
         there = [i for i, channel in enumerate(image) if i == 0 or channel.any()]
-        changed = [change_intensity(normalise(image[i], mask), intensity, spacing_mm, generator) for i in there]
+        changed = [
+            change_intensity(normalise(image[i], mask), intensity, spacing_mm, generator=generator) for i in there
+        ]
         image = torch.zeros_like(image)
         image[there] = normalise_each(torch.stack(changed) * shown, mask, normalisation)
-    points = draw_points(brain & shown[::2, ::2, ::2], case, warp.source, sampling, generator)
+    points = draw_points(brain & shown[::2, ::2, ::2], case, warp.source, sampling=sampling, generator=generator)
     source = warp.source[points[:, 0], points[:, 1], points[:, 2]]
     sample = Sample(
         image=image[None],
-        coordinates=None if sampling.whole_head else jittered_coordinates(brain, is_cut, generator),
+        coordinates=None if sampling.whole_head else jittered_coordinates(brain, is_cut=is_cut, generator=generator),
         points=points,
     )
     for annotation in case.annotations:
-        sample.values.append((annotation.protocol, values_at(annotation, source, warp.mirrored).long()))
+        sample.values.append((annotation.protocol, values_at(annotation, source, mirrored=warp.mirrored).long()))
     return sample
 
 
-def drawn_images(case: Case, view: View, warp: Warp, generator: Generator) -> tuple[Tensor, Tensor]:
+def drawn_images(case: Case, view: View, warp: Warp, *, generator: Generator) -> tuple[Tensor, Tensor]:
     """Return the images (C, D, H, W) of a case on the model grid, synthesised if it has none, and a mask of the head.
 
     The mask is booleans (D, H, W).
@@ -232,7 +236,9 @@ def drawn_images(case: Case, view: View, warp: Warp, generator: Generator) -> tu
     first = case.annotations[0]
     values = sample_labels(first.values, warp.source)
     realistic = uniform(0, 1, generator) < view.sampling.realistic
-    return synthesise_each(values, first.protocol, realistic, view.inputs, generator), values != 0
+    return synthesise_each(
+        values, first.protocol, realistic=realistic, inputs=view.inputs, generator=generator
+    ), values != 0
 
 
 def draw_case(case: Case, view: View, generator: Generator) -> Case:
@@ -241,27 +247,31 @@ def draw_case(case: Case, view: View, generator: Generator) -> Case:
     Its 1 mm RAS grid has a margin of ROOM voxels on every side. Brightness is a share of the brain's 99th percentile.
     """
     shape = [n + 2 * ROOM for n in case.brain.shape]
-    warp = draw_warp(view.spatial, shape, view.spacing_mm, case.centre, case.widening, generator)
+    warp = draw_warp(
+        view.spatial, shape, view.spacing_mm, centre=case.centre, widening=case.widening, generator=generator
+    )
     brain = sample_labels(case.brain, warp.source)
     annotations = tuple(
-        Annotation(each.protocol, values_at(each, warp.source, warp.mirrored)) for each in case.annotations
+        Annotation(each.protocol, values_at(each, warp.source, mirrored=warp.mirrored)) for each in case.annotations
     )
     if case.image is None:
         return Case(case.name, None, annotations, brain)
     changed = []
     for channel in sample_image(case.image, warp):
         (brightest,) = percentiles(channel, brain, (0.99,))
-        changed.append(change_intensity(channel / max(brightest, 1e-6), view.intensity, view.spacing_mm, generator))
+        changed.append(
+            change_intensity(channel / max(brightest, 1e-6), view.intensity, view.spacing_mm, generator=generator)
+        )
     return Case(case.name, torch.stack(changed) * brain, annotations, brain)
 
 
-def values_at(annotation: Annotation, source: Tensor, mirrored: bool) -> Tensor:
+def values_at(annotation: Annotation, source: Tensor, *, mirrored: bool) -> Tensor:
     """Return values (...) of an annotation nearest to source (..., 3) in its voxels, with sides swapped if mirrored."""
     values = sample_labels(annotation.values, source)
     return torch.tensor(annotation.protocol.partners(), dtype=values.dtype)[values.long()] if mirrored else values
 
 
-def jittered_coordinates(brain: Tensor, is_cut: bool, generator: Generator) -> Tensor:
+def jittered_coordinates(brain: Tensor, *, is_cut: bool, generator: Generator) -> Tensor:
     """Return coordinates in the frame of a brain (D/2, H/2, W/2), as uncertain as the frame of an unseen scan."""
     centre, half = brain_frame(brain)
     noise = (CUT_UNCERTAINTY if is_cut else 1.0) * torch.randn(6, generator=generator).numpy()
@@ -280,7 +290,7 @@ def field_of_view(shape: Sequence[int], deepest: float, generator: Generator) ->
     return seen
 
 
-def draw_points(brain: Tensor, case: Case, source: Tensor, sampling: Sampling, generator: Generator) -> Tensor:
+def draw_points(brain: Tensor, case: Case, source: Tensor, *, sampling: Sampling, generator: Generator) -> Tensor:
     """Draw voxels (P, 3) of the sample, mostly in the brain (D/2, H/2, W/2), with rare regions oversampled."""
     shape = torch.tensor(sampling.shape)
     if sampling.points == 0:

@@ -53,6 +53,7 @@ def load_cases(
     settings: Settings,
     report: Report,
     inputs: Sequence[str] = ("T1w",),
+    *,
     unlabelled: bool = False,
     synthetic: bool = True,
 ) -> list[Case]:
@@ -81,7 +82,7 @@ def find_sources(settings: Settings, report: Report, *, unlabelled: bool, synthe
         own = [(name, folder) for name, folder in labels if may_annotate(folder, dataset, datasets)]
         chosen = {scan.key for scan in scans_of(dataset, settings)}
         for scan in scans_of(dataset):
-            maps = annotations_of(scan, dataset, own, protocols)
+            maps = annotations_of(scan, dataset, own, protocols=protocols)
             owner |= {folder: dataset.name for name, folder in own if maps.get(name, Path()).is_relative_to(folder)}
             used |= set(maps.values())
             if scan.key in chosen and (maps or unlabelled):
@@ -110,14 +111,14 @@ def read_cases(sources: Iterable[Source], inputs: Sequence[str], report: Report)
     for source in sources:
         report.detail(f"reading {source.name}{'' if source.maps else ', without annotation'}")
         if source.scan is not None:
-            cases.append(read_case(source.name, source.scan, source.maps, inputs, report))
+            cases.append(read_case(source.name, source.scan, source.maps, inputs=inputs, report=report))
         else:
             cases += [read_label_map(source.name, path, load_protocol(name)) for name, path in source.maps.items()]
     return cases
 
 
 def annotations_of(
-    scan: Scan, dataset: Path, labels: Sequence[tuple[str, Path]], protocols: Mapping[str, Protocol]
+    scan: Scan, dataset: Path, labels: Sequence[tuple[str, Path]], *, protocols: Mapping[str, Protocol]
 ) -> dict[str, Path]:
     """Return the annotations of a scan in folders, by protocol. DataError if two folders have one."""
     maps: dict[str, Path] = {}
@@ -159,7 +160,7 @@ def is_selected(label_map: LabelMap, selection: Settings) -> bool:
     )
 
 
-def read_case(name: str, scan: Scan, maps: Mapping[str, Path], inputs: Sequence[str], report: Report) -> Case:
+def read_case(name: str, scan: Scan, maps: Mapping[str, Path], *, inputs: Sequence[str], report: Report) -> Case:
     """Return a scan and its annotations, which must be on the grid of its T1w; a missing image is all zeros."""
     images = read_aligned(scan.images(inputs))
     for note in [*images.notes, *(f"has no {suffix}" for suffix in inputs if suffix not in images.volumes)]:
@@ -171,7 +172,7 @@ def read_case(name: str, scan: Scan, maps: Mapping[str, Path], inputs: Sequence[
         protocol, labels = load_protocol(spoken), read_labels(path)
         if not labels.on_grid_of(volume):
             raise DataError(f"{path}: not on the grid of {scan.t1w.name}")
-        values = labels_to_grid(labels.data, labels.affine, grid, canonical_spacing(labels))
+        values = labels_to_grid(labels.data, labels.affine, grid, spacing=canonical_spacing(labels))
         annotations.append(Annotation(protocol, positions(values, protocol, str(path))))
     return finish(name, stack(rescaled_each(images.volumes), inputs, grid), annotations)
 
@@ -180,7 +181,7 @@ def read_label_map(name: str, path: Path, protocol: Protocol) -> Case:
     """Return a case from a label map, from which images are synthesised."""
     labels: Volume = read_labels(path)
     grid = whole_grid(labels, LEARNING_MM)
-    values = labels_to_grid(labels.data, labels.affine, grid, canonical_spacing(labels))
+    values = labels_to_grid(labels.data, labels.affine, grid, spacing=canonical_spacing(labels))
     return finish(name, None, [Annotation(protocol, positions(values, protocol, str(path)))])
 
 
@@ -234,18 +235,20 @@ def brain_of(annotations: Iterable[Annotation]) -> torch.Tensor | None:
     return torch.from_numpy(surely)[annotation.values.long()]
 
 
-def split(cases: Sequence[Case], folds: int, fold: int, hold_out: Sequence[str] = ()) -> tuple[list[Case], list[Case]]:
+def split(
+    cases: Sequence[Case], folds: int, fold: int, *, hold_out: Sequence[str] = ()
+) -> tuple[list[Case], list[Case]]:
     """Return training and held-out cases: every ``folds``-th participant of each dataset is held out, or none.
 
     Args:
         hold_out: labels of the participants to hold out instead, or patterns with the wildcards of file names;
             UsageError if one matches no case.
     """
-    held = held_out([case.name for case in cases], folds, fold, hold_out)
+    held = held_out([case.name for case in cases], folds, fold, hold_out=hold_out)
     return [c for c in cases if person(c.name) not in held], [c for c in cases if person(c.name) in held]
 
 
-def held_out(names: Iterable[str], folds: int, fold: int, hold_out: Sequence[str] = ()) -> set[str]:
+def held_out(names: Iterable[str], folds: int, fold: int, *, hold_out: Sequence[str] = ()) -> set[str]:
     """Return the participants that `split` holds out of cases of those names."""
     people = sorted({person(name) for name in names})
     missing = [wanted for wanted in hold_out if not any(fnmatchcase(label(each), wanted) for each in people)]

@@ -50,7 +50,7 @@ class Relations:
         naive: close the background of every annotation (see Loss).
     """
 
-    def __init__(self, heads: Sequence[Protocol], device: str = "cpu", naive: bool = False) -> None:
+    def __init__(self, heads: Sequence[Protocol], device: str = "cpu", *, naive: bool = False) -> None:
         self.heads, self.device, self.naive = heads, device, naive
         self.known: dict[tuple[str, str], Openness | None] = {}
 
@@ -69,6 +69,7 @@ def losses(
     network: Network,
     sample: Sample,
     plan: Plan,
+    *,
     relations: Relations,
     precision: torch.dtype,
     progress: float = 0.0,
@@ -95,7 +96,9 @@ def losses(
             entropy = marginal_cross_entropy(log_probability, annotated, openness)
             total = total + weight * loss.entropy * entropy
             if loss.dice:
-                total = total + weight * loss.dice * marginal_dice(log_probability, annotated, openness, loss.squared)
+                total = total + weight * loss.dice * marginal_dice(
+                    log_probability, annotated, openness, squared=loss.squared
+                )
             if protocol.name in (head.name, "head") or len(plan.heads) == 1:
                 parts[f"{protocol.name}>{head.name}"] = entropy.detach()
     return total, parts
@@ -110,12 +113,12 @@ class Fitting:
         running: running mean of each part of the loss.
     """
 
-    def __init__(self, network: Network, watched: Sequence[Case], plan: Plan, conditions: Conditions) -> None:
+    def __init__(self, network: Network, watched: Sequence[Case], plan: Plan, *, conditions: Conditions) -> None:
         device = conditions.device
         self.network = network.to(device=device, memory_format=network.memory_format)  # type: ignore[call-overload]
         self.watched, self.plan, self.conditions = watched, plan, conditions
         self.stepper = Stepper(self.network, plan.recipe.optimiser)
-        self.relations = Relations(plan.heads, device, plan.recipe.loss.naive)
+        self.relations = Relations(plan.heads, device, naive=plan.recipe.loss.naive)
         self.state, saved = resumed(conditions, self.network, self.stepper)
         self.average = saved.get("average") or copied(self.network.state_dict())
         self.best = saved.get("best") or self.average
@@ -131,7 +134,12 @@ class Fitting:
             torch.manual_seed(derived(self.plan.seed, number * batch + i, 3))  # for random draws of the network
             sample = next(samples).to(processes.device)
             loss, of_sample = losses(
-                self.network, sample, self.plan, self.relations, self.conditions.precision, progress
+                self.network,
+                sample,
+                self.plan,
+                relations=self.relations,
+                precision=self.conditions.precision,
+                progress=progress,
             )
             (loss / batch).backward()
             parts |= of_sample
@@ -147,7 +155,7 @@ class Fitting:
         state = self.state
         row = {"step": float(state.step), "elapsed_s": round(state.elapsed_s, 1), **self.running}
         if self.watched:
-            work = partial(evaluate, self.network, self.watched, self.plan, self.conditions.precision)
+            work = partial(evaluate, self.network, self.watched, self.plan, precision=self.conditions.precision)
             scores = with_weights(self.network, self.average, work)
             self.network.train()
             row |= scores
@@ -160,13 +168,14 @@ class Fitting:
     def save(self) -> None:
         """Save everything that is needed to resume the training."""
         more = {"average": self.average, "best": self.best, "running": self.running}
-        save_checkpoint(self.conditions, self.network, self.stepper, self.state, **more)
+        save_checkpoint(self.conditions, self.network, self.stepper, state=self.state, **more)
 
 
 def fit(
     network: Network,
     cases: Sequence[Case],
     watched: Sequence[Case],
+    *,
     plan: Plan,
     conditions: Conditions,
     check_every: float = 0.1,
@@ -177,12 +186,12 @@ def fit(
     A checkpoint is resumed. Several processes share the samples of each step, so that their number changes the time
     of a run, not its result, except for the running statistics of batch normalisation, which are means over processes.
     """
-    fitting = Fitting(network, watched, plan, conditions)
+    fitting = Fitting(network, watched, plan, conditions=conditions)
     state = fitting.state
     clock = Clock(conditions, state, plan.recipe.steps)
     done = max(0.0, (state.step - 1) / plan.recipe.steps, state.elapsed_s / conditions.budget_s)
     next_check = math.floor(done / check_every + 1) * check_every
-    samples = drawn(cases, plan, state.step, conditions.processes)
+    samples = drawn(cases, plan, state.step, processes=conditions.processes)
     while state.step < plan.recipe.steps:
         progress = clock.progress()
         if progress >= 1 or clock.stopped:
@@ -204,12 +213,12 @@ def fit(
     fitting.save()
     fitting.network.load_state_dict(fitting.best if fitting.keeps_best else fitting.average)
     if plan.recipe.statistics and not conditions.stop():
-        learn_statistics(fitting.network, cases, plan, conditions.precision)
+        learn_statistics(fitting.network, cases, plan, precision=conditions.precision)
     return state
 
 
 @torch.no_grad()
-def learn_statistics(network: Network, cases: Sequence[Case], plan: Plan, precision: torch.dtype) -> None:
+def learn_statistics(network: Network, cases: Sequence[Case], plan: Plan, *, precision: torch.dtype) -> None:
     """Re-estimate the statistics of batch normalisation, as means over samples for the present weights.
 
     Running means belong to earlier weights, and to synthesised samples, which differ from real scans (Wu & Johnson
@@ -247,7 +256,7 @@ def update(average: dict[str, Tensor], network: Network, decay: float) -> None:
             average[name].copy_(value)
 
 
-def drawn(cases: Sequence[Case], plan: Plan, first: int, processes: Processes) -> Iterator[Sample]:
+def drawn(cases: Sequence[Case], plan: Plan, first: int, *, processes: Processes) -> Iterator[Sample]:
     """Yield the samples of all steps from the first on, divided among the processes.
 
     As many samples are drawn at once as the network has threads, one in each: drawing beside the network would make all
@@ -280,7 +289,7 @@ def draw(cases: Sequence[Case], plan: Plan, number: int) -> Sample:
         apart = seeded(plan.seed, number, 1)  # samples that are not moved equal those of a run without registration
         if torch.rand((), generator=apart) < plan.mover.share:
             spatial, move = replace(spatial, still=1.0), partial(plan.mover.move, case, generator=apart)
-    return draw_sample(case, replace(recipe.view_at(number // recipe.batch), spatial=spatial), generator, move)
+    return draw_sample(case, replace(recipe.view_at(number // recipe.batch), spatial=spatial), generator, move=move)
 
 
 def with_weights(
@@ -296,7 +305,7 @@ def with_weights(
 
 
 @torch.no_grad()
-def evaluate(network: Network, cases: Sequence[Case], plan: Plan, precision: torch.dtype) -> dict[str, float]:
+def evaluate(network: Network, cases: Sequence[Case], plan: Plan, *, precision: torch.dtype) -> dict[str, float]:
     """Return the mean Dice of each head over unseen cases, on a tenth of the voxels of the grid.
 
     Heads without an exact annotation are omitted. Images of label maps without an image are synthesised from a fixed
@@ -318,7 +327,7 @@ def evaluate(network: Network, cases: Sequence[Case], plan: Plan, precision: tor
         for head in plan.heads:
             answer = F.linear(features.float(), *network.head(head.name)).argmax(1).cpu()
             for annotation, relation in comparable(annotations, head):
-                found = compare(np.array(head.indices)[answer], head, annotation, relation)
+                found = compare(np.array(head.indices)[answer], head, annotation, relation=relation)
                 dice = [value for region, value in found.items() if region != ERROR]
                 if dice:
                     scores.setdefault(f"dice {annotation.protocol.name}>{head.name}", []).append(float(np.mean(dice)))

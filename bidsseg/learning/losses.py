@@ -103,7 +103,7 @@ def marginal_cross_entropy(log_probability: Tensor, values: Tensor, openness: Op
     return (loss * weight).sum() / weight.sum().clamp(min=1)
 
 
-def marginal_dice(log_probability: Tensor, values: Tensor, openness: Openness, squared: bool = False) -> Tensor:
+def marginal_dice(log_probability: Tensor, values: Tensor, openness: Openness, *, squared: bool = False) -> Tensor:
     """Return one minus the mean Dice overlap of the sets that the annotation distinguishes and that are present.
 
     For each set of regions, the probabilities are summed, and compared over the voxels that are certainly inside or

@@ -199,7 +199,7 @@ def shipped_recipes() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
-def load_recipe(name_or_path: str, small: bool = False) -> Recipe:
+def load_recipe(name_or_path: str, *, small: bool = False) -> Recipe:
     """Return the shipped recipe of that name, or the one in that file.
 
     Args:

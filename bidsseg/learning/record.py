@@ -43,6 +43,7 @@ def save_outcome(
     card: Card,
     network: nn.Module,
     unseen: Sequence[Case],
+    *,
     say: Callable[[str], None],
     state: State,
     precision: str,
@@ -56,7 +57,7 @@ def save_outcome(
     recipe = dict(card.recipe) | {"steps_done": state.step, "minutes": round(state.elapsed_s / 60, 3)}
     card = save_model(replace(card, recipe=recipe), network.state_dict(), folder)
     if unseen:
-        table = validate(load_model(str(folder)), unseen, say, precision, stop=stop)
+        table = validate(load_model(str(folder)), unseen, say, precision=precision, stop=stop)
         table.to_csv(folder / VALIDATION, sep="\t", index=False, float_format="%.4f")
         card = save_model(replace(card, metrics=metrics(table, unseen)), network.state_dict(), folder)
     return card

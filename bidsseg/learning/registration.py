@@ -73,12 +73,12 @@ class Mover:
         """
         fixed = self.targets[int(torch.randint(len(self.targets), (), generator=generator))]
         moving = shown(case, warp)
-        displacement = displace(self.network, moving, fixed, self.precision).cpu()
+        displacement = displace(self.network, moving, fixed, precision=self.precision).cpu()
         source, _ = warp_whole_voxels(warp.source.permute(3, 0, 1, 2)[None], moving[0], displacement)
         return Warp(source[0].permute(1, 2, 3, 0).contiguous(), warp.mirrored)
 
 
-def displace(network: DFNet, moving: Tensor, fixed: Tensor, precision: torch.dtype) -> Tensor:
+def displace(network: DFNet, moving: Tensor, fixed: Tensor, *, precision: torch.dtype) -> Tensor:
     """Return the displacement (N, 3, D, H, W), in voxels, from one image to another, on the network's device."""
     device = next(network.parameters()).device
     with torch.autocast(device.type, precision, enabled=precision != torch.float32):
@@ -87,7 +87,7 @@ def displace(network: DFNet, moving: Tensor, fixed: Tensor, precision: torch.dty
 
 def placed(case: Case, shape: Sequence[int], spacing_mm: float) -> Tensor:
     """Return the brain of a scan at the centre of a sample's grid, (1, 1, D, H, W), as input of DFNet."""
-    return shown(case, draw_warp(UNMOVED, shape, spacing_mm, case.centre, None, Generator()))
+    return shown(case, draw_warp(UNMOVED, shape, spacing_mm, centre=case.centre, widening=None, generator=Generator()))
 
 
 def shown(case: Case, warp: Warp) -> Tensor:

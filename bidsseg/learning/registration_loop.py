@@ -30,6 +30,7 @@ def fit_mover(
     cases: Sequence[Case],
     unlabelled: Sequence[Case],
     plan: Plan,
+    *,
     conditions: Conditions,
 ) -> tuple[Mover, float]:
     """Return the mover of the cases onto the unlabelled scans, and the seconds of the budget used for its training.
@@ -52,7 +53,7 @@ def fit_mover(
         network.load_state_dict({name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
         same_run(json.loads(stored.metadata()["run"]), conditions.run, weights)
         spent_s = float(stored.metadata()["elapsed_s"])
-    network = network.to(conditions.device).eval().requires_grad_(False)
+    network = network.to(conditions.device).eval().requires_grad_(requires_grad=False)
     targets = [placed(case, *place) for case in unlabelled]
     return Mover(network, targets, registration.share, conditions.precision), spent_s
 
@@ -70,7 +71,7 @@ def train(brains: Sequence[Tensor], plan: Plan, conditions: Conditions) -> None:
     while state.step < registration.steps:
         progress = clock.progress()
         if clock.stopped:
-            save_checkpoint(conditions, network, stepper, state)
+            save_checkpoint(conditions, network, stepper, state=state)
             raise TemporaryFailure(
                 f"stopped after {state.step} steps of registration, saved in {folder}: run again with --resume"
             )
@@ -78,7 +79,7 @@ def train(brains: Sequence[Tensor], plan: Plan, conditions: Conditions) -> None:
             break
         for i in range(processes.rank, batch, processes.count):
             moving, fixed = (brain.to(processes.device) for brain in pair(brains, plan.seed, state.step * batch + i))
-            displacement = displace(network, moving, fixed, conditions.precision)
+            displacement = displace(network, moving, fixed, precision=conditions.precision)
             unlike = similarity_loss(warp(moving, displacement), fixed)
             ((unlike + registration.smoothness * roughness(displacement)) / batch).backward()
             running = 0.95 * (unlike.item() if running is None else running) + 0.05 * unlike.item()
@@ -92,7 +93,7 @@ def train(brains: Sequence[Tensor], plan: Plan, conditions: Conditions) -> None:
             shown = f"{clock.pace(progress)}, unlike {running:.4f}"
             conditions.report(f"registration step {state.step}, {progress:.0%}, {shown}")
         if clock.is_time_to_save():
-            save_checkpoint(conditions, network, stepper, state)
+            save_checkpoint(conditions, network, stepper, state=state)
     if processes.first:
         conditions.checkpoint.unlink(missing_ok=True)
         tensors = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}

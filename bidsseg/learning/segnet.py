@@ -39,13 +39,13 @@ class Progress:
     waited: int = 0
 
 
-def fit_voxels(network: StagedSegNet, cases: Sequence[Case], plan: Plan, conditions: Conditions) -> State:
+def fit_voxels(network: StagedSegNet, cases: Sequence[Case], plan: Plan, *, conditions: Conditions) -> State:
     """Train both networks in place, each for half of the time at most, and leave the best weights of each in it.
 
     A checkpoint is resumed at its chunk. Several processes share the voxels of each step, so that their number changes
     the time of a run, not its result, except for the noise on the distances.
     """
-    fitting = VoxelFitting(network, cases, plan, conditions)
+    fitting = VoxelFitting(network, cases, plan, conditions=conditions)
     while fitting.progress.stage < 2:
         if fitting.stage_is_over():
             fitting.next_stage()
@@ -60,7 +60,7 @@ def fit_voxels(network: StagedSegNet, cases: Sequence[Case], plan: Plan, conditi
 class VoxelFitting:
     """The two networks in training, and their progress."""
 
-    def __init__(self, network: StagedSegNet, cases: Sequence[Case], plan: Plan, conditions: Conditions) -> None:
+    def __init__(self, network: StagedSegNet, cases: Sequence[Case], plan: Plan, *, conditions: Conditions) -> None:
         assert plan.recipe.voxels is not None
         self.network, self.plan, self.conditions, self.voxels = network, plan, conditions, plan.recipe.voxels
         self.cases, self.head = cases, plan.heads[0]
@@ -82,7 +82,15 @@ class VoxelFitting:
         seed = derived(self.plan.seed, stage)
         shown = self.augmented if self.voxels.augmented else None
         precision, processes = self.conditions.precision, self.conditions.processes
-        return Trainer(self.network.stage(stage), self.brains, self.voxels, seed, precision, processes, shown)
+        return Trainer(
+            self.network.stage(stage),
+            self.brains,
+            self.voxels,
+            seed=seed,
+            precision=precision,
+            processes=processes,
+            augmented=shown,
+        )
 
     def augmented(self, generator: Generator) -> list[Brain]:
         """Return the brains, each moved, deformed and changed in brightness."""
@@ -153,4 +161,4 @@ class VoxelFitting:
 
     def save(self) -> None:
         """Save everything that is needed to resume the training."""
-        save_checkpoint(self.conditions, self.network, self.trainer, self.state, progress=asdict(self.progress))
+        save_checkpoint(self.conditions, self.network, self.trainer, state=self.state, progress=asdict(self.progress))

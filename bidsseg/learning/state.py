@@ -128,7 +128,9 @@ def same_run(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> 
         )
 
 
-def save_checkpoint(conditions: Conditions, network: nn.Module, optimiser: Keeper, state: State, **others: Any) -> None:
+def save_checkpoint(
+    conditions: Conditions, network: nn.Module, optimiser: Keeper, *, state: State, **others: Any
+) -> None:
     """Write a checkpoint whole or not at all, with further state, in the first process only."""
     if not conditions.processes.first:
         return

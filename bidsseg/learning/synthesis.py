@@ -41,7 +41,7 @@ def expected(region: Region, contrast: str) -> float | None:
 
 
 def brightness(
-    protocol: Protocol, realistic: bool, generator: Generator, contrast: str = "T1w"
+    protocol: Protocol, *, realistic: bool, generator: Generator, contrast: str = "T1w"
 ) -> tuple[Tensor, Tensor]:
     """Draw mean and standard deviation of the brightness of each region, both (R,), equal on left and right.
 
@@ -66,14 +66,14 @@ def brightness(
 
 
 def synthesise(
-    labels: Tensor, protocol: Protocol, realistic: bool, generator: Generator, contrast: str = "T1w"
+    labels: Tensor, protocol: Protocol, *, realistic: bool, generator: Generator, contrast: str = "T1w"
 ) -> Tensor:
     """Return an image (D, H, W) in about 0..1 from positions in the protocol's table, (D, H, W) integers.
 
     Args:
         realistic: near the contrast of the images with a suffix; otherwise any.
     """
-    means, spread = brightness(protocol, realistic, generator, contrast)
+    means, spread = brightness(protocol, realistic=realistic, generator=generator, contrast=contrast)
     flat = labels.long()
     texture = torch.randn(labels.shape, generator=generator)
     image = means[flat] + spread[flat] * texture
@@ -81,10 +81,12 @@ def synthesise(
 
 
 def synthesise_each(
-    labels: Tensor, protocol: Protocol, realistic: bool, inputs: Sequence[str], generator: Generator
+    labels: Tensor, protocol: Protocol, *, realistic: bool, inputs: Sequence[str], generator: Generator
 ) -> Tensor:
     """Return an image of the same labels for each suffix, (C, D, H, W)."""
-    return torch.stack([synthesise(labels, protocol, realistic, generator, suffix) for suffix in inputs])
+    return torch.stack(
+        [synthesise(labels, protocol, realistic=realistic, generator=generator, contrast=suffix) for suffix in inputs]
+    )
 
 
 def noise_around(images: Tensor, head: Tensor, generator: Generator) -> Tensor:
@@ -110,7 +112,7 @@ def smooth(image: Tensor, sigma: float) -> Tensor:
     return image.contiguous()
 
 
-def strip(brain: Tensor, inner_mm: float, outer_mm: float, spacing_mm: float, generator: Generator) -> Tensor:
+def strip(brain: Tensor, inner_mm: float, outer_mm: float, *, spacing_mm: float, generator: Generator) -> Tensor:
     """Return an imperfect brain mask: dilated by about inner_mm, in random places by outer_mm more.
 
     Args:

@@ -84,10 +84,10 @@ class People:
     targets: Sequence[Case]
 
 
-def set_up(settings: Settings, device: str, precision: str, threads: int) -> Setup:
+def set_up(settings: Settings, device: str, precision: str, *, threads: int) -> Setup:
     """Return what is known before any data is read. UsageError for what cannot be trained so."""
     options = settings.training
-    recipe = load_recipe(options.recipe, options.small)
+    recipe = load_recipe(options.recipe, small=options.small)
     if not options.labels:
         raise UsageError("train needs --labels PROTOCOL=DERIVATIVES_DIR, at least once")
     if options.cross_validate is not None and Processes.started() > 1:
@@ -170,7 +170,9 @@ def read_data(setup: Setup, sources: Sequence[Source], interruption: Interruptio
 def people_of(setup: Setup, cases: Sequence[Case]) -> People:
     """Say who is learned from and who is held out. NothingSelected if nobody is left to learn from."""
     recipe, options, report = setup.recipe, setup.options, setup.report
-    seen, unseen = split([case for case in cases if case.annotations], options.folds, options.fold, options.hold_out)
+    seen, unseen = split(
+        [case for case in cases if case.annotations], options.folds, options.fold, hold_out=options.hold_out
+    )
     held = {person(case.name) for case in unseen}
     targets = [case for case in cases if not case.annotations and person(case.name) not in held]
     if not seen:
@@ -243,7 +245,7 @@ def begun(setup: Setup, card: Card, start: Model | None) -> Network:
     return network
 
 
-def conditions_of(setup: Setup, people: People, start: Model | None, interruption: Interruption) -> Conditions:
+def conditions_of(setup: Setup, people: People, start: Model | None, *, interruption: Interruption) -> Conditions:
     """Return how the training is run, and by what its checkpoint is known."""
 
     minutes = setup.options.time_budget_min
@@ -259,20 +261,20 @@ def conditions_of(setup: Setup, people: People, start: Model | None, interruptio
     )
 
 
-def learn(network: Network, setup: Setup, people: People, conditions: Conditions) -> State:
+def learn(network: Network, setup: Setup, people: People, *, conditions: Conditions) -> State:
     """Train a network in place, by the loop that the recipe asks for."""
     plan = Plan(setup.recipe, setup.heads, setup.options.seed)
     if setup.recipe.registration is not None:
-        mover, spent_s = fit_mover(people.seen, people.targets, plan, conditions)
+        mover, spent_s = fit_mover(people.seen, people.targets, plan, conditions=conditions)
         plan = replace(plan, mover=mover)
         conditions = replace(conditions, budget_s=max(1.0, conditions.budget_s - spent_s))
     if isinstance(network, StagedSegNet):
-        return fit_voxels(network, people.seen, plan, conditions)
-    return fit(network, people.seen, people.watched or people.unseen, plan, conditions)
+        return fit_voxels(network, people.seen, plan, conditions=conditions)
+    return fit(network, people.seen, people.watched or people.unseen, plan=plan, conditions=conditions)
 
 
 def conclude(
-    setup: Setup, people: People, card: Card, network: Network, state: State, interruption: Interruption
+    setup: Setup, people: People, card: Card, *, network: Network, state: State, interruption: Interruption
 ) -> Path:
     """Measure and save the model, by the first process. TemporaryFailure if it is not finished."""
     processes, folder, say = setup.processes, setup.folder, setup.report.say
@@ -284,7 +286,16 @@ def conclude(
         raise TemporaryFailure(f"stopped after {state.step} steps, all kept in {folder}: run again with --resume")
     if processes.first:
         precision = setup.precision
-        save_outcome(card, network.cpu(), people.unseen, say, state, precision, folder, interruption.asked)
+        save_outcome(
+            card,
+            network.cpu(),
+            people.unseen,
+            say=say,
+            state=state,
+            precision=precision,
+            folder=folder,
+            stop=interruption.asked,
+        )
         (folder / CHECKPOINT).unlink(missing_ok=True)
         say(f"model: {folder} (use it with --model {folder})")
     return folder

@@ -32,6 +32,7 @@ def validate(
     model: Model,
     cases: Sequence[Case],
     say: Callable[[str], None],
+    *,
     precision: str = "fp32",
     lesion_model: Model | None = None,
     stop: Callable[[], bool] = lambda: False,
@@ -61,7 +62,7 @@ def validate(
             result = nothing(heads, case.brain.shape)
         for head in heads.values():
             for annotation, relation in comparable(case.annotations, head):
-                found = compare(indices_of(result, head), head, annotation, relation)
+                found = compare(indices_of(result, head), head, annotation, relation=relation)
                 base = {"case": case.name, "head": head.name, "annotation": annotation.protocol.name}
                 rows += [base | {"region": region, "dice": value} for region, value in found.items()]
                 mean = np.mean([value for region, value in found.items() if region != ERROR])
@@ -117,9 +118,9 @@ def synthetic_scan(case: Case, inputs: Sequence[str]) -> torch.Tensor:
     """Return synthetic whole-head images (C, X, Y, Z) of a label map, always the same for a case."""
     generator = Generator().manual_seed(sum(case.name.encode()))
     first = case.annotations[0]
-    channels = synthesise_each(first.values, first.protocol, True, inputs, generator)
+    channels = synthesise_each(first.values, first.protocol, realistic=True, inputs=inputs, generator=generator)
     plain = Intensity(gamma=0.0, blur=0.0)
-    return 1000 * torch.stack([change_intensity(channel, plain, 1.0, generator) for channel in channels])
+    return 1000 * torch.stack([change_intensity(channel, plain, 1.0, generator=generator) for channel in channels])
 
 
 def indices_of(result: Segmentation, head: Protocol) -> np.ndarray:
@@ -153,7 +154,7 @@ def is_exact(relation: Relation) -> bool:
     return bool((relation.allowed.sum(1) == 1).all())
 
 
-def compare(found: np.ndarray, head: Protocol, annotation: Annotation, relation: Relation) -> dict[str, float]:
+def compare(found: np.ndarray, head: Protocol, annotation: Annotation, *, relation: Relation) -> dict[str, float]:
     """Return Dice by region name, and the voxel error, of region indices in the shape of the annotation."""
     if relation.annotation is head and head is not annotation.protocol:
         head, finer = annotation.protocol, relation

@@ -81,6 +81,7 @@ class Trainer:
         network: SegNet,
         brains: Sequence[Brain],
         voxels: Voxels,
+        *,
         seed: int,
         precision: torch.dtype,
         processes: Processes,
@@ -122,7 +123,7 @@ class Trainer:
             points = self.drawn(generator)
         total = sum(len(some) for some in points)
         done = first * CHUNK * voxels.batch
-        for chunk, (size, inputs, targets) in enumerate(self.chunks(brains, points, generator, first), first):
+        for chunk, (size, inputs, targets) in enumerate(self.chunks(brains, points, generator, first=first), first):
             self.network.train()
             torch.manual_seed(derived(self.seed, number, chunk))  # for the noise
             starts = range(0, size, voxels.batch)
@@ -179,6 +180,7 @@ class Trainer:
         brains: Sequence[Brain],
         points: Sequence[Tensor],
         generator: Generator,
+        *,
         first: int = 0,
         shared: bool = True,
     ) -> Iterator[tuple[int, dict[str, Tensor], Tensor]]:

@@ -34,7 +34,7 @@ def participant_level(settings: Settings) -> None:
     card, spaces = _checked(settings)
     selection = _given(settings, card) if settings.images else _selected(settings)
     if selection is not None:
-        _process(settings, card, _agenda(settings, card, selection, spaces))
+        _process(settings, card, _agenda(settings, card, selection, spaces=spaces))
 
 
 def _selected(settings: Settings) -> Selection | None:
@@ -57,7 +57,7 @@ def _given(settings: Settings, card: Card) -> Selection:
     if missing := card.lacks(settings.images):
         raise UsageError(f"the model {card.name} needs a {missing}: give --{missing.lower()} FILE")
     scan = Scan.of_files(settings.images["T1w"], settings.images.get("FLAIR"))
-    check_same_scan(Job(scan, card, settings.bids_dir, settings.output_dir), settings.overwrite)
+    check_same_scan(Job(scan, card, settings.bids_dir, settings.output_dir), overwrite=settings.overwrite)
     return Selection([scan], [])
 
 
@@ -105,9 +105,9 @@ def _checked(settings: Settings) -> tuple[Card, list[Space]]:
     return card, spaces
 
 
-def _agenda(settings: Settings, card: Card, selection: Selection, spaces: Sequence[Space]) -> Agenda:
+def _agenda(settings: Settings, card: Card, selection: Selection, *, spaces: Sequence[Space]) -> Agenda:
     """Return the plan of the run. DataError if no scan can be used; OutputNotWritable for files of other tools."""
-    jobs, passed_over, unusable = _jobs(settings, card, selection.scans, spaces)
+    jobs, passed_over, unusable = _jobs(settings, card, selection.scans, spaces=spaces)
     unusable += [_failure(key, InputMissing(reason)) for key, reason in selection.closed.items()]
     if not jobs:
         raise DataError("; ".join(str(error) for _, error in unusable))
@@ -139,7 +139,7 @@ def _process(settings: Settings, card: Card, agenda: Agenda) -> None:
     log.save()
     outcomes = Outcomes(settings, log, list(agenda.unusable))
     try:
-        _segment(settings, card, agenda.todo, outcomes)
+        _segment(settings, card, agenda.todo, outcomes=outcomes)
     finally:
         log.finish()
     if not lists_model(settings.output_dir, card.name):  # a simultaneous run on a file system without locks
@@ -163,7 +163,7 @@ def _manifest(settings: Settings, card: Card, agenda: Agenda) -> RunLog:
     )
 
 
-def _segment(settings: Settings, card: Card, jobs: Sequence[Job], outcomes: Outcomes) -> None:
+def _segment(settings: Settings, card: Card, jobs: Sequence[Job], *, outcomes: Outcomes) -> None:
     """Run every job, in this process, in several processes of this machine, or on a cluster."""
     if not jobs:
         return
@@ -175,7 +175,7 @@ def _segment(settings: Settings, card: Card, jobs: Sequence[Job], outcomes: Outc
         return
     from bidsseg.execution.cluster import spread
 
-    spread(settings, jobs, outcomes.take, workers)
+    spread(settings, jobs, outcomes.take, workers=workers)
 
 
 def _shard(settings: Settings) -> list[str] | None:
@@ -187,7 +187,7 @@ def _shard(settings: Settings) -> list[str] | None:
 
 
 def _jobs(
-    settings: Settings, card: Card, scans: Sequence[Scan], spaces: Sequence[Space]
+    settings: Settings, card: Card, scans: Sequence[Scan], *, spaces: Sequence[Space]
 ) -> tuple[list[Job], list[Entry], list[Failure]]:
     """Return the jobs, the scans without an image that the model needs, and those with invalid file names."""
     jobs, passed_over, unusable = [], [], []

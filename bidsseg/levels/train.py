@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 
 
 def train_level(settings: Settings) -> Path:
-    """Trains the recipe on everything that is labelled and returns the model folder.
+    """Train the recipe on all labelled scans and return the model folder.
 
     The participants of one fold, or those named, are held out; the card states what the model reaches on them. A
     cross-validation trains every fold, then a model on all participants, whose card states what the folds reach.
-    TemporaryFailure (75) if it was told to stop before its time: run again with --resume. UsageError (64) for a device on
-    which training was never tried.
+
+    Raises:
+        TemporaryFailure: the run was interrupted; run again with --resume.
+        UsageError: training was never tried on this device.
     """
     if settings.device == "mps":
         raise UsageError("--device mps: a model can only be trained on cpu or cuda")
@@ -30,7 +32,7 @@ def train_level(settings: Settings) -> Path:
         from bidsseg.learning import training
 
         machine = choose_machine(settings)
-        setup = training.set_up(settings, machine.device, machine.precision, machine.threads)
+        setup = training.set_up(settings, machine.device, machine.precision, threads=machine.threads)
         if warning := emulation(machine):
             setup.report.warn(warning)
         train = _train if settings.training.cross_validate is None else _cross_validate
@@ -83,5 +85,7 @@ def _fit(setup: Setup, people: People, interruption: Interruption) -> Path:
     start = load_model(setup.options.init) if setup.options.init else None
     card = training.card_of(setup, people, start)
     network = training.begun(setup, card, start)
-    state = training.learn(network, setup, people, training.conditions_of(setup, people, start, interruption))
-    return training.conclude(setup, people, card, network, state, interruption)
+    state = training.learn(
+        network, setup, people, conditions=training.conditions_of(setup, people, start, interruption=interruption)
+    )
+    return training.conclude(setup, people, card, network=network, state=state, interruption=interruption)

@@ -130,7 +130,7 @@ def load_model(name_or_folder: str) -> Model:
         reason = str(error).strip().splitlines()[-1].strip()
         raise DataError(f"model {card.name}: the weights do not fit the network on the card ({reason})") from error
     locator = load_model(card.locator) if card.locator else None
-    return Model(card, network.eval().requires_grad_(False), locator)
+    return Model(card, network.eval().requires_grad_(requires_grad=False), locator)
 
 
 def save_model(card: Card, weights: dict[str, Tensor], folder: Path) -> Card:

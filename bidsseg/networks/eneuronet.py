@@ -79,6 +79,7 @@ class Block(nn.Module):
         inputs: int,
         inner: int,
         grouped: nn.Conv3d | nn.ConvTranspose3d,
+        *,
         outputs: int,
         shortcut: nn.Conv3d | nn.ConvTranspose3d | None,
         dropout: float,
@@ -105,7 +106,7 @@ def with_norm(conv: nn.Conv3d | nn.ConvTranspose3d, norm: str | None) -> nn.Modu
 
 
 def encoder_stage(
-    blocks: int, stride: int, inputs: int, inner: int, outputs: int, dropout: float, norm: str | None
+    blocks: int, stride: int, inputs: int, *, inner: int, outputs: int, dropout: float, norm: str | None
 ) -> nn.Sequential:
     """Return blocks, the first of which projects (N, inputs, D, H, W) to (N, outputs, D/stride, H/stride, W/stride)."""
 
@@ -113,14 +114,26 @@ def encoder_stage(
         return nn.Conv3d(inner, inner, 3, padding=1, groups=PATHS)
 
     grouped = even() if stride == 1 else HalvingConv(inner, inner, PATHS)
-    first = Block(inputs, inner, grouped, outputs, nn.Conv3d(inputs, outputs, 1, stride), dropout, norm)
+    first = Block(
+        inputs,
+        inner,
+        grouped,
+        outputs=outputs,
+        shortcut=nn.Conv3d(inputs, outputs, 1, stride),
+        dropout=dropout,
+        norm=norm,
+    )
     return nn.Sequential(
-        first, *(Block(outputs, inner, even(), outputs, None, dropout, norm) for _ in range(blocks - 1))
+        first,
+        *(
+            Block(outputs, inner, even(), outputs=outputs, shortcut=None, dropout=dropout, norm=norm)
+            for _ in range(blocks - 1)
+        ),
     )
 
 
 def decoder_stage(
-    blocks: int, inputs: int, inner: int, outputs: int, read: int, dropout: float, norm: str | None
+    blocks: int, inputs: int, inner: int, *, outputs: int, read: int, dropout: float, norm: str | None
 ) -> nn.Sequential:
     """Return blocks that read some channels; the first enlarges (N, inputs, D, H, W) to (N, outputs, 2D, 2H, 2W)."""
 
@@ -129,9 +142,21 @@ def decoder_stage(
 
     # A kernel of one voxel: the input is at the even voxels, the others contain only the bias.
     shortcut = nn.ConvTranspose3d(inputs, outputs, 1, 2, output_padding=1)
-    first = Block(inputs, inner, DoublingConv(read, outputs, PATHS), outputs, shortcut, dropout, norm)
+    first = Block(
+        inputs,
+        inner,
+        DoublingConv(read, outputs, PATHS),
+        outputs=outputs,
+        shortcut=shortcut,
+        dropout=dropout,
+        norm=norm,
+    )
     return nn.Sequential(
-        first, *(Block(outputs, inner, even(), outputs, None, dropout, norm) for _ in range(blocks - 1))
+        first,
+        *(
+            Block(outputs, inner, even(), outputs=outputs, shortcut=None, dropout=dropout, norm=norm)
+            for _ in range(blocks - 1)
+        ),
     )
 
 
@@ -146,7 +171,7 @@ class Trunk(nn.Module):
         norm: normalisation of the blocks, one of NORMS; None without.
     """
 
-    def __init__(self, images: int, dropout: float = 0.0, faithful: bool = True, norm: str | None = None) -> None:
+    def __init__(self, images: int, dropout: float = 0.0, *, faithful: bool = True, norm: str | None = None) -> None:
         super().__init__()
         self.stem = nn.Sequential(HalvingConv(images, 16), nn.Conv3d(16, 32, 3, padding=1), Activation(dropout))
         # Rounding up lets the last window reach one voxel beyond the volume, which is ignored.
@@ -154,11 +179,15 @@ class Trunk(nn.Module):
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         channels = 32
         for blocks, stride, inner, outputs in ENCODER:
-            self.encoder.append(encoder_stage(blocks, stride, channels, inner, outputs, dropout, norm))
+            self.encoder.append(
+                encoder_stage(blocks, stride, channels, inner=inner, outputs=outputs, dropout=dropout, norm=norm)
+            )
             channels = outputs
         for blocks, inner, outputs in DECODER:
             read = outputs if faithful else inner
-            self.decoder.append(decoder_stage(blocks, channels, inner, outputs, read, dropout, norm))
+            self.decoder.append(
+                decoder_stage(blocks, channels, inner, outputs=outputs, read=read, dropout=dropout, norm=norm)
+            )
             channels = outputs
         self.enlarge = DoublingConv(channels, 32)
 
@@ -195,13 +224,14 @@ class ENeuroNet(Network):
         outputs: dict[str, int],
         images: PositiveInt = 1,
         dropout: Annotated[str, one_of(DROPOUT)] = "as_run",
+        *,
         faithful: bool = True,
     ) -> None:
         super().__init__()
         share = DROPOUT[dropout]
         self.outputs = dict(outputs)
         self.numbers_per_voxel = 64 + 3 * sum(outputs.values())
-        self.trunk = Trunk(images, share, faithful)
+        self.trunk = Trunk(images, share, faithful=faithful)
         self.before = nn.ModuleDict(
             {name: nn.Sequential(nn.Conv3d(32, n, 3, padding=1), Activation(share)) for name, n in outputs.items()}
         )

@@ -35,7 +35,7 @@ AT_ONCE = 32
 """Number of channels that are upsampled together outside of training."""
 
 
-def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv3d:
+def conv(inputs: int, outputs: int, kernel: int, *, stride: int = 1) -> nn.Conv3d:
     """Return a convolution without bias: (N, inputs, D, H, W) to (N, outputs, D, H, W), half of it at stride 2."""
     return nn.Conv3d(inputs, outputs, kernel, stride, padding=(kernel - 1) // 2, bias=False)
 
@@ -55,13 +55,13 @@ class ResidualUnit(nn.Module):
         act: one of ACTIVATIONS.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int, act: str) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, *, act: str) -> None:
         super().__init__()
         self.stride = stride
         before = (outputs - inputs) // 2
         self.zeros = before, outputs - inputs - before
         activation, kernel = ACTIVATIONS[act], 4 if stride == 2 else 3
-        self.first = nn.Sequential(batch_norm(inputs), activation(), conv(inputs, outputs, kernel, stride))
+        self.first = nn.Sequential(batch_norm(inputs), activation(), conv(inputs, outputs, kernel, stride=stride))
         self.second = nn.Sequential(batch_norm(outputs), activation(), conv(outputs, outputs, 3))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -221,6 +221,7 @@ class NeuroNet(Network):
         outputs: dict[str, int],
         images: PositiveInt = 1,
         widths: Widths = (16, 32, 64, 128),
+        *,
         act: Annotated[str, one_of(ACTIVATIONS)] = "relu6",
     ) -> None:
         super().__init__()
@@ -230,7 +231,8 @@ class NeuroNet(Network):
         self.numbers_per_voxel = 8 * widths[0] + sum(widths)
         self.stem = conv(images, widths[0], 3)
         self.scales = nn.ModuleList(
-            nn.Sequential(ResidualUnit(a, b, 2, act), ResidualUnit(b, b, 1, act)) for a, b in itertools.pairwise(widths)
+            nn.Sequential(ResidualUnit(a, b, 2, act=act), ResidualUnit(b, b, 1, act=act))
+            for a, b in itertools.pairwise(widths)
         )
         self.tails = nn.ModuleDict({name: Tail(widths, regions) for name, regions in outputs.items()})
         self.heads = nn.ModuleDict({name: conv(regions, regions, 1) for name, regions in outputs.items()})

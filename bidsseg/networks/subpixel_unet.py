@@ -40,7 +40,7 @@ class ChannelNorm(nn.Module):
         return F.layer_norm(x, self.weight.shape, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
 
-def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, bias: bool = False) -> nn.Sequential:
+def conv(inputs: int, outputs: int, kernel: int = 3, *, stride: int = 1, bias: bool = False) -> nn.Sequential:
     """Return convolution, normalisation and ReLU."""
     padding = 1 if kernel == 3 else 0
     return nn.Sequential(
@@ -86,6 +86,7 @@ class SubpixelUNet(Network):
         outputs: dict[str, int],
         images: PositiveInt = 1,
         coordinates: Literal[0, 3] = 3,
+        *,
         widths: Widths = (32, 64, 128, 192),
         features: PositiveInt = 32,
         last: PositiveInt = 64,

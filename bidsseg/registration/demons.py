@@ -34,9 +34,9 @@ def deform(moving: Volume, fixed: Volume, motion: np.ndarray) -> Field:
     """
     still = coarse(image_of(fixed), SPACING_MM)
     moved = sitk.Resample(image_of(moving), still, transform_of(motion), sitk.sitkLinear, 0.0)
-    moved = sitk.HistogramMatching(moved, still, BINS, POINTS, True)
+    moved = sitk.HistogramMatching(moved, still, BINS, POINTS, True)  # noqa: FBT003  (no names of arguments)
     demons = sitk.DiffeomorphicDemonsRegistrationFilter()
-    demons.SetSmoothDisplacementField(True)
+    demons.SetSmoothDisplacementField(True)  # noqa: FBT003
     demons.SetStandardDeviations(SMOOTHING)
     field = sitk.Image([4, 4, 4], sitk.sitkVectorFloat64, 3)
     for block, steps in STEPS.items():

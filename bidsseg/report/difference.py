@@ -37,7 +37,9 @@ def difference_picture(found: Volume, reference: Volume, image: Volume | None) -
     pictures = []
     for plane in PLANES:
         counts = differ.sum(plane[1:])
-        row = Row.make(plane, one.shape, spacing, bounds, positions=[int(counts.argmax())], pixels_per_mm=PIXELS_PER_MM)
+        row = Row.make(
+            plane, one.shape, spacing, bounds=bounds, positions=[int(counts.argmax())], pixels_per_mm=PIXELS_PER_MM
+        )
         picture = row.greys(ground, window)[0]
         outlines = [outline(row.enlarged(labels)[0]) for labels in (one, other)]
         picture[outlines[0]], picture[outlines[1]] = FOUND, REFERENCE

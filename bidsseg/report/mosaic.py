@@ -56,7 +56,7 @@ def write_mosaics(image: Volume, overlays: Mapping[Path, Overlay]) -> None:
     data = apply_orientation(image.data, orientation)
     labels = {path: apply_orientation(overlay.labels, orientation) for path, overlay in overlays.items()}
     bounds = labelled_bounds(list(labels.values()), data.shape)
-    rows = [Row.make(plane, data.shape, spacing, bounds) for plane in PLANES]
+    rows = [Row.make(plane, data.shape, spacing, bounds=bounds) for plane in PLANES]
     greys: list[list[np.ndarray]] = []
     for path, overlay in overlays.items():
         drawn = [row.drawn(labels[path], overlay) for row in rows]
@@ -92,8 +92,8 @@ class Row:
         plane: tuple[int, int, int],
         shape: Sequence[int],
         spacing: np.ndarray,
-        bounds: Sequence[tuple[int, int]],
         *,
+        bounds: Sequence[tuple[int, int]],
         positions: Sequence[int] = (),
         pixels_per_mm: float = PIXELS_PER_MM,
     ) -> Row:

@@ -44,6 +44,7 @@ def write_figures(
     output_dir: Path,
     scan: Scan,
     model: str,
+    *,
     image: Volume,
     labels: Mapping[str, np.ndarray],
     protocols: Mapping[str, Protocol],

@@ -28,6 +28,7 @@ def write_viewer(
     page: Path,
     title: str,
     image: Volume,
+    *,
     labels: Mapping[str, np.ndarray],
     protocols: Mapping[str, Protocol],
     lesion: np.ndarray | None = None,

@@ -145,7 +145,7 @@ class ModelInput:
 
 
 def model_input(
-    images: Mapping[str, Volume], model: Model, engine: Engine, notes: list[str], progress: Callable[[str], None]
+    images: Mapping[str, Volume], model: Model, engine: Engine, *, notes: list[str], progress: Callable[[str], None]
 ) -> ModelInput:
     """Place the model grid, and resample the images and coordinates to it.
 
@@ -165,12 +165,20 @@ def model_input(
         brain = find_brain(images, model.locator, engine)
         found = brain.probability.numpy() > 0.5
         native_mm = canonical_spacing(volume)
-        grid = box_grid(brain.grid, found, card.spacing_mm, card.margin_mm, multiple, native_mm, brain.turn)
+        grid = box_grid(
+            brain.grid,
+            found,
+            card.spacing_mm,
+            margin_mm=card.margin_mm,
+            multiple=multiple,
+            native_mm=native_mm,
+            turn=brain.turn,
+        )
         mask = between(brain.probability, brain.grid, grid) > 0.5
         shown = dilate(mask, round(card.shown_mm / card.spacing_mm))
         wanted = dilate(shown, 1)  # features are interpolated: one voxel more than the visible region
         frame = brain.frame_on(grid, mask)
-    image = stack(images, card.inputs, grid, shown)
+    image = stack(images, card.inputs, grid, needed=shown)
     if brain is not None:
         image[0] = brain.unshaded(image[0], grid)
     return ModelInput(grid, normalise_each(image, shown, card.normalisation)[None], frame, wanted, brain)
@@ -184,7 +192,7 @@ def find_brain(images: Mapping[str, Volume], locator: Model, engine: Engine) -> 
     Args:
         images: as for ``model_input``.
     """
-    seen = model_input(images, locator, engine, [], lambda stage: None)
+    seen = model_input(images, locator, engine, notes=[], progress=lambda stage: None)
     probability, features = look(seen, locator, engine)
     if seen.brain is not None:
         return replace(seen.brain, grid=seen.grid, probability=probability)
@@ -194,24 +202,32 @@ def find_brain(images: Mapping[str, Volume], locator: Model, engine: Engine) -> 
     card, volume = locator.card, images[locator.card.inputs[0]]
     reference = Reference.from_card(locator.card.pose)
     chance = region_chance(features, brain, locator)
-    pose = pose_of(chance, brain, locator, reference)
+    pose = pose_of(chance, brain, locator, reference=reference)
     if pose is not None and pose.angle_deg > TURN_FROM_DEG:
         found, multiple, native_mm = probability.numpy() > 0.5, locator.network.multiple, canonical_spacing(volume)
-        grid = box_grid(brain.grid, found, card.spacing_mm, AROUND_MM, multiple, native_mm, as_turn(pose.turn))
+        grid = box_grid(
+            brain.grid,
+            found,
+            card.spacing_mm,
+            margin_mm=AROUND_MM,
+            multiple=multiple,
+            native_mm=native_mm,
+            turn=as_turn(pose.turn),
+        )
         image = normalise_each(stack(images, card.inputs, grid), None, card.normalisation)[None]
         probability, features = look(ModelInput(grid, image), locator, engine)
         brain = Brain(grid, probability)
         chance = region_chance(features, brain, locator)
-        pose = pose_of(chance, brain, locator, reference) or pose
+        pose = pose_of(chance, brain, locator, reference=reference) or pose
     if pose is None or pose.error_mm > LARGEST_ERROR_MM:
         return brain
-    brain = posed(brain, pose, reference, volume, locator)
-    return replace(brain, shading=shading_of(volume, chance, brain, locator))
+    brain = posed(brain, pose, reference, volume=volume, locator=locator)
+    return replace(brain, shading=shading_of(volume, chance, brain, locator=locator))
 
 
 def look(seen: ModelInput, locator: Model, engine: Engine) -> tuple[Tensor, Features]:
     """Return the brain's probability (D, H, W) and the features of a locator. DataError if there is no brain."""
-    features = features_of(locator.network, seen.image, seen.position, seen.wanted, engine, [])
+    features = features_of(locator.network, seen.image, seen.position, wanted=seen.wanted, engine=engine, notes=[])
     with torch.inference_mode():
         probability = torch.sigmoid(brain_logit([features], head_weights(locator)))
     piece = largest_piece(probability.numpy() > 0.5)
@@ -231,7 +247,7 @@ def region_chance(features: Features, brain: Brain, locator: Model) -> np.ndarra
         return torch.softmax(logits, 1).double().numpy()
 
 
-def pose_of(chance: np.ndarray, brain: Brain, locator: Model, reference: Reference) -> Pose | None:
+def pose_of(chance: np.ndarray, brain: Brain, locator: Model, *, reference: Reference) -> Pose | None:
     """Return the pose of a head, from the positions of its regions weighted with their probabilities (V, R)."""
     assert locator.card.pose is not None
     indices = locator.heads[locator.card.pose["head"]].indices
@@ -241,7 +257,7 @@ def pose_of(chance: np.ndarray, brain: Brain, locator: Model, reference: Referen
     return find_pose(centres, mass * brain.grid.spacing_mm**3, reference)
 
 
-def shading_of(volume: Volume, chance: np.ndarray, brain: Brain, locator: Model) -> Shading | None:
+def shading_of(volume: Volume, chance: np.ndarray, brain: Brain, *, locator: Model) -> Shading | None:
     """Return the shading of an image, measured in white matter; None if it is not stronger than usual."""
     assert locator.card.pose is not None and brain.frame_mm is not None
     regions = locator.heads[locator.card.pose["head"]].regions
@@ -256,7 +272,7 @@ def shading_of(volume: Volume, chance: np.ndarray, brain: Brain, locator: Model)
     return shading if shading.strength > STRONG_SHADING else None
 
 
-def posed(brain: Brain, pose: Pose, reference: Reference, volume: Volume, locator: Model) -> Brain:
+def posed(brain: Brain, pose: Pose, reference: Reference, *, volume: Volume, locator: Model) -> Brain:
     """Return the brain with the rotation of its head, and with the frame of the whole brain if the scan cuts it."""
     spacing = canonical_spacing(volume)
     low, high = -0.5 * spacing, (np.array(canonical_shape(volume)) - 0.5) * spacing

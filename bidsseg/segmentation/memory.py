@@ -45,7 +45,7 @@ def require_memory(model: Model, memory_mb: int, number_bytes: int) -> None:
         )
 
 
-def left_for_network(model: Model, memory_mb: int, voxels: int, number_bytes: int, strict: bool) -> int:
+def left_for_network(model: Model, memory_mb: int, voxels: int, *, number_bytes: int, strict: bool) -> int:
     """Return the memory (MB) for the network, within a limit for the process, for a scan with some number of voxels.
 
     Args:

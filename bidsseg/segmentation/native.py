@@ -117,7 +117,7 @@ class Reading:
     entropy: np.ndarray | None
 
     @staticmethod
-    def empty(indices: np.ndarray, count: int, probabilities: bool, entropy: bool) -> Reading:
+    def empty(indices: np.ndarray, count: int, *, probabilities: bool, entropy: bool) -> Reading:
         """Return background at a number of voxels."""
         small = np.min_scalar_type(int(indices.max()))
         return Reading(
@@ -152,6 +152,7 @@ def read_heads(
     volume: Volume,
     grid: Grid,
     features: Sequence[Features],
+    *,
     weights: Mapping[str, tuple[Tensor, Tensor]],
     model: Model,
     want_probabilities: bool,
@@ -166,7 +167,7 @@ def read_heads(
     low, high = np.array(box).T
     shape = tuple((high - low).tolist())
     grid = grid.moved(-low * spacing)
-    chance = brain_chance(brain_logit(features, weights), grid, shape, spacing)
+    chance = brain_chance(brain_logit(features, weights), grid, shape, spacing=spacing)
     near = (torch.from_numpy(chance) > LIKELY).numpy()  # NumPy is slow with 16-bit numbers
     near = largest_piece(near) if "brain" in weights else near
     place = Place(volume, box, np.flatnonzero(near))
@@ -176,8 +177,16 @@ def read_heads(
         asked = name in model.card.protocols
         indices = np.array(model.heads[name].indices)
         count = len(place.voxels)
-        readings[name] = Reading.empty(indices, count, want_probabilities and asked, want_entropy and asked)
-    fill(readings, features, weights, place.voxels, lambda some: corners(some, shape, spacing, grid))
+        readings[name] = Reading.empty(
+            indices, count, probabilities=want_probabilities and asked, entropy=want_entropy and asked
+        )
+    fill(
+        readings,
+        features,
+        weights,
+        voxels=place.voxels,
+        corners_of=lambda some: corners(some, shape, spacing, grid=grid),
+    )
     if "brain" in weights:
         near &= (torch.from_numpy(chance) > 0.5).numpy()
         brain = without_bridges(largest_piece(near), spacing)
@@ -189,7 +198,7 @@ def read_heads(
     for reading in readings.values():
         reading.labels[~kept] = 0
     quality = readings[names[0]].certainty[kept] if names else chance[brain]
-    return answer(readings, place, model, place.native(brain), float(quality.mean(dtype=np.float64)))
+    return answer(readings, place, model, brain=place.native(brain), quality=float(quality.mean(dtype=np.float64)))
 
 
 @dataclass(frozen=True)
@@ -209,7 +218,7 @@ class Place:
     def positions(self) -> np.ndarray:
         """Return the flat positions (P,) in the canonical form of the scan."""
         low, high = np.array(self.box).T
-        return flat(self.voxels, tuple((high - low).tolist()), low, canonical_shape(self.volume))
+        return flat(self.voxels, tuple((high - low).tolist()), low, whole=canonical_shape(self.volume))
 
     def filled(self, values: np.ndarray) -> np.ndarray:
         """Return values (P,) in the box, 0 elsewhere in it."""
@@ -225,7 +234,7 @@ class Place:
 
 
 def answer(
-    readings: Mapping[str, Reading], place: Place, model: Model, brain: np.ndarray, quality: float
+    readings: Mapping[str, Reading], place: Place, model: Model, *, brain: np.ndarray, quality: float
 ) -> Segmentation:
     """Return the segmentation on the grid of the scan, for the protocols that the model writes."""
     volume, lesion = place.volume, None
@@ -252,6 +261,7 @@ def fill(
     readings: Mapping[str, Reading],
     features: Sequence[Features],
     weights: Mapping[str, tuple[Tensor, Tensor]],
+    *,
     voxels: np.ndarray,
     corners_of: Callable[[np.ndarray], tuple[Tensor, Tensor]],
 ) -> None:
@@ -273,7 +283,7 @@ def covered(grid: Grid, shape: tuple[int, ...], spacing: np.ndarray) -> Box:
     return x, y, z
 
 
-def flat(voxels: np.ndarray, shape: tuple[int, ...], low: np.ndarray, whole: tuple[int, ...]) -> np.ndarray:
+def flat(voxels: np.ndarray, shape: tuple[int, ...], low: np.ndarray, *, whole: tuple[int, ...]) -> np.ndarray:
     """Return flat positions (P,) in a box of a shape as positions in the whole, where the box begins at low (3,)."""
     inside = np.array(np.unravel_index(voxels, shape)) + low[:, None]
     return np.ravel_multi_index((inside[0], inside[1], inside[2]), whole)
@@ -294,15 +304,16 @@ def brain_logit(features: Sequence[Features], weights: Mapping[str, tuple[Tensor
     return logit + (bias[1] - bias[0])
 
 
-def brain_chance(logit: Tensor, grid: Grid, shape: tuple[int, ...], spacing: np.ndarray) -> np.ndarray:
+def brain_chance(logit: Tensor, grid: Grid, shape: tuple[int, ...], *, spacing: np.ndarray) -> np.ndarray:
     """Return the brain's probability, float16, on the canonical native grid, from its logit (D, H, W); 0 outside.
 
     The logit is interpolated on a few planes at a time: a native grid can have thirty times as many voxels.
     """
     if grid.turn != UPRIGHT:
-        return turned_chance(logit, grid, shape, spacing)
+        return turned_chance(logit, grid, shape, spacing=spacing)
     to_native = [
-        hat_weights(grid.shape[i], grid.spacing_mm, shape[i], spacing[i], -grid.origin_mm[i]) for i in range(3)
+        hat_weights(grid.shape[i], grid.spacing_mm, shape[i], spacing_out=spacing[i], origin_out=-grid.origin_mm[i])
+        for i in range(3)
     ]
     within = [(matrix.sum(1) > 0).astype(np.float32) for matrix in to_native]
     covered = torch.from_numpy(np.outer(within[1], within[2]))
@@ -315,18 +326,20 @@ def brain_chance(logit: Tensor, grid: Grid, shape: tuple[int, ...], spacing: np.
     return chance
 
 
-def turned_chance(logit: Tensor, grid: Grid, shape: tuple[int, ...], spacing: np.ndarray) -> np.ndarray:
+def turned_chance(logit: Tensor, grid: Grid, shape: tuple[int, ...], *, spacing: np.ndarray) -> np.ndarray:
     """Return the brain's probability from a rotated grid, about 0 outside of it."""
     matrix = np.asarray(grid.turn).T * spacing[None] / grid.spacing_mm
     chance = np.zeros(shape, np.float16)
     for start in range(0, shape[0], PLANES):
         planes = min(PLANES, shape[0] - start), *shape[1:]
         first = grid.voxels(np.array([[start * spacing[0], 0.0, 0.0]]))[0]
-        chance[start : start + PLANES] = torch.sigmoid(linearly(logit, matrix, first, planes, ELSEWHERE)).half().numpy()
+        chance[start : start + PLANES] = (
+            torch.sigmoid(linearly(logit, matrix, first, shape=planes, outside=ELSEWHERE)).half().numpy()
+        )
     return chance
 
 
-def corners(voxels: np.ndarray, shape: tuple[int, ...], spacing: np.ndarray, grid: Grid) -> tuple[Tensor, Tensor]:
+def corners(voxels: np.ndarray, shape: tuple[int, ...], spacing: np.ndarray, *, grid: Grid) -> tuple[Tensor, Tensor]:
     """Return the flat positions (P, N) of the model voxels around native voxels (P,), and their weights (P, N).
 
     N is 8, or less where the grids coincide: a scan with the spacing of the model grid is not interpolated.

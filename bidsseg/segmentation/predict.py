@@ -43,12 +43,12 @@ def segment(
     notes: list[str] = []
     used = rescaled_each({suffix: image for suffix, image in images.items() if suffix in model.card.inputs})
     used, start_mm = within_content(used, model.card.inputs[0])
-    seen = model_input(used, model, engine, notes, progress)
+    seen = model_input(used, model, engine, notes=notes, progress=progress)
     grid = seen.grid.moved(start_mm)
     findings = list(seen.brain.findings) if seen.brain is not None else []
     del used
     progress("segmenting")
-    features = [features_of(model.network, seen.image, seen.position, seen.wanted, engine, notes)]
+    features = [features_of(model.network, seen.image, seen.position, wanted=seen.wanted, engine=engine, notes=notes)]
     weights = head_weights(model)
     one_sided = next((head.one_sided for head in model.heads.values() if head.unpaired), None)
     mirror = model.card.mirror and not fast
@@ -58,20 +58,28 @@ def segment(
         # Predictions depend on the position of the cells: those of the second pass cross the borders of the first.
         steps = 0 if seen.wanted is None else model.network.cell // 2
         seen = seen.mirrored(steps)
-        there = features_of(model.network, seen.image, seen.position, seen.wanted, engine, notes)
+        there = features_of(model.network, seen.image, seen.position, wanted=seen.wanted, engine=engine, notes=notes)
         features.append(there.mirrored(steps))
-        weights = {name: mirrored_head(model, name, w, b) for name, (w, b) in weights.items()}
+        weights = {name: mirrored_head(model, name, w, bias=b) for name, (w, b) in weights.items()}
     del seen
     progress("labelling")
     with torch.inference_mode():
-        result = read_heads(volume, grid, features, weights, model, want_probabilities, want_entropy)
+        result = read_heads(
+            volume,
+            grid,
+            features,
+            weights=weights,
+            model=model,
+            want_probabilities=want_probabilities,
+            want_entropy=want_entropy,
+        )
     result.device, result.precision, result.notes = device, precision, list(dict.fromkeys(notes))
     result.findings += findings
     result.findings += doubts(result, model, volume.voxel_volume_mm3)
     return result
 
 
-def mirrored_head(model: Model, name: str, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def mirrored_head(model: Model, name: str, weight: Tensor, *, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Return the head for the mean of the logits of a scan and its mirror image, from features (..., 2F)."""
     partners = torch.tensor(model.heads[name].partners())
     return torch.cat([weight, weight[partners]], 1) / 2, (bias + bias[partners]) / 2

@@ -22,7 +22,7 @@ SMALLEST_WINDOW = 64
 
 
 def features_of(
-    network: Network, image: Tensor, position: Tensor | None, wanted: Tensor | None, engine: Engine, notes: list[str]
+    network: Network, image: Tensor, position: Tensor | None, *, wanted: Tensor | None, engine: Engine, notes: list[str]
 ) -> Features:
     """Return features of an image (1, C, D, H, W) with coordinates (1, 3, D/2, H/2, W/2) or None.
 
@@ -39,7 +39,7 @@ def features_of(
         if any(w < s for w, s in zip(window, image.shape[2:], strict=True)):
             notes.append(f"predicted in windows of {'x'.join(map(str, window))} voxels on {device} to save memory")
         try:
-            rows = in_windows(network, image, position, cells, window, device, engine.dtype)
+            rows = in_windows(network, image, position, cells=cells, window=window, device=device, dtype=engine.dtype)
             return Features.of_cells(network, rows, cells)
         except (MemoryError, RuntimeError) as error:
             if not lacks_memory(error) or number == len(attempts) - 1:
@@ -66,6 +66,7 @@ def in_windows(
     network: Network,
     image: Tensor,
     position: Tensor | None,
+    *,
     cells: Tensor,
     window: Sequence[int],
     device: str,
@@ -82,7 +83,9 @@ def in_windows(
     count = int(cells.sum())
     number[cells] = torch.arange(count)
     target: Tensor | None = None
-    for cores in itertools.product(*(steps(n, w, halo, network.multiple) for n, w in zip(shape, window, strict=True))):
+    for cores in itertools.product(
+        *(steps(n, w, halo, multiple=network.multiple) for n, w in zip(shape, window, strict=True))
+    ):
         outer = [(max(0, a - halo), min(n, b + halo)) for (a, b), n in zip(cores, shape, strict=True)]
         core = tuple(slice(a // edge, b // edge) for a, b in cores)
         here = torch.zeros([(b - a) // edge for a, b in outer], dtype=torch.bool)
@@ -103,7 +106,7 @@ def in_windows(
     return target
 
 
-def steps(size: int, window: int, halo: int, multiple: int) -> list[tuple[int, int]]:
+def steps(size: int, window: int, halo: int, *, multiple: int) -> list[tuple[int, int]]:
     """Return cores of windows along an axis, [start, end): core and halo are no longer than the window, if possible."""
     if window >= size:
         return [(0, size)]

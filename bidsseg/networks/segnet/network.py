@@ -51,6 +51,7 @@ class SegNet(nn.Module):
         outputs: Mapping[str, int],
         groups: Sequence[str] = ("fine", "compressed", "cube", "distances"),
         planes: Sequence[int] = (0, 1, 2),
+        *,
         hidden: Sequence[int] = (3000, 3000),
         scale: str = "both",
         noise: float = 0.2,

@@ -63,8 +63,8 @@ def segment_in_stages(
     first: SegNet,
     second: SegNet,
     image: Tensor,
-    mask: Tensor,
     *,
+    mask: Tensor,
     dtype: torch.dtype = torch.float32,
     most: int = STAGES,
 ) -> tuple[Staged, Tensor]:
@@ -78,12 +78,12 @@ def segment_in_stages(
     """
     seen = surroundings(image, mask)
     logits = voxel_logits(first, seen, mask, dtype=dtype)
-    known = first_layer(second, seen, mask, dtype)
+    known = first_layer(second, seen, mask, dtype=dtype)
 
     def refine(labels: Tensor) -> Tensor:
         nonlocal logits
         centroids = centroids_of(labels, len(second.distance_mean))
-        logits = with_distances(second, known, mask, centroids, dtype)
+        logits = with_distances(second, known, mask, centroids=centroids, dtype=dtype)
         return painted(mask, logits)
 
     return until_settled(painted(mask, logits), refine, most), logits
@@ -95,8 +95,8 @@ def until_settled(labels: Tensor, refine: Callable[[Tensor], Tensor], most: int 
     for stage in range(1, most + 1):
         before, labels = labels, refine(labels)
         if torch.equal(before, labels):
-            return Staged(labels, stage, True, first)
-    return Staged(labels, most, False, first)
+            return Staged(labels, stage, settled=True, first=first)
+    return Staged(labels, most, settled=False, first=first)
 
 
 class StagedSegNet(Network):
@@ -121,6 +121,7 @@ class StagedSegNet(Network):
         outputs: dict[str, int],
         groups: Annotated[Sequence[Annotated[str, one_of(GROUPS)]], Len(1)] = ("fine", "compressed", "cube"),
         hidden: Sequence[PositiveInt] = (3000, 3000),
+        *,
         scale: Annotated[str, one_of(SCALES)] = "both",
         noise: NonNegativeFloat = 0.2,
         cube_neurons: PositiveInt = 1000,
@@ -153,7 +154,7 @@ class StagedSegNet(Network):
         kind, mask = image.device.type, image[0, 0] != 0
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
         with torch.autocast(kind, enabled=False):  # enabled inside where needed
-            _, last = segment_in_stages(self.first, self.second, image[0, 0], mask, dtype=dtype, most=self.stages)
+            _, last = segment_in_stages(self.first, self.second, image[0, 0], mask=mask, dtype=dtype, most=self.stages)
         found = torch.zeros((*mask.shape, self.regions), dtype=dtype)
         found[..., 0] = SURE
         found[mask.cpu()] = last.to(found.dtype)
@@ -167,8 +168,8 @@ def voxel_logits(
     network: SegNet,
     seen: Surroundings,
     mask: Tensor,
-    centroids: Tensor | None = None,
     *,
+    centroids: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Return logits (P, N+1) of the P True voxels of a mask (X, Y, Z), float32 (or float16, as dtype) on the CPU.
@@ -178,11 +179,13 @@ def voxel_logits(
     Args:
         centroids: (N, 3) voxels, for a network with distances.
     """
-    return with_distances(network, first_layer(network, seen, mask, dtype), mask, centroids, dtype)
+    return with_distances(
+        network, first_layer(network, seen, mask, dtype=dtype), mask, centroids=centroids, dtype=dtype
+    )
 
 
 @torch.inference_mode()
-def first_layer(network: SegNet, seen: Surroundings, mask: Tensor, dtype: torch.dtype) -> Tensor:
+def first_layer(network: SegNet, seen: Surroundings, mask: Tensor, *, dtype: torch.dtype) -> Tensor:
     """Return the first joint layer's output for all groups but the distances, (P, neurons), on the CPU.
 
     It is the same in every stage, and nearly all of the work; 1.2 million voxels with 800 neurons need 2 GB.
@@ -193,14 +196,14 @@ def first_layer(network: SegNet, seen: Surroundings, mask: Tensor, dtype: torch.
     found = torch.empty((len(voxels), network.joint[0].out_features), dtype=dtype)  # type: ignore[arg-type]
     done = 0
     for points in voxels.split(voxels_of_slabs(mask)):
-        found[done : done + len(points)] = slab_layer(network, seen, points.to(device), dtype)
+        found[done : done + len(points)] = slab_layer(network, seen, points.to(device), dtype=dtype)
         done += len(points)
     return found
 
 
 @torch.inference_mode()
 def with_distances(
-    network: SegNet, known: Tensor, mask: Tensor, centroids: Tensor | None, dtype: torch.dtype
+    network: SegNet, known: Tensor, mask: Tensor, *, centroids: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     """Return logits (P, N+1), as ``voxel_logits`` does, from the distances and the output of the first layer."""
     device = network.distance_mean.device
@@ -225,7 +228,7 @@ def painted(mask: Tensor, logits: Tensor) -> Tensor:
     return labels
 
 
-def slab_layer(network: SegNet, seen: Surroundings, voxels: Tensor, dtype: torch.dtype) -> Tensor:
+def slab_layer(network: SegNet, seen: Surroundings, voxels: Tensor, *, dtype: torch.dtype) -> Tensor:
     """Return the first joint layer's output without distances for voxels (P, 3) of the scan that are close together."""
     groups = [group for group in network.groups if group != "distances"]
     others = [group for group in groups if group not in PLANAR]
@@ -270,7 +273,7 @@ class PlanarMaps:
                 around = [0 if other == axis else reach for other in range(3)]
                 window = tuple(slice(int(a) - r, int(b) + r) for a, b, r in zip(self.low, high, around, strict=True))
                 slices = image[window].movedim(axis, 0)[:, None]
-                parts = [dense_plane(network, group, i, part) for part in slices.split(SLICES)]
+                parts = [dense_plane(network, group, i, slices=part) for part in slices.split(SLICES)]
                 self.maps[group].append(torch.cat(parts))
 
     def at(self, group: str, points: Tensor) -> Tensor:
@@ -285,7 +288,7 @@ class PlanarMaps:
         return torch.cat(found, 1)
 
 
-def dense_plane(network: SegNet, group: str, i: int, slices: Tensor) -> Tensor:
+def dense_plane(network: SegNet, group: str, i: int, *, slices: Tensor) -> Tensor:
     """Return the output of ``SegNet.plane`` for every patch, (S, H', W', 50), from slices (S, 1, H, W).
 
     The map of the patch whose first pixel is (h, w) is at (h + 4ai, w + 4aj), i and j from 0 to 3, where a is the

@@ -89,9 +89,9 @@ def describe(
     local = seen.local(points)
     for group in groups:
         if group == "fine":
-            inputs[group] = torch.stack([patches(seen.image, local, axis, 1) for axis in planes], 1)
+            inputs[group] = torch.stack([patches(seen.image, local, axis, step=1) for axis in planes], 1)
         elif group == "compressed":
-            inputs[group] = torch.stack([patches(seen.averaged[axis], local, axis, STEP) for axis in planes], 1)
+            inputs[group] = torch.stack([patches(seen.averaged[axis], local, axis, step=STEP) for axis in planes], 1)
         elif group == "cube":
             inputs[group] = cubes(seen.image, local)
         elif group == "coordinates":
@@ -103,7 +103,7 @@ def describe(
     return inputs
 
 
-def patches(image: Tensor, points: Tensor, axis: int, step: int) -> Tensor:
+def patches(image: Tensor, points: Tensor, axis: int, *, step: int) -> Tensor:
     """Return patches (P, 29, 29) of an image (X, Y, Z), every step-th voxel around voxels (P, 3) in a plane."""
     slices = image.movedim(axis, 0)
     reach = step * (WIDTH // 2)
