@@ -143,7 +143,7 @@ def test_a_cluster_has_devices_of_its_own(app: App) -> None:
 
 def test_an_unknown_level(app: App, told: Told) -> None:
     assert app(level="preprocess") == 17
-    assert "participant, group, train" in told.err
+    assert "participant, group, evaluate, train" in told.err
 
 
 def test_what_does_not_concern_the_images_is_a_warning(app: App, told: Told) -> None:

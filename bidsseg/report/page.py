@@ -33,5 +33,5 @@ def _environment() -> Environment:
     )
     environment.filters["millilitres"] = lambda mm3: "" if mm3 is None else f"{mm3 / 1000:.2f}"
     environment.filters["decimals"] = lambda value, digits=2: "" if value is None else f"{value:.{digits}f}"
-    environment.filters["known"] = lambda value, digits=2: f"{value:.{digits}f}" if math.isfinite(value) else ""
+    environment.filters["known"] = lambda value, digits=2: f"{value:z.{digits}f}" if math.isfinite(value) else ""
     return environment
