@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,14 @@ from bidsseg.settings import Settings, Training
 TABLE = "crossvalidation.tsv"
 FOLDS = [("bids/sub-01", "bids/sub-03"), ("bids/sub-02", "bids/sub-04")]
 Request = Callable[..., Settings]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_curves() -> Iterator[None]:
+    """Drawing them takes longer than the training."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(training, "save_curve", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="module")
