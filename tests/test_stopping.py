@@ -140,7 +140,7 @@ def test_the_weights_kept_are_those_that_the_recipe_asks_for(
     recipe = replace(load_recipe(settings.training.recipe), keep=keep, steps=4)
     scores, seen = [0.2, 0.6, 0.4, 0.5], []
 
-    def evaluate(network: Network, *_: Any) -> dict[str, float]:
+    def evaluate(network: Network, *_: Any, **__: Any) -> dict[str, float]:
         seen.append({name: value.clone() for name, value in network.state_dict().items()})
         return {"dice one": scores[len(seen) - 1], "dice two": 0.1}
 

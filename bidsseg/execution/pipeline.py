@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from bidsseg.bids.outputs import crash_path
 from bidsseg.derivative.job import Job
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from bidsseg.models.library import Model
     from bidsseg.segmentation.predict import Segmentation
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -171,12 +172,14 @@ class Pipeline:
                 if asked.probseg and writing is not None:  # the probabilities of two scans need too much memory
                     writing.result()
                 with self.turn:
-                    result = self._attempt("segment", task, self._segment, task, images, model, machine)
+                    result = self._attempt("segment", task, self._segment, task, images, model, machine=machine)
                 if writing is not None:
                     writing.result()
                 if result is not None:
                     asked.report.stage(task.entry.scan, "writing")
-                    writing = writer.submit(self._attempt, "write", task, self._write, task, images, result, model)
+                    writing = writer.submit(
+                        self._attempt, "write", task, self._write, task, images, result, model=model
+                    )
                 del images, result  # only the writer still needs them, and frees them before the scan after the next
             if writing is not None:
                 writing.result()
@@ -241,7 +244,9 @@ class Pipeline:
             write_page(job)
         return True
 
-    def _attempt(self, stage: str, task: _Task, function: Callable[..., T], *arguments: object) -> T | None:
+    def _attempt(
+        self, stage: str, task: _Task, function: Callable[P, T], *arguments: P.args, **named: P.kwargs
+    ) -> T | None:
         """Return the result of one stage of one scan; None if it failed, after recording the failure.
 
         Errors that would make every further scan fail, such as an output that cannot be written, are raised.
@@ -249,7 +254,7 @@ class Pipeline:
         entry = task.entry
         start = time.perf_counter()
         try:
-            result = function(*arguments)
+            result = function(*arguments, **named)
         except Exception as raised:  # an error of one scan must not affect the others
             error = explained(raised) or raised
             self._fail(task, error)
