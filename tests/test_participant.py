@@ -333,7 +333,7 @@ def test_shards_together_are_everything(
     assert list(app.fates) == ["sub-05"]
     capsys.readouterr()
     assert app("--shard", "6/6") == 0
-    assert "no participant" in capsys.readouterr().out
+    assert "this shard is empty" in capsys.readouterr().out
 
 
 def test_selection(sessions: App, tmp_path: Path) -> None:

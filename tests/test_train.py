@@ -285,7 +285,7 @@ def test_labels_are_needed(ask: Ask) -> None:
 
 
 def test_labels_that_say_nothing_of_any_head_are_refused(ask: Ask, dataset: tuple[Path, Path]) -> None:
-    with pytest.raises(UsageError, match=r"--labels FAST=.*nothing of the heads BrainCOLOR"):
+    with pytest.raises(UsageError, match=r"--labels FAST=.*no relation to the heads BrainCOLOR"):
         train_level(ask(RECIPE.replace("{ brain = 0.5, FAST = 1.0 }", "{ BrainCOLOR = 1.0 }")))
 
 
