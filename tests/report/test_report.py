@@ -1,7 +1,5 @@
 """Pictures and pages of scans."""
 
-import base64
-from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -9,6 +7,7 @@ import numpy as np
 import phantoms
 import pytest
 from browser import needs_chromium, photographed, seen
+from links import Links
 from PIL import Image
 from trees import MODEL, add_result
 
@@ -34,24 +33,6 @@ def head(orientation: str = "RAS") -> tuple[Volume, np.ndarray]:
 
 def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGBA"))[..., :3].astype(int)
-
-
-class Links(HTMLParser):
-    """Addresses of everything that a page points to, and the pictures in it."""
-
-    def __init__(self, page: Path) -> None:
-        super().__init__()
-        self.found: list[str] = []
-        self.pictures: list[bytes] = []
-        self.feed(page.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        for address in (value for name, value in attrs if name in ("src", "href") and value):
-            kind, _, content = address.partition(",")
-            if kind == "data:image/png;base64":
-                self.pictures.append(base64.b64decode(content))
-            else:
-                self.found.append(address)
 
 
 def make_results(output: Path, entities: dict[str, str], lesion: bool = False) -> Scan:

@@ -12,7 +12,7 @@ from bidsseg.image.nifti import read_image
 
 
 def test_the_dataset_is_valid_and_both_scans_show_the_same_head(tmp_path: Path) -> None:
-    script = Path(__file__).parent.parent / "benchmarks" / "demo_dataset.py"
+    script = Path(__file__).parents[2] / "benchmarks" / "demo_dataset.py"
     runpy.run_path(str(script))["main"](tmp_path / "bids")
     scans = find_scans(tmp_path / "bids")
     assert [scan.key for scan in scans] == ["sub-template", "sub-tilted"]

@@ -19,7 +19,7 @@ from bidsseg.app.cli import Terminal, main
 from bidsseg.errors import BidssegError, UsageError
 from bidsseg.settings import Settings
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from fake_model import App, make_app
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
+HELPERS = ROOT / "tests" / "helpers"
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full")
 
@@ -22,14 +23,13 @@ def app(tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.Monk
 def shell(line: str, *words: str) -> subprocess.CompletedProcess[str]:
     """Run a line of the shell in which ``"$@"`` is the command line with the words."""
     command = ["bash", "-c", f"set -o pipefail; {line}", "bash", sys.executable, *words]
-    path = f"{Path(__file__).parent}:{ROOT}"
+    path = f"{HELPERS}:{ROOT}"
     environment = {**os.environ, "PYTHONPATH": path}
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
 def words(app: App, *more: str) -> list[str]:
-    fake = Path(__file__).with_name("fake_model.py")
-    place = [str(fake), str(app.bids), str(app.output), "participant", "--model", str(app.card)]
+    place = [str(HELPERS / "fake_model.py"), str(app.bids), str(app.output), "participant", "--model", str(app.card)]
     return [*place, "--skip-bids-validation", "--n-cpus", "1", *more]
 
 

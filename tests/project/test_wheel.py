@@ -15,7 +15,7 @@ import pytest
 
 import bidsseg
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DATA = {".tsv", ".toml", ".json", ".safetensors", ".png", ".html", ".css", ".js", ".md", ".typed", "LICENSE"}
 LARGEST_MB = 50
 

@@ -13,8 +13,9 @@ import pytest
 from fake_model import App, make_app
 from labelled import RECIPE, make_labelled
 
-TESTS = Path(__file__).parent
-DOCUMENT = (TESTS.parent / "docs" / "cluster.md").read_text()
+ROOT = Path(__file__).parents[2]
+HELPERS = ROOT / "tests" / "helpers"
+DOCUMENT = (ROOT / "docs" / "cluster.md").read_text()
 WORK = """
 set -euo pipefail
 mkdir -p logs
@@ -74,7 +75,7 @@ memory = "1600MB"
 walltime = "00:05:00"
 interface = "lo"
 log_directory = "logs"
-worker_extra_args = ["--preload", "{TESTS / "fake_worker.py"}"]
+worker_extra_args = ["--preload", "{HELPERS / "fake_worker.py"}"]
 """
 
 pytestmark = pytest.mark.skipif(
@@ -92,17 +93,17 @@ def run_on_slurm(work: str, app: App, folder: Path) -> None:
     """Runs a shell script in a folder, with a SLURM of one node and a command bidsseg whose network is fake."""
     command = folder / "bin" / "bidsseg"
     command.parent.mkdir()
-    command.write_text(f'#!/bin/bash\nexec {sys.executable} {TESTS}/fake_model.py "$@" --model {app.card}\n')
+    command.write_text(f'#!/bin/bash\nexec {sys.executable} {HELPERS}/fake_model.py "$@" --model {app.card}\n')
     command.chmod(0o755)
     environment: Mapping[str, str] = {
         **os.environ,
         "PATH": f"{command.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": f"{TESTS.parent}:{TESTS}",
+        "PYTHONPATH": f"{ROOT}:{HELPERS}",
         "BIDS": str(app.bids),
         "OUT": str(app.output),
         "FAKE_MODEL_SECONDS": "1.5",
     }
-    start = [TESTS / "cluster" / "with_slurm.sh", "bash", "-c", work]
+    start = [Path(__file__).with_name("with_slurm.sh"), "bash", "-c", work]
     done = subprocess.run(start, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     logs = "".join(f"\n{path.name}:\n{path.read_text()}" for path in sorted((folder / "logs").glob("*")))
     if done.returncode == 77:
@@ -148,7 +149,7 @@ def test_a_training_that_is_preempted(app: App, tmp_path: Path) -> None:
     given = {
         "--nodes=2": "--nodes=1", "--gpus-per-node=4": "--mem=1900M", "--nproc-per-node 4": "--nproc-per-node 2",
         "#SBATCH --requeue": "#SBATCH --requeue\n#SBATCH --output=logs/train.txt --open-mode=append",
-        "run.py": str(TESTS.parent / "run.py"), "mine.toml": f"{tmp_path / 'mine.toml'} --fold 4 --n-cpus 1",
+        "run.py": str(ROOT / "run.py"), "mine.toml": f"{tmp_path / 'mine.toml'} --fold 4 --n-cpus 1",
         'BrainCOLOR="$BIDS/derivatives/manual"': f"FAST={labels}",
     }  # fmt: skip
     for asked, small in given.items():

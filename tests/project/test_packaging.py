@@ -8,7 +8,7 @@ from pathlib import Path
 
 import bidsseg
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_command_tells_the_version_of_the_package() -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 from bidsseg.app import brainlife
 from bidsseg.labels import load_protocol
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def configure(folder: Path, **config: Any) -> Path:

@@ -31,7 +31,7 @@ from bidsseg.models.card import CARD, WEIGHTS, Card, read_card
 from bidsseg.models.library import Model, build, load_model
 from bidsseg.networks.network import Network
 
-RUN = Path(__file__).parent.parent / "run.py"
+RUN = Path(__file__).parents[2] / "run.py"
 
 
 # -- a model folder ----------------------------------------------------------------------------------------------------

@@ -23,16 +23,21 @@ from bidsseg.execution.cluster_config import read_config
 from bidsseg.execution.machine import Workers, cpu_flags
 from bidsseg.settings import Settings
 
-TESTS = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
+HELPERS = ROOT / "tests" / "helpers"
 
 
 @pytest.fixture
 def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[distributed.LocalCluster]:
     """Two processes, of which each does one scan at a time."""
-    monkeypatch.setenv("PYTHONPATH", f"{TESTS}:{TESTS.parent}")
+    monkeypatch.setenv("PYTHONPATH", f"{HELPERS}:{ROOT}")
     monkeypatch.setenv("FAKE_MODEL_SECONDS", "0.3")
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=2, processes=True, dashboard_address=None, preload=str(TESTS / "fake_worker.py")
+        n_workers=2,
+        threads_per_worker=2,
+        processes=True,
+        dashboard_address=None,
+        preload=str(HELPERS / "fake_worker.py"),
     ) as cluster:
         yield cluster
 
@@ -45,10 +50,10 @@ def app(tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.Monk
 @pytest.fixture
 def two_processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """This machine has room for two processes, which start with the fake network."""
-    monkeypatch.setenv("PYTHONPATH", f"{TESTS}:{TESTS.parent}")
+    monkeypatch.setenv("PYTHONPATH", f"{HELPERS}:{ROOT}")
     monkeypatch.setenv("FAKE_MODEL_SECONDS", "0.3")
     monkeypatch.setenv("FAKE_MODEL_MEMORY_MB", "32000")
-    with dask.config.set({"distributed.worker.preload": [str(TESTS / "fake_worker.py")]}):
+    with dask.config.set({"distributed.worker.preload": [str(HELPERS / "fake_worker.py")]}):
         yield
 
 
@@ -120,7 +125,7 @@ def test_what_each_process_of_this_machine_is_given(app: App) -> None:
 def test_processes_of_one_machine_end_with_their_run(whom: str, app: App) -> None:
     """A key on the terminal stops all processes at once, a scheduler the first one."""
     fake = {"FAKE_MODEL_SECONDS": "1", "FAKE_MODEL_MEMORY_MB": "32000"}
-    preload = {"DASK_DISTRIBUTED__WORKER__PRELOAD": str(TESTS / "fake_worker.py")}
+    preload = {"DASK_DISTRIBUTED__WORKER__PRELOAD": str(HELPERS / "fake_worker.py")}
     run = app.process("--n-cpus", "2", "--omp-nthreads", "1", **fake, **preload)
     while not app.files("sub-*/anat/*_dseg.json"):
         assert run.poll() is None
@@ -288,8 +293,8 @@ def fake_jobs(tmp_path: Path, batch_system: Callable[..., list[str]], monkeypatc
     """The workers of the batch system have the fake network; returns where sbatch is to leave the script of the job."""
     monkeypatch.setenv("FAKE_MODEL_SECONDS", "0")
     with (tmp_path / "cluster.toml").open("a") as config:
-        config.write(f'worker_extra_args = ["--preload", "{TESTS / "fake_worker.py"}"]\n')
-        config.write(f'job_script_prologue = ["export PYTHONPATH={TESTS}:{TESTS.parent}"]\n')
+        config.write(f'worker_extra_args = ["--preload", "{HELPERS / "fake_worker.py"}"]\n')
+        config.write(f'job_script_prologue = ["export PYTHONPATH={HELPERS}:{ROOT}"]\n')
     return tmp_path / "job.sh"
 
 

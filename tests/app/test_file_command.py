@@ -15,7 +15,7 @@ from tiny_model import save_tiny
 
 from bidsseg.app.cli import _is_file_command, main
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 VALIDATOR = Path(sys.executable).with_name("bids-validator-deno")
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from bidsseg.app.cli import dataset_parser, file_parser
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PARSERS = dataset_parser(), file_parser()
 FLAGS = {flag for parser in PARSERS for action in parser._actions for flag in action.option_strings}

@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "docs" / "how-to" / "python.ipynb"
 
 

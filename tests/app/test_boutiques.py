@@ -13,7 +13,7 @@ from boutiques import bosh
 from bidsseg.app.cli import dataset_parser, main
 from bidsseg.app.descriptor import descriptor
 
-FOLDER = Path(__file__).parent.parent / "boutiques"
+FOLDER = Path(__file__).parents[2] / "boutiques"
 NAMES = {
     "participant": FOLDER / "bidsseg.json",
     "evaluate": FOLDER / "bidsseg_evaluate.json",

@@ -20,7 +20,7 @@ from fake_model import App, make_app, save_card
 
 from bidsseg.bids.names import parse_name
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EXPECTED = Path(__file__).with_name("expected_outputs.txt")
 VALIDATOR = Path(sys.executable).with_name("bids-validator-deno")
 

@@ -137,7 +137,7 @@ class App:
         command = [sys.executable, __file__, self.bids, self.output, "participant", "--model", self.card, *words]
         return subprocess.Popen(
             list(map(str, command)),
-            env={**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1]}", **environment},
+            env={**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[2]}", **environment},
             start_new_session=True,
             preexec_fn=heed_interrupts,
             stdout=subprocess.PIPE,

@@ -12,8 +12,8 @@ import pytest
 from browser import CONTRAST, needs_chromium, photographed, seen
 from fake_model import App, make_app
 from label_maps import AFFINE, add_map, blobs, save
+from links import Links
 from PIL import Image
-from test_report import Links
 from told import Told
 
 from bidsseg.errors import BidssegError, InputMissing, NothingSelected, OutputNotWritable, UsageError

@@ -11,7 +11,7 @@ import pytest
 from bidsseg.learning.recipe import load_recipe
 from bidsseg.models.card import FOLDER
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "models.sh"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "models.sh"
 DATASETS = "oasis", "heads", "ds000011", "ds002748", "ms"
 
 
