@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from bidsseg.models.card import Card
     from bidsseg.models.library import Model
     from bidsseg.registration.align import Images
-    from bidsseg.segmentation.native import Segmentation
+    from bidsseg.segmentation.result import Segmentation
 
 Image: TypeAlias = "str | os.PathLike[str] | nib.spatialimages.SpatialImage"
 """A file (``.nii``, ``.nii.gz``, ``.mgh``, ``.mgz``) or a nibabel image."""

@@ -24,7 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
 from key_types import Types  # noqa: E402
 
-from bidsseg.app.cli import dataset_parser, file_parser  # noqa: E402
+from bidsseg.app.parser import dataset_parser, file_parser  # noqa: E402
 from bidsseg.errors import EXIT_CODES  # noqa: E402
 from bidsseg.models.card import Card, shipped  # noqa: E402
 

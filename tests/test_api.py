@@ -12,7 +12,7 @@ import pandas as pd
 import phantoms
 import pytest
 import torch
-from tiny_model import save_tiny
+from tiny_model import SecondImage, save_tiny
 
 import bidsseg
 from bidsseg import api
@@ -133,8 +133,6 @@ def test_nothing_global_changes_and_nothing_is_printed(
 def test_a_flair_is_aligned_for_a_model_that_reads_it(
     scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from test_predict import SecondImage
-
     model = save_tiny(tmp_path / "two", monkeypatch, SecondImage, inputs=("T1w", "FLAIR"))
     flair = scan.with_name("sub-01_FLAIR.nii.gz")
     result = bidsseg.segment({"T1w": scan, "FLAIR": flair}, model=model, **AS_ASKED)

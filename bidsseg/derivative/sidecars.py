@@ -20,7 +20,7 @@ from bidsseg.reading import object_or_empty, read_table
 if TYPE_CHECKING:
     from bidsseg.models.card import Card
     from bidsseg.registration.align import Images
-    from bidsseg.segmentation.native import Segmentation
+    from bidsseg.segmentation.result import Segmentation
 
 BIDS_VERSION = "1.10.1"
 SOURCE = "raw"

@@ -8,7 +8,7 @@ import numpy as np
 
 from bidsseg.errors import DataError
 from bidsseg.labels import load_protocol
-from bidsseg.segmentation.native import Segmentation
+from bidsseg.segmentation.result import Segmentation
 
 JOINT = load_protocol("FASTlesion")
 """Tissue as FAST names it, and lesions."""

@@ -15,8 +15,9 @@ from bidsseg.bids.query import find_scans
 from bidsseg.bids.scan import LabelMap, Scan
 from bidsseg.errors import DataError, NothingSelected, UsageError
 from bidsseg.image.brightness import rescaled_each
-from bidsseg.image.grid import between, canonical_spacing, labels_to_grid, stack, whole_grid, within_content
+from bidsseg.image.grid import canonical_spacing, whole_grid, within_content
 from bidsseg.image.nifti import read_labels
+from bidsseg.image.resampling import between, labels_to_grid, stack
 from bidsseg.image.volume import Volume
 from bidsseg.labels import Protocol, load_protocol, load_relation
 from bidsseg.learning.cases import Annotation, Case, positions, towards_ventricles

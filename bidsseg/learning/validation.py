@@ -19,8 +19,8 @@ from bidsseg.learning.augment import Intensity, change_intensity
 from bidsseg.learning.cases import Annotation, Case
 from bidsseg.learning.synthesis import synthesise_each
 from bidsseg.models.library import Model
-from bidsseg.segmentation.native import Segmentation
 from bidsseg.segmentation.predict import segment
+from bidsseg.segmentation.result import Segmentation
 
 ERROR = "voxel error"
 """Name of the row with the share of wrong voxels inside the reference brain."""

@@ -16,19 +16,17 @@ from bidsseg.image.grid import (
     UPRIGHT,
     Grid,
     Turn,
-    between,
     box_grid,
     brain_frame,
     canonical_shape,
     canonical_spacing,
     coordinates,
     dilate,
-    stack,
-    to_grid,
     whole_grid,
 )
 from bidsseg.image.guard import Finding
 from bidsseg.image.pose import Pose, Reference, find_pose
+from bidsseg.image.resampling import between, stack, to_grid
 from bidsseg.image.shading import Shading, find_shading
 from bidsseg.image.volume import Volume
 from bidsseg.models.library import Model

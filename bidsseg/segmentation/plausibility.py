@@ -9,7 +9,7 @@ import numpy as np
 from bidsseg.image.guard import Finding
 from bidsseg.labels import Protocol
 from bidsseg.models.library import Model
-from bidsseg.segmentation.native import Segmentation
+from bidsseg.segmentation.result import Segmentation
 
 BRAIN_CM3 = 700.0, 2200.0
 """Range of brain volumes of adults and of children from about one year of age."""

@@ -13,8 +13,9 @@ from bidsseg.image.volume import Volume
 from bidsseg.models.library import Model
 from bidsseg.segmentation.engine import Engine
 from bidsseg.segmentation.locate import head_weights, model_input
-from bidsseg.segmentation.native import Segmentation, read_heads
+from bidsseg.segmentation.native import read_heads
 from bidsseg.segmentation.plausibility import doubts
+from bidsseg.segmentation.result import Segmentation
 from bidsseg.segmentation.windows import features_of
 
 

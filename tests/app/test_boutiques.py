@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from boutiques import bosh
 
-from bidsseg.app.cli import dataset_parser, main
+from bidsseg.app.cli import main
 from bidsseg.app.descriptor import descriptor
+from bidsseg.app.parser import dataset_parser
 
 FOLDER = Path(__file__).parents[2] / "boutiques"
 NAMES = {

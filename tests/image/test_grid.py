@@ -17,7 +17,6 @@ from bidsseg.image.brightness import NORMALISATIONS, normalise, percentiles
 from bidsseg.image.grid import (
     Grid,
     Turn,
-    between,
     box_grid,
     brain_frame,
     canonical,
@@ -27,12 +26,10 @@ from bidsseg.image.grid import (
     dilate,
     first_voxel,
     from_canonical,
-    hat_weights,
-    labels_to_grid,
-    to_grid,
     whole_grid,
     within_content,
 )
+from bidsseg.image.resampling import between, hat_weights, labels_to_grid, to_grid
 from bidsseg.image.volume import Volume
 
 ORIENTATIONS = [

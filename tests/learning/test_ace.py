@@ -25,8 +25,8 @@ from bidsseg.learning.losses import Loss, Openness, marginal_cross_entropy
 from bidsseg.learning.recipe import load_recipe
 from bidsseg.learning.validation import ERROR, comparable, compare
 from bidsseg.models.library import load_model
-from bidsseg.segmentation.native import Segmentation
 from bidsseg.segmentation.predict import segment
+from bidsseg.segmentation.result import Segmentation
 
 
 def protocol(name: str, *indices: int) -> Protocol:

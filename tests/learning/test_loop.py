@@ -20,7 +20,7 @@ from bidsseg.learning.state import Conditions
 from bidsseg.levels.train import train_level
 from bidsseg.models.library import load_model
 from bidsseg.networks.network import Network
-from bidsseg.segmentation.native import Segmentation
+from bidsseg.segmentation.result import Segmentation
 
 
 def test_what_is_kept_is_the_running_mean_of_the_weights(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bidsseg.app.cli import dataset_parser, file_parser
+from bidsseg.app.parser import dataset_parser, file_parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

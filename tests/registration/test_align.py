@@ -11,8 +11,9 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from bidsseg.errors import DataError, UsageError
-from bidsseg.image.grid import Grid, stack
+from bidsseg.image.grid import Grid
 from bidsseg.image.nifti import read_image
+from bidsseg.image.resampling import stack
 from bidsseg.image.volume import Volume
 from bidsseg.registration.align import Motion, align, read_aligned
 

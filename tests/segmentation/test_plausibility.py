@@ -10,8 +10,8 @@ from bidsseg.labels import load_protocol
 from bidsseg.models.card import Card
 from bidsseg.models.library import Model
 from bidsseg.networks.network import Network
-from bidsseg.segmentation.native import Segmentation
 from bidsseg.segmentation.plausibility import difference_of_sides, doubts
+from bidsseg.segmentation.result import Segmentation
 
 CARD = Card("ours", "", ("T1w",), {}, 1.0, ("brain", "FAST", "FreeSurfer"), "", least_quality=0.7)
 MODEL = Model(CARD, Network())

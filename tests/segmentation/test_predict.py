@@ -10,7 +10,7 @@ import numpy as np
 import phantoms
 import pytest
 import torch
-from tiny_model import CLASSES, FAST_HEADS, Brightness
+from tiny_model import CLASSES, FAST_HEADS, Brightness, SecondImage
 from torch import Tensor
 
 from bidsseg.errors import DataError
@@ -22,8 +22,8 @@ from bidsseg.models.library import Model, build, load_model, save_model
 from bidsseg.networks.subpixel_unet import fold
 from bidsseg.segmentation import windows
 from bidsseg.segmentation.masks import largest_piece, without_bridges
-from bidsseg.segmentation.native import Probabilities
 from bidsseg.segmentation.predict import segment
+from bidsseg.segmentation.result import Probabilities
 
 LEFT, RIGHT = 2, 41
 SHAPE = (32, 36, 32)
@@ -37,18 +37,6 @@ class Side(Brightness):
         left = (position[:, :1] < 0).float().repeat_interleave(2, 2).repeat_interleave(2, 3).repeat_interleave(2, 4)
         inside = (image > 0.15).float()
         return torch.cat([1 - inside, inside * left, inside * (1 - left), 0 * inside], 1)
-
-
-class SecondImage(Brightness):
-    """Tells the classes by the second of two images."""
-
-    def __init__(self, outputs: dict[str, int], meaning: dict[str, list[int]], images: int = 1) -> None:
-        super().__init__(outputs, meaning)
-        assert images == 2
-
-    def forward(self, image: Tensor, position: Tensor | None = None) -> Tensor:
-        assert image.shape[1] == 2
-        return super().forward(image[:, 1:], position)
 
 
 class Blocks(Brightness):

@@ -1,0 +1,67 @@
+"""The result of a model for a scan, on the native grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bidsseg.image.grid import canonical, from_canonical
+from bidsseg.image.guard import Finding
+
+
+@dataclass(frozen=True)
+class Probabilities:
+    """Region probabilities, stored only where brain is possible; background elsewhere.
+
+    Attributes:
+        shape: (X, Y, Z) of the native grid.
+        voxels: flat positions (P,) in its canonical form.
+        table: (P, R), float16.
+    """
+
+    shape: tuple[int, ...]
+    affine: np.ndarray
+    voxels: np.ndarray
+    table: np.ndarray
+
+    def maps(self) -> Iterator[np.ndarray]:
+        """Yield one map (X, Y, Z) after the other, in the order of the protocol."""
+        return map(self.of_region, range(self.table.shape[1]))
+
+    def of_region(self, position: int) -> np.ndarray:
+        """Return the map (X, Y, Z), float16, of the region at a position in the protocol."""
+        canonical_shape = canonical(np.empty(self.shape, np.uint8), self.affine).shape
+        values = np.full(int(np.prod(self.shape)), position == 0, np.float16)
+        values[self.voxels] = self.table[:, position]
+        return from_canonical(values.reshape(canonical_shape), self.affine)
+
+
+@dataclass
+class Segmentation:
+    """The segmentation of one scan. All arrays (X, Y, Z) are on the native grid of its T1w.
+
+    Attributes:
+        labels: region of each voxel for each protocol, smallest unsigned type.
+        soft_mm3: sum of each region's probability times the voxel volume for each protocol, (R,).
+        brain: booleans.
+        lesion: booleans, None for a model without lesions.
+        quality: mean probability of the chosen region over the brain, 0..1.
+        probabilities: probabilities of every region for each protocol; empty unless requested.
+        entropy: uncertainty for each protocol, 0 (certain) to 1 (all equal), float32; empty unless requested.
+        notes: notes for the user on how the result was computed.
+        findings: observations about the scan or the result that should be checked.
+    """
+
+    labels: dict[str, np.ndarray]
+    soft_mm3: dict[str, np.ndarray]
+    brain: np.ndarray
+    lesion: np.ndarray | None
+    quality: float
+    device: str = ""
+    precision: str = ""
+    probabilities: dict[str, Probabilities] = field(default_factory=dict)
+    entropy: dict[str, np.ndarray] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
