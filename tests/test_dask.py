@@ -25,14 +25,17 @@ from bidsseg.settings import Settings
 TESTS = Path(__file__).parent
 
 
-@pytest.fixture
-def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[distributed.LocalCluster]:
+@pytest.fixture(scope="module")
+def workers() -> Iterator[distributed.LocalCluster]:
     """Two processes, of which each does one scan at a time."""
-    monkeypatch.setenv("PYTHONPATH", f"{TESTS}:{TESTS.parent}")
-    monkeypatch.setenv("FAKE_MODEL_SECONDS", "0.3")
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=2, processes=True, dashboard_address=None, preload=str(TESTS / "fake_worker.py")
-    ) as cluster:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PYTHONPATH", f"{TESTS}:{TESTS.parent}")
+        environment.setenv("FAKE_MODEL_SECONDS", "0.3")
+        preload = str(TESTS / "fake_worker.py")
+        cluster = distributed.LocalCluster(
+            n_workers=2, threads_per_worker=2, processes=True, dashboard_address=None, preload=preload
+        )
+    with cluster:
         yield cluster
 
 
