@@ -27,18 +27,17 @@ ROOT = Path(__file__).parents[2]
 HELPERS = ROOT / "tests" / "helpers"
 
 
-@pytest.fixture
-def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[distributed.LocalCluster]:
+@pytest.fixture(scope="module")
+def workers() -> Iterator[distributed.LocalCluster]:
     """Two processes, of which each does one scan at a time."""
-    monkeypatch.setenv("PYTHONPATH", f"{HELPERS}:{ROOT}")
-    monkeypatch.setenv("FAKE_MODEL_SECONDS", "0.3")
-    with distributed.LocalCluster(
-        n_workers=2,
-        threads_per_worker=2,
-        processes=True,
-        dashboard_address=None,
-        preload=str(HELPERS / "fake_worker.py"),
-    ) as cluster:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PYTHONPATH", f"{HELPERS}:{ROOT}")
+        environment.setenv("FAKE_MODEL_SECONDS", "0.3")
+        preload = str(HELPERS / "fake_worker.py")
+        cluster = distributed.LocalCluster(
+            n_workers=2, threads_per_worker=2, processes=True, dashboard_address=None, preload=preload
+        )
+    with cluster:
         yield cluster
 
 

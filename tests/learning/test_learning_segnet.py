@@ -58,9 +58,9 @@ AUGMENTED = replace(PLAN, recipe=replace(PLAN.recipe, voxels=replace(VOXELS, aug
 
 
 def short(plan: Plan) -> Plan:
-    """The same plan with two epochs for each stage."""
+    """The same plan with two epochs for each stage, of as many steps on fewer voxels and at a lower rate."""
     assert plan.recipe.voxels is not None
-    voxels = replace(plan.recipe.voxels, epochs=2, halve_at=(1,))
+    voxels = replace(plan.recipe.voxels, per_scan=75, validation=20, batch=5, epochs=2, halve_at=(1,), rate=0.002)
     return replace(plan, recipe=replace(plan.recipe, voxels=voxels))
 
 
@@ -69,10 +69,15 @@ def fit(net: StagedSegNet, folder: Path, plan: Plan = PLAN, stop: Callable[[], b
     return fit_voxels(net, [case(1), case(2)], plan, conditions=Conditions(folder, math.inf, stop, lambda _: None))
 
 
-@pytest.mark.parametrize("plan", [PLAN, AUGMENTED], ids=["as they are", "augmented"])
-def test_both_stages_learn(plan: Plan, tmp_path: Path) -> None:
+@pytest.fixture(scope="module", params=[PLAN, AUGMENTED], ids=["as they are", "augmented"])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[StagedSegNet, State]:
+    """The networks that a plan trains on two scans, which no test changes, and the record of the training."""
     net = network()
-    state = fit(net, tmp_path, plan)
+    return net, fit(net, tmp_path_factory.mktemp("trained"), request.param)
+
+
+def test_both_stages_learn(trained: tuple[StagedSegNet, State]) -> None:
+    net, state = trained
     for stage in ("stage 1", "stage 2"):
         errors = [row[f"{stage} error"] for row in state.curve if f"{stage} error" in row]
         assert errors[-1] < 0.1
@@ -110,9 +115,9 @@ def test_logits_are_those_of_its_head() -> None:
     assert background[image[:, 0] == 0].all() and not background[image[:, 0] > 0].all()
 
 
-def test_the_trained_networks_segment_a_scan(tmp_path: Path) -> None:
-    net = network()
-    fit(net, tmp_path)
+@pytest.mark.parametrize("trained", [PLAN], ids=["as they are"], indirect=True)
+def test_the_trained_networks_segment_a_scan(trained: tuple[StagedSegNet, State]) -> None:
+    net, _ = trained
     card = Card("tiny", "Tissue", ("T1w",), {"name": "segnet"}, 1.0, ("FAST",), "", normalisation="zscore")
     unseen, truth = case(9), labels()
     assert unseen.image is not None
@@ -136,7 +141,9 @@ def straight(
 ) -> tuple[Plan, StagedSegNet, int]:
     """A plan, what a run that nobody stops makes, and its number of steps."""
     net = network()
-    return request.param, net, fit(net, tmp_path_factory.mktemp("straight"), request.param).step
+    steps = fit(net, tmp_path_factory.mktemp("straight"), request.param).step
+    assert all(value.isfinite().all() for value in net.state_dict().values())
+    return request.param, net, steps
 
 
 @pytest.mark.parametrize("chunks", [0, 1, 4, 5])
@@ -179,7 +186,7 @@ def test_the_time_is_shared_by_both_stages(tmp_path: Path) -> None:
 
 
 def test_waiting_in_vain_ends_a_stage(tmp_path: Path) -> None:
-    voxels = replace(VOXELS, epochs=50, patience=1, rate=0.0)
+    voxels = replace(VOXELS, per_scan=75, validation=20, epochs=50, patience=1, rate=0.0)
     plan = replace(PLAN, recipe=replace(PLAN.recipe, voxels=voxels))
     assert len(fit(network(), tmp_path, plan).curve) == 4
 

@@ -1,8 +1,11 @@
 """The level train: from a labelled dataset to a model that can be used."""
 
 import copy
+import os
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +27,9 @@ from bidsseg.learning.cases import Sampling
 from bidsseg.learning.datasets import load_cases
 from bidsseg.learning.loop import Plan, draw
 from bidsseg.learning.optimiser import Optimiser
+from bidsseg.learning.processes import Processes
 from bidsseg.learning.recipe import Recipe, load_recipe
-from bidsseg.learning.training import start_from
+from bidsseg.learning.training import set_up, start_from
 from bidsseg.levels.train import train_level
 from bidsseg.models.card import CARD, WEIGHTS, Card, read_card
 from bidsseg.models.library import Model, build, load_model
@@ -366,29 +370,56 @@ epochs = 2
 """
 
 
-@pytest.mark.parametrize("content", [RECIPE.replace("steps = 3", "steps = 3\nbatch = 4"), VOXEL_WISE])
-def test_two_processes_train_what_one_trains(content: str, dataset: tuple[Path, Path], tmp_path: Path) -> None:
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text(content)
-    found = []
-    for count in (1, 2):
-        out = tmp_path / f"out{count}"
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-        what = ["--recipe", recipe, "--labels", f"FAST={dataset[1]}", "--fold", "4"]
-        how = ["--precision", "fp32", "--device", "cpu", "--n-cpus", "1", "--overwrite"]
-        command = [*torchrun, RUN, dataset[0], out, "train", *what, *how]
-        done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("scans to learn from") + done.stderr.count("scans to learn from") == 1
-        found.append(weights(out / "models" / "tiny"))
-    one, two = found
+def in_two_processes(*words: str | Path, folder: Path) -> str:
+    """Run Python in two processes with the variables by which torchrun tells them of each other; what they print."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    running = [
+        subprocess.Popen(
+            [sys.executable, *words], cwd=folder, env={**shared, "RANK": rank, "LOCAL_RANK": rank}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for rank in ("0", "1")
+    ]  # fmt: skip
+    printed = [process.communicate(timeout=300)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0], printed
+    return "".join(printed)
+
+
+def by_torchrun(*words: str | Path, folder: Path) -> str:
+    """Run Python in two processes that torchrun starts; what they print."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*torchrun, *words], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "start"),
+    [(RECIPE.replace("steps = 3", "steps = 3\nbatch = 4"), by_torchrun), (VOXEL_WISE, in_two_processes)],
+)
+def test_two_processes_train_what_one_trains(
+    content: str, start: Callable[..., str], ask: Ask, dataset: tuple[Path, Path], tmp_path: Path
+) -> None:
+    given = ask(content)
+    one = weights(train_level(given))
+    what = ["--recipe", str(given.training.recipe), "--labels", f"FAST={dataset[1]}", "--fold", "4"]
+    how = ["--precision", "fp32", "--device", "cpu", "--n-cpus", "1"]
+    printed = start(RUN, dataset[0], tmp_path / "two", "train", *what, *how, folder=tmp_path)
+    assert printed.count("scans to learn from") == 1
+    two = weights(tmp_path / "two" / "models" / "tiny")
     assert all(torch.allclose(one[name], two[name], atol=2e-3) for name in one)
     assert any(value.abs().max() > 0.1 for value in one.values())
-    if content == VOXEL_WISE:
-        return
-    recipe.write_text(RECIPE)
-    done = subprocess.run([*(str(word) for word in command), "--dry-run"], capture_output=True, text=True)
-    assert "a step has 2 samples in place of 1: one of each process" in done.stdout
+
+
+@pytest.mark.parametrize(("rank", "said"), [(0, 1), (1, 0)])
+def test_a_step_has_a_sample_for_each_process(rank: int, said: int, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Processes, "join", lambda device: Processes(rank, 2, device))
+    settings = ask()
+    setup = set_up(settings, "cpu", "fp32", 1)
+    assert setup.recipe.batch == 2
+    assert told(settings).said == ["a step has 2 samples in place of 1: one of each process"] * said
 
 
 def test_processes_share_the_mean_of_what_is_no_integer(tmp_path: Path) -> None:
@@ -399,9 +430,7 @@ def test_processes_share_the_mean_of_what_is_no_integer(tmp_path: Path) -> None:
         "from pathlib import Path\ntold = ' '.join(str(value.item()) for value in values)\n"
         "Path(f'{they.rank}.txt').write_text(told)\nthey.leave()\n"
     )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*torchrun, script], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    in_two_processes(script, folder=tmp_path)
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["1.0 0", "1.0 1"]
 
 
