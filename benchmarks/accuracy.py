@@ -39,8 +39,9 @@ def main() -> None:
         parser.error("--card: give the --folds and the --fold that the model was trained with")
 
     from bidsseg.app.arguments import annotation_folders
-    from bidsseg.learning.datasets import load_cases, split
-    from bidsseg.learning.record import metrics
+    from bidsseg.learning.datasets import load_cases
+    from bidsseg.learning.folds import split
+    from bidsseg.learning.training_outputs import metrics
     from bidsseg.learning.validation import described, validate
     from bidsseg.models.library import load_model, save_card
     from bidsseg.settings import Report, Settings, Training

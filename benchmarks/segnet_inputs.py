@@ -22,7 +22,8 @@ from claims import HELD_OUT
 
 from bidsseg.execution.machine import cpu_precision, keep_freed_memory
 from bidsseg.labels import load_protocol
-from bidsseg.learning.datasets import load_cases, split
+from bidsseg.learning.datasets import load_cases
+from bidsseg.learning.folds import split
 from bidsseg.learning.processes import Processes
 from bidsseg.learning.recipe import load_recipe
 from bidsseg.learning.voxel_trainer import Brain, Trainer, labelled_brain

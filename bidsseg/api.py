@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from bidsseg.bids.scan import Scan
-    from bidsseg.derivative.sidecar import Sidecar
+    from bidsseg.derivative.sidecar_keys import Sidecar
     from bidsseg.image.guard import Finding
     from bidsseg.image.nifti import Source
     from bidsseg.image.volume import Volume

@@ -15,7 +15,7 @@ from bidsseg.bids.names import with_extension
 from bidsseg.bids.outputs import OutputPaths, SpacePaths, output_paths
 from bidsseg.bids.scan import Scan
 from bidsseg.derivative import sidecars
-from bidsseg.derivative.sidecar import Sidecar, is_fast, read_sidecar
+from bidsseg.derivative.sidecar_keys import Sidecar, is_fast, read_sidecar
 from bidsseg.derivative.volumes import to_tsv, volume_table
 from bidsseg.errors import DataError, OutputNotWritable, UsageError
 from bidsseg.files import fingerprint, is_being_written, write_json_atomic, write_text_atomic
@@ -100,7 +100,7 @@ class Job:
         if len(longest) > LONGEST_NAME:
             raise DataError(f"{longest} would be too long for a file name; shorten the labels of {self.scan.t1w.name}")
 
-    def is_done(self) -> bool:
+    def is_finished(self) -> bool:
         """Return whether all outputs are present and were made by this model from these images."""
         found = read_sidecar(self.record)
         if not found or is_fast(found) != self.fast:

@@ -21,7 +21,7 @@ from bidsseg.bids.outputs import AgreementPaths, group_report, group_table, root
 from bidsseg.derivative.cohort import QUALITY, STATUS, Cohort
 from bidsseg.derivative.job import Job
 from bidsseg.derivative.results import anat_folders, is_own_page, read_json
-from bidsseg.derivative.sidecar import Sidecar, fingerprints, is_record, read_sidecar, sources
+from bidsseg.derivative.sidecar_keys import Sidecar, fingerprints, is_record, read_sidecar, sources
 from bidsseg.derivative.sidecars import NAME_PREFIX, README_MARK, SOURCE, TOOL, bids_uri, dataset_description
 from bidsseg.errors import BidssegError, InputMissing, OutputNotWritable, UsageError
 from bidsseg.files import fingerprint

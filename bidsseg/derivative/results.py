@@ -14,7 +14,7 @@ from bidsseg.bids.index import folders
 from bidsseg.bids.names import build_name, parse_name, with_extension
 from bidsseg.bids.outputs import root_path
 from bidsseg.bids.scan import ADDED, Scan
-from bidsseg.derivative import sidecar
+from bidsseg.derivative import sidecar_keys
 from bidsseg.derivative.volumes import INTRACRANIAL
 from bidsseg.errors import BidssegError
 from bidsseg.reading import object_or_empty, read_table
@@ -49,22 +49,22 @@ class Result:
         entities = {**self.source, "segmentation": self.protocol, "desc": self.model}
         return self.path.with_name(build_name(entities, "dseg", ".nii.gz"))
 
-    def sidecar(self) -> sidecar.Sidecar:
+    def sidecar(self) -> sidecar_keys.Sidecar:
         """Return the content of the sidecar of the label map; empty if it cannot be read."""
-        return sidecar.read_sidecar(with_extension(self.dseg, ".json"))
+        return sidecar_keys.read_sidecar(with_extension(self.dseg, ".json"))
 
     def model_name(self) -> str:
         """Return the name of the model, without a ``desc`` of the T1w before it."""
-        names = [str(model["Name"]) for model in sidecar.models(self.sidecar())]
+        names = [str(model["Name"]) for model in sidecar_keys.models(self.sidecar())]
         return names[0] if names and names[0] and self.model.endswith(names[0]) else self.model
 
     def quality(self) -> float | None:
         """Return the mean confidence of the network in the brain, 0 to 1; None if the sidecar lacks it."""
-        return sidecar.quality(self.sidecar())
+        return sidecar_keys.quality(self.sidecar())
 
     def findings(self) -> list[str]:
         """Return the codes of the findings in the scan and its result, those of the result first."""
-        told = sidecar.messages(self.sidecar(), sidecar.FINDINGS)
+        told = sidecar_keys.messages(self.sidecar(), sidecar_keys.FINDINGS)
         return list(dict.fromkeys(text.partition(":")[0] for text in told))
 
     def volumes(self) -> list[Volume]:
@@ -128,8 +128,8 @@ def find_native_maps(output_dir: Path, protocol: str) -> Iterator[tuple[str, Sca
     The scan has the entities of the T1w that its sidecar names, and the map in place of the image.
     """
     for found in find_label_maps(output_dir, protocol):
-        about = sidecar.read_sidecar(with_extension(found.path, ".json"))
-        images, models = sidecar.sources(about), sidecar.models(about)
+        about = sidecar_keys.read_sidecar(with_extension(found.path, ".json"))
+        images, models = sidecar_keys.sources(about), sidecar_keys.models(about)
         if not (images and images[0] == about.get("SpatialReference")):
             continue  # on the grid of a template, or incomplete
         parsed = parse_name(unquote(images[0]).rpartition("/")[2])

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from bidsseg import __version__
 from bidsseg.bids.names import parse_name
 from bidsseg.bids.outputs import root_path
-from bidsseg.derivative.sidecar import ModelUsed, Sidecar
+from bidsseg.derivative.sidecar_keys import ModelUsed, Sidecar
 from bidsseg.errors import InputMissing, OutputNotWritable
 from bidsseg.files import locked, replacing, write_json_atomic, write_text_atomic
 from bidsseg.reading import object_or_empty, read_table

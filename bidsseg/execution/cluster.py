@@ -150,7 +150,7 @@ def segment(settings: Settings, job: Job, version: str) -> Outcome:
         raise UsageError(f"a worker has bidsseg {__version__} and not {version}: install the same everywhere")
     with PLACES:
         prepare_surroundings(settings)
-        if job.is_done() and not settings.overwrite:  # by a worker that died before it could tell
+        if job.is_finished() and not settings.overwrite:  # by a worker that died before it could tell
             return Outcome(Entry(job.scan.key, "skipped"))
         told, outcomes = Kept(), list[Outcome]()
         pipeline = Pipeline(

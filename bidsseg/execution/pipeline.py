@@ -73,7 +73,7 @@ def prepare(settings: Settings, sha256: str) -> tuple[Machine, Model]:
 
 def require_room(machine: Machine, model: Model) -> None:
     """Raise UsageError if a typical scan cannot be segmented on this machine within the user's limit."""
-    from bidsseg.segmentation.memory import require_memory
+    from bidsseg.segmentation.memory_needed import require_memory
 
     if machine.device == "cpu":
         require_memory(model, machine.memory_mb, machine.number_bytes)
@@ -90,7 +90,7 @@ def segment_images(images: Images, model: Model, machine: Machine, *, strict: bo
         DataError: no brain is found.
         TemporaryFailure: the scan needs more memory than the limit.
     """
-    from bidsseg.segmentation.memory import left_for_network
+    from bidsseg.segmentation.memory_needed import left_for_network
     from bidsseg.segmentation.predict import segment
 
     memory_mb = machine.memory_mb

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from bidsseg.bids.annotations import annotation_names, find_annotations, find_label_maps
 from bidsseg.bids.query import find_scans
 from bidsseg.bids.scan import LabelMap, Scan
-from bidsseg.errors import DataError, NothingSelected, UsageError
+from bidsseg.errors import DataError, NothingSelected
 from bidsseg.image.brightness import rescaled_each
 from bidsseg.image.grid import canonical_spacing, whole_grid, within_content
 from bidsseg.image.nifti import read_labels
@@ -234,46 +233,3 @@ def brain_of(annotations: Iterable[Annotation]) -> torch.Tensor | None:
     annotation, relation = min(known, key=lambda pair: (pair[1].allowed.all(1).sum(), len(pair[0].protocol.regions)))
     surely = relation.allowed[:, 1] & ~relation.allowed[:, 0]
     return torch.from_numpy(surely)[annotation.values.long()]
-
-
-def split(
-    cases: Sequence[Case], folds: int, fold: int, *, hold_out: Sequence[str] = ()
-) -> tuple[list[Case], list[Case]]:
-    """Return training and held-out cases: every ``folds``-th participant of each dataset is held out, or none.
-
-    Args:
-        hold_out: labels of the participants to hold out instead, or patterns with the wildcards of file names;
-            UsageError if one matches no case.
-    """
-    held = held_out([case.name for case in cases], folds, fold, hold_out=hold_out)
-    return [c for c in cases if person(c.name) not in held], [c for c in cases if person(c.name) in held]
-
-
-def held_out(names: Iterable[str], folds: int, fold: int, *, hold_out: Sequence[str] = ()) -> set[str]:
-    """Return the participants that `split` holds out of cases of those names."""
-    people = sorted({person(name) for name in names})
-    missing = [wanted for wanted in hold_out if not any(fnmatchcase(label(each), wanted) for each in people)]
-    if missing:
-        raise UsageError(f"--hold-out {missing[0]}: no participant with this label has an annotation")
-    if hold_out or folds == 1:
-        return {each for each in people for wanted in hold_out if fnmatchcase(label(each), wanted)}
-    held: set[str] = set()
-    for dataset in {dataset_of(each) for each in people}:
-        held |= set([each for each in people if dataset_of(each) == dataset][fold::folds])
-    return held
-
-
-def person(name: str) -> str:
-    """Return dataset and participant of a case from its name: dataset/sub-01."""
-    dataset, _, key = name.partition("/")
-    return f"{dataset}/{key.split('_')[0]}"
-
-
-def dataset_of(name: str) -> str:
-    """The dataset of a case or participant by its name."""
-    return name.partition("/")[0]
-
-
-def label(participant: str) -> str:
-    """The label of a participant, as `person` names it, without ``sub-``."""
-    return participant.rpartition("sub-")[2]

@@ -1,4 +1,7 @@
-"""Signals that stop a training."""
+"""Signals that stop a training.
+
+The flag set here is read by `clock.Clock`; the loop then saves its state by `state.save_checkpoint`.
+"""
 
 from __future__ import annotations
 

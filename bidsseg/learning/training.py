@@ -19,15 +19,16 @@ from bidsseg.labels import Protocol, load_protocol, shipped_protocols
 from bidsseg.learning.average import average_brain
 from bidsseg.learning.cases import Case
 from bidsseg.learning.checks import check_labels, check_recipe, check_sides
-from bidsseg.learning.datasets import Source, find_sources, person, read_cases, split
+from bidsseg.learning.datasets import Source, find_sources, read_cases
+from bidsseg.learning.folds import person, split
 from bidsseg.learning.interruption import Interruption
 from bidsseg.learning.loop import Plan, fit
 from bidsseg.learning.processes import Processes
 from bidsseg.learning.recipe import Recipe, load_recipe
-from bidsseg.learning.record import save_curve, save_outcome
 from bidsseg.learning.registration_loop import DFNET, fit_mover
 from bidsseg.learning.segnet import fit_voxels
 from bidsseg.learning.state import CHECKPOINT, Conditions, State, same_run
+from bidsseg.learning.training_outputs import save_curve, save_outcome
 from bidsseg.models.card import CARD, Card, read_card
 from bidsseg.models.library import Model, build, build_network, save_protocol
 from bidsseg.networks.network import Network

@@ -113,7 +113,7 @@ def _agenda(settings: Settings, card: Card, selection: Selection, *, spaces: Seq
         raise DataError("; ".join(str(error) for _, error in unusable))
     if spaces:
         check_apart(jobs)
-    done = frozenset() if settings.overwrite else frozenset(job for job in jobs if job.is_done())
+    done = frozenset() if settings.overwrite else frozenset(job for job in jobs if job.is_finished())
     check_files(settings.output_dir, jobs, done)
     warnings = [*selection.notes, *(f"{entry.scan} is skipped: {entry.reason}" for entry in passed_over)]
     todo = [job.scan for job in jobs if job not in done]

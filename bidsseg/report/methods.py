@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bidsseg import __version__
-from bidsseg.derivative.sidecar import ModelUsed, Sidecar, output_spaces, software_version, sources
-from bidsseg.derivative.sidecar import models as models_of
+from bidsseg.derivative.sidecar_keys import ModelUsed, Sidecar, output_spaces, software_version, sources
+from bidsseg.derivative.sidecar_keys import models as models_of
 from bidsseg.errors import BidssegError
 from bidsseg.models.card import Card, find_card
 

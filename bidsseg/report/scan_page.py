@@ -21,7 +21,7 @@ from bidsseg.bids.outputs import group_table, output_paths, report_path
 from bidsseg.bids.scan import Scan
 from bidsseg.derivative.results import Result, find_results, read_json
 from bidsseg.derivative.results import Volume as Row
-from bidsseg.derivative.sidecar import MESSAGES, Sidecar, messages
+from bidsseg.derivative.sidecar_keys import MESSAGES, Sidecar, messages
 from bidsseg.errors import BidssegError
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol, load_protocol

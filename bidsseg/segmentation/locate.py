@@ -32,8 +32,8 @@ from bidsseg.image.volume import Volume
 from bidsseg.models.library import Model
 from bidsseg.segmentation.engine import Engine
 from bidsseg.segmentation.features import Features
+from bidsseg.segmentation.heads import brain_logit
 from bidsseg.segmentation.masks import largest_piece
-from bidsseg.segmentation.native import brain_logit
 from bidsseg.segmentation.windows import features_of
 
 SMALLEST_BRAIN_MM3 = 100_000.0
@@ -230,7 +230,10 @@ def look(seen: ModelInput, locator: Model, engine: Engine) -> tuple[Tensor, Feat
         probability = torch.sigmoid(brain_logit([features], head_weights(locator)))
     piece = largest_piece(probability.numpy() > 0.5)
     if piece.sum() * seen.grid.spacing_mm**3 < SMALLEST_BRAIN_MM3:
-        raise DataError("no brain found in the image: is it a T1w of a head, with the right orientation in its header?")
+        raise DataError(
+            "no brain found in the image: is it a T1w of a head, with the right orientation in its header? "
+            "[EMPTY_SEGMENTATION]"
+        )
     rim = torch.from_numpy(ndimage.binary_dilation(piece))
     return torch.where(torch.from_numpy(piece), probability.clamp(min=0.5 + 1e-3), probability * rim), features
 

@@ -19,7 +19,7 @@ UNEQUAL = 0.25
 """Largest sum of the differences between sides, relative to the sum of volumes; in healthy people about .05."""
 
 
-def doubts(result: Segmentation, model: Model, voxel_mm3: float) -> Iterator[Finding]:
+def implausible_findings(result: Segmentation, model: Model, voxel_mm3: float) -> Iterator[Finding]:
     """Yield findings on a doubtful result. The volumes of a brain that is known to be cut are not checked.
 
     Args:

@@ -12,9 +12,9 @@ from bidsseg.image.grid import within_content
 from bidsseg.image.volume import Volume
 from bidsseg.models.library import Model
 from bidsseg.segmentation.engine import Engine
+from bidsseg.segmentation.heads import read_heads
 from bidsseg.segmentation.locate import head_weights, model_input
-from bidsseg.segmentation.native import read_heads
-from bidsseg.segmentation.plausibility import doubts
+from bidsseg.segmentation.plausibility import implausible_findings
 from bidsseg.segmentation.result import Segmentation
 from bidsseg.segmentation.windows import features_of
 
@@ -76,7 +76,7 @@ def segment(
         )
     result.device, result.precision, result.notes = device, precision, list(dict.fromkeys(notes))
     result.findings += findings
-    result.findings += doubts(result, model, volume.voxel_volume_mm3)
+    result.findings += implausible_findings(result, model, volume.voxel_volume_mm3)
     return result
 
 

@@ -19,7 +19,7 @@ from bidsseg.bids.outputs import OutputPaths, output_paths
 from bidsseg.bids.query import find_scans
 from bidsseg.bids.scan import Scan
 from bidsseg.bids.validator import PROGRAM, _program
-from bidsseg.derivative import sidecar, sidecars
+from bidsseg.derivative import sidecar_keys, sidecars
 from bidsseg.errors import OutputNotWritable
 
 DETAILS = {"Model": {"Name": "wholebrain", "Version": "1.0", "SHA256": "0" * 64}}
@@ -169,10 +169,10 @@ def test_the_validator_accepts_a_whole_dataset(tmp_path: Path, place: str) -> No
 @pytest.mark.parametrize("value", [None, 3, "text", {"a": 1}, [3], [{"SHA256": "0"}]])
 def test_a_sidecar_that_a_user_has_edited_can_be_read(tmp_path: Path, value: object) -> None:
     path = tmp_path / "edited.json"
-    path.write_text(json.dumps(dict.fromkeys(sidecar.Sidecar.__annotations__, value)))
-    found = sidecar.read_sidecar(path)
-    assert sidecar.is_record(found) and sidecar.models(found) == []
-    assert all(isinstance(text, str) for read in (sidecar.sources, sidecar.messages) for text in read(found))
-    assert sidecar.quality(found) == (3 if value == 3 else None)
-    assert sidecar.output_spaces(found) == (value if isinstance(value, dict) else {})
-    assert sidecar.read_sidecar(tmp_path / "none.json") == {}
+    path.write_text(json.dumps(dict.fromkeys(sidecar_keys.Sidecar.__annotations__, value)))
+    found = sidecar_keys.read_sidecar(path)
+    assert sidecar_keys.is_record(found) and sidecar_keys.models(found) == []
+    assert all(isinstance(text, str) for read in (sidecar_keys.sources, sidecar_keys.messages) for text in read(found))
+    assert sidecar_keys.quality(found) == (3 if value == 3 else None)
+    assert sidecar_keys.output_spaces(found) == (value if isinstance(value, dict) else {})
+    assert sidecar_keys.read_sidecar(tmp_path / "none.json") == {}

@@ -14,7 +14,7 @@ from bidsseg.execution import machine as this_machine
 from bidsseg.models.card import Card
 from bidsseg.models.library import Model
 from bidsseg.networks.network import Network
-from bidsseg.segmentation.memory import HELD_MB, left_for_network, network_mb, require_memory
+from bidsseg.segmentation.memory_needed import HELD_MB, left_for_network, network_mb, require_memory
 
 CHILD = """
 import json, sys

@@ -16,7 +16,8 @@ from bidsseg.image.volume import Volume
 from bidsseg.labels import load_protocol
 from bidsseg.learning import datasets
 from bidsseg.learning.cases import Case
-from bidsseg.learning.datasets import load_cases, person, split
+from bidsseg.learning.datasets import load_cases
+from bidsseg.learning.folds import person, split
 from bidsseg.segmentation.locate import Brain
 from bidsseg.settings import Settings, Training
 

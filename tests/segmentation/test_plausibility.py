@@ -10,7 +10,7 @@ from bidsseg.labels import load_protocol
 from bidsseg.models.card import Card
 from bidsseg.models.library import Model
 from bidsseg.networks.network import Network
-from bidsseg.segmentation.plausibility import difference_of_sides, doubts
+from bidsseg.segmentation.plausibility import difference_of_sides, implausible_findings
 from bidsseg.segmentation.result import Segmentation
 
 CARD = Card("ours", "", ("T1w",), {}, 1.0, ("brain", "FAST", "FreeSurfer"), "", least_quality=0.7)
@@ -29,7 +29,7 @@ def result(
 
 
 def codes(found: Segmentation) -> list[str]:
-    return [finding.code for finding in doubts(found, MODEL, 1000.0)]
+    return [finding.code for finding in implausible_findings(found, MODEL, 1000.0)]
 
 
 def test_a_usual_brain_is_not_doubted() -> None:
@@ -59,7 +59,7 @@ def test_a_side_that_is_missing() -> None:
 def test_a_network_that_is_unsure() -> None:
     assert codes(result(quality=0.5)) == ["CONFIDENCE_LOW"]
     unknown = replace(MODEL, card=replace(CARD, least_quality=None))
-    assert list(doubts(result(quality=0.5), unknown, 1000.0)) == []
+    assert list(implausible_findings(result(quality=0.5), unknown, 1000.0)) == []
 
 
 def test_a_protocol_without_sides_has_no_difference() -> None:

@@ -40,7 +40,7 @@ LIKELY = 0.05
 
 
 @dataclass
-class Reading:
+class HeadOutput:
     """Predictions of one head at P voxels of the canonical native grid, filled chunk by chunk."""
 
     indices: np.ndarray
@@ -51,10 +51,10 @@ class Reading:
     entropy: np.ndarray | None
 
     @staticmethod
-    def empty(indices: np.ndarray, count: int, *, probabilities: bool, entropy: bool) -> Reading:
+    def empty(indices: np.ndarray, count: int, *, probabilities: bool, entropy: bool) -> HeadOutput:
         """Return background at a number of voxels."""
         small = np.min_scalar_type(int(indices.max()))
-        return Reading(
+        return HeadOutput(
             indices.astype(small),
             np.zeros(count, small),
             np.zeros(len(indices)),
@@ -111,7 +111,7 @@ def read_heads(
         asked = name in model.card.protocols
         indices = np.array(model.heads[name].indices)
         count = len(place.voxels)
-        readings[name] = Reading.empty(
+        readings[name] = HeadOutput.empty(
             indices, count, probabilities=want_probabilities and asked, entropy=want_entropy and asked
         )
     fill(
@@ -168,7 +168,7 @@ class Place:
 
 
 def answer(
-    readings: Mapping[str, Reading], place: Place, model: Model, *, brain: np.ndarray, quality: float
+    readings: Mapping[str, HeadOutput], place: Place, model: Model, *, brain: np.ndarray, quality: float
 ) -> Segmentation:
     """Return the segmentation on the grid of the scan, for the protocols that the model writes."""
     volume, lesion = place.volume, None
@@ -192,7 +192,7 @@ def answer(
 
 
 def fill(
-    readings: Mapping[str, Reading],
+    readings: Mapping[str, HeadOutput],
     features: Sequence[Features],
     weights: Mapping[str, tuple[Tensor, Tensor]],
     *,
