@@ -123,7 +123,7 @@ def test_what_each_process_of_this_machine_is_given(app: App) -> None:
 @pytest.mark.parametrize("whom", ["group", "process"])
 def test_processes_of_one_machine_end_with_their_run(whom: str, app: App) -> None:
     """A key on the terminal stops all processes at once, a scheduler the first one."""
-    fake = {"FAKE_MODEL_SECONDS": "1", "FAKE_MODEL_MEMORY_MB": "32000"}
+    fake = {"FAKE_MODEL_SECONDS": "2", "FAKE_MODEL_MEMORY_MB": "32000"}
     preload = {"DASK_DISTRIBUTED__WORKER__PRELOAD": str(HELPERS / "fake_worker.py")}
     run = app.process("--n-cpus", "2", "--omp-nthreads", "1", **fake, **preload)
     while not app.files("sub-*/anat/*_dseg.json"):

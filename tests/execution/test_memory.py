@@ -29,10 +29,10 @@ network = SubpixelUNet({"brain": 2}, coordinates=0, widths=(32, 32, 32), feature
 image = torch.rand(1, 1, 256, 192, 192)
 wanted = torch.zeros(256, 192, 192, dtype=torch.bool)
 wanted[80:180, 40:150, 40:150] = True
-features_of(network, image[:, :, :64, :64, :64], None, None, Engine(), [])
+features_of(network, image[:, :, :64, :64, :64], None, wanted=None, engine=Engine(), notes=[])
 before, notes = peak_memory_mb(), []
 for _ in range(2):
-    features_of(network, image, None, wanted, Engine(memory_mb=json.loads(sys.argv[1])), notes)
+    features_of(network, image, None, wanted=wanted, engine=Engine(memory_mb=json.loads(sys.argv[1])), notes=notes)
 print(json.dumps([peak_memory_mb() - before, notes]))
 """
 

@@ -336,7 +336,7 @@ def test_a_faulty_recipe_is_named(
     change: tuple[str, str], reason: str, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before any data is read."""
-    monkeypatch.setattr(training, "load_cases", None)
+    monkeypatch.setattr(training, "find_data", None)
     settings = ask(RECIPE.replace(*change, 1))
     with pytest.raises(DataError, match=reason):
         train_level(settings)
@@ -417,7 +417,7 @@ def test_two_processes_train_what_one_trains(
 def test_a_step_has_a_sample_for_each_process(rank: int, said: int, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Processes, "join", lambda device: Processes(rank, 2, device))
     settings = ask()
-    setup = set_up(settings, "cpu", "fp32", 1)
+    setup = set_up(settings, "cpu", "fp32", threads=1)
     assert setup.recipe.batch == 2
     assert told(settings).said == ["a step has 2 samples in place of 1: one of each process"] * said
 
