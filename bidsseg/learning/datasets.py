@@ -39,9 +39,9 @@ class Source:
     """A case that was found and is not read yet.
 
     Attributes:
-        name: of the case: dataset/sub-01_ses-1.
-        scan: None for a label map without an image.
-        maps: its annotations, by protocol as ``--labels`` names it.
+        name: name of the case: dataset/sub-01_ses-1.
+        scan: the scan; None for a label map without an image.
+        maps: annotations of the case, by protocol as ``--labels`` names it.
     """
 
     name: str
@@ -71,7 +71,7 @@ def load_cases(
 
 
 def find_sources(settings: Settings, report: Report, *, unlabelled: bool, synthetic: bool) -> list[Source]:
-    """Return what `load_cases` reads, sorted by name, from the names of files. NothingSelected without any label."""
+    """Return the cases that `load_cases` reads, sorted by name. NothingSelected if none has an annotation."""
     datasets = [settings.bids_dir, *settings.training.also]
     labels = [(name, folder) for name, folders in settings.training.labels.items() for folder in folders]
     protocols = {name: load_protocol(name) for name, _ in labels}
@@ -106,7 +106,7 @@ def find_sources(settings: Settings, report: Report, *, unlabelled: bool, synthe
 
 
 def read_cases(sources: Iterable[Source], inputs: Sequence[str], report: Report) -> list[Case]:
-    """Read the images and annotations of cases that were found. DataError for what cannot be learned from."""
+    """Return cases with their images and annotations read. DataError for a case that cannot be trained on."""
     cases: list[Case] = []
     for source in sources:
         report.detail(f"reading {source.name}{'' if source.maps else ', without annotation'}")
@@ -132,7 +132,7 @@ def annotations_of(
 
 
 def may_annotate(folder: Path, dataset: Path, datasets: Sequence[Path]) -> bool:
-    """Return whether the annotations in a folder may belong to a dataset: those inside another dataset belong to it."""
+    """Return whether annotations in a folder may belong to a dataset; a folder inside a dataset belongs to that one."""
     holders = [other for other in datasets if folder.resolve().is_relative_to(other.resolve())]
     return not holders or dataset in holders
 
@@ -225,7 +225,7 @@ def is_stripped(image: torch.Tensor) -> bool:
 
 
 def brain_of(annotations: Iterable[Annotation]) -> torch.Tensor | None:
-    """Return the voxels that are certainly brain, by the annotation with the fewest open voxels."""
+    """Return the voxels that are certainly brain, from the annotation with the fewest ambiguous values."""
     head = load_protocol("brain").scored()
     known = [(a, r) for a in annotations if (r := load_relation(a.protocol, head)) is not None]
     if not known:
@@ -238,7 +238,7 @@ def brain_of(annotations: Iterable[Annotation]) -> torch.Tensor | None:
 def split(
     cases: Sequence[Case], folds: int, fold: int, *, hold_out: Sequence[str] = ()
 ) -> tuple[list[Case], list[Case]]:
-    """Return training and held-out cases: every ``folds``-th participant of each dataset is held out, or none.
+    """Return training and held-out cases: every ``folds``-th participant of each dataset is held out, or nobody.
 
     Args:
         hold_out: labels of the participants to hold out instead, or patterns with the wildcards of file names;
@@ -249,7 +249,7 @@ def split(
 
 
 def held_out(names: Iterable[str], folds: int, fold: int, *, hold_out: Sequence[str] = ()) -> set[str]:
-    """Return the participants that `split` holds out of cases of those names."""
+    """Return the participants that `split` holds out, from the names of the cases."""
     people = sorted({person(name) for name in names})
     missing = [wanted for wanted in hold_out if not any(fnmatchcase(label(each), wanted) for each in people)]
     if missing:
@@ -269,10 +269,10 @@ def person(name: str) -> str:
 
 
 def dataset_of(name: str) -> str:
-    """The dataset of a case or participant by its name."""
+    """Return the dataset of a case or participant from its name."""
     return name.partition("/")[0]
 
 
 def label(participant: str) -> str:
-    """The label of a participant, as `person` names it, without ``sub-``."""
+    """Return the label of a participant, without ``sub-``, from the name that `person` returns."""
     return participant.rpartition("sub-")[2]
