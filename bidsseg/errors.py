@@ -113,8 +113,8 @@ def explained(error: Exception) -> BidssegError | None:
     if isinstance(error, BidssegError):
         return error
     if lacks_memory(error):
-        said = " ".join(str(error).split())[:120]
-        known: BidssegError = TemporaryFailure(f"out of memory{f' ({said})' if said else ''}: {MORE_MEMORY}")
+        message = " ".join(str(error).split())[:120]
+        known: BidssegError = TemporaryFailure(f"out of memory{f' ({message})' if message else ''}: {MORE_MEMORY}")
     elif isinstance(error, UnicodeError):
         known = DataError(f"a name or a text is not UTF-8 ({error}): rename the file or convert the text")
     elif isinstance(error, OSError):

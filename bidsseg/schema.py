@@ -1,7 +1,7 @@
-"""Tables of users' files become dataclasses, whose annotations say what is allowed: the type, its range, its names.
+"""Conversion of tables in users' files to dataclasses, whose annotations define the allowed types, ranges and names.
 
-A key, its type and its range are one annotation, `rate: PositiveFloat = 0.05`. Ranges are written in the terms of
-annotated-types. pydantic converts and checks; it is imported when the first table is.
+One annotation defines a key, its type and its range: `rate: PositiveFloat = 0.05`. Ranges use the classes of
+annotated-types. pydantic converts and checks the values; it is imported on first use.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ NonNegativeFloat = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]
 """Shares and probabilities."""
 ShareBelowOne = Annotated[float, Ge(0), Lt(1)]
-"""Decays, momenta and shares that leave something."""
+"""Decays, momenta and shares below 1."""
 
 MOST = 3
-"""Mistakes that one message names."""
+"""Largest number of mistakes in one message."""
 LONGEST = 60
-"""Letters of a value in a message."""
+"""Largest number of characters of a value in a message."""
 EXPECTED = {
     "int_type": "an integer",
     "float_type": "a number",
@@ -53,7 +53,7 @@ EXPECTED = {
     "model_type": "a table",
     "dataclass_type": "a table",
 }
-"""What a value must be, by the names that pydantic has for errors."""
+"""Expected kind of value by pydantic's error type."""
 BOUNDS = {
     "greater_than": ("gt", "greater than"),
     "greater_than_equal": ("ge", "at least"),
@@ -64,11 +64,11 @@ BOUNDS = {
 
 @dataclass(frozen=True)
 class Rule:
-    """What a type and a range cannot say of a value, for an annotation of its field.
+    """A condition on a value that a type and a range cannot express, for the annotation of a field.
 
     Attributes:
-        allowed: what the value must be, in words.
-        holds: whether it is.
+        allowed: the condition in words, after "must be".
+        holds: returns whether a value meets the condition.
     """
 
     allowed: str
@@ -86,7 +86,7 @@ class Rule:
 
 
 def one_of(names: Iterable[str]) -> Rule:
-    """Return the rule that a text is one of some names."""
+    """Return the rule that a text is one of these names."""
     known = tuple(names)
     return Rule(f"{', '.join(known[:-1])} or {known[-1]}", lambda name: name in known)
 
@@ -99,23 +99,23 @@ def converted(
     Args:
         where: the file, for the message.
         inside: key path of the table in the file, empty for the whole file.
-        error: class of the error that names file, keys and what is allowed: for unknown and missing keys, values of
-            another type or out of range, and what ``__post_init__`` refuses by a ValueError.
+        error: class of the error for unknown and missing keys, values of another type or out of range, and values for
+            which ``__post_init__`` raises a ValueError. Its message names the file, the keys and the allowed values.
     """
     from pydantic import ValidationError
 
     keys = keys_of(kind)
     if inner := [entry.name for entry in fields(kind) if entry.name in values and entry.name not in keys]:  # type: ignore[arg-type]
         raise error(f"{where}: unknown key '{inner[0]}': {suggestion(inner[0], keys)}")
-    # As JSON, since a list of TOML or JSON may become a tuple there, while all else stays strict.
+    # Validated as JSON, where strict mode still accepts a list for a tuple.
     text = json.dumps(values, default=lambda value: {type(value).__name__: str(value)})
     try:
         return cast(Table, _adapter(cast(Hashable, kind)).validate_json(text))
     except ValidationError as failed:
         found = failed.errors(include_url=False)
-        told = list(dict.fromkeys(_in_words(kind, failure, inside) for failure in found))
-        more = [f"and {len(told) - MOST} more"] if len(told) > MOST else []
-        raise error(f"{where}: {'; '.join([*told[:MOST], *more])}") from failed
+        mistakes = list(dict.fromkeys(_in_words(kind, failure, inside) for failure in found))
+        more = [f"and {len(mistakes) - MOST} more"] if len(mistakes) > MOST else []
+        raise error(f"{where}: {'; '.join([*mistakes[:MOST], *more])}") from failed
 
 
 def check_options(
@@ -125,18 +125,18 @@ def check_options(
 
     Args:
         where, inside: see ``converted``.
-        leave_out: name of the argument that is no option.
+        leave_out: name of the argument that is not an option.
     """
     converted(_options_of(function, leave_out), options, where, inside=inside)
 
 
 def keys_of(kind: Any) -> list[str]:
-    """Return the keys of a dataclass in a file: its fields but for those that comparisons leave out."""
+    """Return the keys of a dataclass in a file: its fields, except those with ``compare=False``."""
     return [entry.name for entry in fields(kind) if entry.compare]
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """Return the known name that a wrong one is close to, or all of them, as the end of a message."""
+    """Return the end of a message: the known name nearest to an unknown one, or all known names."""
     choice = sorted(known)
     near = get_close_matches(name, choice, n=1)
     return f"did you mean {near[0]}?" if near else f"known are {', '.join(choice)}"
@@ -144,7 +144,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 @cache
 def _options_of(function: Callable[..., object], leave_out: str) -> type:
-    """Return a dataclass whose fields are the arguments of a function, all but one."""
+    """Return a dataclass whose fields are the arguments of a function, except one."""
     given = [entry for entry in signature(function, eval_str=True).parameters.values() if entry.name != leave_out]
     described = [
         (
@@ -161,17 +161,17 @@ def _options_of(function: Callable[..., object], leave_out: str) -> type:
 def _adapter(kind: Hashable) -> TypeAdapter[Any]:
     from pydantic import ConfigDict, TypeAdapter
 
-    # The settings hold for dataclasses inside of another type alone, and here nothing is None.
+    # pydantic applies this config only to dataclasses inside another type, hence the union; no value is None here.
     return TypeAdapter(kind | None, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))  # type: ignore[operator]
 
 
 def _in_words(kind: type, failure: ErrorDetails, inside: str) -> str:
-    """Return what is wrong: the key with its path, its value, and what is allowed."""
+    """Return a failure in words: the key with its path, its value, and what is allowed."""
     place, what, value = failure["loc"], failure["type"], failure["input"]
     if what == "unexpected_keyword_argument":
         return f"unknown key '{_path(inside, place)}': {suggestion(str(place[-1]), keys_of(_at(kind, place[:-1])))}"
-    if what == "json_invalid":  # half of a letter, which JSON can hold and no text
-        return f"a text is not Unicode ({failure['ctx']['error']})"
+    if what == "json_invalid":  # a lone surrogate, which JSON can hold but Unicode text cannot
+        return f"a text is not valid Unicode ({failure['ctx']['error']})"
     if what == "missing" and isinstance(place[-1], str):
         return f"{_path(inside, place)} is missing"
     if what == "value_error":
@@ -196,13 +196,13 @@ def _in_words(kind: type, failure: ErrorDetails, inside: str) -> str:
 
 
 def _path(inside: str, place: Sequence[int | str]) -> str:
-    """Return a place as a key path, such as ``sampling.shape[0]``."""
+    """Return the key path of a place, such as ``sampling.shape[0]``."""
     steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in place if step != "[key]"]
     return f"{inside}{''.join(steps)}".removeprefix(".")
 
 
 def _at(kind: Any, place: Sequence[int | str]) -> Any:
-    """Return the dataclass at a place of a dataclass."""
+    """Return the dataclass at a place in a dataclass."""
     for step in place:
         found = get_type_hints(kind)[str(step)]
         inner = [part for part in get_args(found) if part is not NoneType and is_dataclass(part)]

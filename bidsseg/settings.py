@@ -24,7 +24,7 @@ def device_name(text: str) -> str:
 
 
 class Report:
-    """Interface for progress and messages of a level. This class is silent; the command line has one that prints."""
+    """Interface for progress and messages of a level. This class is silent; the command line's subclass prints."""
 
     def say(self, message: str) -> None:
         """Report a result, in one line."""
@@ -50,21 +50,21 @@ class Report:
 
 @dataclass(frozen=True)
 class Training:
-    """What only the level ``train`` reads.
+    """Settings of the level ``train``.
 
     Attributes:
         recipe: name of a shipped recipe or a TOML file.
-        small: whether to take the small scale of the recipe.
+        small: whether to use the small scale of the recipe.
         labels: for each protocol, the derivative datasets that hold its annotations.
-        also: further BIDS datasets to learn from.
-        resume: go on from the last checkpoint in the output folder.
-        init: model (name or folder) whose weights are the start.
-        time_budget_min: stop cleanly after so many minutes.
+        also: further BIDS datasets to train on.
+        resume: whether to resume from the last checkpoint in the output folder.
+        init: model (name or folder) that provides the initial weights.
+        time_budget_min: stop cleanly after this number of minutes.
         cross_validate: number of folds that are all trained, before a final model on all participants; None trains one
-            model. With it, the time budget is that of the whole run, and nothing is read of folds, fold and hold_out.
-        folds: number of folds of a cross-validation by participant; 1 holds nobody out.
-        fold: the fold, counted from 0, that is held out.
-        hold_out: labels without ``sub-`` of participants, or patterns of such, that are held out in place of a fold.
+            model. In a cross-validation, the time budget is for the whole run; folds, fold and hold_out are ignored.
+        folds: number of folds by participant; 1 holds nobody out.
+        fold: the held-out fold, counted from 0.
+        hold_out: labels, or patterns of labels, without ``sub-`` of participants that are held out instead of a fold.
     """
 
     recipe: str = "wholebrain"
@@ -93,11 +93,11 @@ class Training:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What only the level ``evaluate`` reads.
+    """Settings of the level ``evaluate``.
 
     Attributes:
         reference: for each protocol, the derivative datasets whose label maps serve as reference.
-        against: the derivative dataset whose label maps are judged in place of those of the output folder.
+        against: the derivative dataset whose label maps are evaluated instead of those in the output folder.
         mask: which voxels count, see ``evaluation.agreement.counted``.
     """
 
@@ -111,20 +111,20 @@ class Settings:
     """Settings of all levels.
 
     Attributes:
-        images: T1w and FLAIR, by suffix, of the command ``file``, for which ``bids_dir`` is their common folder.
+        images: T1w and FLAIR, by suffix, of the command ``file``; ``bids_dir`` is then their common folder.
         participants: labels without ``sub-``; empty means all.
         sessions: labels without ``ses-``; empty means all.
-        shard: (I, N): only every N-th of the participants, from the I-th, counted from 1.
+        shard: (I, N): only every N-th participant, from the I-th, counted from 1.
         filters: for each query (``t1w``, ``flair``) the pybids entities it must match.
         model: name of a shipped model or a model folder.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` (a GPU of Apple), which ``auto`` never selects.
         precision: ``auto``, ``bf16`` or ``fp32``.
-        n_cpus: number of CPUs for all processes of a run together, None for all that this process may use.
+        n_cpus: number of CPUs for all processes of a run together; None for all CPUs that this process may use.
         threads: threads of each process, None for an automatic choice.
         memory_mb: memory limit (MB), None for the free memory.
         fast: omit the pass over the mirror image.
         output_spaces: further standard spaces for the results, see ``registration.spaces.find_space``.
-        executor: one of EXECUTORS, which run the scans of the level participant.
+        executor: the system that runs the scans of the level participant, one of EXECUTORS.
         dask_scheduler: address of the scheduler of a Dask cluster.
         cluster_config: TOML file with the settings of the jobs of slurm, pbs, sge and lsf.
         command: the command line as typed, for the record.
@@ -177,7 +177,7 @@ class Settings:
             self._check_places()
 
     def selects(self, source: Mapping[str, str]) -> bool:
-        """Return whether a scan with these entities is of the selected participants and sessions."""
+        """Return whether a scan with these entities belongs to the selected participants and sessions."""
         chosen = [(self.participants, source.get("subject")), (self.sessions, source.get("session"))]
         return all(not wanted or label in wanted for wanted, label in chosen)
 
@@ -195,5 +195,5 @@ class Settings:
 
 
 def _is_own_derivative(inside: Path) -> bool:
-    """Return whether a path relative to the dataset is the place where BIDS allows derivatives of this tool."""
+    """Return whether a path relative to the dataset is where BIDS allows derivatives of this tool."""
     return len(inside.parts) >= 2 and inside.parts[0] == "derivatives" and "bidsseg" in inside.parts[1]

@@ -1,4 +1,4 @@
-"""What a key of a recipe may be, in words, from the annotation of its field. Source text is read; nothing is run."""
+"""Description of the type and range of a recipe's keys, from the annotations of their fields in the source text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BOUNDS = {"Gt": "> ", "Ge": "≥ ", "Lt": "< ", "Le": "≤ "}
 
 
 class Types:
-    """The types and names that modules under a folder know.
+    """The types and names in the modules under a folder.
 
     Attributes:
         root: folder of the packages.
@@ -24,7 +24,7 @@ class Types:
         self.root = root
 
     def member(self, module: Any, name: str) -> Any:
-        """Return what a module calls by a name, also where it imports it."""
+        """Return the member of a module with this name, following imports."""
         found = module.members[name]
         if not found.is_alias:
             return found
@@ -44,12 +44,12 @@ class Types:
             case ast.Name(id=name):
                 found = self.member(module, name)
                 return ("table", "") if found.is_class else self._read(_expression(found), found.module)
-            case ast.BinOp(left=kind):  # or None, which is a key left out
+            case ast.BinOp(left=kind):  # None stands for an omitted key
                 return self._read(kind, module)
             case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[kind, *marks])):
                 plain, limits = self._read(kind, module)
-                told = [self._limit(mark, module) for mark in marks]
-                return plain, " and ".join(part for part in (limits, *told) if part)
+                more = [self._limit(mark, module) for mark in marks]
+                return plain, " and ".join(part for part in (limits, *more) if part)
             case ast.Subscript(value=ast.Name(id="Literal"), slice=values):
                 names = values.elts if isinstance(values, ast.Tuple) else [values]
                 return " or ".join(ast.unparse(name).replace("'", '"') for name in names), ""

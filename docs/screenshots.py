@@ -1,9 +1,9 @@
-"""Photograph the pages of `make demo` for the documentation: the template brain that nilearn carries, nobody's data.
+"""Take screenshots of the pages of `make demo` for the documentation; they show the template brain of nilearn.
 
     python docs/screenshots.py OUTPUT_DIR
 
-OUTPUT_DIR is the output of the levels participant and group on the demonstration's dataset, with ``--viewer``. Writes
-docs/images/*.png and docs/result.png. Needs Chromium; no network.
+OUTPUT_DIR is the output of the levels participant and group on the demonstration's dataset, with ``--viewer``. The
+script writes docs/images/*.png and docs/result.png. It needs Chromium, but no network.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PICTURES = {
     "cohort": ("group.html", (1300, 880)),
     "viewer": ("sub-template/figures/sub-template_desc-wholebrain_viewer.html", (1300, 760)),
 }
-"""The page of each picture, and the size of the window (pixels)."""
+"""Page of each picture and size of the browser window (pixels)."""
 RESULT = "sub-template/figures"
 FLAGS = (
     "--headless", "--no-sandbox", "--hide-scrollbars", "--disable-background-networking", "--disable-sync",
@@ -34,7 +34,7 @@ LARGEST_KB = 200
 
 
 def main(output: Path) -> None:
-    """Write all pictures. SystemExit if a page or the browser is missing, or a picture is too large."""
+    """Write all pictures. SystemExit if a page or the browser is missing, or if a picture is too large."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         sys.exit("Chromium is needed: apt-get install chromium")
@@ -46,7 +46,7 @@ def main(output: Path) -> None:
 
 
 def photograph(chromium: str, page: Path, size: tuple[int, int]) -> Image.Image:
-    """Return the page as it looks in a window of that width and height."""
+    """Return a screenshot of a page in a window of this width and height."""
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder) / "page.png"
         words = [f"--user-data-dir={folder}", f"--window-size={size[0]},{size[1]}", f"--screenshot={picture}"]
@@ -55,14 +55,14 @@ def photograph(chromium: str, page: Path, size: tuple[int, int]) -> Image.Image:
 
 
 def result(figures: Path) -> Image.Image:
-    """Return the picture of the scan with the regions of BrainCOLOR over it, as the page draws them."""
+    """Return the picture of the scan with the BrainCOLOR regions overlaid, as the page shows it."""
     (below,), (above,) = figures.glob("*seg-brain_*.png"), figures.glob("*seg-BrainCOLOR_*.png")
     base = Image.open(below).convert("RGBA")
     return Image.alpha_composite(base, Image.open(above).convert("RGBA")).convert("RGB")
 
 
 def save(picture: Image.Image, path: Path) -> None:
-    """Write a picture with few colours, which suffice for pages and make it small."""
+    """Write a picture with few colours, which keeps the file small."""
     path.parent.mkdir(exist_ok=True)
     picture.quantize(COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
     kilobytes = path.stat().st_size // 1000

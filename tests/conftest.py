@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small volumes: threads would on
 import phantoms
 import pytest
 from labelled import RECIPE, Ask, make_labelled
-from told import Told
+from recording_console import RecordingConsole
 
 from bidsseg.settings import Settings, Training
 
@@ -80,7 +80,7 @@ def ask(dataset: tuple[Path, Path], tmp_path: Path) -> Ask:
             n_cpus=1,
             overwrite=overwrite,
             training=Training(**training),
-            report=Told(),
+            report=RecordingConsole(),
         )
 
     return settings

@@ -19,7 +19,7 @@ from bidsseg.app import arguments
 from bidsseg.app.parser import dataset_parser, file_parser
 from bidsseg.app.terminal import Terminal, prepare_streams, write_line
 from bidsseg.errors import BidssegError, UnknownLevel, UsageError, explained
-from bidsseg.execution.machine import prepare_surroundings
+from bidsseg.execution.machine import prepare_environment
 from bidsseg.models.card import located
 from bidsseg.settings import LEVELS, Evaluation, Settings, Training
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if _is_file_command(words):
             settings = _file_settings(file_parser().parse_intermixed_args(words[1:]), words)
-            prepare_surroundings(settings)
+            prepare_environment(settings)
             return _run(["participant"], settings)
         given = dataset_parser().parse_intermixed_args(words)
         if given.list_models:
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _print_descriptor(given.bids_exec_spec)
         levels = _levels(given.level)
         settings = _settings(given, words)
-        prepare_surroundings(settings)
+        prepare_environment(settings)
         return _run(levels, settings)
     except BidssegError as error:
         return _fail(str(error), error.code)

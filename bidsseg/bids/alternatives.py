@@ -32,11 +32,11 @@ def alternatives(bids_dir: Path, labels: Iterable[str]) -> str:
         if remedy is not None:
             example, count = examples.get(remedy, (name, 0))
             examples[remedy] = example, count + 1
-    told = [
+    found = [
         f"{example}{f' and {count - 1} more' if count > 1 else ''} ({remedy})"
         for remedy, (example, count) in sorted(examples.items(), key=lambda item: _rank(item[0]))
     ]
-    return f"; found {'; '.join(told)}" if told else ""
+    return f"; found {'; '.join(found)}" if found else ""
 
 
 def _rank(remedy: str) -> int:

@@ -64,8 +64,8 @@ class Result:
 
     def findings(self) -> list[str]:
         """Return the codes of the findings in the scan and its result, those of the result first."""
-        told = sidecar_keys.messages(self.sidecar(), sidecar_keys.FINDINGS)
-        return list(dict.fromkeys(text.partition(":")[0] for text in told))
+        messages = sidecar_keys.messages(self.sidecar(), sidecar_keys.FINDINGS)
+        return list(dict.fromkeys(text.partition(":")[0] for text in messages))
 
     def volumes(self) -> list[Volume]:
         """Return the table of volumes, at least one row; ValueError if it cannot be read or is not such a table."""

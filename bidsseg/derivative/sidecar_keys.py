@@ -1,7 +1,7 @@
-"""The keys of the JSON sidecars that this program writes beside images, and how they are read again.
+"""The keys of the JSON sidecars that this program writes beside images, and the functions that read them.
 
-A new key is a field of ``Sidecar``, so that mypy refuses another spelling where it is written. It is read by a function
-of this file.
+Every key is a field of ``Sidecar``, so that mypy rejects a different spelling where the key is written. Only the
+functions of this file read the keys.
 """
 
 from __future__ import annotations
@@ -14,30 +14,29 @@ from bidsseg.reading import object_or_empty
 
 
 class ModelUsed(TypedDict, total=False):
+    """A model that was used, with the name and checksum on its card."""
+
     Name: str
     SHA256: str
-
-
-"""A model on record, by its card."""
 
 
 class Sidecar(TypedDict, total=False):
     """The sidecar of an image of a scan.
 
-    Read from a file, any key may be absent, or be of another type where a user has edited the file.
+    In a file that was read, any key may be absent, or have another type if a user has edited the file.
 
     Attributes:
         Sources: BIDS URIs of the images that the model read, the T1w first.
-        SpatialReference: image or template whose grid it has.
-        Type: of a mask.
+        SpatialReference: image or template with the grid of this image.
+        Type: type of a mask.
         LabelMap: abbreviations of the regions along the fourth axis of probabilities.
-        Models: the model, and the one that found the brain for it.
-        InputFingerprints: of the sources. A sidecar with this key is a record of this program.
-        Fast: whether the pass over the mirror image was left out.
-        Resolution: of an image whose name has ``res-``.
-        OutputSpaces: for each template how it was reached, affine or deformable.
+        Models: the model, and the model that located the brain for it.
+        InputFingerprints: checksums of the sources. A sidecar with this key is a record of this program.
+        Fast: whether the pass over the mirror image was omitted.
+        Resolution: resolution of an image whose name has ``res-``.
+        OutputSpaces: kind of registration to each template, affine or deformable.
         Quality: mean confidence of the network in the brain, 0 to 1.
-        Notes, InputFindings, ResultFindings: what a user should know; findings begin with their code.
+        Notes, InputFindings, ResultFindings: messages for the user; findings begin with their code.
     """
 
     Description: str
@@ -63,11 +62,11 @@ class Sidecar(TypedDict, total=False):
 FINDINGS = ("ResultFindings", "InputFindings")
 """Keys whose texts begin with the code of a finding."""
 MESSAGES = (*FINDINGS, "Notes")
-"""Keys with what a user should know first."""
+"""Keys with messages for the user, the most important first."""
 
 
 def read_sidecar(path: Path) -> Sidecar:
-    """Return the content of a sidecar; empty if there is none that can be read."""
+    """Return the content of a sidecar; empty if the file is missing or cannot be read."""
     return cast(Sidecar, object_or_empty(path))
 
 
@@ -77,7 +76,7 @@ def is_record(sidecar: Sidecar) -> bool:
 
 
 def is_fast(sidecar: Sidecar) -> bool:
-    """Return whether the pass over the mirror image was left out."""
+    """Return whether the pass over the mirror image was omitted."""
     return bool(sidecar.get("Fast"))
 
 
@@ -92,33 +91,33 @@ def fingerprints(sidecar: Sidecar) -> list[str]:
 
 
 def models(sidecar: Sidecar) -> list[ModelUsed]:
-    """Return the model, and the one that found the brain for it, as far as they have names."""
+    """Return the model and the model that located the brain for it, without entries that have no name."""
     found: list[Any] = _list(sidecar.get("Models"))
     return [cast(ModelUsed, model) for model in found if isinstance(model, dict) and "Name" in model]
 
 
 def output_spaces(sidecar: Sidecar) -> dict[str, str]:
-    """Return for each template how it was reached."""
+    """Return the kind of registration to each template."""
     spaces: Any = sidecar.get("OutputSpaces")
     return spaces if isinstance(spaces, dict) else {}
 
 
 def software_version(sidecar: Sidecar, unknown: str) -> str:
-    """Return the version that wrote a sidecar, or another text if it does not tell."""
+    """Return the version of the program that wrote a sidecar, or ``unknown`` if it is not recorded."""
     return sidecar.get("SoftwareVersion", unknown)
 
 
 def quality(sidecar: Sidecar) -> float | None:
-    """Return the mean confidence of the network in the brain, 0 to 1, if it is told."""
+    """Return the mean confidence of the network in the brain, 0 to 1; None if it is not recorded."""
     value: Any = sidecar.get("Quality")
     return float(value) if isinstance(value, int | float) else None
 
 
 def messages(sidecar: Sidecar, keys: Sequence[str] = MESSAGES) -> list[str]:
-    """Return what a user should know, or what some of these keys say."""
+    """Return the messages for the user under these keys."""
     return [str(text) for key in keys for text in _list(sidecar.get(key))]
 
 
 def _list(value: object) -> list[Any]:
-    """Return a list of a file, empty where it is something else."""
+    """Return a value of a file if it is a list, otherwise an empty list."""
     return value if isinstance(value, list) else []

@@ -1,1 +1,1 @@
-"""How far label maps agree."""
+"""Agreement of label maps."""

@@ -1,8 +1,8 @@
-"""How well two label maps on one grid agree: overlap, surfaces and volumes, and their means over brains.
+"""Agreement of two label maps on one grid: overlap, surfaces and volumes, and their means over brains.
 
-Values of the regions of one brain are arrays of shape (R,), those of many brains (B, R). What is not defined is NaN and
-left out of every mean: all measures of a region that neither map has, distances of a region that only one map has, and
-relative volumes of a region that the reference lacks.
+Values of the regions of one brain have the shape (R,), values of many brains (B, R). Undefined values are NaN and
+excluded from every mean: all measures of a region that neither map has, distances of a region that only one map has,
+and relative volumes of a region that the reference lacks.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Mask = Literal["own", "reference"]
 
 @dataclass(frozen=True, eq=False)
 class Agreement:
-    """Measures of one brain, each of shape (R,): one value for each scored region of a protocol but the background.
+    """Measures of one brain, each of shape (R,): one value for each scored region of a protocol except the background.
 
     Attributes:
-        dice: 0 for a region that only one map has.
+        dice: Dice; 0 for a region that only one map has.
         hausdorff95_mm, surface_distance_mm: see :func:`surface_distances`.
-        found_mm3, reference_mm3: volumes.
+        found_mm3, reference_mm3: volumes in both maps.
         voxel_error: share of wrong voxels inside the reference brain, a single number.
     """
 
@@ -41,18 +41,18 @@ class Agreement:
 
     @property
     def volume_difference_mm3(self) -> np.ndarray:
-        """Found less reference; NaN for a region that neither map has."""
+        """Found volume minus reference volume; NaN for a region that neither map has."""
         return np.where(np.isnan(self.dice), np.nan, self.found_mm3 - self.reference_mm3)
 
     @property
     def volume_difference_percent(self) -> np.ndarray:
-        """The same in percent of the reference; NaN for a region that the reference lacks."""
+        """Volume difference in percent of the reference volume; NaN for a region that the reference lacks."""
         return _ratio(100 * (self.found_mm3 - self.reference_mm3), self.reference_mm3)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over brains, the ends of its 95 % interval (NaN for a single brain) and how many brains it is over."""
+    """A mean over brains, the ends of its 95 % interval (NaN for a single brain) and the number of brains."""
 
     mean: float
     low: float
@@ -63,23 +63,23 @@ class Estimate:
 def compare(
     found: np.ndarray, reference: np.ndarray, protocol: Protocol, *, spacing_mm: Sequence[float], mask: Mask = "own"
 ) -> Agreement:
-    """All measures of one brain.
+    """Return all measures of one brain.
 
     Args:
-        found: label map (X, Y, Z) that is judged.
-        reference: label map (X, Y, Z) that is taken for true.
-        protocol: what the values of both mean.
+        found: evaluated label map (X, Y, Z).
+        reference: reference label map (X, Y, Z).
+        protocol: protocol of both maps.
         spacing_mm: size of a voxel along each axis.
         mask: see :func:`counted`.
 
     Raises:
-        DataError: a map holds values that the protocol lacks.
+        DataError: a map has values that the protocol lacks.
     """
     return measured(*counted(found, reference, protocol, mask=mask), protocol, spacing_mm=spacing_mm)
 
 
 def measured(found: np.ndarray, reference: np.ndarray, protocol: Protocol, *, spacing_mm: Sequence[float]) -> Agreement:
-    """Return all measures of one brain, from maps (X, Y, Z) that :func:`counted` has given."""
+    """Return all measures of one brain, from the maps (X, Y, Z) that :func:`counted` returns."""
     indices = [region.index for region in scored_regions(protocol)]
     voxel_mm3 = float(np.prod(spacing_mm))
     return Agreement(
@@ -92,25 +92,25 @@ def measured(found: np.ndarray, reference: np.ndarray, protocol: Protocol, *, sp
 
 
 def scored_regions(protocol: Protocol) -> list[Region]:
-    """Return the regions that measures are given for, in the order of the measures."""
+    """Return the regions of the measures, in the order of the measures."""
     return [region for region in protocol.regions if region.scored and region.index != 0]
 
 
 def counted(
     found: np.ndarray, reference: np.ndarray, protocol: Protocol, *, mask: Mask = "own"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both maps (X, Y, Z) with background wherever a voxel does not count.
+    """Return both maps (X, Y, Z) with background in all voxels that do not count.
 
-    Voxels that the reference gives to a region that is not scored do not count. With the mask ``reference``, no voxel
-    counts outside the reference brain, which is all that the reference labels: there a found label costs nothing, as if
-    the network had been told where the brain is. With ``own``, it does.
+    Voxels of unscored regions in the reference do not count. With the mask ``reference``, voxels outside the reference
+    brain, which is everything that the reference labels, do not count either, as if the network had been given the true
+    brain. With ``own``, labels outside the reference brain count as errors.
     """
     if found.shape != reference.shape:
-        raise ValueError(f"label maps of shapes {found.shape} and {reference.shape} lie on two grids")
+        raise ValueError(f"label maps of shapes {found.shape} and {reference.shape} are on different grids")
     for name, labels in (("label map", found), ("reference", reference)):
         unknown = np.setdiff1d(labels, protocol.indices).tolist()
         if unknown:
-            raise DataError(f"the {name} holds the values {unknown[:5]}, which {protocol.name} lacks")
+            raise DataError(f"the {name} has the values {unknown[:5]}, which {protocol.name} lacks")
     unscored = [region.index for region in protocol.regions if not region.scored]
     dropped = np.isin(reference, unscored)
     outside = reference == 0 if mask == "reference" else False
@@ -119,36 +119,37 @@ def counted(
 
 
 def dice(found: np.ndarray, reference: np.ndarray, indices: Sequence[int]) -> np.ndarray:
-    """Dice of each region, shape (R,)."""
+    """Return the Dice of each region, shape (R,)."""
     both = voxel_counts(found[found == reference], indices)
     return _ratio(2.0 * both, voxel_counts(found, indices) + voxel_counts(reference, indices))
 
 
 def voxel_error(found: np.ndarray, reference: np.ndarray) -> float:
-    """Share of the voxels labelled in the reference that have another label, or none, in the map that is judged."""
+    """Return the share of the voxels labelled in the reference that have another label, or none, in the found map."""
     brain = reference != 0
     return float((found[brain] != reference[brain]).mean()) if brain.any() else float("nan")
 
 
 def voxel_counts(labels: np.ndarray, indices: Sequence[int]) -> np.ndarray:
-    """Voxels of each region, integers of shape (R,)."""
+    """Return the number of voxels of each region, integers of shape (R,)."""
     return np.bincount(labels.ravel(), minlength=max(indices) + 1)[list(indices)]
 
 
 def surface_distances(
     found: np.ndarray, reference: np.ndarray, indices: Sequence[int], *, spacing_mm: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """95 % Hausdorff distance and mean surface distance (mm) of each region, both of shape (R,).
+    """Return the 95 % Hausdorff distance and the mean surface distance (mm) of each region, both of shape (R,).
 
-    The surface of a region is its voxels that share a face with another label or lie at the edge of the grid, and each
-    weighs the same. Every surface voxel of one map has a distance to the nearest of the other. The 95 % Hausdorff
-    distance is the larger of the two directions' 95th percentiles; the mean is over the voxels of both surfaces.
+    The surface of a region consists of its voxels that share a face with another label or are at the edge of the grid;
+    all of them have the same weight. Each surface voxel of one map has a distance to the nearest surface voxel of the
+    other. The 95 % Hausdorff distance is the larger of the two directions' 95th percentiles; the mean is over the
+    voxels of both surfaces.
     """
     hausdorff95, mean = np.full(len(indices), np.nan), np.full(len(indices), np.nan)
     surfaces = zip(_surfaces(found, indices, spacing_mm), _surfaces(reference, indices, spacing_mm), strict=True)
     for i, (one, other) in enumerate(surfaces):
         if len(one) and len(other):
-            # Not distance transforms: a single stray voxel would stretch the box of its region over the whole head.
+            # No distance transforms: a single stray voxel would enlarge the box of its region to the whole head.
             there, back = KDTree(other).query(one)[0], KDTree(one).query(other)[0]
             hausdorff95[i] = max(np.quantile(there, 0.95), np.quantile(back, 0.95))
             mean[i] = np.concatenate([there, back]).mean()
@@ -156,7 +157,7 @@ def surface_distances(
 
 
 def _surfaces(labels: np.ndarray, indices: Sequence[int], spacing_mm: Sequence[float]) -> Iterator[np.ndarray]:
-    """Places (N, 3) in mm of the surface voxels of each region; none for a region that is not there."""
+    """Yield the positions (N, 3) in mm of the surface voxels of each region; N is 0 for an absent region."""
     boxes = ndimage.find_objects(labels, max(indices))
     for index in indices:
         box = boxes[index - 1]
@@ -169,15 +170,15 @@ def _surfaces(labels: np.ndarray, indices: Sequence[int], spacing_mm: Sequence[f
 
 
 def brain_means(values: np.ndarray) -> np.ndarray:
-    """Mean over the regions of each brain, (B, R) to (B,)."""
+    """Return the mean over the regions of each brain, from (B, R) to (B,)."""
     known = np.isfinite(values)
     return _ratio(np.where(known, values, 0).sum(1), known.sum(1))
 
 
 def estimate(values: np.ndarray, draws: int = 10_000, seed: int = 0) -> Estimate:
-    """Mean over brains (B,) with the percentile bootstrap interval over brains; the same for the same seed.
+    """Return the mean over brains (B,) with its percentile bootstrap interval, which is reproducible for a seed.
 
-    Each scan counts as a brain of its own, so scans repeated on a person make the interval too narrow.
+    Each scan counts as a separate brain, so repeated scans of a participant make the interval too narrow.
     """
     values = values[np.isfinite(values)]
     low = high = float("nan")
@@ -188,5 +189,5 @@ def estimate(values: np.ndarray, draws: int = 10_000, seed: int = 0) -> Estimate
 
 
 def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-    """Quotient, NaN where the divisor is 0."""
+    """Return the quotient, NaN where the divisor is 0."""
     return np.divide(top, bottom, out=np.full(np.shape(bottom), np.nan), where=bottom != 0)

@@ -1,4 +1,4 @@
-"""Means and correlations with intervals: participants are drawn anew, each with all of its scans."""
+"""Means and correlations with bootstrap intervals: participants are resampled, each with all of their scans."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from bidsseg.evaluation.agreement import Estimate
 DRAWS, AT_ONCE = 10_000, 500
 ENDS = [0.025, 0.975]
 FEWEST = 3
-"""Scans without which a correlation says nothing."""
+"""Smallest number of scans for a correlation."""
 FEWEST_FOR_INTERVAL = 10
-"""Participants without which draws of a correlation are often of the same few, and their interval says nothing."""
+"""Smallest number of participants for the interval of a correlation; fewer are often resampled to the same few."""
 CONSTANT = 1e-9
-"""Variance, of values that are scaled to 1, below which they count as equal."""
+"""Variance of standardised values below which they count as equal."""
 
 
 def participant_means(values: np.ndarray, participants: np.ndarray) -> np.ndarray:
-    """Return the mean over the scans of each participant, (B, K) to (P, K); NaN is left out.
+    """Return the mean over the scans of each participant, from (B, K) to (P, K), without NaN.
 
     Args:
         participants: number of the participant of each scan, from 0, shape (B,).
@@ -34,7 +34,7 @@ def participant_means(values: np.ndarray, participants: np.ndarray) -> np.ndarra
 def mean_estimates(values: np.ndarray) -> list[Estimate]:
     """Return the mean of each column over participants, (P, K), with its percentile bootstrap interval (95 %).
 
-    Values that are NaN are left out. The same values give the same interval.
+    NaN values are excluded. The same values give the same interval.
     """
     known = np.isfinite(values)
     filled = np.where(known, values, 0)
@@ -54,7 +54,7 @@ def correlation_estimates(
     """Return Pearson's correlation over scans of each column, (B, K), and the mean of all columns, with intervals.
 
     Args:
-        found, reference: NaN is left out.
+        found, reference: values of both sides; NaN is excluded.
         participants: number of the participant of each scan, from 0, shape (B,).
     """
     known = np.isfinite(found) & np.isfinite(reference)
@@ -69,17 +69,17 @@ def correlation_estimates(
         each[:, known.sum(0) < FEWEST] = np.nan
         return np.column_stack([each, _nanmean(each)])
 
-    everyone = participants.max() + 1
-    drawn = [correlations(weights[:, participants]) for weights in resamples(everyone)]
+    count = participants.max() + 1
+    drawn = [correlations(weights[:, participants]) for weights in resamples(count)]
     people = participant_means(np.where(known, 1.0, np.nan), participants)
-    counts = np.append(np.isfinite(people).sum(0), everyone)
+    counts = np.append(np.isfinite(people).sum(0), count)
     all_scans = correlations(np.ones((1, len(found))))[0]
     *each, mean = _estimates(all_scans, np.concatenate(drawn), counts, fewest=FEWEST_FOR_INTERVAL)
     return each, mean
 
 
 def resamples(count: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """Yield how often each of so many participants is drawn, (AT_ONCE, P), DRAWS times in all."""
+    """Yield the number of times each of ``count`` participants is drawn, (AT_ONCE, P), for DRAWS draws in total."""
     random = np.random.default_rng(seed)
     for _ in range(DRAWS // AT_ONCE):
         yield random.multinomial(count, np.full(count, 1 / count), AT_ONCE).astype(float)
@@ -95,7 +95,7 @@ def _estimates(values: np.ndarray, draws: np.ndarray, counts: np.ndarray, *, few
 
 
 def _standard(values: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Values of mean 0 and variance 1 in each column; 0 where they are not known or all the same."""
+    """Return each column standardised to mean 0 and variance 1; 0 where values are unknown or all equal."""
     count = np.maximum(known.sum(0), 1)
     centred = np.where(known, values, 0)
     centred = np.where(known, centred - centred.sum(0) / count, 0)

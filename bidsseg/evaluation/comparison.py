@@ -1,4 +1,4 @@
-"""Pairs of label maps, read and measured one by one or by several processes."""
+"""Comparison of pairs of label maps, one by one or in several processes."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol
 
 PAIR_MB = 600
-"""Memory (MB) of a process that compares two label maps of 256³ voxels, with some to spare."""
+"""Memory (MB) of a process that compares two label maps of 256³ voxels, with a reserve."""
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """Two label maps of one scan, compared.
+    """The comparison of two label maps of one scan.
 
     Attributes:
-        lesions: None for a protocol without lesions.
+        lesions: numbers of lesions; None for a protocol without lesions.
     """
 
     pair: Pair
@@ -35,21 +35,21 @@ class Case:
 
     @property
     def mean_dice(self) -> float:
-        """Mean Dice of the regions that any map has; NaN without any."""
+        """Mean Dice of the regions that either map has; NaN if neither map has any."""
         return float(brain_means(self.agreement.dice[None])[0])
 
 
 def read_pair(pair: Pair, protocol: Protocol, mask: Mask) -> tuple[Volume, Volume]:
-    """Return both label maps as far as their voxels count, the judged one first.
+    """Return the found and the reference label map, with background in the voxels that do not count.
 
     Raises:
         InputMissing: a file does not exist or cannot be opened.
-        DataError: the maps lie on two grids, or one is no label map of the protocol.
+        DataError: the maps are on different grids, or one is not a label map of the protocol.
     """
     found, reference = read_labels(pair.found), read_labels(pair.reference)
     if not found.on_grid_of(reference):
         shapes = f"{found.shape} and {reference.shape} voxels"
-        raise DataError(f"{pair.found} and {pair.reference} lie on two grids ({shapes}): resample one to the other")
+        raise DataError(f"{pair.found} and {pair.reference} are on different grids ({shapes}): resample one of them")
     try:
         labels, truth = counted(found.data, reference.data, protocol, mask=mask)
     except DataError as error:
@@ -58,7 +58,7 @@ def read_pair(pair: Pair, protocol: Protocol, mask: Mask) -> tuple[Volume, Volum
 
 
 def compare_pair(pair: Pair, protocol: Protocol, mask: Mask) -> Case:
-    """Measure how far two label maps agree. Errors are those of :func:`read_pair`."""
+    """Return the comparison of two label maps. It raises the errors of :func:`read_pair`."""
     found, reference = read_pair(pair, protocol, mask)
     agreement = measured(found.data, reference.data, protocol, spacing_mm=reference.spacing_mm.tolist())
     lesions = None
@@ -69,12 +69,12 @@ def compare_pair(pair: Pair, protocol: Protocol, mask: Mask) -> Case:
 
 
 def compare_pairs(pairing: Pairing, processes: int) -> Iterator[tuple[Pair, Case | BidssegError]]:
-    """Yield each pair with its measures, or with the reason why there are none, as they come."""
+    """Yield each pair with its comparison, or with the error that prevented it, in the order of completion."""
     compare = partial(_compared, protocol=pairing.protocol, mask=pairing.about.mask)
     if processes == 1:
         yield from ((pair, compare(pair)) for pair in pairing.pairs)
         return
-    # Not forked: threads of libraries that other levels have started do not survive that.
+    # Spawned, not forked: library threads that other levels have started do not survive a fork.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
         waiting = {pool.submit(compare, pair): pair for pair in pairing.pairs}
@@ -82,14 +82,14 @@ def compare_pairs(pairing: Pairing, processes: int) -> Iterator[tuple[Pair, Case
             for future in as_completed(waiting):
                 yield waiting[future], future.result()
         except BrokenProcessPool as error:
-            message = "a process that compares label maps was killed, perhaps for want of memory: give fewer --n-cpus"
+            message = "a process that compares label maps was killed, perhaps out of memory: give fewer --n-cpus"
             raise TemporaryFailure(message) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _compared(pair: Pair, *, protocol: Protocol, mask: Mask) -> Case | BidssegError:
-    """Return the case, or the error for which there is none."""
+    """Return the comparison, or the error that prevented it."""
     try:
         return compare_pair(pair, protocol, mask)
     except Exception as error:

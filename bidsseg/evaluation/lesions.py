@@ -1,4 +1,4 @@
-"""How well single lesions are found: a lesion is a connected piece of a region."""
+"""Detection of single lesions: a lesion is a connected component of a region."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 from scipy import ndimage
 
 TOUCHING = np.ones((3, 3, 3), int)
-"""Voxels of one lesion share a face, an edge or a corner."""
+"""Connectivity: neighbouring voxels of a lesion share a face, an edge or a corner."""
 
 
 @dataclass(frozen=True, eq=False)
 class Lesions:
-    """Numbers of lesions of one brain, floats of shape (R,); NaN for regions that are no lesions.
+    """Numbers of lesions of one brain, floats of shape (R,); NaN for regions that are not lesions.
 
     Attributes:
-        found, reference: lesions of each map.
-        confirmed: found lesions that share a voxel with the reference.
-        detected: lesions of the reference that share a voxel with the found ones.
+        found, reference: lesions in each map.
+        confirmed: found lesions that share a voxel with a lesion of the reference.
+        detected: lesions of the reference that share a voxel with a found lesion.
     """
 
     found: np.ndarray
@@ -29,17 +29,17 @@ class Lesions:
 
     @property
     def precision(self) -> np.ndarray:
-        """Share of the found lesions that are confirmed; NaN where none is found."""
+        """Share of the found lesions that are confirmed; NaN if none is found."""
         return _share(self.confirmed, self.found)
 
     @property
     def recall(self) -> np.ndarray:
-        """Share of the lesions of the reference that are detected; NaN where it has none."""
+        """Share of the lesions of the reference that are detected; NaN if the reference has none."""
         return _share(self.detected, self.reference)
 
     @property
     def f1(self) -> np.ndarray:
-        """Harmonic mean of precision and recall; 0 where no lesion is matched, NaN where neither map has one."""
+        """Harmonic mean of precision and recall; 0 if no lesion is matched, NaN if neither map has one."""
         precision, recall = np.nan_to_num(self.precision), np.nan_to_num(self.recall)
         mean = np.nan_to_num(_share(2 * precision * recall, precision + recall))
         return np.where(self.found + self.reference > 0, mean, np.nan)
@@ -52,7 +52,7 @@ def count_lesions(
 
     Args:
         indices: all regions, in the order of the result.
-        lesions: those of the indices that are lesions.
+        lesions: the indices of lesions.
     """
     counts = np.full((4, len(indices)), np.nan)
     for place, index in enumerate(indices):
@@ -67,5 +67,5 @@ def count_lesions(
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Quotient, NaN where the whole is 0 or NaN."""
+    """Return the quotient, NaN where the whole is 0 or NaN."""
     return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)

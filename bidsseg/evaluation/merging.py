@@ -1,4 +1,4 @@
-"""One label map from two networks, one for tissues and one for lesions."""
+"""Merging of the label maps of two networks, one for tissues and one for lesions."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from bidsseg.labels import load_protocol
 from bidsseg.segmentation.result import Segmentation
 
 JOINT = load_protocol("FASTlesion")
-"""Tissue as FAST names it, and lesions."""
+"""The protocol with the tissues of FAST and lesions."""
 
 
 def lesion_over_tissue(tissue: np.ndarray, lesion: np.ndarray) -> np.ndarray:
-    """The lesion where there is one, else the tissue.
+    """Return the lesion labels where there is a lesion, otherwise the tissue labels.
 
-    This is how the Multi-UNet baseline of ACE (Roulet et al. 2019, arXiv 1903.03445) puts the answers of its two
-    networks together: a lesion wins over any tissue, and over the tissue network's background.
+    The Multi-UNet baseline of ACE (Roulet et al. 2019, arXiv 1903.03445) merges the label maps of its two networks in
+    this way: a lesion replaces any tissue and the background of the tissue network.
 
     Args:
         tissue: (X, Y, Z) indices in a protocol that has the tissues and the lesions.
@@ -26,15 +26,15 @@ def lesion_over_tissue(tissue: np.ndarray, lesion: np.ndarray) -> np.ndarray:
     """
     if tissue.shape != lesion.shape:
         raise DataError(f"cannot merge label maps of {tissue.shape} and {lesion.shape} voxels")
-    if lesion.dtype == bool:  # True would become whatever region has the index 1
-        raise DataError("a lesion mask must be given the index of its region before it is merged with tissues")
+    if lesion.dtype == bool:  # True would become the region with the index 1
+        raise DataError("a lesion mask must be converted to the index of its region before it is merged with tissues")
     return np.where(lesion != 0, lesion, tissue)
 
 
 def with_lesions(tissue: Segmentation, lesion: Segmentation) -> Segmentation:
-    """What a model for FAST's tissues says of a scan, with the lesions that another model finds in it, as JOINT."""
+    """Return the tissue segmentation of a model with the lesions of another model, in the protocol JOINT."""
     if "FAST" not in tissue.labels or lesion.lesion is None:
-        raise DataError("a model with the head FAST and one with the head lesion are needed to join their answers")
+        raise DataError("merging needs one model with the head FAST and one with the head lesion")
     (index,) = JOINT.lesions
     joined = lesion_over_tissue(tissue.labels["FAST"], np.where(lesion.lesion, index, 0).astype(np.uint8))
     return replace(tissue, labels={JOINT.name: joined}, lesion=lesion.lesion)

@@ -1,4 +1,4 @@
-"""Which label maps are of one scan, and what has no partner."""
+"""Pairing of the label maps of each scan with their references."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Pair:
 
     Attributes:
         source: entities of the scan.
-        found: the map that is judged.
-        reference: the map that it is compared with.
+        found: the evaluated map.
+        reference: the reference map.
     """
 
     source: Mapping[str, str]
@@ -36,13 +36,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class About:
-    """What is compared with what.
+    """The two sides of a comparison.
 
     Attributes:
-        found: name of what is judged: a model or a folder.
-        reference: name of what it is compared with.
+        found: name of the evaluated side, a model or a folder.
+        reference: name of the reference.
         folders: derivative datasets of the reference.
-        against: derivative dataset that is judged; None for the output folder.
+        against: the evaluated derivative dataset; None for the output folder.
         mask: which voxels count, see ``agreement.counted``.
     """
 
@@ -55,7 +55,7 @@ class About:
 
 @dataclass(frozen=True)
 class Left:
-    """A scan that is not compared, and why."""
+    """A scan that is not compared, and the reason."""
 
     key: str
     reason: str
@@ -82,7 +82,7 @@ class Pairing:
         return [*self.failed, *self.alone]
 
     def warnings(self) -> list[str]:
-        """Return a line for each reason, with the scans that it holds for."""
+        """Return one line for each reason, with the scans to which it applies."""
         scans: dict[str, list[str]] = {}
         for left in self.left:
             scans.setdefault(left.reason, []).append(left.key)
@@ -90,12 +90,12 @@ class Pairing:
 
 
 def pair_up(judged: Iterable[Scan], references: Iterable[LabelMap], pairing: Pairing, *, lacking: str) -> None:
-    """Find the reference of each scan, and take pairs and what has no partner into a pairing.
+    """Find the reference of each scan, and add pairs and scans without a partner to a pairing.
 
     Args:
-        judged: scans with the label map that is judged in place of the T1w, on whose grid it lies.
+        judged: scans whose ``t1w`` is the evaluated label map.
         references: all label maps of the reference.
-        lacking: why a reference has no map to compare with.
+        lacking: reason for references without an evaluated label map.
     """
     folders = pairing.about.folders
     waiting: dict[str, Path] = {}
@@ -113,27 +113,27 @@ def pair_up(judged: Iterable[Scan], references: Iterable[LabelMap], pairing: Pai
         found = [path for path in fitting if path is not None]
         if len(found) > 1:
             both = " and ".join(map(str, found))
-            pairing.failed.append(Left(scan.key, f"{both} are of one scan: give one folder with --labels"))
+            pairing.failed.append(Left(scan.key, f"{both} belong to one scan: give one folder with --labels"))
         elif found:
             pairing.pairs.append(Pair(scan.entities, scan.t1w, found[0]))
         elif elsewhere is not None:
-            pairing.failed.append(Left(scan.key, f"{elsewhere} lies in another space than {scan.t1w.name}"))
+            pairing.failed.append(Left(scan.key, f"{elsewhere} is in another space than {scan.t1w.name}"))
         else:
             pairing.alone.append(Left(scan.key, f"no reference in {', '.join(map(str, folders))}"))
     pairing.alone += [Left(key, lacking) for key in waiting]
 
 
 def check_holds(folder: Path, protocol: str, flag: str) -> None:
-    """Raise InputMissing if a folder holds no label map of a protocol."""
+    """Raise InputMissing if a folder has no label map of a protocol."""
     if not find_label_maps(folder, protocol):
         files = " or ".join(f"*_{kind}.nii.gz" for kind in annotation_names(protocol))
-        raise InputMissing(f"{flag}: {folder} holds no label map of {protocol} (sub-*/[ses-*/]anat/{files})")
+        raise InputMissing(f"{flag}: {folder} has no label map of {protocol} (sub-*/[ses-*/]anat/{files})")
 
 
 def one_of_each_scan(label_maps: Iterable[LabelMap], model: str) -> tuple[list[Scan], list[Left]]:
-    """Return one label map for each scan of a derivative dataset, and scans whose maps cannot be told apart.
+    """Return one label map for each scan of a derivative dataset, and the scans for which the choice is ambiguous.
 
-    Of several, that of the model (``desc-``) is taken, else the one with the fewest added entities.
+    Of several label maps, the one of the model (``desc-``) is used, otherwise the one with the fewest added entities.
     """
     groups: dict[str, list[LabelMap]] = {}
     for label_map in label_maps:
@@ -143,7 +143,7 @@ def one_of_each_scan(label_maps: Iterable[LabelMap], model: str) -> tuple[list[S
         ranks = {label_map.path: _rank(label_map, model) for label_map in maps}
         first, *others = sorted(maps, key=lambda label_map: ranks[label_map.path])
         if others and ranks[first.path] == ranks[others[0].path]:
-            reason = f"{first.path} and {others[0].path.name} are of one scan: choose with --model, or keep only one"
+            reason = f"{first.path} and {others[0].path.name} belong to one scan: choose with --model, or keep only one"
             failed.append(Left(key, reason))
         else:
             kept = {name: label for name, label in first.entities.items() if name == "space" or name not in ADDED}

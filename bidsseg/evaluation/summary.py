@@ -1,4 +1,4 @@
-"""What the comparisons of many scans say together: of each region, and of all."""
+"""Summary of the comparisons of many scans, for each region and for all regions."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class BlandAltman:
     """Differences of volumes (found less reference, mm³) over scans; NaN where there are too few.
 
     Attributes:
-        bias: their mean.
-        low, high: limits of agreement, the bias less and plus 1.96 standard deviations.
+        bias: mean difference.
+        low, high: limits of agreement, the bias minus and plus 1.96 standard deviations.
     """
 
     bias: float
@@ -44,15 +44,16 @@ class BlandAltman:
 
 @dataclass(frozen=True)
 class Summary:
-    """What is said of a region over all scans.
+    """The results of a region over all scans.
 
     Attributes:
-        region: None for the mean over regions.
-        scans: that have the region in either map.
-        measures: mean of each measure; of the row for all regions also that of the voxel error.
+        region: the region; None for the mean over regions.
+        scans: number of scans in which either map has the region.
+        measures: mean of each measure; for the mean over regions, also the voxel error.
         found_mm3, reference_mm3: mean volumes over scans.
-        correlation: of the volumes over scans.
-        only_found, only_reference: scans in which only one of the maps has the region.
+        correlation: correlation of the volumes over scans.
+        volumes: agreement of the volumes over scans.
+        only_found, only_reference: number of scans in which only one of the maps has the region.
     """
 
     region: Region | None
@@ -68,10 +69,10 @@ class Summary:
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """All comparisons of a protocol; scans are counted by B, regions by R.
+    """All comparisons of a protocol, with B scans and R regions.
 
     Attributes:
-        cases: at least one, in the order of the tables.
+        cases: comparisons, at least one, in the order of the tables.
         left: scans that were not compared.
     """
 
@@ -82,7 +83,7 @@ class Study:
 
     @cached_property
     def regions(self) -> list[Region]:
-        """The regions that measures are given for."""
+        """The regions of the measures."""
         return scored_regions(self.protocol)
 
     @cached_property
@@ -166,7 +167,7 @@ class Study:
         return f"{len(self.cases)} scans{left}, mean Dice {dice.mean:.3f}{interval}"
 
     def _summary(self, place: int, measures: dict[str, Estimate], correlation: Estimate) -> Summary:
-        """Return what is said of the region at that place."""
+        """Return the summary of the region at that position."""
         found, reference = (volumes[:, place] for volumes in self.volumes)
         known = np.isfinite(found)
         found, reference = found[known], reference[known]
@@ -184,7 +185,7 @@ class Study:
 
 
 def bland_altman(found: np.ndarray, reference: np.ndarray) -> BlandAltman:
-    """Return bias and limits of agreement of two volumes (mm³) of each scan, both of shape (B,).
+    """Return bias and limits of agreement of two volumes (mm³) of each scan, each array of shape (B,).
 
     See Bland and Altman 1986, doi 10.1016/S0140-6736(86)90837-8.
     """

@@ -1,4 +1,4 @@
-"""The tables of the level evaluate: a row for each scan and region, and a summary; each with its data dictionary."""
+"""Tables of the level ``evaluate``: one row for each scan and region, and a summary, each with a data dictionary."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ DESCRIPTIONS = {
     "surface-distance-mm": ("Mean distance between the surfaces, over the voxels of both", "mm"),
     "found-mm3": ("Volume in {found}", "mm^3"),
     "reference-mm3": ("Volume in {reference}", "mm^3"),
-    "volume-difference-mm3": ("Volume in {found} less that in {reference}", "mm^3"),
-    "volume-difference-percent": ("The same in percent of the volume in {reference}", "%"),
-    ABSOLUTE: ("The same without its sign", "%"),
-    "voxel-error": ("Share of the voxels that {reference} labels to which {found} gives another label or none; one "
-                    "figure for all regions of a scan", None),
+    "volume-difference-mm3": ("Volume in {found} minus volume in {reference}", "mm^3"),
+    "volume-difference-percent": ("Volume difference in percent of the volume in {reference}", "%"),
+    ABSOLUTE: ("Absolute volume difference in percent of the volume in {reference}", "%"),
+    "voxel-error": ("Share of the voxels labelled in {reference} that have another label or none in {found}; one "
+                    "value for all regions of a scan", None),
     "lesions-found": ("Lesions (connected voxels, corners included) in {found}", None),
     "lesions-reference": ("Lesions in {reference}", None),
     "lesion-precision": ("Share of the lesions in {found} that share a voxel with one in {reference}", None),
@@ -39,12 +39,12 @@ DESCRIPTIONS = {
     "lesion-f1": ("Harmonic mean of both shares; 0 if no lesion is matched", None),
     "scans": ("Scans in which either map has the region", None),
     "correlation": ("Pearson's correlation of the volumes over scans", None),
-    "volume-limit-low-mm3": ("Lower limit of agreement: mean difference of volumes less 1.96 SD, over scans", "mm^3"),
+    "volume-limit-low-mm3": ("Lower limit of agreement: mean difference of volumes minus 1.96 SD, over scans", "mm^3"),
     "volume-limit-high-mm3": ("Upper limit of agreement: mean difference plus 1.96 SD, over scans", "mm^3"),
     "only-found": ("Scans in which only {found} has the region", None),
     "only-reference": ("Scans in which only {reference} has the region", None),
 }  # fmt: skip
-"""What each column says, with its unit."""
+"""Description and unit of each column."""
 
 
 def write_tables(output_dir: Path, paths: AgreementPaths, study: Study) -> None:
@@ -68,14 +68,14 @@ def write_tables(output_dir: Path, paths: AgreementPaths, study: Study) -> None:
 
 
 def scan_columns(study: Study) -> list[str]:
-    """Return the columns of the first table behind those that name the scan."""
+    """Return the columns of the first table after those that identify the scan."""
     lesions = [*LESION_COUNTS, *LESION_MEASURES] if study.protocol.lesions else []
     volumes = ["found-mm3", "reference-mm3"]
     return ["index", "name", "abbreviation", *MEASURES, *volumes, "voxel-error", *lesions]
 
 
 def scan_rows(study: Study, entities: Sequence[str]) -> list[dict[str, Any]]:
-    """Return a row for each scan and region that either of its maps has."""
+    """Return one row for each scan and each region that either of its maps has."""
     rows = []
     for number, case in enumerate(study.cases):
         source = case.pair.source
@@ -95,7 +95,7 @@ def scan_rows(study: Study, entities: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def summary_rows(study: Study) -> list[dict[str, Any]]:
-    """Return a row for all regions and one for each."""
+    """Return one row for all regions, then one for each region."""
     rows = []
     for summary in study.summaries:
         region = summary.region
@@ -127,7 +127,7 @@ def _tsv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
 
 
 def _description(text: str, study: Study) -> dict[str, Any]:
-    """Return what a data dictionary says of the whole table."""
+    """Return the entries of a data dictionary that describe the whole table."""
     about = study.about
     return {
         "Description": text,
@@ -139,7 +139,7 @@ def _description(text: str, study: Study) -> dict[str, Any]:
 
 
 def _dictionary(columns: Sequence[str], about: About) -> dict[str, Any]:
-    """Return what the columns mean."""
+    """Return the entries of a data dictionary that describe the columns."""
     found: dict[str, Any] = {}
     for column in columns:
         base = column.removesuffix("-low").removesuffix("-high") if column not in DESCRIPTIONS else column
@@ -147,7 +147,7 @@ def _dictionary(columns: Sequence[str], about: About) -> dict[str, Any]:
             end = "Lower" if column.endswith("-low") else "Upper"
             found[column] = {"Description": f"{end} end of the 95 % interval of {base}"}
         elif column == "participants":
-            found[column] = {"Description": "Participants over whom the mean Dice is taken"}
+            found[column] = {"Description": "Number of participants in the mean Dice"}
         else:
             text, unit = DESCRIPTIONS[column]
             text = text.format(found=about.found, reference=about.reference)

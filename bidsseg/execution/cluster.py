@@ -1,7 +1,7 @@
-"""Scans on many processes and machines, by Dask: a scan is a task, and writes its results to the output itself.
+"""Scans in several processes, on one machine or on a cluster, by Dask. Each scan is a task that writes its own outputs.
 
-Workers are processes of this machine, or those of a batch system, which the engines of dask-jobqueue start. Those that
-die are replaced, and their scans go to others. A worker reads or writes a scan while its network has another.
+Workers are processes of this machine, or jobs of a batch system that dask-jobqueue submits. A worker that dies is
+replaced, and its scans go to other workers. A worker reads or writes one scan while its network segments another.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bidsseg.derivative.job import Job
 from bidsseg.derivative.manifest import Entry
 from bidsseg.errors import BidssegError, TemporaryFailure, UsageError
 from bidsseg.execution.cluster_config import read_config
-from bidsseg.execution.machine import Workers, cuda_count, prepare_surroundings
+from bidsseg.execution.machine import Workers, cuda_count, prepare_environment
 from bidsseg.execution.pipeline import Outcome, Pipeline, write_page
 from bidsseg.registration.spaces import caches
 from bidsseg.settings import Report, Settings
@@ -36,23 +36,23 @@ if TYPE_CHECKING:
 ENGINES = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster", "lsf": "LSFCluster"}
 """Classes of dask-jobqueue."""
 ONE_ARENA = "MALLOC_ARENA_MAX", "1"
-"""Environment of workers, whose network runs in a thread: the C library keeps large blocks in its first arena alone."""
+"""Environment of workers: their network runs in a thread, and only the first C library arena keeps large blocks."""
 TASKS = 2
-"""Scans that a worker has at a time: one is read or written while its network has the other."""
+"""Scans that a worker has at a time: one is read or written while the other is segmented."""
 PLACES = Semaphore(TASKS)
-"""The same, for workers of a user's cluster, which may be given more tasks."""
+"""Limit of simultaneous scans for workers of a user's cluster, which may receive more tasks."""
 NETWORK = Lock()
-"""Of each process: a scan uses all of its threads."""
+"""Lock of the network in each process, because a scan uses all threads of the process."""
 CANCEL_S = 60.0
-"""How long the command that cancels a job may take."""
+"""Time limit (s) of the command that cancels a job."""
 LOOK_EVERY_S = 60.0
-"""How often it is looked whether there are workers."""
+"""Time (s) between two checks whether there are workers."""
 PREPARED: dict[tuple[object, ...], tuple[Machine, Model]] = {}
-"""What the last scan of this process was segmented with."""
+"""Machine and model of the last scan of this process."""
 
 
-class Kept(Report):
-    """Keeps what the user should know, for the one who tells it."""
+class KeptWarnings(Report):
+    """A report that keeps the warnings of a worker, so that the first process can print them."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
@@ -63,12 +63,12 @@ class Kept(Report):
 
 @dataclass
 class Submissions:
-    """What a batch system has made of the jobs that it was asked to start.
+    """The answers of a batch system to the jobs that were submitted to it.
 
     Attributes:
-        accepted: their number.
-        refusals: what it said of the others.
-        left: why jobs could not be cancelled at the end.
+        accepted: number of accepted jobs.
+        refusals: error messages of the refused jobs.
+        left: reasons why jobs could not be cancelled at the end.
     """
 
     accepted: int = 0
@@ -79,15 +79,15 @@ class Submissions:
 def spread(
     settings: Settings, jobs: Sequence[Job], take: Callable[[Job, Outcome], None], *, workers: Workers | None = None
 ) -> None:
-    """Has every job done by some worker, and hands over what became of it, in the order in which they end.
+    """Run every job on a worker and pass each outcome to `take` as it completes.
 
     Args:
-        workers: on this machine; None for those of a cluster.
+        workers: workers on this machine; None for those of a cluster.
 
     Raises:
-        UsageError: dask-jobqueue is not installed, or the configuration is wrong.
+        UsageError: dask-jobqueue is not installed, or the configuration is invalid.
         TemporaryFailure: no scheduler answers, or the batch system refuses every job.
-        BidssegError: the outputs cannot be written, or a scan failed and the user wants to stop then.
+        BidssegError: the outputs cannot be written, or a scan failed and the run stops at the first failure.
     """
     from dask.distributed import CancelledError, as_completed
     from distributed.scheduler import KilledWorker
@@ -104,11 +104,11 @@ def spread(
                     outcome = future.result()
                 except CancelledError as error:
                     reason = (
-                        f"starts no job: {submissions.refusals[-1]}" if submissions.refusals else "gave the scans up"
+                        f"starts no job: {submissions.refusals[-1]}" if submissions.refusals else "cancelled the scans"
                     )
                     raise TemporaryFailure(f"{settings.executor} {reason}") from error
                 except KilledWorker:
-                    reason = "the worker died again and again with this scan; has it too little memory?"
+                    reason = "its worker died several times; give each worker more memory"
                     outcome = Outcome(Entry(job.scan.key, "failed", reason), error=BidssegError(reason))
                 if outcome.error is None and outcome.fatal is None:
                     write_page(job)
@@ -122,7 +122,7 @@ def spread(
 def looking_after(
     client: Client, settings: Settings, submissions: Submissions, *, give_up: Callable[[], None]
 ) -> Iterator[None]:
-    """Tells the user when there is no worker for long, and gives up when the batch system takes no job."""
+    """Warn while there is no worker, and call `give_up` if the batch system refuses every job."""
     over = Event()
 
     def look() -> None:
@@ -133,7 +133,7 @@ def looking_after(
                 return
             minutes = 0.0 if client.scheduler_info()["workers"] else minutes + LOOK_EVERY_S / 60
             if minutes:
-                settings.report.warn(f"no worker has started for {minutes:.0f} min; do its jobs wait in the queue?")
+                settings.report.warn(f"no worker has started for {minutes:.0f} min; look whether its jobs are queued")
 
     watch = Thread(target=look, daemon=True)
     watch.start()
@@ -145,16 +145,20 @@ def looking_after(
 
 
 def segment(settings: Settings, job: Job, version: str) -> Outcome:
-    """What a worker does with a scan."""
+    """Segment one scan on a worker and return the outcome."""
     if version != __version__:
-        raise UsageError(f"a worker has bidsseg {__version__} and not {version}: install the same everywhere")
+        raise UsageError(f"a worker has bidsseg {__version__}, not {version}: install the same version everywhere")
     with PLACES:
-        prepare_surroundings(settings)
-        if job.is_finished() and not settings.overwrite:  # by a worker that died before it could tell
+        prepare_environment(settings)
+        if job.is_finished() and not settings.overwrite:  # by a worker that died before it could report the outcome
             return Outcome(Entry(job.scan.key, "skipped"))
-        told, outcomes = Kept(), list[Outcome]()
+        report, outcomes = KeptWarnings(), list[Outcome]()
         pipeline = Pipeline(
-            replace(settings, report=told), lambda _, outcome: outcomes.append(outcome), prepared, NETWORK, pages=False
+            replace(settings, report=report),
+            lambda _, outcome: outcomes.append(outcome),
+            prepared,
+            NETWORK,
+            pages=False,
         )
         fatal: BidssegError | None = None
         try:
@@ -163,13 +167,13 @@ def segment(settings: Settings, job: Job, version: str) -> Outcome:
             fatal = stopped
         outcome = outcomes[0] if outcomes else Outcome(Entry(job.scan.key, "failed", str(fatal)))
         if outcome.error is not None and not isinstance(outcome.error, BidssegError):
-            outcome.error = BidssegError(repr(outcome.error))  # others may not survive the way
-        outcome.warnings, outcome.fatal = told.warnings, fatal
+            outcome.error = BidssegError(repr(outcome.error))  # other errors may not be picklable
+        outcome.warnings, outcome.fatal = report.warnings, fatal
         return outcome
 
 
 def prepared(settings: Settings, sha256: str) -> tuple[Machine, Model]:
-    """The machine, of whose devices each worker has its own, and the model; the next scan finds both as they are."""
+    """Return machine and model, with one GPU for each worker; both are kept for the next scan."""
     from dask.distributed import get_worker
 
     from bidsseg.execution.machine import choose_machine
@@ -188,7 +192,7 @@ def prepared(settings: Settings, sha256: str) -> tuple[Machine, Model]:
 
 @contextmanager
 def on_this_machine(settings: Settings, workers: Workers) -> Iterator[tuple[Client, Settings]]:
-    """A client of processes that are started for this run, and what is asked of each."""
+    """Yield a client of processes that are started for this run, and the settings of each worker."""
     import dask
     from dask.distributed import Client, LocalCluster
 
@@ -211,13 +215,13 @@ def on_this_machine(settings: Settings, workers: Workers) -> Iterator[tuple[Clie
 
 
 def leave_interrupts() -> None:
-    """The key that stops a run reaches all processes of the terminal; the first one stops the workers."""
+    """Ignore interrupts in a worker: Ctrl-C reaches all processes of the terminal, and the first stops the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager
 def on_a_cluster(settings: Settings, scans: int, submissions: Submissions) -> Iterator[tuple[Client, Settings]]:
-    """A client of the user's cluster, or of one that is started for this run, and what is asked of each worker."""
+    """Yield a client of the user's cluster, or of one that is started for this run, and the settings of each worker."""
     from dask.distributed import Client
     from dask.utils import parse_bytes
 
@@ -243,7 +247,7 @@ def on_a_cluster(settings: Settings, scans: int, submissions: Submissions) -> It
     options, workers = config.options(), min(config.workers, scans)
     if config.image is not None:
         options["python"] = in_image(config.image, settings)
-    # A worker keeps the memory that it has freed, for the next scan, and Dask would stop it for that.
+    # A worker keeps freed memory for the next scan; with a memory limit, Dask would stop it for that.
     own = ["--nthreads", str(TASKS), "--memory-limit", "0"]
     options["worker_extra_args"] = [*config.worker_extra_args, *own]
     options["job_script_prologue"] = [*config.job_script_prologue, f"export {'='.join(ONE_ARENA)}"]
@@ -251,23 +255,23 @@ def on_a_cluster(settings: Settings, scans: int, submissions: Submissions) -> It
     if not shutil.which(kind.job_cls.submit_command.split()[0]):
         command = kind.job_cls.submit_command
         raise UsageError(
-            f"--executor {settings.executor}: there is no command {command} here: run this where jobs are sent"
+            f"--executor {settings.executor}: there is no command {command} here: run this where jobs are submitted"
         )
     try:
-        cluster = kind(**options, job_cls=told_of(kind.job_cls, submissions))
+        cluster = kind(**options, job_cls=recorded(kind.job_cls, submissions))
         threads = max(1, config.cores // config.processes) if config.cores else None
         memory_mb = int(parse_bytes(config.memory) / config.processes / 1e6) if config.memory else None
     except (TypeError, ValueError) as error:
         raise UsageError(f"--cluster-config {settings.cluster_config or ''}: {error}") from error
     with cancelled_at_the_end(cluster, settings, submissions), Client(cluster) as client:
         settings.report.detail(cluster.job_script())
-        cluster.adapt(minimum_jobs=workers, maximum_jobs=workers)  # which replaces jobs that end too early
+        cluster.adapt(minimum_jobs=workers, maximum_jobs=workers)  # replaces jobs that end too early
         yield client, replace(asked, n_cpus=settings.n_cpus or threads, memory_mb=settings.memory_mb or memory_mb)
 
 
 @contextmanager
 def cancelled_at_the_end(cluster: Any, settings: Settings, submissions: Submissions) -> Iterator[None]:
-    """End a cluster and its jobs. What goes wrong with that is a warning: the scans are finished, or failed before."""
+    """End a cluster and its jobs at the end. Errors become warnings, because the scans have already been processed."""
     cluster.__enter__()
     try:
         yield
@@ -288,18 +292,18 @@ def in_short(error: Exception) -> str:
     return " ".join((str(error) or type(error).__name__).split())[-500:]
 
 
-def told_of(job: type, submissions: Submissions) -> type:
-    """That class of jobs, of which each puts on record what becomes of it."""
+def recorded(job: type, submissions: Submissions) -> type:
+    """Return a class of jobs that record whether they were accepted and cancelled."""
     from distributed.core import Status
 
-    class Told(job):
+    class RecordedJob(job):
         async def start(self) -> None:
             try:
                 await super().start()
                 submissions.accepted += 1
             except (OSError, RuntimeError, ValueError) as error:
                 submissions.refusals.append(in_short(error))
-                self.status = Status.running  # else Dask would tell of it too, by a trace
+                self.status = Status.running  # otherwise Dask would also print a traceback
 
         @classmethod
         async def _close_job(cls, job_id: str, cancel_command: str) -> None:
@@ -309,11 +313,11 @@ def told_of(job: type, submissions: Submissions) -> type:
             except (OSError, RuntimeError, ValueError) as error:  # TimeoutError is an OSError
                 submissions.left.append(f"{cancel_command}: {in_short(error)}")
 
-    return Told
+    return RecordedJob
 
 
 def in_image(image: str, settings: Settings) -> str:
-    """The command that is the image's Python, with all that the run needs at the same places."""
+    """Return the command that runs Python in the image, with the folders of the run mounted at the same paths."""
     read = [settings.bids_dir, *([Path(settings.model)] if Path(settings.model).is_absolute() else [])]
     read += [folder for folder in caches() if settings.output_spaces and folder.is_dir()]
     written = [settings.output_dir, *([settings.work_dir] if settings.work_dir else [])]

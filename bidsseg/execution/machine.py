@@ -57,7 +57,7 @@ class Machine:
         return 2 if self.precision == "bf16" else 4
 
 
-def prepare_surroundings(settings: Settings) -> None:
+def prepare_environment(settings: Settings) -> None:
     """Point libraries to a writable folder if the home or temporary folder of the machine is not writable."""
     scratch = settings.work_dir
     if scratch is not None and not settings.dry_run:

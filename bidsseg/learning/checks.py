@@ -24,12 +24,12 @@ def check_labels(labels: Iterable[str], heads: Sequence[Protocol], report: Repor
             raise UsageError(f"--labels {name}=...: has no relation to the heads {spoken}; omit it")
         taught |= known
     for head in heads:
-        if head.name not in {*taught, "brain"}:  # without labels, the brain is found otherwise
+        if head.name not in {*taught, "brain"}:  # without labels, the brain mask comes from the image
             report.warn(f"no --labels has a relation to the head {head.name}, so it cannot be trained")
 
 
 def check_sides(recipe: Recipe, protocols: Iterable[Protocol]) -> None:
-    """Raise UsageError if samples are mirrored whose labels cannot be: left and right would be mixed."""
+    """Raise UsageError if samples are mirrored but their labels cannot be: left and right would be mixed."""
     one_sided = next((protocol.one_sided for protocol in protocols if protocol.unpaired), None)
     if recipe.mirrors and one_sided:
         raise UsageError(

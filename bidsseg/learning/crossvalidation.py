@@ -1,7 +1,7 @@
-"""Cross-validation: every fold is trained, then a final model on all participants, with the figures of the folds.
+"""Cross-validation: train every fold, then a final model on all participants, and report the results of the folds.
 
-A fold is a training like any other: ``OUTPUT_DIR/folds/fold-0`` holds what ``train --folds K --fold 0`` writes, and so
-on, and ``OUTPUT_DIR`` what ``train --folds 1`` writes.
+Each fold is an ordinary training run: ``OUTPUT_DIR/folds/fold-0`` has the files that ``train --folds K --fold 0``
+writes, and so on; ``OUTPUT_DIR`` has those of ``train --folds 1``.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from bidsseg.settings import Report, Training
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One training of a cross-validation.
+    """One training run of a cross-validation.
 
     Attributes:
-        title: its name for users: fold 2 of 5, or final model.
-        setup: of a training that holds out this fold, or nobody.
+        title: name for users: fold 2 of 5, or final model.
+        setup: setup of the training run, which holds out this fold, or nobody.
     """
 
     title: str
     setup: Setup
 
 
-class Titled(Report):
+class TitledReport(Report):
     """A report in which each line begins with a title."""
 
     def __init__(self, report: Report, title: str) -> None:
@@ -63,15 +63,15 @@ class Titled(Report):
 
 
 def parts_of(setup: Setup) -> list[Part]:
-    """Return the trainings of a cross-validation, the final model last. UsageError if they cannot start so."""
+    """Return the training runs of a cross-validation, the final model last. UsageError if these cannot be started."""
     options, count = setup.options, setup.options.cross_validate
     assert count is not None
     if options.resume and setup.settings.overwrite:
-        raise UsageError("--overwrite trains every fold again and --resume keeps the finished ones: give one of them")
+        raise UsageError("--overwrite trains every fold again, --resume keeps finished folds: give one of the two")
     *starts, last = starts_of(options.init, count)
     if options.init is not None and last in starts:
         setup.report.warn(
-            f"--init {options.init}: every fold starts from this model, so that the results hold only if it was not "
+            f"--init {options.init}: every fold starts from this model; the results are valid only if it was not "
             "trained on these participants"
         )
     shared = replace(options, cross_validate=None, hold_out=())
@@ -90,9 +90,9 @@ def parts_of(setup: Setup) -> list[Part]:
 
 
 def part_of(setup: Setup, title: str, *, options: Training, output_dir: Path) -> Part:
-    """Return a training with options of its own, in a folder of its own."""
+    """Return a training run with its own options and output folder."""
     settings = replace(setup.settings, output_dir=output_dir, training=options)
-    return Part(title, replace(setup, settings=settings, report=Titled(setup.report, title)))
+    return Part(title, replace(setup, settings=settings, report=TitledReport(setup.report, title)))
 
 
 def fold_output(output_dir: Path, fold: int) -> Path:
@@ -101,19 +101,19 @@ def fold_output(output_dir: Path, fold: int) -> Path:
 
 
 def fold_models(output_dir: Path, name: str) -> list[Path]:
-    """Return the model folders of the folds that are finished, in order up to the first that is not."""
+    """Return the model folders of the finished folds, in order, up to the first unfinished fold."""
     folders = (model_folder(fold_output(output_dir, fold), name) for fold in itertools.count())
     return list(itertools.takewhile(lambda each: (each / CARD).is_file() and not (each / CHECKPOINT).exists(), folders))
 
 
 def starts_of(init: str | None, count: int) -> list[str | None]:
-    """Return the model that each fold starts from, and at last the one that the final model starts from.
+    """Return the initial model of each fold and, last, of the final model.
 
-    These are the same fold and the final model of another cross-validation if ``--init`` names its output folder or its
-    final model, else the one model that it names.
+    If ``--init`` names the output folder or the final model of another cross-validation, these are its folds and its
+    final model. Otherwise, it is the one model that ``--init`` names.
 
     Raises:
-        InputMissing: there is no such model.
+        InputMissing: the model does not exist.
         UsageError: the other cross-validation has another number of folds, or several models.
     """
     if init is None:
@@ -127,14 +127,14 @@ def starts_of(init: str | None, count: int) -> list[str | None]:
         raise UsageError(f"--init {init}: holds several models: give one of {found}")
     models = fold_models(output_dir, names[0])
     if len(models) != count:
-        raise UsageError(f"--init {init}: has {len(models)} finished folds, and --cross-validate {count} needs as many")
+        raise UsageError(f"--init {init}: has {len(models)} finished folds, but --cross-validate {count} needs {count}")
     return [*map(str, models), str(model_folder(output_dir, names[0]))]
 
 
 def cross_validated(init: str) -> tuple[Path, list[str]]:
-    """Return the output folder and the models of the cross-validation that ``--init`` names, none if it names another.
+    """Return the output folder and the models of the cross-validation that ``--init`` names.
 
-    A model counts as one of a cross-validation if there are folds of it.
+    A model belongs to a cross-validation if it has finished folds; the list is empty if there is none.
     """
     folder = Path(located(init))
     if not folder.is_absolute():  # a shipped model
@@ -147,14 +147,15 @@ def cross_validated(init: str) -> tuple[Path, list[str]]:
 
 
 def check_people(parts: Sequence[Part], done: Collection[Part], names: Sequence[str]) -> None:
-    """See that the folds go with the labelled cases of those names, and with what was trained before.
+    """Check the folds against the labelled cases and against the finished folds.
 
     Args:
-        done: parts that are finished.
+        done: finished parts.
+        names: names of the labelled cases.
 
     Raises:
-        UsageError: a fold would hold nobody out, or a participant whom its start may have been trained on.
-        DataError: a finished fold has held others out.
+        UsageError: a fold would hold nobody out, or a participant that its initial model may have been trained on.
+        DataError: a finished fold has held out other participants.
     """
     *folds, final = parts
     most = max(Counter(dataset_of(each) for each in {person(name) for name in names}).values())
@@ -173,25 +174,25 @@ def check_people(parts: Sequence[Part], done: Collection[Part], names: Sequence[
             unseen = {person(name) for name in read_card(Path(start)).metrics.get("held_out", ())}
             if others := sorted(set(held) - unseen):
                 raise UsageError(
-                    f"--init: {start} has not held out {others[0]}, which {part.title} does: give a cross-validation "
+                    f"--init: {start} did not hold out {others[0]}, but {part.title} does: give a cross-validation "
                     "of the same participants"
                 )
 
 
 def people_held_out(part: Part, names: Sequence[str]) -> list[str]:
-    """Return the participants whom a part holds out of labelled cases of those names."""
+    """Return the participants that a part holds out, from the names of the labelled cases."""
     options = part.setup.options
     return sorted(held_out(names, options.folds, options.fold))
 
 
-def tell_folds(parts: Sequence[Part], names: Sequence[str]) -> None:
-    """Say who is held out in each fold."""
+def report_folds(parts: Sequence[Part], names: Sequence[str]) -> None:
+    """Report the held-out participants of each fold."""
     for part in parts:
         part.setup.report.say(f"holds out {', '.join(people_held_out(part, names)) or 'nobody'}")
 
 
 def forget(setup: Setup, parts: Sequence[Part]) -> None:
-    """Take away all models and checkpoints of a cross-validation, also of one that had more folds."""
+    """Remove all models and checkpoints of a cross-validation, also of an earlier one with more folds."""
     folders = [part.setup.folder for part in parts]
     for folder in {*folders, *fold_models(setup.settings.output_dir, setup.recipe.name)}:
         discard(folder)
@@ -202,7 +203,7 @@ def forget(setup: Setup, parts: Sequence[Part]) -> None:
 
 @contextmanager
 def named(part: Part) -> Iterator[None]:
-    """Let a TemporaryFailure name the part that comes next."""
+    """Prefix the message of a TemporaryFailure with the title of the part that comes next."""
     try:
         yield
     except TemporaryFailure as error:
@@ -210,18 +211,18 @@ def named(part: Part) -> Iterator[None]:
 
 
 def check_wanted(interruption: Interruption) -> None:
-    """TemporaryFailure if the run is told to stop."""
+    """Raise TemporaryFailure if the run is interrupted."""
     if interruption.asked():
-        raise TemporaryFailure("stopped; all that is finished is kept: run again with --resume")
+        raise TemporaryFailure("interrupted; finished parts are kept: run again with --resume")
 
 
 def with_time(part: Part, done: Sequence[Part], left: int) -> Setup:
-    """Return the setup of a part with its share of the time budget of all parts.
+    """Return the setup of a part with its share of the time budget.
 
-    It is an even share of what the finished parts have left. TemporaryFailure if nothing is left.
+    The time that the finished parts have left is divided evenly. TemporaryFailure if no time is left.
 
     Args:
-        left: number of parts that are not finished.
+        left: number of unfinished parts.
     """
     options = part.setup.options
     if options.time_budget_min is None:
@@ -238,7 +239,7 @@ def with_time(part: Part, done: Sequence[Part], left: int) -> Setup:
 
 
 def conclude(setup: Setup, parts: Sequence[Part]) -> Path:
-    """Write the table of all folds beside the final model, enter the figures on its card, and return its folder."""
+    """Write the table of all folds beside the final model, add the results to its card, and return its folder."""
     *folds, final = (part.setup.folder for part in parts)
     table = gathered(folds)
     write_text_atomic(final / CROSS_VALIDATION, table.to_csv(sep="\t", index=False, float_format="%.4f"))
@@ -250,7 +251,7 @@ def conclude(setup: Setup, parts: Sequence[Part]) -> Path:
 
 
 def gathered(models: Sequence[Path]) -> pd.DataFrame:
-    """Return the validation tables of the models of all folds as one, with a column ``fold``, counted from 0."""
+    """Return the validation tables of all folds as one table, with a column ``fold``, counted from 0."""
     tables = [
         pd.read_csv(model / VALIDATION, sep="\t", keep_default_na=False, na_values={"dice": [""]}) for model in models
     ]
@@ -258,7 +259,7 @@ def gathered(models: Sequence[Path]) -> pd.DataFrame:
 
 
 def enter(model: Path, table: pd.DataFrame, folds: int) -> None:
-    """Enter the figures of a cross-validation on the card of a model, beside those that it has."""
+    """Add the results of a cross-validation to the metrics on the card of a model."""
     card = read_card(model)
     found = {"split": f"{folds}-fold cross-validation by participant", "heads": figures(table)}
     save_card(replace(card, metrics={**card.metrics, "cross_validation": found}))

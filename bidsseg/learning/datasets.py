@@ -39,9 +39,9 @@ class Source:
     """A case that was found and is not read yet.
 
     Attributes:
-        name: of the case: dataset/sub-01_ses-1.
-        scan: None for a label map without an image.
-        maps: its annotations, by protocol as ``--labels`` names it.
+        name: name of the case: dataset/sub-01_ses-1.
+        scan: the scan; None for a label map without an image.
+        maps: annotations of the case, by protocol as ``--labels`` names it.
     """
 
     name: str
@@ -71,7 +71,7 @@ def load_cases(
 
 
 def find_sources(settings: Settings, report: Report, *, unlabelled: bool, synthetic: bool) -> list[Source]:
-    """Return what `load_cases` reads, sorted by name, from the names of files. NothingSelected without any label."""
+    """Return the cases that `load_cases` reads, sorted by name. NothingSelected if none has an annotation."""
     datasets = [settings.bids_dir, *settings.training.also]
     labels = [(name, folder) for name, folders in settings.training.labels.items() for folder in folders]
     protocols = {name: load_protocol(name) for name, _ in labels}
@@ -106,7 +106,7 @@ def find_sources(settings: Settings, report: Report, *, unlabelled: bool, synthe
 
 
 def read_cases(sources: Iterable[Source], inputs: Sequence[str], report: Report) -> list[Case]:
-    """Read the images and annotations of cases that were found. DataError for what cannot be learned from."""
+    """Return cases with their images and annotations read. DataError for a case that cannot be trained on."""
     cases: list[Case] = []
     for source in sources:
         report.detail(f"reading {source.name}{'' if source.maps else ', without annotation'}")
@@ -132,7 +132,7 @@ def annotations_of(
 
 
 def may_annotate(folder: Path, dataset: Path, datasets: Sequence[Path]) -> bool:
-    """Return whether the annotations in a folder may belong to a dataset: those inside another dataset belong to it."""
+    """Return whether annotations in a folder may belong to a dataset; a folder inside a dataset belongs to that one."""
     holders = [other for other in datasets if folder.resolve().is_relative_to(other.resolve())]
     return not holders or dataset in holders
 
@@ -225,7 +225,7 @@ def is_stripped(image: torch.Tensor) -> bool:
 
 
 def brain_of(annotations: Iterable[Annotation]) -> torch.Tensor | None:
-    """Return the voxels that are certainly brain, by the annotation with the fewest open voxels."""
+    """Return the voxels that are certainly brain, from the annotation with the fewest ambiguous values."""
     head = load_protocol("brain").scored()
     known = [(a, r) for a in annotations if (r := load_relation(a.protocol, head)) is not None]
     if not known:

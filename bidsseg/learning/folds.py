@@ -12,7 +12,7 @@ from bidsseg.learning.cases import Case
 def split(
     cases: Sequence[Case], folds: int, fold: int, *, hold_out: Sequence[str] = ()
 ) -> tuple[list[Case], list[Case]]:
-    """Return training and held-out cases: every ``folds``-th participant of each dataset is held out, or none.
+    """Return training and held-out cases: every ``folds``-th participant of each dataset is held out, or nobody.
 
     Args:
         hold_out: labels of the participants to hold out instead, or patterns with the wildcards of file names;

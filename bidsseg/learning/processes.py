@@ -64,9 +64,9 @@ class Processes:
         """Return the values of the first process."""
         if self.count == 1:
             return list(values)
-        told = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.broadcast(told, 0)
-        return told.tolist()
+        sent = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.broadcast(sent, 0)
+        return sent.tolist()
 
     def wait(self) -> None:
         """Wait for the other processes."""

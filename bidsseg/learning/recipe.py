@@ -1,4 +1,4 @@
-"""Recipes: small TOML files that say how a model is trained."""
+"""Recipes: small TOML files that define how a model is trained."""
 
 from __future__ import annotations
 
@@ -36,21 +36,22 @@ FOLDER = Path(__file__).parent / "recipes"
 
 @dataclass(frozen=True)
 class Voxels:
-    """How SegNet learns, voxel by voxel (arXiv 1502.02445, section 4).
+    """The training of SegNet, voxel by voxel (arXiv 1502.02445, section 4).
 
     Attributes:
-        per_scan: voxels of each scan to learn from.
-        validation: other voxels of each scan, on which the error is measured after each epoch; of a scan that is
-            augmented they are not left out.
-        fresh: whether other voxels are drawn for each epoch, and not the same ones again.
-        augmented: whether each epoch draws them from brains that ``spatial`` and ``intensity`` have changed anew, and
-            not, as the paper does, from the brains as they are.
-        batch: voxels of a step.
-        rate, momentum: of the gradient descent.
+        per_scan: number of training voxels of each scan.
+        validation: number of validation voxels of each scan, on which the error is measured after each epoch; they are
+            excluded from training, except in augmented scans.
+        fresh: whether each epoch draws new voxels instead of using the same ones again.
+        augmented: whether each epoch draws voxels from brains that are changed again as ``spatial`` and ``intensity``
+            define; the paper uses the unchanged brains.
+        batch: number of voxels in a step.
+        rate, momentum: learning rate and momentum of the gradient descent.
         halve_at: epochs at which the rate is halved.
-        adam: whether Adam takes the place of gradient descent; its rate falls to 0 along half a cosine.
-        warm: whether the second network starts from the first, and learns the distances alone from nothing.
-        epochs: greatest number of epochs.
+        adam: whether Adam replaces gradient descent; its rate falls to 0 along half a cosine.
+        warm: whether the second network starts from the weights of the first, so that only the weights of the distances
+            are initialised randomly.
+        epochs: maximum number of epochs.
         patience: epochs to wait for an error that is at least 1 % lower.
     """
 
@@ -70,12 +71,12 @@ class Voxels:
 
 @dataclass(frozen=True)
 class Coarse:
-    """The beginning of a run, on a coarser grid: a step is quicker there, and much is learnt for any grid.
+    """The first steps of a run, on a coarser grid, where a step is quicker.
 
     Attributes:
-        steps: of the run that are taken so.
+        steps: number of these steps.
         spacing_mm: voxel size of the coarser grid.
-        shape, points: of a sample, as in Sampling.
+        shape, points: shape of a sample and number of its points, as in Sampling.
     """
 
     steps: NonNegativeInt
@@ -86,7 +87,7 @@ class Coarse:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained.
+    """The definition of a model and its training.
 
     Attributes:
         name: name of the model, letters and digits; the ``desc-`` of its outputs.
@@ -94,34 +95,34 @@ class Recipe:
         heads: protocol of each head and the weight of its loss.
         network: ``name`` of the architecture, and the options of its class.
         inputs: suffixes of the images that the network reads, in channel order, the T1w first.
-        sampling: what a sample is.
+        sampling: size and content of a sample.
         spacing_mm: voxel size of the model grid.
-        normalisation: how the brightness is normalised on the model grid, a name in ``image.brightness``.
-        mirror: whether the finished model takes the mean of a scan and its mirror image.
+        normalisation: normalisation of the intensities on the model grid, a name in ``image.brightness``.
+        mirror: whether the finished model averages the predictions for a scan and its mirror image.
         description: a sentence about the model, for its card and its outputs.
         licence: licence of the weights, for the card.
         citation: publications to cite, for the card.
-        voxels: if given, a network like SegNet learns by it, voxel by voxel, and there are no samples.
-        locator: the model that finds the brain for the finished one; none, or "", shows it the whole scan.
-        shown_mm: how far beyond the brain that the locator finds the finished model sees.
-        pose_head: the protocol whose regions tell how a head lies, for a model that finds the brain for others.
-        bits: of each number of the finished model, 16, or 8 for one that would be too large.
-        fading: heads whose weight falls to 0 along the run.
+        voxels: training of a network such as SegNet, voxel by voxel instead of by samples.
+        locator: the model that finds the brain for the finished model; none, or "", shows it the whole scan.
+        shown_mm: distance beyond the located brain that the finished model sees.
+        pose_head: the protocol whose regions give the pose of the head, for a model that finds the brain for others.
+        bits: bits of each stored weight of the finished model: 16, or 8 for a model that would be too large.
+        fading: heads whose weight falls to 0 during the run.
         synthetic_share: share of the samples that are synthesised from a label map without image.
-        steps: number of steps; a run ends earlier when its time is used up.
-        coarse: how it begins, if not on the grid of the finished model.
-        batch: samples of each step, which several processes share.
-        statistics: samples of images from which batch normalisations learn their means and deviations anew for the
-            weights that are kept; with 0 they keep the running ones, of synthesised samples too.
-        keep: weights of the finished model: the last, or the best on every fifth participant of those left to learn
-            from, from whom it then does not learn.
-        balanced: whether scans with different kinds of annotation take turns, sample by sample; else every case is
+        steps: number of steps; a run ends earlier when its time budget is used up.
+        coarse: first steps on a coarser grid than that of the finished model, if any.
+        batch: number of samples in each step, which several processes share.
+        statistics: number of image samples from which batch normalisations recompute their means and variances for the
+            final weights; with 0 they keep the running ones, which include synthesised samples.
+        keep: weights of the finished model: the last, or the best on every fifth participant that is not held out;
+            these participants are then excluded from training.
+        balanced: whether scans with different kinds of annotation alternate, sample by sample; otherwise every case is
             drawn equally often.
-        spatial: how far samples are moved and bent.
-        intensity: how the brightness of samples is changed.
+        spatial: spatial augmentation of samples.
+        intensity: intensity augmentation of samples.
         loss: the loss and the weights of its terms.
         optimiser: learning rates and their schedule.
-        registration: if given, samples are moved onto unlabelled scans too.
+        registration: registration of samples to unlabelled scans, if any.
     """
 
     name: ModelName
@@ -158,9 +159,9 @@ class Recipe:
     def __post_init__(self) -> None:
         unknown = set(self.fading) - set(self.heads)
         if unknown:
-            raise ValueError(f"fading names {sorted(unknown)[0]}, which is none of the heads")
+            raise ValueError(f"fading names {sorted(unknown)[0]}, which is not one of the heads")
         if self.pose_head is not None and self.pose_head not in self.heads:
-            raise ValueError(f"pose_head = {self.pose_head!r}, which is none of the heads")
+            raise ValueError(f"pose_head = {self.pose_head!r}, which is not one of the heads")
 
     @property
     def mirrors(self) -> bool:
@@ -170,40 +171,40 @@ class Recipe:
 
     @property
     def view(self) -> View:
-        """How cases are shown to the finished model."""
+        """The view of a case that the finished model gets."""
         return View(self.sampling, self.spatial, self.intensity, self.spacing_mm, self.normalisation, self.inputs)
 
     def view_at(self, step: int) -> View:
-        """How cases are shown at a step."""
+        """Return the view of a case at a step of the training."""
         if self.coarse is None or step >= self.coarse.steps:
             return self.view
         sampling = replace(self.sampling, shape=self.coarse.shape, points=self.coarse.points)
         return replace(self.view, sampling=sampling, spacing_mm=self.coarse.spacing_mm)
 
     def on_card(self) -> dict[str, Any]:
-        """What the card of the finished model takes over as it is."""
+        """Return the values that the card of the finished model copies unchanged."""
         shared = {name: getattr(self, name) for name in ON_CARD}
         return {**shared, "inputs": tuple(self.inputs), "heads": tuple(self.heads)}
 
     def as_dict(self) -> dict[str, Any]:
-        """How the model learns, defaults included; what its card says by itself is left out."""
+        """Return the recipe with its defaults, without the keys that the card has itself."""
         return {key: value for key, value in asdict(self).items() if key == "heads" or key not in ON_CARD}
 
 
 ON_CARD = {entry.name for entry in fields(Recipe)} & {entry.name for entry in fields(Card)}
-"""What a recipe and a card have in common."""
+"""Keys that a recipe and a card have in common."""
 
 
 def shipped_recipes() -> list[str]:
-    """Names of the recipes in the package."""
+    """Return the names of the recipes in the package."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
 def load_recipe(name_or_path: str, *, small: bool = False) -> Recipe:
-    """Return the shipped recipe of that name, or the one in that file.
+    """Return the shipped recipe of that name, or the recipe in that file.
 
     Args:
-        small: whether the table ``[small]`` of the recipe, which has the form of a recipe, is laid over it.
+        small: whether the values in the recipe's table ``[small]``, which has the form of a recipe, replace its values.
 
     Raises:
         DataError: with file and key, if a key is unknown or missing, a value has another type or is out of range, or a
@@ -218,7 +219,7 @@ def load_recipe(name_or_path: str, *, small: bool = False) -> Recipe:
     scale = values.pop("small", None)
     if small:
         if not isinstance(scale, dict):
-            raise DataError(f"{path}: has no small scale: leave out --small, or add a table [small]")
+            raise DataError(f"{path}: has no table [small]: omit --small, or add this table")
         values = merged(values, scale)
     where = f"{path} with [small]" if small else str(path)
     recipe = converted(Recipe, values, where)
@@ -232,18 +233,18 @@ def load_recipe(name_or_path: str, *, small: bool = False) -> Recipe:
 
 
 def table(path: Path) -> dict[str, Any]:
-    """The content of a recipe's file, laid over that of the shipped recipe that it names as its ``base``."""
+    """Return the content of a recipe's file; its values replace those of the shipped recipe named as its ``base``."""
     values = read_toml(path)
     base = values.pop("base", None)
     if base is None:
         return values
     if base not in shipped_recipes() or base == path.stem:
-        raise DataError(f"{path}: base = {base!r} is not another of {', '.join(shipped_recipes())}")
+        raise DataError(f"{path}: base = {base!r} must be another recipe, one of {', '.join(shipped_recipes())}")
     return merged(table(FOLDER / f"{base}.toml"), values)
 
 
 def merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """A table with the values of another laid over it, inner tables too; heads are those of one recipe alone."""
+    """Return a table whose values another table replaces, also in inner tables; ``heads`` is replaced as a whole."""
     tables = [
         key for key in over if isinstance(over[key], dict) and isinstance(values.get(key), dict) and key != "heads"
     ]

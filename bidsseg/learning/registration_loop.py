@@ -73,7 +73,7 @@ def train(brains: Sequence[Tensor], plan: Plan, conditions: Conditions) -> None:
         if clock.stopped:
             save_checkpoint(conditions, network, stepper, state=state)
             raise TemporaryFailure(
-                f"stopped after {state.step} steps of registration, saved in {folder}: run again with --resume"
+                f"interrupted after {state.step} steps of registration, saved in {folder}: run again with --resume"
             )
         if progress >= 1:
             break

@@ -1,4 +1,4 @@
-"""A training from what was asked for to the model folder, step by step."""
+"""The steps of a training run, from the settings to the model folder."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ from bidsseg.settings import Report, Settings, Training
 
 @dataclass(frozen=True)
 class Setup:
-    """What is known of a training before any data is read.
+    """A training run before any data is read.
 
     Attributes:
-        heads: the scored protocols of the recipe's heads, in their order.
-        own_protocols: those of the heads that are not shipped, to be kept with the model.
-        precision: of the activations, ``fp32`` or ``bf16``.
-        threads: of this process.
-        report: says nothing in all processes but the first.
+        heads: scored protocols of the recipe's heads, in the order of the recipe.
+        own_protocols: protocols of heads that are not shipped; they are stored with the model.
+        precision: precision of the activations, ``fp32`` or ``bf16``.
+        threads: threads of this process.
+        report: silent in all processes except the first.
     """
 
     settings: Settings
@@ -59,7 +59,7 @@ class Setup:
 
     @property
     def options(self) -> Training:
-        """What was asked of the training."""
+        """The options of the level ``train``."""
         return self.settings.training
 
     @property
@@ -73,10 +73,10 @@ class People:
     """The scans of a training.
 
     Attributes:
-        seen: are learned from.
-        watched: choose the weights, if the recipe keeps the best.
-        unseen: are held out and measured in the end.
-        targets: scans without annotation, for a recipe that moves samples onto them.
+        seen: training scans.
+        watched: validation scans that select the weights if the recipe keeps the best ones.
+        unseen: held-out scans that are evaluated at the end.
+        targets: scans without annotation, for a recipe that registers samples to them.
     """
 
     seen: Sequence[Case]
@@ -86,7 +86,7 @@ class People:
 
 
 def set_up(settings: Settings, device: str, precision: str, *, threads: int) -> Setup:
-    """Return what is known before any data is read. UsageError for what cannot be trained so."""
+    """Return the training run before any data is read. UsageError if these settings cannot be trained."""
     options = settings.training
     recipe = load_recipe(options.recipe, small=options.small)
     if not options.labels:
@@ -104,7 +104,7 @@ def set_up(settings: Settings, device: str, precision: str, *, threads: int) -> 
     processes = Processes.join(device)
     report = settings.report if processes.first else Report()
     if recipe.voxels is None and processes.count > recipe.batch:
-        report.say(f"a step has {processes.count} samples in place of {recipe.batch}: one of each process")
+        report.say(f"each step has {processes.count} samples instead of {recipe.batch}: one per process")
         recipe = replace(recipe, batch=processes.count)
     return Setup(
         settings,
@@ -131,20 +131,20 @@ def model_folder(output_dir: Path, name: str) -> Path:
 
 
 def is_finished(setup: Setup) -> bool:
-    """Whether the model is there already; if so, say it.
+    """Return whether the model is already trained, and report it if so.
 
-    UsageError if what is there is neither to be continued nor replaced.
+    UsageError if the folder holds a model or a checkpoint that is neither to be resumed nor to be replaced.
     """
     settings, options, folder = setup.settings, setup.options, setup.folder
     check_model_folder(settings.output_dir, folder)
     checkpoint = folder / CHECKPOINT
     if checkpoint.exists() and not options.resume and not settings.overwrite:
-        raise UsageError(f"{checkpoint} is there: give --resume to go on, --overwrite to start again")
+        raise UsageError(f"{checkpoint} exists: give --resume to resume the training, --overwrite to start again")
     if not (folder / CARD).exists() or checkpoint.exists() or settings.overwrite:
         return False
     if not options.resume:
         raise UsageError(f"{folder} holds a finished model: give --overwrite to train it again, or --resume to keep it")
-    before, now = read_card(folder).recipe, learnt(setup.recipe, options)
+    before, now = read_card(folder).recipe, training_record(setup.recipe, options)
     shared = before.keys() & now.keys()
     same_run({name: before[name] for name in shared}, {name: now[name] for name in shared}, folder)
     setup.report.say(f"model: {folder} is finished")
@@ -152,7 +152,7 @@ def is_finished(setup: Setup) -> bool:
 
 
 def find_data(setup: Setup) -> list[Source]:
-    """Return what there is to learn from, not read yet. UsageError for labels that do not go with the recipe."""
+    """Return the training data, not read yet. UsageError for labels that do not fit the recipe."""
     recipe, options, report = setup.recipe, setup.options, setup.report
     check_labels(options.labels, setup.heads, report)
     check_sides(recipe, [*setup.heads, *(load_protocol(name) for name in options.labels)])
@@ -161,15 +161,15 @@ def find_data(setup: Setup) -> list[Source]:
 
 
 def read_data(setup: Setup, sources: Sequence[Source], interruption: Interruption) -> list[Case]:
-    """Read all scans. TemporaryFailure if it is told to stop meanwhile."""
+    """Read all scans. TemporaryFailure if the run is interrupted meanwhile."""
     cases = read_cases(sources, setup.recipe.inputs, setup.report)
     if setup.processes.agree(interruption.asked())[0]:
-        raise TemporaryFailure("stopped before the training began: give the same command again")
+        raise TemporaryFailure("interrupted before the training began: run the same command again")
     return cases
 
 
 def people_of(setup: Setup, cases: Sequence[Case]) -> People:
-    """Say who is learned from and who is held out. NothingSelected if nobody is left to learn from."""
+    """Return the training and held-out scans, and report them. NothingSelected if no training scan is left."""
     recipe, options, report = setup.recipe, setup.options, setup.report
     seen, unseen = split(
         [case for case in cases if case.annotations], options.folds, options.fold, hold_out=options.hold_out
@@ -177,25 +177,25 @@ def people_of(setup: Setup, cases: Sequence[Case]) -> People:
     held = {person(case.name) for case in unseen}
     targets = [case for case in cases if not case.annotations and person(case.name) not in held]
     if not seen:
-        raise NothingSelected("no labelled participant is left to learn from: fewer --folds or more data")
+        raise NothingSelected("no labelled participant is left for training: give fewer --folds or more data")
     watched: list[Case] = []
     if recipe.keep == "best":
-        seen, watched = split(seen, 5, 4)  # nobody of fewer than five
-        report.say(f"the best weights are those that do best on {', '.join(c.name for c in watched)}")
-    report.say(f"{len(seen)} scans to learn from, {len(unseen)} held out: {', '.join(c.name for c in unseen)}")
+        seen, watched = split(seen, 5, 4)  # none of fewer than five participants
+        report.say(f"the weights with the best result on {', '.join(c.name for c in watched)} are kept")
+    report.say(f"{len(seen)} training scans, {len(unseen)} held out: {', '.join(c.name for c in unseen)}")
     if recipe.registration is not None:
         if not targets:
-            raise UsageError(f"recipe {recipe.name}: no scan is without annotation: give some with --also BIDS_DIR")
-        report.say(f"{len(targets)} scans without annotation to move them onto")
+            raise UsageError(f"recipe {recipe.name} needs scans without annotation: give some with --also BIDS_DIR")
+        report.say(f"{len(targets)} scans without annotation as registration targets")
     return People(seen, watched, unseen, targets)
 
 
 def begin(setup: Setup) -> None:
-    """Make the folder, take away what is not to be continued, and keep the protocols that are not shipped."""
+    """Create the model folder, remove files that are not resumed, and store the protocols that are not shipped."""
     try:
         setup.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputNotWritable(f"cannot make {setup.folder}: {error.strerror}; choose another OUTPUT_DIR") from error
+        raise OutputNotWritable(f"cannot create {setup.folder}: {error.strerror}; choose another OUTPUT_DIR") from error
     if not setup.options.resume:
         for left in (CHECKPOINT, DFNET, CROSS_VALIDATION):
             (setup.folder / left).unlink(missing_ok=True)
@@ -208,25 +208,25 @@ def begin(setup: Setup) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Take away a model and its checkpoint, so that neither is resumed or taken for finished."""
+    """Remove a model and its checkpoint, so that neither is resumed or treated as finished."""
     for name in (*MODEL_FILES, CHECKPOINT, DFNET):
         (folder / name).unlink(missing_ok=True)
 
 
 def card_of(setup: Setup, people: People, start: Model | None) -> Card:
-    """Return the card of the model, without what is known at the end."""
+    """Return the card of the model, without the values that are only known after training."""
     recipe, targets = setup.recipe, people.targets if setup.recipe.registration is not None else ()
     return Card(
         **recipe.on_card(),
         sha256="",
         lesion=next((head.name for head in setup.heads if head.lesions), None),
         pose=pose_on_card(recipe, people.seen),
-        recipe=learnt(recipe, setup.options, start),
+        recipe=training_record(recipe, setup.options, start),
         data=[
             *counted(people.seen),
-            *counted(people.watched, ", which chose the weights"),
+            *counted(people.watched, ", which selected the weights"),
             *counted(targets, " without annotation"),
-            *([f"{entry} (of {start.card.name}, the start)" for entry in start.card.data] if start else ()),
+            *([f"{entry} (from {start.card.name}, the initial model)" for entry in start.card.data] if start else ()),
         ],
         code_version=__version__,
         folder=setup.folder,
@@ -234,23 +234,23 @@ def card_of(setup: Setup, people: People, start: Model | None) -> Card:
 
 
 def begun(setup: Setup, card: Card, start: Model | None) -> Network:
-    """Return the network of the card, with what fits of the model that it starts from. UsageError if nothing does."""
+    """Return the network of the card with matching weights of the initial model. UsageError if no weights match."""
     network = build(card)
     if start is not None:
         copied = start_from(network, start, setup.recipe.heads)
         if not copied:
             raise UsageError(
-                f"--init {setup.options.init}: nothing of it fits the network of the recipe {setup.recipe.name}"
+                f"--init {setup.options.init}: none of its weights fit the network of the recipe {setup.recipe.name}"
             )
-        setup.report.say(f"{copied} of {len(network.state_dict())} tensors taken from {setup.options.init}")
+        setup.report.say(f"{copied} of {len(network.state_dict())} tensors copied from {setup.options.init}")
     return network
 
 
 def conditions_of(setup: Setup, people: People, start: Model | None, *, interruption: Interruption) -> Conditions:
-    """Return how the training is run, and by what its checkpoint is known."""
+    """Return the conditions of the training run, with the values that identify its checkpoint."""
 
     minutes = setup.options.time_budget_min
-    scans = {"learns from": [case.name for case in people.seen], "holds out": [case.name for case in people.unseen]}
+    seen, unseen = ([case.name for case in cases] for cases in (people.seen, people.unseen))
     return Conditions(
         setup.folder,
         60 * minutes if minutes else math.inf,
@@ -258,12 +258,17 @@ def conditions_of(setup: Setup, people: People, start: Model | None, *, interrup
         setup.report.say,
         torch.bfloat16 if setup.precision == "bf16" else torch.float32,
         setup.processes,
-        {**asdict(setup.recipe), **learnt(setup.recipe, setup.options, start), **scans},
+        {
+            **asdict(setup.recipe),
+            **training_record(setup.recipe, setup.options, start),
+            "learns from": seen,  # codespell:ignore (a key of existing checkpoints)
+            "holds out": unseen,
+        },
     )
 
 
 def learn(network: Network, setup: Setup, people: People, *, conditions: Conditions) -> State:
-    """Train a network in place, by the loop that the recipe asks for."""
+    """Train a network in place with the training loop of the recipe, and return the final state."""
     plan = Plan(setup.recipe, setup.heads, setup.options.seed)
     if setup.recipe.registration is not None:
         mover, spent_s = fit_mover(people.seen, people.targets, plan, conditions=conditions)
@@ -277,14 +282,14 @@ def learn(network: Network, setup: Setup, people: People, *, conditions: Conditi
 def conclude(
     setup: Setup, people: People, card: Card, *, network: Network, state: State, interruption: Interruption
 ) -> Path:
-    """Measure and save the model, by the first process. TemporaryFailure if it is not finished."""
+    """Evaluate and save the model in the first process, and return its folder. TemporaryFailure if interrupted."""
     processes, folder, say = setup.processes, setup.folder, setup.report.say
     (told_to_stop,) = processes.agree(interruption.asked())
     if processes.first:
         save_curve(state.curve, folder)
     processes.leave()
     if told_to_stop:
-        raise TemporaryFailure(f"stopped after {state.step} steps, all kept in {folder}: run again with --resume")
+        raise TemporaryFailure(f"interrupted after {state.step} steps, saved in {folder}: run again with --resume")
     if processes.first:
         precision = setup.precision
         save_outcome(
@@ -303,34 +308,34 @@ def conclude(
 
 
 def with_names(recipe: Recipe, names: Mapping[str, str]) -> Recipe:
-    """The recipe with the names of its heads' protocols, of which some may be given by the files that they are in."""
+    """Return the recipe with the names of its heads' protocols; a recipe may also give the files of protocols."""
     heads = {names[name]: weight for name, weight in recipe.heads.items()}
     return replace(recipe, heads=heads, fading=[names[name] for name in recipe.fading])
 
 
-def learnt(recipe: Recipe, options: Training, start: Model | None = None) -> dict[str, Any]:
-    """What the card says of how a model learns."""
+def training_record(recipe: Recipe, options: Training, start: Model | None = None) -> dict[str, Any]:
+    """Return the entry ``recipe`` of the model's card: the settings, the seed, and the held-out participants."""
     held_out = sorted(options.hold_out) or (f"fold {options.fold} of {options.folds}" if options.folds > 1 else [])
     init = {"init": {"name": start.card.name, "sha256": start.sha256}} if start else {}
     return {**recipe.as_dict(), "seed": options.seed, "held_out": held_out, **init}
 
 
 def pose_on_card(recipe: Recipe, cases: Sequence[Case]) -> dict[str, Any] | None:
-    """Where the regions of an average brain lie, for a model that tells how a head lies."""
+    """Return the positions of the regions of an average brain, for a model that estimates the pose of a head."""
     if recipe.pose_head is None:
         return None
     return average_brain(cases, load_protocol(recipe.pose_head).scored()).to_card(recipe.pose_head)
 
 
 def counted(cases: Sequence[Case], what: str = "") -> list[str]:
-    """How many scans of each dataset there are."""
+    """Return the number of scans of each dataset, as lines for the card."""
     return [f"{dataset}: {n} scans{what}" for dataset, n in Counter(case.dataset for case in cases).items()]
 
 
 def start_from(network: Network, start: Model, heads: Iterable[str]) -> int:
-    """Copies every tensor that has the same name and shape from a model; returns how many.
+    """Copy every tensor with the same name and shape from a model, and return the number of copied tensors.
 
-    What reads the regions of a head is copied for a head of the same protocol alone.
+    Tensors that depend on the regions of the heads are only copied if both models have the same heads.
     """
     own, given = network.state_dict(), start.network.state_dict()
     foreign = () if set(start.card.heads) == set(heads) else network.of_regions

@@ -59,7 +59,7 @@ def validate(
                 result = with_lesions(result, segment(scan, lesion_model, precision=precision))
         except DataError as error:
             say(f"{case.name}: {error}")
-            result = nothing(heads, case.brain.shape)
+            result = empty_segmentation(heads, case.brain.shape)
         for head in heads.values():
             for annotation, relation in comparable(case.annotations, head):
                 found = compare(indices_of(result, head), head, annotation, relation=relation)
@@ -70,8 +70,8 @@ def validate(
     return pd.DataFrame(rows, columns=["case", "head", "annotation", "region", "dice"])
 
 
-def nothing(heads: Iterable[str], shape: Sequence[int]) -> Segmentation:
-    """Return an empty segmentation."""
+def empty_segmentation(heads: Iterable[str], shape: Sequence[int]) -> Segmentation:
+    """Return a segmentation in which every voxel is background."""
     background = {name: np.zeros(shape, np.uint8) for name in heads}
     return Segmentation(background, {}, np.zeros(shape, bool), np.zeros(shape, bool), 0.0)
 

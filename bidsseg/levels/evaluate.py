@@ -1,4 +1,4 @@
-"""The level ``evaluate``: how far label maps agree with those that serve as reference, in tables and on a page."""
+"""The level ``evaluate``: compare label maps with reference label maps, in tables and on a page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bidsseg.settings import Settings
 
 
 def check_labels(settings: Settings) -> None:
-    """Raise UsageError without a reference, and InputMissing for a folder that holds no label map of its protocol."""
+    """Raise UsageError without a reference, and InputMissing for a folder without label maps of its protocol."""
     options = settings.evaluation
     if not options.reference:
         raise UsageError("the level evaluate needs a reference: give --labels PROTOCOL=DIR")
@@ -55,10 +55,10 @@ def evaluate_level(settings: Settings) -> None:
     compared = [_evaluate(settings, pairing) for pairing in pairings]
     report.stop()
     if not any(compared):
-        raise NothingSelected("no label map could be compared with a reference; the reasons stand above")
+        raise NothingSelected("no label map could be compared with a reference; see the reasons above")
     total = sum(len(pairing.pairs) + len(pairing.failed) for pairing in pairings)
     if not all(compared) or sum(compared) < total:
-        raise BidssegError(f"only {sum(compared)} of {total} pairs could be compared; the reasons stand above")
+        raise BidssegError(f"only {sum(compared)} of {total} pairs could be compared; see the reasons above")
 
 
 def _paths(pairing: Pairing) -> AgreementPaths:
@@ -66,7 +66,7 @@ def _paths(pairing: Pairing) -> AgreementPaths:
 
 
 def _pairing(settings: Settings, name: str) -> Pairing:
-    """Find what is compared in a protocol."""
+    """Return the pairs of label maps to compare in a protocol."""
     protocol, model, options = load_protocol(name), name_of(settings.model), settings.evaluation
     folders, failed = options.reference[name], list[Left]()
     if options.against is None:
@@ -75,7 +75,7 @@ def _pairing(settings: Settings, name: str) -> Pairing:
         judged = [scan for maker, scan in maps if maker == model and settings.selects(scan.entities)]
         lacking = f"not segmented by the model {model}: run the level participant first"
         if others := ", ".join(sorted({maker for maker, _ in maps} - {model})):
-            lacking += f", or choose one of these with --model: {others}"
+            lacking += f", or select one of these models with --model: {others}"
     else:
         found = options.against.resolve().name
         judged, failed = one_of_each_scan(_selected(settings, [options.against], protocol), model)

@@ -1,4 +1,4 @@
-"""The level ``participant``: every scan becomes label maps, masks and volumes."""
+"""The level ``participant``: write label maps, masks and volumes of every scan."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Failure = tuple[Entry, Exception]
 
 
 def participant_level(settings: Settings) -> None:
-    """Segment every selected scan that is not finished, or the images of ``settings.images`` outside of a dataset.
+    """Segment every selected scan that is not finished, or the images of ``settings.images``, which are in no dataset.
 
     Raises:
-        BidssegError: with code 1 if some scans failed, 65 if all failed because of their data.
+        BidssegError: with exit code 1 if some scans failed, 65 if all failed because of their data.
     """
     card, spaces = _checked(settings)
     selection = _given(settings, card) if settings.images else _selected(settings)
@@ -53,7 +53,7 @@ def _selected(settings: Settings) -> Selection | None:
 
 
 def _given(settings: Settings, card: Card) -> Selection:
-    """Return the scan of images outside of a dataset. UsageError if the model needs another image."""
+    """Return the scan of images that are in no dataset. UsageError if the model needs another image."""
     if missing := card.lacks(settings.images):
         raise UsageError(f"the model {card.name} needs a {missing}: give --{missing.lower()} FILE")
     scan = Scan.of_files(settings.images["T1w"], settings.images.get("FLAIR"))
@@ -66,9 +66,10 @@ class Agenda:
     """The plan of a run.
 
     Attributes:
-        done: jobs finished by an earlier run.
+        jobs: one job for each usable scan.
+        done: jobs that an earlier run has finished.
         passed_over: scans without an image that the model needs.
-        unusable: scans that fail before any work on them.
+        unusable: scans that fail before they are read.
         warnings: warnings for the user before the run begins.
     """
 
@@ -209,12 +210,12 @@ def _jobs(
 
 
 def _failure(scan: str, error: BidssegError) -> Failure:
-    """Return the failure of a scan before any work on it."""
+    """Return the failure of a scan that was not read."""
     return Entry(scan, "failed", str(error)), error
 
 
 def _list(settings: Settings, card: Card, agenda: Agenda) -> None:
-    """Report what would be done."""
+    """Report the plan of a dry run."""
     settings.report.say(f"model {card.name}: {card.title}")
     for job in agenda.jobs:
         settings.report.say(f"{job.scan.key}: {'done' if job in agenda.done else 'to do'}")

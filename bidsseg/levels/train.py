@@ -1,4 +1,4 @@
-"""Level train: a recipe and labelled datasets become a model folder."""
+"""The level ``train``: train a recipe on labelled datasets."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 def train_level(settings: Settings) -> Path:
     """Train the recipe on all labelled scans and return the model folder.
 
-    The participants of one fold, or those named, are held out; the card states what the model reaches on them. A
-    cross-validation trains every fold, then a model on all participants, whose card states what the folds reach.
+    The participants of one fold, or the named participants, are held out, and the card has the results on them. A
+    cross-validation trains every fold, then a final model on all participants, whose card has the results of the folds.
 
     Raises:
         TemporaryFailure: the run was interrupted; run again with --resume.
-        UsageError: training was never tried on this device.
+        UsageError: training on this device is not supported.
     """
     if settings.device == "mps":
         raise UsageError("--device mps: a model can only be trained on cpu or cuda")
@@ -52,7 +52,7 @@ def _train(setup: Setup, interruption: Interruption) -> Path:
 
 
 def _cross_validate(setup: Setup, interruption: Interruption) -> Path:
-    """Train every fold and the final model, as far as they are not finished, and return the folder of the final one."""
+    """Train all unfinished folds and the final model, and return the folder of the final model."""
     from bidsseg.learning import crossvalidation, training
 
     parts = crossvalidation.parts_of(setup)
@@ -62,7 +62,7 @@ def _cross_validate(setup: Setup, interruption: Interruption) -> Path:
     names = [source.name for source in sources if source.maps]
     crossvalidation.check_people(parts, done, names)
     if setup.settings.dry_run:
-        crossvalidation.tell_folds(parts, names)
+        crossvalidation.report_folds(parts, names)
         return setup.folder
     cases = training.read_data(setup, sources, interruption) if left else []
     if setup.settings.overwrite:
@@ -72,12 +72,12 @@ def _cross_validate(setup: Setup, interruption: Interruption) -> Path:
             timed = crossvalidation.with_time(part, [*done, *left[:number]], len(left) - number)
             crossvalidation.check_wanted(interruption)
             _fit(timed, training.people_of(timed, cases), interruption)
-        gc.collect()  # networks and optimisers of this part, before those of the next are made
+        gc.collect()  # frees networks and optimisers of this part before those of the next part are created
     return crossvalidation.conclude(setup, parts)
 
 
 def _fit(setup: Setup, people: People, interruption: Interruption) -> Path:
-    """Train on scans that were read, asking now and then whether to stop, and return the model folder."""
+    """Train on scans that were read, until finished or interrupted, and return the model folder."""
     from bidsseg.learning import training
     from bidsseg.models.library import load_model
 

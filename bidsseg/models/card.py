@@ -1,4 +1,4 @@
-"""A model's card: the only place that says what a model needs at inference. Read without torch."""
+"""The card of a model, the only place that defines what a model needs at inference. It is read without torch."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent / "shipped"
 INPUTS = (("T1w",), ("T1w", "FLAIR"))
-"""Images that a model may read; the first places the grid, and the brain is found in it."""
+"""Images that a model may read; the first one defines the grid and is used to locate the brain."""
 BRAIN, LESION = "brain", "lesion"
-"""Heads, and protocols, whose answers are masks and have files of their own."""
+"""Heads, and protocols, whose results are masks with their own files."""
 CARD, WEIGHTS = "card.json", "weights.safetensors"
 
 ModelName = Annotated[
@@ -33,7 +33,7 @@ Inputs = Annotated[Sequence[str], KNOWN_INPUTS]
 
 
 def has_dice(metrics: Mapping[str, Any]) -> bool:
-    """Return whether metrics give the Dice of each head that they name."""
+    """Return whether metrics contain the Dice of each head that they name."""
     tables = [metrics, metrics.get("cross_validation", {})]
     if not all(isinstance(table, dict) and isinstance(table.get("heads", {}), dict) for table in tables):
         return False
@@ -44,7 +44,7 @@ def has_dice(metrics: Mapping[str, Any]) -> bool:
 
 
 def is_pose(values: Mapping[str, Any]) -> bool:
-    """Return whether values are those of ``image.pose.Reference.to_card``: places of regions, mm, and volumes, mm³."""
+    """Return whether values have the form of ``image.pose.Reference.to_card``: positions (mm) and volumes (mm³)."""
     regions, half = values.get("regions"), values.get("half_mm")
     if values.keys() != {"head", "half_mm", "regions"} or not (isinstance(regions, dict) and regions):
         return False
@@ -58,26 +58,26 @@ def is_pose(values: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class Card:
-    """What a model is, knows and needs.
+    """The description of a model and of what it needs at inference.
 
     Attributes:
         name: letters and digits; the ``desc-`` of its outputs.
         inputs: suffixes of the images it reads, in channel order.
         network: name of the architecture and its options.
         spacing_mm: voxel size of the model grid.
-        normalisation: of the brightness on the model grid, a name in ``image.brightness.NORMALISATIONS``.
-        locator: name of the model that finds the brain first, None if this one sees the whole field of view.
-        margin_mm: around the found brain.
-        shown_mm: how far beyond the found brain the network sees; a brain head may widen the brain by so much.
-        mirror: whether the mean of the scan and its mirror image is taken.
-        pose: of a model that others ask for it: the head that tells how a head lies, and where its regions lie in an
-            average brain, see ``image.pose.Reference``. None if it does not tell.
-        heads: protocols that the network answers in.
-        least_quality: mean confidence (see ``Segmentation.quality``) that scans as those it was trained for reach; None
-            if it was not measured.
-        bits: of each stored number, 16 or 8.
-        lesion: the head that holds lesions, None without.
-        metrics: figures with their split, as the validation printed them.
+        normalisation: normalisation of intensities on the model grid, a name in ``image.brightness.NORMALISATIONS``.
+        locator: name of the model that first finds the brain; None if this model sees the whole field of view.
+        margin_mm: margin around the located brain.
+        shown_mm: distance beyond the located brain that the network sees; a brain head may widen the brain by as much.
+        mirror: whether the predictions for the scan and its mirror image are averaged.
+        pose: for a model that estimates the pose of a head: the network head used for this, and the positions of its
+            regions in an average brain, see ``image.pose.Reference``. None for other models.
+        heads: protocols that the network predicts.
+        least_quality: mean confidence (see ``Segmentation.quality``) that typical scans reach; None if it was not
+            measured.
+        bits: bits of each stored weight, 16 or 8.
+        lesion: the head with lesions, None if there is none.
+        metrics: results with their split, as the validation printed them.
     """
 
     name: ModelName
@@ -110,11 +110,11 @@ class Card:
     def __post_init__(self) -> None:
         for key, head in (("lesion", self.lesion), ("pose.head", self.pose["head"] if self.pose else None)):
             if head is not None and head not in self.heads:
-                raise ValueError(f"{key} = {head!r}, which is none of the heads")
+                raise ValueError(f"{key} = {head!r}, which is not one of the heads")
 
     @property
     def protocols(self) -> tuple[str, ...]:
-        """Protocols written as label maps: the brain mask and lesions have files of their own."""
+        """Protocols written as label maps, without the brain mask and lesions, which have their own files."""
         return tuple(head for head in self.heads if head not in (BRAIN, LESION))
 
     @property
@@ -124,14 +124,14 @@ class Card:
 
     @property
     def size_mb(self) -> float:
-        """Size of the weights, millions of bytes."""
+        """Size of the weights (MB)."""
         return self.weights.stat().st_size / 1e6
 
     @property
     def dice(self) -> dict[str, float]:
-        """Mean Dice of each head on people held out, in a cross-validation if there was one, as far as it was measured.
+        """Mean Dice of each measured head on held-out participants, from cross-validation if there was one.
 
-        That against annotations in the head's own protocol; without such, the lowest against any other.
+        It is the Dice against annotations in the head's own protocol, or the lowest Dice against other annotations.
         """
         figures = self.metrics.get("cross_validation", self.metrics).get("heads", {})
         measured = {key: float(value["dice"]) for key, value in figures.items()}
@@ -147,13 +147,13 @@ class Card:
         return next((suffix for suffix in self.inputs if suffix not in suffixes), None)
 
     def to_json(self) -> str:
-        """The card as it is stored."""
+        """Return the content of the card file."""
         values = {key: value for key, value in vars(self).items() if key != "folder"}
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
 def shipped() -> list[Card]:
-    """Cards of the models in the package, by name."""
+    """Return the cards of the models in the package, sorted by name."""
     return [read_card(path.parent) for path in sorted(FOLDER.glob(f"*/{CARD}"))]
 
 
@@ -161,8 +161,8 @@ def find_card(name_or_folder: str) -> Card:
     """Return the card of the shipped model of that name, or of the model in that folder.
 
     Raises:
-        InputMissing: there is neither.
-        DataError: with file and key, if it is not a card, or if a head has no protocol.
+        InputMissing: there is no such model.
+        DataError: with file and key, if the file is not a card, or if a head has no protocol.
     """
     for folder in (FOLDER / name_or_folder, Path(name_or_folder)):
         if (folder / CARD).is_file():
@@ -172,7 +172,7 @@ def find_card(name_or_folder: str) -> Card:
 
 
 def name_of(name_or_folder: str) -> str:
-    """Return the name of a model, also of one that is not there any more."""
+    """Return the name of a model, also of one that no longer exists."""
     try:
         return find_card(name_or_folder).name
     except InputMissing:
@@ -180,7 +180,7 @@ def name_of(name_or_folder: str) -> str:
 
 
 def located(name_or_folder: str) -> str:
-    """The name of a shipped model, or the folder of another as it is called from everywhere."""
+    """Return the name of a shipped model, or the absolute path of another model."""
     return name_or_folder if (FOLDER / name_or_folder / CARD).is_file() else str(Path(name_or_folder).absolute())
 
 
@@ -188,7 +188,7 @@ def read_card(folder: Path) -> Card:
     """Return the card in a model folder.
 
     Raises:
-        DataError: with file and key, if it is not a card.
+        DataError: with file and key, if the file is not a card.
     """
     path = folder / CARD
     try:
@@ -209,7 +209,7 @@ def _with_protocols(card: Card) -> Card:
 
 
 def head_protocol(card: Card, name: str) -> Protocol:
-    """Return the scored regions of a head: of the table in the model's folder, else of the shipped protocol."""
+    """Return the scored regions of a head, from the table in the model's folder or from the shipped protocol."""
     from bidsseg.labels.protocol import load_protocol
 
     own = card.folder / table_name(name)
@@ -217,5 +217,5 @@ def head_protocol(card: Card, name: str) -> Protocol:
 
 
 def table_name(head: str) -> str:
-    """Return the file of a head's regions in a model's folder, if they are not those of a shipped protocol."""
+    """Return the name of the table of a head's regions in a model's folder, for protocols that are not shipped."""
     return f"seg-{head}_dseg.tsv"

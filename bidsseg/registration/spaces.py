@@ -129,8 +129,8 @@ def files_in(cache: Path, template: str, resolution: int) -> tuple[Path, Path]:
 
 def caches() -> list[Path]:
     """Return TemplateFlow's folders: the one set by the user, otherwise that of the image and the default one."""
-    said = os.environ.get("TEMPLATEFLOW_HOME")
-    return [Path(said)] if said else [Path(sys.prefix) / "templateflow", Path.home() / ".cache" / "templateflow"]
+    home = os.environ.get("TEMPLATEFLOW_HOME")
+    return [Path(home)] if home else [Path(sys.prefix) / "templateflow", Path.home() / ".cache" / "templateflow"]
 
 
 def is_there(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""The page of the level evaluate: how far label maps agree, region by region and scan by scan."""
+"""The page of the level ``evaluate``: agreement of label maps for each region and each scan."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from bidsseg.report import difference
 from bidsseg.report.page import write_page
 
 AT_MOST = 1000
-"""Scans that a table on the page shows."""
+"""Largest number of scans in a table on the page."""
 PICTURED = 6
-"""Scans with the lowest Dice that are shown in a picture."""
+"""Number of scans with the lowest Dice that have a picture."""
 LOWEST = 3
-"""Regions of the lowest Dice that are named beside a picture."""
+"""Number of regions with the lowest Dice that are named beside a picture."""
 PLOTTED = 8
-"""Regions whose volumes are shown at once where there are many."""
+"""Number of regions whose volumes are plotted before the others are unfolded."""
 FIGURES = {
     "dice": "mean Dice",
     "hausdorff95-mm": "95 % Hausdorff distance (mm)",
@@ -49,10 +49,11 @@ class Row:
     """A scan in the table.
 
     Attributes:
-        address: of its page, empty if it has none.
-        measures: as the mean over its regions, None where one is not defined.
-        lowest: regions with the lowest Dice, with that.
-        lesions: found and in the reference; None for a protocol without lesions.
+        address: address of the scan's page, empty if there is none.
+        measures: mean of each measure over the regions of the scan, None if it is undefined.
+        lowest: regions with the lowest Dice, and their Dice.
+        volumes_mm3: labelled volume in the label map and in the reference.
+        lesions: numbers of lesions in the label map and in the reference; None for a protocol without lesions.
     """
 
     key: str
@@ -67,8 +68,8 @@ def agreement_page(output_dir: Path, bids_dir: Path, paths: AgreementPaths, *, s
     """Write the page of a comparison and return its path.
 
     Args:
-        bids_dir: dataset whose T1w images, as far as it has them, are the ground of the pictures.
-        paths: relative to the output folder; the tables are linked.
+        bids_dir: dataset with the T1w images that the pictures show below the outlines, if it has them.
+        paths: paths of page and tables relative to the output folder; the page links the tables.
     """
     order = np.argsort(np.nan_to_num(study.scan_means["dice"], nan=np.inf), kind="stable")
     rows = {int(place): _row(study, int(place), output_dir) for place in order[:AT_MOST]}
@@ -136,7 +137,7 @@ def _volumes(study: Study, summary: Summary) -> plots.VolumePlots:
 
 
 def _picture(case: Case, study: Study, bids_dir: Path) -> Iterator[str]:
-    """Yield the address of the picture of a scan, part of the page, and what is drawn below the outlines."""
+    """Yield the picture of a scan as a data URI, and a remark on its background."""
     found, reference = read_pair(case.pair, study.protocol, study.about.mask)
     image = _image(case, reference, bids_dir)
     png = difference.difference_picture(found, reference, image)
@@ -145,7 +146,7 @@ def _picture(case: Case, study: Study, bids_dir: Path) -> Iterator[str]:
 
 
 def _image(case: Case, grid: Volume, bids_dir: Path) -> Volume | None:
-    """Return the T1w of a scan if there is one on the grid of its label maps."""
+    """Return the T1w of a scan if it is on the grid of the label maps, otherwise None."""
     source = case.pair.source
     plain = {name: label for name, label in source.items() if name not in ADDED}
     path = t1w_of(bids_dir, source) or t1w_of(bids_dir, plain)

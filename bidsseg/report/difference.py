@@ -1,4 +1,4 @@
-"""Pictures of the slices in which two label maps differ most, with the outlines of both."""
+"""Pictures of the slices in which two label maps differ most, with the outlines of both maps."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from bidsseg.report.mosaic import DIRECTIONS, PLANES, Row, grey_window, labelled
 
 PIXELS_PER_MM = 2.5
 FOUND, REFERENCE, BOTH = (255, 140, 26), (51, 187, 255), (255, 255, 255)
-"""Colours of the outlines: of one map, of the other, and where they coincide."""
+"""Colours of the outlines of the found map, of the reference, and of voxels where both coincide."""
 GAP = 14
 """Pixels between slices."""
 SIDES = "#ffd060"
 
 
 def difference_picture(found: Volume, reference: Volume, image: Volume | None) -> bytes:
-    """Return a PNG of an axial, a coronal and a sagittal slice, each the one with the most voxels that differ.
+    """Return a PNG of an axial, a coronal and a sagittal slice, each with the most differing voxels of its plane.
 
     Args:
         found, reference: label maps on one grid.
-        image: intensities on the same grid; None for a black ground.
+        image: intensities on the same grid; None for a black background.
     """
     orientation = io_orientation(reference.affine)
     spacing = reference.spacing_mm[np.argsort(orientation[:, 0])]
@@ -51,7 +51,7 @@ def difference_picture(found: Volume, reference: Volume, image: Volume | None) -
 
 
 def outline(labels: np.ndarray) -> np.ndarray:
-    """Return the pixels of a slice whose upper or left neighbour has another label, booleans (height, width)."""
+    """Return a mask (height, width) of the pixels of a slice whose upper or left neighbour has another label."""
     border = np.zeros(labels.shape, bool)
     border[1:] = labels[1:] != labels[:-1]
     border[:, 1:] |= labels[:, 1:] != labels[:, :-1]
@@ -68,7 +68,7 @@ def _with_sides(picture: np.ndarray, sides: tuple[str, str]) -> np.ndarray:
 
 
 def _side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Return pictures (height, width, 3) beside each other, each in the middle of the height, with a gap behind."""
+    """Return one picture with pictures (height, width, 3) side by side, centred vertically, with a gap after each."""
     height = max(picture.shape[0] for picture in pictures)
     padded = []
     for picture in pictures:

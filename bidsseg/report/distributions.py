@@ -108,12 +108,12 @@ def lines(table: Path, columns: Sequence[Distribution], at_most: int) -> list[Li
     names = [column.name for column in columns]
     mean = np.array([column.mean for column in columns])
     sd = np.array([column.sd if column.n >= FEWEST and column.sd > 0 else np.inf for column in columns])
-    told = (
+    rows = (
         (_line(cells, (values - mean) / sd, names), -place)
         for place, (cells, values) in enumerate(_rows(table, names))
         if np.isfinite(values).any()
     )
-    chosen = heapq.nlargest(at_most + 1, told, key=lambda item: (item[0].unusual, abs(item[0].distance), item[1]))
+    chosen = heapq.nlargest(at_most + 1, rows, key=lambda item: (item[0].unusual, abs(item[0].distance), item[1]))
     if len(chosen) <= at_most:
         chosen.sort(key=lambda item: -item[1])
     return [line for line, _ in chosen[:at_most]]

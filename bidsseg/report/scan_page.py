@@ -84,9 +84,9 @@ def participant_page(output_dir: Path, scan: Scan) -> Path:
             shown = scans.setdefault((result.key, result.model), _Scan(result.key, result.model))
             shown.add(result, output_dir)
     page = output_dir / report_path(scan)
-    told = {shown.methods() for shown in scans.values()} - {None}
+    descriptions = {shown.methods() for shown in scans.values()} - {None}
     content = {"title": page.stem.replace("_", " · "), "scans": list(scans.values())}
-    write_page(page, "participant.html", {**content, "methods": sorted(told, key=lambda entry: entry.text)})
+    write_page(page, "participant.html", {**content, "methods": sorted(descriptions, key=lambda entry: entry.text)})
     return page
 
 

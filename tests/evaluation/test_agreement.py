@@ -197,11 +197,11 @@ def test_regions_that_are_not_scored() -> None:
 
 def test_maps_that_cannot_be_compared() -> None:
     labels = cube((0, 0, 0), 2)
-    with pytest.raises(DataError, match="reference holds the values \\[5\\]"):
+    with pytest.raises(DataError, match="reference has the values \\[5\\]"):
         compare(labels, cube((0, 0, 0), 2, 5), protocol(1), spacing_mm=(1, 1, 1))
-    with pytest.raises(DataError, match="label map holds the values \\[-1\\]"):
+    with pytest.raises(DataError, match="label map has the values \\[-1\\]"):
         compare(-labels.astype(int), labels, protocol(1), spacing_mm=(1, 1, 1))
-    with pytest.raises(ValueError, match="two grids"):
+    with pytest.raises(ValueError, match="different grids"):
         compare(labels[1:], labels, protocol(1), spacing_mm=(1, 1, 1))
 
 

@@ -158,9 +158,9 @@ def test_a_training_that_is_preempted(app: App, tmp_path: Path) -> None:
     (tmp_path / "train.sbatch").write_text(script)
     (tmp_path / "mine.toml").write_text(RECIPE.replace("steps = 3", "steps = 240\nbatch = 2"))
     run_on_slurm(TRAIN, app, tmp_path)
-    told = (tmp_path / "logs" / "train.txt").read_text()
-    assert told.count("scans to learn from") == 2 and told.count("step 20,") == 1, told
-    assert "step 240, 100%" in told and (app.output / "models" / "tiny" / "card.json").is_file()
+    log = (tmp_path / "logs" / "train.txt").read_text()
+    assert log.count("training scans") == 2 and log.count("step 20,") == 1, log
+    assert "step 240, 100%" in log and (app.output / "models" / "tiny" / "card.json").is_file()
     assert not (app.output / "models" / "tiny" / "checkpoint.pt").exists()
 
 

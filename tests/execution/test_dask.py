@@ -15,7 +15,7 @@ import distributed
 import psutil
 import pytest
 from fake_model import App, make_app
-from told import Told
+from recording_console import RecordingConsole
 
 from bidsseg.errors import InputMissing
 from bidsseg.execution import cluster as spreading
@@ -347,10 +347,10 @@ def test_a_cluster_that_cannot_be_closed_is_a_warning(tmp_path: Path) -> None:
         def __exit__(self, *_: object) -> None:
             raise OSError("the scheduler\nis gone")
 
-    settings = Settings(tmp_path / "bids", tmp_path / "out", executor="slurm", report=(told := Told()))
+    settings = Settings(tmp_path / "bids", tmp_path / "out", executor="slurm", report=(console := RecordingConsole()))
     with spreading.cancelled_at_the_end(Broken(), settings, spreading.Submissions()):
         pass
-    (warning,) = told.warned
+    (warning,) = console.warnings
     assert "could not be cancelled (the scheduler is gone)" in warning
     with (
         pytest.raises(InputMissing),

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from told import Told
+from recording_console import RecordingConsole
 
 from bidsseg.errors import UsageError
 from bidsseg.execution import machine as this_machine
@@ -117,11 +117,11 @@ def test_processes_that_cannot_talk_are_one(monkeypatch: pytest.MonkeyPatch) -> 
         raise OSError("Network is unreachable")
 
     monkeypatch.setattr(this_machine, "available_memory_mb", lambda: 99_000)
-    asked = settings(device="cpu", n_cpus=2, threads=1, report=(told := Told()))
+    asked = settings(device="cpu", n_cpus=2, threads=1, report=(console := RecordingConsole()))
     assert choose_workers(asked, 2) is not None
     monkeypatch.setattr("socket.create_connection", refused)
     assert choose_workers(asked, 2) is None
-    assert told.warned == ["processes cannot communicate on this machine (no loopback network): using one process"]
+    assert console.warnings == ["processes cannot communicate on this machine (no loopback network): using one process"]
 
 
 @pytest.mark.parametrize(

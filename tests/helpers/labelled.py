@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import phantoms
 import torch
-from told import Told
+from recording_console import RecordingConsole
 
 from bidsseg.models.library import load_model
 from bidsseg.settings import Settings
@@ -52,8 +52,8 @@ def make_labelled(folder: Path) -> tuple[Path, Path]:
     return bids, folder / "fast"
 
 
-def told(settings: Settings) -> Told:
-    assert isinstance(settings.report, Told)
+def console(settings: Settings) -> RecordingConsole:
+    assert isinstance(settings.report, RecordingConsole)
     return settings.report
 
 

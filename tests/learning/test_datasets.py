@@ -8,7 +8,7 @@ import numpy as np
 import phantoms
 import pytest
 import torch
-from told import Told
+from recording_console import RecordingConsole
 
 from bidsseg.errors import DataError, InputMissing, NothingSelected
 from bidsseg.image.grid import whole_grid
@@ -95,8 +95,8 @@ def test_the_flair_is_read_with_the_t1w(tissues: Settings) -> None:
     for number, where, shape in ((1, affine, (24, 28, 24)), (2, thick, (28, 50, 24))):
         bright = phantoms.head(where, shape, phantoms.FLAIR_INTENSITY)
         phantoms.save(anat[number] / f"sub-0{number}_FLAIR.nii.gz", bright, where)
-    told: list[str] = []
-    tissues.report.detail = told.append  # type: ignore[method-assign]
+    details: list[str] = []
+    tissues.report.detail = details.append  # type: ignore[method-assign]
     cases = load_cases(tissues, tissues.report, ("T1w", "FLAIR"))
     assert [None if c.image is None else len(c.image) for c in cases] == [2, 2, 2, None]
     for known in cases[:2]:
@@ -104,9 +104,9 @@ def test_the_flair_is_read_with_the_t1w(tissues: Settings) -> None:
         grey, white = (known.image[:, known.annotations[0].values == value].mean(1) for value in (2, 3))
         assert grey[0] < white[0] and grey[1] > white[1]
     assert cases[2].image is not None and not cases[2].image[1].any()
-    assert any(line.startswith("my_data/sub-02: FLAIR moved by") for line in told)
-    assert "my_data/sub-03: has no FLAIR" in told
-    assert not any(line.startswith("my_data/sub-01: ") for line in told)
+    assert any(line.startswith("my_data/sub-02: FLAIR moved by") for line in details)
+    assert "my_data/sub-03: has no FLAIR" in details
+    assert not any(line.startswith("my_data/sub-01: ") for line in details)
 
 
 def test_participants_that_are_not_asked_for_are_not_synthesised(tissues: Settings) -> None:
@@ -160,10 +160,10 @@ def test_label_maps_alone_are_cases(tissues: Settings, tmp_path: Path) -> None:
 
 
 def test_label_maps_alone_are_named_where_no_images_are_made(tissues: Settings) -> None:
-    report = Told()
+    report = RecordingConsole()
     found = load_cases(tissues, report, synthetic=False)
     assert found and all(case.image is not None for case in found)
-    (warned,) = [line for line in report.warned if "no matching image" in line]
+    (warned,) = [line for line in report.warnings if "no matching image" in line]
     assert "sub-05_seg-FAST_dseg.nii.gz" in warned
     nobody = replace(tissues, participants=("05",))
     with pytest.raises(NothingSelected, match="no scan has an annotation"):

@@ -42,7 +42,7 @@ def brain(seed: int, full: bool) -> Case:
     return Case(f"toy/sub-{seed:03}", shown, (annotation,), torch.from_numpy(tissues > 0))
 
 
-def learnt(
+def trained(
     name: str, cases: list[Case], seed: int, steps: int, folder: Path, start: Network | None = None
 ) -> tuple[Network, Plan]:
     """What a recipe makes of the cases with a small network, as they are."""
@@ -88,9 +88,9 @@ def test_partial_annotations_help_where_one_full_one_has_no_more_to_teach(seed: 
     one = [brain(100 * seed + 1, full=True)]
     partial = [brain(100 * seed + number, full=False) for number in range(2, 14)]
     unseen = [brain(100 * seed + number, full=True) for number in range(50, 56)]
-    alone = learnt("partial-full", one, seed, 560, tmp_path)
-    joint, _ = learnt("partial-joint", one + partial, seed, 280, tmp_path)
-    both = learnt("partial-joint-finetune", one, seed, 280, tmp_path, joint)
+    alone = trained("partial-full", one, seed, 560, tmp_path)
+    joint, _ = trained("partial-joint", one + partial, seed, 280, tmp_path)
+    both = trained("partial-joint-finetune", one, seed, 280, tmp_path, joint)
     dice = [
         evaluate(network, unseen, plan, precision=torch.float32)["dice Full>Full"] for network, plan in (alone, both)
     ]

@@ -77,5 +77,5 @@ def test_a_recipe_says_only_what_differs_from_its_base(tmp_path: Path) -> None:
     assert mine.sampling == replace(base.sampling, points=7)
     assert replace(mine, name=base.name, heads=base.heads, sampling=base.sampling) == base
     path.write_text('base = "nosuch"\nname = "mine"\n')
-    with pytest.raises(DataError, match=r"base = 'nosuch' is not another of .*neuronet"):
+    with pytest.raises(DataError, match=r"base = 'nosuch' must be another recipe, one of .*neuronet"):
         load_recipe(str(path))

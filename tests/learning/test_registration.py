@@ -14,7 +14,7 @@ import numpy as np
 import phantoms
 import pytest
 import torch
-from told import Told
+from recording_console import RecordingConsole
 from torch import Tensor
 
 from bidsseg.errors import DataError, TemporaryFailure, UsageError
@@ -186,18 +186,18 @@ def test_pairs_are_two_brains_by_number() -> None:
 def test_dfnet_learns_to_make_brains_alike(tmp_path: Path) -> None:
     torch.manual_seed(0)
     recipe = replace(RECIPE, registration=replace(LEARNING, share=0.3, steps=20))
-    said: list[str] = []
+    messages: list[str] = []
     fit = partial(
         fit_mover,
         CASES,
         CASES[1:],
         replace(PLAN, recipe=recipe),
-        conditions=Conditions(tmp_path, math.inf, lambda: False, said.append),
+        conditions=Conditions(tmp_path, math.inf, lambda: False, messages.append),
     )
     found, spent_s = fit()
     assert (tmp_path / DFNET).is_file() and not (tmp_path / "checkpoint.pt").exists()
     assert found.share == 0.3 and len(found.targets) == 2 and spent_s > 0
-    assert said[0].startswith("registration step 20")
+    assert messages[0].startswith("registration step 20")
     brains = [placed(case, RECIPE.sampling.shape, 2.0) for case in CASES]
     pairs = [(a, b) for a in brains for b in brains if a is not b]
     for a, b in pairs:
@@ -205,7 +205,7 @@ def test_dfnet_learns_to_make_brains_alike(tmp_path: Path) -> None:
             warp(a, displace(found.network, a, b, precision=torch.float32)), b
         ) < 0.95 * similarity_loss(a, b)
     _, again_s = fit()
-    assert abs(again_s - spent_s) < 0.1 and len(said) == 1
+    assert abs(again_s - spent_s) < 0.1 and len(messages) == 1
 
 
 def test_the_published_dfnet_is_trained_by_adam_and_normalises_over_batches(tmp_path: Path) -> None:
@@ -227,10 +227,10 @@ def test_dfnet_takes_a_part_of_the_time_alone(tmp_path: Path, monkeypatch: pytes
     """By a clock that goes on by a twentieth of a second whenever it is looked at."""
     ticks = itertools.count()
     monkeypatch.setattr(clock, "time", SimpleNamespace(monotonic=lambda: next(ticks) / 20))
-    said: list[str] = []
+    messages: list[str] = []
     recipe = replace(RECIPE, registration=Registration(steps=100_000))
     budget_s = 4.0
-    conditions = Conditions(tmp_path, budget_s, lambda: False, said.append)
+    conditions = Conditions(tmp_path, budget_s, lambda: False, messages.append)
     _, spent_s = fit_mover(CASES, CASES, replace(PLAN, recipe=recipe), conditions=conditions)
     assert 0.25 * budget_s <= spent_s < 0.25 * budget_s + 0.2
 
@@ -296,7 +296,12 @@ def ask(datasets: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.M
         labelled, fast, other = datasets
         training = {"recipe": str(path), "labels": {"FAST": [fast]}, "fold": 4, "also": [other], **training}
         return Settings(
-            labelled, tmp_path / output, precision="fp32", n_cpus=1, training=Training(**training), report=Told()
+            labelled,
+            tmp_path / output,
+            precision="fp32",
+            n_cpus=1,
+            training=Training(**training),
+            report=RecordingConsole(),
         )
 
     return settings
@@ -318,8 +323,8 @@ def test_unlabelled_scans_are_cases_without_annotations(ask: Ask, datasets: tupl
     assert both > 0.8
     plain = load_cases(settings, settings.report)
     assert [case.name for case in plain] == ["bids/sub-01", "bids/sub-02"]
-    assert isinstance(settings.report, Told)
-    assert [line.partition("_T1w")[0][-6:] for line in settings.report.warned] == ["sub-03", "sub-04"]
+    assert isinstance(settings.report, RecordingConsole)
+    assert [line.partition("_T1w")[0][-6:] for line in settings.report.warnings] == ["sub-03", "sub-04"]
 
 
 def test_a_model_and_its_dfnet(ask: Ask) -> None:
@@ -338,14 +343,14 @@ def test_a_model_and_its_dfnet(ask: Ask) -> None:
     }
     assert stored.data == ["bids: 2 scans", "other: 2 scans without annotation"]
     assert library.load_model(str(folder)).network is not None
-    assert isinstance(settings.report, Told)
-    assert "2 scans without annotation to move them onto" in settings.report.said
-    assert settings.report.warned == []
+    assert isinstance(settings.report, RecordingConsole)
+    assert "2 scans without annotation as registration targets" in settings.report.messages
+    assert settings.report.warnings == []
 
 
 def test_a_run_stopped_at_any_time_goes_on_to_the_very_same_weights(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train_level(ask(output="whole"))
-    for steps, done in ((2, "stopped after 1 steps of registration"), (4, "stopped after 2 steps,")):
+    for steps, done in ((2, "interrupted after 1 steps of registration"), (4, "interrupted after 2 steps,")):
         with monkeypatch.context() as patched:
             interrupt_after(steps, patched)
             with pytest.raises(TemporaryFailure, match=done):

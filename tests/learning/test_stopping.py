@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from labelled import RECIPE, Ask, told, weights
+from labelled import RECIPE, Ask, console, weights
 
 from bidsseg.errors import DataError, TemporaryFailure, UsageError
 from bidsseg.labels import load_protocol
@@ -43,13 +43,13 @@ def test_a_stopped_run_goes_on_to_the_very_same_weights(ask: Ask, monkeypatch: p
     whole = train_level(ask(long, output="whole"))
     with monkeypatch.context() as patched:
         interrupt_after(2, patched)
-        with pytest.raises(TemporaryFailure, match=r"stopped after 2 steps.*--resume") as caught:
+        with pytest.raises(TemporaryFailure, match=r"interrupted after 2 steps.*--resume") as caught:
             train_level(ask(long, output="parts"))
     assert caught.value.code == 75
     folder = ask(output="parts").output_dir / "models" / "tiny"
     assert {path.name for path in folder.iterdir()} == {"checkpoint.pt", "curve.tsv", "curve.png"}
     with pytest.raises(
-        UsageError, match=r"checkpoint\.pt is there: give --resume to go on, --overwrite to start again"
+        UsageError, match=r"checkpoint\.pt exists: give --resume to resume the training, --overwrite to start again"
     ):
         train_level(ask(long, output="parts"))
     assert train_level(ask(long, output="parts", resume=True)) == folder
@@ -231,11 +231,11 @@ def test_a_model_that_finds_no_brain_scores_zero(ask: Ask, monkeypatch: pytest.M
     settings = ask(fold=0)
     card = read_card(train_level(settings))
     assert card.dice == {"brain": 0, "FAST": 0}
-    assert any("the segmentation is empty" in line for line in told(settings).said)
+    assert any("the segmentation is empty" in line for line in console(settings).messages)
 
 
 def test_dry_run_writes_nothing(ask: Ask) -> None:
     settings = replace(ask(folds=2, fold=0), dry_run=True)
     train_level(settings)
     assert not settings.output_dir.exists()
-    assert "2 held out" in told(settings).said[0]
+    assert "2 held out" in console(settings).messages[0]

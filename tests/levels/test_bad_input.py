@@ -28,8 +28,8 @@ def app(tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.Monk
     return make_app(tmp_path, make_bids(), monkeypatch)
 
 
-class Told:
-    """What the user reads on the error stream."""
+class ErrorStream:
+    """The standard error stream, as the user reads it."""
 
     def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
         self.capture = capture
@@ -37,17 +37,17 @@ class Told:
 
     @property
     def err(self) -> str:
-        """All of it so far."""
+        """The text printed so far."""
         self.text += self.capture.readouterr().err
         return self.text
 
 
 @pytest.fixture(autouse=True)
-def told(capfd: pytest.CaptureFixture[str]) -> Iterator[Told]:
-    """What the user reads; no test here may end with a traceback in it."""
-    told = Told(capfd)
-    yield told
-    assert "Traceback" not in told.err and "internal error" not in told.err
+def stream(capfd: pytest.CaptureFixture[str]) -> Iterator[ErrorStream]:
+    """The error stream; no test in this file may print a traceback."""
+    stream = ErrorStream(capfd)
+    yield stream
+    assert "Traceback" not in stream.err and "internal error" not in stream.err
 
 
 def t1w(app: App, label: str = "01") -> Path:
@@ -103,7 +103,7 @@ def output_is_a_file(app: App) -> None:
     app.output.write_text("taken")
 
 
-def nothing(app: App) -> None:
+def unchanged(app: App) -> None:
     pass
 
 
@@ -119,19 +119,19 @@ def nothing(app: App) -> None:
         (wrong_name, [], 16, "sub-01_made-up_T1w"),
         (output_inside, [], 64, "inside BIDS_DIR"),
         (output_is_a_file, [], 73, "out"),
-        (nothing, ["--participant-label", "77"], 18, "77"),
-        (nothing, ["--session-label", "9"], 18, "9"),
-        (nothing, ["--model", "/nowhere"], 66, "/nowhere"),
-        (nothing, ["--device", "cuda:99"], 64, "--device cuda:99: torch sees"),
-        (nothing, ["--device", "cuda:99", "--dry-run"], 64, "--device cuda:99: torch sees"),
+        (unchanged, ["--participant-label", "77"], 18, "77"),
+        (unchanged, ["--session-label", "9"], 18, "9"),
+        (unchanged, ["--model", "/nowhere"], 66, "/nowhere"),
+        (unchanged, ["--device", "cuda:99"], 64, "--device cuda:99: torch sees"),
+        (unchanged, ["--device", "cuda:99", "--dry-run"], 64, "--device cuda:99: torch sees"),
     ],
 )
 def test_a_call_that_cannot_work(
-    prepare: Callable[[App], None], words: list[str], code: int, hint: str, app: App, told: Told
+    prepare: Callable[[App], None], words: list[str], code: int, hint: str, app: App, stream: ErrorStream
 ) -> None:
     prepare(app)
     assert app(*words) == code
-    err = told.err
+    err = stream.err
     assert hint in err
     assert err.splitlines()[-1].startswith("bidsseg: ")
     assert not app.output.is_dir() or output_inside is prepare
@@ -141,17 +141,17 @@ def test_a_cluster_has_devices_of_its_own(app: App) -> None:
     assert app("--device", "cuda:99", "--executor", "slurm", "--dry-run") == 0
 
 
-def test_an_unknown_level(app: App, told: Told) -> None:
+def test_an_unknown_level(app: App, stream: ErrorStream) -> None:
     assert app(level="preprocess") == 17
-    assert "participant, group, evaluate, train" in told.err
+    assert "participant, group, evaluate, train" in stream.err
 
 
-def test_what_does_not_concern_the_images_is_a_warning(app: App, told: Told) -> None:
+def test_what_does_not_concern_the_images_is_a_warning(app: App, stream: ErrorStream) -> None:
     (app.bids / "participants.tsv").write_text("participant_id\tgender\nsub-01\tfemale\n")
     description = '{"Name": "old", "BIDSVersion": "1.0.0", "ReferencesAndLinks": "a paper"}'
     (app.bids / "dataset_description.json").write_text(description)
     assert app() == 0
-    assert "warning: " in told.err
+    assert "warning: " in stream.err
     assert app.manifest["warnings"]
 
 
@@ -244,12 +244,12 @@ UNUSABLE: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("what", UNUSABLE)
-def test_an_image_that_cannot_be_used(what: str, app: App, told: Told) -> None:
+def test_an_image_that_cannot_be_used(what: str, app: App, stream: ErrorStream) -> None:
     spoil, code = UNUSABLE[what]
     spoil(t1w(app))
     exit_code = app("--skip-bids-validation")
     assert whole(app, "02") and not whole(app, "01")
-    err = told.err
+    err = stream.err
     if "sub-01" not in app.fates:  # pybids does not list what is no file
         assert exit_code == 0 and "sub-01: no T1w image" in err
         return
@@ -301,14 +301,14 @@ USABLE: dict[str, tuple[Callable[[Path], None], set[str]]] = {
 
 
 @pytest.mark.parametrize("what", USABLE)
-def test_an_image_that_is_odd_but_usable(what: str, app: App, told: Told) -> None:
+def test_an_image_that_is_odd_but_usable(what: str, app: App, stream: ErrorStream) -> None:
     change, codes = USABLE[what]
     change(t1w(app))
     assert app() == 0
     assert whole(app, "01")
     entry = app.manifest["scans"][0]
     assert {finding["code"] for finding in entry.get("findings", [])} == codes
-    err = told.err
+    err = stream.err
     assert all(f"[{code}]" in err for code in codes)
     source = nib.load(t1w(app))
     written = nib.load(app.output / "sub-01/anat/sub-01_seg-FAST_desc-wholebrain_dseg.nii.gz")
@@ -337,11 +337,11 @@ def test_links_that_go_round(app: App) -> None:
     assert whole(app, "01") and whole(app, "02")
 
 
-def test_a_dataset_of_7_tesla(app: App, tmp_path: Path, told: Told) -> None:
+def test_a_dataset_of_7_tesla(app: App, tmp_path: Path, stream: ErrorStream) -> None:
     for label in ("01", "02"):
         t1w(app, label).rename(t1w(app, label).with_name(f"sub-{label}_UNIT1.nii.gz"))
     assert app() == 18
-    assert 'select it by --bids-filter-file with {"t1w": {"suffix": "UNIT1"}}' in told.err
+    assert 'select it by --bids-filter-file with {"t1w": {"suffix": "UNIT1"}}' in stream.err
     (tmp_path / "filter.json").write_text('{"t1w": {"suffix": "UNIT1"}}')
     assert app("--bids-filter-file", str(tmp_path / "filter.json")) == 0
     assert whole(app, "01") and whole(app, "02")
@@ -351,11 +351,11 @@ def test_a_dataset_of_7_tesla(app: App, tmp_path: Path, told: Told) -> None:
     assert "done\t" in (app.output / "group_seg-FAST_desc-wholebrain_morph.tsv").read_text()
 
 
-def test_a_description_of_the_dataset_with_a_byte_order_mark(app: App, told: Told) -> None:
+def test_a_description_of_the_dataset_with_a_byte_order_mark(app: App, stream: ErrorStream) -> None:
     path = app.bids / "dataset_description.json"
     path.write_bytes(path.read_text().encode("utf-8-sig"))
     assert app() == 0
-    assert "warning: dataset_description.json: JSON files must be" in told.err
+    assert "warning: dataset_description.json: JSON files must be" in stream.err
 
 
 @pytest.mark.parametrize("size", ["another grid", "damaged"])
@@ -405,18 +405,18 @@ def test_an_image_that_may_not_be_read(open_app: App) -> None:
     assert "not readable" in open_app.manifest["scans"][0]["reason"]
 
 
-def test_a_dataset_that_may_not_be_read(open_app: App, told: Told) -> None:
+def test_a_dataset_that_may_not_be_read(open_app: App, stream: ErrorStream) -> None:
     open_app.bids.chmod(0)
     with not_root():
         assert open_app() == 66
-    assert "check its permissions" in told.err
+    assert "check its permissions" in stream.err
 
 
-def test_an_output_that_may_not_be_written(open_app: App, told: Told) -> None:
+def test_an_output_that_may_not_be_written(open_app: App, stream: ErrorStream) -> None:
     open_app.output.mkdir(mode=0o555)
     with not_root():
         assert open_app("--skip-bids-validation") == 73
-    assert "permissions" in told.err
+    assert "permissions" in stream.err
     assert not list(open_app.output.iterdir())
 
 
@@ -430,16 +430,16 @@ def test_an_output_that_can_be_written_in_part(open_app: App) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can leave results of another user")
-def test_results_of_somebody_else(open_app: App, told: Told) -> None:
+def test_results_of_somebody_else(open_app: App, stream: ErrorStream) -> None:
     assert open_app("--skip-bids-validation") == 0
     for path in [open_app.output, open_app.output / "logs"]:
         path.chmod(0o777)
     with not_root():
         assert open_app("--skip-bids-validation", "--overwrite") == 73
-    assert "cannot be replaced" in told.err
+    assert "cannot be replaced" in stream.err
 
 
-def test_a_disk_that_is_full(app: App, told: Told) -> None:
+def test_a_disk_that_is_full(app: App, stream: ErrorStream) -> None:
     app.output.mkdir()
     if shutil.which("mount") is None:
         pytest.skip("there is no mount here")
@@ -448,7 +448,7 @@ def test_a_disk_that_is_full(app: App, told: Told) -> None:
         pytest.skip("a small disk cannot be mounted here")
     try:
         assert app() == 74
-        assert "No space left" in told.err
+        assert "No space left" in stream.err
         assert not list(app.output.rglob("*.part"))
         assert not (app.output / "sub-02/anat/sub-02_seg-FreeSurfer_desc-wholebrain_dseg.json").exists()
         subprocess.run(["mount", "-o", "remount,size=8m", app.output], check=True)
@@ -458,7 +458,7 @@ def test_a_disk_that_is_full(app: App, told: Told) -> None:
         subprocess.run(["umount", app.output], check=True)
 
 
-def test_a_disk_that_fills_up(app: App, monkeypatch: pytest.MonkeyPatch, told: Told) -> None:
+def test_a_disk_that_fills_up(app: App, monkeypatch: pytest.MonkeyPatch, stream: ErrorStream) -> None:
     """The same on machines where nothing can be mounted."""
     left = 30_000
     real = os.replace
@@ -473,7 +473,7 @@ def test_a_disk_that_fills_up(app: App, monkeypatch: pytest.MonkeyPatch, told: T
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", replace)
         assert app() == 74
-    assert "No space left" in told.err
+    assert "No space left" in stream.err
     assert not list(app.output.rglob("*.part"))
     assert app() == 0
     assert whole(app, "01") and whole(app, "02")
@@ -509,13 +509,13 @@ def lie(folder: Path, kind: str) -> None:
     [("checksum", 65), ("shape", 65), ("network", 65), ("options", 65), ("no card", 65), ("no weights", 66)],
 )
 def test_a_model_card_that_lies(
-    kind: str, code: int, tmp_path: Path, make_bids: Callable[..., Path], told: Told
+    kind: str, code: int, tmp_path: Path, make_bids: Callable[..., Path], stream: ErrorStream
 ) -> None:
     model = save_card(tmp_path / "model")
     lie(model, kind)
     output = tmp_path / "out"
     assert cli.main([str(make_bids()), str(output), "participant", "--model", str(model), "--device", "cpu"]) == code
-    err = told.err
+    err = stream.err
     assert err.splitlines()[-1].startswith("bidsseg: ")
     assert str(model) in err or "wholebrain" in err
     assert not list(output.glob("sub-*"))

@@ -20,8 +20,8 @@ def app(tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.Monk
 
 def test_the_same_command_three_times_at_once(app: App, tmp_path: Path) -> None:
     processes = [app.process("--skip-bids-validation", "--n-cpus", "1", FAKE_MODEL_SECONDS="0.1") for _ in range(3)]
-    told = [process.communicate()[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], told
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], errors
     assert not list(app.output.rglob("*.part"))
     assert app() == 0 and app.fake.segmented == 0
     together, app.output = app.files(), tmp_path / "alone"
@@ -35,8 +35,8 @@ def test_shards_of_two_models_at_once(app: App, tmp_path: Path) -> None:
     for app.card in cards:
         for part in (1, 2):
             processes.append(app.process("--skip-bids-validation", "--shard", f"{part}/2", FAKE_MODEL_SECONDS="0.1"))
-    told = [process.communicate()[1] for process in processes]
-    assert [process.returncode for process in processes] == [0] * 4, told
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, errors
     rows = (app.output / "descriptions.tsv").read_text()
     assert "desc-wholebrain\t" in rows and "desc-other\t" in rows
     for app.card in cards:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from labelled import RECIPE, told
+from labelled import RECIPE, console
+from recording_console import RecordingConsole
 from scripts import script
-from told import Told
 
 from bidsseg.errors import BidssegError, DataError, InputMissing, TemporaryFailure, UsageError
 from bidsseg.learning import crossvalidation, training
@@ -51,7 +51,7 @@ def request_of(dataset: tuple[Path, Path], tmp_path_factory: pytest.TempPathFact
             precision="fp32",
             n_cpus=1,
             training=Training(**asked),
-            report=Told(),
+            report=RecordingConsole(),
             **general,
         )
 
@@ -118,12 +118,12 @@ def test_the_final_model_is_trained_on_all_and_has_the_results_on_its_card(finis
 
 
 def test_every_line_names_its_fold(finished: Settings) -> None:
-    said = told(finished).said
-    assert said[0] == "fold 1 of 2: 2 scans to learn from, 2 held out: bids/sub-01, bids/sub-03"
-    assert "fold 2 of 2: 2 scans to learn from, 2 held out: bids/sub-02, bids/sub-04" in said
-    assert any(line.startswith(f"final model: model: {model(finished.output_dir)}") for line in said)
-    assert any(line.startswith("FAST (against FAST, 4 scans): Dice") for line in said)
-    assert told(finished).warned == []
+    messages = console(finished).messages
+    assert messages[0] == "fold 1 of 2: 2 training scans, 2 held out: bids/sub-01, bids/sub-03"
+    assert "fold 2 of 2: 2 training scans, 2 held out: bids/sub-02, bids/sub-04" in messages
+    assert any(line.startswith(f"final model: model: {model(finished.output_dir)}") for line in messages)
+    assert any(line.startswith("FAST (against FAST, 4 scans): Dice") for line in messages)
+    assert console(finished).warnings == []
 
 
 # -- interruptions -----------------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(
     out = tmp_path / "out"
     with monkeypatch.context() as patched:
         stop_in_fold_2(patched)
-        with pytest.raises(TemporaryFailure, match=r"fold 2 of 2 is next: stopped after 2 steps.*--resume"):
+        with pytest.raises(TemporaryFailure, match=r"fold 2 of 2 is next: interrupted after 2 steps.*--resume"):
             train_level(request_of(out))
     assert (model(out, 1) / "checkpoint.pt").is_file() and not model(out).exists()
     first = (model(out, 0) / WEIGHTS).stat()
@@ -162,8 +162,8 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(
     resumed = request_of(out, resume=True)
     assert train_level(resumed) == model(out)
     assert (model(out, 0) / WEIGHTS).stat() == first
-    assert f"fold 1 of 2: model: {model(out, 0)} is finished" in told(resumed).said
-    assert any(line.startswith("fold 2 of 2: 2 scans") for line in told(resumed).said)
+    assert f"fold 1 of 2: model: {model(out, 0)} is finished" in console(resumed).messages
+    assert any(line.startswith("fold 2 of 2: 2 scans") for line in console(resumed).messages)
     for fold in (0, 1, None):
         one, other = model(out, fold), model(finished.output_dir, fold)
         assert (one / WEIGHTS).read_bytes() == (other / WEIGHTS).read_bytes()
@@ -196,7 +196,7 @@ def test_overwriting_forgets_all_folds(
     shutil.copytree(model(out, 1), model(out, 2))  # of another number of folds
     asked: list[int] = []
     monkeypatch.setattr(Interruption, "asked", lambda _: bool(asked) or asked.append(1) or False)
-    with pytest.raises(TemporaryFailure, match=r"fold 1 of 2 is next: stopped; .* run again with --resume"):
+    with pytest.raises(TemporaryFailure, match=r"fold 1 of 2 is next: interrupted; .* run again with --resume"):
         train_level(request_of(out, overwrite=True))
     assert not [path for path in out.rglob("*") if path.is_file()]
 
@@ -226,7 +226,7 @@ def test_the_time_is_shared_by_what_is_left(finished: Settings, request_of: Requ
 def test_a_dry_run_tells_the_folds(request_of: Request, tmp_path: Path, nothing_is_read: None) -> None:
     settings = request_of(tmp_path / "out", dry_run=True)
     train_level(settings)
-    assert told(settings).said == [
+    assert console(settings).messages == [
         "fold 1 of 2: holds out bids/sub-01, bids/sub-03",
         "fold 2 of 2: holds out bids/sub-02, bids/sub-04",
         "final model: holds out nobody",
@@ -280,22 +280,22 @@ def test_each_fold_starts_from_the_same_fold_of_another_cross_validation(
     starts = [part.setup.options.init for part in parts_of(settings)]
     assert starts == [str(model(finished.output_dir, fold)) for fold in (0, 1, None)]
     train_level(settings)
-    assert told(settings).warned == []
+    assert console(settings).warnings == []
 
 
 def test_a_start_that_may_have_seen_who_is_held_out_is_refused(
     finished: Settings, request_of: Request, tmp_path: Path, nothing_is_read: None
 ) -> None:
     out, first = tmp_path / "out", str(finished.output_dir)
-    with pytest.raises(UsageError, match=r"has 2 finished folds, and --cross-validate 3 needs as many"):
+    with pytest.raises(UsageError, match=r"has 2 finished folds, but --cross-validate 3 needs 3"):
         train_level(request_of(out, cross_validate=3, init=first))
-    with pytest.raises(UsageError, match="fold-0/models/tiny has not held out bids/sub-04, which fold 1 of 2 does"):
+    with pytest.raises(UsageError, match="fold-0/models/tiny did not hold out bids/sub-04, but fold 1 of 2 does"):
         train_level(request_of(out, participants=("01", "03", "04"), init=first))
     with pytest.raises(InputMissing, match="no model 'nowhere'"):
         train_level(request_of(out, init="nowhere"))
     one_model = request_of(out, init="locator", dry_run=True)
     train_level(one_model)
-    (warning,) = told(one_model).warned
+    (warning,) = console(one_model).warnings
     assert warning.startswith("--init locator: every fold starts from this model")
 
 

@@ -14,7 +14,7 @@ from fake_model import App, make_app
 from label_maps import AFFINE, add_map, blobs, save
 from links import Links
 from PIL import Image
-from told import Told
+from recording_console import RecordingConsole
 
 from bidsseg.errors import BidssegError, InputMissing, NothingSelected, OutputNotWritable, UsageError
 from bidsseg.evaluation.agreement import Mask, dice, estimate, surface_distances
@@ -143,16 +143,16 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return out, manual
 
 
-def run(out: Path, labels: dict[str, list[Path]], *, model: str = "good", **more: Any) -> Told:
-    """Run the level on a dataset without images and return what it told."""
-    bids, told = out.parent / "bids", Told()
+def run(out: Path, labels: dict[str, list[Path]], *, model: str = "good", **more: Any) -> RecordingConsole:
+    """Run the level on a dataset without images and return the recorded messages."""
+    bids, console = out.parent / "bids", RecordingConsole()
     bids.mkdir(exist_ok=True)
     options = {name: more.pop(name) for name in ("against", "mask") if name in more}
     evaluation = Evaluation(reference=labels, **options)
     evaluate_level(
-        Settings(bids, out, model=model, n_cpus=more.pop("n_cpus", 1), evaluation=evaluation, report=told, **more)
+        Settings(bids, out, model=model, n_cpus=more.pop("n_cpus", 1), evaluation=evaluation, report=console, **more)
     )
-    return told
+    return console
 
 
 def tables(out: Path, stem: str = STEM) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -164,7 +164,7 @@ def tables(out: Path, stem: str = STEM) -> tuple[pd.DataFrame, pd.DataFrame]:
 @pytest.mark.parametrize("mask", ["own", "reference"])
 def test_figures_are_those_of_plain_formulas(folders: tuple[Path, Path], mask: Mask) -> None:
     out, manual = folders
-    told = run(out, {"FAST": [manual]}, mask=mask)
+    console = run(out, {"FAST": [manual]}, mask=mask)
     table, summary = tables(out)
     assert list(table.columns[:4]) == ["participant_id", "session_id", "run_id", "index"]
     means = []
@@ -194,7 +194,7 @@ def test_figures_are_those_of_plain_formulas(folders: tuple[Path, Path], mask: M
     assert (overall.scans, overall.participants) == (2, 2)
     white = summary.loc["White Matter"]
     assert white.dice == pytest.approx(table[table.name == "White Matter"].dice.mean(), rel=1e-4)
-    assert f"mean Dice {np.mean(means):.3f}" in told.said[0] and not told.warned
+    assert f"mean Dice {np.mean(means):.3f}" in console.messages[0] and not console.warnings
 
 
 def test_every_column_is_in_the_data_dictionary(folders: tuple[Path, Path]) -> None:
@@ -244,8 +244,8 @@ def test_processes_give_the_same_files(folders: tuple[Path, Path]) -> None:
 
 def test_a_dry_run_writes_nothing(folders: tuple[Path, Path]) -> None:
     out, manual = folders
-    told = run(out, {"FAST": [manual]}, dry_run=True)
-    assert not list(out.glob("group_*")) and told.said == [f"{out / STEM}_agreement.tsv: 2 scans"]
+    console = run(out, {"FAST": [manual]}, dry_run=True)
+    assert not list(out.glob("group_*")) and console.messages == [f"{out / STEM}_agreement.tsv: 2 scans"]
 
 
 # -- what cannot be compared -------------------------------------------------------------------------------------------
@@ -255,10 +255,10 @@ def test_scans_of_one_side_are_named(folders: tuple[Path, Path]) -> None:
     out, manual = folders
     add_map(out, {"subject": "03"}, blobs(1))
     save(manual_path(manual, "sub-04"), blobs(1, regions=3))
-    told = run(out, {"FAST": [manual]})
-    assert len(told.warned) == 2
-    assert "sub-03" in told.warned[0] and f"no reference in {manual}" in told.warned[0]
-    assert "sub-04" in told.warned[1] and "run the level participant first" in told.warned[1]
+    console = run(out, {"FAST": [manual]})
+    assert len(console.warnings) == 2
+    assert "sub-03" in console.warnings[0] and f"no reference in {manual}" in console.warnings[0]
+    assert "sub-04" in console.warnings[1] and "run the level participant first" in console.warnings[1]
     page = (out / f"{STEM}_agreement.html").read_text()
     assert "sub-03" in page and "sub-04" in page
     left = json.loads((out / f"{STEM}_summary.json").read_text())["NotCompared"]
@@ -273,14 +273,14 @@ def test_another_grid_and_unknown_values_fail_and_the_others_go_on(folders: tupl
     ):
         add_map(out, {"subject": label}, blobs(1, regions=3))
         save(manual_path(manual, f"sub-{label}"), labels, affine)
-    told = Told()
+    console = RecordingConsole()
     settings = Settings(
-        manual, out, model="good", n_cpus=1, report=told, evaluation=Evaluation(reference={"FAST": [manual]})
+        manual, out, model="good", n_cpus=1, report=console, evaluation=Evaluation(reference={"FAST": [manual]})
     )
     with pytest.raises(BidssegError, match="only 2 of 4 pairs") as failed:
         evaluate_level(settings)
     assert failed.value.code == 1
-    grid, values = told.warned
+    grid, values = console.warnings
     assert "sub-05" in grid and "two grids" in grid
     assert "sub-06_seg-FAST_dseg.nii.gz" in values and "FAST lacks" in values
     assert len(tables(out)[0]) == 6
@@ -300,9 +300,9 @@ def test_what_is_wrong_is_said_before_anything_is_read(folders: tuple[Path, Path
     out, manual = folders
     with pytest.raises(UsageError, match="--labels PROTOCOL=DIR"):
         run(out, {})
-    with pytest.raises(InputMissing, match=f"{manual} holds no label map of BrainCOLOR.*seg-BrainCOLOR_dseg"):
+    with pytest.raises(InputMissing, match=f"{manual} has no label map of BrainCOLOR.*seg-BrainCOLOR_dseg"):
         run(out, {"FAST": [manual], "BrainCOLOR": [manual]})
-    with pytest.raises(InputMissing, match=f"--against: {manual} holds no label map of lesion"):
+    with pytest.raises(InputMissing, match=f"--against: {manual} has no label map of lesion"):
         save(manual_path(tmp_path / "lesions", "sub-01", "label-lesion_mask"), blobs(1, regions=1))
         run(out, {"lesion": [tmp_path / "lesions"]}, against=manual)
     with pytest.raises(InputMissing, match="run the level participant first"):
@@ -311,11 +311,11 @@ def test_what_is_wrong_is_said_before_anything_is_read(folders: tuple[Path, Path
 
 def test_scans_that_the_model_has_not_segmented(folders: tuple[Path, Path]) -> None:
     out, manual = folders
-    told = Told()
+    console = RecordingConsole()
     evaluation = Evaluation(reference={"FAST": [manual]})
     with pytest.raises(NothingSelected):
-        evaluate_level(Settings(manual, out, model="wholebrain", report=told, evaluation=evaluation))
-    (warning,) = told.warned
+        evaluate_level(Settings(manual, out, model="wholebrain", report=console, evaluation=evaluation))
+    (warning,) = console.warnings
     assert "not segmented by the model wholebrain: run the level participant first" in warning
     assert "good, poor" in warning and all(key in warning for key in KEYS)
     assert not list(out.glob("group_*"))
@@ -323,8 +323,8 @@ def test_scans_that_the_model_has_not_segmented(folders: tuple[Path, Path]) -> N
 
 def test_selected_participants_alone(folders: tuple[Path, Path]) -> None:
     out, manual = folders
-    told = run(out, {"FAST": [manual]}, participants=["02"], sessions=["1"])
-    assert set(tables(out)[0].participant_id) == {"sub-02"} and not told.warned
+    console = run(out, {"FAST": [manual]}, participants=["02"], sessions=["1"])
+    assert set(tables(out)[0].participant_id) == {"sub-02"} and not console.warnings
 
 
 def test_maps_in_standard_spaces_are_left_out(folders: tuple[Path, Path]) -> None:
@@ -333,7 +333,7 @@ def test_maps_in_standard_spaces_are_left_out(folders: tuple[Path, Path]) -> Non
     stem = out / "sub-01/anat/sub-01_space-MNI152NLin6Asym_seg-FAST_res-1_desc-good_dseg"
     save(stem.with_suffix(".nii.gz"), blobs(4, regions=3), MOVED)
     stem.with_suffix(".json").write_text(json.dumps({**sidecar, "SpatialReference": "https://template"}))
-    assert not run(out, {"FAST": [manual]}).warned
+    assert not run(out, {"FAST": [manual]}).warnings
 
 
 @pytest.mark.parametrize("name", ["_agreement.html", "_agreement.tsv", "_summary.tsv"])
@@ -356,7 +356,7 @@ def test_two_raters_are_compared_in_an_empty_output_folder(folders: tuple[Path, 
     other, tables_only = tmp_path / "rater 2", tmp_path / "tables"
     for seed, key in enumerate(KEYS):
         save(manual_path(other, key), found_map(seed))
-    told = run(tables_only, {"FAST": [manual]}, against=other)
+    console = run(tables_only, {"FAST": [manual]}, against=other)
     stem = "group_seg-FAST_desc-rater2_ref-manual"
     table, _ = tables(tables_only, stem)
     expected = np.concatenate([dice(found_map(seed), blobs(seed, regions=3), [1, 2, 3]) for seed in range(2)])
@@ -364,9 +364,9 @@ def test_two_raters_are_compared_in_an_empty_output_folder(folders: tuple[Path, 
     own = {f"{stem}_{name}" for name in ("agreement.tsv", "agreement.json", "summary.tsv", "summary.json")}
     of_dataset = {"dataset_description.json", "README.md", ".bidsignore", "descriptions.tsv"}
     assert {path.name for path in tables_only.iterdir()} == own | of_dataset | {f"{stem}_agreement.html"}
-    assert not told.warned
+    assert not console.warnings
     page = (tables_only / f"{stem}_agreement.html").read_text()
-    assert "Neither side is taken for true" in page and "Reference" not in page
+    assert "Neither side is treated as the truth" in page and "Reference" not in page
     run(tables_only, {"FAST": [other]}, against=manual)
     back, _ = tables(tables_only, "group_seg-FAST_desc-manual_ref-rater2")
     np.testing.assert_allclose(back.dice, table.dice)
@@ -379,11 +379,11 @@ def test_several_maps_of_a_scan_are_told_apart_by_the_model(folders: tuple[Path,
     poor, _ = tables(tmp_path / "tables", "group_seg-FAST_desc-out_ref-manual")
     expected = dice(np.roll(blobs(0, regions=3), 5, 0), blobs(0, regions=3), [1, 2, 3])
     np.testing.assert_allclose(poor.dice[:3], expected, rtol=1e-4)
-    told = Told()
+    console = RecordingConsole()
     with pytest.raises(NothingSelected):
         evaluation = Evaluation(reference={"FAST": [manual]}, against=out)
-        evaluate_level(Settings(manual, tmp_path / "tables", report=told, evaluation=evaluation))
-    assert len(told.warned) == 2 and "choose with --model" in told.warned[0]
+        evaluate_level(Settings(manual, tmp_path / "tables", report=console, evaluation=evaluation))
+    assert len(console.warnings) == 2 and "choose with --model" in console.warnings[0]
 
 
 # -- the command line --------------------------------------------------------------------------------------------------

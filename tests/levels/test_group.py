@@ -8,6 +8,7 @@ import numpy as np
 import phantoms
 import pytest
 from browser import CONTRAST, needs_chromium, photographed, seen
+from recording_console import RecordingConsole
 from trees import MODEL, add_result, add_run
 
 from bidsseg.bids.scan import Scan
@@ -16,21 +17,7 @@ from bidsseg.errors import InputMissing, NothingSelected
 from bidsseg.levels.group import group_level
 from bidsseg.report import participant_page
 from bidsseg.report.distributions import FAR, FEWEST, distributions, lines
-from bidsseg.settings import Report, Settings
-
-
-class Told(Report):
-    """Keeps what a level tells."""
-
-    def __init__(self) -> None:
-        self.results: list[str] = []
-        self.warnings: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.results.append(message)
-
-    def warn(self, message: str) -> None:
-        self.warnings.append(message)
+from bidsseg.settings import Settings
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -38,10 +25,10 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream, delimiter="\t"))
 
 
-def run(bids: Path, output: Path, **settings: object) -> Told:
-    told = Told()
-    group_level(Settings(bids, output, report=told, **settings))  # type: ignore[arg-type]
-    return told
+def run(bids: Path, output: Path, **settings: object) -> RecordingConsole:
+    console = RecordingConsole()
+    group_level(Settings(bids, output, report=console, **settings))  # type: ignore[arg-type]
+    return console
 
 
 @pytest.fixture
@@ -77,7 +64,7 @@ def test_scans_without_a_result_have_a_row_with_the_reason_in_its_status(bids: P
     add_result(output, {"subject": "02"})
     add_run(output, "1", **{"sub-01": ("failed", "damaged"), "sub-03": ("failed", "full disk")})
     add_run(output, "2", **{"sub-01": ("done", ""), "sub-03": ("failed", "still full")})
-    told = run(bids, output)
+    console = run(bids, output)
     rows = rows_of(output / f"group_seg-FAST_desc-{MODEL}_morph.tsv")
     assert [(row["participant_id"], row["status"]) for row in rows] == [
         ("sub-01", "missing"),
@@ -86,7 +73,7 @@ def test_scans_without_a_result_have_a_row_with_the_reason_in_its_status(bids: P
         ("sub-10", "missing"),
     ]
     assert rows[0]["GM"] == "n/a" and rows[0]["quality"] == "n/a"
-    assert "1 scans, 1 failed, 2 missing" in told.results[0]
+    assert "1 scans, 1 failed, 2 missing" in console.messages[0]
     page = (output / "group.html").read_text()
     assert "still full" in page and "sub-10" in page
 
@@ -150,10 +137,10 @@ def test_an_output_folder_is_enough(tmp_path: Path, output: Path) -> None:
     empty.mkdir()
     add_result(output, {"subject": "01"})
     add_run(output, "1", **{"sub-07_run-1": ("passed over", "no FLAIR")})
-    told = run(empty, output)
+    console = run(empty, output)
     rows = rows_of(output / f"group_seg-FAST_desc-{MODEL}_morph.tsv")
     assert [(row["participant_id"], row["status"]) for row in rows] == [("sub-01", "done"), ("sub-07", "passed over")]
-    assert len(told.warnings) == 1
+    assert len(console.warnings) == 1
 
 
 def test_a_result_without_its_sidecar_is_half_written(bids: Path, output: Path) -> None:
@@ -170,10 +157,10 @@ def test_an_unreadable_table_is_told_and_the_others_go_on(bids: Path, output: Pa
     add_result(output, {"subject": "01"})
     add_result(output, {"subject": "02"})
     (output / f"sub-02/anat/sub-02_seg-FAST_desc-{MODEL}_morph.tsv").write_text(content)
-    told = run(bids, output)
+    console = run(bids, output)
     rows = rows_of(output / f"group_seg-FAST_desc-{MODEL}_morph.tsv")
     assert [row["status"] for row in rows] == ["done", "unreadable", "missing", "missing"]
-    assert len(told.warnings) == 1 and "sub-02" in told.warnings[0]
+    assert len(console.warnings) == 1 and "sub-02" in console.warnings[0]
 
 
 def test_nothing_to_gather(bids: Path, output: Path, tmp_path: Path) -> None:
@@ -186,9 +173,9 @@ def test_nothing_to_gather(bids: Path, output: Path, tmp_path: Path) -> None:
 def test_a_dry_run_writes_nothing(bids: Path, output: Path) -> None:
     add_result(output, {"subject": "01"})
     before = sorted(output.rglob("*"))
-    told = run(bids, output, dry_run=True)
+    console = run(bids, output, dry_run=True)
     assert sorted(output.rglob("*")) == before
-    assert told.results[-1].endswith("group.html")
+    assert console.messages[-1].endswith("group.html")
 
 
 def test_the_same_results_give_the_same_bytes(bids: Path, output: Path) -> None:

@@ -43,7 +43,7 @@ def not_root() -> Iterator[None]:
 
 
 def test_what_the_system_says_has_an_exit_code() -> None:
-    def said(number: int, name: str | None = "/data/x") -> BidssegError | None:
+    def explain(number: int, name: str | None = "/data/x") -> BidssegError | None:
         return explained(OSError(number, os.strerror(number), name))
 
     for number, kind in (
@@ -55,10 +55,10 @@ def test_what_the_system_says_has_an_exit_code() -> None:
         (errno.EACCES, InputMissing),
         (errno.ENOENT, InputMissing),
     ):
-        error = said(number)
+        error = explain(number)
         assert type(error) is kind
         assert str(error).startswith(f"/data/x: {os.strerror(number)}; ")
-    assert str(said(errno.EIO, None)).startswith("Input/output error; ")
+    assert str(explain(errno.EIO, None)).startswith("Input/output error; ")
     assert isinstance(explained(UnicodeEncodeError("ascii", "é", 0, 1, "no")), DataError)
     assert explained(ZeroDivisionError()) is None
     same = IOFailure("full")

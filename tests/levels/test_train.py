@@ -16,8 +16,8 @@ import pandas as pd
 import phantoms
 import pytest
 import torch
-from labelled import GRID, HALF, RECIPE, SHAPE, Ask, told, weights
-from told import Told
+from labelled import GRID, HALF, RECIPE, SHAPE, Ask, console, weights
+from recording_console import RecordingConsole
 
 from bidsseg.app.cli import main
 from bidsseg.errors import DataError, NothingSelected, OutputNotWritable, UsageError
@@ -72,9 +72,9 @@ def test_training_leaves_a_model_with_its_record(ask: Ask) -> None:
     regions = table[(table["head"] == "FAST") & (table.region != validation.ERROR)]
     assert card.dice["FAST"] == pytest.approx(regions.groupby("case").dice.mean().mean(), abs=1e-4)
 
-    said = told(settings).said
-    assert said[0] == "2 scans to learn from, 2 held out: bids/sub-01, bids/sub-03"
-    assert said[-1].startswith(f"model: {folder}")
+    messages = console(settings).messages
+    assert messages[0] == "2 training scans, 2 held out: bids/sub-01, bids/sub-03"
+    assert messages[-1].startswith(f"model: {folder}")
 
 
 def test_the_command_line_trains_and_uses_the_model(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,7 +82,7 @@ def test_the_command_line_trains_and_uses_the_model(ask: Ask, capsys: pytest.Cap
     words = [str(given.bids_dir), str(given.output_dir), "train", "--recipe", given.training.recipe,
              "--labels", f"FAST={given.training.labels['FAST'][0]}", "--folds", "2", "--n-cpus", "1"]  # fmt: skip
     assert main(words) == 0
-    assert "2 scans to learn from" in capsys.readouterr().out
+    assert "2 training scans" in capsys.readouterr().out
     assert main(words) == 64
     assert "--overwrite" in capsys.readouterr().err
     assert main([*words, "--resume"]) == 0
@@ -96,7 +96,7 @@ def test_a_finished_model_is_not_lost(ask: Ask) -> None:
         train_level(ask())
     resumed = ask(resume=True)
     assert train_level(resumed) == folder
-    assert "is finished" in told(resumed).said[-1]
+    assert "is finished" in console(resumed).messages[-1]
     assert before == ((folder / CARD).read_bytes(), (folder / WEIGHTS).read_bytes())
     train_level(ask(overwrite=True, seed=1))
     assert before[1] != (folder / WEIGHTS).read_bytes()
@@ -161,7 +161,7 @@ def test_a_run_may_begin_on_a_coarser_grid(ask: Ask) -> None:
     coarse = "\n[coarse]\nsteps = 2\nspacing_mm = 6.0\nshape = [16, 16, 16]\npoints = 200\n"
     settings = ask(RECIPE + coarse)
     recipe = load_recipe(settings.training.recipe)
-    cases = load_cases(settings, Told(), synthetic=False)
+    cases = load_cases(settings, RecordingConsole(), synthetic=False)
     heads = tuple(load_protocol(name) for name in recipe.heads)
     samples = [draw(cases, Plan(replace(recipe, batch=2), heads), number) for number in range(6)]
     seen = [(tuple(sample.image.shape[2:]), len(sample.points)) for sample in samples]
@@ -187,13 +187,13 @@ def test_weights_of_another_model_are_a_start(ask: Ask, monkeypatch: pytest.Monk
     card = read_card(train_level(again))
     shared = weights(first)
     assert all(torch.equal(started[0][name], value) for name, value in shared.items())
-    assert any(f"{len(shared)} of {len(shared) + 2} tensors taken from" in line for line in told(again).said)
+    assert any(f"{len(shared)} of {len(shared) + 2} tensors copied from" in line for line in console(again).messages)
     assert card.recipe["init"] == {"name": "tiny", "sha256": read_card(first).sha256}
-    assert card.data == ["bids: 4 scans", "bids: 4 scans (of tiny, the start)"]
+    assert card.data == ["bids: 4 scans", "bids: 4 scans (from tiny, the initial model)"]
 
 
 def test_a_start_of_which_nothing_fits_is_refused(ask: Ask) -> None:
-    with pytest.raises(UsageError, match="--init neuronet: nothing of it fits the network of the recipe tiny"):
+    with pytest.raises(UsageError, match="--init neuronet: none of its weights fit the network of the recipe tiny"):
         train_level(ask(init="neuronet"))
 
 
@@ -296,16 +296,16 @@ def test_labels_that_say_nothing_of_any_head_are_refused(ask: Ask, dataset: tupl
 def test_a_head_that_nothing_teaches_is_named(ask: Ask) -> None:
     settings = replace(ask(RECIPE.replace("FAST = 1.0", "FAST = 1.0, BrainCOLOR = 1.0")), dry_run=True)
     train_level(settings)
-    assert told(settings).warned == ["no --labels has a relation to the head BrainCOLOR, so it cannot be trained"]
+    assert console(settings).warnings == ["no --labels has a relation to the head BrainCOLOR, so it cannot be trained"]
 
 
 def test_label_maps_without_images_are_left_to_recipes_that_make_some(ask: Ask) -> None:
     settings = ask("synthetic_share = 0.0" + RECIPE)
     train_level(replace(settings, dry_run=True))
-    assert ["no matching image" in line for line in told(settings).warned].count(True) == 1
+    assert ["no matching image" in line for line in console(settings).warnings].count(True) == 1
     settings = ask()
     train_level(replace(settings, dry_run=True))
-    assert not any("no matching image" in line for line in told(settings).warned)
+    assert not any("no matching image" in line for line in console(settings).warnings)
 
 
 def test_somebody_must_be_left_to_learn_from(ask: Ask) -> None:
@@ -407,7 +407,7 @@ def test_two_processes_train_what_one_trains(
     what = ["--recipe", str(given.training.recipe), "--labels", f"FAST={dataset[1]}", "--fold", "4"]
     how = ["--precision", "fp32", "--device", "cpu", "--n-cpus", "1"]
     printed = start(RUN, dataset[0], tmp_path / "two", "train", *what, *how, folder=tmp_path)
-    assert printed.count("scans to learn from") == 1
+    assert printed.count("training scans") == 1
     two = weights(tmp_path / "two" / "models" / "tiny")
     assert all(torch.allclose(one[name], two[name], atol=2e-3) for name in one)
     assert any(value.abs().max() > 0.1 for value in one.values())
@@ -419,7 +419,7 @@ def test_a_step_has_a_sample_for_each_process(rank: int, said: int, ask: Ask, mo
     settings = ask()
     setup = set_up(settings, "cpu", "fp32", threads=1)
     assert setup.recipe.batch == 2
-    assert told(settings).said == ["a step has 2 samples in place of 1: one of each process"] * said
+    assert console(settings).messages == ["each step has 2 samples instead of 1: one per process"] * said
 
 
 def test_processes_share_the_mean_of_what_is_no_integer(tmp_path: Path) -> None:
@@ -427,8 +427,8 @@ def test_processes_share_the_mean_of_what_is_no_integer(tmp_path: Path) -> None:
     script.write_text(
         "import torch\nfrom bidsseg.learning.processes import Processes\nthey = Processes.join()\n"
         "values = [torch.tensor([2.0 * they.rank]), torch.tensor([they.rank])]\nthey.average(values)\n"
-        "from pathlib import Path\ntold = ' '.join(str(value.item()) for value in values)\n"
-        "Path(f'{they.rank}.txt').write_text(told)\nthey.leave()\n"
+        "from pathlib import Path\ntext = ' '.join(str(value.item()) for value in values)\n"
+        "Path(f'{they.rank}.txt').write_text(text)\nthey.leave()\n"
     )
     in_two_processes(script, folder=tmp_path)
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["1.0 0", "1.0 1"]

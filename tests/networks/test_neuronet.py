@@ -304,8 +304,8 @@ def test_a_tail_is_the_plain_formula(training: bool) -> None:
         for s in (1, 0):
             conv, norm = tail.skips[s].children()
             scores = transposed(scores) + norms[name][s](read(levels[s], weight_of(conv).flatten(1)))
-            for learnt, expected in zip(norm.buffers(), norms[name][s].buffers(), strict=True):
-                assert torch.allclose(learnt, expected, atol=1e-6)
+            for actual, expected in zip(norm.buffers(), norms[name][s].buffers(), strict=True):
+                assert torch.allclose(actual, expected, atol=1e-6)
         assert torch.allclose(found[name], read(scores, weight_of(last).flatten(1)), atol=1e-4)
 
 
@@ -437,9 +437,9 @@ def test_the_marginal_loss_of_identity_relations_is_the_published_one() -> None:
 def test_a_head_teaches_the_encoder_and_its_own_tail_alone(taught: str, other: str) -> None:
     net, image = network(), scan(8, 8, 16)
     F.cross_entropy(net.logits(image)[taught], draw_labels(SMALL[taught], 8, 8, 16)).backward()
-    learnt = {name for name, p in net.named_parameters() if p.grad is not None and p.grad.any()}
+    trained = {name for name, p in net.named_parameters() if p.grad is not None and p.grad.any()}
     own = {name for name, _ in net.named_parameters() if not name.startswith((f"tails.{other}.", f"heads.{other}."))}
-    assert learnt == own
+    assert trained == own
 
 
 def test_the_gradient_reaches_every_parameter_through_the_linear_heads() -> None:
@@ -468,9 +468,9 @@ def test_values_of_first_come_back_as_they_were() -> None:
     table = Protocol("FIRST", tuple(Region(i, f"region {i}", f"r{i}", "#808080", None) for i in FIRST))
     assert len(table.indices) == ALL["fsl_first"]
     values = np.random.default_rng(0).permutation(np.tile(FIRST, 32)).reshape(8, 8, 8)
-    learnt = positions(values, table, "a label map")
-    assert set(learnt.flatten().tolist()) == set(range(16))
-    answered = F.one_hot(learnt.long(), 16).permute(3, 0, 1, 2)[None].float().argmax(1)[0]
+    targets = positions(values, table, "a label map")
+    assert set(targets.flatten().tolist()) == set(range(16))
+    answered = F.one_hot(targets.long(), 16).permute(3, 0, 1, 2)[None].float().argmax(1)[0]
     assert np.array_equal(np.array(table.indices)[answered.numpy()], values)
     with pytest.raises(DataError, match="14"):
         positions(np.array([[[0, 14]]]), table, "a label map")

@@ -188,32 +188,32 @@ def record(name: str, *others: str) -> dict[str, object]:
 
 
 def test_the_methods_say_what_was_used_and_whom_to_cite() -> None:
-    told = methods(record("ace", "wholebrain"), ["FASTlesion"])
-    assert told is not None
-    assert told.text.startswith(f"T1w and FLAIR images were segmented with bidsseg {__version__}, a BIDS App")
-    assert find_card("ace").description in told.text
-    assert "The brain was found by the model wholebrain. Label maps of FASTlesion are on the grid" in told.text
-    assert set(told.references) == {BIDS_APPS, *find_card("ace").citation, *find_card("wholebrain").citation}
-    assert len(set(told.references)) == len(told.references)
+    result = methods(record("ace", "wholebrain"), ["FASTlesion"])
+    assert result is not None
+    assert result.text.startswith(f"T1w and FLAIR images were segmented with bidsseg {__version__}, a BIDS App")
+    assert find_card("ace").description in result.text
+    assert "The brain was found by the model wholebrain. Label maps of FASTlesion are on the grid" in result.text
+    assert set(result.references) == {BIDS_APPS, *find_card("ace").citation, *find_card("wholebrain").citation}
+    assert len(set(result.references)) == len(result.references)
 
 
 def test_the_methods_are_those_of_the_run_that_made_the_result() -> None:
     more = {"SoftwareVersion": "0.0.9", "OutputSpaces": {"MNI": "deformable", "Colin": "affine"}}
-    told = methods({**record(MODEL), **more}, ["FAST"])
-    assert told is not None and "bidsseg 0.0.9, a BIDS App" in told.text
-    assert "to the template MNI and Colin (TemplateFlow" in told.text and "diffeomorphic demons" in told.text
-    assert {entry.split()[0] for entry in told.references} >= {"Ciric", "Mattes", "Vercauteren"}
-    told = methods({**record(MODEL), "OutputSpaces": {"MNI": "affine"}}, ["FAST"])
-    assert told is not None and "demons" not in told.text
-    assert not any(entry.startswith("Vercauteren") for entry in told.references)
+    result = methods({**record(MODEL), **more}, ["FAST"])
+    assert result is not None and "bidsseg 0.0.9, a BIDS App" in result.text
+    assert "to the template MNI and Colin (TemplateFlow" in result.text and "diffeomorphic demons" in result.text
+    assert {entry.split()[0] for entry in result.references} >= {"Ciric", "Mattes", "Vercauteren"}
+    result = methods({**record(MODEL), "OutputSpaces": {"MNI": "affine"}}, ["FAST"])
+    assert result is not None and "demons" not in result.text
+    assert not any(entry.startswith("Vercauteren") for entry in result.references)
 
 
 def test_nothing_is_told_of_a_model_that_only_has_the_name_of_a_shipped_one() -> None:
     sidecar = {"Models": [{"Name": "wholebrain", "SHA256": "0" * 64}]}
-    told = methods(sidecar, ["BrainCOLOR", "FAST", "FreeSurfer"])
-    assert told is not None
-    assert told.references == (BIDS_APPS,)
-    assert "model wholebrain (SHA-256 000000000000). Label maps of BrainCOLOR, FAST and FreeSurfer are" in told.text
+    result = methods(sidecar, ["BrainCOLOR", "FAST", "FreeSurfer"])
+    assert result is not None
+    assert result.references == (BIDS_APPS,)
+    assert "model wholebrain (SHA-256 000000000000). Label maps of BrainCOLOR, FAST and FreeSurfer are" in result.text
     assert methods({}, ["FAST"]) is None
 
 
