@@ -292,7 +292,7 @@ def told_of(job: type, submissions: Submissions) -> type:
     """That class of jobs, of which each puts on record what becomes of it."""
     from distributed.core import Status
 
-    class Told(job):
+    class Told(job):  # type: ignore[misc]  # the base is known at run time only
         async def start(self) -> None:
             try:
                 await super().start()
