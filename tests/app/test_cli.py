@@ -15,7 +15,8 @@ from fake_model import save_card
 
 from bidsseg import __version__
 from bidsseg.app import arguments, cli
-from bidsseg.app.cli import Terminal, main
+from bidsseg.app.cli import main
+from bidsseg.app.terminal import Terminal
 from bidsseg.errors import BidssegError, UsageError
 from bidsseg.settings import Settings
 

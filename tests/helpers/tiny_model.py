@@ -34,6 +34,18 @@ class Brightness(Network):
         return torch.relu(1 - 3 * (image - classes).abs())
 
 
+class SecondImage(Brightness):
+    """Tells the classes by the second of two images."""
+
+    def __init__(self, outputs: dict[str, int], meaning: dict[str, list[int]], images: int = 1) -> None:
+        super().__init__(outputs, meaning)
+        assert images == 2
+
+    def forward(self, image: Tensor, position: Tensor | None = None) -> Tensor:
+        assert image.shape[1] == 2
+        return super().forward(image[:, 1:], position)
+
+
 def save_tiny(
     folder: Path, monkeypatch: pytest.MonkeyPatch, network: type[Network] = Brightness, **values: Any
 ) -> Path:
