@@ -153,7 +153,8 @@ def in_protocol(values: Tensor, protocol: Protocol) -> np.ndarray:
     for row, region in enumerate(HEAD.regions):
         allowed = [protocol.regions[i] for i in np.flatnonzero(relation.allowed[row])]
         table[row] = min(allowed, key=lambda other: abs(in_t1w(other) - in_t1w(region))).index
-    return table[values.numpy()]
+    labels: np.ndarray = table[values.numpy()]
+    return labels
 
 
 def in_t1w(region: Region) -> float:
@@ -180,7 +181,8 @@ def template_frame() -> tuple[np.ndarray, np.ndarray]:
 def origin_mm(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """(3,) place of the first voxel of a 1 mm image after it was turned to R, A, S."""
     last = affine[:3, :3] @ (np.array(shape) - 1) + affine[:3, 3]
-    return np.minimum(affine[:3, 3], last)
+    origin: np.ndarray = np.minimum(affine[:3, 3], last)
+    return origin
 
 
 def fitted(mask: Volume, template: tuple[np.ndarray, np.ndarray], values: Tensor) -> Tensor:

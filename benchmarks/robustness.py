@@ -159,7 +159,9 @@ def brought_back(labels: np.ndarray | None, copy: Copy, scan: nib.Nifti1Image) -
     if labels is None:
         return np.zeros(scan.shape, int)
     matrix = np.linalg.inv(copy.affine) @ scan.affine
-    return ndimage.affine_transform(labels.astype(np.int32), matrix[:3, :3], matrix[:3, 3], scan.shape, order=0)
+    turn, shift = matrix[:3, :3], matrix[:3, 3]
+    found: np.ndarray = ndimage.affine_transform(labels.astype(np.int32), turn, shift, scan.shape, order=0)
+    return found
 
 
 def mean_dice(found: np.ndarray, truth: np.ndarray, seen: np.ndarray) -> float:
@@ -195,7 +197,8 @@ def surrounded(value: Callable[[np.ndarray], float]) -> Callable[[nib.Nifti1Imag
 def zscored_all(data: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Stripped, and z-scored over the whole image."""
     data = np.where(mask, data, 0)
-    return (data - data.mean()) / data.std()
+    zscored: np.ndarray = (data - data.mean()) / data.std()
+    return zscored
 
 
 def zscored_brain(data: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -205,7 +208,8 @@ def zscored_brain(data: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 def sixteen_levels(data: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """16 grey levels up to the 99.9th percentile."""
-    return np.clip(np.round(15 * data / np.quantile(data, 0.999)), 0, 15)
+    levels: np.ndarray = np.clip(np.round(15 * data / np.quantile(data, 0.999)), 0, 15)
+    return levels
 
 
 def noise_around(data: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -293,7 +297,8 @@ def voxel_axis(scan: nib.Nifti1Image, axis: int) -> int:
 
 def world(scan: nib.Nifti1Image, voxels: np.ndarray) -> np.ndarray:
     """Return places (N, 3) in RAS+ mm of voxels (N, 3)."""
-    return nib.affines.apply_affine(scan.affine, voxels)
+    places: np.ndarray = nib.affines.apply_affine(scan.affine, voxels)
+    return places
 
 
 def middle(values: np.ndarray) -> float:

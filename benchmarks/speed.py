@@ -133,7 +133,8 @@ def compare(folder: Path, checkouts: dict[str, Path], model: str, *, precision: 
 
 def least(runs: Sequence[Measured], which: str, stage: str) -> float:
     """The fewest seconds of a stage of the first or last scan."""
-    return min(getattr(one, which)[stage] for one in runs)
+    seconds: float = min(getattr(one, which)[stage] for one in runs)
+    return seconds
 
 
 def run(checkout: Path, bids: Path, output: Path, *, model: str, precision: str) -> Measured:

@@ -78,7 +78,8 @@ def by_brightness(classes: np.ndarray, image: np.ndarray) -> np.ndarray:
     ranked = sorted(present, key=lambda value: image[classes == value].mean())
     table = np.zeros(classes.max() + 1, np.uint8)
     table[ranked] = np.arange(1, len(ranked) + 1)
-    return table[classes]
+    ordered: np.ndarray = table[classes]
+    return ordered
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def fields_of(kind: Any) -> Iterator[Any]:
 
 def attributes(kind: Any) -> dict[str, str]:
     """Return the descriptions under Attributes in a docstring; one entry may describe several names."""
-    found = {}
+    found: dict[str, str] = {}
     section = str(kind.docstring.value).partition("Attributes:\n")[2]
     for entry in re.split(r"\n(?=    \w)", f"\n{section}"):
         names, colon, text = entry.strip().partition(":")

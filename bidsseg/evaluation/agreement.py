@@ -190,4 +190,5 @@ def estimate(values: np.ndarray, draws: int = 10_000, seed: int = 0) -> Estimate
 
 def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     """Return the quotient, NaN where the divisor is 0."""
-    return np.divide(top, bottom, out=np.full(np.shape(bottom), np.nan), where=bottom != 0)
+    quotient: np.ndarray = np.divide(top, bottom, out=np.full(np.shape(bottom), np.nan), where=bottom != 0)
+    return quotient

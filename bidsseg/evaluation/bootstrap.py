@@ -28,7 +28,9 @@ def participant_means(values: np.ndarray, participants: np.ndarray) -> np.ndarra
     known = np.isfinite(values)
     members = np.eye(participants.max() + 1)[:, participants]
     counts = members @ known
-    return np.divide(members @ np.where(known, values, 0), counts, out=np.full(counts.shape, np.nan), where=counts > 0)
+    sums, unknown = members @ np.where(known, values, 0), np.full(counts.shape, np.nan)
+    means: np.ndarray = np.divide(sums, counts, out=unknown, where=counts > 0)
+    return means
 
 
 def mean_estimates(values: np.ndarray) -> list[Estimate]:
@@ -41,7 +43,8 @@ def mean_estimates(values: np.ndarray) -> list[Estimate]:
 
     def means(weights: np.ndarray) -> np.ndarray:
         counts = weights @ known
-        return np.divide(weights @ filled, counts, out=np.full(counts.shape, np.nan), where=counts > 0)
+        found: np.ndarray = np.divide(weights @ filled, counts, out=np.full(counts.shape, np.nan), where=counts > 0)
+        return found
 
     mean = means(np.ones((1, len(values))))[0]
     draws = np.concatenate([means(weights) for weights in resamples(len(values))])
@@ -100,10 +103,13 @@ def _standard(values: np.ndarray, known: np.ndarray) -> np.ndarray:
     centred = np.where(known, values, 0)
     centred = np.where(known, centred - centred.sum(0) / count, 0)
     spread = np.sqrt((centred**2).sum(0) / count)
-    return np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0)
+    standard: np.ndarray = np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0)
+    return standard
 
 
 def _nanmean(values: np.ndarray) -> np.ndarray:
     known = np.isfinite(values)
     counts = known.sum(1)
-    return np.divide(np.where(known, values, 0).sum(1), counts, out=np.full(len(values), np.nan), where=counts > 0)
+    sums, unknown = np.where(known, values, 0).sum(1), np.full(len(values), np.nan)
+    means: np.ndarray = np.divide(sums, counts, out=unknown, where=counts > 0)
+    return means

@@ -68,4 +68,5 @@ def count_lesions(
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Return the quotient, NaN where the whole is 0 or NaN."""
-    return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+    share: np.ndarray = np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+    return share

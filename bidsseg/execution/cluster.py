@@ -296,7 +296,7 @@ def recorded(job: type, submissions: Submissions) -> type:
     """Return a class of jobs that record whether they were accepted and cancelled."""
     from distributed.core import Status
 
-    class RecordedJob(job):
+    class RecordedJob(job):  # type: ignore[misc]  # the base is known at run time only
         async def start(self) -> None:
             try:
                 await super().start()

@@ -231,7 +231,7 @@ def available_memory_mb() -> int:
     """Return the memory (MB) that this process can still allocate, within the limit of its container."""
     import psutil
 
-    free = psutil.virtual_memory().available
+    free: int = psutil.virtual_memory().available
     limit, used = _cgroup("memory.max"), _cgroup("memory.current")
     if limit.isdigit() and used.isdigit():
         words = _cgroup("memory.stat").split()

@@ -33,7 +33,7 @@ from bidsseg.settings import Settings
 if TYPE_CHECKING:
     from bidsseg.execution.machine import Machine
     from bidsseg.models.library import Model
-    from bidsseg.segmentation.predict import Segmentation
+    from bidsseg.segmentation.result import Segmentation
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -20,13 +20,15 @@ from bidsseg.image.volume import Volume
 
 def canonical(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Return the array (X, Y, Z) with its axes permuted and flipped to R, A, S (nearest)."""
-    return nib.orientations.apply_orientation(data, nib.orientations.io_orientation(affine))
+    turned: np.ndarray = nib.orientations.apply_orientation(data, nib.orientations.io_orientation(affine))
+    return turned
 
 
 def from_canonical(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Return the array in the axes of the scan: the inverse of canonical."""
     ras, native = nib.orientations.axcodes2ornt("RAS"), nib.orientations.io_orientation(affine)
-    return nib.orientations.apply_orientation(data, nib.orientations.ornt_transform(ras, native))
+    turned: np.ndarray = nib.orientations.apply_orientation(data, nib.orientations.ornt_transform(ras, native))
+    return turned
 
 
 Turn = tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
@@ -57,7 +59,8 @@ class Grid:
 
     def places(self, voxels: np.ndarray) -> np.ndarray:
         """Return the canonical places (N, 3) in mm of voxels (N, 3) of the grid."""
-        return np.asarray(self.origin_mm) + self.spacing_mm * voxels @ np.asarray(self.turn).T
+        places: np.ndarray = np.asarray(self.origin_mm) + self.spacing_mm * voxels @ np.asarray(self.turn).T
+        return places
 
     def ends(self, further: float = 0.0) -> np.ndarray:
         """Return the canonical places (8, 3) in mm of its corner voxels, or of points further outside."""
@@ -66,7 +69,8 @@ class Grid:
 
     def voxels(self, places: np.ndarray) -> np.ndarray:
         """Return the voxels (N, 3) of the grid, not rounded, at canonical places (N, 3) in mm."""
-        return (places - np.asarray(self.origin_mm)) @ np.asarray(self.turn) / self.spacing_mm
+        voxels: np.ndarray = (places - np.asarray(self.origin_mm)) @ np.asarray(self.turn) / self.spacing_mm
+        return voxels
 
 
 def canonical_shape(volume: Volume) -> tuple[int, ...]:

@@ -182,7 +182,7 @@ def map_image(values: np.ndarray, like: Volume) -> nib.Nifti1Image:
 
 def _image(values: np.ndarray, header: nib.Nifti1Header) -> nib.Nifti1Image:
     """Return values in the data type of a header as a nibabel image."""
-    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    kind: type[nib.Nifti1Image] = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     return kind(values.astype(header.get_data_dtype()), header.get_best_affine(), header)
 
 

@@ -70,7 +70,8 @@ class Pose:
 
     def places(self, reference: np.ndarray) -> np.ndarray:
         """Return canonical places (N, 3) in mm of places (N, 3) of the average brain."""
-        return (self.scale * reference) @ self.turn.T + self.centre_mm
+        places: np.ndarray = (self.scale * reference) @ self.turn.T + self.centre_mm
+        return places
 
 
 def find_pose(centres_mm: np.ndarray, volumes_mm3: np.ndarray, reference: Reference) -> Pose | None:
@@ -108,7 +109,8 @@ def along_axes(source: np.ndarray, target: np.ndarray, weights: np.ndarray, *, u
     target = target - np.average(target, 0, weights)
     found = (weights[:, None] * source * target).sum(0) / (weights[:, None] * source**2).sum(0)
     mean = float(np.mean(usual))
-    return np.clip(found, (1 - DIFFERENCE) * mean, (1 + DIFFERENCE) * mean)
+    scale: np.ndarray = np.clip(found, (1 - DIFFERENCE) * mean, (1 + DIFFERENCE) * mean)
+    return scale
 
 
 def similarity(source: np.ndarray, target: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:

@@ -42,7 +42,8 @@ class Volume:
     @property
     def spacing_mm(self) -> np.ndarray:
         """Distance between neighbouring voxel centres along each axis, shape (3,), millimetres."""
-        return voxel_sizes(self.affine)
+        spacing: np.ndarray = voxel_sizes(self.affine)
+        return spacing
 
     def on_grid_of(self, other: "Volume") -> bool:
         """Return whether the voxels have the same positions as those of another image, within 0.01 mm."""
@@ -74,4 +75,5 @@ class Field:
 
 def places(shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
     """Return the positions of the voxels of a grid, shape (X, Y, Z, 3), RAS+ millimetres."""
-    return apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1))
+    positions: np.ndarray = apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1))
+    return positions

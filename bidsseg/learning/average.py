@@ -62,4 +62,5 @@ def whole_regions(relation: Relation) -> np.ndarray:
     scored = np.array([region.scored for region in relation.annotation.regions])
     known = relation.allowed[sure].any(0) & ~relation.allowed[~sure & scored].any(0)
     fluid = np.array([region.mapping == VENTRICLES for region in relation.head.regions])
-    return known & ~fluid & (np.array(relation.head.indices) > 0)
+    whole: np.ndarray = known & ~fluid & (np.array(relation.head.indices) > 0)
+    return whole

@@ -170,7 +170,8 @@ def towards_ventricles(annotation: Annotation) -> Tensor | None:
     for _ in range(6):
         near = F.avg_pool3d(near, 3, 1, 1)
     gradient = torch.stack(torch.gradient(near[0, 0]))
-    return gradient / gradient.norm(dim=0).max().clamp(min=1e-6)
+    steepest: Tensor = gradient.norm(dim=0).max()
+    return gradient / steepest.clamp(min=1e-6)
 
 
 def draw_sample(case: Case, view: View, generator: Generator, *, move: Callable[[Warp], Warp] | None = None) -> Sample:

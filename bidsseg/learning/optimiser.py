@@ -95,7 +95,8 @@ class Stepper:
         parameters = list(self.network.parameters())
         if not self.plan.clip_each:
             return nn.utils.clip_grad_norm_(parameters, self.plan.clip)
-        return torch.stack([nn.utils.clip_grad_norm_(parameter, self.plan.clip) for parameter in parameters]).norm()
+        norm: Tensor = torch.stack([nn.utils.clip_grad_norm_(each, self.plan.clip) for each in parameters]).norm()
+        return norm
 
     def state_dict(self) -> list[dict[str, Any]]:
         """Return the state for a checkpoint."""

@@ -82,7 +82,8 @@ def displace(network: DFNet, moving: Tensor, fixed: Tensor, *, precision: torch.
     """Return the displacement (N, 3, D, H, W), in voxels, from one image to another, on the network's device."""
     device = next(network.parameters()).device
     with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-        return network(moving.to(device), fixed.to(device)).float()
+        displacement: Tensor = network(moving.to(device), fixed.to(device)).float()
+        return displacement
 
 
 def placed(case: Case, shape: Sequence[int], spacing_mm: float) -> Tensor:

@@ -146,7 +146,8 @@ def comparable(annotations: Sequence[Annotation], head: Protocol) -> list[tuple[
 
 def fixed_regions(relation: Relation) -> np.ndarray:
     """Return for each region of the head whether some value of the annotation means exactly this region."""
-    return relation.allowed[relation.allowed.sum(1) == 1].any(0)
+    fixed: np.ndarray = relation.allowed[relation.allowed.sum(1) == 1].any(0)
+    return fixed
 
 
 def is_exact(relation: Relation) -> bool:

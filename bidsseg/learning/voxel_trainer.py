@@ -173,7 +173,8 @@ class Trainer:
     def logits(self, inputs: dict[str, Tensor], some: Tensor) -> Tensor:
         """Return the logits of some of the voxels of a chunk, (P, N+1)."""
         with torch.autocast(self.device.split(":")[0], self.precision, enabled=self.precision != torch.float32):
-            return self.network({name: group[some].to(self.device) for name, group in inputs.items()}).float()
+            logits: Tensor = self.network({name: group[some].to(self.device) for name, group in inputs.items()}).float()
+            return logits
 
     def chunks(
         self,

@@ -40,7 +40,8 @@ class DFNet(nn.Module):
 
     def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
         """Return the displacement (N, 3, D, H, W), in voxels, from moving to fixed, both (N, 1, D, H, W) in 0 to 1."""
-        return self.displacement(self.before(self.trunk(torch.cat([moving, fixed], 1))))
+        displacement: Tensor = self.displacement(self.before(self.trunk(torch.cat([moving, fixed], 1))))
+        return displacement
 
 
 def similarity_loss(moved: Tensor, fixed: Tensor) -> Tensor:

@@ -202,7 +202,8 @@ class Trunk(nn.Module):
         levels.pop()
         for stage in self.decoder:
             x = stage(x) + levels.pop()
-        return self.enlarge(x)
+        features: Tensor = self.enlarge(x)
+        return features
 
 
 class ENeuroNet(Network):

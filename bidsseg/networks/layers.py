@@ -55,9 +55,11 @@ class DoublingConv(nn.ConvTranspose3d):
         found = F.conv3d(F.pad(input, (1, 0) * 3), kernel, bias, groups=groups)
         kinds = found.movedim(1, -1).unflatten(-1, (groups, 2, 2, 2, -1))
         placed = kinds.permute(0, 1, 5, 2, 6, 3, 7, 4, 8)
-        return placed.reshape(len(input), 2 * depth, 2 * height, 2 * width, -1).movedim(-1, 1)
+        output: Tensor = placed.reshape(len(input), 2 * depth, 2 * height, 2 * width, -1).movedim(-1, 1)
+        return output
 
 
 def as_convolution(weight: Tensor, groups: int) -> Tensor:
     """Return the weight (I, O/groups, D, H, W) of a transposed convolution as (O, I/groups, D, H, W), not mirrored."""
-    return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    plain: Tensor = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return plain

@@ -48,7 +48,7 @@ class Network(nn.Module):
 
     def rows(self, image: Tensor, coordinates: Tensor | None, cells: Tensor) -> Tensor:
         """Return rows (B, K) of the True cells (D/cell, H/cell, W/cell) of one image (1, C, D, H, W), in order."""
-        features = self(image, coordinates)[0].permute(1, 2, 3, 0)
+        features: Tensor = self(image, coordinates)[0].permute(1, 2, 3, 0)
         return features.flatten(0, 2) if cells.all() else features[cells]
 
     def expand(self, rows: Tensor) -> Tensor:
@@ -70,4 +70,5 @@ class Network(nn.Module):
     def at(self, image: Tensor, coordinates: Tensor | None, points: Tensor) -> Tensor:
         """Return features (P, F) at voxels (P, 3) of one image (1, C, D, H, W)."""
         x, y, z = points.T
-        return self(image, coordinates)[0].permute(1, 2, 3, 0)[x, y, z]
+        features: Tensor = self(image, coordinates)[0]
+        return features.permute(1, 2, 3, 0)[x, y, z]

@@ -65,7 +65,7 @@ class ResidualUnit(nn.Module):
         self.second = nn.Sequential(batch_norm(outputs), activation(), conv(outputs, outputs, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        changed = self.second(self.first(x))
+        changed: Tensor = self.second(self.first(x))
         passed = F.max_pool3d(x, 2) if self.stride == 2 else x
         return F.pad(passed.to(changed.dtype), (0,) * 6 + self.zeros) + changed
 

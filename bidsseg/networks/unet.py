@@ -64,7 +64,7 @@ class UNet(Network):
         levels = [self.first(image)]
         for down in self.down:
             levels.append(down(levels[-1]))
-        x = levels.pop()
+        x: Tensor = levels.pop()
         for enlarge, up in zip(reversed(self.enlarge), reversed(self.up), strict=True):
             x = up(torch.cat([levels.pop(), enlarge(x)], 1))
         return x

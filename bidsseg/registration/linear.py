@@ -101,7 +101,8 @@ def matrix_of(transform: sitk.Transform) -> np.ndarray:
     """Return the (4, 4) matrix of an affine transform."""
     origin = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
     columns = [np.array(transform.TransformPoint(axis)) - origin for axis in np.eye(3).tolist()]
-    return from_matvec(np.stack(columns, 1), origin)
+    matrix: np.ndarray = from_matvec(np.stack(columns, 1), origin)
+    return matrix
 
 
 def search(moving: sitk.Image, fixed: sitk.Image) -> sitk.Transform:
@@ -141,4 +142,5 @@ def starts(moving: sitk.Image, fixed: sitk.Image) -> list[sitk.Transform]:
 
 def coarse(image: sitk.Image, spacing_mm: float) -> sitk.Image:
     """Return an image of block means of about that size, along the axes with finer resolution."""
-    return sitk.BinShrink(image, [max(1, round(spacing_mm / spacing)) for spacing in image.GetSpacing()])
+    means: sitk.Image = sitk.BinShrink(image, [max(1, round(spacing_mm / spacing)) for spacing in image.GetSpacing()])
+    return means

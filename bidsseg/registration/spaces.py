@@ -71,7 +71,8 @@ class Fit:
         """Return the point of the scan for each voxel of the grid, (X, Y, Z, 3), RAS+ mm."""
         here = places(self.grid.shape, self.grid.affine).astype(np.float32)
         if self.field is None:
-            return apply_affine(np.linalg.inv(self.motion), here)
+            moved: np.ndarray = apply_affine(np.linalg.inv(self.motion), here)
+            return moved
         index = np.moveaxis(apply_affine(np.linalg.inv(self.field.affine), here), -1, 0)
         for axis in range(3):
             vectors = self.field.vectors[..., axis]
@@ -204,7 +205,7 @@ def likeliest(labels: np.ndarray, index: np.ndarray) -> np.ndarray:
     steps = np.array(list(itertools.product((0, 1), repeat=3)))
     around = np.stack([labels[tuple((low + step).T)] for step in steps])
     share = np.stack([np.prod(np.where(step == 1, beyond, 1 - beyond), axis=1) for step in steps])
-    best = around[0].copy()
+    best: np.ndarray = around[0].copy()
     mixed = np.flatnonzero((around != around[0]).any(0))
     around, share = around[:, mixed], share[:, mixed]
     chance = np.stack([(share * (around == label)).sum(0) for label in around])

@@ -175,7 +175,7 @@ def _draw(labels: np.ndarray, overlay: Overlay) -> np.ndarray:
         if label < len(table):
             table[label, :3] = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
     table[0] = 0
-    picture = table[labels]
+    picture: np.ndarray = table[labels]
     picture[~border & (labels > 0), 3] = 0 if overlay.outline else round(255 * FILL)
     return picture
 

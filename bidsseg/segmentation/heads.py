@@ -220,7 +220,8 @@ def covered(grid: Grid, shape: tuple[int, ...], spacing: np.ndarray) -> Box:
 def flat(voxels: np.ndarray, shape: tuple[int, ...], low: np.ndarray, *, whole: tuple[int, ...]) -> np.ndarray:
     """Return flat positions (P,) in a box of a shape as positions in the whole, where the box begins at low (3,)."""
     inside = np.array(np.unravel_index(voxels, shape)) + low[:, None]
-    return np.ravel_multi_index((inside[0], inside[1], inside[2]), whole)
+    positions: np.ndarray = np.ravel_multi_index((inside[0], inside[1], inside[2]), whole)
+    return positions
 
 
 def interpolated(features: Sequence[Features], voxels: Tensor, share: Tensor) -> Tensor:

@@ -279,7 +279,8 @@ def posed(brain: Brain, pose: Pose, reference: Reference, *, volume: Volume, loc
     low, high = -0.5 * spacing, (np.array(canonical_shape(volume)) - 0.5) * spacing
 
     def outside(places: np.ndarray, slack_mm: float = 0.0) -> np.ndarray:
-        return ((places < low - slack_mm) | (places > high + slack_mm)).any(1)
+        beyond: np.ndarray = ((places < low - slack_mm) | (places > high + slack_mm)).any(1)
+        return beyond
 
     turn = as_turn(pose.turn) if pose.angle_deg > TURN_FROM_DEG else UPRIGHT
     brain = replace(brain, turn=turn, frame_mm=(pose.centre_mm, pose.scale * reference.half_mm))
@@ -304,7 +305,8 @@ def in_ball(steps: int = 21) -> np.ndarray:
     """Return points (N, 3) that fill the unit ball evenly."""
     axis = np.linspace(-1, 1, steps)
     cube = np.stack(np.meshgrid(axis, axis, axis), -1).reshape(-1, 3)
-    return cube[(cube**2).sum(1) <= 1]
+    ball: np.ndarray = cube[(cube**2).sum(1) <= 1]
+    return ball
 
 
 def head_weights(model: Model) -> dict[str, tuple[Tensor, Tensor]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from boutiques import bosh
+from boutiques.bosh import bosh
 
 from bidsseg.app.cli import main
 from bidsseg.app.descriptor import descriptor

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import phantoms
 import pytest
 from fake_model import make_app, save_card
+from nifti import load_nifti
 from PIL import Image
 
 from bidsseg.app import brainlife
@@ -45,8 +45,8 @@ def test_a_segmentation_in_the_forms_of_the_platform(task: Path, tmp_path: Path)
     configure(task, **images, model=str(model), protocol="FAST", _inputs=inputs)
     assert brainlife.main(task) == 0
     made = task / "output" / "sub-patient7" / "anat"
-    labels = nib.load(task / "parc" / "parc.nii.gz")
-    assert np.array_equal(labels.affine, nib.load(task / "input" / "t1.nii.gz").affine)
+    labels = load_nifti(task / "parc" / "parc.nii.gz")
+    assert np.array_equal(labels.affine, load_nifti(task / "input" / "t1.nii.gz").affine)
     assert (made / "sub-patient7_seg-FAST_desc-sick_dseg.nii.gz").read_bytes() == (
         task / "parc" / "parc.nii.gz"
     ).read_bytes()
@@ -61,7 +61,7 @@ def test_a_segmentation_in_the_forms_of_the_platform(task: Path, tmp_path: Path)
     assert set(np.unique(np.asarray(labels.dataobj))) <= {0, *(entry["voxel_value"] for entry in described)}
     keys = (task / "parc" / "key.txt").read_text().splitlines()
     assert keys == [f"{region.index} -> {region.index} == {region.name}" for region in regions]
-    assert set(np.unique(np.asarray(nib.load(task / "mask" / "mask.nii.gz").dataobj))) == {0, 1}
+    assert set(np.unique(np.asarray(load_nifti(task / "mask" / "mask.nii.gz").dataobj))) == {0, 1}
 
     product = json.loads((task / "product.json").read_text())
     (plot,) = [entry for entry in product["brainlife"] if entry["type"] == "plotly"]
@@ -125,7 +125,12 @@ def test_a_job_takes_its_share_of_the_machine(
     given: list[list[str]] = []
     for name in ("PBS_NUM_PPN", "SLURM_CPUS_PER_TASK", "SLURM_MEM_PER_NODE"):
         monkeypatch.setenv(name, variables.get(name, ""))
-    monkeypatch.setattr("bidsseg.app.cli.main", lambda words: given.append(words) or 1)
+
+    def run(words: list[str]) -> int:
+        given.append(words)
+        return 1
+
+    monkeypatch.setattr("bidsseg.app.cli.main", run)
     assert brainlife.main(task) == 1
     (words,) = given
     assert words[6:-2] == wanted
@@ -139,7 +144,7 @@ def test_the_launcher_runs_on_a_real_scan(tmp_path: Path, testdata: Path) -> Non
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run([ROOT / "main"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    found = np.asarray(nib.load(tmp_path / "parc" / "parc.nii.gz").dataobj)
+    found = np.asarray(load_nifti(tmp_path / "parc" / "parc.nii.gz").dataobj)
     product = json.loads((tmp_path / "product.json").read_text())
     assert len(np.unique(found)) > 120
     assert 900_000 < sum(product["brainlife"][1]["data"][0]["y"][:-1]) < 1_800_000

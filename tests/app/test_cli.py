@@ -15,7 +15,9 @@ from fake_model import save_card
 
 from bidsseg import __version__
 from bidsseg.app import arguments, cli
-from bidsseg.app.cli import Terminal, main
+from bidsseg.app.cli import main
+from bidsseg.app.parser import dataset_parser
+from bidsseg.app.terminal import Terminal
 from bidsseg.errors import BidssegError, UsageError
 from bidsseg.settings import Settings
 
@@ -152,9 +154,7 @@ VALUES = {
 
 
 def long_flags() -> list[str]:
-    flags = [
-        flag for action in cli.dataset_parser()._actions for flag in action.option_strings if flag.startswith("--")
-    ]
+    flags = [flag for action in dataset_parser()._actions for flag in action.option_strings if flag.startswith("--")]
     return sorted(set(flags) - {"--help", "--version", "--list-models", "--json", "--bids-exec-spec"})
 
 

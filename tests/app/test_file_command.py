@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import phantoms
 import pytest
+from nifti import load_nifti
 from tiny_model import save_tiny
 
 from bidsseg.app.cli import _is_file_command, main
@@ -75,7 +76,7 @@ def test_the_output_is_valid_bids(scan: Path, tmp_path: Path, run: Callable[...,
 
 @pytest.mark.parametrize("name", ["T1 of Ann.mgz", "brain.mgh"])
 def test_an_mgh_file_beside_its_output(name: str, scan: Path, tmp_path: Path, run: Callable[..., int]) -> None:
-    image = nib.load(scan)
+    image = load_nifti(scan)
     path = tmp_path / "subjects" / name
     path.parent.mkdir()
     nib.save(nib.MGHImage(np.asarray(image.dataobj), image.affine), path)
@@ -83,7 +84,7 @@ def test_an_mgh_file_beside_its_output(name: str, scan: Path, tmp_path: Path, ru
     label = "".join(letter for letter in path.stem if letter.isalnum())
     out = tmp_path / "subjects" / "out"
     assert (out / f"sub-{label}.html").is_file()
-    found = nib.load(out / f"sub-{label}" / "anat" / f"sub-{label}_seg-FAST_desc-tiny_dseg.nii.gz")
+    found = load_nifti(out / f"sub-{label}" / "anat" / f"sub-{label}_seg-FAST_desc-tiny_dseg.nii.gz")
     assert found.shape == image.shape
     assert np.allclose(found.affine, image.affine, atol=1e-4)
 

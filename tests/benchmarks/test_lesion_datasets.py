@@ -3,12 +3,12 @@
 from pathlib import Path
 from types import ModuleType
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 import phantoms
 import pytest
 import torch
+from nifti import load_nifti
 from scripts import script
 
 from bidsseg.image.volume import Volume
@@ -80,7 +80,7 @@ def test_three_datasets_that_the_loaders_read(making: ModuleType, data: Path, tm
         path.relative_to(out).as_posix() for path in out.rglob("*.nii.gz") if "derivatives" not in path.parts
     )
     assert [image.split("_")[-1] for image in images] == ["FLAIR.nii.gz", "T1w.nii.gz"] * 3
-    grids = [(nib.load(out / path).shape, nib.load(out / path).affine.tolist()) for path in images]
+    grids = [(load_nifti(out / path).shape, load_nifti(out / path).affine.tolist()) for path in images]
     assert grids[0::2] == grids[1::2]
     before = [(out / path).read_bytes() for path in images]
     making.main(data, out)
@@ -98,7 +98,7 @@ def test_lesions_are_bright_in_flair_and_darker_than_white_matter_in_t1w(making:
         name = f"sub-{number}"
         making.write_images(tmp_path, name, values, lesions, making.seeded(name))
         for suffix in ("T1w", "FLAIR"):
-            image = nib.load(tmp_path / name / "anat" / f"{name}_{suffix}.nii.gz").get_fdata()
+            image = load_nifti(tmp_path / name / "anat" / f"{name}_{suffix}.nii.gz").get_fdata()
             inner = lesions.numpy()
             white = (values == rows[2]).numpy() & ~inner
             contrast.append((image[inner].mean() - image[white].mean()) * (1 if suffix == "FLAIR" else -1))

@@ -46,7 +46,8 @@ def world(image: nib.Nifti1Image, affine: np.ndarray) -> np.ndarray:
     """The matrix (4, 4) from mm in the canonical frame of an image to RAS+ mm, if its voxels lie by that affine."""
     orientation = nib.io_orientation(image.affine)
     matrix = affine @ nib.orientations.inv_ornt_aff(orientation, image.shape)
-    return matrix @ np.diag([*1 / nib.affines.voxel_sizes(matrix), 1])
+    scaled: np.ndarray = matrix @ np.diag([*1 / nib.affines.voxel_sizes(matrix), 1])
+    return scaled
 
 
 @cache
@@ -65,7 +66,7 @@ def of_template() -> ModelInput:
 def brain_mask(scan: nib.Nifti1Image, brain: Brain) -> np.ndarray:
     """The brain on the grid of a scan."""
     canonical = nib.affines.apply_affine(np.linalg.inv(world(scan, scan.affine)) @ scan.affine, indices(scan.shape))
-    found = ndimage.map_coordinates(brain.probability.numpy(), brain.grid.voxels(canonical).T, order=1)
+    found: np.ndarray = ndimage.map_coordinates(brain.probability.numpy(), brain.grid.voxels(canonical).T, order=1)
     return found.reshape(scan.shape) > 0.5
 
 

@@ -1,6 +1,7 @@
 """The real validator on the input: what stops a run, what is only said, and what it costs."""
 
 import json
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -138,7 +139,7 @@ def test_spaces_and_other_letters(tmp_path: Path) -> None:
 
 def test_a_missing_validator_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bids_dir = make_tree(tmp_path, "sub-01_T1w.nii.gz")
-    monkeypatch.setattr(validator.shutil, "which", lambda *_, **__: None)
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
     assert codes(validate(bids_dir, find_scans(bids_dir))) == ["NO_VALIDATOR"]
 
 
@@ -146,7 +147,7 @@ def test_a_missing_validator_is_a_warning(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_failing_validator_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: bytes) -> None:
     bids_dir = make_tree(tmp_path, "sub-01_T1w.nii.gz")
     done = subprocess.CompletedProcess([], 1, output, b"no\nluck")
-    monkeypatch.setattr(validator.subprocess, "run", lambda *_, **__: done)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
     (issue,) = validate(bids_dir, find_scans(bids_dir))
     assert issue.code == "VALIDATOR_FAILED"
     assert "\n" not in str(issue)

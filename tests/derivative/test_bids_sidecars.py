@@ -20,9 +20,11 @@ from bidsseg.bids.query import find_scans
 from bidsseg.bids.scan import Scan
 from bidsseg.bids.validator import PROGRAM, _program
 from bidsseg.derivative import sidecar_keys, sidecars
+from bidsseg.derivative.sidecar_keys import Sidecar
 from bidsseg.errors import OutputNotWritable
+from bidsseg.files import write_json_atomic, write_text_atomic
 
-DETAILS = {"Model": {"Name": "wholebrain", "Version": "1.0", "SHA256": "0" * 64}}
+DETAILS: Sidecar = {"Models": [{"Name": "wholebrain", "SHA256": "0" * 64}]}
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +41,7 @@ def test_sources_are_uris_in_the_linked_dataset(tmp_path: Path) -> None:
     assert content["Sources"] == ["bids:raw:sub-01/anat/sub-01_T1w.nii", "bids:raw:sub-01/anat/sub-01_FLAIR.nii"]
     assert content["SpatialReference"] == content["Sources"][0]
     assert content["Type"] == "Lesion"
-    assert content["Model"] == DETAILS["Model"]
+    assert content["Models"] == DETAILS["Models"]
     description = sidecars.dataset_description(tmp_path / "out", bids_dir)
     assert sidecars.SOURCE in description["DatasetLinks"]
 
@@ -110,7 +112,7 @@ def test_data_dictionaries_tell_every_column() -> None:
 
 def test_text_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "new folder" / "text.txt"
-    sidecars.write_text_atomic(path, "mm³\n")
+    write_text_atomic(path, "mm³\n")
     assert path.read_text(encoding="utf-8") == "mm³\n"
     assert [other.name for other in path.parent.iterdir()] == ["text.txt"]
     umask = os.umask(0)
@@ -118,7 +120,7 @@ def test_text_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask
     (tmp_path / "file").touch()
     with pytest.raises(OutputNotWritable):
-        sidecars.write_text_atomic(tmp_path / "file" / "text.txt", "x")
+        write_text_atomic(tmp_path / "file" / "text.txt", "x")
 
 
 def write_outputs(output: Path, scan: Scan, bids_dir: Path, paths: OutputPaths) -> None:
@@ -133,16 +135,16 @@ def write_outputs(output: Path, scan: Scan, bids_dir: Path, paths: OutputPaths) 
     if paths.lesion:
         contents[paths.lesion] = sidecars.mask_sidecar("Lesion", origin)
     for path, content in contents.items():
-        sidecars.write_json_atomic(output / with_extension(path, ".json"), content)
+        write_json_atomic(output / with_extension(path, ".json"), content)
         shape = (3, 3, 3, 2) if path in paths.probseg.values() else (3, 3, 3)
         image = nib.Nifti1Image(np.zeros(shape, np.uint8), np.eye(4))
         image.header.set_xyzt_units("mm", "sec" if len(shape) == 4 else None)
         image.to_filename(output / path)
     for path in paths.dseg.values():
-        sidecars.write_text_atomic(output / with_extension(path, ".tsv"), "index\tname\n0\tbackground\n1\tGM\n")
+        write_text_atomic(output / with_extension(path, ".tsv"), "index\tname\n0\tbackground\n1\tGM\n")
     for name, path in paths.morph.items():
-        sidecars.write_text_atomic(output / path, "\t".join(sidecars.VOLUMES) + "\n")
-        sidecars.write_json_atomic(output / with_extension(path, ".json"), sidecars.morph_sidecar(name, origin))
+        write_text_atomic(output / path, "\t".join(sidecars.VOLUMES) + "\n")
+        write_json_atomic(output / with_extension(path, ".json"), sidecars.morph_sidecar(name, origin))
 
 
 @pytest.mark.parametrize("place", ["out", "bids/derivatives/bidsseg"])
@@ -153,7 +155,7 @@ def test_the_validator_accepts_a_whole_dataset(tmp_path: Path, place: str) -> No
         paths = output_paths(scan, "wholebrain", ["FAST"], probseg=True, entropy=True, lesion=True)
         write_outputs(output, scan, bids_dir, paths)
         for extra in (paths.report, *paths.figures.values()):
-            sidecars.write_text_atomic(output / extra, "x")
+            write_text_atomic(output / extra, "x")
     sidecars.write_root_files(output, bids_dir, {"wholebrain": "A model"})
     program = _program()
     assert program is not None, f"{PROGRAM} is missing"

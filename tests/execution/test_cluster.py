@@ -103,7 +103,7 @@ def run_on_slurm(work: str, app: App, folder: Path) -> None:
         "OUT": str(app.output),
         "FAKE_MODEL_SECONDS": "1.5",
     }
-    start = [Path(__file__).with_name("with_slurm.sh"), "bash", "-c", work]
+    start: list[str | Path] = [Path(__file__).with_name("with_slurm.sh"), "bash", "-c", work]
     done = subprocess.run(start, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     logs = "".join(f"\n{path.name}:\n{path.read_text()}" for path in sorted((folder / "logs").glob("*")))
     if done.returncode == 77:

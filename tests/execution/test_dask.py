@@ -20,7 +20,7 @@ from recording_console import RecordingConsole
 from bidsseg.errors import InputMissing
 from bidsseg.execution import cluster as spreading
 from bidsseg.execution.cluster_config import read_config
-from bidsseg.execution.machine import Workers, cpu_flags
+from bidsseg.execution.machine import Machine, Workers, cpu_flags
 from bidsseg.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -249,9 +249,11 @@ def test_each_process_has_a_device(
     monkeypatch.setattr("dask.distributed.get_worker", lambda: SimpleNamespace(name=name))
     monkeypatch.setattr(spreading, "cuda_count", lambda: devices)
     monkeypatch.setattr(spreading, "PREPARED", {})
-    monkeypatch.setattr("bidsseg.execution.machine.choose_machine", lambda settings: settings.device)
+    monkeypatch.setattr(
+        "bidsseg.execution.machine.choose_machine", lambda settings: Machine(settings.device, "fp32", 1, 1000)
+    )
     settings = Settings(app.bids, app.output, device=asked, model=str(app.card))
-    assert spreading.prepared(settings, "0")[0] == device
+    assert spreading.prepared(settings, "0")[0].device == device
 
 
 def test_a_model_is_loaded_once_and_again_when_it_changes(app: App, monkeypatch: pytest.MonkeyPatch) -> None:

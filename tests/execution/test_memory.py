@@ -111,7 +111,7 @@ def test_a_limit_of_addresses_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_model_that_sees_the_whole_brain_has_processes_of_its_own_size() -> None:
-    from bidsseg.levels.participant import process_mb
+    from bidsseg.execution.pipeline import process_mb
 
     card = model().card
     assert process_mb(card) == this_machine.PROCESS_MB

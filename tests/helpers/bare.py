@@ -49,7 +49,7 @@ def make_environment(folder: Path, wheel: Path) -> Path:
         for path in one.files or ():
             if path.parts[-2:-1] == ("bin",) and path.parts[0] == "..":
                 share_program(Path(str(one.locate_file(path))), programs)
-    pip = [sys.executable, "-m", "pip", "--python", programs / "python", "--disable-pip-version-check"]
+    pip = [sys.executable, "-m", "pip", "--python", str(programs / "python"), "--disable-pip-version-check"]
     quietly(*pip, "install", "--quiet", "--no-index", "--no-deps", wheel)
     return programs
 

@@ -192,6 +192,6 @@ def app_for_everybody(monkeypatch: pytest.MonkeyPatch, *people: int) -> Iterator
 
 if __name__ == "__main__":  # the command line with the fake model in a process of its own
     sys.modules.update(FakeModel().modules())
-    this_machine.choose_machine = machine  # type: ignore[assignment]
+    this_machine.choose_machine = machine
     this_machine.available_memory_mb = memory_mb
     sys.exit(cli.main())

@@ -7,4 +7,4 @@ from fake_model import FakeModel, machine
 from bidsseg.execution import machine as this_machine
 
 sys.modules.update(FakeModel().modules())
-this_machine.choose_machine = machine  # type: ignore[assignment]
+this_machine.choose_machine = machine

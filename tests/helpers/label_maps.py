@@ -19,7 +19,8 @@ AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
 def blobs(seed: int, shape: tuple[int, int, int] = (26, 22, 18), regions: int = REGIONS) -> np.ndarray:
     """A label map of smooth random regions, some of which lie at the edge of the grid."""
     noise = np.random.default_rng(seed).normal(size=(regions + 1, *shape))
-    return np.stack([ndimage.gaussian_filter(field, 2.5) for field in noise]).argmax(0).astype(np.uint8)
+    labels: np.ndarray = np.stack([ndimage.gaussian_filter(field, 2.5) for field in noise]).argmax(0).astype(np.uint8)
+    return labels
 
 
 def save(path: Path, labels: np.ndarray, affine: np.ndarray = AFFINE) -> None:

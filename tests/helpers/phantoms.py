@@ -44,7 +44,7 @@ def grid(
     cross = np.cross(np.eye(3), axis)
     rotation = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
     columns = rotation @ np.rint(to_ras[:3, :3]) * np.broadcast_to(spacing_mm, 3)
-    affine = from_matvec(columns, -columns @ ((np.array(shape) - 1) / 2))
+    affine: np.ndarray = from_matvec(columns, -columns @ ((np.array(shape) - 1) / 2))
     assert rotation_degrees or (io_orientation(affine) == axcodes2ornt(tuple(orientation))).all()
     return affine
 

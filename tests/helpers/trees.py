@@ -1,6 +1,6 @@
 """Output folders as the participant level leaves them, as far as tables and pages read them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,7 @@ def add_result(
         write_json_atomic(with_extension(output / paths.dseg[name], ".json"), {"Quality": quality})
 
 
-def add_run(output: Path, stamp: str, model: str = MODEL, **fates: tuple[str, str]) -> None:
+def add_run(output: Path, stamp: str, fates: Mapping[str, tuple[str, str]]) -> None:
     """Write the manifest of a run: outcome and reason by the key of a scan."""
     scans = [{"scan": key, "outcome": outcome, "reason": reason} for key, (outcome, reason) in fates.items()]
-    write_json_atomic(output / "logs" / f"run-{stamp}.json", {"model": {"name": model}, "scans": scans})
+    write_json_atomic(output / "logs" / f"run-{stamp}.json", {"model": {"name": MODEL}, "scans": scans})

@@ -45,7 +45,8 @@ def grid_points(volume: Volume, grid: Grid) -> np.ndarray:
     affine = nib.as_closest_canonical(nib.Nifti1Image(volume.data, volume.affine)).affine
     axes = [(grid.origin_mm[i] + grid.spacing_mm * np.arange(grid.shape[i])) for i in range(3)]
     voxels = np.stack(np.meshgrid(*axes, indexing="ij"), -1) / canonical_spacing(volume)
-    return apply_affine(affine, voxels)
+    found: np.ndarray = apply_affine(affine, voxels)
+    return found
 
 
 def ramp(shape: tuple[int, int, int], affine: np.ndarray, slope: np.ndarray, offset: float = 0.0) -> Volume:
@@ -383,8 +384,9 @@ def turn(*degrees: float) -> Turn:
 
 @pytest.mark.parametrize("spacing", [(2.0, 2.0, 2.0), (0.5, 1.0, 2.5)])
 @pytest.mark.parametrize("orientation", ["RAS", "LIA"])
-def test_a_turned_grid_shows_what_lies_at_its_places(spacing: tuple[float, ...], orientation: str) -> None:
-    shape = tuple(int(60 / s) for s in spacing)
+def test_a_turned_grid_shows_what_lies_at_its_places(spacing: tuple[float, float, float], orientation: str) -> None:
+    x, y, z = spacing
+    shape = int(60 / x), int(60 / y), int(60 / z)
     affine = phantoms.grid(spacing, orientation, shape, 0)
     slope = np.array([0.3, -0.2, 0.5])
     volume = ramp(shape, affine, slope, 100.0)

@@ -17,6 +17,7 @@ import phantoms
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nifti import load_nifti
 
 from bidsseg.errors import BidssegError, InputMissing, IOFailure, OutputNotWritable
 from bidsseg.files import replacing
@@ -30,7 +31,7 @@ LABELS = phantoms.head(GRID, contrast=phantoms.LABEL)
 
 def assert_same_place(written: Path, source: Path) -> None:
     """Both files place their voxels alike, to the last bit, however they are read."""
-    ours, theirs = nib.load(written), nib.load(source)
+    ours, theirs = load_nifti(written), load_nifti(source)
     assert np.array_equal(ours.affine, theirs.affine)
     assert np.array_equal(ours.get_sform(), theirs.get_sform())
     assert np.array_equal(ours.get_qform(), theirs.get_qform())
@@ -45,9 +46,9 @@ def test_labels_lie_where_the_source_lies(head_file: Path, tmp_path: Path) -> No
     path = tmp_path / "new folder" / "dseg.nii.gz"
     write_labels(path, labels, volume)
     assert_same_place(path, head_file)
-    assert np.array_equal(np.asanyarray(nib.load(path).dataobj), labels)
-    unit = nib.load(head_file).header.get_xyzt_units()[0]
-    assert nib.load(path).header.get_xyzt_units() == ("mm" if unit == "unknown" else unit, "unknown")
+    assert np.array_equal(np.asanyarray(load_nifti(path).dataobj), labels)
+    unit = load_nifti(head_file).header.get_xyzt_units()[0]
+    assert load_nifti(path).header.get_xyzt_units() == ("mm" if unit == "unknown" else unit, "unknown")
     assert np.array_equal(read_labels(path).affine, volume.affine)
 
 
@@ -75,16 +76,16 @@ def test_any_affine_is_read_back_to_the_last_bit(
         data = np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
         phantoms.save(source, data, affine, sform_code=forms[0], qform_code=forms[1])
         volume, _ = read_image(source)
-        assert np.array_equal(volume.affine, nib.load(source).affine)
+        assert np.array_equal(volume.affine, load_nifti(source).affine)
         write_labels(written, data, volume)
         assert_same_place(written, source)
-        assert np.array_equal(np.asanyarray(nib.load(written).dataobj), data)
+        assert np.array_equal(np.asanyarray(load_nifti(written).dataobj), data)
 
 
 def test_a_volume_without_a_file_keeps_its_affine(tmp_path: Path) -> None:
     affine = phantoms.grid((0.7, 1.2, 3), "LPS", rotation_degrees=12)
     write_labels(tmp_path / "a.nii.gz", LABELS, Volume(HEAD, affine))
-    image = nib.load(tmp_path / "a.nii.gz")
+    image = load_nifti(tmp_path / "a.nii.gz")
     assert np.array_equal(image.affine, affine.astype(np.float32))
     assert np.allclose(image.get_qform(), affine, atol=1e-4)
     assert image.header.get_xyzt_units()[0] == "mm"
@@ -97,12 +98,12 @@ def test_labels_are_stored_in_the_smallest_unsigned_type(tmp_path: Path, largest
     header = phantoms.header_of(tmp_path / "a.nii.gz")
     assert header.get_data_dtype() == dtype
     assert (header["scl_slope"], header["scl_inter"]) == (1, 0)
-    assert np.array_equal(nib.load(tmp_path / "a.nii.gz").get_fdata(), labels)
+    assert np.array_equal(load_nifti(tmp_path / "a.nii.gz").get_fdata(), labels)
 
 
 def test_masks_are_bytes(tmp_path: Path) -> None:
     write_labels(tmp_path / "a.nii.gz", LABELS > 1, Volume(HEAD, GRID))
-    assert np.array_equal(np.asanyarray(nib.load(tmp_path / "a.nii.gz").dataobj), (LABELS > 1).astype(np.uint8))
+    assert np.array_equal(np.asanyarray(load_nifti(tmp_path / "a.nii.gz").dataobj), (LABELS > 1).astype(np.uint8))
 
 
 def test_nothing_else_of_the_source_is_taken_over(tmp_path: Path) -> None:
@@ -123,12 +124,12 @@ def test_values_from_0_to_1_are_read_back(tmp_path: Path) -> None:
     values = np.random.default_rng(0).random((*phantoms.SHAPE, 3)).astype(np.float16)
     values[0, 0, 0] = 0, 1, 1.1
     write_maps(tmp_path / "probseg.nii.gz", iter(np.moveaxis(values, 3, 0)), values.shape[3], like=volume)
-    image = nib.load(tmp_path / "probseg.nii.gz")
+    image = load_nifti(tmp_path / "probseg.nii.gz")
     assert image.shape == values.shape and np.array_equal(image.affine, GRID)
     assert np.array_equal(image.get_fdata()[0, 0, 0], [0, 1, 1])
     assert np.abs(image.get_fdata() - values.clip(0, 1)).max() <= 2.0**-16
     write_map(tmp_path / "entropy.nii.gz", values[..., 0], volume)
-    assert nib.load(tmp_path / "entropy.nii.gz").shape == phantoms.SHAPE
+    assert load_nifti(tmp_path / "entropy.nii.gz").shape == phantoms.SHAPE
 
 
 def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -270,4 +271,4 @@ def test_real_label_maps_go_round(testdata: Path, tmp_path: Path, folder: str) -
         volume = read_labels(path)
         write_labels(tmp_path / "dseg.nii.gz", volume.data, volume)
         assert_same_place(tmp_path / "dseg.nii.gz", path)
-        assert np.array_equal(nib.load(tmp_path / "dseg.nii.gz").get_fdata(), nib.load(path).get_fdata())
+        assert np.array_equal(load_nifti(tmp_path / "dseg.nii.gz").get_fdata(), load_nifti(path).get_fdata())

@@ -17,11 +17,13 @@ REFERENCE = Reference(np.arange(1, 21), CENTRES, np.linspace(500, 2e5, 20), np.a
 
 
 def turn(*degrees: float) -> np.ndarray:
-    return Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
+    matrix: np.ndarray = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
+    return matrix
 
 
 def placed(matrix: np.ndarray, scale: np.ndarray | float, shift: np.ndarray) -> np.ndarray:
-    return (CENTRES * scale) @ matrix.T + shift
+    places: np.ndarray = (CENTRES * scale) @ matrix.T + shift
+    return places
 
 
 @pytest.mark.parametrize("degrees", [(0, 0, 0), (20, 0, 0), (5, -30, 12), (45, 45, 0), (0, 0, 170)])
@@ -104,7 +106,8 @@ def test_without_known_regions_there_is_no_average() -> None:
 
 
 def field(places: np.ndarray) -> np.ndarray:
-    return np.exp(0.4 - 0.5 * (places**2).sum(-1) + 0.2 * places[..., 0])
+    brightness: np.ndarray = np.exp(0.4 - 0.5 * (places**2).sum(-1) + 0.2 * places[..., 0])
+    return brightness
 
 
 def test_shading_is_found_by_tissue_that_should_be_alike() -> None:

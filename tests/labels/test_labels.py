@@ -176,7 +176,7 @@ def test_the_tables_that_the_first_model_needs_are_shipped() -> None:
 @pytest.mark.parametrize("table", TABLES)
 def test_shipped_tables_reach_every_region_and_leave_open_only_what_is_not_scored(table: str) -> None:
     relation = shipped(table)
-    open_rows = relation.allowed.all(1)
+    open_rows = np.all(relation.allowed, 1)
     reached = relation.allowed.any(0)
     assert reached.all() or (table, reached.tolist()) == ("FAST_FASTlesion", [True] * 4 + [False])  # healthy people
     for region, is_open in zip(relation.annotation.regions[1:], open_rows[1:], strict=True):
@@ -188,7 +188,7 @@ def test_in_shipped_tables_left_stays_left(table: str) -> None:
     relation = shipped(table)
     pair = relation.annotation, relation.head
     sides = [np.array([region.name.split(" ")[0] for region in protocol.regions]) for protocol in pair]
-    informative = ~relation.allowed.all(1)[:, None]
+    informative = ~np.all(relation.allowed, 1)[:, None]
     for side, other in (("Left", "Right"), ("Right", "Left")):
         crossing = relation.allowed & informative & (sides[0] == side)[:, None] & (sides[1] == other)
         assert not crossing.any()
@@ -209,7 +209,7 @@ def test_the_way_through_another_protocol_allows_what_the_direct_one_says(table:
     assert onwards is not None
     assert direct is not None
     through = there.allowed.astype(int) @ onwards.allowed.astype(int)
-    contradicted = direct.allowed & (through == 0) & ~direct.allowed.all(1)[:, None]
+    contradicted = direct.allowed & (through == 0) & ~np.all(direct.allowed, 1)[:, None]
     assert [first.regions[i].name for i in np.flatnonzero(contradicted.any(1))] == []
 
 

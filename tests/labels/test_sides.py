@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import phantoms
@@ -55,7 +56,7 @@ Cun_cuneus Inf_Lat_Vent LiG_lingual_gyrus LOrG_lateral_orbital_gyrus MSFG_superi
 OpIFG_opercular_part_of_the_inferior_frontal_gyrus SMC_supplementary_motor_cortex Ventral_DC vessel"""
 
 
-def protocol(names: Iterable[str], **columns: list) -> Protocol:
+def protocol(names: Iterable[str], **columns: list[Any]) -> Protocol:
     """Background and regions of these names."""
     rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
     regions = [Region(i, name, name, "#808080", None, **row) for i, (name, row) in enumerate(
@@ -67,7 +68,7 @@ def protocol(names: Iterable[str], **columns: list) -> Protocol:
 def pairs(form: str, *spellings: tuple[str, str], stems: str, blank: str = "_") -> list[tuple[str, str]]:
     """The left and the right name of every stem; {} stands for side and stem."""
     names = [stem.replace("_", blank) for stem in stems.split()]
-    return [tuple(form.format(side, name) for side in sides) for name in names for sides in spellings]  # type: ignore
+    return [(form.format(one, name), form.format(other, name)) for name in names for one, other in spellings]
 
 
 FREESURFER = [
@@ -93,7 +94,7 @@ TABLES = {
         ["3rd Ventricle", "Brain Stem", "CSF", "Cerebellar Vermal Lobules VIII-X", "Optic Chiasm"],
     ),
     "multi-modal parcellation": (pairs("{}_{}_ROI", ("L", "R"), stems="V1 MST 4 3b 55b s6-8 R_P_R"), []),
-    "both spellings": (pairs("{0[0]}_{0[1]}_{1}_ROI", ("lL", "rR"), stems="V1 V2"), []),  # type: ignore[arg-type]
+    "both spellings": (pairs("{0[0]}_{0[1]}_{1}_ROI", ("lL", "rR"), stems="V1 V2"), []),
     "tracts": (pairs("{1} {0}", ("L", "R"), stems="Corticospinal_tract Cingulum_(hippocampus)", blank=" "), ["Fornix"]),
     "networks": (pairs("7Networks_{}_{}", ("LH", "RH"), stems="Vis_1 Vis_2 SomMot_1 Default_PFC_4"), []),
     "BIDS": (pairs("hemi-{}_label-{}", ("L", "R"), stems="hippocampus L1"), ["label-brainstem"]),

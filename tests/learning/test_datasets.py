@@ -69,10 +69,10 @@ def tissues(tmp_path: Path) -> Settings:
     return Settings(bids, tmp_path / "out", training=Training(labels={"FAST": [folder]}))
 
 
-def test_cases_of_a_dataset(tissues: Settings) -> None:
+def test_cases_of_a_dataset(tissues: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     warnings: list[str] = []
     report = tissues.report
-    report.warn = warnings.append  # type: ignore[method-assign]
+    monkeypatch.setattr(report, "warn", warnings.append)
     cases = load_cases(tissues, report)
     assert [(c.name, c.image is not None) for c in cases] == [
         ("my_data/sub-01", True), ("my_data/sub-02", True), ("my_data/sub-03", True), ("my_data/sub-05", False),
@@ -88,7 +88,7 @@ def test_cases_of_a_dataset(tissues: Settings) -> None:
     assert torch.equal(first.brain, first.annotations[0].values > 0)
 
 
-def test_the_flair_is_read_with_the_t1w(tissues: Settings) -> None:
+def test_the_flair_is_read_with_the_t1w(tissues: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """One on the grid of the T1w, one on another grid, and none."""
     anat = {number: tissues.bids_dir / f"sub-0{number}" / "anat" for number in (1, 2, 3)}
     affine, thick = phantoms.grid(8.0, "LAS", (24, 28, 24)), phantoms.grid((8, 4, 8), "PSR", (28, 50, 24))
@@ -96,7 +96,7 @@ def test_the_flair_is_read_with_the_t1w(tissues: Settings) -> None:
         bright = phantoms.head(where, shape, phantoms.FLAIR_INTENSITY)
         phantoms.save(anat[number] / f"sub-0{number}_FLAIR.nii.gz", bright, where)
     details: list[str] = []
-    tissues.report.detail = details.append  # type: ignore[method-assign]
+    monkeypatch.setattr(tissues.report, "detail", details.append)
     cases = load_cases(tissues, tissues.report, ("T1w", "FLAIR"))
     assert [None if c.image is None else len(c.image) for c in cases] == [2, 2, 2, None]
     for known in cases[:2]:

@@ -103,7 +103,8 @@ def test_each_epoch_learns_from_brains_that_are_augmented_anew(tmp_path: Path, m
     assert len({float(each.image.sum()) for each in drawn if each.image is not None}) == len(drawn)
     monkeypatch.setattr(segnet, "draw_case", keep)
     fit(as_they_are, tmp_path / "kept", short(AUGMENTED))
-    assert not torch.equal(changed.first.first["fine"].weight, as_they_are.first.first["fine"].weight)
+    weight = "first.first.fine.weight"
+    assert not torch.equal(changed.get_parameter(weight), as_they_are.get_parameter(weight))
 
 
 def test_logits_are_those_of_its_head() -> None:

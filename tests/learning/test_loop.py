@@ -10,7 +10,7 @@ from labelled import RECIPE, Ask, weights
 
 from bidsseg.image.volume import Volume
 from bidsseg.labels import load_protocol, load_relation
-from bidsseg.learning import loop, validation
+from bidsseg.learning import cases, loop, state, validation
 from bidsseg.learning.cases import Sample
 from bidsseg.learning.clock import time_left
 from bidsseg.learning.datasets import load_cases
@@ -25,7 +25,7 @@ from bidsseg.segmentation.result import Segmentation
 
 def test_what_is_kept_is_the_running_mean_of_the_weights(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     passed: list[dict[str, torch.Tensor]] = []
-    plain_losses, plain_save = loop.losses, loop.save_checkpoint
+    plain_losses, plain_save = loop.losses, state.save_checkpoint
 
     def keep(network: Network) -> None:
         passed.append({name: value.clone() for name, value in network.state_dict().items()})
@@ -57,7 +57,7 @@ def test_batch_normalisations_learn_anew_from_images_alone(ask: Ask, monkeypatch
     recipe += "[sampling]" + RECIPE.split("[sampling]")[1]
     shown: list[bool] = []
     inputs: list[torch.Tensor] = []
-    plain_draw, plain_learn = loop.draw_sample, loop.learn_statistics
+    plain_draw, plain_learn = cases.draw_sample, loop.learn_statistics
 
     def draw_sample(case: Any, *given: Any, **named: Any) -> Any:
         shown.append(case.image is not None)

@@ -20,7 +20,8 @@ def test_the_rate_rises_and_falls() -> None:
 def small_network() -> torch.nn.Sequential:
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Conv3d(3, 5, 3, padding=1), torch.nn.Conv3d(5, 2, 1))
-    return network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    return network
 
 
 def test_kernels_are_stepped_along_alike_singular_values() -> None:

@@ -15,6 +15,7 @@ import phantoms
 import pytest
 import torch
 from recording_console import RecordingConsole
+from safetensors.torch import load_file
 from torch import Tensor
 
 from bidsseg.errors import DataError, TemporaryFailure, UsageError
@@ -113,10 +114,12 @@ def test_image_and_labels_are_moved_alike_by_whole_voxels(shift: tuple[float, ..
     assert given.image is not None
     whole = [round(s) for s in shift]
     inside = tuple(slice(max(0, -s), n - max(0, s)) for s, n in zip(whole, SHAPE, strict=True))
-    for take in (
-        lambda placement: sample_image(given.image, placement)[0],
-        lambda placement: sample_labels(given.annotations[0].values, placement.source),
-    ):
+    image, values = given.image, given.annotations[0].values
+    views: list[Callable[[Warp], Tensor]] = [
+        lambda placement: sample_image(image, placement)[0],
+        lambda placement: sample_labels(values, placement.source),
+    ]
+    for take in views:
         rolled = take(before).roll([-s for s in whole], (0, 1, 2))
         assert torch.equal(take(after)[inside], rolled[inside])
     last = mover(Constant(100, 0, 0)).move(given, before, torch.Generator()).source
@@ -124,12 +127,15 @@ def test_image_and_labels_are_moved_alike_by_whole_voxels(shift: tuple[float, ..
 
 
 def test_a_moved_sample_has_no_new_values_and_takes_no_brightness_of_the_target() -> None:
-    plan = replace(PLAN, mover=mover(wild()))
-    bright = replace(plan, mover=replace(plan.mover, targets=[5 * target for target in plan.mover.targets]))
-    texture = set(CASES[0].image[0, CASES[0].brain].tolist())
+    moving = mover(wild())
+    plan = replace(PLAN, mover=moving)
+    bright = replace(plan, mover=replace(moving, targets=[5 * target for target in moving.targets]))
+    image = CASES[0].image
+    assert image is not None
+    texture = set(image[0, CASES[0].brain].tolist())
     place = mover(wild()).move(CASES[0], centred(), torch.Generator().manual_seed(0))
     assert not torch.equal(place.source, centred().source)
-    shown = sample_image(CASES[0].image, place)[0, sample_labels(CASES[0].brain, place.source)]
+    shown = sample_image(image, place)[0, sample_labels(CASES[0].brain, place.source)]
     assert min(min(abs(value - known) for known in texture) for value in shown[::50].tolist()) < 1e-3
     for number in range(4):
         sample, other = draw(CASES[:1], plan, number), draw(CASES[:1], bright, number)
@@ -164,7 +170,9 @@ def test_samples_that_are_not_moved_are_those_of_a_run_without_registration() ->
 
 
 def test_a_placed_brain_is_all_that_is_seen_of_a_scan() -> None:
-    whole = replace(CASES[0], image=CASES[0].image + 40)
+    plain = CASES[0].image
+    assert plain is not None
+    whole = replace(CASES[0], image=plain + 40)
     image = placed(whole, SHAPE, 2.0)
     assert image.shape == (1, 1, *SHAPE)
     brain = sample_labels(whole.brain, centred(-0.5).source) | sample_labels(whole.brain, centred(0.5).source)
@@ -359,7 +367,7 @@ def test_a_run_stopped_at_any_time_goes_on_to_the_very_same_weights(ask: Ask, mo
             train_level(ask(output="parts"))
     folder = train_level(ask(output="parts", resume=True))
     for name in (card.WEIGHTS, DFNET):
-        one, other = (library.load_file(place / name) for place in (whole, folder))
+        one, other = (load_file(place / name) for place in (whole, folder))
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 

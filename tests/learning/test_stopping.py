@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import pytest
@@ -60,7 +60,7 @@ def test_a_stopped_run_goes_on_to_the_very_same_weights(ask: Ask, monkeypatch: p
     assert read_card(folder).recipe["steps_done"] == 5
     curves = [pd.read_csv(place / "curve.tsv", sep="\t").drop(columns="elapsed_s") for place in (whole, folder)]
     assert curves[0].step.tolist() == curves[1].step.tolist()
-    pd.testing.assert_frame_equal(*curves)
+    pd.testing.assert_frame_equal(curves[0], curves[1])
 
 
 def test_overwriting_starts_again(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +134,7 @@ def test_who_stops_before_the_first_step_or_while_it_is_measured_loses_nothing(
 
 @pytest.mark.parametrize("keep, kept", [("best", 1), ("last", 3)])
 def test_the_weights_kept_are_those_that_the_recipe_asks_for(
-    keep: str, kept: int, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    keep: Literal["best", "last"], kept: int, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = ask()
     recipe = replace(load_recipe(settings.training.recipe), keep=keep, steps=4)
@@ -148,7 +148,7 @@ def test_the_weights_kept_are_those_that_the_recipe_asks_for(
     cases = load_cases(settings, settings.report)
     heads = tuple(load_protocol(name).scored() for name in recipe.heads)
     network = build(Card("tiny", "Tissue", ("T1w",), recipe.network, 3.0, tuple(recipe.heads), ""))
-    never = partial(bool, False)  # type: ignore[var-annotated]
+    never = partial(bool, False)
     conditions = Conditions(tmp_path, math.inf, never, lambda _: None)
     loop.fit(network, cases, cases[:1], plan=loop.Plan(recipe, heads), conditions=conditions, check_every=0.2)
     if keep == "last":

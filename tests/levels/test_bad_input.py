@@ -16,6 +16,7 @@ import numpy as np
 import phantoms
 import pytest
 from fake_model import App, app_for_everybody, make_app, save_card
+from nifti import load_nifti
 
 from bidsseg.app import cli
 from bidsseg.models.card import WEIGHTS
@@ -310,8 +311,8 @@ def test_an_image_that_is_odd_but_usable(what: str, app: App, stream: ErrorStrea
     assert {finding["code"] for finding in entry.get("findings", [])} == codes
     err = stream.err
     assert all(f"[{code}]" in err for code in codes)
-    source = nib.load(t1w(app))
-    written = nib.load(app.output / "sub-01/anat/sub-01_seg-FAST_desc-wholebrain_dseg.nii.gz")
+    source = load_nifti(t1w(app))
+    written = load_nifti(app.output / "sub-01/anat/sub-01_seg-FAST_desc-wholebrain_dseg.nii.gz")
     assert written.affine.tobytes() == source.affine.tobytes()
     assert written.shape == source.shape[:3]
 

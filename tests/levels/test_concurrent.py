@@ -84,7 +84,8 @@ def test_nobody_waits_for_a_lock_for_ever(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_temporary_file_that_is_taken_away_before_it_is_locked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, taken = fcntl.flock, []
+    real = fcntl.flock
+    taken: list[int] = []
 
     def flock(stream: object, how: int) -> None:
         if not taken:

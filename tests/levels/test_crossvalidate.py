@@ -195,7 +195,12 @@ def test_overwriting_forgets_all_folds(
         train_level(request_of(out, overwrite=True, resume=True))
     shutil.copytree(model(out, 1), model(out, 2))  # of another number of folds
     asked: list[int] = []
-    monkeypatch.setattr(Interruption, "asked", lambda _: bool(asked) or asked.append(1) or False)
+
+    def stop(_: Interruption) -> bool:
+        asked.append(1)
+        return len(asked) > 1
+
+    monkeypatch.setattr(Interruption, "asked", stop)
     with pytest.raises(TemporaryFailure, match=r"fold 1 of 2 is next: interrupted; .* run again with --resume"):
         train_level(request_of(out, overwrite=True))
     assert not [path for path in out.rglob("*") if path.is_file()]

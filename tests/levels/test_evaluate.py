@@ -96,7 +96,7 @@ def test_correlation_without_spread_or_with_few_scans_is_not_defined() -> None:
     found, reference = np.array([[1.0, 5, 2], [2, 6, 2], [3, 7, np.nan]]), np.array([[7.0, 1, 1], [7, 2, 2], [7, 3, 3]])
     each, mean = correlation_estimates(found, reference, np.arange(3))
     assert np.isnan([each[0].mean, each[2].mean]).all()
-    assert (each[1].mean, mean.mean) == (pytest.approx(1), pytest.approx(1))
+    assert [each[1].mean, mean.mean] == pytest.approx([1, 1])
     assert np.isnan(each[1].low), "draws of three people are often of the same one"
 
 
@@ -105,7 +105,7 @@ def test_scans_of_a_participant_count_as_one() -> None:
     means = participant_means(values, np.array([0, 0, 1, 2]))
     np.testing.assert_array_equal(means, [[0.5, 1], [0.2, 0.2], [np.nan, np.nan]])
     (first, second) = mean_estimates(means)
-    assert (first.mean, first.brains) == (pytest.approx(0.35), 2)
+    assert first.mean == pytest.approx(0.35) and first.brains == 2
     assert second.mean == pytest.approx(0.6)
 
 
@@ -114,7 +114,7 @@ def test_the_interval_is_the_bootstrap_of_the_mean() -> None:
     values[30:, 1] = np.nan
     for found, column in zip(mean_estimates(values), values.T, strict=True):
         expected = estimate(column)
-        assert (found.mean, found.brains) == (pytest.approx(expected.mean), expected.brains)
+        assert found.mean == pytest.approx(expected.mean) and found.brains == expected.brains
         np.testing.assert_allclose([found.low, found.high], [expected.low, expected.high], atol=0.004)
     (one,) = mean_estimates(np.array([[0.5]]))
     assert one.mean == 0.5 and np.isnan([one.low, one.high]).all()

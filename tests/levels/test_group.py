@@ -62,8 +62,8 @@ def test_a_row_for_each_scan_and_a_column_for_each_region(bids: Path, output: Pa
 
 def test_scans_without_a_result_have_a_row_with_the_reason_in_its_status(bids: Path, output: Path) -> None:
     add_result(output, {"subject": "02"})
-    add_run(output, "1", **{"sub-01": ("failed", "damaged"), "sub-03": ("failed", "full disk")})
-    add_run(output, "2", **{"sub-01": ("done", ""), "sub-03": ("failed", "still full")})
+    add_run(output, "1", {"sub-01": ("failed", "damaged"), "sub-03": ("failed", "full disk")})
+    add_run(output, "2", {"sub-01": ("done", ""), "sub-03": ("failed", "still full")})
     console = run(bids, output)
     rows = rows_of(output / f"group_seg-FAST_desc-{MODEL}_morph.tsv")
     assert [(row["participant_id"], row["status"]) for row in rows] == [
@@ -80,7 +80,7 @@ def test_scans_without_a_result_have_a_row_with_the_reason_in_its_status(bids: P
 
 def test_the_fate_counts_for_its_own_model_only(bids: Path, output: Path) -> None:
     add_result(output, {"subject": "01"}, model="other")
-    add_run(output, "1", **{"sub-02": ("failed", "damaged")})
+    add_run(output, "1", {"sub-02": ("failed", "damaged")})
     run(bids, output)
     rows = rows_of(output / "group_seg-FAST_desc-other_morph.tsv")
     assert [row["status"] for row in rows] == ["done", "missing", "missing", "missing"]
@@ -136,7 +136,7 @@ def test_an_output_folder_is_enough(tmp_path: Path, output: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     add_result(output, {"subject": "01"})
-    add_run(output, "1", **{"sub-07_run-1": ("passed over", "no FLAIR")})
+    add_run(output, "1", {"sub-07_run-1": ("passed over", "no FLAIR")})
     console = run(empty, output)
     rows = rows_of(output / f"group_seg-FAST_desc-{MODEL}_morph.tsv")
     assert [(row["participant_id"], row["status"]) for row in rows] == [("sub-01", "done"), ("sub-07", "passed over")]

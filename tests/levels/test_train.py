@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 import phantoms
 import pytest
 import torch
 from labelled import GRID, HALF, RECIPE, SHAPE, Ask, console, weights
+from nifti import load_nifti
 from recording_console import RecordingConsole
 
 from bidsseg.app.cli import main
@@ -223,9 +223,9 @@ def test_a_protocol_of_ones_own_is_learned_and_spoken(ask: Ask, dataset: tuple[P
     table.write_text("index\tname\tscored\n0\tBackground\t1\n7\tInside\t1\n9\tUnsure\t0\n")
     for number in range(1, 4):
         name = f"sub-{number:02}"
-        labels = nib.load(dataset[1] / name / "anat" / f"{name}_seg-FAST_dseg.nii.gz")
-        values = np.where(np.asarray(labels.dataobj) > 1, 7, 0).astype(np.uint8)
-        phantoms.save(tmp_path / "mine" / name / "anat" / f"{name}_seg-Mine_dseg.nii.gz", values, labels.affine)
+        tissue = load_nifti(dataset[1] / name / "anat" / f"{name}_seg-FAST_dseg.nii.gz")
+        values = np.where(np.asarray(tissue.dataobj) > 1, 7, 0).astype(np.uint8)
+        phantoms.save(tmp_path / "mine" / name / "anat" / f"{name}_seg-Mine_dseg.nii.gz", values, tissue.affine)
     heads = f'{{ brain = 0.5, "{table}" = 1.0 }}'
     recipe = RECIPE.replace("{ brain = 0.5, FAST = 1.0 }", heads)
     labels = {"FAST": [dataset[1]], str(table): [tmp_path / "mine"]}

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from bidsseg.errors import DataError, InputMissing
 from bidsseg.labels import load_protocol
-from bidsseg.models.card import CARD, FOLDER, WEIGHTS, Card, find_card, read_card, shipped
-from bidsseg.models.library import Model, build, checksum, head_protocol, load_model, save_model
+from bidsseg.models.card import CARD, FOLDER, WEIGHTS, Card, find_card, head_protocol, read_card, shipped
+from bidsseg.models.library import Model, build, checksum, load_model, save_model
 
 NETWORK = {"name": "subpixel-unet", "coordinates": 0, "widths": [4, 8], "features": 4, "last": 4}
 

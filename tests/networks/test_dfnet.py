@@ -67,7 +67,7 @@ def test_the_trunk_is_that_of_eneuronet() -> None:
     segmenter.trunk.load_state_dict({name: weights[name] for name in segmenter.trunk.state_dict()})
     for module in net.modules():
         if isinstance(module, nn.InstanceNorm3d):
-            module.forward = lambda x: x  # type: ignore[method-assign]
+            module.forward = lambda input: input  # type: ignore[method-assign]
     image = draw(1, 2, 16, 32, 16)
     assert torch.allclose(net.trunk(image), segmenter.trunk(image), atol=1e-5)
 

@@ -282,7 +282,7 @@ def test_mean_distance_is_over_the_pairs_of_which_n_are_of_a_centroid_with_itsel
 
 def test_scaled_distances_do_not_change_with_turning_moving_and_scaling() -> None:
     centroids, points = (100 * torch.rand(n, 3, generator=seeded(n)) for n in (20, 30))
-    turn = torch.linalg.qr(torch.randn(3, 3, generator=seeded()))[0]
+    turn: Tensor = torch.linalg.qr(torch.randn(3, 3, generator=seeded()))[0]
 
     def moved(x: Tensor) -> Tensor:
         return 1.7 * x @ turn + torch.tensor([30.0, -20, 5])

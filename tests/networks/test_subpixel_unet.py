@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,15 +14,15 @@ from bidsseg.models.card import Card
 from bidsseg.models.library import build
 from bidsseg.networks.subpixel_unet import ChannelNorm, SubpixelUNet, fold, unfold
 from bidsseg.segmentation import windows
+from bidsseg.segmentation.engine import Engine
 from bidsseg.segmentation.features import Features
-from bidsseg.segmentation.predict import Engine
 from bidsseg.segmentation.windows import HALO, features_of, in_windows, steps, window_sizes
 
 SHAPE = (32, 48, 16)
 OURS = "subpixel-unet"
 
 
-def network(widths: tuple[int, ...] = (8, 16), coordinates: int = 3, **options: int) -> SubpixelUNet:
+def network(widths: tuple[int, ...] = (8, 16), coordinates: Literal[0, 3] = 3, **options: int) -> SubpixelUNet:
     """A small one in which every residual branch says something."""
     torch.manual_seed(0)
     made = SubpixelUNet({"brain": 2}, coordinates=coordinates, widths=widths, features=4, last=8, **options)
@@ -163,11 +163,11 @@ def test_size_of_the_networks_of_the_recipes(name: str) -> None:
     card = Card(recipe.name, recipe.title, ("T1w",), recipe.network, recipe.spacing_mm, tuple(recipe.heads), "")
     made = build(card)
     options = {key: value for key, value in recipe.network.items() if key != "name"}
-    regions = sum(head.out_features for head in made.heads.values())  # type: ignore[union-attr, operator, misc]
+    regions = sum(head.out_features for head in made.heads.values())  # type: ignore[misc]
     count = sum(p.numel() for p in made.parameters())
     assert count == expected_parameters(regions, **options)
     assert 2 * count < 16e6
-    assert all(n % made.multiple == 0 for n in recipe.sampling.shape)  # type: ignore[operator]
+    assert all(n % made.multiple == 0 for n in recipe.sampling.shape)
 
 
 def test_the_first_model_has_four_heads_of_these_sizes() -> None:

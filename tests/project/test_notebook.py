@@ -4,8 +4,8 @@ import json
 import runpy
 from pathlib import Path
 
-import nibabel as nib
 import pytest
+from nifti import load_nifti
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "docs" / "how-to" / "python.ipynb"
@@ -33,7 +33,7 @@ def test_the_notebook_runs_on_the_demo_dataset(tmp_path: Path, monkeypatch: pyte
     for number, cell in enumerate(code_cells()):
         exec(compile(cell, f"{NOTEBOOK.name}, code cell {number}", "exec"), names)
     (saved,) = (tmp_path / "segmented").glob("*_seg-FreeSurfer_*_dseg.nii.gz")
-    scan = nib.load(tmp_path / str(names["scan"]))
-    assert (nib.load(saved).affine == scan.affine).all()
+    scan = load_nifti(tmp_path / str(names["scan"]))
+    assert (load_nifti(saved).affine == scan.affine).all()
     agreement = names["agreement"]
     assert (agreement["dice"] == 1).all()  # type: ignore[index]

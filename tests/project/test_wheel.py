@@ -8,10 +8,10 @@ import zipfile
 from pathlib import Path
 
 import bare
-import nibabel as nib
 import numpy as np
 import phantoms
 import pytest
+from nifti import load_nifti
 
 import bidsseg
 
@@ -47,7 +47,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     shutil.copytree(ROOT / "bidsseg", source / "bidsseg", ignore=shutil.ignore_patterns("__pycache__"))
-    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", "-w", folder, source]
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
+    build += ["-w", str(folder), str(source)]
     subprocess.run(build, check=True, capture_output=True, timeout=300)
     return next(folder.glob("bidsseg-*.whl"))
 
@@ -119,7 +120,7 @@ def test_the_installed_command_segments_a_dataset(programs: Path, tmp_path: Path
     """A head of half the size, with a shipped model: label maps, tables, pictures, pages and the viewer are written."""
     bids = phantoms.make_bids(tmp_path / "bids", participants=1)
     (path,) = bids.rglob("*_T1w.nii.gz")
-    image = nib.load(path)
+    image = load_nifti(path)
     data = np.asarray(image.dataobj)
     phantoms.save(path, data, image.affine @ np.diag([0.5, 0.5, 0.5, 1]))
     words = ["--fast", "--viewer", "--n-cpus", "1", "--precision", "fp32"]

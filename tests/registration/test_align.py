@@ -29,7 +29,8 @@ T1W, FLAIR = (0, 60, 100, 150), (0, 20, 130, 90)
 def motion(distance_mm: float, angle_degrees: float) -> np.ndarray:
     """A rigid motion (4, 4) about the middle of the head, neither along an axis nor about one."""
     turn = Rotation.from_rotvec(angle_degrees * np.array([1.0, -2.0, 2.0]) / 3, degrees=True)
-    return from_matvec(turn.as_matrix(), distance_mm * np.array([2.0, 1.0, -2.0]) / 3)
+    rigid: np.ndarray = from_matvec(turn.as_matrix(), distance_mm * np.array([2.0, 1.0, -2.0]) / 3)
+    return rigid
 
 
 def blobs(affine: np.ndarray, shape: tuple[int, int, int], contrast: tuple[int, ...], seed: int = 0) -> Volume:

@@ -16,6 +16,7 @@ from fake_model import App, make_app
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nibabel.affines import apply_affine, from_matvec
+from nifti import load_nifti
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
@@ -56,7 +57,7 @@ def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def app(templates: Path, tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> App:
     """One participant, whose head is the template's, moved and stretched."""
     bids = make_bids(1)
-    template = nib.load(templates / f"tpl-{NAME}" / f"tpl-{NAME}_res-02_T1w.nii.gz")
+    template = load_nifti(templates / f"tpl-{NAME}" / f"tpl-{NAME}_res-02_T1w.nii.gz")
     shape, affine = (90, 100, 96), phantoms.grid(2.2, "LAS", (90, 100, 96))
     to_template = np.linalg.inv(template.affine) @ TRUTH @ affine
     data = ndimage.affine_transform(template.get_fdata(), to_template[:3, :3], to_template[:3, 3], shape, order=1)
@@ -68,9 +69,9 @@ def app(templates: Path, tmp_path: Path, make_bids: Callable[..., Path], monkeyp
 def test_label_maps_lie_on_the_template(way: str, ending: str, app: App, templates: Path) -> None:
     assert app("--output-spaces", f"{NAME}:res-2{way}", "T1w") == 0
     anat = app.output / "sub-01" / "anat"
-    template = nib.load(templates / f"tpl-{NAME}" / f"tpl-{NAME}_res-02_T1w.nii.gz")
-    native = nib.load(anat / "sub-01_seg-FAST_desc-wholebrain_dseg.nii.gz")
-    found = nib.load(anat / f"sub-01_space-{NAME}_seg-FAST_res-2_desc-wholebrain_dseg.nii.gz")
+    template = load_nifti(templates / f"tpl-{NAME}" / f"tpl-{NAME}_res-02_T1w.nii.gz")
+    native = load_nifti(anat / "sub-01_seg-FAST_desc-wholebrain_dseg.nii.gz")
+    found = load_nifti(anat / f"sub-01_space-{NAME}_seg-FAST_res-2_desc-wholebrain_dseg.nii.gz")
     assert found.shape == template.shape and np.array_equal(found.affine, template.affine)
     labels = np.asarray(found.dataobj)
     assert labels.dtype.kind == "u" and set(np.unique(labels)) == set(np.unique(np.asarray(native.dataobj)))
@@ -94,7 +95,8 @@ def test_label_maps_lie_on_the_template(way: str, ending: str, app: App, templat
 def transform_in(path: Path) -> sitk.Transform:
     """As ITK and ANTs read it."""
     if path.suffix == ".txt":
-        return sitk.ReadTransform(str(path))
+        transform: sitk.Transform = sitk.ReadTransform(str(path))
+        return transform
     return sitk.DisplacementFieldTransform(sitk.ReadImage(str(path), sitk.sitkVectorFloat64))
 
 
@@ -233,7 +235,7 @@ def test_two_resolutions_have_one_fit(app: App, templates: Path, monkeypatch: py
     assert app("--output-spaces", *(f"{NAME}:res-{number}:affine" for number in (2, 3, "02"))) == 0
     assert [space.resolution for space in asked] == ["2"]
     anat = app.output / "sub-01" / "anat"
-    maps = [nib.load(anat / f"sub-01_space-{NAME}_seg-FAST_res-{n}_desc-wholebrain_dseg.nii.gz") for n in (2, 3)]
+    maps = [load_nifti(anat / f"sub-01_space-{NAME}_seg-FAST_res-{n}_desc-wholebrain_dseg.nii.gz") for n in (2, 3)]
     assert np.array_equal(maps[0].get_fdata(), maps[1].get_fdata()) and maps[0].get_fdata().any()
     assert len(list(anat.glob("*_xfm.*"))) == 1
     assert app("--output-spaces", *(f"{NAME}:res-{number}:affine" for number in (2, 3))) == 0

@@ -15,6 +15,7 @@ from bidsseg import __version__
 from bidsseg.bids.names import with_extension
 from bidsseg.bids.outputs import output_paths
 from bidsseg.bids.scan import Scan
+from bidsseg.derivative.sidecar_keys import ModelUsed, Sidecar
 from bidsseg.files import write_json_atomic
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import load_protocol
@@ -180,10 +181,10 @@ def test_pages_and_pictures_are_small_and_the_same_each_time(tmp_path: Path) -> 
 # -- methods -----------------------------------------------------------------------------------------------------------
 
 
-def record(name: str, *others: str) -> dict[str, object]:
+def record(name: str, *others: str) -> Sidecar:
     """The sidecar of a result of shipped models, as far as it says what was used."""
     sources = [f"bids:raw:sub-01/anat/sub-01_{suffix}.nii.gz" for suffix in find_card(name).inputs]
-    models = [{"Name": card.name, "SHA256": card.sha256} for card in map(find_card, (name, *others))]
+    models: list[ModelUsed] = [{"Name": card.name, "SHA256": card.sha256} for card in map(find_card, (name, *others))]
     return {"Sources": sources, "Models": models}
 
 
@@ -198,7 +199,7 @@ def test_the_methods_say_what_was_used_and_whom_to_cite() -> None:
 
 
 def test_the_methods_are_those_of_the_run_that_made_the_result() -> None:
-    more = {"SoftwareVersion": "0.0.9", "OutputSpaces": {"MNI": "deformable", "Colin": "affine"}}
+    more: Sidecar = {"SoftwareVersion": "0.0.9", "OutputSpaces": {"MNI": "deformable", "Colin": "affine"}}
     result = methods({**record(MODEL), **more}, ["FAST"])
     assert result is not None and "bidsseg 0.0.9, a BIDS App" in result.text
     assert "to the template MNI and Colin (TemplateFlow" in result.text and "diffeomorphic demons" in result.text
@@ -209,7 +210,7 @@ def test_the_methods_are_those_of_the_run_that_made_the_result() -> None:
 
 
 def test_nothing_is_told_of_a_model_that_only_has_the_name_of_a_shipped_one() -> None:
-    sidecar = {"Models": [{"Name": "wholebrain", "SHA256": "0" * 64}]}
+    sidecar: Sidecar = {"Models": [{"Name": "wholebrain", "SHA256": "0" * 64}]}
     result = methods(sidecar, ["BrainCOLOR", "FAST", "FreeSurfer"])
     assert result is not None
     assert result.references == (BIDS_APPS,)

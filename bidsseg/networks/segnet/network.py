@@ -110,14 +110,15 @@ class SegNet(nn.Module):
             inputs: each of the network's groups; ``fine`` and ``compressed`` are (P, planes, 29, 29), ``cube`` is
                 (P, 13, 13, 13), ``coordinates`` (P, 3), ``distances`` (P, N).
         """
-        return self.joint(torch.cat([self.pathway(group, inputs[group]) for group in self.groups], 1))
+        logits: Tensor = self.joint(torch.cat([self.pathway(group, inputs[group]) for group in self.groups], 1))
+        return logits
 
     def pathway(self, group: str, x: Tensor) -> Tensor:
         """Return the output of the pathway of one group, before the pathways are joined, (P, neurons)."""
         if group in PLANAR:
             return torch.cat([self.plane(group, i, x[:, i]) for i in range(len(self.planes))], 1)
         if group == "cube":
-            return self.cube(x.flatten(1))
+            x = self.cube(x.flatten(1))
         if group == "distances":
             x = (x - self.distance_mean) / self.distance_sd
             return x + self.noise * torch.randn_like(x) if self.training else x
