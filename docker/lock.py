@@ -67,8 +67,8 @@ def looked_up(words: Sequence[str]) -> dict[str, str]:
     """Return the checksums of the files that pip would install, by ``name==version``."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--report", report]
-        subprocess.run([*pip, *words], check=True)
+        pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"]
+        subprocess.run([*pip, "--report", str(report), *words], check=True)
         installed = json.loads(report.read_text())["install"]
     return {
         f"{package['metadata']['name']}=={package['metadata']['version']}": "sha256:"

@@ -16,7 +16,10 @@ from recording_console import RecordingConsole
 
 from bidsseg.settings import Settings, Training
 
-SLOWEST = ("test_partial.py", "test_crossvalidate.py", "test_train.py", "test_eneuronet.py", "test_registration.py")
+SLOWEST = (
+    "test_partial.py", "test_dask.py", "test_train.py", "test_participant.py", "test_crossvalidate.py",
+    "test_registration.py", "test_learning_segnet.py", "test_system_errors.py", "test_eneuronet.py", "test_wheel.py",
+)  # fmt: skip
 """Files that take longest, which go first, or one process would work on them while the others have no more to do."""
 
 
