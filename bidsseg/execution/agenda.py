@@ -1,0 +1,150 @@
+"""The plan of the level ``participant``: which scans are segmented, and which not."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bidsseg.bids import query, validator
+from bidsseg.bids.index import participant_labels
+from bidsseg.bids.scan import Scan, Selection
+from bidsseg.derivative.job import Job, check_apart
+from bidsseg.derivative.manifest import Entry
+from bidsseg.derivative.ownership import check_files, check_folder, check_same_scan, check_source
+from bidsseg.errors import BidssegError, DataError, InputMissing, NothingSelected, UsageError
+from bidsseg.execution.cluster_config import CONFIGS, read_config
+from bidsseg.execution.machine import check_device
+from bidsseg.models.card import Card, find_card
+from bidsseg.registration.spaces import Space, find_space
+from bidsseg.settings import Settings
+
+Failure = tuple[Entry, Exception]
+"""A failed scan: its entry in the manifest, and the error."""
+
+
+@dataclass(frozen=True)
+class Agenda:
+    """The plan of a run.
+
+    Attributes:
+        jobs: one job for each usable scan.
+        done: jobs that an earlier run has finished.
+        passed_over: scans without an image that the model needs.
+        unusable: scans that fail before they are read.
+        warnings: warnings for the user before the run begins.
+    """
+
+    jobs: Sequence[Job]
+    done: frozenset[Job]
+    passed_over: Sequence[Entry]
+    unusable: Sequence[Failure]
+    warnings: list[str]
+
+    @property
+    def todo(self) -> list[Job]:
+        """Jobs that are not finished."""
+        return [job for job in self.jobs if job not in self.done]
+
+    @property
+    def total(self) -> int:
+        """The number of scans with a job or a failure."""
+        return len(self.jobs) + len(self.unusable)
+
+
+def check_request(settings: Settings) -> tuple[Card, list[Space]]:
+    """Return the model and the standard spaces, after checking the output folder and the device."""
+    check_folder(settings.output_dir)
+    check_source(settings)
+    card = find_card(settings.model)
+    if settings.executor == "local":  # the machines of a cluster have their own devices
+        check_device(settings.device)
+    elif settings.executor in CONFIGS:
+        read_config(settings.cluster_config, settings.executor)
+    spaces = list(dict.fromkeys(find_space(word) for word in settings.output_spaces))
+    for one, other in itertools.combinations(spaces, 2):
+        if one.template == other.template and one.affine != other.affine:
+            raise UsageError(f"--output-spaces: give {one.template} with :affine or without, not both")
+    return card, spaces
+
+
+def select(settings: Settings, card: Card) -> Selection | None:
+    """Return the images of ``settings.images`` or the selected scans of the dataset; None if this shard is empty.
+
+    UsageError if the images lack one that the model needs.
+    """
+    if settings.images:
+        return _given(settings, card)
+    participants = _shard(settings)
+    if participants == []:
+        settings.report.say("this shard is empty: there are fewer participants than shards")
+        return None
+    return query.select_scans(
+        settings.bids_dir,
+        participants=participants,
+        sessions=settings.sessions or None,
+        filters=settings.filters,
+        database_dir=settings.database_dir,
+    )
+
+
+def _given(settings: Settings, card: Card) -> Selection:
+    """Return the scan of images that are in no dataset. UsageError if the model needs another image."""
+    if missing := card.lacks(settings.images):
+        raise UsageError(f"the model {card.name} needs a {missing}: give --{missing.lower()} FILE")
+    scan = Scan.of_files(settings.images["T1w"], settings.images.get("FLAIR"))
+    check_same_scan(Job(scan, card, settings.bids_dir, settings.output_dir), overwrite=settings.overwrite)
+    return Selection([scan], [])
+
+
+def _shard(settings: Settings) -> list[str] | None:
+    """Return the labels of the participants of this shard, independent of finished scans; None for all."""
+    part, parts = settings.shard
+    if parts == 1:
+        return list(settings.participants) or None
+    return sorted(settings.participants or participant_labels(settings.bids_dir))[part - 1 :: parts]
+
+
+def plan(settings: Settings, card: Card, selection: Selection, *, spaces: Sequence[Space]) -> Agenda:
+    """Return the plan of the run. DataError if no scan can be used; OutputNotWritable for files of other tools."""
+    jobs, passed_over, unusable = _jobs(settings, card, selection.scans, spaces=spaces)
+    unusable += [_failure(key, InputMissing(reason)) for key, reason in selection.closed.items()]
+    if not jobs:
+        raise DataError("; ".join(str(error) for _, error in unusable))
+    if spaces:
+        check_apart(jobs)
+    done = frozenset() if settings.overwrite else frozenset(job for job in jobs if job.is_finished())
+    check_files(settings.output_dir, jobs, done)
+    warnings = [*selection.notes, *(f"{entry.scan} is skipped: {entry.reason}" for entry in passed_over)]
+    todo = [job.scan for job in jobs if job not in done]
+    if todo and not (settings.skip_validation or settings.images):
+        place = None if settings.dry_run else settings.output_dir
+        warnings += [str(issue) for issue in validator.validate(settings.bids_dir, todo, place)]
+    return Agenda(jobs, done, passed_over, unusable, warnings)
+
+
+def _jobs(
+    settings: Settings, card: Card, scans: Sequence[Scan], *, spaces: Sequence[Space]
+) -> tuple[list[Job], list[Entry], list[Failure]]:
+    """Return the jobs, the scans without an image that the model needs, and those with invalid file names."""
+    jobs, passed_over, unusable = [], [], []
+    for scan in scans:
+        if "FLAIR" in card.inputs and scan.flair is None:
+            reason = f"the model {card.name} needs a FLAIR: {scan.flair_reason}"
+            passed_over.append(Entry(scan.key, "passed over", reason))
+        else:
+            asked = settings.probseg, settings.entropy, spaces, settings.viewer, settings.fast
+            job = Job(scan, card, settings.bids_dir, settings.output_dir, *asked)
+            try:
+                job.check_names()
+                jobs.append(job)
+            except DataError as error:
+                unusable.append(_failure(scan.key, error))
+    if not jobs and not unusable:
+        raise NothingSelected(f"{passed_over[0].scan}: {passed_over[0].reason}; so for all {len(scans)} scans")
+    return jobs, passed_over, unusable
+
+
+def _failure(scan: str, error: BidssegError) -> Failure:
+    """Return the failure of a scan that was not read."""
+    return Entry(scan, "failed", str(error)), error
