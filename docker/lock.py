@@ -33,7 +33,8 @@ def main(variant: str) -> None:
     pins = needed(variant, index)
     lines = [f"# Packages of the image ({variant}, Python 3.11), pinned with checksums. Made by docker/lock.py."]
     for pin in sorted(pins, key=str.lower):
-        checksums = {pins[pin], *(checksum for checksum in [on_aarch64(pin, index)] if checksum)}
+        other = on_aarch64(pin, index if pin.startswith("torch==") else [])
+        checksums = {pins[pin]} | ({other} if other else set())
         if pins[pin] in known.get(pin, ""):
             checksums |= set(re.findall(r"sha256:\w+", known[pin]))
         lines.append(" ".join([pin, *(f"--hash={checksum}" for checksum in sorted(checksums))]))
