@@ -1,4 +1,4 @@
-"""The descriptors of the command line: what the launchers' own tool says of them."""
+"""The Boutiques descriptors of the command line, checked with the tools of the launchers."""
 
 import json
 import re
@@ -44,7 +44,7 @@ def test_their_own_validator_accepts_them() -> None:
 
 @pytest.fixture
 def simulated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
-    """Gives the words that a launcher would run after the command's name."""
+    """Return the words that a launcher would run after the name of the command."""
 
     def simulate(level: str, **values: Any) -> list[str]:
         chosen = tmp_path / "invocation.json"

@@ -1,4 +1,4 @@
-"""The command line: what users type, what they are told, and how fast."""
+"""The command line: arguments, messages and start-up time."""
 
 import io
 import json
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Settings]]:
-    """What the levels are called with; none of them runs."""
+    """The arguments with which the levels are called; no level runs."""
     made: list[tuple[str, Settings]] = []
     for level in ("participant", "group", "evaluate", "train"):
         module = ModuleType(level)
@@ -41,7 +41,7 @@ def bids(tmp_path: Path) -> Path:
 
 
 def one(calls: list[tuple[str, Settings]]) -> Settings:
-    """The settings of the only call."""
+    """Return the settings of the only call."""
     assert len(calls) == 1
     return calls[0][1]
 

@@ -31,7 +31,7 @@ def scan(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path, model: Path) -> Callable[..., int]:
-    """Run the command and return the exit code: ``run(image, *words, output="out")``."""
+    """Return a function that runs the command and returns the exit code: ``run(image, *words, output="out")``."""
 
     def file(image: Path, *words: str, output: str = "out") -> int:
         given = ["--device", "cpu", "--precision", "fp32", "--n-cpus", "1", "--model", str(model)]
@@ -41,7 +41,7 @@ def run(tmp_path: Path, model: Path) -> Callable[..., int]:
 
 
 def named(scan: Path, name: str) -> Path:
-    """The scan under another name, in a folder of its own."""
+    """Return a copy of the scan under another name, in a separate folder."""
     path = scan.parents[3] / "loose" / name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(scan.read_bytes())

@@ -1,4 +1,4 @@
-"""The script that makes every shipped model, with a stand-in for Python that writes down what it is asked to do."""
+"""The script that trains every shipped model, with a substitute for Python that records the commands."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def call(data: Path, *minutes: str, code: int = 0) -> tuple[int, list[list[str]]]:
-    """Exit status, and the words of each command that was begun; each ends with that code."""
+    """Return the exit status and the words of each started command; each command exits with ``code``."""
     log, python = data.parent / "log", data.parent / "python"
     log.write_text("")
     python.write_text(f'#!/bin/sh\necho "$@" >> {log}\nexit {code}\n')

@@ -1,4 +1,4 @@
-"""Which scans are found, with which FLAIR, and which annotations belong to them."""
+"""Search for scans, for the FLAIR of each scan, and for annotations."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What is written beside images: provenance, look-up tables, data dictionaries and the files at the top."""
+"""Files beside images: provenance, look-up tables, data dictionaries and the files at the top level."""
 
 import csv
 import io
@@ -122,7 +122,7 @@ def test_text_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def write_outputs(output: Path, scan: Scan, bids_dir: Path, paths: OutputPaths) -> None:
-    """Tiny images with everything that belongs beside them."""
+    """Write tiny images with all files that belong beside them."""
     origin = sidecars.Origin([scan.t1w], bids_dir, DETAILS)
     contents = {
         **{path: sidecars.dseg_sidecar(name, origin) for name, path in paths.dseg.items()},

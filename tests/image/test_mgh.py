@@ -1,4 +1,4 @@
-"""MGH files of FreeSurfer, and images that nibabel holds, are read with the guard as NIfTI files are."""
+"""MGH files of FreeSurfer, and images in memory, are read with the same checks as NIfTI files."""
 
 import gzip
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Reading with the guard; nibabel is the oracle."""
+"""Reading of NIfTI files with the guard; nibabel is the oracle."""
 
 import errno
 import gzip
@@ -30,7 +30,7 @@ FINDINGS = {
     "unitless": ["UNITS_MISSING"],
     "formless": ["FORMS_MISSING"],
 }
-"""What the guard says of the cases of `phantoms`; of all others it says nothing."""
+"""Findings of the guard for the cases of `phantoms`; all other cases have none."""
 
 
 def codes(path: Path) -> list[str]:
@@ -38,7 +38,7 @@ def codes(path: Path) -> list[str]:
 
 
 def edit(path: Path, change: Callable[[nib.Nifti1Header], None]) -> Path:
-    """Changes the header of a file and nothing else of it."""
+    """Change only the header of a file."""
     raw = gzip.decompress(path.read_bytes())
     header = phantoms.header_of(path)
     change(header)

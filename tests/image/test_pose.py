@@ -1,4 +1,4 @@
-"""The pose of a head from the places of its regions, and an average brain to compare them with."""
+"""The pose of a head from the positions of its regions, compared with an average brain."""
 
 import numpy as np
 import pytest
@@ -74,7 +74,7 @@ def test_a_card_keeps_the_reference() -> None:
 
 
 def labelled(name: str, shift: int) -> Case:
-    """A brain of ten blocks in a row, all of which FreeSurfer knows."""
+    """Return a brain of ten blocks in a row, with regions of FreeSurfer."""
     protocol = load_protocol("FreeSurfer").scored()
     solid = [i for i, region in enumerate(protocol.regions) if i and region.mapping != 3][:10]
     values = torch.zeros((60, 40, 40), dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""SegNet learns from labelled scans and then answers as any model."""
+"""SegNet is trained on labelled scans and then used like any model."""
 
 import math
 from collections.abc import Callable
@@ -58,7 +58,7 @@ AUGMENTED = replace(PLAN, recipe=replace(PLAN.recipe, voxels=replace(VOXELS, aug
 
 
 def short(plan: Plan) -> Plan:
-    """The same plan with two epochs for each stage."""
+    """Return the plan with two epochs for each stage."""
     assert plan.recipe.voxels is not None
     voxels = replace(plan.recipe.voxels, epochs=2, halve_at=(1,))
     return replace(plan, recipe=replace(plan.recipe, voxels=voxels))
@@ -134,7 +134,7 @@ def test_the_trained_networks_segment_a_scan(tmp_path: Path) -> None:
 def straight(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Plan, StagedSegNet, int]:
-    """A plan, what a run that nobody stops makes, and its number of steps."""
+    """A plan, the result of an uninterrupted run, and its number of steps."""
     net = network()
     return request.param, net, fit(net, tmp_path_factory.mktemp("straight"), request.param).step
 
@@ -143,7 +143,7 @@ def straight(
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(
     chunks: int, straight: tuple[Plan, StagedSegNet, int], tmp_path: Path
 ) -> None:
-    """In the first stage or in the second, between epochs or within one, which has two chunks."""
+    """Interruptions are in the first or second stage, between epochs or within one of two chunks."""
     plan, whole, steps = straight
     asked = 0
 

@@ -51,7 +51,7 @@ def test_what_is_kept_is_the_running_mean_of_the_weights(ask: Ask, monkeypatch: 
 
 
 def test_batch_normalisations_learn_anew_from_images_alone(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mean over samples, of the weights that are kept, whatever was seen before."""
+    """Statistics are the mean over image samples for the final weights, whatever came before."""
     network = 'name = "neuronet"\nwidths = [4, 6]\n'
     recipe = RECIPE.split("[network]")[0] + "synthetic_share = 0.9\nstatistics = 3\n[network]\n" + network
     recipe += "[sampling]" + RECIPE.split("[sampling]")[1]
@@ -122,7 +122,7 @@ def test_validation_measures_against_the_annotation(ask: Ask, monkeypatch: pytes
 
 
 def test_a_head_is_watched_by_what_an_annotation_fixes_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """BrainCOLOR leaves open most of FreeSurfer's table: white matter, of which it has none, does not count."""
+    """BrainCOLOR does not determine most regions of FreeSurfer: white matter, which it lacks, does not count."""
     manual, head = load_protocol("BrainCOLOR"), load_protocol("FreeSurfer").scored()
     relation = load_relation(manual, head)
     assert relation is not None

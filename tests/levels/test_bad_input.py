@@ -1,4 +1,4 @@
-"""What real users feed it. Nothing may throw a traceback at them, spoil other scans or leave half a file."""
+"""Invalid input of real users: no traceback, no effect on other scans, no partly written files."""
 
 import errno
 import gzip
@@ -55,7 +55,7 @@ def t1w(app: App, label: str = "01") -> Path:
 
 
 def whole(app: App, label: str) -> bool:
-    """Whether all outputs of a participant are there; otherwise none may be."""
+    """Return whether all outputs of a participant exist; otherwise none may exist."""
     names = [path.name for path in (app.output / f"sub-{label}").rglob("*") if path.is_file()]
     assert not [name for name in names if name.endswith(".part")]
     assert len(names) in (0, 21), names
@@ -379,7 +379,7 @@ def test_a_flair_that_does_not_fit(
 
 @contextmanager
 def not_root() -> Iterator[None]:
-    """As a user whom permissions bind."""
+    """Run as a user who is subject to permissions."""
     if os.geteuid() != 0:
         yield
         return
@@ -459,7 +459,7 @@ def test_a_disk_that_is_full(app: App, stream: ErrorStream) -> None:
 
 
 def test_a_disk_that_fills_up(app: App, monkeypatch: pytest.MonkeyPatch, stream: ErrorStream) -> None:
-    """The same on machines where nothing can be mounted."""
+    """This test also runs on machines where nothing can be mounted."""
     left = 30_000
     real = os.replace
 
@@ -483,7 +483,7 @@ def test_a_disk_that_fills_up(app: App, monkeypatch: pytest.MonkeyPatch, stream:
 
 
 def lie(folder: Path, kind: str) -> None:
-    """Make a model folder whose card does not tell the truth."""
+    """Write a model folder with a false card."""
     import torch
     from safetensors.torch import save_file
 

@@ -1,4 +1,4 @@
-"""Several runs at once into one output folder, and what runs that were killed leave."""
+"""Simultaneous runs into one output folder, and the remains of killed runs."""
 
 import fcntl
 import json

@@ -1,4 +1,4 @@
-"""Cross-validation: every participant is measured once, by a model that was not trained on that participant."""
+"""Cross-validation: every participant is evaluated once, by a model that was not trained on that participant."""
 
 import shutil
 import sys
@@ -29,7 +29,7 @@ Request = Callable[..., Settings]
 
 @pytest.fixture(scope="module", autouse=True)
 def no_curves() -> Iterator[None]:
-    """Drawing them takes longer than the training."""
+    """Skip drawing the learning curves, which takes longer than the training."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(training, "save_curve", lambda *_: None)
         yield
@@ -37,7 +37,7 @@ def no_curves() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def request_of(dataset: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Request:
-    """``request_of(output, overwrite=..., **training)`` is a cross-validation of two folds, if not asked otherwise."""
+    """Return a function for settings, by default with two folds: ``request_of(output, overwrite=..., **training)``."""
     recipe = tmp_path_factory.mktemp("recipe") / "recipe.toml"
     recipe.write_text(RECIPE)
 
@@ -60,7 +60,7 @@ def request_of(dataset: tuple[Path, Path], tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def finished(request_of: Request, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """A cross-validation that was not interrupted."""
+    """The settings of a finished cross-validation that was not interrupted."""
     settings = request_of(tmp_path_factory.mktemp("whole") / "out")
     train_level(settings)
     return settings
@@ -130,7 +130,7 @@ def test_every_line_names_its_fold(finished: Settings) -> None:
 
 
 def stop_in_fold_2(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ask the training to stop after two steps of the second fold."""
+    """Interrupt the training after two steps of the second fold."""
     asked: list[int] = []
     plain = training.people_of
 
@@ -174,7 +174,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(
 def test_a_finished_run_is_not_done_again(
     finished: Settings, request_of: Request, tmp_path: Path, nothing_is_read: None
 ) -> None:
-    """Nor is one whose folds were trained one by one."""
+    """Folds that were trained separately count as finished too."""
     out = tmp_path / "out"
     shutil.copytree(finished.output_dir, out)
     card = read_card(model(out))
@@ -188,7 +188,7 @@ def test_a_finished_run_is_not_done_again(
 def test_overwriting_forgets_all_folds(
     finished: Settings, request_of: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that --resume does not take those of before for finished, once the run that overwrites is interrupted."""
+    """After an interrupted run with --overwrite, --resume must not treat older folds as finished."""
     out = tmp_path / "out"
     shutil.copytree(finished.output_dir, out)
     with pytest.raises(UsageError, match=r"--overwrite .* --resume .* give one of them"):

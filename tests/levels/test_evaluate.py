@@ -1,4 +1,4 @@
-"""The level evaluate: its figures against plain formulas, what it compares, and what it says where it cannot."""
+"""The level evaluate: results against plain formulas, the choice of pairs, and messages about missing pairs."""
 
 import json
 from collections.abc import Callable
@@ -134,7 +134,7 @@ def manual_path(folder: Path, key: str, name: str = "seg-FAST_dseg") -> Path:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """Label maps of two models and references in FAST, of two scans, in an output folder and a derivative."""
+    """FAST label maps of two models and references of two scans, in an output folder and a derivative dataset."""
     out, manual = tmp_path / "out", tmp_path / "manual"
     for seed, (entities, key) in enumerate(zip(TWO, KEYS, strict=True)):
         add_map(out, entities, found_map(seed))
@@ -156,7 +156,7 @@ def run(out: Path, labels: dict[str, list[Path]], *, model: str = "good", **more
 
 
 def tables(out: Path, stem: str = STEM) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The table of the scans and the summary, by the names of regions."""
+    """Return the table of the scans and the summary, indexed by the names of regions."""
     summary = pd.read_csv(out / f"{stem}_summary.tsv", sep="\t").set_index("name")
     return pd.read_csv(out / f"{stem}_agreement.tsv", sep="\t"), summary
 
@@ -281,11 +281,11 @@ def test_another_grid_and_unknown_values_fail_and_the_others_go_on(folders: tupl
         evaluate_level(settings)
     assert failed.value.code == 1
     grid, values = console.warnings
-    assert "sub-05" in grid and "two grids" in grid
+    assert "sub-05" in grid and "different grids" in grid
     assert "sub-06_seg-FAST_dseg.nii.gz" in values and "FAST lacks" in values
     assert len(tables(out)[0]) == 6
     page = (out / f"{STEM}_agreement.html").read_text()
-    assert "two grids" in page and "FAST lacks" in page
+    assert "different grids" in page and "FAST lacks" in page
 
 
 def test_a_reference_in_another_space_is_no_reference(folders: tuple[Path, Path]) -> None:

@@ -1,4 +1,4 @@
-"""The group level on small output trees whose numbers are known."""
+"""The group level on small output folders with known volumes."""
 
 import csv
 import json
@@ -33,7 +33,7 @@ def run(bids: Path, output: Path, **settings: object) -> RecordingConsole:
 
 @pytest.fixture
 def bids(tmp_path: Path) -> Path:
-    """Names of four participants; the group level never opens an image."""
+    """A dataset with the names of four participants; the group level never opens an image."""
     root = tmp_path / "bids"
     for label in ("01", "02", "03", "10"):
         path = root / f"sub-{label}" / "anat" / f"sub-{label}_T1w.nii.gz"
@@ -299,7 +299,7 @@ def test_the_page_of_the_cohort_works_in_a_browser(tmp_path: Path) -> None:
 @needs_chromium
 @pytest.mark.parametrize("dark", [False, True])
 def test_what_is_written_can_be_read_in_both_kinds_of_light(dark: bool, tmp_path: Path) -> None:
-    """Contrast of at least 4.5, as WCAG 2.2 asks for."""
+    """The contrast is at least 4.5, as WCAG 2.2 requires, in light and dark mode."""
     for number in range(1, FEWEST + 2):
         add_result(tmp_path, {"subject": f"{number:02}"}, grey_voxels=300 if number == 4 else 30 + number % 2)
         participant_page(tmp_path, Scan({"subject": f"{number:02}"}, Path()))

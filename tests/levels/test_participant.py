@@ -1,4 +1,4 @@
-"""The level participant, with a fake network: what it writes, what it skips, and what it does when things go wrong."""
+"""The level participant with a fake network: outputs, skipped scans and errors."""
 
 import errno
 import json
@@ -327,7 +327,7 @@ def test_shards_together_are_everything(
         assert app("--shard", f"{part}/3") == 0
         parts.append(sorted(app.fates))
     assert parts == [["sub-01", "sub-04"], ["sub-02", "sub-05"], ["sub-03"]]
-    assert app("--shard", "2/3") == 0  # what is done does not move the border
+    assert app("--shard", "2/3") == 0  # finished scans do not change the shards
     assert app.fates == dict.fromkeys(("sub-02", "sub-05"), "skipped")
     assert app("--shard", "2/2", "--participant-label", "05", "03") == 0
     assert list(app.fates) == ["sub-05"]

@@ -1,4 +1,4 @@
-"""The level train: from a labelled dataset to a model that can be used."""
+"""The level train: from a labelled dataset to a usable model."""
 
 import copy
 import subprocess
@@ -99,7 +99,7 @@ def test_a_finished_model_is_not_lost(ask: Ask) -> None:
 
 
 def test_a_model_learns_from_t1w_and_flair(ask: Ask, dataset: tuple[Path, Path]) -> None:
-    """One of three scans has a FLAIR, on another grid; a fourth is synthesised."""
+    """One of three scans has a FLAIR, on another grid; a fourth image is synthesised."""
     thick = phantoms.grid((4, 8, 8), "PSR", (56, 24, 24))
     flair = dataset[0] / "sub-01" / "anat" / "sub-01_FLAIR.nii.gz"
     image = phantoms.noisy_head(thick, (56, 24, 24), phantoms.FLAIR_INTENSITY)
@@ -169,7 +169,7 @@ def test_a_run_may_begin_on_a_coarser_grid(ask: Ask) -> None:
 
 
 def test_weights_of_another_model_are_a_start(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bit for bit before the first step, as fine-tuning on full annotations starts from partial ones."""
+    """Weights are bit-identical before the first step, for fine-tuning on full annotations after partial ones."""
     started: list[dict[str, torch.Tensor]] = []
     plain = loop.losses
 
@@ -331,7 +331,7 @@ def test_somebody_must_be_left_to_learn_from(ask: Ask) -> None:
 def test_a_faulty_recipe_is_named(
     change: tuple[str, str], reason: str, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before any data is read."""
+    """The error is raised before any data is read."""
     monkeypatch.setattr(training, "load_cases", None)
     settings = ask(RECIPE.replace(*change, 1))
     with pytest.raises(DataError, match=reason):

@@ -1,4 +1,4 @@
-"""Results in the space of a template: where they lie, how they are named, and what happens without the template."""
+"""Results in the space of a template: positions, names, and missing templates."""
 
 import json
 import shutil
@@ -32,12 +32,12 @@ NAME = "MNI152NLin2009cAsym"
 TRUTH = from_matvec(
     Rotation.from_rotvec([4, -6, 3], degrees=True).as_matrix() @ np.diag([1.08, 0.94, 1.05]), [5.0, -8.0, 4.0]
 )
-"""Takes a point of the scan to the template: another head, otherwise held."""
+"""Affine from the scan to the template: a head of another size, in another position."""
 
 
 @pytest.fixture
 def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache laid out as TemplateFlow's, with the MNI template that nilearn carries, at 3 mm, under another number."""
+    """A cache like TemplateFlow's, with nilearn's MNI template at 3 mm, under another resolution number."""
     datasets = pytest.importorskip("nilearn.datasets")
     home = tmp_path / "templateflow"
     folder = home / f"tpl-{NAME}"
@@ -46,7 +46,7 @@ def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     nib.save(image, folder / f"tpl-{NAME}_res-02_T1w.nii.gz")
     mask = nib.Nifti1Image(np.asarray(mask.dataobj).astype(np.uint8), mask.affine)
     nib.save(mask, folder / f"tpl-{NAME}_res-02_desc-brain_mask.nii.gz")
-    (folder / f"tpl-{NAME}_res-01_T1w.nii.gz").touch()  # as the client leaves what it has not fetched
+    (folder / f"tpl-{NAME}_res-01_T1w.nii.gz").touch()  # the client creates empty files before it downloads them
     monkeypatch.setenv("TEMPLATEFLOW_HOME", str(home))
     listed.cache_clear()
     return home
@@ -54,7 +54,7 @@ def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def app(templates: Path, tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> App:
-    """One participant, whose head is the template's, moved and stretched."""
+    """An app with one participant, whose head is the moved and stretched template."""
     bids = make_bids(1)
     template = nib.load(templates / f"tpl-{NAME}" / f"tpl-{NAME}_res-02_T1w.nii.gz")
     shape, affine = (90, 100, 96), phantoms.grid(2.2, "LAS", (90, 100, 96))
@@ -92,7 +92,7 @@ def test_label_maps_lie_on_the_template(way: str, ending: str, app: App, templat
 
 
 def transform_in(path: Path) -> sitk.Transform:
-    """As ITK and ANTs read it."""
+    """Return a transform as ITK and ANTs read it."""
     if path.suffix == ".txt":
         return sitk.ReadTransform(str(path))
     return sitk.DisplacementFieldTransform(sitk.ReadImage(str(path), sitk.sitkVectorFloat64))
@@ -100,7 +100,7 @@ def transform_in(path: Path) -> sitk.Transform:
 
 @pytest.fixture
 def no_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scans lie on the template as they are."""
+    """Skip registration: scans are already aligned with the template."""
 
     def fit_to(space: Space, t1w: Volume, brain: np.ndarray) -> Fit:
         still = Field(np.zeros((*t1w.shape, 3), np.float32), t1w.affine)
@@ -256,7 +256,7 @@ def test_a_client_that_fails_changes_nothing(templates: Path, monkeypatch: pytes
 def test_every_label_lies_where_the_motion_takes_it(
     angles: tuple[float, ...], scales: tuple[float, ...], shift: tuple[float, ...], orientation: str
 ) -> None:
-    """Against the nearest label of each voxel, which the highest probability differs from at borders alone."""
+    """The nearest label of each voxel is the reference; the most probable label differs only at borders."""
     motion = from_matvec(Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ np.diag(scales), shift)
     shape, affine = (22, 24, 20), phantoms.grid(4.0, orientation, (22, 24, 20))
     labels = np.kron(np.arange(1, 9).reshape(2, 2, 2), np.ones((6, 7, 5))).astype(np.uint16) * 20

@@ -25,7 +25,7 @@ from bidsseg.report.mosaic import Overlay, write_mosaics
 
 
 def head(orientation: str = "RAS") -> tuple[Volume, np.ndarray]:
-    """The phantom in any orientation, and its labels."""
+    """Return the phantom in any orientation, and its labels."""
     shape = (56, 56, 56)
     affine = phantoms.grid(orientation=orientation, shape=shape)
     return Volume(phantoms.noisy_head(affine, shape), affine), phantoms.head(affine, shape, phantoms.LABEL)
@@ -36,7 +36,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def make_results(output: Path, entities: dict[str, str], lesion: bool = False) -> Scan:
-    """A scan as the participant level leaves it, as far as the page reads it."""
+    """Write what the page reads of a scan's results."""
     scan = Scan(entities, Path())
     image, labels = head("LAS")
     add_result(output, entities, protocols=("FAST", "FreeSurfer"))
@@ -107,7 +107,7 @@ def test_odd_images_and_empty_labels_have_a_picture(tmp_path: Path, values: str)
 
 
 def test_colours_lie_over_the_image(tmp_path: Path) -> None:
-    """They are pictures of their own, as large, which show nothing where nothing is labelled."""
+    """Colours are separate pictures of the same size, transparent where nothing is labelled."""
     image, labels = head()
     base, over = tmp_path / "base.png", tmp_path / "over.png"
     write_mosaics(
@@ -181,7 +181,7 @@ def test_pages_and_pictures_are_small_and_the_same_each_time(tmp_path: Path) -> 
 
 
 def record(name: str, *others: str) -> dict[str, object]:
-    """The sidecar of a result of shipped models, as far as it says what was used."""
+    """Return the sidecar of a result of shipped models, with the keys that name the methods."""
     sources = [f"bids:raw:sub-01/anat/sub-01_{suffix}.nii.gz" for suffix in find_card(name).inputs]
     models = [{"Name": card.name, "SHA256": card.sha256} for card in map(find_card, (name, *others))]
     return {"Sources": sources, "Models": models}
