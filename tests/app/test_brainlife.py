@@ -100,7 +100,7 @@ def test_images_that_are_not_there_are_not_given(task: Path) -> None:
         ('{"t1": "config.json", "model": "MODEL"}', 65, "none of the 1 scans can be used"),
     ],
 )
-def test_mistakes_are_told(
+def test_mistakes_are_reported(
     task: Path, config: str | None, code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if config is not None:

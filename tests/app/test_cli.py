@@ -63,7 +63,7 @@ def one(calls: list[tuple[str, Settings]]) -> Settings:
         (["/nowhere/bids", "/nowhere/out", "participant"], 66),
     ],
 )
-def test_answers_without_heavy_imports(words: list[str], code: int) -> None:
+def test_help_and_version_need_no_heavy_imports(words: list[str], code: int) -> None:
     heavy = "{'torch', 'numpy', 'pandas', 'bids', 'nibabel', 'scipy', 'matplotlib', 'tqdm', 'jinja2'}"
     script = (
         "import sys\nfrom bidsseg.app.cli import main\n"
@@ -83,7 +83,7 @@ def test_run_py_works_from_any_folder(tmp_path: Path) -> None:
     assert (ROOT / "run.py").stat().st_mode & 0o111
 
 
-def test_help_tells_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert not stop.value.code
@@ -268,7 +268,7 @@ def test_five_folds_are_cross_validated_if_no_number_is_given(
         (["--probseg=yes"], 64, "ignored explicit argument"),
     ],
 )
-def test_wrong_values_say_what_is_right(
+def test_messages_about_wrong_values_name_the_allowed_ones(
     words: list[str], code: int, hint: str, bids: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(bids), str(tmp_path / "out"), "participant", *words]) == code

@@ -48,7 +48,7 @@ def named(scan: Path, name: str) -> Path:
     return path
 
 
-def test_outputs_are_those_of_the_level_participant(scan: Path, model: Path, run: Callable[..., int]) -> None:
+def test_outputs_equal_those_of_the_level_participant(scan: Path, model: Path, run: Callable[..., int]) -> None:
     loose, folder = named(scan, scan.name), model.parent
     assert run(loose) == 0
     words = ["--device", "cpu", "--precision", "fp32", "--n-cpus", "1", "--skip-bids-validation"]

@@ -35,7 +35,7 @@ def call(data: Path, *minutes: str, code: int = 0) -> tuple[int, list[list[str]]
     return done.returncode, [line.split() for line in log.read_text().splitlines()]
 
 
-def test_all_models_are_made_once(data: Path) -> None:
+def test_all_models_are_trained_once(data: Path) -> None:
     status, commands = call(data)
     assert status == 0
     recipes = [words[words.index("--recipe") + 1] for words in commands if "--recipe" in words]
@@ -45,7 +45,7 @@ def test_all_models_are_made_once(data: Path) -> None:
     assert call(data) == (0, [])
 
 
-def test_what_is_stopped_goes_on(data: Path) -> None:
+def test_an_interrupted_script_is_resumed(data: Path) -> None:
     assert call(data, "0") == (75, [])
     status, commands = call(data, code=75)
     assert (status, len(commands)) == (75, 1)

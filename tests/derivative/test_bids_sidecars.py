@@ -108,7 +108,7 @@ def test_data_dictionaries_tell_every_column() -> None:
     assert set(sidecars.VOLUMES) == {"index", "name", "abbreviation", "voxels", "volume-mm3", "softvolume-mm3"}
 
 
-def test_text_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_is_written_completely_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "new folder" / "text.txt"
     sidecars.write_text_atomic(path, "mm³\n")
     assert path.read_text(encoding="utf-8") == "mm³\n"

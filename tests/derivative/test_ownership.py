@@ -149,7 +149,7 @@ def test_a_description_that_cannot_be_decoded_is_named(app: App, capsys: pytest.
     assert str(path) in capsys.readouterr().err
 
 
-def test_what_users_add_to_the_top_files_stays(app: App) -> None:
+def test_additions_of_users_to_top_level_files_are_kept(app: App) -> None:
     assert run(app) == 0
     path = app.output / "dataset_description.json"
     content = json.loads(path.read_text())
@@ -274,7 +274,7 @@ def test_one_image_that_was_replaced_is_no_other_dataset(app: App) -> None:
     assert app.fake.segmented == 2
 
 
-def test_a_doi_tells_more_than_a_name(app: App, tmp_path: Path) -> None:
+def test_a_doi_identifies_a_dataset_better_than_its_name(app: App, tmp_path: Path) -> None:
     path = app.bids / "dataset_description.json"
     path.write_text('{"Name": "One", "BIDSVersion": "1.10.0", "DatasetDOI": "doi:10.1/2"}')
     assert run(app, "--participant-label", "01") == 0

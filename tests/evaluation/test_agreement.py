@@ -43,7 +43,7 @@ def cube(
 
 @pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (0.8, 1.3, 3.0)])
 @pytest.mark.parametrize("seed", range(3))
-def test_measures_are_those_of_monai(seed: int, spacing_mm: tuple[float, float, float]) -> None:
+def test_measures_equal_monai(seed: int, spacing_mm: tuple[float, float, float]) -> None:
     found, reference = blobs(seed), blobs(seed + 100)
     ours = compare(found, reference, protocol(1, 2, 3, 4), spacing_mm=spacing_mm)
     y_pred, y = one_hot(found), one_hot(reference)

@@ -193,7 +193,7 @@ def test_an_output_that_cannot_be_written_ends_the_run(
         (["--executor", "slurm", "--cluster-config", "{tmp}/empty.toml"], 64, "cores"),
     ],
 )
-def test_mistakes_are_told(
+def test_mistakes_are_reported(
     words: list[str],
     code: int,
     message: str,

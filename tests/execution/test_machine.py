@@ -164,7 +164,7 @@ def test_flags_are_read_on_linux() -> None:
     ("value", "precision"),
     [("AVX2", "fp32"), ("avx512_core", "fp32"), ("AVX512_CORE_BF16", "bf16"), ("ALL", "bf16"), ("", "bf16")],
 )
-def test_an_older_processor_can_be_acted(
+def test_an_older_processor_can_be_simulated(
     variable: str, value: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The variables that limit oneDNN also limit the choice of the precision."""

@@ -44,7 +44,7 @@ def model(spacing_mm: float = 1.0, locator: Model | None = None, whole: bool = F
 
 
 @pytest.mark.parametrize("memory_mb", [None, 250])
-def test_the_network_takes_no_more_than_it_may(memory_mb: int | None) -> None:
+def test_the_network_keeps_the_memory_limit(memory_mb: int | None) -> None:
     """Without windows it needs more than 250 MB."""
     done = subprocess.run([sys.executable, "-c", CHILD, json.dumps(memory_mb)], capture_output=True, text=True)
     grown, notes = json.loads(done.stdout)

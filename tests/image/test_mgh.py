@@ -23,7 +23,7 @@ def save(path: Path, data: np.ndarray = HEAD, affine: np.ndarray = GRID) -> Path
 
 @pytest.mark.parametrize("ending", ["mgz", "mgh", "MGZ"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32])
-def test_voxels_and_places_are_those_that_nibabel_reads(ending: str, dtype: type, tmp_path: Path) -> None:
+def test_voxels_and_positions_equal_those_of_nibabel(ending: str, dtype: type, tmp_path: Path) -> None:
     path = save(tmp_path / f"orig.{ending.lower()}", HEAD.astype(dtype))
     path = path.rename(tmp_path / f"orig.{ending}")
     volume, findings = read_image(path)

@@ -50,7 +50,7 @@ def test_regions_that_are_cut_or_missing_do_not_turn_the_head() -> None:
     assert pose.centre_mm == pytest.approx(shift, abs=8)
 
 
-def test_of_few_regions_nothing_is_said() -> None:
+def test_few_regions_give_no_pose() -> None:
     volumes = np.where(np.arange(20) < 3, REFERENCE.volumes_mm3, 0)
     assert find_pose(CENTRES, volumes, REFERENCE) is None
     assert find_pose(np.full((20, 3), np.nan), np.zeros(20), REFERENCE) is None

@@ -140,7 +140,7 @@ def straight(
 
 
 @pytest.mark.parametrize("chunks", [0, 1, 4, 5])
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     chunks: int, straight: tuple[Plan, StagedSegNet, int], tmp_path: Path
 ) -> None:
     """Interruptions are in the first or second stage, between epochs or within one of two chunks."""

@@ -83,7 +83,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("seed", range(3))
-def test_partial_annotations_help_where_one_full_one_has_no_more_to_teach(seed: int, tmp_path: Path) -> None:
+def test_partial_annotations_improve_on_one_full_annotation(seed: int, tmp_path: Path) -> None:
     """Joint, then full annotations are better than full ones alone for as many steps, by a Dice of at least .03."""
     one = [brain(100 * seed + 1, full=True)]
     partial = [brain(100 * seed + number, full=False) for number in range(2, 14)]

@@ -91,7 +91,7 @@ def test_a_checkpoint_that_cannot_be_continued_is_named(spoil: str, ask: Ask, mo
 
 
 @pytest.mark.parametrize("changes, named", [({"seed": 5}, "seed"), ({"hold_out": ("02",)}, "held_out.*holds out")])
-def test_a_run_of_other_people_or_another_seed_is_not_continued(
+def test_a_run_with_other_participants_or_another_seed_is_not_resumed(
     changes: dict[str, Any], named: str, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model must not be evaluated on participants that it was trained on."""

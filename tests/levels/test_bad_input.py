@@ -146,7 +146,7 @@ def test_an_unknown_level(app: App, stream: ErrorStream) -> None:
     assert "participant, group, evaluate, train" in stream.err
 
 
-def test_what_does_not_concern_the_images_is_a_warning(app: App, stream: ErrorStream) -> None:
+def test_problems_of_other_files_are_warnings(app: App, stream: ErrorStream) -> None:
     (app.bids / "participants.tsv").write_text("participant_id\tgender\nsub-01\tfemale\n")
     description = '{"Name": "old", "BIDSVersion": "1.0.0", "ReferencesAndLinks": "a paper"}'
     (app.bids / "dataset_description.json").write_text(description)
@@ -430,7 +430,7 @@ def test_an_output_that_can_be_written_in_part(open_app: App) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can leave results of another user")
-def test_results_of_somebody_else(open_app: App, stream: ErrorStream) -> None:
+def test_results_of_another_user_cannot_be_replaced(open_app: App, stream: ErrorStream) -> None:
     assert open_app("--skip-bids-validation") == 0
     for path in [open_app.output, open_app.output / "logs"]:
         path.chmod(0o777)

@@ -171,7 +171,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(
     assert (model(out) / TABLE).read_bytes() == (model(finished.output_dir) / TABLE).read_bytes()
 
 
-def test_a_finished_run_is_not_done_again(
+def test_a_finished_run_is_not_repeated(
     finished: Settings, request_of: Request, tmp_path: Path, nothing_is_read: None
 ) -> None:
     """Folds that were trained separately count as finished too."""
@@ -185,7 +185,7 @@ def test_a_finished_run_is_not_done_again(
         assert (model(out) / name).read_bytes() == (model(finished.output_dir) / name).read_bytes()
 
 
-def test_overwriting_forgets_all_folds(
+def test_overwriting_removes_all_folds(
     finished: Settings, request_of: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After an interrupted run with --overwrite, --resume must not treat older folds as finished."""
@@ -201,7 +201,7 @@ def test_overwriting_forgets_all_folds(
     assert not [path for path in out.rglob("*") if path.is_file()]
 
 
-def test_the_time_is_shared_by_what_is_left(finished: Settings, request_of: Request, tmp_path: Path) -> None:
+def test_the_time_budget_is_shared_by_unfinished_folds(finished: Settings, request_of: Request, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(finished.output_dir, out)
     card = read_card(model(out, 0))
@@ -223,7 +223,7 @@ def test_the_time_is_shared_by_what_is_left(finished: Settings, request_of: Requ
 # -- before anything is read -------------------------------------------------------------------------------------------
 
 
-def test_a_dry_run_tells_the_folds(request_of: Request, tmp_path: Path, nothing_is_read: None) -> None:
+def test_a_dry_run_reports_the_folds(request_of: Request, tmp_path: Path, nothing_is_read: None) -> None:
     settings = request_of(tmp_path / "out", dry_run=True)
     train_level(settings)
     assert console(settings).messages == [
@@ -249,7 +249,7 @@ def test_a_dry_run_tells_the_folds(request_of: Request, tmp_path: Path, nothing_
         ),
     ],
 )
-def test_what_does_not_go_together_is_refused(
+def test_conflicting_options_are_refused(
     asked: dict[str, Any],
     error: type[BidssegError],
     reason: str,

@@ -91,7 +91,7 @@ def filters(app: App, **entities: object) -> str:
     return str(path)
 
 
-def test_what_the_resolution_is_is_carried_over_and_makes_valid_bids(app: App) -> None:
+def test_resolution_is_copied_and_makes_valid_bids(app: App) -> None:
     assert app("--skip-bids-validation") == 0
     anat = app.output / "sub-01" / "anat"
     sidecars = sorted(anat.glob(f"sub-01_space-{NAME}_*_dseg.json")) + sorted(

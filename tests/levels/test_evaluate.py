@@ -162,7 +162,7 @@ def tables(out: Path, stem: str = STEM) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 @pytest.mark.parametrize("mask", ["own", "reference"])
-def test_figures_are_those_of_plain_formulas(folders: tuple[Path, Path], mask: Mask) -> None:
+def test_results_equal_plain_formulas(folders: tuple[Path, Path], mask: Mask) -> None:
     out, manual = folders
     console = run(out, {"FAST": [manual]}, mask=mask)
     table, summary = tables(out)
@@ -224,7 +224,7 @@ def test_lesion_masks_are_counted_lesion_by_lesion(folders: tuple[Path, Path]) -
     assert "Lesion recall" in (out / f"{STEM.replace('FAST', 'lesion')}_agreement.html").read_text()
 
 
-def test_brain_masks_are_compared_whatever_names_them(folders: tuple[Path, Path]) -> None:
+def test_brain_masks_with_different_names_are_compared(folders: tuple[Path, Path]) -> None:
     out, manual = folders
     for name, entities, key in zip(("desc-brain_mask", "label-brain_mask"), TWO, KEYS, strict=True):
         add_map(out, entities, blobs(0, regions=1), kind="brain")
@@ -265,7 +265,7 @@ def test_scans_of_one_side_are_named(folders: tuple[Path, Path]) -> None:
     assert [entry["Scan"] for entry in left] == ["sub-03", "sub-04"]
 
 
-def test_another_grid_and_unknown_values_fail_and_the_others_go_on(folders: tuple[Path, Path]) -> None:
+def test_another_grid_and_unknown_values_fail_and_other_scans_are_compared(folders: tuple[Path, Path]) -> None:
     out, manual = folders
     for label, labels, affine in (
         ("05", blobs(1, regions=3), MOVED),
@@ -296,7 +296,7 @@ def test_a_reference_in_another_space_is_no_reference(folders: tuple[Path, Path]
         run(out, {"FAST": [manual]})
 
 
-def test_what_is_wrong_is_said_before_anything_is_read(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_errors_are_raised_before_anything_is_read(folders: tuple[Path, Path], tmp_path: Path) -> None:
     out, manual = folders
     with pytest.raises(UsageError, match="--labels PROTOCOL=DIR"):
         run(out, {})
@@ -373,7 +373,7 @@ def test_two_raters_are_compared_in_an_empty_output_folder(folders: tuple[Path, 
     np.testing.assert_allclose(back["volume-difference-mm3"], -table["volume-difference-mm3"])
 
 
-def test_several_maps_of_a_scan_are_told_apart_by_the_model(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_model_selects_one_of_several_maps_of_a_scan(folders: tuple[Path, Path], tmp_path: Path) -> None:
     out, manual = folders
     run(tmp_path / "tables", {"FAST": [manual]}, against=out, model="poor")
     poor, _ = tables(tmp_path / "tables", "group_seg-FAST_desc-out_ref-manual")

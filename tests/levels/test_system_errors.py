@@ -42,7 +42,7 @@ def not_root() -> Iterator[None]:
         os.seteuid(0)
 
 
-def test_what_the_system_says_has_an_exit_code() -> None:
+def test_system_errors_have_exit_codes() -> None:
     def explain(number: int, name: str | None = "/data/x") -> BidssegError | None:
         return explained(OSError(number, os.strerror(number), name))
 

@@ -98,7 +98,7 @@ def test_a_finished_model_is_not_lost(ask: Ask) -> None:
     assert before[1] != (folder / WEIGHTS).read_bytes()
 
 
-def test_a_model_learns_from_t1w_and_flair(ask: Ask, dataset: tuple[Path, Path]) -> None:
+def test_a_model_is_trained_on_t1w_and_flair(ask: Ask, dataset: tuple[Path, Path]) -> None:
     """One of three scans has a FLAIR, on another grid; a fourth image is synthesised."""
     thick = phantoms.grid((4, 8, 8), "PSR", (56, 24, 24))
     flair = dataset[0] / "sub-01" / "anat" / "sub-01_FLAIR.nii.gz"
@@ -193,7 +193,7 @@ def test_a_start_of_which_nothing_fits_is_refused(ask: Ask) -> None:
         train_level(ask(init="neuronet"))
 
 
-def test_what_reads_regions_is_not_taken_for_other_regions() -> None:
+def test_weights_of_regions_are_not_copied_to_other_regions() -> None:
     options = {"name": "segnet", "hidden": [8], "cube_neurons": 4}
     given = Card("one", "", ("T1w",), options, 1.0, ("FAST",), "", normalisation="zscore")
     other = replace(given, heads=("Atropos",))
@@ -304,7 +304,7 @@ def test_label_maps_without_images_are_left_to_recipes_that_make_some(ask: Ask) 
     assert not any("no matching image" in line for line in console(settings).warnings)
 
 
-def test_somebody_must_be_left_to_learn_from(ask: Ask) -> None:
+def test_at_least_one_participant_must_be_left_for_training(ask: Ask) -> None:
     with pytest.raises(NothingSelected, match="fewer --folds or more data"):
         train_level(replace(ask(fold=0), participants=("01",)))
 
@@ -367,7 +367,7 @@ epochs = 2
 
 
 @pytest.mark.parametrize("content", [RECIPE.replace("steps = 3", "steps = 3\nbatch = 4"), VOXEL_WISE])
-def test_two_processes_train_what_one_trains(content: str, dataset: tuple[Path, Path], tmp_path: Path) -> None:
+def test_two_processes_train_the_same_model_as_one(content: str, dataset: tuple[Path, Path], tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(content)
     found = []
@@ -391,7 +391,7 @@ def test_two_processes_train_what_one_trains(content: str, dataset: tuple[Path, 
     assert "each step has 2 samples instead of 1: one per process" in done.stdout
 
 
-def test_processes_share_the_mean_of_what_is_no_integer(tmp_path: Path) -> None:
+def test_processes_average_floating_point_tensors_only(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import torch\nfrom bidsseg.learning.processes import Processes\nthey = Processes.join()\n"

@@ -138,7 +138,7 @@ def test_an_integer_shift_is_a_roll_inside(
 
 
 @pytest.mark.parametrize("move", WARPS)
-def test_beyond_the_volume_its_border_goes_on(move: Callable[[Tensor, Tensor], Tensor]) -> None:
+def test_outside_the_volume_border_values_are_repeated(move: Callable[[Tensor, Tensor], Tensor]) -> None:
     image = draw(1, 1, *SHAPE)
     assert torch.allclose(move(image, constant(100, 0, 0)), image[:, :, -1:].expand_as(image), atol=1e-5)
     assert torch.allclose(move(image, constant(0, -100, 0)), image[:, :, :, :1].expand_as(image), atol=1e-5)
@@ -170,7 +170,7 @@ def test_positions_are_exact_in_half_precision() -> None:
     assert torch.equal(warp_whole_voxels(image, labels, still)[1], labels)
 
 
-def test_labels_stay_among_those_that_were_there() -> None:
+def test_warping_creates_no_new_labels() -> None:
     labels = torch.tensor([0, 2, 17, 1035])[torch.randint(4, (2, *SHAPE), generator=torch.Generator().manual_seed(0))]
     displacement = 6 * draw(2, 3, *SHAPE, seed=1) - 3
     _, found = warp_whole_voxels(draw(2, 1, *SHAPE), labels, displacement)

@@ -174,7 +174,7 @@ def test_doubling_cuts_off_the_last_plane(at: tuple[int, ...], first: Sequence[i
     assert torch.equal(conv(impulse(*at))[0, 0], expected)
 
 
-def test_pooling_looks_ahead_and_takes_nothing_from_beyond() -> None:
+def test_pooling_looks_ahead_and_ignores_padding() -> None:
     pool = Trunk(1).pool
     line = torch.tensor([-9.0, -8, -3, -4, -7, -6, -5, -2])
     expected = torch.tensor([-3.0, -3, -5, -2])
@@ -318,7 +318,7 @@ def test_unfaithful_networks_have_no_dead_channels() -> None:
 
 
 @pytest.mark.parametrize("dropout, share", [("as_run", 0.0), ("as_stated", 0.8), ("keep_0.8", 0.2)])
-def test_dropout_follows_every_activation_but_those_of_the_sums(dropout: str, share: float) -> None:
+def test_dropout_follows_every_activation_except_after_sums(dropout: str, share: float) -> None:
     net = network({"aseg": 31}, dropout)
     zeros: list[float] = []
     for module in net.modules():
@@ -349,7 +349,7 @@ def test_activations_leak_three_tenths() -> None:
 
 
 @pytest.mark.parametrize("outputs", [{"aseg": 31}, HEADS])
-def test_logits_are_what_each_head_reads_in_the_features(outputs: dict[str, int]) -> None:
+def test_logits_are_linear_maps_of_the_features(outputs: dict[str, int]) -> None:
     net, image = network(outputs), scan(16, 16, 32, number=2)
     features, logits = net(image), net.logits(image)
     assert features.shape == (2, sum(outputs.values()), 16, 16, 32)
@@ -362,7 +362,7 @@ def test_logits_are_what_each_head_reads_in_the_features(outputs: dict[str, int]
         assert torch.allclose(logits[name], plain, atol=1e-5)
 
 
-def test_logits_are_those_of_the_published_end() -> None:
+def test_logits_equal_the_published_head() -> None:
     """Each head is a 3³ convolution, leaky ReLU and a 1³ convolution."""
     net, image = network().requires_grad_(False), scan(16, 32, 16)
     trunk, logits = net.trunk(image), net.logits(image)
@@ -385,7 +385,7 @@ def test_heads_read_their_own_features_alone() -> None:
         start += regions
 
 
-def test_several_heads_answer_as_each_would_alone() -> None:
+def test_several_heads_predict_as_each_would_alone() -> None:
     net, image = network(), scan(16, 32, 16)
     for name, regions in HEADS.items():
         alone = ENeuroNet({name: regions})
@@ -430,7 +430,7 @@ def perfect(values: Tensor, regions: int) -> Tensor:
     return 1000 * F.one_hot(values, regions).movedim(-1, 1).double()
 
 
-def test_a_perfect_answer_has_a_loss_of_minus_one() -> None:
+def test_a_perfect_prediction_has_a_loss_of_minus_one() -> None:
     values = torch.randint(4, (2, 4, 5, 6), generator=torch.Generator().manual_seed(0))
     assert dice_loss(perfect(values, 4), values).item() == pytest.approx(-1, abs=1e-9)
 

@@ -355,7 +355,7 @@ def test_several_images_are_channels() -> None:
     assert not torch.allclose(net(without), net(images), atol=1e-2)
 
 
-def test_logits_are_what_each_head_reads_in_the_features() -> None:
+def test_logits_are_linear_maps_of_the_features() -> None:
     net, image = network(SMALL | {"last": 2}).eval(), scan(8, 8, 16, number=2)
     features, logits = net(image), net.logits(image)
     assert list(logits) == ["tissue", "parts", "last"]
@@ -367,7 +367,7 @@ def test_logits_are_what_each_head_reads_in_the_features() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_features_at_points_are_those_of_the_whole(training: bool) -> None:
+def test_features_at_points_equal_features_of_the_whole_volume(training: bool) -> None:
     net, image = network(widths=(4, 6, 8, 10)).double().train(training), scan(8, 8, 16).double()
     points = torch.cartesian_prod(torch.arange(8), torch.arange(8), torch.arange(16))[::3]
     found, gradients = [], []
@@ -396,7 +396,7 @@ def draw_labels(regions: int, *shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize("heads", [2, 3, 5])
-def test_identical_heads_cost_and_teach_what_one_does(heads: int) -> None:
+def test_identical_heads_have_the_loss_and_gradients_of_one(heads: int) -> None:
     names = [f"head{i}" for i in range(heads)]
     one, many = network({"head0": 4}).double(), network(dict.fromkeys(names, 4)).double()
     state = {

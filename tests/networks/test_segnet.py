@@ -389,7 +389,7 @@ def test_only_voxels_of_the_mask_are_labelled() -> None:
     assert torch.equal(found[mask].long(), logits.argmax(1))
 
 
-def test_a_network_that_starts_from_one_without_distances_answers_as_it_does() -> None:
+def test_a_network_initialised_from_one_without_distances_predicts_the_same() -> None:
     first, second = small(("fine", "cube")), small(("fine", "cube", "distances"))
     second.start_from(first)
     mask = ellipsoid()
@@ -441,7 +441,7 @@ def test_each_stage_is_given_the_centroids_of_the_one_before() -> None:
 # -- learning ----------------------------------------------------------------------------------------------------------
 
 
-def test_it_learns_what_three_regions_look_like() -> None:
+def test_the_network_learns_three_regions() -> None:
     mask = ellipsoid()
     labels = parts(mask)
     net = small(("fine", "distances")).train()

@@ -84,7 +84,7 @@ def test_several_images_and_no_coordinates() -> None:
     assert net(image.expand(3, -1, -1, -1, -1)).shape == (3, 4, *SHAPE)
 
 
-def test_features_at_points_are_those_of_the_whole() -> None:
+def test_features_at_points_equal_features_of_the_whole_volume() -> None:
     net = network((8, 16, 16))
     image, position = scan()
     dense = net(image, position)[0].permute(1, 2, 3, 0)
@@ -192,14 +192,14 @@ def dense(net: SubpixelUNet, image: Tensor, position: Tensor | None, window: Seq
     return found.view(*image.shape[2:], -1)
 
 
-def test_features_of_all_cells_are_those_of_the_network() -> None:
+def test_features_of_all_cells_equal_the_output_of_the_network() -> None:
     net = network((4, 8))
     image, position = scan((24, 20, 12))
     assert torch.allclose(dense(net, image, position, (24, 20, 12)), net(image, position)[0].movedim(0, -1), atol=1e-5)
 
 
 @pytest.mark.parametrize("corner", [(0, 0, 0), (3, 5, 2), (15, 11, 7)])
-def test_features_of_some_cells_are_those_of_the_network(corner: tuple[int, int, int]) -> None:
+def test_features_of_some_cells_equal_the_output_of_the_network(corner: tuple[int, int, int]) -> None:
     """Slabs of the last convolution see their surroundings, and zeros outside the volume."""
     net = network((4, 8))
     image, position = scan((48, 24, 16))
@@ -275,7 +275,7 @@ def test_windows_fit_the_memory_as_far_as_they_may(memory_mb: int | None, multip
 
 
 @pytest.mark.parametrize("shape", [(112, 8, 12), (12, 112, 8), (8, 12, 112), (100, 104, 4)])
-def test_windows_whose_halo_covers_what_a_voxel_sees_give_the_same(shape: tuple[int, ...]) -> None:
+def test_windows_with_a_halo_beyond_the_receptive_field_are_exact(shape: tuple[int, ...]) -> None:
     """With two levels, a voxel sees 28 voxels to each side, fewer than the halo."""
     net = network((4, 8))
     image, position = scan(shape)
@@ -310,7 +310,7 @@ def test_windows_of_a_network_deeper_than_the_halo_lie_on_its_grid() -> None:
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
-def test_out_of_memory_falls_back_to_windows_and_says_so(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_falls_back_to_windows_with_a_note(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     net = network()
     notes: list[str] = []
     image, position = scan((128, 64, 16))

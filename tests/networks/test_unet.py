@@ -126,7 +126,7 @@ def test_number_of_parameters_of_the_defaults() -> None:
 # -- heads -------------------------------------------------------------------------------------------------------------
 
 
-def test_logits_are_what_each_head_reads_in_the_features() -> None:
+def test_logits_are_linear_maps_of_the_features() -> None:
     net, image = network(), scan(8, 8, 16, number=2)
     features, logits = net(image), net.logits(image)
     assert list(logits) == list(HEADS)

@@ -112,7 +112,7 @@ def test_images_elsewhere_are_never_stacked() -> None:
 
 
 @pytest.mark.parametrize("distance_mm", [0.0, 40.0])
-def test_what_is_read_says_how_it_was_moved(distance_mm: float, tmp_path: Path) -> None:
+def test_aligned_images_have_notes_about_their_motion(distance_mm: float, tmp_path: Path) -> None:
     affine, shape = THICK
     flair = blobs(affine, shape, FLAIR).data
     flair[0, 0, 0] = np.nan

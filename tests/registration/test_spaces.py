@@ -122,7 +122,7 @@ def test_another_way_to_the_template_is_another_result(app: App) -> None:
 
 
 @pytest.mark.usefixtures("no_search")
-def test_the_space_is_part_of_what_is_done_and_valid_bids(app: App) -> None:
+def test_results_in_a_space_belong_to_the_job_and_are_valid_bids(app: App) -> None:
     assert app() == 0
     assert app("--output-spaces", f"{NAME}:res-2") == 0
     assert set(app.fates.values()) == {"done"}
@@ -154,7 +154,7 @@ def test_the_space_is_part_of_what_is_done_and_valid_bids(app: App) -> None:
         ("../etc", 64, "give TEMPLATE"),
     ],
 )
-def test_a_template_that_is_not_there_is_told_at_the_start(
+def test_a_missing_template_is_reported_at_the_start(
     word: str, code: int, message: str, app: App, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[str] = []
@@ -209,7 +209,7 @@ def test_the_image_has_templates_of_its_own(templates: Path, monkeypatch: pytest
     assert find_space("Other:res-2").image.parent.parent == usual, "what is not in the image is where it usually is"
 
 
-def test_what_a_space_needs_is_told_at_the_start(
+def test_conflicts_and_missing_packages_of_spaces_are_reported_at_the_start(
     app: App, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert app("--output-spaces", f"{NAME}:res-2", f"{NAME}:res-2:affine") == 64
@@ -253,7 +253,7 @@ def test_a_client_that_fails_changes_nothing(templates: Path, monkeypatch: pytes
     shift=st.tuples(*[st.floats(-10, 10)] * 3),
     orientation=st.sampled_from(["RAS", "LPS", "PSR", "SAL"]),
 )
-def test_every_label_lies_where_the_motion_takes_it(
+def test_every_label_is_where_the_motion_moves_it(
     angles: tuple[float, ...], scales: tuple[float, ...], shift: tuple[float, ...], orientation: str
 ) -> None:
     """The nearest label of each voxel is the reference; the most probable label differs only at borders."""
@@ -274,7 +274,7 @@ def test_every_label_lies_where_the_motion_takes_it(
     assert (found != nearest).mean() < 0.1
 
 
-def test_a_transform_as_text_is_what_simpleitk_reads(tmp_path: Path) -> None:
+def test_a_text_transform_equals_the_one_that_simpleitk_reads(tmp_path: Path) -> None:
     path = tmp_path / "motion_xfm.txt"
     path.write_text(as_text(TRUTH))
     lps = np.diag([-1.0, -1, 1, 1])
@@ -315,7 +315,7 @@ def test_demons_find_a_smooth_displacement() -> None:
     assert ((size < 0).mean() if np.median(size) > 0 else (size > 0).mean()) < 0.001, "nothing is folded"
 
 
-def test_a_field_is_what_simpleitk_reads(tmp_path: Path) -> None:
+def test_a_displacement_field_equals_the_one_that_simpleitk_reads(tmp_path: Path) -> None:
     affine = phantoms.grid(3.0, "LAS", (7, 8, 9))
     vectors = np.random.default_rng(0).normal(size=(7, 8, 9, 3))
     write_field(tmp_path / "x_xfm.nii.gz", Field(vectors, affine))

@@ -155,7 +155,7 @@ def test_sessions_have_pages_of_their_own(tmp_path: Path) -> None:
     assert participant_page(tmp_path, two).name == "sub-01_ses-2.html"
 
 
-def test_what_the_guard_found_is_shown_and_escaped(tmp_path: Path) -> None:
+def test_findings_of_the_guard_are_shown_and_escaped(tmp_path: Path) -> None:
     from bidsseg.files import write_json_atomic
 
     scan = make_results(tmp_path, {"subject": "01"})
@@ -187,7 +187,7 @@ def record(name: str, *others: str) -> dict[str, object]:
     return {"Sources": sources, "Models": models}
 
 
-def test_the_methods_say_what_was_used_and_whom_to_cite() -> None:
+def test_the_methods_name_models_and_citations() -> None:
     result = methods(record("ace", "wholebrain"), ["FASTlesion"])
     assert result is not None
     assert result.text.startswith(f"T1w and FLAIR images were segmented with bidsseg {__version__}, a BIDS App")
@@ -208,7 +208,7 @@ def test_the_methods_are_those_of_the_run_that_made_the_result() -> None:
     assert not any(entry.startswith("Vercauteren") for entry in result.references)
 
 
-def test_nothing_is_told_of_a_model_that_only_has_the_name_of_a_shipped_one() -> None:
+def test_a_model_with_only_the_name_of_a_shipped_one_is_not_described() -> None:
     sidecar = {"Models": [{"Name": "wholebrain", "SHA256": "0" * 64}]}
     result = methods(sidecar, ["BrainCOLOR", "FAST", "FreeSurfer"])
     assert result is not None

@@ -271,7 +271,7 @@ def test_left_is_left_in_the_brain_that_was_found(
     assert (labels[clear & (sign * x > 0)] == RIGHT).mean() > 0.97
 
 
-def test_what_lies_far_from_the_brain_is_not_shown(two_step: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_network_sees_no_voxels_far_from_the_brain(two_step: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[Tensor, Tensor | None]] = []
 
     def forward(self: Side, image: Tensor, position: Tensor | None = None) -> Tensor:
@@ -360,7 +360,7 @@ def test_probabilities_and_entropy(make: Make) -> None:
 
 
 @pytest.mark.parametrize("orientation", ["RAS", "LIA"])
-def test_in_a_wide_field_of_view_all_lies_where_it_did(orientation: str, make: Make) -> None:
+def test_a_wide_field_of_view_does_not_move_the_labels(orientation: str, make: Make) -> None:
     """The heads are evaluated only in the box of the model grid."""
     affine, room = grid(orientation), ((6, 9), (3, 0), (12, 1))
     labels = tissue(affine)
@@ -426,7 +426,7 @@ def test_lesions_among_tissues_have_a_mask_too(make: Make) -> None:
     assert np.array_equal(result.lesion, truth == 2)
 
 
-def test_a_model_without_a_brain_head_calls_brain_what_it_labels(make: Make) -> None:
+def test_without_a_brain_head_the_labelled_voxels_are_the_brain(make: Make) -> None:
     affine = grid()
     truth = tissue(affine)
     result = segment({"T1w": image_of(truth, affine)}, make(meaning={"FAST": [0, 1, 2, 3]}))
@@ -462,7 +462,7 @@ def test_holes_of_the_largest_piece_are_filled() -> None:
     assert not largest_piece(np.zeros((3, 3, 3), bool)).any()
 
 
-def test_what_hangs_on_thin_bridges_is_cut_off() -> None:
+def test_parts_on_thin_bridges_are_cut_off() -> None:
     mask = np.zeros((40, 40, 40), bool)
     mask[4:26, 4:26, 4:26] = True
     mask[10:13, 10:13, 4:30] = True  # a stump that is thin, but short
