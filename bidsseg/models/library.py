@@ -111,7 +111,7 @@ def check_network(
     if "images" in signature(kind).parameters:
         return kind, {**options, "images": count}
     if count > 1:
-        raise DataError(f"{where}: the network {name} reads one image, and inputs names {' and '.join(inputs)}")
+        raise DataError(f"{where}: the network {name} reads one image, but inputs lists {' and '.join(inputs)}")
     return kind, options
 
 

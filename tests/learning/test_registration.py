@@ -355,7 +355,7 @@ def test_a_run_stopped_at_any_time_goes_on_to_the_very_same_weights(ask: Ask, mo
             interrupt_after(steps, patched)
             with pytest.raises(TemporaryFailure, match=done):
                 train_level(ask(output="parts", resume=steps > 2))
-        with pytest.raises(UsageError, match="give --resume to go on"):
+        with pytest.raises(UsageError, match="give --resume to resume the training"):
             train_level(ask(output="parts"))
     folder = train_level(ask(output="parts", resume=True))
     for name in (card.WEIGHTS, DFNET):

@@ -163,7 +163,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(
     assert train_level(resumed) == model(out)
     assert (model(out, 0) / WEIGHTS).stat() == first
     assert f"fold 1 of 2: model: {model(out, 0)} is finished" in console(resumed).messages
-    assert any(line.startswith("fold 2 of 2: 2 scans") for line in console(resumed).messages)
+    assert any(line.startswith("fold 2 of 2: 2 training scans") for line in console(resumed).messages)
     for fold in (0, 1, None):
         one, other = model(out, fold), model(finished.output_dir, fold)
         assert (one / WEIGHTS).read_bytes() == (other / WEIGHTS).read_bytes()
@@ -191,7 +191,7 @@ def test_overwriting_removes_all_folds(
     """After an interrupted run with --overwrite, --resume must not treat older folds as finished."""
     out = tmp_path / "out"
     shutil.copytree(finished.output_dir, out)
-    with pytest.raises(UsageError, match=r"--overwrite .* --resume .* give one of them"):
+    with pytest.raises(UsageError, match=r"--overwrite .* --resume .* give one of the two"):
         train_level(request_of(out, overwrite=True, resume=True))
     shutil.copytree(model(out, 1), model(out, 2))  # of another number of folds
     asked: list[int] = []

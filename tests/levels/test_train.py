@@ -332,7 +332,7 @@ def test_a_faulty_recipe_is_named(
     change: tuple[str, str], reason: str, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error is raised before any data is read."""
-    monkeypatch.setattr(training, "load_cases", None)
+    monkeypatch.setattr(training, "read_cases", None)
     settings = ask(RECIPE.replace(*change, 1))
     with pytest.raises(DataError, match=reason):
         train_level(settings)
