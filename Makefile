@@ -18,7 +18,7 @@ PY := .venv/bin/python
 STAMP := .venv/installed
 DEMO := demo
 DOCS := .venv-docs
-PROSE := bidsseg docs README.md CONTRIBUTING.md SECURITY.md
+PROSE := bidsseg benchmarks docs README.md CONTRIBUTING.md SECURITY.md
 
 .PHONY: demo test lint docs image image-test models screenshots boutiques venv clean
 .DELETE_ON_ERROR:

@@ -1,14 +1,14 @@
-"""Dice of a model on labelled scans, through the whole way that a user's scan takes.
+"""Dice of a model on labelled scans, which are segmented as the level ``participant`` segments them.
 
     python benchmarks/accuracy.py BIDS_DIR --labels PROTOCOL=DERIVATIVES_DIR ... [--also BIDS_DIR] --folds 5 --fold 0
     python benchmarks/accuracy.py BIDS_DIR --labels FASTlesion=DIR --model TISSUE --lesion-model LESION
 
-With --folds only the participants of that fold are used: those that ``train`` with the same folds held out. Prints,
-for each head, the mean over regions and then over scans with a bootstrap 95 % interval over scans, the share of wrong
-voxels inside the reference brain, and the regions with the lowest Dice, or all if they are few; writes one row a region
-to --table. With --lesion-model the lesions of that model are laid over the tissues (FAST) of the other, as in the
-Multi-UNet baseline of ACE. With --card the figures take the place of those on the card of the model, where some of the
-labels that ``train`` measured it by were those of another model and no truth.
+With --folds, only the participants of that fold are used, which ``train`` with the same folds held out. The script
+prints, for each head, the mean over regions and then over scans with a bootstrap 95 % interval over scans, the share of
+wrong voxels inside the reference brain, and the regions with the lowest Dice, or all regions if there are few. It
+writes one row for each region to --table. With --lesion-model, the lesions of that model replace the tissues (FAST) of
+the other model, as in the Multi-UNet baseline of ACE. With --card, the results replace those on the card of the model,
+for models that ``train`` also evaluated with labels of another model, which are not the truth.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def main() -> None:
     parser.add_argument("--labels", nargs="+", action="extend", required=True, metavar="PROTOCOL=DIR")
     parser.add_argument("--also", nargs="+", default=[], type=Path, metavar="BIDS_DIR")
     parser.add_argument("--model", default="wholebrain")
-    parser.add_argument("--card", action="store_true", help="enter the figures on the card of the model, a folder")
-    parser.add_argument("--lesion-model", help="its lesions are laid over the tissues of --model")
-    parser.add_argument("--images-only", action="store_true", help="pass over label maps without an image")
+    parser.add_argument("--card", action="store_true", help="store the results on the card of the model, a folder")
+    parser.add_argument("--lesion-model", help="model whose lesions replace the tissues of --model")
+    parser.add_argument("--images-only", action="store_true", help="skip label maps without an image")
     parser.add_argument("--folds", type=int, default=0, help="0: all participants")
     parser.add_argument("--fold", type=int, default=0)
-    parser.add_argument("--precision", default=cpu_precision(), choices=["bf16", "fp32"], help="[that of the machine]")
+    parser.add_argument("--precision", default=cpu_precision(), choices=["bf16", "fp32"], help="[by machine]")
     parser.add_argument("--table", type=Path, help="TSV with one row for each scan, head and region")
     options = parser.parse_args()
     if options.card and not options.folds:

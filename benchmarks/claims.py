@@ -1,17 +1,17 @@
-"""The claims of the papers, tested on the data at hand: trains what is compared and prints how it compares.
+"""Test of the claims of the papers on the available data: train the compared models and print their differences.
 
     python benchmarks/claims.py CLAIM DATA OUT [--seeds 3] [--report]
 
-CLAIM is one of those below; DATA is a folder with the BIDS datasets ``oasis``, ``ds002748``, ``heads`` and ``ms``.
-Labels of another tool and images with lesions are made in OUT first, where a claim needs them. Every run is a
-``bidsseg ... train`` with a recipe that is written to OUT; it learns from the same people for the same number of steps
-as those that it is compared with, and is measured on people whom none of them learns from. A run that is finished is
-not done again, and one that was stopped goes on: the same command continues. A run in OUT/CLAIM.tsv counts as finished
-too: put a table of docs/claims there to add to it. ``--report`` prints that table and trains nothing.
+CLAIM is one of the claims below; DATA is a folder with the BIDS datasets ``oasis``, ``ds002748``, ``heads`` and ``ms``.
+If a claim needs labels of another tool or images with lesions, the script first creates them in OUT. Every run is a
+``bidsseg ... train`` with a recipe that is written to OUT. Compared runs are trained on the same participants for the
+same number of steps, and evaluated on participants that are held out of all of them. Repeat the command to resume:
+finished runs are skipped, an interrupted run is resumed. Runs in OUT/CLAIM.tsv count as finished: copy a table of
+docs/claims there to extend it. ``--report`` prints that table without training.
 
-Prints for each run the Dice (mean over regions, then over seeds and people) with a bootstrap 95 % interval over people,
-and the difference to runs it is measured against, paired by person and seed. Writes OUT/CLAIM.tsv with a row for
-each run, seed, head and person.
+The script prints for each run the Dice (mean over regions, then over seeds and participants) with a bootstrap 95 %
+interval over participants, and the difference to other runs, paired by participant and seed. It writes OUT/CLAIM.tsv
+with one row for each run, seed, head and participant.
 """
 
 from __future__ import annotations
@@ -35,32 +35,32 @@ from bidsseg.learning.recipe import load_recipe
 from bidsseg.learning.validation import ERROR
 
 HELD_OUT = ("1000", "1006", "1009", "1012", "1015")
-"""Every third of the fifteen people."""
+"""Every third of the fifteen participants."""
 ORDER = ("1001", "1014", "1008", "1036", "1002", "1011", "1007", "1017", "1010", "1013")
-"""In which the others get full annotations, where only some of them have such."""
+"""The other participants, in the order in which they receive full annotations."""
 GRID: Mapping[str, Any] = {"spacing_mm": 3.0, "coarse": {"steps": 0}}
-"""Of every run: one coarse grid, on which a run takes minutes on two cores."""
+"""Coarse grid of every run, on which a run takes minutes on two cores."""
 
 
 MANUAL, FAST = {"BrainCOLOR": "oasis/derivatives/manual"}, {"FAST": "oasis/derivatives/fast"}
 ATROPOS, LESION_SETS = "atropos", "lesion_sets"
-"""Made in OUT by ``tool_labels.py`` and ``lesion_datasets.py``, the latter anew for each seed, which is its fold."""
+"""Folders in OUT that ``tool_labels.py`` and ``lesion_datasets.py`` write, the latter for each seed as its fold."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training.
+    """One training run.
 
     Attributes:
-        recipe: the shipped recipe of which the small scale is taken.
+        recipe: the shipped recipe whose small scale is used.
         labels: protocols and folders of the annotations, in DATA or OUT.
-        changes: laid over the small scale of the recipe.
-        against: the runs that it is measured against.
-        init: the run whose model it starts from.
-        full: how many people have full (BrainCOLOR) annotations; None for all.
-        datasets: whose images are learned from.
-        test: the dataset that it is measured on; None for the people held out.
-        lesions_of: the run whose lesions are laid over its tissues before it is measured.
+        changes: values that replace those of the small scale of the recipe.
+        against: names of the runs for comparison.
+        init: name of the run whose model provides the initial weights.
+        full: number of participants with full (BrainCOLOR) annotations; None for all.
+        datasets: datasets whose images are used for training.
+        test: dataset for evaluation; None for the held-out participants.
+        lesions_of: name of the run whose lesions replace the tissues of this run before evaluation.
     """
 
     name: str
@@ -76,15 +76,15 @@ class Run:
 
 
 def neuronet() -> list[Run]:
-    """One network with all heads is as good as a network for each (Rajchl et al. 2018).
+    """One network with all heads is as good as one network for each head (Rajchl et al. 2018).
 
-    Crops, brightness and optimiser are the published ones, but for the size.
+    Crops, brightness and optimiser are as published, except for the size.
     """
     published = asdict(load_recipe("neuronet"))
     small = {name: published[name] for name in ("normalisation", "spatial", "intensity", "optimiser")}
     sampling = {**published["sampling"], "shape": [48, 48, 48], "points": 30_000}
     small |= {**GRID, "steps": 900, "sampling": sampling, "locator": "", "synthetic_share": 0.0, "statistics": 0}
-    small["spatial"] = {**small["spatial"], "shift_mm": 4.0}  # as the first seeds had it
+    small["spatial"] = {**small["spatial"], "shift_mm": 4.0}  # as for the first seeds
     heads = {"BrainCOLOR": MANUAL, "FAST": FAST, "Atropos": {"Atropos": ATROPOS}, "FreeSurfer": MANUAL}
     together = {**small, "heads": dict.fromkeys(heads, 1 / len(heads))}
     every = {protocol: folder for labels in heads.values() for protocol, folder in labels.items()}
@@ -99,9 +99,9 @@ def neuronet() -> list[Run]:
 
 
 def ace() -> list[Run]:
-    """ACE is as good as a network for tissue and one for lesions; naive losses are worse (Roulet et al. 2019).
+    """ACE is as good as one network for tissue and one for lesions; naive losses are worse (Roulet et al. 2019).
 
-    All but the last learn by cross-entropy and Dice together.
+    All runs except the last are trained with cross-entropy and Dice together.
     """
     small = {**GRID, "steps": 400, "sampling": {"shape": [48, 64, 56], "points": 16_000}}
     lesions = {"lesion": f"{LESION_SETS}/lesions/derivatives/manual"}
@@ -119,11 +119,11 @@ def ace() -> list[Run]:
 
 
 def partial() -> list[Run]:
-    """Automatic partial annotations help where full ones are few (Dai et al. 2019).
+    """Automatic partial annotations help if there are few full annotations (Dai et al. 2019).
 
-    All have 400 steps of full annotations: those of partial ones come on top, and so does what follows joint training.
-    Where all scans have both, joint training has both in each of its 800. What more steps alone bring shows where full
-    annotations have 800.
+    All runs have 400 steps with full annotations; steps with partial annotations and steps after joint training are
+    additional. If all scans have both annotations, each of the 800 steps of joint training uses both. The runs with 800
+    steps of full annotations show the effect of more steps alone.
     """
     small = {**GRID, "sampling": {"shape": [48, 64, 56], "points": 16_000}}
     plain, twice, end = ({**small, "steps": steps} for steps in (400, 800, 200))
@@ -143,10 +143,10 @@ def partial() -> list[Run]:
 def eneuronet() -> list[Run]:
     """E-NeuroNet is better than a U-Net, and registration augments better than elastic changes (Oberoi et al. 2021).
 
-    Kernels of the U-Net, which normalises, are stepped as fast as those of the other U-Nets.
+    The U-Net has normalisation, so its kernels have the learning rate of the other U-Nets.
     """
     sampling = {"shape": [48, 64, 48], "points": 16_000}
-    elastic = {"elastic_varies": True, "elastic_order": 1}  # as the first seeds had it
+    elastic = {"elastic_varies": True, "elastic_order": 1}  # as for the first seeds
     small = {**GRID, "steps": 500, "sampling": sampling, "spatial": elastic, "keep": "best"}
     unet = {**small, "network": {"name": "unet"}, "optimiser": {"kernel_rate": 0.02}}
     moved = {**small, "registration": {"steps": 500}}
@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--report", action="store_true", help="print what is there and train nothing")
+    parser.add_argument("--report", action="store_true", help="print the existing results without training")
     options = parser.parse_args()
     runs, data, out = CLAIMS[options.claim](), options.data, options.out
     path = out / f"{options.claim}.tsv"
@@ -191,7 +191,7 @@ def main() -> None:
 
 
 def prepare(runs: Sequence[Run], seed: int, data: Path, *, out: Path) -> None:
-    """Makes the labels and the datasets that the runs need and DATA does not hold."""
+    """Create the labels and datasets that the runs need but DATA does not have."""
     needed = {source_of(folder, seed, data, out=out) for run in runs for folder in run.labels.values()}
     made = [
         (out / ATROPOS, "tool_labels.py", data / "oasis", ()),
@@ -205,7 +205,7 @@ def prepare(runs: Sequence[Run], seed: int, data: Path, *, out: Path) -> None:
 
 
 def source_of(name: str, seed: int, data: Path, *, out: Path) -> Path:
-    """Where a dataset or its labels lie."""
+    """Return the folder of a dataset or of its labels."""
     first, *others = name.split("/")
     if first == LESION_SETS:
         return out.joinpath(f"{first}{seed}", *others)
@@ -213,7 +213,7 @@ def source_of(name: str, seed: int, data: Path, *, out: Path) -> Path:
 
 
 def call(words: Sequence[object], log: Path | None = None) -> None:
-    """Runs a Python script with its arguments; what it says goes to a file, if one is given."""
+    """Run a Python script with its arguments; its output is appended to a log file, if one is given."""
     command = [sys.executable, *(str(word) for word in words)]
     if log is None:
         subprocess.run(command, check=True)
@@ -223,7 +223,7 @@ def call(words: Sequence[object], log: Path | None = None) -> None:
 
 
 def train(run: Run, seed: int, data: Path, *, out: Path, runs: Path) -> None:
-    """Trains unless it is done."""
+    """Train a run unless it is finished."""
     folder = place(run.name, seed, runs)
     if (model(folder) / "card.json").is_file() and not (model(folder) / "checkpoint.pt").is_file():
         return
@@ -243,7 +243,7 @@ def train(run: Run, seed: int, data: Path, *, out: Path, runs: Path) -> None:
 
 
 def measure(run: Run, seed: int, data: Path, *, out: Path, runs: Path) -> None:
-    """Measures a run on its test dataset, unless that is done."""
+    """Evaluate a run on its test dataset, unless it has been evaluated."""
     folder = place(run.name, seed, runs)
     if run.test is None or table_of(folder).is_file():
         return
@@ -256,22 +256,22 @@ def measure(run: Run, seed: int, data: Path, *, out: Path, runs: Path) -> None:
 
 
 def place(name: str, seed: int, runs: Path) -> Path:
-    """The output folder of a run."""
+    """Return the output folder of a run."""
     return runs / name / f"seed{seed}"
 
 
 def model(folder: Path) -> Path:
-    """The model in the output folder of a run."""
+    """Return the model in the output folder of a run."""
     return folder / "models" / "run"
 
 
 def table_of(folder: Path) -> Path:
-    """The Dice of a run on the people that it is measured on."""
+    """Return the table with the Dice of a run."""
     return model(folder) / "validation.tsv"
 
 
 def toml(table: str, values: Mapping[str, Any]) -> str:
-    """A table of TOML, with the tables in it."""
+    """Return a table in TOML, with its inner tables."""
     inner = {key: value for key, value in values.items() if isinstance(value, Mapping)}
     lines = [f"{key} = {json.dumps(value)}" for key, value in values.items() if key not in inner]
     parts = [toml(f"{table}.{key}", value) for key, value in inner.items()]
@@ -279,7 +279,7 @@ def toml(table: str, values: Mapping[str, Any]) -> str:
 
 
 def some(folder: Path, protocol: str, full: int | None, *, runs: Path) -> Path:
-    """Annotations; of full ones only those of some people and of those held out, as links."""
+    """Return a folder of annotations; for full annotations, with links for some and for the held-out participants."""
     if full is None or protocol != "BrainCOLOR":
         return folder.resolve()
     chosen = runs / f"full{full}"
@@ -292,9 +292,9 @@ def some(folder: Path, protocol: str, full: int | None, *, runs: Path) -> Path:
 
 
 def wanted(run: Run, seed: int, runs: Sequence[Run], *, table: pd.DataFrame) -> bool:
-    """Whether a run has to be there: its rows are not in the table yet, or those of a run that needs its model.
+    """Return whether a run is needed, because the table lacks its rows or those of a run that needs its model.
 
-    That of the lesions alone has no rows: it is measured with the tissue that it is joined to.
+    The run of lesions alone has no rows: it is evaluated with the tissues of the run that uses it.
     """
     missing = table[(table.run == run.name) & (table.seed == seed)].empty
     has_rows = run.test is not None or run.datasets[0] == "oasis"
@@ -303,7 +303,7 @@ def wanted(run: Run, seed: int, runs: Sequence[Run], *, table: pd.DataFrame) -> 
 
 
 def collected(run: Run, seed: int, folder: Path) -> pd.DataFrame:
-    """Of a finished run the Dice and the voxel error of each head, or region of FASTlesion, and person."""
+    """Return Dice and voxel error of a finished run, for each participant and head or region of FASTlesion."""
     rows = []
     path = table_of(place(run.name, seed, folder))
     if path.is_file():
@@ -318,7 +318,7 @@ def collected(run: Run, seed: int, folder: Path) -> pd.DataFrame:
 
 
 def report(runs: Sequence[Run], table: pd.DataFrame) -> list[str]:
-    """A line for each run and head."""
+    """Return one line for each run and head."""
     lines = []
     for run in runs:
         for head, own in table[table.run == run.name].groupby("head"):

@@ -1,9 +1,9 @@
-"""Write a small BIDS dataset made from the T1w template (ICBM 2009a, skull-stripped) that the nilearn package carries.
+"""Write a small BIDS dataset made from the T1w template (ICBM 2009a, skull-stripped) in the nilearn package.
 
     python benchmarks/demo_dataset.py FOLDER
 
-Two participants: ``sub-template`` is the template as it is; ``sub-tilted`` is the same head scanned with a tilt,
-thicker slices, uneven brightness and noise.
+The dataset has two participants: ``sub-template`` is the unchanged template; ``sub-tilted`` is the same head with a
+tilt, thicker slices, uneven brightness and noise.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ NOISE = 0.02
 
 
 def main(folder: Path) -> None:
-    """Write the dataset; files that are there already are written again with the same content."""
+    """Write the dataset; existing files are written again with the same content."""
     from nilearn.datasets import load_mni152_template
 
     template = load_mni152_template(resolution=1)
     folder.mkdir(parents=True, exist_ok=True)
     description = {
-        "Name": "The ICBM 2009a T1w template, as it is and tilted",
+        "Name": "The ICBM 2009a T1w template, unchanged and tilted",
         "BIDSVersion": "1.10.1",
         "DatasetType": "raw",
         "ReferencesAndLinks": ["https://doi.org/10.1016/j.neuroimage.2010.07.033"],
@@ -43,7 +43,7 @@ def main(folder: Path) -> None:
 
 
 def tilted(template: nib.Nifti1Image) -> tuple[np.ndarray, np.ndarray]:
-    """The head on an oblique grid of anisotropic voxels in LPS order: intensities (X, Y, Z) and affine (RAS+ mm)."""
+    """Return intensities (X, Y, Z) and affine (RAS+ mm) of the head on an oblique grid of anisotropic LPS voxels."""
     angle = np.radians(TILT_DEGREES)
     turn = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
     extent_mm = np.array([176.0, 224.0, 196.0])

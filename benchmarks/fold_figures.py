@@ -1,12 +1,12 @@
-"""Figures of a cross-validation from some of its cases, or from folds that were trained one by one.
+"""Results of a cross-validation for some of its cases, or for folds that were trained separately.
 
     python benchmarks/fold_figures.py OUT [--cases PATTERN] [--card MODEL_FOLDER]
 
-``train --cross-validate`` prints figures of all cases and enters them on the card. This script reads the models of the
-folds from OUT/folds/fold-0 and so on, and prints the figures of the cases that --cases selects, where the labels of
-others are no truth, as those of a model: a pattern of ``DATASET/sub-LABEL in fold I`` (``'oasis/*'``, ``'* in fold
-[12]'``). Folds may have datasets of their own, with participants of the same name. --card enters the figures on the
-card of a model, which the same recipe made.
+``train --cross-validate`` prints the results of all cases and stores them on the card. This script reads the models of
+the folds from OUT/folds/fold-0 and so on, and prints the results of the cases that match the pattern --cases, for
+example to exclude cases whose labels were made by a model. The pattern is compared with ``DATASET/sub-LABEL in fold I``
+(``'oasis/*'``, ``'* in fold [12]'``). Folds may have their own datasets, with participants of the same name. --card
+stores the results on the card of a model, which must have been trained with the same recipe.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ def main() -> None:
     options = parser.parse_args()
     names = [card.parent.name for card in fold_output(options.out, 0).glob(f"models/*/{CARD}")]
     if len(names) != 1:
-        parser.error(f"{options.out} must hold the folds of one model, and holds those of {', '.join(names) or 'none'}")
+        parser.error(f"{options.out} must have the folds of one model, but has those of {', '.join(names) or 'none'}")
     models = fold_models(options.out, names[0])
     table = gathered(models)
     counted = matching(table, options.cases)
     if counted.empty:
-        parser.error(f"--cases '{options.cases}' is none of these: {', '.join(matching(table, '*').case.unique())}")
+        parser.error(f"--cases '{options.cases}' matches none of {', '.join(matching(table, '*').case.unique())}")
     print("\n".join(described(counted)))
     if options.card is not None:
         enter(options.card, counted, len(models))
 
 
 def matching(table: pd.DataFrame, pattern: str) -> pd.DataFrame:
-    """Return the rows of some cases, whose names tell their fold too."""
+    """Return the rows whose case matches a pattern, with the fold in the name of the case."""
     names = table["case"] + " in fold " + table["fold"].astype(str)
     return table.assign(case=names)[[fnmatchcase(name, pattern) for name in names]]
 

@@ -1,10 +1,10 @@
-"""Time and memory of finding scans in a large dataset: one participant, and all.
+"""Time and memory of the search for scans in a large dataset, for one participant and for all participants.
 
     python benchmarks/indexing.py [PARTICIPANTS]
 
-Makes a dataset of empty files with that many participants (2,000), each with a T1w, a FLAIR, a functional run and
-their sidecars, in a temporary folder. Every row is measured in a process of its own; the first is what it costs to load
-pybids, and to be taken off the others.
+The script creates a dataset of empty files with that many participants (2,000), each with a T1w, a FLAIR, a functional
+run and their sidecars, in a temporary folder. Every row is measured in a separate process; the first row is the cost of
+loading pybids, which the other rows include.
 """
 
 import multiprocessing
@@ -42,14 +42,14 @@ def load() -> int:
 
 
 def find(bids_dir: Path, participants: list[str] | None, database_dir: Path | None) -> int:
-    """Number of scans found."""
+    """Return the number of scans found."""
     from bidsseg.bids.query import find_scans
 
     return len(find_scans(bids_dir, participants=participants, database_dir=database_dir))
 
 
 def measure(title: str, function: Callable[..., int], *arguments: object) -> None:
-    """Print one row: what was found, seconds, and peak memory of the process."""
+    """Print one row: the number of scans found, seconds, and peak memory of the process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         found, seconds, memory_mb = pool.apply(_measured, (function, arguments))
     print(f"{title:<44}{found:>7} scans {seconds:>7.2f} s {memory_mb:>7.0f} MB", flush=True)
@@ -73,8 +73,8 @@ def main() -> None:
         measure("the only participant of a small dataset", find, small, None, None)
         measure("one selected participant of the large one", find, large, ["00007"], None)
         measure("all participants", find, large, None, None)
-        measure("all, making a database", find, large, None, kept)
-        measure("all, from the database", find, large, None, kept)
+        measure("all participants, creating a database", find, large, None, kept)
+        measure("all participants, from the database", find, large, None, kept)
         measure("one selected participant, from the database", find, large, ["00007"], kept)
 
 

@@ -1,25 +1,25 @@
-"""Write three BIDS datasets with synthetic T1w and FLAIR, to learn lesions with anatomy (ACE) and to measure it.
+"""Write three BIDS datasets with synthetic T1w and FLAIR, to train and evaluate a model of lesions and anatomy (ACE).
 
     python benchmarks/lesion_datasets.py DATA OUT [FOLD]
 
 DATA has label maps of whole heads with white-matter lesions (``heads``, protocol head) and lesion masks of patients in
 MNI space (``ms/derivatives/manual``). Images are made from the label maps: skull-stripped, 1 mm, T1w and FLAIR on one
-grid. As in the setting of ACE (Roulet et al. 2019, arXiv 1903.03445) each training set labels one thing alone:
+grid. As in the experiments of ACE (Roulet et al. 2019, arXiv 1903.03445), each training dataset has one kind of labels:
 
-- ``lesions``: a patient for each mask, but for those of ``both`` and the one whose real images DATA has. Anatomy: the
-  heads PATIENTS by turns, each time bent differently; the mask is fitted to it. Labels, in ``derivatives/manual``: the
-  lesions alone.
-- ``anatomy``: the heads HEALTHY. Labels, in ``derivatives/fast``: tissue as FAST names it; where the label map leaves
-  two tissues open, the one of the nearer brightness in a T1w.
-- ``both``, never to be learned from: patients as well, but of the heads TESTED, and each with a mask of its own, every
-  third one. Labels, in ``derivatives/truth``: tissue and lesion (FASTlesion).
+- ``lesions``: one patient for each mask, except the masks of ``both`` and the mask of the patient whose real images are
+  in DATA. Anatomy: the heads PATIENTS in turn, each time deformed differently; the mask is fitted to the head. Labels,
+  in ``derivatives/manual``: only the lesions.
+- ``anatomy``: the heads HEALTHY. Labels, in ``derivatives/fast``: the tissues of FAST; if a label may be either of two
+  tissues, the one with the nearer brightness in a T1w.
+- ``both``, for testing only: patients with the heads TESTED, each with a separate mask, every third one. Labels, in
+  ``derivatives/truth``: tissue and lesion (FASTlesion).
 
-No head and no mask is in two of the sets: people to learn from and to be tested on are disjoint. FOLD (0, the default,
-to 2) gives other heads and other masks to be tested on. The heads' own lesions are taken for white matter everywhere.
-People of ``lesions`` share six heads, so measure nothing on those held out of it. No two people have the same name,
-since a label map would be taken for that of a namesake. The same DATA gives the same images.
+No head and no mask is in two datasets, so training and test participants are disjoint. FOLD (0, the default, to 2)
+selects other heads and masks for testing. Lesions in the label maps of the heads become white matter. Participants of
+``lesions`` share six heads, so a model should not be evaluated on held-out participants of this dataset. No two
+participants have the same name, because label maps are matched by name. The same DATA gives the same images.
 
-Prints the lesion volume of each patient, and how much of a mask was kept.
+The script prints the lesion volume of each patient and the share of the mask that was kept.
 """
 
 from __future__ import annotations
@@ -58,15 +58,15 @@ WHITE, FLUID, STEM = 2, 3, 10
 BENT = Spatial(rotation_deg=5, scale=0.05, shift_mm=0, elastic_mm=4, ventricles_mm=5, flip=0, still=0)
 SCANNER = Intensity(gamma=0.1, bias=0.25, noise=0.04, blur=0.4, thickest_mm=3.0)
 FAINTEST = 0.35
-"""Of lesions: contrast to the white matter, as a share of the full one."""
+"""Smallest contrast of a lesion to the white matter, as a share of the full contrast."""
 MARGIN = 8
-"""Voxels around the brain."""
+"""Margin around the brain, voxels."""
 SMALLEST = 3
-"""Voxels of a lesion."""
+"""Smallest lesion, voxels."""
 
 
 def main(data: Path, out: Path, fold: int = 0) -> None:
-    """Write the datasets; files that are there already are written again with the same content."""
+    """Write the datasets; existing files are written again with the same content."""
     heads_tested, heads_healthy, heads_of_patients = roles(fold)
     found = find_label_maps(data / "ms" / "derivatives" / "manual", "lesion")
     masks = [mask for mask in found if not (data / "ms" / mask.key / "anat").is_dir()]
@@ -102,7 +102,7 @@ def main(data: Path, out: Path, fold: int = 0) -> None:
 
 
 def roles(fold: int) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
-    """Heads to be tested on, of healthy people and of patients; each fold goes on where the one before had stopped."""
+    """Return the heads for testing, of healthy participants and of patients; each fold tests the next heads."""
     heads = [*TESTED, *HEALTHY, *PATIENTS]
     first = fold * len(TESTED)
     heads = heads[first:] + heads[:first]
@@ -123,7 +123,7 @@ def read_head(data: Path, label: str) -> Case:
 
 
 def placed(head: Case, spatial: Spatial, generator: Generator) -> Tensor:
-    """The label map (X, Y, Z) around the brain, moved and bent, as positions in the table of HEAD."""
+    """Return the label map (X, Y, Z) around the brain, moved and deformed, as positions in the table of HEAD."""
     extent = torch.nonzero(head.brain)
     shape = (extent.amax(0) - extent.amin(0) + 1 + 2 * MARGIN).tolist()
     centre = (extent.amax(0) + extent.amin(0)).float() / 2
@@ -132,12 +132,12 @@ def placed(head: Case, spatial: Spatial, generator: Generator) -> Tensor:
 
 
 def mapped_to(*values: int | None) -> Tensor:
-    """(R,) which regions of HEAD have one of these values in the generic table."""
+    """Return a mask (R,) of the regions of HEAD that have one of these values in the generic table."""
     return torch.tensor([region.mapping in values for region in HEAD.regions])
 
 
 def healthy(values: Tensor) -> Tensor:
-    """The same anatomy with white matter in place of lesions."""
+    """Return the anatomy with lesions replaced by white matter."""
     position = {region.name: i for i, region in enumerate(HEAD.regions)}
     table = torch.arange(len(HEAD.regions), dtype=values.dtype)
     for side in ("Left", "Right"):
@@ -146,7 +146,7 @@ def healthy(values: Tensor) -> Tensor:
 
 
 def in_protocol(values: Tensor, protocol: Protocol) -> np.ndarray:
-    """Label map (X, Y, Z) in a protocol that HEAD relates to; of several regions the nearest in brightness."""
+    """Return the label map (X, Y, Z) in a related protocol; of several possible regions, the nearest in brightness."""
     relation = load_relation(HEAD, protocol)
     assert relation is not None
     table = np.zeros(len(HEAD.regions), np.uint8)
@@ -169,7 +169,7 @@ def brain_of(values: Tensor) -> Tensor:
 
 
 def template_frame() -> tuple[np.ndarray, np.ndarray]:
-    """Middle and half extent (3,) of the template brain in MNI space, RAS+ mm."""
+    """Return centre and half extent (3,) of the template brain in MNI space, RAS+ mm."""
     from nilearn.datasets import load_mni152_brain_mask
 
     mask = load_mni152_brain_mask(resolution=1)
@@ -179,14 +179,14 @@ def template_frame() -> tuple[np.ndarray, np.ndarray]:
 
 
 def origin_mm(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """(3,) place of the first voxel of a 1 mm image after it was turned to R, A, S."""
+    """Return the position (3,) of the first voxel of a 1 mm image after reorientation to RAS+."""
     last = affine[:3, :3] @ (np.array(shape) - 1) + affine[:3, 3]
     origin: np.ndarray = np.minimum(affine[:3, 3], last)
     return origin
 
 
 def fitted(mask: Volume, template: tuple[np.ndarray, np.ndarray], values: Tensor) -> Tensor:
-    """A 1 mm mask in MNI space on a brain (X, Y, Z): moved and stretched as the template fits it along each axis."""
+    """Return a 1 mm mask in MNI space on a brain (X, Y, Z), moved and scaled along each axis to fit the template."""
     found = torch.from_numpy(np.ascontiguousarray(canonical(mask.data > 0, mask.affine)))
     centre, half = brain_frame(brain_of(values))
     origin = origin_mm(mask.affine, mask.shape)
@@ -198,7 +198,7 @@ def fitted(mask: Volume, template: tuple[np.ndarray, np.ndarray], values: Tensor
 
 
 def lesions_of(mask: LabelMap, template: tuple[np.ndarray, np.ndarray], values: Tensor) -> Tensor:
-    """A patient's lesions, booleans (X, Y, Z), on a brain without."""
+    """Return the lesions of a patient on a healthy brain, booleans (X, Y, Z)."""
     drawn = fitted(read_labels(mask.path), template, values)
     lesions = inside_tissue(drawn, values)
     print(f"{mask.key}: {lesions.sum()} mm³, {lesions.sum() / drawn.sum():.0%} of the mask", flush=True)
@@ -206,12 +206,12 @@ def lesions_of(mask: LabelMap, template: tuple[np.ndarray, np.ndarray], values: 
 
 
 def lesion_position() -> int:
-    """Of the first lesion in the table of HEAD."""
+    """Return the position of the first lesion in the table of HEAD."""
     return HEAD.indices.index(HEAD.lesions[0])
 
 
 def inside_tissue(mask: Tensor, values: Tensor) -> Tensor:
-    """What of a mask lies in white matter, brain stem or the rim of grey matter beside them, without specks."""
+    """Return the part of a mask in white matter, brain stem or the adjacent grey matter, without small components."""
     white = mapped_to(WHITE, STEM)[values.long()]
     rim = dilate(white, 1) & brain_of(values) & ~mapped_to(FLUID, None)[values.long()]
     pieces, _ = ndimage.label((mask & (white | rim)).numpy())
@@ -224,7 +224,7 @@ def inside_tissue(mask: Tensor, values: Tensor) -> Tensor:
 
 
 def write_images(folder: Path, name: str, values: Tensor, *, lesions: Tensor, generator: Generator) -> None:
-    """T1w and FLAIR of a brain (X, Y, Z) with lesions, some of which are faint."""
+    """Write T1w and FLAIR of a brain (X, Y, Z) with lesions, some of them faint."""
     pieces, count = ndimage.label(lesions.numpy())
     strength = FAINTEST + (1 - FAINTEST) * torch.rand(count + 1, generator=generator)
     strength[0] = 0
@@ -244,7 +244,7 @@ def write_images(folder: Path, name: str, values: Tensor, *, lesions: Tensor, ge
 
 
 def on_grid(values: Tensor) -> Volume:
-    """A volume of 1 mm in R, A, S order with its middle at 0."""
+    """Return a volume with 1 mm voxels in RAS+ order, centred at 0."""
     affine = np.eye(4)
     affine[:3, 3] = -(np.array(values.shape) - 1) / 2
     return Volume(values.numpy(), affine)
@@ -254,7 +254,7 @@ def on_grid(values: Tensor) -> Volume:
 
 
 def describe(folder: Path, labels: Path, protocol: str) -> None:
-    """The files at the top of a dataset and of its labels."""
+    """Write the description files of a dataset and of its labels."""
     common = {"Name": f"Synthetic brains: {folder.name}", "BIDSVersion": BIDS_VERSION}
     write_json_atomic(folder / "dataset_description.json", {**common, "DatasetType": "raw"})
     write_text_atomic(folder / "README.md", "Images made from label maps, see benchmarks/lesion_datasets.py.\n")

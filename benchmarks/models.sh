@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# From the data to every shipped model, stage by stage.
+# Train every shipped model from the data, stage by stage.
 #
 #   benchmarks/models.sh DATA OUT [MINUTES]
 #
-# DATA holds the folders oasis, heads, ds000011, ds002748 and ms; OUT takes what is made. A stage that is done is not done
-# again, and one that was stopped goes on: the same command continues. After MINUTES it stops cleanly, with code 75.
-# Locator and wholebrain go on from the weights in the package: ship new ones only when all is done.
-# SCALE (1) multiplies the time budgets of wholebrain and locator; DEVICE (auto) is that of run.py; PYTHON the interpreter.
-# `benchmarks/ship.py` puts a model into the package: OUT/models/wholebrainfinetune is shipped as wholebrain.
+# DATA has the folders oasis, heads, ds000011, ds002748 and ms; OUT receives the models. Repeat the command to resume:
+# finished stages are skipped, an interrupted stage is resumed. After MINUTES the script stops cleanly, with code 75.
+# The locator and wholebrain start from the weights in the package: ship new weights only when all stages are finished.
+# SCALE (1) multiplies the time budgets of wholebrain and locator; DEVICE (auto) is passed to run.py; PYTHON is the
+# interpreter. `benchmarks/ship.py` copies a model into the package: OUT/models/wholebrainfinetune is shipped as wholebrain.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -17,12 +17,12 @@ oasis=$data/oasis auto=$out/automatic
 manual=BrainCOLOR=$oasis/derivatives/manual fast=FAST=$oasis/derivatives/fast heads=head=$data/heads
 mkdir -p "$out/done"
 
-# stage NAME COMMAND...: the command, within the time that is left
+# stage NAME COMMAND...: run the command within the remaining time, unless the stage is finished
 stage() {
     local name=$1 status=0
     shift
     [[ ! -e $out/done/$name ]] || return 0
-    ((end - SECONDS > 60)) || { echo "time is up before $name: give the same command again"; exit 75; }
+    ((end - SECONDS > 60)) || { echo "time is up before $name: run the same command again"; exit 75; }
     echo "== $name"
     timeout --kill-after=300 $((end - SECONDS - 30)) "$@" &
     trap "kill -TERM $! 2> /dev/null || true; wait $! || true; exit 75" INT TERM
@@ -30,7 +30,7 @@ stage() {
     trap - INT TERM
     case $status in
         0) ;;
-        75 | 124 | 137) echo "time is up in $name: give the same command again"; exit 75 ;;
+        75 | 124 | 137) echo "time is up in $name: run the same command again"; exit 75 ;;
         *) echo "$name failed with code $status"; exit "$status" ;;
     esac
     touch "$out/done/$name"
@@ -39,16 +39,16 @@ stage() {
 minutes() { awk "BEGIN { print $scale * $1 }"; }
 run() { stage "$1" "$python" "$here/../run.py" "${@:2}" "${device[@]}"; }
 script() { stage "$1" "$python" "$here/$2.py" "${@:3}"; }
-# train NAME MINUTES WORDS...: by the recipe of that name, with one fold held out
+# train NAME MINUTES WORDS...: train the recipe of that name, with one fold held out
 train() { run "$1" "$oasis" "$out" train --recipe "$1" --folds 5 --time-budget "$(minutes "$2")" --resume "${@:3}"; }
-# validate NAME WORDS...: all folds, then the model
+# validate NAME WORDS...: train all folds, then the final model
 validate() { run "$1" "$oasis" "$out/$1" train --cross-validate 3 --small --resume "${@:2}"; }
 
-# locator and wholebrain: one that finds brains, one of all heads, and its second run, which learns from scans that the
-# first has labelled, too. Participant 01 of each of their datasets is never learned from: something is left to look at.
+# The locator, wholebrain, and the second run of wholebrain, which is also trained on scans that the first run has
+# labelled. Participant 01 of each of these datasets is excluded from training, so that it can be inspected.
 train locator 45 --init locator --labels "$manual" "$fast" "$heads"
 train wholebrain 80 --init wholebrain --labels "$manual" "$fast" "$heads"
-learned=()
+automatic=()
 for name in ds002748 ds000011; do
     mkdir -p "$auto/$name/derivatives"
     cp "$data/$name/dataset_description.json" "$auto/$name/"
@@ -56,26 +56,26 @@ for name in ds002748 ds000011; do
     rm -f "$auto/$name/sub-01"
     run "automatic-$name" "$auto/$name" "$auto/$name/derivatives/first" participant --skip-bids-validator \
         --model "$out/models/wholebrain"
-    for protocol in BrainCOLOR FAST FreeSurfer; do learned+=("$protocol=$auto/$name/derivatives/first"); done
+    for protocol in BrainCOLOR FAST FreeSurfer; do automatic+=("$protocol=$auto/$name/derivatives/first"); done
 done
 train wholebrain-finetune 101 --init "$out/models/wholebrain" --also "$auto/ds002748" "$auto/ds000011" "$data/heads" \
-    --labels "$manual" "$fast" "$heads" "${learned[@]}"
+    --labels "$manual" "$fast" "$heads" "${automatic[@]}"
 script wholebrain-figures accuracy "$oasis" --labels "$manual" "$fast" "$heads" --folds 5 --fold 0 \
-    --model "$out/models/wholebrainfinetune" --card # labels of a model are no truth to be measured by
+    --model "$out/models/wholebrainfinetune" --card # without the labels of a model, which are not the truth
 
-# The five published systems, each measured by cross-validation: see docs/results.md.
+# The five published systems, each evaluated by cross-validation: see docs/results.md.
 validate eneuronet --recipe eneuronet --also "$data/heads" --labels "$manual" "$fast" "$heads"
 
-# neuronet learns from what eneuronet finds, each fold from what the same fold finds.
-# taught WHAT OUTPUT SPLIT...: one of its trainings
-taught() {
+# neuronet is trained on labels of eneuronet: each fold on labels of the same fold.
+# on_labels_of WHAT OUTPUT SPLIT...: one training run of neuronet
+on_labels_of() {
     run "structures-$1" "$data/ds002748" "$out/structures/$1" participant --skip-bids-validator \
         --model "$out/eneuronet/$2/models/eneuronet"
     run "neuronet-$1" "$oasis" "$out/neuronet/$2" train --recipe neuronet --small --resume --also "$data/ds002748" \
         --labels "FreeSurfer=$out/structures/$1" "$manual" "$fast" "${@:3}"
 }
-for fold in 0 1 2; do taught "fold-$fold" "folds/fold-$fold" --folds 3 --fold "$fold"; done
-taught final . --folds 1
+for fold in 0 1 2; do on_labels_of "fold-$fold" "folds/fold-$fold" --folds 3 --fold "$fold"; done
+on_labels_of final . --folds 1
 script neuronet-figures fold_figures "$out/neuronet" --cases 'oasis/*' --card "$out/neuronet/models/neuronet"
 
 for name in oasis ds002748; do script "atropos-$name" tool_labels "$data/$name" "$out/atropos_$name"; done
@@ -89,7 +89,7 @@ validate joint --recipe "$out/joint.toml" --also "$data/ds002748" \
     --labels "$manual" "Atropos=$out/atropos_oasis" "Atropos=$out/atropos_ds002748"
 validate partial --recipe partial-joint-finetune --labels "$manual" --init "$out/joint"
 
-# ace: each fold has datasets of its own.
+# ace: each fold has its own datasets.
 for fold in 0 1 2; do
     set=$out/lesions/set$fold
     script "lesions-$fold" lesion_datasets "$data" "$set" "$fold"
@@ -100,4 +100,4 @@ done
 script ace-figures fold_figures "$out/ace" --card "$out/ace/folds/fold-0/models/ace"
 
 validate segnet --recipe segnet --labels "$manual"
-echo "all models are made, in $out"
+echo "all models are trained, in $out"

@@ -1,10 +1,10 @@
-"""Size, time and memory of each network on one volume, as E-NeuroNet states them (Oberoi et al. 2021).
+"""Parameters, time and memory of each network on one volume, as reported for E-NeuroNet (Oberoi et al. 2021).
 
     python benchmarks/networks.py [--shape 160 192 224] [--outputs 31] [--threads 2] [--precision bf16 fp32]
 
-One forward pass of an image with one head, without training, on the CPU or on the GPU if there is one; each in a
-process of its own, in bfloat16 only where the machine has it, unless asked for. Prints parameters, the median of three
-passes, and the peak of the memory that all took.
+The script runs forward passes of an image with one head, without training, on the GPU if there is one, otherwise on the
+CPU. Each network has a separate process. bfloat16 is used by default only if the machine supports it. The script prints
+the number of parameters, the median time of three passes, and their peak memory.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
             words += ["--outputs", str(options.outputs), "--threads", str(options.threads), "--precision", precision]
             done = subprocess.run(words, stdout=subprocess.PIPE, check=False)
             if done.returncode:
-                print(f"{name} {precision}: did not end (code {done.returncode})")
+                print(f"{name} {precision}: failed with code {done.returncode}")
                 continue
             found = json.loads(done.stdout.splitlines()[-1])
             print(
@@ -57,7 +57,7 @@ def precisions() -> list[str]:
 
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """The figures of one network."""
+    """Return the measurements of one network."""
     import torch
 
     from bidsseg.execution.machine import keep_freed_memory, peak_memory_mb
@@ -80,7 +80,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
             weight, bias = network.head("head")
             rows = features[0].permute(1, 2, 3, 0).flatten(0, 2)
             weight, bias = weight.to(rows.dtype), bias.to(rows.dtype)
-            for part in rows.split(1_000_000):  # the regions of all voxels at once are too much
+            for part in rows.split(1_000_000):  # all voxels at once would need too much memory
                 (part @ weight.T + bias).argmax(1)
             del features, rows, part
             if device == "cuda":

@@ -1,11 +1,11 @@
-"""How far the answer on a changed copy of a scan differs from the answer on the scan.
+"""Agreement of label maps between a scan and changed copies of it.
 
     python benchmarks/robustness.py T1W... [--model NAME] [--copies NAME ...] [--table TSV] [run.py options]
 
-Makes copies of each scan that show the same brain in other units, on another background, in another field of view or
-pose, with fewer grey levels, with noise around or with shading; runs ``participant`` on all of them; brings the label
-maps back to the grid of the scan; and prints the mean Dice over regions of each protocol, mean over scans, beside the
-lowest quality and the findings. Copies of a stripped scan are compared with the scan stripped by its own brain mask.
+The script creates copies of each scan with other units, another background, another field of view or pose, fewer grey
+levels, noise around the head, or shading. It runs ``participant`` on all of them, resamples the label maps to the grid
+of the scan, and prints the mean Dice over regions of each protocol, averaged over scans, with the lowest quality and
+the findings. Copies of a skull-stripped scan are compared with the scan stripped with its own brain mask.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from bidsseg.segmentation.predict import segment
 
 RUN = Path(__file__).parent.parent / "run.py"
 SHADING_MM = 60.0
-"""Width of the bright middle of an image at 7 T."""
+"""Width of the bright centre of an image at 7 T."""
 OBLIQUE, NOD, TILT = (1.0, 1.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0)
 """Axes of rotations in RAS."""
 
@@ -41,9 +41,9 @@ class Copy:
     """A changed scan.
 
     Attributes:
-        image: what the program is given.
-        affine: where its voxels truly lie, RAS+ mm; that of its header unless the header is wrong.
-        seen: booleans on the grid of the scan: where the answers are compared. None for everywhere.
+        image: image that the program reads.
+        affine: true affine of the image, RAS+ mm; it differs from the header if the header is wrong.
+        seen: mask on the grid of the scan in which label maps are compared; None for the whole grid.
     """
 
     image: nib.Nifti1Image
@@ -67,14 +67,14 @@ def main() -> None:
         table.to_csv(options.table, sep="\t", index=False, float_format="%.4f")
     shown = table.pivot_table("dice", "copy", "protocol", sort=False).round(3)
     shown["quality"] = table.groupby("copy").quality.min().round(3)
-    shown["findings"] = table.groupby("copy").findings.agg(lambda said: " ".join(sorted(set(" ".join(said).split()))))
+    shown["findings"] = table.groupby("copy").findings.agg(lambda codes: " ".join(sorted(set(" ".join(codes).split()))))
     print(shown.to_string())
 
 
 def measure(
     path: Path, number: int, names: list[str], *, folder: Path, model: str, more: list[str]
 ) -> list[dict[str, object]]:
-    """Return the rows of one scan."""
+    """Return the table rows of one scan."""
     options = ["--model", model, *more]
     volume, _ = read_image(path)
     scan = nib.Nifti1Image(volume.data, volume.affine)
@@ -93,7 +93,7 @@ def measure(
             back = brought_back(found.get(protocol), copy, scan)
             dice = mean_dice(back, truth, copy.seen if copy.seen is not None else np.ones(truth.shape, bool))
             row = {"scan": f"{number} {path.name}", "copy": name, "protocol": protocol, "dice": dice}
-            quality, findings = said(folder, name)
+            quality, findings = quality_and_findings(folder, name)
             rows.append({**row, "quality": quality, "findings": findings})
             print(f"{number} {name} {protocol} {dice:.3f} {quality:.3f} {findings}", file=sys.stderr, flush=True)
     turned_copies = {name: copy for name, copy in copies.items() if name in TURNED}
@@ -108,10 +108,10 @@ def measure(
 
 
 def ceiling(maps: list[np.ndarray], scan: nib.Nifti1Image, copy: Copy) -> float:
-    """Return what a turned grid costs although the answer is the same: the Dice that the nearest voxel leaves.
+    """Return the highest possible Dice on a rotated grid, which nearest-neighbour resampling limits.
 
-    The probabilities (X, Y, Z) of the regions of a scan are interpolated on the grid of the copy, and the likeliest
-    labels brought back.
+    The probabilities (X, Y, Z) of the regions of a scan are interpolated on the grid of the copy, and the most probable
+    labels are resampled to the scan.
     """
     pull = np.linalg.inv(scan.affine) @ copy.affine
     on_copy = [ndimage.affine_transform(each, pull[:3, :3], pull[:3, 3], copy.image.shape, order=1) for each in maps]
@@ -120,7 +120,7 @@ def ceiling(maps: list[np.ndarray], scan: nib.Nifti1Image, copy: Copy) -> float:
 
 
 def segmented(folder: Path, images: dict[str, nib.Nifti1Image], number: int, *, options: list[str]) -> None:
-    """Run ``participant`` on images, each an acquisition of its own; one that fails has no answer."""
+    """Run ``participant`` on images, each as a separate acquisition; a failed image has no label map."""
     place = folder / "bids" / f"sub-{number:02d}" / "anat"
     place.mkdir(parents=True, exist_ok=True)
     (folder / "bids" / "dataset_description.json").write_text(json.dumps({"Name": "copies", "BIDSVersion": "1.10.1"}))
@@ -134,7 +134,7 @@ def segmented(folder: Path, images: dict[str, nib.Nifti1Image], number: int, *, 
 
 
 def label(name: str) -> str:
-    """Return a name as the label of an entity."""
+    """Return the label of an entity for a name."""
     return "".join(letter for letter in name.title() if letter.isalnum())
 
 
@@ -144,8 +144,8 @@ def answers(folder: Path, name: str) -> dict[str, np.ndarray]:
     return {path.name.split("_seg-")[1].split("_")[0]: read_labels(path).data for path in sorted(paths)}
 
 
-def said(folder: Path, name: str) -> tuple[float, str]:
-    """Return the quality and the codes of the findings of an acquisition; NaN and FAILED if it has no answer."""
+def quality_and_findings(folder: Path, name: str) -> tuple[float, str]:
+    """Return the quality and the codes of the findings of an acquisition; NaN and FAILED if it has no label map."""
     sidecars = sorted((folder / "out").rglob(f"*_acq-{label(name)}_seg-*_dseg.json"))
     if not sidecars:
         return float("nan"), "FAILED"
@@ -155,7 +155,7 @@ def said(folder: Path, name: str) -> tuple[float, str]:
 
 
 def brought_back(labels: np.ndarray | None, copy: Copy, scan: nib.Nifti1Image) -> np.ndarray:
-    """Return labels of a copy at the voxels of the scan, nearest neighbour; 0 where there is no answer."""
+    """Return the labels of a copy on the grid of the scan, by nearest neighbour; 0 if there is no label map."""
     if labels is None:
         return np.zeros(scan.shape, int)
     matrix = np.linalg.inv(copy.affine) @ scan.affine
@@ -165,7 +165,7 @@ def brought_back(labels: np.ndarray | None, copy: Copy, scan: nib.Nifti1Image) -
 
 
 def mean_dice(found: np.ndarray, truth: np.ndarray, seen: np.ndarray) -> float:
-    """Return the mean Dice, where it is seen, over the regions of the truth of which half is seen at least."""
+    """Return the mean Dice in the mask ``seen``, over the regions of the truth of which at least half are in it."""
     size = int(max(found.max(), truth.max())) + 1
     whole = np.bincount(truth.ravel(), minlength=size)
     found, truth = found[seen], truth[seen]
@@ -180,7 +180,7 @@ def mean_dice(found: np.ndarray, truth: np.ndarray, seen: np.ndarray) -> float:
 
 
 def changed(change: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Callable[[nib.Nifti1Image, np.ndarray], Copy]:
-    """Return a maker of copies with other values on the same grid; the change is given data and brain mask."""
+    """Return a function that creates copies with other values on the same grid, from data and brain mask."""
 
     def make(scan: nib.Nifti1Image, mask: np.ndarray) -> Copy:
         data = change(scan.get_fdata(), mask).astype(np.float32)
@@ -190,30 +190,30 @@ def changed(change: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Callable[
 
 
 def surrounded(value: Callable[[np.ndarray], float]) -> Callable[[nib.Nifti1Image, np.ndarray], Copy]:
-    """Return a maker of stripped copies whose background has a value told by the brain's values."""
+    """Return a function that creates skull-stripped copies whose background value depends on the brain's values."""
     return changed(lambda data, mask: np.where(mask, data, value(data[mask])))
 
 
 def zscored_all(data: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Stripped, and z-scored over the whole image."""
+    """Return the skull-stripped image, z-scored over the whole image."""
     data = np.where(mask, data, 0)
     zscored: np.ndarray = (data - data.mean()) / data.std()
     return zscored
 
 
 def zscored_brain(data: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Stripped, z-scored over the brain, 0 outside."""
+    """Return the skull-stripped image, z-scored over the brain, 0 outside."""
     return np.where(mask, (data - data[mask].mean()) / data[mask].std(), 0)
 
 
 def sixteen_levels(data: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """16 grey levels up to the 99.9th percentile."""
+    """Return the image with 16 grey levels up to the 99.9th percentile."""
     levels: np.ndarray = np.clip(np.round(15 * data / np.quantile(data, 0.999)), 0, 15)
     return levels
 
 
 def noise_around(data: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Noise of the whole range outside of the head, as MP2RAGE (UNIT1) images have."""
+    """Return the image with noise of the full range outside the head, as in MP2RAGE (UNIT1) images."""
     smooth = ndimage.gaussian_filter(data, 2)
     head = smooth > 0.15 * np.median(data[mask])
     head = ndimage.binary_fill_holes(head | mask)
@@ -222,7 +222,7 @@ def noise_around(data: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def shaded(scan: nib.Nifti1Image, mask: np.ndarray) -> Copy:
-    """Bright in the middle of the head and brighter on one side, as at 7 T."""
+    """Return a copy that is brighter at the centre and on one side of the head, as at 7 T."""
     places = world(scan, np.argwhere(np.ones(scan.shape, bool)))
     away = places - world(scan, np.argwhere(mask)).mean(0)
     field = 0.45 + 1.1 * np.exp(-(away**2).sum(1) / 2 / SHADING_MM**2) * (1 + 0.15 * away[:, 0] / 70)
@@ -231,7 +231,7 @@ def shaded(scan: nib.Nifti1Image, mask: np.ndarray) -> Copy:
 
 
 def padded(voxels: int) -> Callable[[nib.Nifti1Image, np.ndarray], Copy]:
-    """Return a maker of copies with so many voxels of 0 more on every side."""
+    """Return a function that creates copies padded with this number of zero voxels on every side."""
 
     def make(scan: nib.Nifti1Image, mask: np.ndarray) -> Copy:
         affine = scan.affine.copy()
@@ -242,10 +242,10 @@ def padded(voxels: int) -> Callable[[nib.Nifti1Image, np.ndarray], Copy]:
 
 
 def turned(axis: tuple[float, ...], angle: float, *, straight: bool = False) -> Callable[..., Copy]:
-    """Return a maker of copies on a grid that is turned about an axis (RAS), in degrees.
+    """Return a function that creates copies on a grid rotated about an axis (RAS), in degrees.
 
     Args:
-        straight: the header says that the grid is not turned, as when a head lies so.
+        straight: whether the header describes an unrotated grid, as for a rotated head.
     """
 
     def make(scan: nib.Nifti1Image, mask: np.ndarray) -> Copy:
@@ -256,7 +256,7 @@ def turned(axis: tuple[float, ...], angle: float, *, straight: bool = False) -> 
         middle = world(scan, (np.array(scan.shape) - 1)[None] / 2)[0]
         reach = (world(scan, corners) - middle) @ np.linalg.inv(matrix).T
         more = np.ceil(np.abs(reach).max(0) - (np.array(scan.shape) - 1) / 2).astype(int)
-        shape = np.array(scan.shape) + 2 * more  # about the same middle: half a voxel would be rounded to a whole one
+        shape = np.array(scan.shape) + 2 * more  # with the same centre: half a voxel would be rounded
         affine = np.eye(4)
         affine[:3, :3], affine[:3, 3] = matrix, middle - matrix @ ((shape - 1) / 2)
         pull = np.linalg.inv(scan.affine) @ affine
@@ -273,7 +273,7 @@ def turned(axis: tuple[float, ...], angle: float, *, straight: bool = False) -> 
 
 
 def cut(axis: int, side: int, place: Callable[[np.ndarray], float]) -> Callable[[nib.Nifti1Image, np.ndarray], Copy]:
-    """Return a maker of copies without what lies on one side (1: higher, -1: lower) of a place along an RAS axis."""
+    """Return a function that creates copies cut off above (1) or below (-1) a position along an RAS axis."""
 
     def make(scan: nib.Nifti1Image, mask: np.ndarray) -> Copy:
         along = world(scan, np.argwhere(np.ones(scan.shape, bool)))[:, axis].reshape(scan.shape)
@@ -291,12 +291,12 @@ def cut(axis: int, side: int, place: Callable[[np.ndarray], float]) -> Callable[
 
 
 def voxel_axis(scan: nib.Nifti1Image, axis: int) -> int:
-    """Return the voxel axis that runs along an RAS axis."""
+    """Return the voxel axis along an RAS axis."""
     return int(np.flatnonzero(nib.io_orientation(scan.affine)[:, 0] == axis)[0])
 
 
 def world(scan: nib.Nifti1Image, voxels: np.ndarray) -> np.ndarray:
-    """Return places (N, 3) in RAS+ mm of voxels (N, 3)."""
+    """Return positions (N, 3) in RAS+ mm of voxels (N, 3)."""
     places: np.ndarray = nib.affines.apply_affine(scan.affine, voxels)
     return places
 
@@ -307,12 +307,12 @@ def middle(values: np.ndarray) -> float:
 
 
 def low_third(values: np.ndarray) -> float:
-    """Return a third of the way up, above the cerebellum's middle."""
+    """Return the position at 30 % of the range, above the middle of the cerebellum."""
     return float(values.min() + 0.3 * (values.max() - values.min()))
 
 
 def twice(scan: nib.Nifti1Image, mask: np.ndarray) -> Copy:
-    """The control: turned by 20° and back again, which no method can undo."""
+    """Return the control: a copy rotated by 20° and back, which differs by the interpolation alone."""
     once = turned(OBLIQUE, 20)(scan, mask)
     pull = np.linalg.inv(once.affine) @ scan.affine
     data = ndimage.affine_transform(once.image.get_fdata(), pull[:3, :3], pull[:3, 3], scan.shape, order=1)
@@ -343,7 +343,7 @@ COPIES: dict[str, Callable[[nib.Nifti1Image, np.ndarray], Copy]] = {
     "turned there and back": twice,
 }
 TURNED = ("grid turned 20", "grid turned 30", "grid turned 45", "nod 20", "tilt 20")
-"""Copies whose labels are brought back to another grid."""
+"""Copies whose labels are resampled to another grid."""
 
 
 if __name__ == "__main__":

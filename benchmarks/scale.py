@@ -1,11 +1,12 @@
-"""A cohort as large as a biobank's, in simulation: time, memory and files of all that is not segmenting.
+"""Time, memory and files of all steps except segmentation, for a simulated cohort of the size of a biobank.
 
     python benchmarks/scale.py BIDS_DIR [--participants N] [--shards N] [--model NAME]
 
-Segments the first participant of BIDS_DIR and copies image and results for N participants (40,000), with volumes that
-vary, images as links to the one file. Then runs what the user of such a cohort runs: the search for what is to do
-in an empty output folder, for all and for one shard; the same when all is done (a restart); and the level ``group``.
-Prints wall time and peak memory of each command, the number of files, and sizes of the tables and the page.
+The script segments the first participant of BIDS_DIR and copies image and results for N participants (40,000), with
+random changes of the volumes; images are hard links to one file. It then runs the commands of a user with such a
+cohort: the search for unfinished scans in an empty output folder, for all participants and for one shard; the same with
+all scans finished (a restart); and the level ``group``. It prints wall time and peak memory of each command, the number
+of files, and the sizes of the tables and the page.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 
 from bidsseg.bids.index import participant_labels
 
-RUN = Path(__file__).parent.parent / "run.py"  # not from speed.py: torch here would count as the commands' memory
+RUN = Path(__file__).parent.parent / "run.py"  # not from speed.py, whose torch would count as memory of the commands
 FIRST = "00001"
 
 
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("--participants", type=int, default=40_000)
     parser.add_argument("--shards", type=int, default=400)
     parser.add_argument("--model", default="wholebrain")
-    parser.add_argument("--folder", type=Path, help="where the cohort is made [the system's folder]")
+    parser.add_argument("--folder", type=Path, help="folder for the cohort [the system's temporary folder]")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         bids, out, empty = (Path(name) / folder for folder in ("bids", "out", "empty"))
@@ -44,18 +45,18 @@ def main() -> None:
         multiply(out, options.participants)
         print(f"{options.participants} participants: {sum(1 for _ in files(out))} files in the output")
         words = "participant", "--model", options.model
-        measure("what is to do", bids, empty, *words, "--dry-run")
+        measure("search for unfinished scans", bids, empty, *words, "--dry-run")
         shard = "--shard", f"{options.shards // 2}/{options.shards}"
-        measure(f"what is to do in one of {options.shards} shards", bids, empty, *words, *shard, "--dry-run")
-        measure("restart when all is done", bids, out, *words)
-        measure("restart of a shard that is done", bids, out, *words, *shard)
+        measure(f"search in one of {options.shards} shards", bids, empty, *words, *shard, "--dry-run")
+        measure("restart with all scans finished", bids, out, *words)
+        measure("restart of a finished shard", bids, out, *words, *shard)
         measure("group", bids, out, "group", "--model", options.model)
         for path in sorted(out.glob("group*")):
             print(f"  {path.name}: {path.stat().st_size / 1e6:.1f} MB")
 
 
 def one_participant(source: Path, bids: Path) -> None:
-    """A dataset of the T1w images of the first participant, without session and run."""
+    """Write a dataset with one T1w of the first participant, without session and run."""
     label = participant_labels(source)[0]
     image = next((source / f"sub-{label}").rglob("*_T1w.nii.gz"))
     copy = bids / f"sub-{FIRST}" / "anat" / f"sub-{FIRST}_T1w.nii.gz"
@@ -65,7 +66,7 @@ def one_participant(source: Path, bids: Path) -> None:
 
 
 def multiply(folder: Path, participants: int) -> None:
-    """What there is of the first participant, for all; texts name their own, and volumes vary by a tenth."""
+    """Copy the files of the first participant for all; texts have the new labels, and volumes vary by a tenth."""
     rng = np.random.default_rng(0)
     first = [path.relative_to(folder) for path in files(folder) if FIRST in path.name]
     texts = {path: (folder / path).read_text() for path in first if path.suffix in (".json", ".tsv")}
@@ -85,7 +86,7 @@ def multiply(folder: Path, participants: int) -> None:
 
 
 def varied(table: str, rng: np.random.Generator) -> Iterator[str]:
-    """The lines of a table of volumes with volumes of somebody else."""
+    """Yield the lines of a table of volumes with randomly changed volumes."""
     head, *lines = table.splitlines(keepends=True)
     column = head.split("\t").index("volume-mm3")
     yield head
@@ -96,19 +97,19 @@ def varied(table: str, rng: np.random.Generator) -> Iterator[str]:
 
 
 def files(folder: Path) -> Iterator[Path]:
-    """All files below a folder."""
+    """Return all files below a folder."""
     return (Path(place) / name for place, _, names in os.walk(folder) for name in names)
 
 
 def measure(title: str, bids: Path, out: Path, *words: str) -> None:
-    """Run a command and print its time and the most memory that it held."""
+    """Run a command and print its time and peak memory."""
     started = time.monotonic()
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen([sys.executable, RUN, bids, out, *words], stdout=said, stderr=said)
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen([sys.executable, RUN, bids, out, *words], stdout=output, stderr=output)
         _, status, usage = os.wait4(process.pid, 0)
         if status:
-            said.seek(0)
-            raise SystemExit(said.read().decode())
+            output.seek(0)
+            raise SystemExit(output.read().decode())
     print(f"{title}: {time.monotonic() - started:.1f} s, {usage.ru_maxrss / 1000:.0f} MB", flush=True)
 
 

@@ -1,11 +1,11 @@
-"""Which inputs tell SegNet the region of a voxel: table 1 of de Brébisson and Montana 2015 (arXiv 1502.02445).
+"""Error of SegNet with different inputs: table 1 of de Brébisson and Montana 2015 (arXiv 1502.02445).
 
     python benchmarks/segnet_inputs.py OASIS TABLE.tsv [--seeds 3]
 
-A network for each row of the table learns from voxels of ten brains of the BIDS dataset OASIS (annotations in its
-derivative ``manual``), all with the small scale of the recipe ``segnet``, but for fewer epochs. Prints the share of
-wrong voxels, as published among other voxels of the same brains, and among voxels of five brains that none learns from;
-distances are those to the centroids of the true regions. Rows that TABLE.tsv has already are not done again.
+The script trains a network for each row of the table on voxels of ten brains of the BIDS dataset OASIS (annotations in
+its derivative ``manual``), with the small scale of the recipe ``segnet`` but fewer epochs. It prints the share of wrong
+voxels among other voxels of the same brains, as in the paper, and among voxels of five held-out brains. Distances are
+to the centroids of the true regions. Rows that are already in TABLE.tsv are skipped.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ INPUTS: dict[str, tuple[float, tuple[str, ...], tuple[int, ...]]] = {
     "three and three compressed": (0.124, ("fine", "compressed"), (0, 1, 2)),
     "all (SegNet)": (0.105, ("fine", "compressed", "cube", "distances"), (0, 1, 2)),
 }
-"""Error as published, groups of inputs, axes of the planes."""
+"""Published error, groups of inputs, axes of the planes."""
 EPOCHS, PER_SCAN = 3, 5000
 PRECISION = torch.bfloat16 if cpu_precision() == "bf16" else torch.float32
 COLUMNS = ["inputs", "seed", "published", "same_brains", "unseen_brains", "seconds"]
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def brains(oasis: Path) -> tuple[list[Brain], list[Brain]]:
-    """Those to learn from, and the others."""
+    """Return the training brains and the held-out brains."""
     labels = {"BrainCOLOR": [oasis / "derivatives" / "manual"]}
     cases = load_cases(Settings(oasis, Path("never-written"), training=Training(labels=labels)), Report())
     head = load_protocol("BrainCOLOR").scored()
@@ -81,7 +81,7 @@ def brains(oasis: Path) -> tuple[list[Brain], list[Brain]]:
 def errors(
     seen: list[Brain], unseen: list[Brain], groups: tuple[str, ...], *, planes: tuple[int, ...], seed: int
 ) -> tuple[float, float]:
-    """Share of wrong voxels in the brains that a new network learned from, and in others."""
+    """Train a network and return the share of wrong voxels in the training brains and in the held-out brains."""
     recipe = load_recipe("segnet", small=True)
     assert recipe.voxels is not None
     voxels = replace(recipe.voxels, per_scan=PER_SCAN, validation=2000, epochs=EPOCHS, augmented=False)
@@ -92,7 +92,7 @@ def errors(
     others = Trainer(network, unseen, voxels, seed=seed, precision=PRECISION, processes=Processes())
     trainer = Trainer(
         network, seen, voxels, seed=seed, precision=PRECISION, processes=Processes()
-    )  # made last: it scales the distances
+    )  # created last, because it scales the distances
     for number in range(EPOCHS):
         for _ in trainer.epoch(number):
             pass

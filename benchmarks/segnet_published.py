@@ -1,10 +1,10 @@
-"""SegNet in the convention of its paper: it is given the true brain of each scan, and measured inside of it.
+"""Evaluation of SegNet in the convention of its paper: the true brain of each scan is given, and only it is evaluated.
 
     python benchmarks/segnet_published.py OASIS MODEL_FOLDER
 
 De Brébisson and Montana 2015 (arXiv 1502.02445) took the brain, its box and the scale of the brightness from the manual
-labels (derivative ``manual``), at test too. ``accuracy.py`` measures what a user gets, who has no such mask. The people
-that the card of the model says were held out are measured.
+labels (derivative ``manual``), also at test time. ``accuracy.py`` evaluates the model without such a mask, as a user
+runs it. The held-out participants on the card of the model are evaluated.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bidsseg.settings import Report, Settings, Training
 
 PRECISION = torch.bfloat16 if cpu_precision() == "bf16" else torch.float32
 NAIVE = 2000
-"""Voxels of a batch, patch by patch."""
+"""Voxels in a batch of separate patches."""
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
     unseen = [case for case in load_cases(settings, Report()) if case.name in held_out]
     if not unseen:
         parser.error(
-            f"the card of {options.model} says that nobody of {options.oasis} was held out: give that of a fold"
+            f"the card of {options.model} lists no held-out participant of {options.oasis}: give the model of a fold"
         )
     network = model.network
     assert isinstance(network, StagedSegNet)
@@ -74,7 +74,7 @@ def main() -> None:
 def segmentations(
     network: StagedSegNet, image: torch.Tensor, brain: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, float, int]:
-    """Labels (X, Y, Z) after the first network and at the end, seconds, and the number of stages."""
+    """Return labels (X, Y, Z) after the first network and at the end, seconds, and the number of stages."""
     started = time.monotonic()
     staged, _ = segment_in_stages(
         network.first, network.second, image, mask=brain, dtype=PRECISION, most=network.stages
@@ -84,7 +84,7 @@ def segmentations(
 
 
 def naive_rate(network: StagedSegNet, case: Case) -> float:
-    """Voxels a second of the first network, if the patches of each voxel are cut out and looked at by themselves."""
+    """Return the voxels per second of the first network if the patches of each voxel are computed separately."""
     assert case.image is not None
     seen = surroundings(case.image[0], case.brain)
     points = torch.nonzero(case.brain)[: 4 * NAIVE]

@@ -1,9 +1,9 @@
-"""Put a trained model into the package.
+"""Copy a trained model into the package.
 
     python benchmarks/ship.py MODEL_FOLDER [NAME]
 
-Copies weights and card to ``bidsseg/models/shipped/NAME``; without a name the model keeps its own. Where the new card
-tells no ``least_quality``, that of the model that was there stays.
+The script copies weights and card to ``bidsseg/models/shipped/NAME``; the default is the name of the model. If the new
+card has no ``least_quality``, the value of the model that is replaced is kept.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""How well label maps of people meet in the space of a template, deformed to it and by an affine motion alone.
+"""Overlap of label maps of different participants in the space of a template, with deformable and affine registration.
 
     python benchmarks/spaces.py BIDS_DIR LABEL... [--space MNI152NLin2009cAsym]
 
-Segments the template itself and the people named, with results in its space, and prints for each protocol the Dice
-(mean over the regions of the template, then over people) of their label maps there with that of the template, and the
-seconds that writing took, fit included. The template must be in TemplateFlow's cache, or there must be a network.
+The script segments the template and the named participants, with results in the space of the template. It prints for
+each protocol the Dice between the label maps of the participants and the label map of the template (mean over the
+regions of the template, then over participants), and the seconds for writing, including registration. The template must
+be in TemplateFlow's cache, or the script needs network access.
 """
 
 from __future__ import annotations
@@ -49,20 +50,20 @@ def main() -> None:
 
 
 def run(bids: Path, out: Path, *words: str) -> None:
-    """Segment, with one process, so that times are those of a processor that does little else."""
+    """Segment in one process, so that the times are not affected by other processes."""
     command = [sys.executable, HERE / "run.py", bids, out, "participant", "--skip-bids-validation"]
     command += [*ONE_PROCESS, *words]
     subprocess.run([str(word) for word in command], check=True, capture_output=True)
 
 
 def agreement(one: Path, other: Path) -> float:
-    """Mean Dice over the regions of the other."""
+    """Return the mean Dice over the regions of the other label map."""
     labels, truth = read_labels(one).data, read_labels(other).data
     return float(np.mean(dice(labels, truth, np.unique(truth)[1:].tolist())))
 
 
 def seconds(out: Path) -> float:
-    """Of writing a scan, in the last run."""
+    """Return the mean time (s) for writing a scan in the last run."""
     manifest = json.loads(sorted((out / "logs").glob("run-*.json"))[-1].read_text())
     return float(np.mean([scan["seconds"]["write"] for scan in manifest["scans"]]))
 

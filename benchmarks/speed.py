@@ -1,16 +1,16 @@
-"""Time and memory of a participant run, and of its parts, beside those of another checkout.
+"""Time and memory of a participant run and its stages, compared with another checkout.
 
     python benchmarks/speed.py [--old CHECKOUT] [--scan T1W] [--precision fp32 bf16] [--repeats N] [--model NAME]
 
-Runs ``participant`` on a 256³ scan of 1 mm, as a user would, with both checkouts alternating, and prints for each
-precision: time of each stage, CPU time and peak memory of a whole run; the ratio of the segment stages; how well the
-label maps of both agree; the rate that the network reaches against the fastest convolution of the machine. Without
---scan, the scan is the T1w template that nilearn carries. The least of the repeats counts. An older processor is acted
-by ``ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2`` and ``--precision fp32``.
+The script runs ``participant`` on a 256³ scan of 1 mm, alternating between both checkouts, and prints for each
+precision: time of each stage, CPU time and peak memory of a whole run; the ratio of the segment stages; the agreement
+of the label maps; the rate of the network compared with the fastest convolution of the machine. Times are the shortest
+of all repeats. Without --scan, the scan is nilearn's T1w template. ``--precision fp32`` with the environment
+``ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2`` simulates an older processor.
 
     python benchmarks/speed.py --series 20
 
-segments a scan that many times in one process and prints the memory held after each.
+segments a scan that many times in one process and prints the memory after each.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from torch import nn
 
 HERE = Path(__file__).parents[1]
 ONE_PROCESS = "--omp-nthreads", str(len(os.sched_getaffinity(0)))
-"""All threads to one scan."""
+"""Options for one process with all threads."""
 STAGES = ("read", "segment", "write")
 
 
@@ -44,13 +44,13 @@ def main() -> None:
     from bidsseg.execution.machine import cpu_precision
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--old", type=Path, help="another checkout, to compare with")
+    parser.add_argument("--old", type=Path, help="another checkout for comparison")
     parser.add_argument("--scan", type=Path, help="a T1w [the template of nilearn, on a grid of 256³]")
-    parser.add_argument("--precision", nargs="+", default=[cpu_precision()], help="[that of this machine]")
+    parser.add_argument("--precision", nargs="+", default=[cpu_precision()], help="[as this machine supports]")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--scans", type=int, default=2, help="scans of each run; the last is a further one")
+    parser.add_argument("--scans", type=int, default=2, help="number of scans of each run")
     parser.add_argument("--model", default="wholebrain")
-    parser.add_argument("--series", type=int, help="only segment the scan so many times, and print the memory held")
+    parser.add_argument("--series", type=int, help="only segment the scan this many times, and print the memory")
     options = parser.parse_args()
     checkouts = {"new": HERE, **({"old": options.old.resolve()} if options.old else {})}
     with tempfile.TemporaryDirectory() as name:
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def dataset(folder: Path, scan: Path | None, scans: int) -> Path:
-    """A dataset that holds the scan once for each participant; the path of the first."""
+    """Write a dataset with the scan once for each participant, and return the path of the first scan."""
     paths = [folder / f"sub-{n:02d}" / "anat" / f"sub-{n:02d}_T1w.nii.gz" for n in range(1, scans + 1)]
     for path in paths:
         path.parent.mkdir(parents=True)
@@ -80,7 +80,7 @@ def dataset(folder: Path, scan: Path | None, scans: int) -> Path:
 
 
 def save_template(path: Path) -> None:
-    """Write the template in the middle of a 256³ grid."""
+    """Write the template at the centre of a 256³ grid."""
     from nilearn.datasets import load_mni152_template
 
     template = load_mni152_template(resolution=1)
@@ -99,7 +99,7 @@ def save_template(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Measured:
-    """One run: seconds on the wall and of CPUs, peak memory (GB), seconds of the stages of the first and last scan."""
+    """Measurements of a run: wall and CPU time (s), peak memory (GB), stages of the first and last scan (s)."""
 
     wall: float
     cpu: float
@@ -109,21 +109,21 @@ class Measured:
 
 
 def compare(folder: Path, checkouts: dict[str, Path], model: str, *, precision: str, repeats: int) -> None:
-    """Run all checkouts in turn, and print what each takes."""
+    """Run all checkouts in turn, and print time and memory of each."""
     runs: dict[str, list[Measured]] = {name: [] for name in checkouts}
     for _ in range(repeats):
         for name, checkout in checkouts.items():
             runs[name].append(run(checkout, folder / "bids", folder / name, model=model, precision=precision))
-    print(f"{precision}, {len(os.sched_getaffinity(0))} CPUs, one process, the least of {repeats} runs:")
+    print(f"{precision}, {len(os.sched_getaffinity(0))} CPUs, one process, shortest of {repeats} runs:")
     for name, done in runs.items():
         wall, cpu = (min(getattr(one, key) for one in done) for key in ("wall", "cpu"))
         peak = max(one.peak for one in done)
-        print(f"  {name}: whole run {wall:.1f} s ({cpu:.1f} s of CPUs), peak memory {peak:.2f} GB")
+        print(f"  {name}: whole run {wall:.1f} s ({cpu:.1f} s CPU time), peak memory {peak:.2f} GB")
         for which in ("first", "last"):
             stages = {stage: least(done, which, stage) for stage in STAGES}
             print(f"    {which} scan: " + ", ".join(f"{stage} {value:.1f} s" for stage, value in stages.items()))
         outside = min(one.wall - one.first["segment"] - one.last["segment"] for one in done)
-        print(f"    all but segmenting: {outside:.1f} s")
+        print(f"    all except segmentation: {outside:.1f} s")
     if "old" in runs:
         for which in ("first", "last"):
             old, new = (least(runs[name], which, "segment") for name in ("old", "new"))
@@ -132,13 +132,13 @@ def compare(folder: Path, checkouts: dict[str, Path], model: str, *, precision: 
 
 
 def least(runs: Sequence[Measured], which: str, stage: str) -> float:
-    """The fewest seconds of a stage of the first or last scan."""
+    """Return the shortest time (s) of a stage of the first or last scan."""
     seconds: float = min(getattr(one, which)[stage] for one in runs)
     return seconds
 
 
 def run(checkout: Path, bids: Path, output: Path, *, model: str, precision: str) -> Measured:
-    """A participant run in one process with all threads."""
+    """Measure a participant run in one process with all threads."""
     shutil.rmtree(output, ignore_errors=True)
     command = [sys.executable, "run.py", bids, output, "participant", "--model", model, "--precision", precision]
     before, started = cpu_seconds(), time.monotonic()
@@ -146,20 +146,20 @@ def run(checkout: Path, bids: Path, output: Path, *, model: str, precision: str)
     _, status, usage = os.wait4(process.pid, 0)
     wall = time.monotonic() - started
     if status:
-        raise SystemExit(f"{checkout}: the run failed; try it by hand: {' '.join(map(str, command))}")
+        raise SystemExit(f"{checkout}: the run failed; run it yourself: {' '.join(map(str, command))}")
     (log,) = (output / "logs").glob("run-*.json")
     scans = [entry["seconds"] for entry in json.loads(log.read_text())["scans"]]
     return Measured(wall, cpu_seconds() - before, usage.ru_maxrss / 1e6, scans[0], scans[-1])
 
 
 def cpu_seconds() -> float:
-    """Seconds of CPUs that the processes started so far have taken."""
+    """Return the CPU time (s) of all child processes so far."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
 def print_agreement(old: Path, new: Path) -> None:
-    """Print how far the label maps of two runs are the same."""
+    """Print the agreement of the label maps of two runs."""
     from bidsseg.evaluation.agreement import dice
     from bidsseg.image.nifti import read_labels
 
@@ -173,7 +173,7 @@ def print_agreement(old: Path, new: Path) -> None:
 
 
 def network(scan: Path, model_name: str, precision: str) -> None:
-    """Print the rate of one pass of the network."""
+    """Print the rate of one forward pass of the network."""
     from bidsseg.image.brightness import rescaled_each
     from bidsseg.image.grid import within_content
     from bidsseg.image.nifti import read_image
@@ -197,7 +197,7 @@ def network(scan: Path, model_name: str, precision: str) -> None:
 
 
 def timed(work: Callable[[], object], repeats: int = 5) -> float:
-    """Seconds of the fastest of some repeats."""
+    """Return the shortest time (s) of several repeats."""
     times = []
     for _ in range(repeats):
         started = time.monotonic()
@@ -207,7 +207,7 @@ def timed(work: Callable[[], object], repeats: int = 5) -> float:
 
 
 def operations(work: Callable[[], object]) -> float:
-    """Multiplications and additions of convolutions and products of matrices."""
+    """Return the number of multiplications and additions in convolutions and matrix products."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
@@ -216,18 +216,18 @@ def operations(work: Callable[[], object]) -> float:
 
 
 def peak_rate(dtype: torch.dtype) -> float:
-    """Operations a second of a 3³ convolution of 128 channels at 24³, channels last."""
+    """Return the operations per second of a 3³ convolution of 128 channels at 24³, channels last."""
     layer = nn.Conv3d(128, 128, 3, padding=1, bias=False).to(dtype)
     x = torch.randn(1, 128, 24, 24, 24).to(dtype).to(memory_format=torch.channels_last_3d)
     with torch.inference_mode():
         return 2 * 128 * 128 * 27 * 24**3 / timed(lambda: layer(x), 10)
 
 
-# -- one after the other -----------------------------------------------------------------------------------------------
+# -- scans in a row ----------------------------------------------------------------------------------------------------
 
 
 def series(scan: Path, model_name: str, precision: str, *, count: int) -> None:
-    """Print the memory (MB) that the process holds after each of some scans in a row."""
+    """Print the memory (MB) of the process after each of several scans in a row."""
     import psutil
 
     from bidsseg.execution.machine import keep_freed_memory, peak_memory_mb, release_freed_memory
@@ -242,7 +242,7 @@ def series(scan: Path, model_name: str, precision: str, *, count: int) -> None:
         gc.collect()
         release_freed_memory()
         held = psutil.Process().memory_info().rss // 10**6
-        print(f"scan {number}: {held} MB held, peak {peak_memory_mb()} MB", flush=True)
+        print(f"scan {number}: {held} MB now, peak {peak_memory_mb()} MB", flush=True)
 
 
 if __name__ == "__main__":

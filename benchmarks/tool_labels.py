@@ -1,10 +1,10 @@
-"""Tissue classes of stripped T1w scans by Atropos (Avants et al. 2011), as labels of one more tool to learn from.
+"""Tissue classes of skull-stripped T1w scans by Atropos (Avants et al. 2011), as training labels of a further tool.
 
     python benchmarks/tool_labels.py BIDS_DIR OUT
 
-Needs ``pip install bidsseg[antspyx]``. Each scan is corrected for uneven brightness (N4) and its voxels above 0 are
-parted in three classes from a k-means start; the classes are numbered by their mean brightness, so that 1 is the
-darkest. OUT becomes a BIDS derivative: give it to ``train`` as ``--labels Atropos=OUT``. Prints the seconds of a scan.
+The script needs ``pip install bidsseg[antspyx]``. Each scan is corrected for shading (N4), and its voxels above 0 are
+divided into three classes, initialised by k-means and numbered by mean brightness, 1 being the darkest. OUT becomes a
+BIDS derivative dataset: give it to ``train`` as ``--labels Atropos=OUT``. The script prints the seconds for each scan.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from bidsseg.image.volume import Volume
 from bidsseg.labels import load_protocol
 
 TAIL_PERCENT = 1.0
-"""Of the voxels of the brain, at either end of the brightness."""
+"""Percentage of brain voxels that are clipped at each end of the intensity range."""
 
 
 def main(bids_dir: Path, out: Path) -> None:
-    """Writes the label map of every scan that has none yet."""
+    """Write the label map of every scan that has none yet."""
     import ants
 
     generator = {"Name": "Atropos", "Version": ants.__version__, "CodeURL": "https://github.com/ANTsX/ANTsPy"}
@@ -50,11 +50,11 @@ def main(bids_dir: Path, out: Path) -> None:
         write_json_atomic(path.with_name(f"{stem}.json"), {"Manual": False, "SpatialReference": "orig"})
         write_labels(path, tissue_classes(volume), volume)
         seconds = time.monotonic() - started, time.process_time() - busy
-        print(f"{scan.key}: {seconds[0]:.1f} s, {seconds[1]:.1f} s of a processor", flush=True)
+        print(f"{scan.key}: {seconds[0]:.1f} s, {seconds[1]:.1f} s of CPU time", flush=True)
 
 
 def tissue_classes(volume: Volume) -> np.ndarray:
-    """Classes 1 to 3 from dark to bright of the voxels (X, Y, Z) that are above 0, else 0; uint8."""
+    """Return the classes 1 to 3, from dark to bright, of the voxels (X, Y, Z) above 0; 0 elsewhere; uint8."""
     import ants
 
     spacing = volume.spacing_mm.tolist()
@@ -67,13 +67,13 @@ def tissue_classes(volume: Volume) -> np.ndarray:
 
 
 def within_tails(image: np.ndarray, brain: np.ndarray) -> np.ndarray:
-    """The image without its extremes in the brain: a few bright vessels would become a class of their own."""
+    """Return the image clipped to the central intensities of the brain; bright vessels would be a separate class."""
     low, high = np.percentile(image[brain], (TAIL_PERCENT, 100 - TAIL_PERCENT))
     return image.clip(low, high)
 
 
 def by_brightness(classes: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """The same classes numbered from the darkest, 1, to the brightest; 0 stays 0."""
+    """Return the classes renumbered from the darkest, 1, to the brightest; 0 stays 0."""
     present = np.unique(classes[classes > 0])
     ranked = sorted(present, key=lambda value: image[classes == value].mean())
     table = np.zeros(classes.max() + 1, np.uint8)

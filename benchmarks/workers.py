@@ -1,10 +1,11 @@
-"""Scans an hour of one process with many threads, and of many processes with few.
+"""Throughput of one process with many threads and of several processes with few threads.
 
     python benchmarks/workers.py [--scans N] [--model NAME]
 
-Makes a dataset as ``speed.py`` does and runs ``participant`` on it, with half of the CPUs and with all, in one process
-and in two. Prints for each the time of a scan, after that which a run needs to start, and the memory of all its
-processes together; and the efficiency of two processes: their scans an hour over twice those of one on half the CPUs.
+The script creates a dataset as ``speed.py`` does and runs ``participant`` on it, with half of the CPUs and with all, in
+one process and in two. It prints for each run the time for a scan, without the start of the run, and the memory of all
+processes together. It also prints the efficiency of two processes: their throughput divided by twice the throughput of
+one process on half of the CPUs.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from speed import HERE, dataset
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--scans", type=int, default=12, help="scans of a run beyond those that each process starts with"
+        "--scans", type=int, default=12, help="scans of a run in addition to the first scan of each process"
     )
     parser.add_argument("--model", default="wholebrain")
     options = parser.parse_args()
@@ -49,7 +50,7 @@ def main() -> None:
 
 
 def run(folder: Path, scans: int, words: list[object]) -> tuple[float, float]:
-    """Seconds of a participant run on the first scans, and the most memory (GB) of all its processes together."""
+    """Return seconds and peak memory (GB) of all processes of a participant run on the first scans."""
     labels = [f"{number:02d}" for number in range(1, scans + 1)]
     command = [sys.executable, HERE / "run.py", folder / "bids", folder / "out", "participant", "--overwrite", *words]
     command += ["--skip-bids-validation", "--participant-label", *labels]
@@ -65,7 +66,7 @@ def run(folder: Path, scans: int, words: list[object]) -> tuple[float, float]:
 
 
 def memory_of(pid: int) -> int:
-    """Memory (bytes) that a process and those that it started share or own."""
+    """Return the memory (bytes) of a process and its child processes."""
     try:
         first = psutil.Process(pid)
         return sum(process.memory_info().rss for process in (first, *first.children(recursive=True)))

@@ -20,11 +20,11 @@ SLOWEST = (
     "test_partial.py", "test_dask.py", "test_train.py", "test_participant.py", "test_crossvalidate.py",
     "test_registration.py", "test_learning_segnet.py", "test_system_errors.py", "test_eneuronet.py", "test_wheel.py",
 )  # fmt: skip
-"""Files that take longest, which go first, or one process would work on them while the others have no more to do."""
+"""Slowest test files. They run first; otherwise one process would still run them when the others have finished."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slowest files first; all else as it is."""
+    """Run the slowest files first and keep the order of the others."""
     items.sort(key=lambda item: SLOWEST.index(item.path.name) if item.path.name in SLOWEST else len(SLOWEST))
 
 
@@ -36,7 +36,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def _threads() -> Iterator[None]:
-    """Undo what a run of the program set: with more threads than cores, all wait for each other."""
+    """Restore one thread after a run of the program; with more threads than cores, all of them wait."""
     _one_thread()
     yield
     _one_thread()
@@ -50,13 +50,13 @@ def make_bids(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(params=phantoms.CASES)
 def head_file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A head in each of the forms in which real data comes, one after the other."""
+    """A head in each form of real data, one after the other."""
     return phantoms.save_case(tmp_path, request.param)
 
 
 @pytest.fixture(scope="session")
 def testdata() -> Path:
-    """Folder of the real data, named by BIDSSEG_TESTDATA."""
+    """Folder of the real data, from the variable BIDSSEG_TESTDATA."""
     if folder := os.environ.get("BIDSSEG_TESTDATA"):
         return Path(folder)
     pytest.skip("real data: set BIDSSEG_TESTDATA to its folder")
@@ -64,13 +64,13 @@ def testdata() -> Path:
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """See `labelled.make_labelled`."""
+    """A labelled dataset, see `labelled.make_labelled`."""
     return make_labelled(tmp_path_factory.mktemp("labelled"))
 
 
 @pytest.fixture
 def ask(dataset: tuple[Path, Path], tmp_path: Path) -> Ask:
-    """Settings of a run: ``ask(recipe, overwrite=..., resume=..., ...)``; nobody is held out unless asked for."""
+    """Return a function for settings: ``ask(recipe, overwrite=..., resume=...)``; nobody is held out by default."""
 
     def settings(recipe: str = RECIPE, *, output: str = "out", overwrite: bool = False, **training: Any) -> Settings:
         path = tmp_path / "recipe.toml"

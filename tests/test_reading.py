@@ -1,4 +1,4 @@
-"""Texts that users edit: what is taken as it is, and the one error that names the file otherwise."""
+"""Texts that users edit: accepted variants, and one error that names the file for all others."""
 
 import codecs
 import json

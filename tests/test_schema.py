@@ -25,11 +25,11 @@ from bidsseg.models.library import NETWORKS, load_model
 from bidsseg.schema import converted
 
 COARSE = {"steps": 1, "spacing_mm": 2.0, "shape": [8, 8, 8], "points": 1}
-"""A table ``[coarse]``, whose keys have no defaults."""
+"""Content of a table ``[coarse]``, whose keys have no defaults."""
 
 
 def told(path: Path, small: bool = False) -> str:
-    """What is wrong with a recipe; the message begins with its file."""
+    """Return the error message for a recipe; the message begins with the file."""
     with pytest.raises(DataError) as caught:
         load_recipe(str(path), small=small)
     message = str(caught.value)
@@ -38,7 +38,7 @@ def told(path: Path, small: bool = False) -> str:
 
 
 def toml(table: str, values: dict[str, Any]) -> str:
-    """A table of TOML, whose values look as they do in JSON."""
+    """Return a table in TOML; values look as in JSON."""
     lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
     return "\n".join([*([f"[{table}]"] if table else []), *lines]) + "\n"
 
@@ -119,7 +119,7 @@ def test_a_mistake_in_a_recipe_is_named(tmp_path: Path, table: str, line: str, m
 
 
 def tables(kind: type, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every key of a dataclass and its tables, with its type."""
+    """Yield every key of a dataclass and its tables, with its type."""
     hints = get_type_hints(kind)
     for entry in fields(kind):
         yield (*path, entry.name), hints[entry.name]
@@ -130,7 +130,7 @@ def tables(kind: type, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
 
 
 def wrong(kind: Any) -> list[Any]:
-    """Values of other types."""
+    """Return values of other types."""
     if kind in (str, str | None):
         return [3, True, ["x"]]
     return ["x", [[]], *([] if kind is bool else [True])]
@@ -186,7 +186,7 @@ def test_a_table_over_a_value_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_the_card_of_a_shipped_recipe_is_one(name: str, tmp_path: Path) -> None:
-    """What is allowed in a recipe is allowed on the card that it is copied to."""
+    """Values that are allowed in a recipe are allowed on the card that copies them."""
     card = {**load_recipe(name).on_card(), "sha256": ""}
     (tmp_path / CARD).write_text(json.dumps(card))
     assert {key: getattr(read_card(tmp_path), key) for key in ("name", "heads", "bits")} == {

@@ -146,7 +146,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         metavar="MINUTES",
         type=float,
         help="stop after this time and save the state; with --cross-validate, the time of the whole run, "
-        "divided evenly among the trainings that are left",
+        "divided evenly among the unfinished models",
     )
     add(
         "--cross-validate",
@@ -154,7 +154,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         type=int,
         nargs="?",
         const=Training.folds,
-        help="train each of K folds, then a final model on all participants; its card holds the results of the folds "
+        help="train each of K folds, then a final model on all participants; its card has the results of the folds "
         f"[K: {Training.folds}]",
     )
     add(

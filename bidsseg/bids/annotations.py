@@ -99,7 +99,7 @@ def _speaks(image: Image, protocol: str) -> bool:
 
 
 def _described(image: Image) -> str:
-    """The ``desc-`` of a brain mask that has no ``label-``, as most programs name theirs; else empty."""
+    """Return the ``desc-`` of a brain mask without ``label-``, as most programs name it; otherwise an empty text."""
     desc = image.entities.get("desc", "")
     return desc if image.suffix == "mask" and "label" not in image.entities and desc.endswith(BRAIN) else ""
 

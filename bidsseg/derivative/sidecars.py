@@ -49,7 +49,7 @@ def bids_uri(path: Path, bids_dir: Path) -> str:
 
 @dataclass(frozen=True)
 class Origin:
-    """How an output came about, the same in all sidecars of a scan.
+    """Provenance of an output, identical in all sidecars of a scan.
 
     Attributes:
         sources: the input images; the grid is that of the first, the T1w. Empty for an image outside of a dataset.

@@ -1,4 +1,4 @@
-"""The file of ``--cluster-config``: what the jobs of a batch system are to be, in the terms of dask-jobqueue."""
+"""The file of ``--cluster-config``: settings of the jobs of a batch system, with the keys of dask-jobqueue."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class ClusterConfig:
     Attributes:
         workers: jobs at a time.
         image: Singularity image that the workers run in.
-        cores, memory: of a job.
+        cores, memory: cores and memory of a job.
         processes: workers that a job is cut into.
-        walltime: of a job, as the batch system writes it.
+        walltime: time limit of a job, as the batch system writes it.
     """
 
     workers: PositiveInt = 10

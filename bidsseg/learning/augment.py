@@ -30,10 +30,10 @@ class Spatial:
     """Ranges of random motion and deformation (standard deviations of normal draws, unless stated).
 
     Attributes:
-        rotation_deg: about each axis.
-        scale: of the logarithm of the size, one draw for all axes and one for each.
+        rotation_deg: rotation about each axis.
+        scale: deviation of the logarithm of the size, one draw for all axes and one for each.
         shear: off-diagonal entries.
-        shift_mm: of the brain's centre.
+        shift_mm: shift of the brain's centre.
         elastic_mm: deviation of the smooth random displacement at its control points.
         elastic_varies: whether the deviation of each draw is itself drawn, up to ``elastic_mm``.
         elastic_points: control points of that displacement along each axis.

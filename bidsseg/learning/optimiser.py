@@ -26,10 +26,10 @@ class Optimiser:
     Attributes:
         rate: largest learning rate of AdamW.
         kernel_rate: largest learning rate of Muon, which updates the kernels of the network; 0 leaves them to AdamW.
-        weight_decay: of kernels and matrices; norms and biases have none.
+        weight_decay: weight decay of kernels and matrices; norms and biases have none.
         warm_up: share of the run in which the rate rises.
         schedule: "cosine", or "constant" for a constant rate.
-        betas, eps: of AdamW.
+        betas, eps: parameters of AdamW.
         clip: largest norm of the gradient.
         clip_each: whether the limit applies to the gradient of each tensor and not to all together.
         average: decay of the running mean of the weights, which is the final model; 0 uses the weights themselves.

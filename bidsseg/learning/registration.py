@@ -28,7 +28,7 @@ class Registration:
     Attributes:
         share: share of the samples that are warped, without other motion.
         steps: steps of the training of DFNet, which ends earlier when a quarter of the run's time is used up.
-        rate, kernel_rate, schedule: of AdamW and Muon, see ``Optimiser``; published is Adam, at a rate unknown.
+        rate, kernel_rate, schedule: see ``Optimiser``; the paper uses Adam and does not report its rate.
         smoothness: weight of the displacement's roughness in its loss; whether the published loss has such a term is
             unknown.
         norm: see ``DFNet``.

@@ -162,8 +162,8 @@ class Tail(nn.Module):
         """Return weight (R, F) and bias (R,) of the sum of the scores, for NeuroNet's features.
 
         Args:
-            moments: of the encoder's features at each scale but the coarsest; not needed in evaluation, which uses
-                running means.
+            moments: moments of the encoder's features at each scale except the coarsest; not needed in evaluation,
+                which uses running means.
         """
         columns, shifts = [], []
         for i, skip in enumerate(self.skips):
@@ -185,8 +185,8 @@ def normalised(weight: Tensor, norm: nn.BatchNorm3d, moments: Moments | None) ->
     """Return weight (R, C) and bias (R,) of scores that are batch-normalised after a linear map with that weight.
 
     Args:
-        moments: of the input of the linear map, which also update the running means of the normalisation; None to use
-            the running means.
+        moments: moments of the input of the linear map, which also update the running means of the normalisation; None
+            to use the running means.
     """
     assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
     if moments is None:

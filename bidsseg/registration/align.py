@@ -54,7 +54,7 @@ class Images:
 
     Attributes:
         findings: findings of the guard.
-        notes: how the images were moved.
+        notes: messages about the alignment of the images.
     """
 
     volumes: dict[str, Volume]
@@ -91,7 +91,7 @@ def align(moving: Volume, fixed: Volume) -> tuple[Volume, Motion | None]:
     """Return an image on the grid of another image of the same head, aligned rigidly.
 
     Args:
-        moving: of any contrast and on any grid, in RAS+ mm.
+        moving: image of any contrast and on any grid, in RAS+ mm.
 
     Returns:
         Volume with the shape of fixed, linearly interpolated, 0 outside the field of view of moving, deterministic; and

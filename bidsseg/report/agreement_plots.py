@@ -1,4 +1,4 @@
-"""Drawings of the page of the level evaluate: coordinates of boxes, points and lines, in the units of each drawing."""
+"""Coordinates of the plots on the page of the level ``evaluate``: boxes, points and lines, in units of each plot."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from bidsseg.labels.protocol import Region
 
 BOX_WIDTH, BOX_HEIGHT = 200.0, 14.0
 POINTS = 60
-"""With more scans, a box shows only the points beyond its whiskers. A plot of volumes shows four times as many."""
+"""Largest number of points in a box plot; with more scans, it shows only points beyond its whiskers. A plot of volumes
+shows at most four times as many points."""
 WHISKER = 1.5
-"""Longest whisker, in heights of the box."""
+"""Largest length of a whisker, in lengths of the box."""
 LEFT, TOP, WIDE, HIGH = 34.0, 6.0, 150.0, 100.0
-"""Place and size of the field of a plot of volumes."""
+"""Position and size of the field of a plot of volumes."""
 ROOM = 0.08
-"""Between the outermost point and the edge of the field, as a share of its size."""
+"""Margin between the outermost point and the edge of the field, as a share of the field's size."""
 
 
 @dataclass(frozen=True)
 class Box:
-    """Values from 0 to 1 as a box from the first to the third quartile, whiskers and points; all are x coordinates.
+    """A box plot of values from 0 to 1, with quartiles and whiskers as x coordinates.
 
     Attributes:
         points: path of dots.
@@ -39,7 +40,7 @@ class Box:
 
     @classmethod
     def of(cls, values: np.ndarray) -> Box | None:
-        """Return the box of the values that are not NaN; None without any."""
+        """Return the box plot of the values that are not NaN; None if there are none."""
         known = values[np.isfinite(values)]
         if not len(known):
             return None
@@ -66,7 +67,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Plot:
-    """Points and lines on a field with the ranges of both axes.
+    """A plot with points and lines on a field.
 
     Attributes:
         points: path of dots.
@@ -81,12 +82,12 @@ class Plot:
 
 @dataclass(frozen=True)
 class VolumePlots:
-    """The volumes of a region over scans.
+    """Plots of the volumes of a region over scans.
 
     Attributes:
-        scatter: found against reference.
-        difference: found less reference against their mean (Bland and Altman 1986).
-        shown: number of scans that are drawn.
+        scatter: found volumes against reference volumes.
+        difference: found minus reference volumes against their mean (Bland and Altman 1986).
+        shown: number of scans in the plots.
     """
 
     region: Region
@@ -99,7 +100,7 @@ class VolumePlots:
 
 
 def volume_plots(summary: Summary, found: np.ndarray, reference: np.ndarray) -> VolumePlots:
-    """Return the plots of the volumes (mm³, shape (B,)) of a region, in ml; NaN is left out."""
+    """Return the plots of the volumes (mm³, shape (B,)) of a region, in ml, without NaN."""
     assert summary.region is not None
     known = np.isfinite(found) & np.isfinite(reference)
     x, y = reference[known] / 1000, found[known] / 1000
@@ -117,7 +118,7 @@ def volume_plots(summary: Summary, found: np.ndarray, reference: np.ndarray) -> 
 
 
 def dots(points: Iterable[tuple[float, float]]) -> str:
-    """Return a path that draws a dot at each point, if its lines have round ends.
+    """Return a path that draws a dot at each point if it is stroked with round line caps.
 
     >>> dots([(1, 2.04), (3, 4)])
     'M1 2h0M3 4h0'
@@ -126,7 +127,7 @@ def dots(points: Iterable[tuple[float, float]]) -> str:
 
 
 def _scatter(x: np.ndarray, y: np.ndarray) -> Plot:
-    """Found against reference, both on one scale, with the line of equality."""
+    """Return the plot of found against reference volumes, with equal axes and the line of equality."""
     low, high = _range([*x, *y], least=0.0)
     line = Line("equal", LEFT, TOP + HIGH, LEFT + WIDE, TOP)
     ends = _number(low), _number(high)
@@ -134,7 +135,7 @@ def _scatter(x: np.ndarray, y: np.ndarray) -> Plot:
 
 
 def _difference(mean: np.ndarray, difference: np.ndarray, limits: Sequence[float]) -> Plot:
-    """Differences against means, with 0, the bias and the limits of agreement."""
+    """Return the plot of differences against means, with 0, the bias and the limits of agreement."""
     known = [limit for limit in limits if np.isfinite(limit)]
     low, high = _range([*difference, *known, 0])
     left, right = _range(mean, least=0.0)
@@ -148,7 +149,7 @@ def _difference(mean: np.ndarray, difference: np.ndarray, limits: Sequence[float
 
 
 def _range(values: Iterable[float], least: float = -np.inf) -> tuple[float, float]:
-    """Return where an axis begins, at the least, and ends, with room beyond the values."""
+    """Return the ends of an axis, with a margin beyond the values; the lower end is not below ``least``."""
     known = list(values)
     low, high = min(known), max(known)
     room = ROOM * (high - low) or 0.1 * abs(high) or 1.0

@@ -62,7 +62,7 @@ class Brain:
         turn: rotation of the head relative to the scan, if it must be corrected.
         frame_mm: centre and half extent (3,) in mm along the axes of the rotated head, for a known pose.
         is_cut: whether the field of view cuts the brain, so that the frame is more reliable than the mask.
-        shading: of the first image in that frame, if it is strong.
+        shading: shading of the first image in that frame, if it is strong.
         findings: findings for the user.
     """
 

@@ -1,4 +1,4 @@
-"""The descriptors of the command line: what the launchers' own tool says of them."""
+"""The Boutiques descriptors of the command line, checked with the tools of the launchers."""
 
 import json
 import re
@@ -23,7 +23,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("level", NAMES)
-def test_the_descriptors_are_those_of_the_parser(level: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_descriptors_match_the_parser(level: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--bids-exec-spec", *([level] if level != "participant" else [])]) == 0
     assert capsys.readouterr().out == NAMES[level].read_text(), "make boutiques"
 
@@ -45,7 +45,7 @@ def test_their_own_validator_accepts_them() -> None:
 
 @pytest.fixture
 def simulated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
-    """Gives the words that a launcher would run after the command's name."""
+    """Return the words that a launcher would run after the name of the command."""
 
     def simulate(level: str, **values: Any) -> list[str]:
         chosen = tmp_path / "invocation.json"
@@ -60,7 +60,7 @@ def simulated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..
     return simulate
 
 
-def test_what_a_launcher_runs_is_understood(simulated: Callable[..., list[str]]) -> None:
+def test_the_command_of_a_launcher_is_parsed(simulated: Callable[..., list[str]]) -> None:
     words = simulated(
         "participant", InputDataset="/data/bids", OutputLocation="out", AnalysisLevel=["participant", "group"],
         SubjectLabel=["01", "02"], model="ace", probseg=True, n_cpus=4, mem_gb="8",
@@ -71,7 +71,7 @@ def test_what_a_launcher_runs_is_understood(simulated: Callable[..., list[str]])
     assert (given.n_cpus, given.mem) == (4, 8000)
 
 
-def test_what_a_launcher_trains_is_understood(simulated: Callable[..., list[str]]) -> None:
+def test_the_train_command_of_a_launcher_is_parsed(simulated: Callable[..., list[str]]) -> None:
     words = simulated(
         "train", InputDataset="/data/bids", OutputLocation="out", labels=["FAST=/data/fast"], small=True,
         time_budget=2.5, seed=3,
@@ -81,7 +81,7 @@ def test_what_a_launcher_trains_is_understood(simulated: Callable[..., list[str]
     assert (given.time_budget, given.seed) == (2.5, 3)
 
 
-def test_what_a_launcher_evaluates_is_understood(simulated: Callable[..., list[str]]) -> None:
+def test_the_evaluate_command_of_a_launcher_is_parsed(simulated: Callable[..., list[str]]) -> None:
     words = simulated(
         "evaluate", InputDataset="/data/bids", OutputLocation="out", labels=["FAST=/data/fast"], against="/data/other",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The brainlife launcher: what the platform gives, and what it is given back."""
+"""The brainlife launcher: the inputs of the platform and the outputs for it."""
 
 import base64
 import io
@@ -29,7 +29,7 @@ def configure(folder: Path, **config: Any) -> Path:
 
 @pytest.fixture
 def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A task's folder with images as the platform names them; the network is fake."""
+    """A folder of a task with images under the platform's names; the network is fake."""
     make_app(tmp_path, tmp_path, monkeypatch)
     folder = tmp_path / "task"
     shape, affine = (24, 28, 24), phantoms.grid(8.0, "LAS", (24, 28, 24))
@@ -100,7 +100,7 @@ def test_images_that_are_not_there_are_not_given(task: Path) -> None:
         ('{"t1": "config.json", "model": "MODEL"}', 65, "none of the 1 scans can be used"),
     ],
 )
-def test_mistakes_are_told(
+def test_mistakes_are_reported(
     task: Path, config: str | None, code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if config is not None:
@@ -138,7 +138,7 @@ def test_a_job_takes_its_share_of_the_machine(
 
 @pytest.mark.data
 def test_the_launcher_runs_on_a_real_scan(tmp_path: Path, testdata: Path) -> None:
-    """By the file that the platform starts, in a folder of its own, with the shipped model."""
+    """The platform starts a file in a separate folder; the shipped model is used."""
     scan = testdata / "oasis" / "sub-1000" / "anat" / "sub-1000_T1w.nii.gz"
     configure(tmp_path, t1=str(scan), flair="../nothing", _inputs=[{"meta": {"subject": "1000"}}])
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}

@@ -1,4 +1,4 @@
-"""The command line: what users type, what they are told, and how fast."""
+"""The command line: arguments, messages and start-up time."""
 
 import io
 import json
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Settings]]:
-    """What the levels are called with; none of them runs."""
+    """The arguments with which the levels are called; no level runs."""
     made: list[tuple[str, Settings]] = []
     for level in ("participant", "group", "evaluate", "train"):
         module = ModuleType(level)
@@ -43,7 +43,7 @@ def bids(tmp_path: Path) -> Path:
 
 
 def one(calls: list[tuple[str, Settings]]) -> Settings:
-    """The settings of the only call."""
+    """Return the settings of the only call."""
     assert len(calls) == 1
     return calls[0][1]
 
@@ -65,7 +65,7 @@ def one(calls: list[tuple[str, Settings]]) -> Settings:
         (["/nowhere/bids", "/nowhere/out", "participant"], 66),
     ],
 )
-def test_answers_without_heavy_imports(words: list[str], code: int) -> None:
+def test_help_and_version_need_no_heavy_imports(words: list[str], code: int) -> None:
     heavy = "{'torch', 'numpy', 'pandas', 'bids', 'nibabel', 'scipy', 'matplotlib', 'tqdm', 'jinja2'}"
     script = (
         "import sys\nfrom bidsseg.app.cli import main\n"
@@ -85,7 +85,7 @@ def test_run_py_works_from_any_folder(tmp_path: Path) -> None:
     assert (ROOT / "run.py").stat().st_mode & 0o111
 
 
-def test_help_tells_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert not stop.value.code
@@ -268,7 +268,7 @@ def test_five_folds_are_cross_validated_if_no_number_is_given(
         (["--probseg=yes"], 64, "ignored explicit argument"),
     ],
 )
-def test_wrong_values_say_what_is_right(
+def test_messages_about_wrong_values_name_the_allowed_ones(
     words: list[str], code: int, hint: str, bids: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(bids), str(tmp_path / "out"), "participant", *words]) == code

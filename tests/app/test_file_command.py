@@ -32,7 +32,7 @@ def scan(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path, model: Path) -> Callable[..., int]:
-    """Run the command and return the exit code: ``run(image, *words, output="out")``."""
+    """Return a function that runs the command and returns the exit code: ``run(image, *words, output="out")``."""
 
     def file(image: Path, *words: str, output: str = "out") -> int:
         given = ["--device", "cpu", "--precision", "fp32", "--n-cpus", "1", "--model", str(model)]
@@ -42,14 +42,14 @@ def run(tmp_path: Path, model: Path) -> Callable[..., int]:
 
 
 def named(scan: Path, name: str) -> Path:
-    """The scan under another name, in a folder of its own."""
+    """Return a copy of the scan under another name, in a separate folder."""
     path = scan.parents[3] / "loose" / name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(scan.read_bytes())
     return path
 
 
-def test_outputs_are_those_of_the_level_participant(scan: Path, model: Path, run: Callable[..., int]) -> None:
+def test_outputs_equal_those_of_the_level_participant(scan: Path, model: Path, run: Callable[..., int]) -> None:
     loose, folder = named(scan, scan.name), model.parent
     assert run(loose) == 0
     words = ["--device", "cpu", "--precision", "fp32", "--n-cpus", "1", "--skip-bids-validation"]

@@ -1,4 +1,4 @@
-"""Streams that are closed, cut or full: they are never worth a scan, and never look like a bug."""
+"""Closed, cut or full output streams do not stop a scan and do not look like an internal error."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ def app(tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.Monk
 
 
 def shell(line: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run a line of the shell in which ``"$@"`` is the command line with the words."""
+    """Run a shell line in which ``"$@"`` is the command line with the words."""
     command = ["bash", "-c", f"set -o pipefail; {line}", "bash", sys.executable, *words]
     path = f"{HELPERS}:{ROOT}"
     environment = {**os.environ, "PYTHONPATH": path}

@@ -1,4 +1,4 @@
-"""Datasets made for benchmarks: synthetic people with lesions, and tissue classes of another tool."""
+"""Datasets of the benchmarks: synthetic participants with lesions, and tissue classes of another tool."""
 
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +24,7 @@ HEADS = np.array([0, 24, 3, 2, 25], np.uint8)
 
 @pytest.fixture
 def making(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script, for one head of each kind and a template as large as the phantom."""
+    """The script, with one head of each kind and a template of the size of the phantom."""
     module = script("lesion_datasets")
     for name, heads in (("HEALTHY", ("01",)), ("PATIENTS", ("02",)), ("TESTED", ("03",))):
         monkeypatch.setattr(module, name, heads)
@@ -34,7 +34,7 @@ def making(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Three heads, two patients' masks on a grid of 1 mm, and another whose images are there."""
+    """Three heads, lesion masks of two patients on a 1 mm grid, and the mask of a patient with images."""
     labels = HEADS[phantoms.head(2 * AFFINE, SHAPE, phantoms.LABEL)]
     for number in (1, 2, 3):
         name = f"sub-0{number}"

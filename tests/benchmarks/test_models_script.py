@@ -1,4 +1,4 @@
-"""The script that makes every shipped model, with a stand-in for Python that writes down what it is asked to do."""
+"""The script that trains every shipped model, with a substitute for Python that records the commands."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def call(data: Path, *minutes: str, code: int = 0) -> tuple[int, list[list[str]]]:
-    """Exit status, and the words of each command that was begun; each ends with that code."""
+    """Return the exit status and the words of each started command; each command exits with ``code``."""
     log, python = data.parent / "log", data.parent / "python"
     log.write_text("")
     python.write_text(f'#!/bin/sh\necho "$@" >> {log}\nexit {code}\n')
@@ -35,7 +35,7 @@ def call(data: Path, *minutes: str, code: int = 0) -> tuple[int, list[list[str]]
     return done.returncode, [line.split() for line in log.read_text().splitlines()]
 
 
-def test_all_models_are_made_once(data: Path) -> None:
+def test_all_models_are_trained_once(data: Path) -> None:
     status, commands = call(data)
     assert status == 0
     recipes = [words[words.index("--recipe") + 1] for words in commands if "--recipe" in words]
@@ -45,7 +45,7 @@ def test_all_models_are_made_once(data: Path) -> None:
     assert call(data) == (0, [])
 
 
-def test_what_is_stopped_goes_on(data: Path) -> None:
+def test_an_interrupted_script_is_resumed(data: Path) -> None:
     assert call(data, "0") == (75, [])
     status, commands = call(data, code=75)
     assert (status, len(commands)) == (75, 1)

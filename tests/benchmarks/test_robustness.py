@@ -1,4 +1,4 @@
-"""A network is shown of changed copies of a scan what it is shown of the scan, whatever their units and pose.
+"""A network gets the same input for a scan and for its changed copies, whatever their units and pose.
 
 The copies are those of ``benchmarks/robustness.py``, which compares the label maps in the end.
 """
@@ -26,7 +26,7 @@ from bidsseg.segmentation.engine import Engine
 from bidsseg.segmentation.locate import TURN_FROM_DEG, Brain, ModelInput, model_input
 
 SAME = "times", "stripped", "padded"
-"""Copies of these kinds change nothing but units, background or field of view."""
+"""Kinds of copies that change only units, background or field of view."""
 CUT = "one hemisphere", "cerebellum cut"
 
 
@@ -43,7 +43,7 @@ def shown(image: nib.Nifti1Image) -> ModelInput:
 
 
 def world(image: nib.Nifti1Image, affine: np.ndarray) -> np.ndarray:
-    """The matrix (4, 4) from mm in the canonical frame of an image to RAS+ mm, if its voxels lie by that affine."""
+    """Return the matrix (4, 4) from mm in the canonical frame of an image to RAS+ mm, for voxels with this affine."""
     orientation = nib.io_orientation(image.affine)
     matrix = affine @ nib.orientations.inv_ornt_aff(orientation, image.shape)
     scaled: np.ndarray = matrix @ np.diag([*1 / nib.affines.voxel_sizes(matrix), 1])
@@ -52,7 +52,7 @@ def world(image: nib.Nifti1Image, affine: np.ndarray) -> np.ndarray:
 
 @cache
 def template() -> tuple[nib.Nifti1Image, np.ndarray]:
-    """A scan and the mask of its brain."""
+    """A scan and its brain mask."""
     image = load_mni152_template(resolution=2)
     data = 1000 * image.get_fdata(dtype=np.float32)
     return nib.Nifti1Image(data, image.affine), data > 0
@@ -64,19 +64,19 @@ def of_template() -> ModelInput:
 
 
 def brain_mask(scan: nib.Nifti1Image, brain: Brain) -> np.ndarray:
-    """The brain on the grid of a scan."""
+    """Return the brain mask on the grid of a scan."""
     canonical = nib.affines.apply_affine(np.linalg.inv(world(scan, scan.affine)) @ scan.affine, indices(scan.shape))
     found: np.ndarray = ndimage.map_coordinates(brain.probability.numpy(), brain.grid.voxels(canonical).T, order=1)
     return found.reshape(scan.shape) > 0.5
 
 
 def indices(shape: tuple[int, ...]) -> np.ndarray:
-    """All voxels (N, 3) of an array."""
+    """Return the indices of all voxels (N, 3) of an array."""
     return np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1).reshape(-1, 3)
 
 
 def compare(name: str, scan: nib.Nifti1Image, mask: np.ndarray, first: ModelInput) -> tuple[float, float, ModelInput]:
-    """Correlation of what is shown of the scan and of a copy, the angle in degrees between both, and the latter."""
+    """Return the correlation of the network inputs of scan and copy, their angle in degrees, and the copy's input."""
     copy = COPIES[name](scan, mask)
     second = shown(copy.image)
     to_copy = np.linalg.inv(world(copy.image, copy.affine)) @ world(scan, scan.affine)

@@ -1,4 +1,4 @@
-"""A trained model put into the package."""
+"""Copying a trained model into the package."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bidsseg.models.library import load_model
 
 @pytest.mark.parametrize("name", ["locator", "segnet"])
 def test_a_model_is_shipped_under_another_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its weights stay the same, those of 16 and of 8 bits."""
+    """Weights stay the same, with 16 and with 8 bits."""
     target = tmp_path / "wholebrain"
     target.mkdir()
     (target / CARD).write_text((FOLDER / "wholebrain" / CARD).read_text())

@@ -1,4 +1,4 @@
-"""File names: order, round trips, no two scans in one place, and what pybids and the validator make of them."""
+"""File names: order, round trips, uniqueness, and agreement with pybids and the validator."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ from bidsseg.errors import UsageError
 from bidsseg.files import write_json_atomic
 
 T1W_ENTITIES = ("session", "acquisition", "ceagent", "reconstruction", "run", "echo", "part", "chunk")
-"""What a raw T1w may have besides its subject; those with free labels or numbers."""
+"""Entities of a raw T1w besides its subject, with free labels or numbers."""
 
 labels = st.text("abcXYZ0123456789+", min_size=1, max_size=6)
 numbers = st.integers(0, 99).map(str) | st.integers(0, 99).map("{:02}".format)
@@ -26,7 +26,7 @@ numbers = st.integers(0, 99).map(str) | st.integers(0, 99).map("{:02}".format)
 
 @st.composite
 def sources(draw: st.DrawFn) -> dict[str, str]:
-    """Entities of a T1w."""
+    """Draw the entities of a T1w."""
     entities = {"subject": draw(labels)}
     for name in draw(st.sets(st.sampled_from(T1W_ENTITIES))):
         free = labels if name not in ("run", "echo", "chunk", "part") else numbers

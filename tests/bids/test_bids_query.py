@@ -1,4 +1,4 @@
-"""Which scans are found, with which FLAIR, and which annotations belong to them."""
+"""Search for scans, for the FLAIR of each scan, and for annotations."""
 
 import json
 import os
@@ -87,7 +87,7 @@ def test_participants_without_t1w_are_noted(tmp_path: Path) -> None:
         (["sub-01_T1w.json", "sub-01_scans.tsv", "readme"], "participants, sessions, filters"),
     ],
 )
-def test_what_is_there_in_place_of_a_t1w_is_told(tmp_path: Path, names: list[str], told: str) -> None:
+def test_files_found_instead_of_a_t1w_are_listed(tmp_path: Path, names: list[str], told: str) -> None:
     bids_dir = make_tree(tmp_path, "sub-01/sub-01_scans.tsv", *names)
     with pytest.raises(NothingSelected, match=rf"no T1w image \(\.nii or \.nii\.gz\) matches in .*{told}"):
         find_scans(bids_dir, filters={"t1w": {"acquisition": None}})

@@ -1,4 +1,4 @@
-"""The real validator on the input: what stops a run, what is only said, and what it costs."""
+"""The real validator on the input: errors, warnings and cost."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def test_a_good_dataset(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no shared memory")
 def test_where_only_shared_memory_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a container whose root is read-only; the validator reads nothing below /dev."""
+    """The root of a container may be read-only; the validator reads nothing below /dev."""
     bids_dir, output_dir = make_tree(tmp_path, "sub-01_T1w.nii.gz"), tmp_path / "out"
     (bids_dir / "README").write_text("A dataset for tests. " * 20, encoding="utf-8")
     monkeypatch.setattr(tempfile, "tempdir", "/dev/shm")

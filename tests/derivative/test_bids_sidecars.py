@@ -1,4 +1,4 @@
-"""What is written beside images: provenance, look-up tables, data dictionaries and the files at the top."""
+"""Files beside images: provenance, look-up tables, data dictionaries and the files at the top level."""
 
 import csv
 import io
@@ -110,7 +110,7 @@ def test_data_dictionaries_tell_every_column() -> None:
     assert set(sidecars.VOLUMES) == {"index", "name", "abbreviation", "voxels", "volume-mm3", "softvolume-mm3"}
 
 
-def test_text_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_is_written_completely_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "new folder" / "text.txt"
     write_text_atomic(path, "mm³\n")
     assert path.read_text(encoding="utf-8") == "mm³\n"
@@ -124,7 +124,7 @@ def test_text_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def write_outputs(output: Path, scan: Scan, bids_dir: Path, paths: OutputPaths) -> None:
-    """Tiny images with everything that belongs beside them."""
+    """Write tiny images with all files that belong beside them."""
     origin = sidecars.Origin([scan.t1w], bids_dir, DETAILS)
     contents = {
         **{path: sidecars.dseg_sidecar(name, origin) for name, path in paths.dseg.items()},

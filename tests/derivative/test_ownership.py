@@ -1,4 +1,4 @@
-"""Whose output folder it is: nothing of other tools and other datasets is replaced."""
+"""Ownership of an output folder: files of other tools and results of other datasets are never replaced."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ PREP = {"Name": "fMRIPrep", "BIDSVersion": "1.4.0", "DatasetType": "derivative"}
 
 @pytest.fixture
 def trainer(app: App, monkeypatch: pytest.MonkeyPatch) -> App:
-    """An app whose modules are the real ones, which the level train imports."""
+    """An app with the real modules, which the level train imports."""
     for name in app.fake.modules():
         monkeypatch.delitem(sys.modules, name)
     return app
@@ -40,7 +40,7 @@ def write(app: App, files: dict[str, str]) -> None:
 
 
 def other_dataset(app: App, place: Path, seed: int = 50, name: str = "Synthetic heads") -> Path:
-    """A dataset with the same labels and other images."""
+    """A dataset with the same labels but other images."""
     phantoms.make_bids(place)
     (place / "dataset_description.json").write_text(json.dumps({"Name": name, "BIDSVersion": "1.10.0"}))
     for number, path in enumerate(sorted(place.rglob("*_T1w.nii.gz"))):
@@ -49,7 +49,7 @@ def other_dataset(app: App, place: Path, seed: int = 50, name: str = "Synthetic 
 
 
 def as_written_by_0_9(app: App) -> None:
-    """Turn the manifests into those of version 0.9.0, which did not say what was planned."""
+    """Convert the manifests to those of version 0.9.0, which did not list planned scans."""
     for path in (app.output / "logs").glob("run-*.json"):
         content = json.loads(path.read_text())
         del content["planned"]
@@ -149,7 +149,7 @@ def test_a_description_that_cannot_be_decoded_is_named(app: App, capsys: pytest.
     assert str(path) in capsys.readouterr().err
 
 
-def test_what_users_add_to_the_top_files_stays(app: App) -> None:
+def test_additions_of_users_to_top_level_files_are_kept(app: App) -> None:
     assert run(app) == 0
     path = app.output / "dataset_description.json"
     content = json.loads(path.read_text())
@@ -166,7 +166,7 @@ def test_what_users_add_to_the_top_files_stays(app: App) -> None:
 
 @pytest.mark.parametrize("lost", ["", "logs", "dataset_description.json", "sidecars"])
 def test_own_results_are_recognised(lost: str, app: App) -> None:
-    """Also those of 0.9.0, whose manifests do not tell which scans it meant to segment."""
+    """Results of 0.9.0 are recognised too, although their manifests do not list planned scans."""
     assert run(app) == 0
     as_written_by_0_9(app)
     match lost:
@@ -244,7 +244,7 @@ def test_a_dataset_that_was_moved_and_renamed(app: App, tmp_path: Path) -> None:
 
 
 def test_a_part_of_the_dataset_at_another_place(app: App, tmp_path: Path) -> None:
-    """As jobs do that copy what they need to a disk of their own."""
+    """Jobs may copy a part of the dataset to a local disk."""
     parts = []
     for label, other in (("01", "02"), ("02", "01")):
         parts.append(shutil.copytree(app.bids, tmp_path / label))
@@ -274,7 +274,7 @@ def test_one_image_that_was_replaced_is_no_other_dataset(app: App) -> None:
     assert app.fake.segmented == 2
 
 
-def test_a_doi_tells_more_than_a_name(app: App, tmp_path: Path) -> None:
+def test_a_doi_identifies_a_dataset_better_than_its_name(app: App, tmp_path: Path) -> None:
     path = app.bids / "dataset_description.json"
     path.write_text('{"Name": "One", "BIDSVersion": "1.10.0", "DatasetDOI": "doi:10.1/2"}')
     assert run(app, "--participant-label", "01") == 0

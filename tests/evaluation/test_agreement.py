@@ -19,20 +19,20 @@ from bidsseg.labels import Protocol, Region
 
 
 def protocol(*indices: int, unscored: tuple[int, ...] = ()) -> Protocol:
-    """Background and regions with those indices."""
+    """Return a protocol with the background and regions with these indices."""
     rows = [Region(i, f"region {i}", f"r{i}", "#808080", None, i not in unscored) for i in (0, *indices)]
     return Protocol("test", tuple(rows))
 
 
 def one_hot(labels: np.ndarray, regions: int = REGIONS) -> torch.Tensor:
-    """(1, R + 1, X, Y, Z)."""
+    """Return a label map as one-hot array (1, R + 1, X, Y, Z)."""
     return torch.from_numpy(np.stack([labels == i for i in range(regions + 1)])[None].astype(np.float32))
 
 
 def cube(
     start: tuple[int, int, int], side: int, value: int = 1, shape: tuple[int, int, int] = (20, 20, 20)
 ) -> np.ndarray:
-    """A label map with one cube."""
+    """Return a label map with one cube."""
     labels = np.zeros(shape, np.uint8)
     labels[tuple(slice(s, s + side) for s in start)] = value
     return labels
@@ -43,7 +43,7 @@ def cube(
 
 @pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (0.8, 1.3, 3.0)])
 @pytest.mark.parametrize("seed", range(3))
-def test_measures_are_those_of_monai(seed: int, spacing_mm: tuple[float, float, float]) -> None:
+def test_measures_equal_monai(seed: int, spacing_mm: tuple[float, float, float]) -> None:
     found, reference = blobs(seed), blobs(seed + 100)
     ours = compare(found, reference, protocol(1, 2, 3, 4), spacing_mm=spacing_mm)
     y_pred, y = one_hot(found), one_hot(reference)
@@ -95,7 +95,7 @@ def test_shifted_cubes(axis: int, shift: int) -> None:
     result = compare(found, reference, protocol(1), spacing_mm=spacing_mm.tolist())
     assert result.dice[0] == pytest.approx((side - shift) / side)
     assert result.voxel_error == pytest.approx(shift / side)
-    # A sixth of the surface, the face left behind, is as far as the shift, and nothing is farther.
+    # A sixth of the surface, the trailing face, has the distance of the shift; no voxel has a larger distance.
     assert result.hausdorff95_mm[0] == pytest.approx(0.5 * shift)
     assert result.volume_difference_mm3[0] == 0
 
@@ -103,7 +103,7 @@ def test_shifted_cubes(axis: int, shift: int) -> None:
 def test_mean_surface_distance_of_cubes_one_voxel_apart() -> None:
     side, step_mm = 8, 0.7
     surface = side**3 - (side - 2) ** 3
-    # One voxel off: the whole face that is left behind, and of the one that goes ahead all but its rim.
+    # At a distance of one voxel: the whole trailing face, and the leading face without its rim.
     expected = step_mm * (side**2 + (side - 2) ** 2) / surface
     _, mean = surface_distances(cube((5, 4, 4), side), cube((4, 4, 4), side), [1], spacing_mm=(step_mm, 1, 2))
     assert mean[0] == pytest.approx(expected)
@@ -128,7 +128,7 @@ def test_hausdorff_distance_is_the_worse_direction() -> None:
     small, large = cube((8, 8, 8), 2), cube((4, 4, 4), 10)
     one, other = (surface_distances(a, b, [1], spacing_mm=(1, 1, 1)) for a, b in ((small, large), (large, small)))
     assert one == other
-    assert one[0][0] > 4  # the small cube is nowhere farther than 4 from the surface of the large one
+    assert one[0][0] > 4  # no voxel of the small cube is farther than 4 from the surface of the large one
 
 
 def test_volumes() -> None:

@@ -1,4 +1,4 @@
-"""The script of docs/cluster.md on a real SLURM: jobs that are killed, queued again, and what is there in the end."""
+"""The script of docs/cluster.md on a real SLURM: killed jobs, requeued jobs, and the results at the end."""
 
 import json
 import os
@@ -90,7 +90,7 @@ def app(tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.Monk
 
 
 def run_on_slurm(work: str, app: App, folder: Path) -> None:
-    """Runs a shell script in a folder, with a SLURM of one node and a command bidsseg whose network is fake."""
+    """Run a shell script in a folder, with a SLURM of one node and a command bidsseg with a fake network."""
     command = folder / "bin" / "bidsseg"
     command.parent.mkdir()
     command.write_text(f'#!/bin/bash\nexec {sys.executable} {HELPERS}/fake_model.py "$@" --model {app.card}\n')
@@ -136,14 +136,14 @@ def test_an_array_of_jobs(app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     done_once = [entry["scan"] for run in runs for entry in run["scans"] if entry["outcome"] == "done"]
     skipped = {entry["scan"] for run in runs for entry in run["scans"] if entry["outcome"] == "skipped"}
     assert len(set(done_once)) == len(done_once)
-    # What was done just before the kill may not stand in that run's record, but it is not done again.
+    # A scan finished just before the kill may be missing in the record of that run, but it is not segmented again.
     assert {*done_once, *skipped} == {f"sub-0{number}" for number in range(1, 7)}
     assert len(runs) == 4  # two parts, each of them again
     assert_equal_to_one_machine(app, tmp_path, monkeypatch)
 
 
 def test_a_training_that_is_preempted(app: App, tmp_path: Path) -> None:
-    """The script with two processes in place of eight, and no GPU."""
+    """The script runs two processes instead of eight, without a GPU."""
     app.bids, labels = make_labelled(tmp_path / "labelled")
     script = next(block for block in re.findall(r"```bash\n(.*?)```", DOCUMENT, re.S) if "torchrun" in block)
     given = {

@@ -29,7 +29,7 @@ HELPERS = ROOT / "tests" / "helpers"
 
 @pytest.fixture(scope="module")
 def workers() -> Iterator[distributed.LocalCluster]:
-    """Two processes, of which each does one scan at a time."""
+    """A cluster of two processes, each with one scan at a time."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("PYTHONPATH", f"{HELPERS}:{ROOT}")
         environment.setenv("FAKE_MODEL_SECONDS", "0.3")
@@ -48,7 +48,7 @@ def app(tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.Monk
 
 @pytest.fixture
 def two_processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """This machine has room for two processes, which start with the fake network."""
+    """A machine with memory for two processes, which start with the fake network."""
     monkeypatch.setenv("PYTHONPATH", f"{HELPERS}:{ROOT}")
     monkeypatch.setenv("FAKE_MODEL_SECONDS", "0.3")
     monkeypatch.setenv("FAKE_MODEL_MEMORY_MB", "32000")
@@ -58,7 +58,7 @@ def two_processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def batch_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """Makes a command sbatch, and perhaps scancel, that runs a script; returns the words of a run that uses them."""
+    """Create a command sbatch, and perhaps scancel, that runs a script; return the words of a run that uses them."""
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setattr(spreading, "LOOK_EVERY_S", 0.5)
     (tmp_path / "bin").mkdir()
@@ -97,7 +97,7 @@ def test_processes_of_one_machine(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Two scans stand on one page, and are done at the same time; what both processes warn of is said once."""
+    """Two simultaneous scans share a page; a warning of both processes is printed once."""
     app = make_app(tmp_path, make_bids(3, runs=2), monkeypatch)
     monkeypatch.setenv("FAKE_MODEL_PRECISION", "bf16")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
@@ -122,7 +122,7 @@ def test_what_each_process_of_this_machine_is_given(app: App) -> None:
 
 @pytest.mark.parametrize("whom", ["group", "process"])
 def test_processes_of_one_machine_end_with_their_run(whom: str, app: App) -> None:
-    """A key on the terminal stops all processes at once, a scheduler the first one."""
+    """Ctrl-C stops all processes at once, a scheduler only the first one."""
     fake = {"FAKE_MODEL_SECONDS": "2", "FAKE_MODEL_MEMORY_MB": "32000"}
     preload = {"DASK_DISTRIBUTED__WORKER__PRELOAD": str(HELPERS / "fake_worker.py")}
     run = app.process("--n-cpus", "2", "--omp-nthreads", "1", **fake, **preload)
@@ -192,7 +192,7 @@ def test_an_output_that_cannot_be_written_ends_the_run(
         (["--executor", "slurm", "--cluster-config", "{tmp}/empty.toml"], 64, "cores"),
     ],
 )
-def test_mistakes_are_told(
+def test_mistakes_are_reported(
     words: list[str],
     code: int,
     message: str,
@@ -291,7 +291,7 @@ def test_a_batch_system_that_takes_no_job_ends_the_run(
 
 @pytest.fixture
 def fake_jobs(tmp_path: Path, batch_system: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The workers of the batch system have the fake network; returns where sbatch is to leave the script of the job."""
+    """Give the workers of the batch system the fake network, and return the path for the job script of sbatch."""
     monkeypatch.setenv("FAKE_MODEL_SECONDS", "0")
     with (tmp_path / "cluster.toml").open("a") as config:
         config.write(f'worker_extra_args = ["--preload", "{HELPERS / "fake_worker.py"}"]\n')
@@ -300,7 +300,7 @@ def fake_jobs(tmp_path: Path, batch_system: Callable[..., list[str]], monkeypatc
 
 
 def sbatch(job: Path, wait_s: int) -> str:
-    """A job begins after a while; its script is the only argument of sbatch."""
+    """Return a substitute for sbatch that starts a job after a while; the script is its only argument."""
     return f'cp "$1" {job}; (sleep {wait_s}; exec bash {job}) > /dev/null 2>&1 & echo "Submitted batch job 7"'
 
 
@@ -376,7 +376,7 @@ def test_jobs_are_sent_from_where_that_can_be_done(
 def test_workers_in_other_folders_write_to_the_output(
     app: App, workers: distributed.LocalCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Paths are those of the one who asks."""
+    """Paths are relative to the folder of the first process."""
     monkeypatch.chdir(app.bids.parent)
     app.bids, whole = Path(app.bids.name), app.output
     app.output = Path(os.path.relpath(whole))

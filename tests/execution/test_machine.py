@@ -1,4 +1,4 @@
-"""What the machine offers, on machines that the test makes up."""
+"""Detection of the machine, on simulated machines."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from bidsseg.settings import Settings
 
 @pytest.fixture
 def group(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Values of the control group, to be filled by the test."""
+    """Values of the control group, which the test sets."""
     values: dict[str, str] = {}
     monkeypatch.setattr(this_machine, "_cgroup", lambda name: values.get(name, ""))
     return values
@@ -164,10 +164,10 @@ def test_flags_are_read_on_linux() -> None:
     ("value", "precision"),
     [("AVX2", "fp32"), ("avx512_core", "fp32"), ("AVX512_CORE_BF16", "bf16"), ("ALL", "bf16"), ("", "bf16")],
 )
-def test_an_older_processor_can_be_acted(
+def test_an_older_processor_can_be_simulated(
     variable: str, value: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The variables with which oneDNN is held down, hold the choice of the precision down too."""
+    """The variables that limit oneDNN also limit the choice of the precision."""
     cpuinfo = "processor : 0\nflags : fpu avx2 avx512f avx512_bf16 amx_bf16\n"
     monkeypatch.setattr("pathlib.Path.read_text", lambda path: cpuinfo if str(path) == "/proc/cpuinfo" else "")
     for name in this_machine.ISA_VARIABLES:
@@ -211,7 +211,7 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_gpu_of_apple(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is taken when it is asked for and there, and computes with 32 bits."""
+    """A GPU of Apple is used only on request, and computes with 32 bits."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(this_machine, "available_memory_mb", lambda: 10_000)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)

@@ -1,4 +1,4 @@
-"""Memory: what a scan needs is known before it is taken, and the limit is kept."""
+"""Memory: the need of a scan is known in advance, and the limit is kept."""
 
 import json
 import resource
@@ -44,8 +44,8 @@ def model(spacing_mm: float = 1.0, locator: Model | None = None, whole: bool = F
 
 
 @pytest.mark.parametrize("memory_mb", [None, 250])
-def test_the_network_takes_no_more_than_it_may(memory_mb: int | None) -> None:
-    """Whole it takes more than 250."""
+def test_the_network_keeps_the_memory_limit(memory_mb: int | None) -> None:
+    """Without windows it needs more than 250 MB."""
     done = subprocess.run([sys.executable, "-c", CHILD, json.dumps(memory_mb)], capture_output=True, text=True)
     grown, notes = json.loads(done.stdout)
     assert (grown > 250) == (memory_mb is None)
@@ -99,7 +99,7 @@ def test_errors_that_mean_something_else(error: Exception) -> None:
 
 
 def test_a_limit_of_addresses_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As by ``ulimit -v``."""
+    """The limit of ``ulimit -v`` counts too."""
     held = SimpleNamespace(memory_info=lambda: SimpleNamespace(vms=300 * 10**6))
     monkeypatch.setattr("psutil.Process", lambda: held)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=9000 * 10**6))

@@ -1,4 +1,4 @@
-"""An environment as a user has it who installed the wheel: its runtime requirements and nothing else."""
+"""An environment with the wheel and its runtime requirements only, as on a user's machine."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 def runtime_requirements() -> list[Distribution]:
     """Return the distributions that the package requires without extras, directly or not, from this environment.
 
-    One that is not installed here is left out: what needs it fails in the environment that is made of them.
+    A distribution that is not installed here is omitted: imports of it fail in the new environment.
     """
     texts = list(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"])
     found: dict[str, Distribution] = {}
@@ -36,8 +36,8 @@ def runtime_requirements() -> list[Distribution]:
 def make_environment(folder: Path, wheel: Path) -> Path:
     """Install a wheel in a new environment and return the folder of its programs.
 
-    The runtime requirements are links to those of this environment, so that neither time nor a network is needed;
-    nothing else of this environment can be imported or run there, the project itself least of all.
+    The runtime requirements are links to this environment, so that their installation needs neither time nor a network.
+    No other module or program of this environment is available there, in particular not the project itself.
     """
     quietly(sys.executable, "-m", "venv", "--without-pip", folder)
     programs = folder / "bin"
@@ -55,7 +55,7 @@ def make_environment(folder: Path, wheel: Path) -> Path:
 
 
 def share_program(program: Path, folder: Path) -> None:
-    """Put a program of this environment into another one, whose Python runs it if it is a script."""
+    """Link a program of this environment into another one, whose Python runs it if it is a script."""
     shared = folder / program.name
     if program.read_bytes()[:2] != b"#!":
         shared.symlink_to(program)
@@ -68,7 +68,7 @@ def share_program(program: Path, folder: Path) -> None:
 def run(programs: Path, *words: str | Path, folder: Path) -> str:
     """Run a program of the environment in a folder and return what it prints; AssertionError if it fails.
 
-    No variable of this process points to Python modules or programs, but for those of the system.
+    No environment variable points to Python modules or programs other than those of the system.
     """
     surroundings = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
     surroundings["PATH"] = f"{programs}{os.pathsep}{os.defpath}"

@@ -1,4 +1,4 @@
-"""Pages in a real browser: Debian's chromium, without a window and without a network."""
+"""Pages in a real browser: headless Chromium of Debian, without a network."""
 
 import re
 import shutil
@@ -76,11 +76,11 @@ WORDS = (
 
 
 def seen(page: Path, steps: str, folder: Path, dark: bool = False) -> dict[str, str]:
-    """What a script told, by ``say(name, value)``, that ran in the page; and the errors of the page as ``failures``.
+    """Return the values that a page recorded by ``say(name, value)``, and its errors as ``failures``.
 
     Args:
-        folder: for what the browser keeps.
-        dark: whether the user wants dark pages.
+        folder: folder for the profile of the browser.
+        dark: whether the browser prefers dark pages.
     """
     tried = page.with_name(f"tried-{page.name}")
     tried.write_text(page.read_text().replace("<head>", "<head>" + FRAME.replace("STEPS", steps), 1))
@@ -92,7 +92,7 @@ def seen(page: Path, steps: str, folder: Path, dark: bool = False) -> dict[str, 
 
 
 def photographed(page: Path, folder: Path) -> np.ndarray:
-    """The page as it looks, RGB (height, width, 3)."""
+    """Return a screenshot of a page, RGB (height, width, 3)."""
     picture = folder / "page.png"
     words = [*WORDS, f"--screenshot={picture}", "--window-size=1300,900", f"--user-data-dir={folder / 'profile'}"]
     subprocess.run([*words, page.as_uri()], capture_output=True, timeout=120, check=True)

@@ -1,4 +1,4 @@
-"""A model without weights: it tells tissues by intensity, so that the level can be tested in milliseconds."""
+"""A model without weights that segments tissues by intensity, so that tests of the level take milliseconds."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def save_card(folder: Path, **values: Any) -> Path:
 
 
 def segment(images: dict[str, Any], model: Any, **asked: Any) -> SimpleNamespace:
-    """Three classes by intensity, spoken in every protocol with its first three regions."""
+    """Return three classes by intensity, as the first three regions of every protocol."""
     time.sleep(float(os.environ.get("FAKE_MODEL_SECONDS", 0)))
     asked["progress"]("network")
     t1w = images["T1w"]
@@ -79,13 +79,13 @@ def segment(images: dict[str, Any], model: Any, **asked: Any) -> SimpleNamespace
 
 @dataclass
 class FakeModel:
-    """Takes the place of the network, and counts what it is asked for."""
+    """A substitute for the network that records its calls."""
 
     segmented: int = 0
     loaded: int = 0
 
     def modules(self) -> dict[str, ModuleType]:
-        """Modules to be put in place of those that need torch."""
+        """Return substitutes for the modules that need torch."""
         library, predict = ModuleType("library"), ModuleType("predict")
         library.__dict__.update(load_model=self.load)
         predict.__dict__.update(segment=self.segment)
@@ -104,24 +104,24 @@ class FakeModel:
 
 
 def memory_mb() -> int:
-    """In place of ``available_memory_mb``: no test depends on what else runs on the machine."""
+    """Return a fixed value instead of ``available_memory_mb``, so that tests do not depend on other programs."""
     return int(os.environ.get("FAKE_MODEL_MEMORY_MB", 3000))
 
 
 def machine(settings: Any = None) -> Machine:
-    """In place of ``choose_machine``, which needs torch."""
+    """Return a machine instead of ``choose_machine``, which needs torch."""
     limit = min(memory_mb(), getattr(settings, "memory_mb", None) or memory_mb())
     return Machine("cpu", os.environ.get("FAKE_MODEL_PRECISION", "fp32"), 1, limit)
 
 
 def heed_interrupts() -> None:
-    """SIGINT is ignored where tests run in the background of a shell, and a process would inherit that."""
+    """Restore the handling of SIGINT, which processes inherit as ignored if tests run in the background of a shell."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @dataclass
 class App:
-    """The command line as a test uses it: on a dataset, with a fake model, into a folder."""
+    """The command line in tests: a dataset, a fake model and an output folder."""
 
     bids: Path
     output: Path
@@ -129,11 +129,11 @@ class App:
     fake: FakeModel
 
     def __call__(self, *words: str, level: str = "participant", model: Path | None = None) -> int:
-        """Run it and return the exit code."""
+        """Run the command line and return the exit code."""
         return cli.main([str(self.bids), str(self.output), level, "--model", str(model or self.card), *words])
 
     def process(self, *words: str, **environment: str) -> subprocess.Popen[str]:
-        """Start it in a process of its own."""
+        """Start the command line in a separate process."""
         command = [sys.executable, __file__, self.bids, self.output, "participant", "--model", self.card, *words]
         return subprocess.Popen(
             list(map(str, command)),
@@ -147,23 +147,23 @@ class App:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """The record of the last run."""
+        """Return the record of the last run."""
         last = sorted((self.output / "logs").glob("run-*.json"))[-1]
         return dict(json.loads(last.read_text()))
 
     @property
     def fates(self) -> dict[str, str]:
-        """What the last run says of each scan."""
+        """Return the outcome of each scan in the last run."""
         return {entry["scan"]: entry["outcome"] for entry in self.manifest["scans"]}
 
     def files(self, pattern: str = "sub-*/**/*") -> dict[str, bytes]:
-        """Names and contents in the output folder."""
+        """Return names and contents of the files in the output folder."""
         found = sorted(path for path in self.output.glob(pattern) if path.is_file())
         return {path.relative_to(self.output).as_posix(): path.read_bytes() for path in found}
 
 
 def make_app(folder: Path, bids: Path, monkeypatch: pytest.MonkeyPatch) -> App:
-    """An app whose network is fake until the end of the test."""
+    """Return an app whose network is fake until the end of the test."""
     fake = FakeModel()
     for name, module in fake.modules().items():
         monkeypatch.setitem(sys.modules, name, module)
@@ -174,7 +174,7 @@ def make_app(folder: Path, bids: Path, monkeypatch: pytest.MonkeyPatch) -> App:
 
 @contextmanager
 def app_for_everybody(monkeypatch: pytest.MonkeyPatch, *people: int) -> Iterator[App]:
-    """An app in a folder that every user may enter and write to, once run so that all is imported.
+    """Return an app in a folder that every user may read and write; one run has imported all modules.
 
     Args:
         people: participants and sessions, as ``phantoms.make_bids`` takes them.
@@ -186,11 +186,11 @@ def app_for_everybody(monkeypatch: pytest.MonkeyPatch, *people: int) -> Iterator
     assert app("--skip-bids-validation") == 0
     app.output = place / "out"
     yield app
-    subprocess.run(["chmod", "-R", "u+rwX", place], check=True)  # tests take rights away
+    subprocess.run(["chmod", "-R", "u+rwX", place], check=True)  # tests remove permissions
     shutil.rmtree(place)
 
 
-if __name__ == "__main__":  # the command line with the fake model in a process of its own
+if __name__ == "__main__":  # the command line with the fake model in a separate process
     sys.modules.update(FakeModel().modules())
     this_machine.choose_machine = machine
     this_machine.available_memory_mb = memory_mb

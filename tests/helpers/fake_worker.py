@@ -1,4 +1,4 @@
-"""Loaded by the workers of a Dask cluster in tests: their network is fake too."""
+"""A module that workers of a Dask cluster load in tests, so that their network is fake too."""
 
 import sys
 

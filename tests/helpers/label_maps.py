@@ -1,4 +1,4 @@
-"""Label maps without anatomy, and output folders and derivatives that hold them."""
+"""Label maps without anatomy, and output folders and derivative datasets with them."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
 
 
 def blobs(seed: int, shape: tuple[int, int, int] = (26, 22, 18), regions: int = REGIONS) -> np.ndarray:
-    """A label map of smooth random regions, some of which lie at the edge of the grid."""
+    """Return a label map of smooth random regions, some of them at the edge of the grid."""
     noise = np.random.default_rng(seed).normal(size=(regions + 1, *shape))
     labels: np.ndarray = np.stack([ndimage.gaussian_filter(field, 2.5) for field in noise]).argmax(0).astype(np.uint8)
     return labels
@@ -31,7 +31,7 @@ def save(path: Path, labels: np.ndarray, affine: np.ndarray = AFFINE) -> None:
 def add_map(
     output: Path, entities: dict[str, str], labels: np.ndarray, *, model: str = "good", kind: str = "FAST"
 ) -> None:
-    """Write a label map (or the brain or lesion mask) as the level participant does, as far as evaluate reads it."""
+    """Write a label map (or the brain or lesion mask) with all that evaluate reads of a result of participant."""
     paths = output_paths(Scan(entities, Path()), model, ["FAST"], lesion=True)
     places = {"brain": paths.brain, "lesion": paths.lesion, "FAST": paths.dseg["FAST"]}
     path = output / str(places[kind])

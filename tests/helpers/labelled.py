@@ -1,4 +1,4 @@
-"""A dataset with annotations, and a recipe that learns next to nothing from it, in no time."""
+"""A dataset with annotations, and a recipe for very short training."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +12,12 @@ from bidsseg.models.library import load_model
 from bidsseg.settings import Settings
 
 Ask = Callable[..., Settings]
-"""See the fixture `ask`."""
+"""Type of the fixture `ask`."""
 
 SHAPE = (24, 28, 24)
 GRID = phantoms.grid(8.0, "LAS", SHAPE)
 HALF = np.diag([0.5, 0.5, 0.5, 1]) @ GRID
-"""Heads are half as large as the phantom, since 1 mm is what they are learned at."""
+"""Affine that halves the size of the phantom, because training uses a 1 mm grid."""
 RECIPE = """
 name = "tiny"
 title = "Tissue from next to nothing"
@@ -40,7 +40,7 @@ whole_head = true
 
 
 def make_labelled(folder: Path) -> tuple[Path, Path]:
-    """Three participants, and their tissue as FAST gives it; a fourth has a label map alone."""
+    """Write three participants with their tissues in the protocol FAST, and a label map without image."""
     bids = phantoms.make_bids(folder / "bids", 3, spacing_mm=8.0, shape=SHAPE)
     tissue = np.array([0, 1, 2, 3, 2], np.uint8)[phantoms.head(GRID, SHAPE, phantoms.LABEL)]
     for number in range(1, 5):

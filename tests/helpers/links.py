@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class Links(HTMLParser):
-    """Addresses of everything that a page points to, and the pictures in it."""
+    """Addresses of all links and pictures of a page."""
 
     def __init__(self, page: Path) -> None:
         super().__init__()

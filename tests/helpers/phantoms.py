@@ -31,7 +31,7 @@ def grid(
     shape: tuple[int, int, int] = SHAPE,
     rotation_degrees: float = 0.0,
 ) -> np.ndarray:
-    """Affine (4, 4) of a grid whose centre is the centre of the head, in RAS+ mm.
+    """Return the affine (4, 4) of a grid whose centre is the centre of the head, in RAS+ mm.
 
     Args:
         spacing_mm: Voxel size, one for all axes or one for each axis of the grid.
@@ -50,7 +50,7 @@ def grid(
 
 
 def head(affine: np.ndarray, shape: tuple[int, int, int] = SHAPE, contrast: int = INTENSITY) -> np.ndarray:
-    """Intensities (float32) or, with ``contrast=LABEL``, labels (uint8) of the head on a grid."""
+    """Return intensities (float32) or, with ``contrast=LABEL``, labels (uint8) of the head on a grid."""
     voxels = np.indices(shape).reshape(3, -1)
     points = (affine[:3, :3] @ voxels + affine[:3, 3:]).T
     values = np.zeros(len(points), dtype=np.uint8 if contrast == LABEL else np.float32)
@@ -63,7 +63,7 @@ def head(affine: np.ndarray, shape: tuple[int, int, int] = SHAPE, contrast: int 
 def noisy_head(
     affine: np.ndarray, shape: tuple[int, int, int] = SHAPE, contrast: int = INTENSITY, seed: int = 0
 ) -> np.ndarray:
-    """Intensities with the noise of a magnitude image, float32."""
+    """Return intensities with the noise of a magnitude image, float32."""
     noise = np.random.default_rng(seed).normal(0, 3, shape)
     return np.abs(head(affine, shape, contrast) + noise).astype(np.float32)
 
@@ -79,7 +79,7 @@ def save(
     slope: float | None = None,
     kind: type = nib.Nifti1Image,
 ) -> Path:
-    """Writes an image with nibabel, every part of the header being chosen; makes the folder."""
+    """Write an image with nibabel and a chosen header, and create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = kind(data, affine)
     image.header.set_xyzt_units(unit)
@@ -93,7 +93,7 @@ def save(
 
 
 def save_case(folder: Path, case: str) -> Path:  # noqa: C901 (a list of cases)
-    """Writes the head in one of the forms in which real data comes; `CASES` lists the names."""
+    """Write the head in one of the forms of real data; `CASES` lists the names."""
     path = folder / f"{case}.nii.gz"
     if case in ("LAS", "LIA", "PSR"):
         affine = grid(orientation=case)
@@ -179,7 +179,7 @@ def make_bids(
     spacing_mm: float = 4.0,
     shape: tuple[int, int, int] = SHAPE,
 ) -> Path:
-    """Writes a valid BIDS dataset of small heads and gives its folder.
+    """Write a valid BIDS dataset of small heads and return its folder.
 
     Participants are ``sub-01`` …, sessions ``ses-1`` …, runs ``run-1`` …; with 0 sessions or runs the names have no
     such entity. The FLAIR, when asked for, lies on a thick-sliced grid of its own.
@@ -210,6 +210,6 @@ def make_bids(
 
 
 def header_of(path: Path) -> nib.Nifti1Header:
-    """The header as it stands in the file; nibabel forgets slope and offset on loading."""
+    """Return the header as it is in the file; nibabel discards slope and offset on loading."""
     raw = gzip.decompress(path.read_bytes())
     return nib.Nifti1Header(raw[:348], check=False) if raw[344:347] == b"n+1" else nib.Nifti2Header(raw[:540])

@@ -1,4 +1,4 @@
-"""Scripts of ``benchmarks`` as modules."""
+"""Scripts of ``benchmarks``, imported as modules."""
 
 import importlib.util
 import sys
@@ -9,7 +9,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def script(name: str) -> ModuleType:
-    """A script, loaded anew and not run."""
+    """Return a script as a module, loaded again and not run."""
     spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""A model whose network tells tissues by brightness, so that the whole way of a scan runs in a second."""
+"""A model whose network segments tissues by brightness, so that a complete run takes a second."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ FAST_HEADS = {"brain": [0, 1, 1, 1], "FAST": [0, 1, 2, 3]}
 
 
 class Brightness(Network):
-    """Features are the classes 0, 1/3, 2/3 and 1 of brightness; each head names the region of each class."""
+    """A network with the brightness classes 0, 1/3, 2/3 and 1 as features; each head names their regions."""
 
     multiple = 4
 
@@ -49,7 +49,7 @@ class SecondImage(Brightness):
 def save_tiny(
     folder: Path, monkeypatch: pytest.MonkeyPatch, network: type[Network] = Brightness, **values: Any
 ) -> Path:
-    """Write the model, whose network is known until the end of the test, and return its folder."""
+    """Write the model, whose network is registered until the end of the test, and return its folder."""
     monkeypatch.setitem(library.NETWORKS, "brightness", network)
     given = {"spacing_mm": 6.0, "heads": tuple(FAST_HEADS), "inputs": ("T1w",), **values}
     options = {"name": "brightness", "meaning": FAST_HEADS}

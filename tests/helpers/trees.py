@@ -1,4 +1,4 @@
-"""Output folders as the participant level leaves them, as far as tables and pages read them."""
+"""Output folders with all that tables and pages read of the results of the participant level."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ def add_result(
     quality: float = 0.9,
     model: str = MODEL,
 ) -> None:
-    """Write what the group level reads of a scan: 10 voxels of CSF, so many of grey matter and 20 of white matter."""
+    """Write what the group level reads of a scan: 10 voxels of CSF, some of grey matter and 20 of white matter."""
     paths = output_paths(Scan(entities, Path()), model, protocols)
     for name in protocols:
         protocol = load_protocol(name).scored()
@@ -38,6 +38,6 @@ def add_result(
 
 
 def add_run(output: Path, stamp: str, fates: Mapping[str, tuple[str, str]]) -> None:
-    """Write the manifest of a run: outcome and reason by the key of a scan."""
+    """Write the manifest of a run, with outcome and reason for the key of each scan."""
     scans = [{"scan": key, "outcome": outcome, "reason": reason} for key, (outcome, reason) in fates.items()]
     write_json_atomic(output / "logs" / f"run-{stamp}.json", {"model": {"name": MODEL}, "scans": scans})

@@ -1,4 +1,4 @@
-"""Brightness does not depend on units, background or the room around a head."""
+"""Normalised brightness does not depend on units, background or padding."""
 
 import numpy as np
 import phantoms
@@ -14,12 +14,12 @@ AFFINE = phantoms.grid(8.0, "LAS", SHAPE)
 
 
 def noisy() -> np.ndarray:
-    """A whole head in air, integers of a 12-bit scanner."""
+    """A whole head in air, as integers of a 12-bit scanner."""
     return np.round(phantoms.noisy_head(AFFINE, SHAPE, seed=1)).astype(np.float32)
 
 
 def stripped() -> np.ndarray:
-    """The same without what lies outside of the brain."""
+    """The whole head without everything outside the brain."""
     return np.where(phantoms.head(AFFINE, SHAPE, phantoms.LABEL) > 0, noisy() + 50, 0).astype(np.float32)
 
 

@@ -41,7 +41,7 @@ SHAPE = (7, 8, 9)
 
 
 def grid_points(volume: Volume, grid: Grid) -> np.ndarray:
-    """World coordinates (D, H, W, 3), RAS+ mm, of a grid, by way of nibabel's canonical image."""
+    """Return world coordinates (D, H, W, 3), RAS+ mm, of a grid, from nibabel's canonical image."""
     affine = nib.as_closest_canonical(nib.Nifti1Image(volume.data, volume.affine)).affine
     axes = [(grid.origin_mm[i] + grid.spacing_mm * np.arange(grid.shape[i])) for i in range(3)]
     voxels = np.stack(np.meshgrid(*axes, indexing="ij"), -1) / canonical_spacing(volume)
@@ -50,7 +50,7 @@ def grid_points(volume: Volume, grid: Grid) -> np.ndarray:
 
 
 def ramp(shape: tuple[int, int, int], affine: np.ndarray, slope: np.ndarray, offset: float = 0.0) -> Volume:
-    """A linear function of the position in the world."""
+    """Return a linear function of the world coordinates."""
     points = apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1))
     return Volume((points @ slope + offset).astype(np.float32), affine)
 
@@ -252,7 +252,7 @@ def test_the_box_covers_the_mask_and_its_margin(
 @pytest.mark.parametrize("axis", range(3))
 @pytest.mark.parametrize("side", [-1, 1])
 def test_a_voxel_more_hardly_moves_the_box(axis: int, side: int) -> None:
-    """By multiples of what the network folds together, or by as little as the room of the box leaves."""
+    """The box moves by multiples of the folding factor, or as little as possible within the image."""
     whole = Grid(3.0, (-4.0, 2.4, 0.0), (60, 60, 60))
     ball = ((np.indices(whole.shape) - 30) ** 2).sum(0) <= 22**2
     more = ball.copy()

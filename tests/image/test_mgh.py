@@ -1,4 +1,4 @@
-"""MGH files of FreeSurfer, and images that nibabel holds, are read with the guard as NIfTI files are."""
+"""MGH files of FreeSurfer, and images in memory, are read with the same checks as NIfTI files."""
 
 import gzip
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def save(path: Path, data: np.ndarray = HEAD, affine: np.ndarray = GRID) -> Path
 
 @pytest.mark.parametrize("ending", ["mgz", "mgh", "MGZ"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32])
-def test_voxels_and_places_are_those_that_nibabel_reads(ending: str, dtype: type, tmp_path: Path) -> None:
+def test_voxels_and_positions_equal_those_of_nibabel(ending: str, dtype: type, tmp_path: Path) -> None:
     path = save(tmp_path / f"orig.{ending.lower()}", HEAD.astype(dtype))
     path = path.rename(tmp_path / f"orig.{ending}")
     volume, findings = read_image(path)

@@ -1,4 +1,4 @@
-"""Reading with the guard; nibabel is the oracle."""
+"""Reading of NIfTI files with the guard; nibabel is the oracle."""
 
 import errno
 import gzip
@@ -31,7 +31,7 @@ FINDINGS = {
     "unitless": ["UNITS_MISSING"],
     "formless": ["FORMS_MISSING"],
 }
-"""What the guard says of the cases of `phantoms`; of all others it says nothing."""
+"""Findings of the guard for the cases of `phantoms`; all other cases have none."""
 
 
 def codes(path: Path) -> list[str]:
@@ -39,7 +39,7 @@ def codes(path: Path) -> list[str]:
 
 
 def edit(path: Path, change: Callable[[nib.Nifti1Header], None]) -> Path:
-    """Changes the header of a file and nothing else of it."""
+    """Change only the header of a file."""
     raw = gzip.decompress(path.read_bytes())
     header = phantoms.header_of(path)
     change(header)
@@ -99,7 +99,7 @@ def test_a_few_negative_voxels_are_no_finding(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("levels", "expected"), [(31, True), (32, False)])
-def test_few_grey_levels_are_told(tmp_path: Path, levels: int, expected: bool) -> None:
+def test_few_grey_levels_are_reported(tmp_path: Path, levels: int, expected: bool) -> None:
     data = np.arange(40**3).reshape(40, 40, 40) % levels
     nib.save(nib.Nifti1Image(data.astype(np.int16), GRID), tmp_path / "head.nii.gz")
     assert ("FEW_GREY_LEVELS" in codes(tmp_path / "head.nii.gz")) == expected
@@ -121,7 +121,7 @@ def test_voxel_size_and_field_of_view(tmp_path: Path, spacing: float, expected: 
     assert (expected in found) if expected else not found
 
 
-def test_the_distance_between_sform_and_qform_is_told(tmp_path: Path) -> None:
+def test_the_distance_between_sform_and_qform_is_reported(tmp_path: Path) -> None:
     path = phantoms.save(tmp_path / "a.nii.gz", HEAD, GRID)
     moved = GRID.copy()
     moved[:3, 3] += (3, 4, 0)

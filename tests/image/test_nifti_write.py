@@ -1,4 +1,4 @@
-"""Writing on the grid of the source; nibabel is the oracle."""
+"""Writing of NIfTI files on the grid of the source; nibabel is the oracle."""
 
 import errno
 import gzip
@@ -30,7 +30,7 @@ LABELS = phantoms.head(GRID, contrast=phantoms.LABEL)
 
 
 def assert_same_place(written: Path, source: Path) -> None:
-    """Both files place their voxels alike, to the last bit, however they are read."""
+    """Assert that the voxels of both files have bit-identical positions, for every reader."""
     ours, theirs = load_nifti(written), load_nifti(source)
     assert np.array_equal(ours.affine, theirs.affine)
     assert np.array_equal(ours.get_sform(), theirs.get_sform())
@@ -216,7 +216,7 @@ def test_a_place_that_is_no_folder(tmp_path: Path) -> None:
 
 @contextmanager
 def ordinary_user() -> Iterator[None]:
-    """Root, whom permissions do not bind, becomes nobody for a while."""
+    """Become an ordinary user if the tests run as root, who ignores permissions."""
     user = os.geteuid()
     os.seteuid(user or 65534)
     try:

@@ -1,4 +1,4 @@
-"""The pose of a head from the places of its regions, and an average brain to compare them with."""
+"""The pose of a head from the positions of its regions, compared with an average brain."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def test_regions_that_are_cut_or_missing_do_not_turn_the_head() -> None:
     assert pose.centre_mm == pytest.approx(shift, abs=8)
 
 
-def test_of_few_regions_nothing_is_said() -> None:
+def test_few_regions_give_no_pose() -> None:
     volumes = np.where(np.arange(20) < 3, REFERENCE.volumes_mm3, 0)
     assert find_pose(CENTRES, volumes, REFERENCE) is None
     assert find_pose(np.full((20, 3), np.nan), np.zeros(20), REFERENCE) is None
@@ -76,7 +76,7 @@ def test_a_card_keeps_the_reference() -> None:
 
 
 def labelled(name: str, shift: int) -> Case:
-    """A brain of ten blocks in a row, all of which FreeSurfer knows."""
+    """Return a brain of ten blocks in a row, with regions of FreeSurfer."""
     protocol = load_protocol("FreeSurfer").scored()
     solid = [i for i, region in enumerate(protocol.regions) if i and region.mapping != 3][:10]
     values = torch.zeros((60, 40, 40), dtype=torch.uint8)

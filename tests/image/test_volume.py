@@ -1,4 +1,4 @@
-"""A volume knows its geometry; nibabel is the oracle."""
+"""The geometry of a volume; nibabel is the oracle."""
 
 import nibabel as nib
 import numpy as np

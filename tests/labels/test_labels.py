@@ -1,4 +1,4 @@
-"""Protocols, the relations between them, and the tables in which both are kept."""
+"""Protocols, relations between them, and their tables."""
 
 import re
 from pathlib import Path
@@ -15,18 +15,18 @@ GENERIC = {"WM": 2, "CSF": 3}
 
 
 def protocol(name: str, *indices: int, unscored: tuple[int, ...] = ()) -> Protocol:
-    """Background and regions with those indices."""
+    """Return a protocol with the background and regions with these indices."""
     return Protocol(name, tuple(Region(i, f"region {i}", f"r{i}", "#808080", None, i not in unscored) for i in indices))
 
 
 def write(path: Path, *rows: str) -> Path:
-    """A table from rows with blanks in place of tabulators."""
+    """Write a table from rows with blanks instead of tabs."""
     path.write_text("\n".join(rows).replace(" ", "\t") + "\n", encoding="utf-8")
     return path
 
 
 def shipped(table: str) -> Relation:
-    """The relation of a shipped table to the scored regions of its head."""
+    """Return the relation of a shipped table to the scored regions of its head."""
     annotation, head = table.split("_")
     relation = load_relation(load_protocol(annotation), load_protocol(head).scored())
     assert relation is not None

@@ -1,4 +1,4 @@
-"""Left and right in the spellings of usual atlases: who is whose partner, and when nothing may be mirrored."""
+"""Left and right in the spellings of common atlases: partners of regions, and protocols that cannot be mirrored."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -57,7 +57,7 @@ OpIFG_opercular_part_of_the_inferior_frontal_gyrus SMC_supplementary_motor_corte
 
 
 def protocol(names: Iterable[str], **columns: list[Any]) -> Protocol:
-    """Background and regions of these names."""
+    """Return a protocol with the background and regions with these names."""
     rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
     regions = [Region(i, name, name, "#808080", None, **row) for i, (name, row) in enumerate(
         zip(names, rows or [{}] * len(list(names)), strict=True), 1
@@ -66,7 +66,7 @@ def protocol(names: Iterable[str], **columns: list[Any]) -> Protocol:
 
 
 def pairs(form: str, *spellings: tuple[str, str], stems: str, blank: str = "_") -> list[tuple[str, str]]:
-    """The left and the right name of every stem; {} stands for side and stem."""
+    """Return the left and the right name of every stem; {} stands for side and stem."""
     names = [stem.replace("_", blank) for stem in stems.split()]
     return [(form.format(one, name), form.format(other, name)) for name in names for one, other in spellings]
 
@@ -216,7 +216,7 @@ ONE_SIDED = ["0|Background", "1|Left-A", "2|Right-A", "3|Left-B"]
 
 @pytest.fixture
 def one_sided(ask: Ask, dataset: tuple[Path, Path], tmp_path: Path) -> Callable[..., Settings]:
-    """Settings of a training on FAST's label maps in a protocol of one's own: columns, rows, and more of the recipe."""
+    """Return settings of a training on FAST label maps in a custom protocol: columns, rows, and keys of the recipe."""
 
     def settings(columns: str, *rows: str, more: str = "") -> Settings:
         table = write(tmp_path / "seg-Mine_dseg.tsv", columns, *rows)
@@ -238,7 +238,7 @@ def test_training_refuses_to_mirror_sides_without_partner(more: str, one_sided: 
 
 
 def test_training_takes_sides_without_partner_that_are_not_mirrored(one_sided: Callable[..., Settings]) -> None:
-    """Both get as far as looking for label maps."""
+    """Both recipes reach the search for label maps."""
     with pytest.raises(NothingSelected, match="seg-Mine"):
         train_level(one_sided("index|name", *ONE_SIDED, more="[spatial]\nflip = 0.0"))
     partners = [f"{row}|{cell}" for row, cell in zip(ONE_SIDED, ("n/a", "n/a", "n/a", "3"), strict=True)]
@@ -249,7 +249,7 @@ def test_training_takes_sides_without_partner_that_are_not_mirrored(one_sided: C
 def test_labels_of_a_part_of_the_head_must_have_partners_too(
     ask: Ask, dataset: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """One hippocampus, annotated alone, would teach a head of both that the other one lies on the wrong side."""
+    """If only one hippocampus is annotated, mirroring would put it on the wrong side."""
     part = write(tmp_path / "seg-Part_dseg.tsv", "index|name", "0|Background", "1|Left Hippocampus")
     recipe = RECIPE.replace("{ brain = 0.5, FAST = 1.0 }", "{ FreeSurfer = 1.0 }")
     with pytest.raises(UsageError, match=r"Part: no region of the other side is known for Left Hippocampus"):
@@ -263,7 +263,7 @@ def test_a_recipe_mirrors_if_samples_or_scans_are() -> None:
 
 @pytest.mark.parametrize("right", ["Right-Cerebral-Cortex", "Right-Cortex"])
 def test_a_scan_is_segmented_in_its_mirror_image_only_if_every_side_has_a_partner(right: str, tmp_path: Path) -> None:
-    """With partners, the mean of both is symmetrical; without, it is left out, which the user is told."""
+    """With partners, the mean of both passes is symmetrical; without, the pass is omitted with a note."""
     torch.manual_seed(0)
     names = ["Left-Cerebral-Cortex", right, "Brain-Stem"]
     network = {"name": "subpixel-unet", "coordinates": 0, "widths": [4, 8], "features": 8, "last": 8}

@@ -1,4 +1,4 @@
-"""Lesions and anatomy from datasets that know one of them each: ACE (Roulet et al. 2019, arXiv 1903.03445)."""
+"""Lesions and anatomy from datasets with one kind of labels each: ACE (Roulet et al. 2019, arXiv 1903.03445)."""
 
 import math
 from dataclasses import replace
@@ -30,25 +30,25 @@ from bidsseg.segmentation.result import Segmentation
 
 
 def protocol(name: str, *indices: int) -> Protocol:
-    """Background and regions with those indices."""
+    """Return a protocol with the background and regions with these indices."""
     return Protocol(name, tuple(Region(i, f"region {i}", f"r{i}", "#808080", None) for i in indices))
 
 
 JOINT = protocol("joint", 0, 1, 2, 3, 4, 5)
 ANATOMY = Openness.of(identity(protocol("anatomy", 0, 1, 2, 3), JOINT))
 LESION = Openness.of(open_background(protocol("lesions", 0, 4, 5), JOINT))
-"""Of a dataset whose annotations are 0, 4 or 5; the losses want their positions 0, 1 or 2."""
+"""Relation of a dataset whose annotations are 0, 4 or 5; the losses use their positions 0, 1 or 2."""
 HEALTHY, SICK = [0, 1, 2, 3], [4, 5]
 
 
 def lesion_dataset(regions: int, lesions: int) -> Openness:
-    """The last regions of the head are lesions."""
+    """Return the relation of a lesion dataset; the last regions of the head are lesions."""
     table = protocol("lesions", 0, *range(regions - lesions, regions))
     return Openness.of(open_background(table, protocol("head", *range(regions))))
 
 
 def draw(voxels: int = 300, regions: int = 6) -> Tensor:
-    """Logits (P, C)."""
+    """Return random logits (P, C)."""
     return 2 * torch.randn(voxels, regions, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
@@ -86,7 +86,7 @@ def test_background_means_what_its_dataset_means_by_it() -> None:
 
 
 def test_the_relation_may_also_be_read_from_a_table(tmp_path: Path) -> None:
-    """It is what the names tell: the lesion of the shipped protocol is 1, and the head's is 4."""
+    """Names define the relation: the lesion is 1 in the shipped protocol and 4 in the head."""
     tissues = load_protocol("FAST").regions
     lesion = load_protocol("lesion")
     head = Protocol("FASTlesion", (*tissues, replace(lesion.region(1), index=4)))
@@ -101,18 +101,18 @@ def test_the_relation_may_also_be_read_from_a_table(tmp_path: Path) -> None:
 
 
 def test_without_lesion_background_it_is_the_cross_entropy() -> None:
-    """T1: voxels of an anatomy dataset, and the lesions of a lesion dataset."""
+    """T1: voxels of an anatomy dataset, and lesion voxels of a lesion dataset."""
     logits = draw()
     tissue, lesion = torch.arange(300) % 4, torch.arange(300) % 2
     assert ace(logits, tissue, ANATOMY).item() == pytest.approx(F.cross_entropy(logits, tissue).item(), abs=1e-6)
     expected = F.cross_entropy(logits, 4 + lesion)
     assert ace(logits, 1 + lesion, LESION).item() == pytest.approx(expected.item(), abs=1e-6)
-    assert not LESION.exact  # else the marginal branch would not have been seen
+    assert not LESION.exact  # otherwise the marginal branch would not be tested
 
 
 @pytest.mark.parametrize("regions, lesions", [(2, 1), (5, 1), (6, 2), (9, 4)])
 def test_uniform_logits(regions: int, lesions: int) -> None:
-    """T2."""
+    """T2: all regions are equally probable."""
     values = torch.zeros(7, dtype=torch.long)
     loss = ace(torch.full((7, regions), 3.0), values, lesion_dataset(regions, lesions))
     assert loss.item() == pytest.approx(-math.log((regions - lesions) / regions), abs=1e-6)
@@ -120,7 +120,7 @@ def test_uniform_logits(regions: int, lesions: int) -> None:
 
 @pytest.mark.parametrize("voxels", [1, 20])
 def test_gradient_at_lesion_background(voxels: int) -> None:
-    """T3, divided by the number of voxels that the loss is the mean of."""
+    """T3: the gradient, divided by the number of voxels in the mean."""
     logits = draw(voxels).requires_grad_()
     ace(logits, torch.zeros(voxels, dtype=torch.long), LESION).backward()
     p = torch.softmax(logits.detach(), 1)
@@ -133,7 +133,7 @@ def test_gradient_at_lesion_background(voxels: int) -> None:
 
 
 def test_probability_may_move_between_healthy_regions_only() -> None:
-    """T4."""
+    """T4: the loss depends only on the sum over healthy regions."""
     p = torch.softmax(draw(), 1)
     background = torch.zeros(300, dtype=torch.long)
 
@@ -148,7 +148,7 @@ def test_probability_may_move_between_healthy_regions_only() -> None:
 
 
 def test_one_lesion_and_nothing_else_is_the_binary_cross_entropy() -> None:
-    """T5."""
+    """T5: with one lesion region, the loss is the binary cross-entropy."""
     logits, values = draw(regions=2), torch.arange(300) % 2
     binary = F.binary_cross_entropy_with_logits(logits[:, 1] - logits[:, 0], values.double())
     assert ace(logits, values, lesion_dataset(2, 1)).item() == pytest.approx(binary.item(), abs=1e-9)
@@ -156,7 +156,7 @@ def test_one_lesion_and_nothing_else_is_the_binary_cross_entropy() -> None:
 
 @pytest.mark.parametrize("likely, expected", [(4, 2e4 - math.log(4)), (2, 0.0)])
 def test_extreme_logits(likely: int, expected: float) -> None:
-    """T6: in single precision, where 1 - P is 0 for a sure lesion; four healthy regions are equally improbable."""
+    """T6: single precision, where 1 - P is 0 for a certain lesion; four healthy regions are equally improbable."""
     logits = torch.full((1, 6), -1e4)
     logits[0, likely] = 1e4
     loss = ace(logits.requires_grad_(), torch.tensor([0]), LESION)
@@ -170,18 +170,18 @@ def test_extreme_logits(likely: int, expected: float) -> None:
 # -- T7: a toy ---------------------------------------------------------------------------------------------------------
 
 TOY = protocol("toy", 0, 1, 2, 3)
-"""Air, two tissues, lesion."""
+"""Protocol with air, two tissues and a lesion."""
 TISSUES = Openness.of(identity(protocol("tissues", 0, 1, 2), TOY))
 LESIONS = Openness.of(open_background(protocol("lesion", 0, 3), TOY))
 NAIVE = Openness.of(identity(protocol("lesion", 0, 3), TOY))
 BRIGHTNESS = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0], [1.0, 2.0]])
-"""Of each class in two sequences."""
+"""Brightness of each class in two sequences."""
 OTHER_SCANNER = torch.tensor([0.0, 0.5])
-"""What the scanner of the lesion dataset adds; it tells a network which dataset it is looking at."""
+"""Offset of the scanner of the lesion dataset, from which a network can recognise the dataset."""
 
 
 def toy(seed: int, lesions: bool, voxels: int = 2000) -> tuple[Tensor, Tensor]:
-    """Brightness (P, 2) and true class (P,) of the voxels of one dataset."""
+    """Return brightness (P, 2) and true class (P,) of the voxels of one dataset."""
     generator = torch.Generator().manual_seed(seed)
     share = torch.tensor([0.4, 0.3, 0.2, 0.1 * lesions])
     truth = torch.multinomial(share, voxels, replacement=True, generator=generator)
@@ -190,10 +190,10 @@ def toy(seed: int, lesions: bool, voxels: int = 2000) -> tuple[Tensor, Tensor]:
 
 
 def toy_dice(of_lesions: Openness) -> tuple[list[float], list[float]]:
-    """Dice overlap of each class in unseen voxels of the anatomy dataset, and of the lesion dataset.
+    """Return the Dice of each class in unseen voxels of the anatomy dataset, and of the lesion dataset.
 
-    Learned from the classes of an anatomy dataset without lesions, and from lesion or not of a lesion dataset, half of
-    the batch each.
+    Training uses the classes of an anatomy dataset without lesions, and lesion or background of a lesion dataset, half
+    of the batch each.
     """
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
@@ -360,7 +360,7 @@ def test_a_head_is_measured_on_what_each_dataset_knows() -> None:
 @pytest.mark.data
 @pytest.mark.parametrize("patient", ["sub-19", "sub-26"])
 def test_the_shipped_model_finds_the_lesions_of_a_patient(patient: str, testdata: Path) -> None:
-    """It was trained only on images synthesised from label maps; the mask is the consensus of three raters."""
+    """The model was trained only on images synthesised from label maps; the mask is the consensus of three raters."""
     anat = testdata / "ms" / patient / "anat"
     scans = {name: read_image(anat / f"{patient}_{name}.nii.gz")[0] for name in ("T1w", "FLAIR")}
     stem = f"{patient}_space-MNI152_label-lesion_mask.nii.gz"

@@ -1,4 +1,4 @@
-"""Labelled scans, random samples of them, and who is held out."""
+"""Labelled scans, random samples of them, and held-out participants."""
 
 from dataclasses import replace
 
@@ -41,7 +41,7 @@ def seeded(seed: int = 0) -> Generator:
 
 
 def labels() -> np.ndarray:
-    """White matter of both hemispheres, with cortex around it and a ventricle in it on the left."""
+    """White matter of both hemispheres with cortex around it, and a ventricle in the left hemisphere."""
     values = np.zeros(SHAPE, np.uint8)
     values[6:20, 6:38, 6:30], values[20:34, 6:38, 6:30] = 3, 42
     values[9:20, 9:35, 9:27], values[20:31, 9:35, 9:27] = 2, 41
@@ -50,7 +50,7 @@ def labels() -> np.ndarray:
 
 
 def case(image: bool = True, *, head: bool = False) -> Case:
-    """A case with two annotations; its brightness is the position on the first axis where there is brain."""
+    """A case with two annotations; its brightness in the brain is the position along the first axis."""
     values = labels()
     annotations = [Annotation(STRUCTURES, positions(values, STRUCTURES, "here"))]
     if not head:
@@ -230,7 +230,7 @@ def test_the_middle_of_the_sample_is_the_centre_it_is_given() -> None:
 
 
 def test_ventricles_widen_away_from_the_sampled_image() -> None:
-    """Where the source moves towards the ventricle, the sample shows more of it."""
+    """A sample shows a larger ventricle where the source moves towards it."""
     known = case()
 
     def size(spatial: Spatial, seed: int) -> int:
@@ -367,7 +367,7 @@ def test_a_sample_from_anywhere_lies_in_the_scan() -> None:
 
 
 def test_a_stripped_brain_may_be_cut_and_surrounded_by_noise() -> None:
-    """Where it is cut nothing is shown, no region of the brain is asked for inside, and its frame is less certain."""
+    """The cut part is empty, no region of the brain is a target there, and the frame is less certain."""
     still = View(replace(SAMPLING, inside=1.0), STILL, CALM, 1.0)
     cut = replace(still, sampling=replace(still.sampling, cut=1.0, deepest_cut=0.5))
     noisy = replace(still, sampling=replace(still.sampling, noise_around=1.0))
@@ -392,7 +392,7 @@ def test_a_stripped_brain_may_be_cut_and_surrounded_by_noise() -> None:
 
 
 def two_images(flair: bool = True) -> Case:
-    """A case whose second image is ten times as bright and grows along another axis, or is missing."""
+    """Return a case whose second image is ten times as bright with a gradient along another axis, or is missing."""
     known = case()
     assert known.image is not None
     ramp = torch.arange(float(SHAPE[2])).expand(SHAPE) + 10
@@ -402,7 +402,7 @@ def two_images(flair: bool = True) -> Case:
 @pytest.mark.parametrize("changes", [{}, {"whole_head": True}, {"whole_head": True, "anywhere": True}])
 @pytest.mark.parametrize("normalisation", ["percentile", "zscore"])
 def test_each_image_is_normalised_by_itself(changes: dict[str, bool], normalisation: str) -> None:
-    """Both are those of the single images, in the same place."""
+    """Both channels equal the samples of the single images."""
     sampling, given = replace(SAMPLING, **changes, stripped=0, cut=0), two_images()  # type: ignore[arg-type]
     assert given.image is not None
     sample = draw_sample(given, View(sampling, STILL, CALM, 1.0, normalisation, BOTH), seeded())
@@ -496,7 +496,7 @@ def test_the_direction_of_the_ventricles() -> None:
 
 
 def test_the_published_elastic_change_has_its_deviation_at_two_control_points_of_each_axis() -> None:
-    """Oberoi et al. 2021: cubic B-splines between two points, which are flat there, with a deviation of 15."""
+    """Oberoi et al. 2021: cubic B-splines between two points, with zero slope there and a deviation of 15."""
     spatial = Spatial(elastic_mm=15.0, elastic_varies=False, elastic_points=2, elastic_order=3)
     drawn = torch.stack([augment.elastic(spatial, (9, 11, 7), seeded(seed)) for seed in range(400)])
     corners = drawn[:, :, ::8, ::10, ::6]

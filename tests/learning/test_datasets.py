@@ -1,4 +1,4 @@
-"""Datasets that are learned from: which participants, which annotations, and where the brain is."""
+"""Training datasets: participants, annotations and brain masks."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -52,7 +52,7 @@ def test_people_of_different_datasets_are_different() -> None:
 
 
 def save_labels(folder: Path, stem: str, spacing_mm: float = 4.0, shape: tuple[int, int, int] = (24, 28, 24)) -> Path:
-    """Tissue of the phantom on the grid of `phantoms.make_bids`, its lesion as grey matter."""
+    """Write tissues of the phantom on the grid of `phantoms.make_bids`, with the lesion as grey matter."""
     affine = phantoms.grid(spacing_mm, "LAS", shape)
     tissue = np.array([0, 1, 2, 3, 2], np.uint8)[phantoms.head(affine, shape, phantoms.LABEL)]
     place = folder.joinpath(*(part for part in stem.split("_") if part.startswith(("sub-", "ses-"))), "anat")
@@ -61,7 +61,7 @@ def save_labels(folder: Path, stem: str, spacing_mm: float = 4.0, shape: tuple[i
 
 @pytest.fixture
 def tissues(tmp_path: Path) -> Settings:
-    """Three participants with T1w and tissue, one without annotation, one with an annotation alone."""
+    """Three participants with T1w and tissue, one without annotation, and an annotation without image."""
     bids = phantoms.make_bids(tmp_path / "my_data", 4, spacing_mm=8.0, shape=(24, 28, 24))
     folder = tmp_path / "derivatives" / "fast"
     for number in (1, 2, 3, 5):
@@ -89,7 +89,7 @@ def test_cases_of_a_dataset(tissues: Settings, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_flair_is_read_with_the_t1w(tissues: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One on the grid of the T1w, one on another grid, and none."""
+    """One FLAIR is on the grid of the T1w, one on another grid, and one is missing."""
     anat = {number: tissues.bids_dir / f"sub-0{number}" / "anat" for number in (1, 2, 3)}
     affine, thick = phantoms.grid(8.0, "LAS", (24, 28, 24)), phantoms.grid((8, 4, 8), "PSR", (28, 50, 24))
     for number, where, shape in ((1, affine, (24, 28, 24)), (2, thick, (28, 50, 24))):
@@ -133,7 +133,7 @@ def test_scans_that_a_filter_leaves_out_are_not_synthesised(tissues: Settings) -
 
 
 def test_each_dataset_has_its_own_folder_of_a_protocol(tmp_path: Path) -> None:
-    """Both have a participant 01; only that of the second has an annotation in it."""
+    """Both datasets have a participant 01; only the second has an annotation of it."""
     datasets = [phantoms.make_bids(tmp_path / name, 2, spacing_mm=8.0, shape=(24, 28, 24)) for name in ("one", "two")]
     folders = [dataset / "derivatives" / "fast" for dataset in datasets]
     save_labels(folders[0], "sub-02", 8.0)
@@ -208,7 +208,7 @@ def test_nothing_to_learn_from(tissues: Settings, tmp_path: Path) -> None:
 
 @pytest.fixture
 def lesions(tissues: Settings, tmp_path: Path) -> Settings:
-    """One of the participants with the lesions alone."""
+    """A dataset with only the lesions of one participant."""
     affine = phantoms.grid(8.0, "LAS", (24, 28, 24))
     values = (phantoms.head(affine, (24, 28, 24), phantoms.LABEL) == 4).astype(np.uint8)
     phantoms.save(tmp_path / "manual" / "sub-01" / "anat" / "sub-01_label-lesion_mask.nii.gz", values, affine)

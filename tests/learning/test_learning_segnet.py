@@ -1,4 +1,4 @@
-"""SegNet learns from labelled scans and then answers as any model."""
+"""SegNet is trained on labelled scans and then used like any model."""
 
 import math
 from collections.abc import Callable
@@ -58,7 +58,7 @@ AUGMENTED = replace(PLAN, recipe=replace(PLAN.recipe, voxels=replace(VOXELS, aug
 
 
 def short(plan: Plan) -> Plan:
-    """The same plan with two epochs for each stage, of as many steps on fewer voxels and at a lower rate."""
+    """Return the plan with two epochs for each stage."""
     assert plan.recipe.voxels is not None
     voxels = replace(plan.recipe.voxels, per_scan=75, validation=20, batch=5, epochs=2, halve_at=(1,), rate=0.002)
     return replace(plan, recipe=replace(plan.recipe, voxels=voxels))
@@ -140,7 +140,7 @@ def test_the_trained_networks_segment_a_scan(trained: tuple[StagedSegNet, State]
 def straight(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Plan, StagedSegNet, int]:
-    """A plan, what a run that nobody stops makes, and its number of steps."""
+    """A plan, the result of an uninterrupted run, and its number of steps."""
     net = network()
     steps = fit(net, tmp_path_factory.mktemp("straight"), request.param).step
     assert all(value.isfinite().all() for value in net.state_dict().values())
@@ -148,10 +148,10 @@ def straight(
 
 
 @pytest.mark.parametrize("chunks", [0, 1, 4, 5])
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     chunks: int, straight: tuple[Plan, StagedSegNet, int], tmp_path: Path
 ) -> None:
-    """In the first stage or in the second, between epochs or within one, which has two chunks."""
+    """Interruptions are in the first or second stage, between epochs or within one of two chunks."""
     plan, whole, steps = straight
     asked = 0
 

@@ -50,8 +50,8 @@ def test_what_is_kept_is_the_running_mean_of_the_weights(ask: Ask, monkeypatch: 
     assert any(not torch.allclose(found[name], value, atol=2e-3) for name, value in passed[0].items())
 
 
-def test_batch_normalisations_learn_anew_from_images_alone(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mean over samples, of the weights that are kept, whatever was seen before."""
+def test_batch_normalisations_are_recomputed_from_images_only(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics are the mean over image samples for the final weights, whatever came before."""
     network = 'name = "neuronet"\nwidths = [4, 6]\n'
     recipe = RECIPE.split("[network]")[0] + "synthetic_share = 0.9\nstatistics = 3\n[network]\n" + network
     recipe += "[sampling]" + RECIPE.split("[sampling]")[1]
@@ -82,7 +82,7 @@ def test_batch_normalisations_learn_anew_from_images_alone(ask: Ask, monkeypatch
     ("elapsed_s", "progress", "told"),
     [(600, 0.25, "30 min left"), (60, 0.75, "20 s left"), (7200, 0.1, "18.0 h left"), (1, 0.0, "time left unknown")],
 )
-def test_the_time_left_is_told(elapsed_s: float, progress: float, told: str) -> None:
+def test_the_remaining_time_is_printed(elapsed_s: float, progress: float, told: str) -> None:
     assert time_left(elapsed_s, progress) == told
 
 
@@ -121,8 +121,8 @@ def test_validation_measures_against_the_annotation(ask: Ask, monkeypatch: pytes
     assert table["FAST", validation.ERROR] == pytest.approx(fluid / (truth > 0).sum())
 
 
-def test_a_head_is_watched_by_what_an_annotation_fixes_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """BrainCOLOR leaves open most of FreeSurfer's table: white matter, of which it has none, does not count."""
+def test_a_head_is_validated_only_on_regions_that_an_annotation_determines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """BrainCOLOR does not determine most regions of FreeSurfer: white matter, which it lacks, does not count."""
     manual, head = load_protocol("BrainCOLOR"), load_protocol("FreeSurfer").scored()
     relation = load_relation(manual, head)
     assert relation is not None

@@ -20,12 +20,12 @@ REGIONS = 5
 
 
 def protocol(name: str, *indices: int) -> Protocol:
-    """Background and regions with those indices."""
+    """Return a protocol with the background and regions with these indices."""
     return Protocol(name, tuple(Region(i, f"region {i}", f"r{i}", "#808080", None) for i in indices))
 
 
 def relation(*rows: list[int]) -> Openness:
-    """Annotation values from 0 up that may be the regions marked with 1."""
+    """Return the relation of annotation values from 0 to the regions marked with 1."""
     allowed = np.array(rows, bool)
     tables = protocol("annotation", *range(allowed.shape[0])), protocol("head", *range(allowed.shape[1]))
     return Openness.of(Relation(*tables, allowed))
@@ -37,14 +37,14 @@ def exact(regions: int) -> Openness:
 
 
 def draw(voxels: int = 400, regions: int = REGIONS, seed: int = 0, values: int | None = None) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (P, C) and annotated values (P,), every value being there."""
+    """Return log-probabilities (P, C) and annotated values (P,), in which every value occurs."""
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(voxels, regions, generator=generator, dtype=torch.float64)
     return torch.log_softmax(logits, 1), torch.randperm(voxels, generator=generator) % (values or regions)
 
 
 def dice(probability: Tensor, target: Tensor) -> Tensor:
-    """Soft Dice of one set, both (P,)."""
+    """Return the soft Dice of one set, both arrays of shape (P,)."""
     return 2 * (probability * target).sum() / (probability.sum() + target.sum())
 
 
@@ -147,7 +147,7 @@ def test_dice_of_an_open_background_is_over_two_sets() -> None:
 
 
 def test_dice_compares_a_set_where_membership_is_sure() -> None:
-    """Value 2 may be region 1 or 2, so it counts for the set of both and not for region 1."""
+    """Value 2 may be region 1 or 2, so it counts for the set of both but not for region 1."""
     openness = relation([1, 0, 0], [0, 1, 0], [0, 1, 1])
     log_probability, values = draw(60, 3, values=3)
     p, zero, one = log_probability.exp(), values == 0, values == 1

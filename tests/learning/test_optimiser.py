@@ -1,4 +1,4 @@
-"""How weights are changed."""
+"""Optimisers and learning rates."""
 
 import numpy as np
 import pytest

@@ -25,11 +25,11 @@ PARTIAL = Protocol(
 SIDES = [f"{side} {name}" for side in ("Left", "Right") for name in TISSUES]
 FULL = Protocol("Full", (BACKGROUND, *(Region(i, name, name, "#808080", None) for i, name in enumerate(SIDES, 1))))
 PROTOCOLS = {"BrainCOLOR": FULL, "FAST": PARTIAL}
-"""In place of those of the recipes."""
+"""Values that replace those of the recipes."""
 
 
 def brain(seed: int, full: bool) -> Case:
-    """Shells of three tissues, whose order of brightness differs from brain to brain."""
+    """Return a brain of three tissue shells, whose order of brightness differs between brains."""
     rng = np.random.default_rng(seed)
     axes = np.meshgrid(*[np.arange(SIZE) - (SIZE - 1) / 2] * 3, indexing="ij")
     shifted = [(axis - rng.uniform(-1, 1)) / rng.uniform(0.85, 1.15) for axis in axes]
@@ -45,7 +45,7 @@ def brain(seed: int, full: bool) -> Case:
 def trained(
     name: str, cases: list[Case], seed: int, steps: int, folder: Path, start: Network | None = None
 ) -> tuple[Network, Plan]:
-    """What a recipe makes of the cases with a small network, as they are."""
+    """Return a small network trained with a recipe on unchanged cases."""
     recipe = load_recipe(name, small=True)
     recipe = replace(
         recipe,
@@ -74,7 +74,7 @@ def trained(
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """So small a network is fastest so."""
+    """Use one thread, which is fastest for a small network."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -83,7 +83,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.mark.usefixtures("one_thread")
 def test_partial_annotations_help_where_one_full_one_has_no_more_to_teach(tmp_path: Path) -> None:
-    """Joint, then full, against full alone for as many steps in all: better by a Dice of .03 at least."""
+    """Joint, then full annotations are better than full ones alone for as many steps, by a Dice of at least .03."""
     one = [brain(1, full=True)]
     partial = [brain(number, full=False) for number in range(2, 14)]
     unseen = [brain(number, full=True) for number in range(50, 56)]

@@ -65,7 +65,7 @@ def test_a_small_scale_is_laid_over_the_recipe(tmp_path: Path) -> None:
     assert (small.steps, small.sampling.points, small.loss.dice) == (2, 9, 0.0)
     assert small.sampling.shape == plain.sampling.shape
     path.write_text(RECIPE)
-    with pytest.raises(DataError, match="has no small scale"):
+    with pytest.raises(DataError, match="has no table \\[small\\]"):
         load_recipe(str(path), small=True)
 
 

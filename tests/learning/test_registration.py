@@ -1,4 +1,4 @@
-"""Samples moved onto unlabelled scans, and the DFNet that moves them."""
+"""Samples registered to unlabelled scans, and the DFNet that registers them."""
 
 import itertools
 import math
@@ -40,12 +40,12 @@ from bidsseg.segmentation.locate import Brain
 from bidsseg.settings import Settings, Training
 
 SHAPE = (32, 16, 16)
-"""The normalisations of DFNet need more than one voxel where it is coarsest."""
+"""Shape of a sample; the normalisations of DFNet need more than one voxel at the coarsest level."""
 FAST = load_protocol("FAST")
 
 
 class Constant(DFNet):
-    """The same displacement everywhere."""
+    """A network with the same displacement everywhere."""
 
     def __init__(self, *shift: float) -> None:
         super().__init__()
@@ -56,14 +56,14 @@ class Constant(DFNet):
 
 
 def ellipsoid(*half: float, shape: tuple[int, ...] = (40, 40, 40), shift: float = 0.0) -> Tensor:
-    """Booleans, in the middle of a volume but for a shift along the first axis."""
+    """Return a mask of an ellipsoid at the centre of a volume, shifted along the first axis."""
     axes = [torch.arange(n) - (n - 1) / 2 for n in shape]
     x, y, z = torch.meshgrid(*axes, indexing="ij")
     return ((x - shift) / half[0]) ** 2 + (y / half[1]) ** 2 + (z / half[2]) ** 2 <= 1
 
 
 def case(name: str, *half: float) -> Case:
-    """A brain of three tissues, shell in shell, with a little texture."""
+    """Return a brain of three nested tissue shells with some texture."""
     values = sum(ellipsoid(*(share * h for h in half)).to(torch.uint8) for share in (1.0, 0.8, 0.6))
     assert isinstance(values, Tensor)
     texture = 5 * torch.rand(values.shape, generator=torch.Generator().manual_seed(len(name)))
@@ -92,7 +92,7 @@ def mover(network: DFNet, share: float = 1.0) -> Mover:
 
 
 def wild() -> DFNet:
-    """A DFNet that is not trained, and moves by some voxels."""
+    """Return an untrained DFNet that displaces by some voxels."""
     torch.manual_seed(0)
     network = DFNet()
     network.displacement.weight.data *= 8
@@ -146,7 +146,7 @@ def test_a_moved_sample_has_no_new_values_and_takes_no_brightness_of_the_target(
 
 
 def test_a_sample_shows_what_its_labels_say() -> None:
-    """Moved or not: each tissue has a brightness of its own, so that the image gives the labels away."""
+    """Each tissue has a separate brightness, so that the image gives the labels, with and without registration."""
     case = replace(CASES[0], image=60.0 * CASES[0].annotations[0].values[None])
     unstripped = replace(RECIPE, sampling=Sampling(SHAPE, 0, whole_head=True, stripped=0.0, cut=0.0))
     sample = draw([case], replace(PLAN, recipe=unstripped, mover=mover(wild())), 0)
@@ -232,7 +232,7 @@ def test_the_published_dfnet_is_trained_by_adam_and_normalises_over_batches(tmp_
 
 
 def test_dfnet_takes_a_part_of_the_time_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that goes on by a twentieth of a second whenever it is looked at."""
+    """The clock advances by a twentieth of a second each time it is read."""
     ticks = itertools.count()
     monkeypatch.setattr(clock, "time", SimpleNamespace(monotonic=lambda: next(ticks) / 20))
     messages: list[str] = []
@@ -268,7 +268,7 @@ steps = 2
 
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
-    """Two labelled participants, their FAST labels, and a dataset of two that nobody has labelled."""
+    """Two labelled participants, their FAST labels, and a dataset of two unlabelled participants."""
     folder = tmp_path_factory.mktemp("datasets")
     labelled = phantoms.make_bids(folder / "bids", 2, spacing_mm=8.0, shape=HEAD)
     other = phantoms.make_bids(folder / "other", 4, spacing_mm=8.0, shape=HEAD)
@@ -276,7 +276,7 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path
     for number in (1, 2):
         name = f"sub-{number:02}"
         phantoms.save(folder / "fast" / name / "anat" / f"{name}_seg-FAST_dseg.nii.gz", tissue, HALF)
-        shutil.rmtree(other / name)  # it would be taken for the labelled one of that name
+        shutil.rmtree(other / name)  # it would be treated as the labelled participant of that name
         for bids, seed in ((labelled, number), (other, number + 2)):
             image = phantoms.noisy_head(phantoms.grid(8.0, "LAS", HEAD), HEAD, seed=seed)
             phantoms.save(bids / f"sub-{seed:02}" / "anat" / f"sub-{seed:02}_T1w.nii.gz", image, HALF)
@@ -284,7 +284,7 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path
 
 
 def find_brain(images: Mapping[str, Volume], locator: Any, engine: Any) -> Brain:
-    """In place of the locator: an ellipsoid as large as the phantom's brain."""
+    """Return an ellipsoid of the size of the phantom's brain instead of running the locator."""
     assert locator.card.name == "locator"
     grid = whole_grid(images["T1w"], 2.0)
     return Brain(grid, 0.9 * ellipsoid(18, 23, 20, shape=grid.shape).float())
@@ -295,7 +295,7 @@ Ask = Callable[..., Settings]
 
 @pytest.fixture
 def ask(datasets: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
-    """Settings of a run, with the unlabelled dataset unless told otherwise."""
+    """Return a function that returns settings of a run, by default with the unlabelled dataset."""
     monkeypatch.setattr(reading, "find_brain", find_brain)
 
     def settings(text: str = TEXT, output: str = "out", **training: Any) -> Settings:
@@ -363,7 +363,7 @@ def test_a_run_stopped_at_any_time_goes_on_to_the_very_same_weights(ask: Ask, mo
             interrupt_after(steps, patched)
             with pytest.raises(TemporaryFailure, match=done):
                 train_level(ask(output="parts", resume=steps > 2))
-        with pytest.raises(UsageError, match="give --resume to go on"):
+        with pytest.raises(UsageError, match="give --resume to resume the training"):
             train_level(ask(output="parts"))
     folder = train_level(ask(output="parts", resume=True))
     for name in (card.WEIGHTS, DFNET):

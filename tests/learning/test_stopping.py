@@ -1,4 +1,4 @@
-"""A training that is stopped, goes on, or is started again: nothing of it is lost."""
+"""An interrupted training is resumed or restarted without loss."""
 
 import math
 import os
@@ -28,7 +28,7 @@ from bidsseg.networks.network import Network
 
 
 def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the training be asked to stop once it has done so many steps; it looks once before the first."""
+    """Interrupt the training after this number of steps; it checks once before the first step."""
     asked = []
 
     def once_more(self: Interruption) -> bool:
@@ -91,10 +91,10 @@ def test_a_checkpoint_that_cannot_be_continued_is_named(spoil: str, ask: Ask, mo
 
 
 @pytest.mark.parametrize("changes, named", [({"seed": 5}, "seed"), ({"hold_out": ("02",)}, "held_out.*holds out")])
-def test_a_run_of_other_people_or_another_seed_is_not_continued(
+def test_a_run_with_other_participants_or_another_seed_is_not_resumed(
     changes: dict[str, Any], named: str, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whom it is measured on, it must not have learnt from."""
+    """A model must not be evaluated on participants that it was trained on."""
     with monkeypatch.context() as patched:
         interrupt_after(1, patched)
         with pytest.raises(TemporaryFailure):
@@ -107,7 +107,7 @@ def test_a_run_of_other_people_or_another_seed_is_not_continued(
 
 
 def test_what_a_network_draws_by_itself_is_drawn_again(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dropout, of which a run that was stopped must not see other draws."""
+    """A resumed run must have the same draws of dropout."""
     network = RECIPE[RECIPE.index("[network]") : RECIPE.index("[sampling]")]
     recipe = RECIPE.replace(network, '[network]\nname = "eneuronet"\ndropout = "keep_0.8"\n\n')
     whole = weights(train_level(ask(recipe, output="whole")))
@@ -190,7 +190,7 @@ def test_interruption_remembers_and_gives_back() -> None:
 
 
 def test_a_signal_may_come_twice_but_a_key_pressed_again_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cluster signals all processes of a job, and torchrun those that it started."""
+    """A cluster signals all processes of a job, and torchrun signals those that it started."""
     killed: list[int] = []
     with Interruption() as interruption:
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):

@@ -1,4 +1,4 @@
-"""What real users feed it. Nothing may throw a traceback at them, spoil other scans or leave half a file."""
+"""Invalid input of real users: no traceback, no effect on other scans, no partly written files."""
 
 import errno
 import gzip
@@ -56,7 +56,7 @@ def t1w(app: App, label: str = "01") -> Path:
 
 
 def whole(app: App, label: str) -> bool:
-    """Whether all outputs of a participant are there; otherwise none may be."""
+    """Return whether all outputs of a participant exist; otherwise none may exist."""
     names = [path.name for path in (app.output / f"sub-{label}").rglob("*") if path.is_file()]
     assert not [name for name in names if name.endswith(".part")]
     assert len(names) in (0, 21), names
@@ -147,7 +147,7 @@ def test_an_unknown_level(app: App, stream: ErrorStream) -> None:
     assert "participant, group, evaluate, train" in stream.err
 
 
-def test_what_does_not_concern_the_images_is_a_warning(app: App, stream: ErrorStream) -> None:
+def test_problems_of_other_files_are_warnings(app: App, stream: ErrorStream) -> None:
     (app.bids / "participants.tsv").write_text("participant_id\tgender\nsub-01\tfemale\n")
     description = '{"Name": "old", "BIDSVersion": "1.0.0", "ReferencesAndLinks": "a paper"}'
     (app.bids / "dataset_description.json").write_text(description)
@@ -380,7 +380,7 @@ def test_a_flair_that_does_not_fit(
 
 @contextmanager
 def not_root() -> Iterator[None]:
-    """As a user whom permissions bind."""
+    """Run as a user who is subject to permissions."""
     if os.geteuid() != 0:
         yield
         return
@@ -431,7 +431,7 @@ def test_an_output_that_can_be_written_in_part(open_app: App) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can leave results of another user")
-def test_results_of_somebody_else(open_app: App, stream: ErrorStream) -> None:
+def test_results_of_another_user_cannot_be_replaced(open_app: App, stream: ErrorStream) -> None:
     assert open_app("--skip-bids-validation") == 0
     for path in [open_app.output, open_app.output / "logs"]:
         path.chmod(0o777)
@@ -460,7 +460,7 @@ def test_a_disk_that_is_full(app: App, stream: ErrorStream) -> None:
 
 
 def test_a_disk_that_fills_up(app: App, monkeypatch: pytest.MonkeyPatch, stream: ErrorStream) -> None:
-    """The same on machines where nothing can be mounted."""
+    """This test also runs on machines where nothing can be mounted."""
     left = 30_000
     real = os.replace
 
@@ -484,7 +484,7 @@ def test_a_disk_that_fills_up(app: App, monkeypatch: pytest.MonkeyPatch, stream:
 
 
 def lie(folder: Path, kind: str) -> None:
-    """Make a model folder whose card does not tell the truth."""
+    """Write a model folder with a false card."""
     import torch
     from safetensors.torch import save_file
 

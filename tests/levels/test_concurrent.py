@@ -1,4 +1,4 @@
-"""Several runs at once into one output folder, and what runs that were killed leave."""
+"""Simultaneous runs into one output folder, and the remains of killed runs."""
 
 import fcntl
 import json
@@ -48,7 +48,7 @@ def test_shards_of_two_models_at_once(app: App, tmp_path: Path) -> None:
     assert json.loads((app.output / "dataset_description.json").read_text())["GeneratedBy"][0]["Name"] == "bidsseg"
 
 
-def test_what_another_process_writes_is_no_leftover(tmp_path: Path) -> None:
+def test_files_of_another_running_process_are_kept(tmp_path: Path) -> None:
     with replacing(tmp_path / "file") as stream:
         (part,) = tmp_path.glob(".file.*.part")
         stream.write(b"half")

@@ -1,4 +1,4 @@
-"""Cross-validation: every participant is measured once, by a model that was not trained on that participant."""
+"""Cross-validation: every participant is evaluated once, by a model that was not trained on that participant."""
 
 import shutil
 import sys
@@ -29,7 +29,7 @@ Request = Callable[..., Settings]
 
 @pytest.fixture(scope="module", autouse=True)
 def no_curves() -> Iterator[None]:
-    """Drawing them takes longer than the training."""
+    """Skip drawing the learning curves, which takes longer than the training."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(training, "save_curve", lambda *_: None)
         yield
@@ -37,7 +37,7 @@ def no_curves() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def request_of(dataset: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Request:
-    """``request_of(output, overwrite=..., **training)`` is a cross-validation of two folds, if not asked otherwise."""
+    """Return a function for settings, by default with two folds: ``request_of(output, overwrite=..., **training)``."""
     recipe = tmp_path_factory.mktemp("recipe") / "recipe.toml"
     recipe.write_text(RECIPE)
 
@@ -60,7 +60,7 @@ def request_of(dataset: tuple[Path, Path], tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def finished(request_of: Request, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """A cross-validation that was not interrupted."""
+    """The settings of a finished cross-validation that was not interrupted."""
     settings = request_of(tmp_path_factory.mktemp("whole") / "out")
     train_level(settings)
     return settings
@@ -130,7 +130,7 @@ def test_every_line_names_its_fold(finished: Settings) -> None:
 
 
 def stop_in_fold_2(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ask the training to stop after two steps of the second fold."""
+    """Interrupt the training after two steps of the second fold."""
     asked: list[int] = []
     plain = training.people_of
 
@@ -163,7 +163,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(
     assert train_level(resumed) == model(out)
     assert (model(out, 0) / WEIGHTS).stat() == first
     assert f"fold 1 of 2: model: {model(out, 0)} is finished" in console(resumed).messages
-    assert any(line.startswith("fold 2 of 2: 2 scans") for line in console(resumed).messages)
+    assert any(line.startswith("fold 2 of 2: 2 training scans") for line in console(resumed).messages)
     for fold in (0, 1, None):
         one, other = model(out, fold), model(finished.output_dir, fold)
         assert (one / WEIGHTS).read_bytes() == (other / WEIGHTS).read_bytes()
@@ -171,10 +171,10 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(
     assert (model(out) / TABLE).read_bytes() == (model(finished.output_dir) / TABLE).read_bytes()
 
 
-def test_a_finished_run_is_not_done_again(
+def test_a_finished_run_is_not_repeated(
     finished: Settings, request_of: Request, tmp_path: Path, nothing_is_read: None
 ) -> None:
-    """Nor is one whose folds were trained one by one."""
+    """Folds that were trained separately count as finished too."""
     out = tmp_path / "out"
     shutil.copytree(finished.output_dir, out)
     card = read_card(model(out))
@@ -185,13 +185,13 @@ def test_a_finished_run_is_not_done_again(
         assert (model(out) / name).read_bytes() == (model(finished.output_dir) / name).read_bytes()
 
 
-def test_overwriting_forgets_all_folds(
+def test_overwriting_removes_all_folds(
     finished: Settings, request_of: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that --resume does not take those of before for finished, once the run that overwrites is interrupted."""
+    """After an interrupted run with --overwrite, --resume must not treat older folds as finished."""
     out = tmp_path / "out"
     shutil.copytree(finished.output_dir, out)
-    with pytest.raises(UsageError, match=r"--overwrite .* --resume .* give one of them"):
+    with pytest.raises(UsageError, match=r"--overwrite .* --resume .* give one of the two"):
         train_level(request_of(out, overwrite=True, resume=True))
     shutil.copytree(model(out, 1), model(out, 2))  # of another number of folds
     asked: list[int] = []
@@ -206,7 +206,7 @@ def test_overwriting_forgets_all_folds(
     assert not [path for path in out.rglob("*") if path.is_file()]
 
 
-def test_the_time_is_shared_by_what_is_left(finished: Settings, request_of: Request, tmp_path: Path) -> None:
+def test_the_time_budget_is_shared_by_unfinished_folds(finished: Settings, request_of: Request, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(finished.output_dir, out)
     card = read_card(model(out, 0))
@@ -228,7 +228,7 @@ def test_the_time_is_shared_by_what_is_left(finished: Settings, request_of: Requ
 # -- before anything is read -------------------------------------------------------------------------------------------
 
 
-def test_a_dry_run_tells_the_folds(request_of: Request, tmp_path: Path, nothing_is_read: None) -> None:
+def test_a_dry_run_reports_the_folds(request_of: Request, tmp_path: Path, nothing_is_read: None) -> None:
     settings = request_of(tmp_path / "out", dry_run=True)
     train_level(settings)
     assert console(settings).messages == [
@@ -254,7 +254,7 @@ def test_a_dry_run_tells_the_folds(request_of: Request, tmp_path: Path, nothing_
         ),
     ],
 )
-def test_what_does_not_go_together_is_refused(
+def test_conflicting_options_are_refused(
     asked: dict[str, Any],
     error: type[BidssegError],
     reason: str,

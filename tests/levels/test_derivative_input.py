@@ -24,7 +24,7 @@ TABLE = "group_seg-FAST_desc-preprocwholebrain_morph.tsv"
 
 @pytest.fixture
 def app(tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> App:
-    """Two participants, each with an image in its own and one in a standard space."""
+    """An app with two participants, each with an image in native and in standard space."""
     bids = make_bids(2)
     description = {"Name": "d", "BIDSVersion": "1.10.1", "DatasetType": "derivative", "GeneratedBy": [{"Name": "x"}]}
     (bids / "dataset_description.json").write_text(json.dumps(description))
@@ -39,7 +39,7 @@ def app(tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.Monk
 
 @pytest.fixture
 def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache with a template at two resolutions, onto which no scan is moved."""
+    """A cache with a template at two resolutions; registration is skipped."""
     folder = tmp_path / "templateflow" / f"tpl-{NAME}"
     folder.mkdir(parents=True)
     for name in ("res-01_T1w", "res-02_T1w", "res-01_desc-brain_mask", "res-02_desc-brain_mask"):
@@ -91,7 +91,7 @@ def filters(app: App, **entities: object) -> str:
     return str(path)
 
 
-def test_what_the_resolution_is_is_carried_over_and_makes_valid_bids(app: App) -> None:
+def test_resolution_is_copied_and_makes_valid_bids(app: App) -> None:
     assert app("--skip-bids-validation") == 0
     anat = app.output / "sub-01" / "anat"
     sidecars = sorted(anat.glob(f"sub-01_space-{NAME}_*_dseg.json")) + sorted(

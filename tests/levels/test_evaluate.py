@@ -1,4 +1,4 @@
-"""The level evaluate: its figures against plain formulas, what it compares, and what it says where it cannot."""
+"""The level evaluate: results against plain formulas, the choice of pairs, and messages about missing pairs."""
 
 import json
 from collections.abc import Callable
@@ -134,7 +134,7 @@ def manual_path(folder: Path, key: str, name: str = "seg-FAST_dseg") -> Path:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """Label maps of two models and references in FAST, of two scans, in an output folder and a derivative."""
+    """FAST label maps of two models and references of two scans, in an output folder and a derivative dataset."""
     out, manual = tmp_path / "out", tmp_path / "manual"
     for seed, (entities, key) in enumerate(zip(TWO, KEYS, strict=True)):
         add_map(out, entities, found_map(seed))
@@ -156,13 +156,13 @@ def run(out: Path, labels: dict[str, list[Path]], *, model: str = "good", **more
 
 
 def tables(out: Path, stem: str = STEM) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The table of the scans and the summary, by the names of regions."""
+    """Return the table of the scans and the summary, indexed by the names of regions."""
     summary = pd.read_csv(out / f"{stem}_summary.tsv", sep="\t").set_index("name")
     return pd.read_csv(out / f"{stem}_agreement.tsv", sep="\t"), summary
 
 
 @pytest.mark.parametrize("mask", ["own", "reference"])
-def test_figures_are_those_of_plain_formulas(folders: tuple[Path, Path], mask: Mask) -> None:
+def test_results_equal_plain_formulas(folders: tuple[Path, Path], mask: Mask) -> None:
     out, manual = folders
     console = run(out, {"FAST": [manual]}, mask=mask)
     table, summary = tables(out)
@@ -224,7 +224,7 @@ def test_lesion_masks_are_counted_lesion_by_lesion(folders: tuple[Path, Path]) -
     assert "Lesion recall" in (out / f"{STEM.replace('FAST', 'lesion')}_agreement.html").read_text()
 
 
-def test_brain_masks_are_compared_whatever_names_them(folders: tuple[Path, Path]) -> None:
+def test_brain_masks_with_different_names_are_compared(folders: tuple[Path, Path]) -> None:
     out, manual = folders
     for name, entities, key in zip(("desc-brain_mask", "label-brain_mask"), TWO, KEYS, strict=True):
         add_map(out, entities, blobs(0, regions=1), kind="brain")
@@ -265,7 +265,7 @@ def test_scans_of_one_side_are_named(folders: tuple[Path, Path]) -> None:
     assert [entry["Scan"] for entry in left] == ["sub-03", "sub-04"]
 
 
-def test_another_grid_and_unknown_values_fail_and_the_others_go_on(folders: tuple[Path, Path]) -> None:
+def test_another_grid_and_unknown_values_fail_and_other_scans_are_compared(folders: tuple[Path, Path]) -> None:
     out, manual = folders
     for label, labels, affine in (
         ("05", blobs(1, regions=3), MOVED),
@@ -281,11 +281,11 @@ def test_another_grid_and_unknown_values_fail_and_the_others_go_on(folders: tupl
         evaluate_level(settings)
     assert failed.value.code == 1
     grid, values = console.warnings
-    assert "sub-05" in grid and "two grids" in grid
+    assert "sub-05" in grid and "different grids" in grid
     assert "sub-06_seg-FAST_dseg.nii.gz" in values and "FAST lacks" in values
     assert len(tables(out)[0]) == 6
     page = (out / f"{STEM}_agreement.html").read_text()
-    assert "two grids" in page and "FAST lacks" in page
+    assert "different grids" in page and "FAST lacks" in page
 
 
 def test_a_reference_in_another_space_is_no_reference(folders: tuple[Path, Path]) -> None:
@@ -296,7 +296,7 @@ def test_a_reference_in_another_space_is_no_reference(folders: tuple[Path, Path]
         run(out, {"FAST": [manual]})
 
 
-def test_what_is_wrong_is_said_before_anything_is_read(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_errors_are_raised_before_anything_is_read(folders: tuple[Path, Path], tmp_path: Path) -> None:
     out, manual = folders
     with pytest.raises(UsageError, match="--labels PROTOCOL=DIR"):
         run(out, {})
@@ -373,7 +373,7 @@ def test_two_raters_are_compared_in_an_empty_output_folder(folders: tuple[Path, 
     np.testing.assert_allclose(back["volume-difference-mm3"], -table["volume-difference-mm3"])
 
 
-def test_several_maps_of_a_scan_are_told_apart_by_the_model(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_model_selects_one_of_several_maps_of_a_scan(folders: tuple[Path, Path], tmp_path: Path) -> None:
     out, manual = folders
     run(tmp_path / "tables", {"FAST": [manual]}, against=out, model="poor")
     poor, _ = tables(tmp_path / "tables", "group_seg-FAST_desc-out_ref-manual")

@@ -1,4 +1,4 @@
-"""The group level on small output trees whose numbers are known."""
+"""The group level on small output folders with known volumes."""
 
 import csv
 import json
@@ -33,7 +33,7 @@ def run(bids: Path, output: Path, **settings: object) -> RecordingConsole:
 
 @pytest.fixture
 def bids(tmp_path: Path) -> Path:
-    """Names of four participants; the group level never opens an image."""
+    """A dataset with the names of four participants; the group level never opens an image."""
     root = tmp_path / "bids"
     for label in ("01", "02", "03", "10"):
         path = root / f"sub-{label}" / "anat" / f"sub-{label}_T1w.nii.gz"
@@ -153,7 +153,7 @@ def test_a_result_without_its_sidecar_is_half_written(bids: Path, output: Path) 
 
 
 @pytest.mark.parametrize("content", ["", "no table", "index\tname\n1\tGM\n", "\0\0\0"])
-def test_an_unreadable_table_is_told_and_the_others_go_on(bids: Path, output: Path, content: str) -> None:
+def test_an_unreadable_table_is_a_warning_and_the_others_are_read(bids: Path, output: Path, content: str) -> None:
     add_result(output, {"subject": "01"})
     add_result(output, {"subject": "02"})
     (output / f"sub-02/anat/sub-02_seg-FAST_desc-{MODEL}_morph.tsv").write_text(content)
@@ -298,8 +298,8 @@ def test_the_page_of_the_cohort_works_in_a_browser(tmp_path: Path) -> None:
 
 @needs_chromium
 @pytest.mark.parametrize("dark", [False, True])
-def test_what_is_written_can_be_read_in_both_kinds_of_light(dark: bool, tmp_path: Path) -> None:
-    """Contrast of at least 4.5, as WCAG 2.2 asks for."""
+def test_text_has_enough_contrast_in_light_and_dark_mode(dark: bool, tmp_path: Path) -> None:
+    """The contrast is at least 4.5, as WCAG 2.2 requires, in light and dark mode."""
     for number in range(1, FEWEST + 2):
         add_result(tmp_path, {"subject": f"{number:02}"}, grey_voxels=300 if number == 4 else 30 + number % 2)
         participant_page(tmp_path, Scan({"subject": f"{number:02}"}, Path()))

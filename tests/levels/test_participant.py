@@ -1,4 +1,4 @@
-"""The level participant, with a fake network: what it writes, what it skips, and what it does when things go wrong."""
+"""The level participant with a fake network: outputs, skipped scans and errors."""
 
 import errno
 import json
@@ -134,7 +134,7 @@ def test_sidecars_tell_where_it_comes_from(app: App) -> None:
     assert [finding.partition(":")[0] for finding in sidecar["InputFindings"]] == ["UNITS_MISSING"]
 
 
-def test_the_manifest_tells_what_happened(app: App) -> None:
+def test_the_manifest_records_all_outcomes(app: App) -> None:
     assert app("--n-cpus", "1") == 0
     manifest = app.manifest
     assert manifest["command"][:3] == ["bidsseg", str(app.bids), str(app.output)]
@@ -186,7 +186,7 @@ def test_several_models_share_a_tree(app: App) -> None:
 # -- what is skipped ---------------------------------------------------------------------------------------------------
 
 
-def test_what_is_done_is_skipped(app: App, capsys: pytest.CaptureFixture[str]) -> None:
+def test_finished_scans_are_skipped(app: App, capsys: pytest.CaptureFixture[str]) -> None:
     assert app() == 0
     written = {path: path.stat().st_mtime_ns for path in app.output.rglob("sub-*/**/*")}
     assert app() == 0
@@ -211,7 +211,7 @@ def test_nothing_to_do_needs_no_torch(app: App) -> None:
 
 
 @pytest.mark.parametrize("change", ["image", "model", "lost file", "more wanted", "broken record"])
-def test_what_has_changed_is_done_again(change: str, app: App) -> None:
+def test_changed_scans_are_segmented_again(change: str, app: App) -> None:
     assert app() == 0
     words: list[str] = []
     match change:
@@ -232,7 +232,7 @@ def test_what_has_changed_is_done_again(change: str, app: App) -> None:
     assert app.fake.segmented == (4 if change in ("model", "more wanted") else 3)
 
 
-def test_an_uncompressed_image_that_changes_is_done_again(app: App) -> None:
+def test_a_changed_uncompressed_image_is_segmented_again(app: App) -> None:
     source = scan(app)
     plain = source.with_suffix("")
     image = load_nifti(source)
@@ -247,7 +247,7 @@ def test_an_uncompressed_image_that_changes_is_done_again(app: App) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_run_goes_on_where_it_was(
+def test_a_killed_run_is_resumed(
     how: signal.Signals, tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = make_app(tmp_path, make_bids(6), monkeypatch)
@@ -288,7 +288,7 @@ def test_a_page_that_a_killed_run_left_out_is_made(app: App) -> None:
     assert not list(app.output.rglob("*.part"))
 
 
-def test_half_written_scans_never_look_done(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partly_written_scans_never_count_as_finished(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     assert app() == 0
     save_card(app.card, sha256="1" * 64)
 
@@ -329,7 +329,7 @@ def test_shards_together_are_everything(
         assert app("--shard", f"{part}/3") == 0
         parts.append(sorted(app.fates))
     assert parts == [["sub-01", "sub-04"], ["sub-02", "sub-05"], ["sub-03"]]
-    assert app("--shard", "2/3") == 0  # what is done does not move the border
+    assert app("--shard", "2/3") == 0  # finished scans do not change the shards
     assert app.fates == dict.fromkeys(("sub-02", "sub-05"), "skipped")
     assert app("--shard", "2/2", "--participant-label", "05", "03") == 0
     assert list(app.fates) == ["sub-05"]
@@ -348,7 +348,7 @@ def test_selection(sessions: App, tmp_path: Path) -> None:
     assert len(sessions.fates) == 4
 
 
-def test_a_model_that_needs_flair_says_who_has_none(sessions: App, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_needs_flair_reports_scans_without_it(sessions: App, capsys: pytest.CaptureFixture[str]) -> None:
     for flair in sessions.bids.glob("sub-01/ses-2/anat/*_FLAIR.nii.gz"):
         flair.unlink()
     lesions = save_card(sessions.card, name="lesions", inputs=("T1w", "FLAIR"), heads=("lesion",), lesion="lesion")

@@ -1,4 +1,4 @@
-"""What the system, a name or a decoder refuses: one clear line, and no other scan suffers."""
+"""Errors of the system, of names and of decoding: one clear message, and no effect on other scans."""
 
 import errno
 import json
@@ -31,7 +31,7 @@ def open_app(monkeypatch: pytest.MonkeyPatch) -> Iterator[App]:
 
 @contextmanager
 def not_root() -> Iterator[None]:
-    """As a user whom permissions bind."""
+    """Run as a user who is subject to permissions."""
     if os.geteuid() != 0:
         yield
         return
@@ -42,7 +42,7 @@ def not_root() -> Iterator[None]:
         os.seteuid(0)
 
 
-def test_what_the_system_says_has_an_exit_code() -> None:
+def test_system_errors_have_exit_codes() -> None:
     def explain(number: int, name: str | None = "/data/x") -> BidssegError | None:
         return explained(OSError(number, os.strerror(number), name))
 
@@ -168,7 +168,7 @@ def test_a_folder_that_may_not_be_read_costs_only_its_own_scans(
 
 
 def test_a_folder_that_cannot_be_listed_in_any_way(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On machines where permissions bind nobody."""
+    """This test also runs on machines where permissions are ignored."""
     real = os.scandir
 
     def scandir(path: object = ".") -> object:

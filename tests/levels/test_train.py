@@ -1,4 +1,4 @@
-"""The level train: from a labelled dataset to a model that can be used."""
+"""The level train: from a labelled dataset to a usable model."""
 
 import copy
 import os
@@ -102,8 +102,8 @@ def test_a_finished_model_is_not_lost(ask: Ask) -> None:
     assert before[1] != (folder / WEIGHTS).read_bytes()
 
 
-def test_a_model_learns_from_t1w_and_flair(ask: Ask, dataset: tuple[Path, Path]) -> None:
-    """One of three scans has a FLAIR, on another grid; a fourth is synthesised."""
+def test_a_model_is_trained_on_t1w_and_flair(ask: Ask, dataset: tuple[Path, Path]) -> None:
+    """One of three scans has a FLAIR, on another grid; a fourth image is synthesised."""
     thick = phantoms.grid((4, 8, 8), "PSR", (56, 24, 24))
     flair = dataset[0] / "sub-01" / "anat" / "sub-01_FLAIR.nii.gz"
     image = phantoms.noisy_head(thick, (56, 24, 24), phantoms.FLAIR_INTENSITY)
@@ -173,7 +173,7 @@ def test_a_run_may_begin_on_a_coarser_grid(ask: Ask) -> None:
 
 
 def test_weights_of_another_model_are_a_start(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bit for bit before the first step, as fine-tuning on full annotations starts from partial ones."""
+    """Weights are bit-identical before the first step, for fine-tuning on full annotations after partial ones."""
     started: list[dict[str, torch.Tensor]] = []
     plain = loop.losses
 
@@ -197,7 +197,7 @@ def test_a_start_of_which_nothing_fits_is_refused(ask: Ask) -> None:
         train_level(ask(init="neuronet"))
 
 
-def test_what_reads_regions_is_not_taken_for_other_regions() -> None:
+def test_weights_of_regions_are_not_copied_to_other_regions() -> None:
     options = {"name": "segnet", "hidden": [8], "cube_neurons": 4}
     given = Card("one", "", ("T1w",), options, 1.0, ("FAST",), "", normalisation="zscore")
     other = replace(given, heads=("Atropos",))
@@ -308,7 +308,7 @@ def test_label_maps_without_images_are_left_to_recipes_that_make_some(ask: Ask) 
     assert not any("no matching image" in line for line in console(settings).warnings)
 
 
-def test_somebody_must_be_left_to_learn_from(ask: Ask) -> None:
+def test_at_least_one_participant_must_be_left_for_training(ask: Ask) -> None:
     with pytest.raises(NothingSelected, match="fewer --folds or more data"):
         train_level(replace(ask(fold=0), participants=("01",)))
 
@@ -335,7 +335,7 @@ def test_somebody_must_be_left_to_learn_from(ask: Ask) -> None:
 def test_a_faulty_recipe_is_named(
     change: tuple[str, str], reason: str, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before any data is read."""
+    """The error is raised before any data is read."""
     monkeypatch.setattr(training, "find_data", None)
     settings = ask(RECIPE.replace(*change, 1))
     with pytest.raises(DataError, match=reason):
@@ -371,7 +371,7 @@ epochs = 2
 
 
 def in_two_processes(*words: str | Path, folder: Path) -> str:
-    """Run Python in two processes with the variables by which torchrun tells them of each other; what they print."""
+    """Run Python in two processes with the variables that torchrun sets, and return their output."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -388,7 +388,7 @@ def in_two_processes(*words: str | Path, folder: Path) -> str:
 
 
 def by_torchrun(*words: str | Path, folder: Path) -> str:
-    """Run Python in two processes that torchrun starts; what they print."""
+    """Run Python in two processes started by torchrun, and return their output."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run([*torchrun, *words], cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -399,7 +399,7 @@ def by_torchrun(*words: str | Path, folder: Path) -> str:
     ("content", "start"),
     [(RECIPE.replace("steps = 3", "steps = 3\nbatch = 4"), by_torchrun), (VOXEL_WISE, in_two_processes)],
 )
-def test_two_processes_train_what_one_trains(
+def test_two_processes_train_the_same_model_as_one(
     content: str, start: Callable[..., str], ask: Ask, dataset: tuple[Path, Path], tmp_path: Path
 ) -> None:
     given = ask(content)
@@ -422,7 +422,7 @@ def test_a_step_has_a_sample_for_each_process(rank: int, said: int, ask: Ask, mo
     assert console(settings).messages == ["each step has 2 samples instead of 1: one per process"] * said
 
 
-def test_processes_share_the_mean_of_what_is_no_integer(tmp_path: Path) -> None:
+def test_processes_average_floating_point_tensors_only(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import torch\nfrom bidsseg.learning.processes import Processes\nthey = Processes.join()\n"

@@ -1,4 +1,4 @@
-"""Model folders: card and weights, saved, loaded and doubted."""
+"""Model folders: saving, loading and checking of card and weights."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def edit(folder: Path, **values: Any) -> None:
-    """Change the card of a model, None taking an entry away."""
+    """Change the card of a model; None removes a key."""
     stored = json.loads((folder / CARD).read_text())
     stored = {key: value for key, value in {**stored, **values}.items() if value is not None}
     (folder / CARD).write_text(json.dumps(stored))

@@ -1,4 +1,4 @@
-"""The shipped models on a real scan: they are whole, and as good as their cards say where they have not seen it."""
+"""The shipped models on a real scan: they are complete, and as accurate on held-out scans as their cards say."""
 
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def test_a_shipped_model_reaches_what_its_card_says(name: str, least: dict[str, 
         assert mean > dice
         assert mean > card.dice[head] - 0.06
         assert mean < card.dice[head] + 0.06 or not unseen
-    for head, labels in result.labels.items():  # nothing of size is missing
+    for head, labels in result.labels.items():  # no large region is missing
         names = {
             "Left Cerebellum Cortex",
             "Right Cerebellum Cortex",
@@ -55,7 +55,7 @@ def test_a_shipped_model_reaches_what_its_card_says(name: str, least: dict[str, 
         }
         indices = {r.index for r in model.heads[head].regions if r.name in names}
         assert indices <= set(np.unique(labels).tolist()), head
-        if head == "FreeSurfer":  # which of the two it is, manual labels leave open
+        if head == "FreeSurfer":  # the manual labels do not distinguish the two
             ventricle, plexus = (
                 np.isin(labels, [r.index for r in model.heads[head].regions if r.name.endswith(name)]).sum()
                 for name in (" Lateral Ventricle", " Choroid Plexus")

@@ -1,4 +1,4 @@
-"""Weights come back as they were, as closely as their bits allow."""
+"""Stored weights are restored as exactly as their bits allow."""
 
 import pytest
 import torch

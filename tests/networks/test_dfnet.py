@@ -1,4 +1,4 @@
-"""DFNet and what it learns by: size, warps, similarity and roughness."""
+"""DFNet and its losses: size, warps, similarity and roughness."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -20,12 +20,12 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 def constant(*shift: float, number: int = 1) -> Tensor:
-    """The same displacement at every voxel."""
+    """Return the same displacement at every voxel."""
     return torch.tensor(shift).view(1, 3, 1, 1, 1).expand(number, 3, *SHAPE).contiguous()
 
 
 def smooth(matrix: Tensor) -> Tensor:
-    """The displacement matrix · v at every voxel v of SHAPE."""
+    """Return the displacement matrix · v at every voxel v of SHAPE."""
     positions = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in SHAPE), indexing="ij"))
     return torch.einsum("ij,jdhw->idhw", matrix, positions)[None]
 
@@ -59,7 +59,7 @@ def test_normalisations_follow_the_last_convolution_of_blocks_and_the_projection
 
 
 def test_the_trunk_is_that_of_eneuronet() -> None:
-    """But for the normalisations."""
+    """Both trunks are equal except for the normalisations."""
     torch.manual_seed(0)
     net, segmenter = DFNet("pair").eval().requires_grad_(False), ENeuroNet({"a": 2}, images=2).requires_grad_(False)
     weights = {name.replace(".last.0.", ".last.").replace(".shortcut.0.", ".shortcut."): value
@@ -138,7 +138,7 @@ def test_an_integer_shift_is_a_roll_inside(
 
 
 @pytest.mark.parametrize("move", WARPS)
-def test_beyond_the_volume_its_border_goes_on(move: Callable[[Tensor, Tensor], Tensor]) -> None:
+def test_outside_the_volume_border_values_are_repeated(move: Callable[[Tensor, Tensor], Tensor]) -> None:
     image = draw(1, 1, *SHAPE)
     assert torch.allclose(move(image, constant(100, 0, 0)), image[:, :, -1:].expand_as(image), atol=1e-5)
     assert torch.allclose(move(image, constant(0, -100, 0)), image[:, :, :, :1].expand_as(image), atol=1e-5)
@@ -170,7 +170,7 @@ def test_positions_are_exact_in_half_precision() -> None:
     assert torch.equal(warp_whole_voxels(image, labels, still)[1], labels)
 
 
-def test_labels_stay_among_those_that_were_there() -> None:
+def test_warping_creates_no_new_labels() -> None:
     labels = torch.tensor([0, 2, 17, 1035])[torch.randint(4, (2, *SHAPE), generator=torch.Generator().manual_seed(0))]
     displacement = 6 * draw(2, 3, *SHAPE, seed=1) - 3
     _, found = warp_whole_voxels(draw(2, 1, *SHAPE), labels, displacement)
@@ -180,7 +180,7 @@ def test_labels_stay_among_those_that_were_there() -> None:
 
 
 def test_image_and_labels_move_together() -> None:
-    """To the voxel nearest to where the displacement points, in the volume."""
+    """Each voxel gets the nearest voxel to which the displacement points, within the volume."""
     labels = torch.arange(2 * 480).view(2, *SHAPE)
     image = torch.stack([labels, -labels], 1).float()
     displacement = 6 * draw(2, 3, *SHAPE, seed=1) - 3

@@ -27,7 +27,7 @@ DEAD = 140_384
 
 
 def dice_loss(logits: Tensor, values: Tensor) -> Tensor:
-    """The published loss, of logits (N, R, D, H, W) and positions (N, D, H, W): minus the mean Dice overlap."""
+    """Return the published loss of logits (N, R, D, H, W) and positions (N, D, H, W): minus the mean Dice overlap."""
     regions = tuple(Region(i, f"region {i}", f"r{i}", "#808080", None) for i in range(logits.shape[1]))
     head = Protocol("head", regions)
     voxels = logits.movedim(1, -1).flatten(0, -2).log_softmax(1)
@@ -94,7 +94,7 @@ def test_layers_of_the_main_path_and_projections() -> None:
 
 
 def test_sizes_of_the_stages() -> None:
-    """Those of the paper's 160 x 192 x 224 voxels, for smaller ones."""
+    """The paper gives the sizes for 160 x 192 x 224 voxels; a smaller volume is scaled."""
     net, seen = network({"aseg": 31}).requires_grad_(False), []
     trunk = net.trunk
     for stage in [trunk.stem, trunk.pool, *trunk.encoder, *trunk.decoder, trunk.enlarge, net.before["aseg"]]:
@@ -126,7 +126,7 @@ def impulse(*at: int) -> Tensor:
 
 
 def kernel_into(conv: nn.Conv3d | nn.ConvTranspose3d) -> Tensor:
-    """Gives a convolution of one channel a kernel of 27 different numbers and no bias; returns the kernel."""
+    """Give a convolution of one channel a kernel of 27 different numbers and no bias; return the kernel."""
     kernel = torch.arange(1.0, 28).view(3, 3, 3)
     with torch.no_grad():
         conv.weight.copy_(kernel)
@@ -174,7 +174,7 @@ def test_doubling_cuts_off_the_last_plane(at: tuple[int, ...], first: Sequence[i
     assert torch.equal(conv(impulse(*at))[0, 0], expected)
 
 
-def test_pooling_looks_ahead_and_takes_nothing_from_beyond() -> None:
+def test_pooling_looks_ahead_and_ignores_padding() -> None:
     pool = Trunk(1).pool
     line = torch.tensor([-9.0, -8, -3, -4, -7, -6, -5, -2])
     expected = torch.tensor([-3.0, -3, -5, -2])
@@ -250,7 +250,7 @@ def test_a_decoder_block_cuts_the_published_slices(faithful: bool) -> None:
 
 
 def test_skips_are_sums() -> None:
-    """Of the deepest level and what each stage of the encoder gives."""
+    """The sum is over the deepest level and the output of each stage of the encoder."""
     trunk, kept = Trunk(1).requires_grad_(False), {}
 
     def keep(name: str) -> None:
@@ -274,7 +274,7 @@ def test_skips_are_sums() -> None:
 
 
 def gradients(net: ENeuroNet) -> dict[str, Tensor]:
-    """Of every parameter, in double precision, on the smallest grid in which every tap of every kernel is used."""
+    """Return the gradients of all parameters, in double precision, on the smallest grid that uses all kernels."""
     net = net.double()
     logits = net.logits(scan(32, 32, 32).double())
     torch.stack([x.square().mean() for x in logits.values()]).sum().backward()
@@ -318,7 +318,7 @@ def test_unfaithful_networks_have_no_dead_channels() -> None:
 
 
 @pytest.mark.parametrize("dropout, share", [("as_run", 0.0), ("as_stated", 0.8), ("keep_0.8", 0.2)])
-def test_dropout_follows_every_activation_but_those_of_the_sums(dropout: str, share: float) -> None:
+def test_dropout_follows_every_activation_except_after_sums(dropout: str, share: float) -> None:
     net = network({"aseg": 31}, dropout)
     zeros: list[float] = []
     for module in net.modules():
@@ -349,7 +349,7 @@ def test_activations_leak_three_tenths() -> None:
 
 
 @pytest.mark.parametrize("outputs", [{"aseg": 31}, HEADS])
-def test_logits_are_what_each_head_reads_in_the_features(outputs: dict[str, int]) -> None:
+def test_logits_are_linear_maps_of_the_features(outputs: dict[str, int]) -> None:
     net, image = network(outputs), scan(16, 16, 32, number=2)
     features, logits = net(image), net.logits(image)
     assert features.shape == (2, sum(outputs.values()), 16, 16, 32)
@@ -362,8 +362,8 @@ def test_logits_are_what_each_head_reads_in_the_features(outputs: dict[str, int]
         assert torch.allclose(logits[name], plain, atol=1e-5)
 
 
-def test_logits_are_those_of_the_published_end() -> None:
-    """3³ convolution, leaky ReLU, 1³ convolution, for each head."""
+def test_logits_equal_the_published_head() -> None:
+    """Each head is a 3³ convolution, leaky ReLU and a 1³ convolution."""
     net, image = network().requires_grad_(False), scan(16, 32, 16)
     trunk, logits = net.trunk(image), net.logits(image)
     for name in HEADS:
@@ -385,7 +385,7 @@ def test_heads_read_their_own_features_alone() -> None:
         start += regions
 
 
-def test_several_heads_answer_as_each_would_alone() -> None:
+def test_several_heads_predict_as_each_would_alone() -> None:
     net, image = network(), scan(16, 32, 16)
     for name, regions in HEADS.items():
         alone = ENeuroNet({name: regions})
@@ -430,7 +430,7 @@ def perfect(values: Tensor, regions: int) -> Tensor:
     return 1000 * F.one_hot(values, regions).movedim(-1, 1).double()
 
 
-def test_a_perfect_answer_has_a_loss_of_minus_one() -> None:
+def test_a_perfect_prediction_has_a_loss_of_minus_one() -> None:
     values = torch.randint(4, (2, 4, 5, 6), generator=torch.Generator().manual_seed(0))
     assert dice_loss(perfect(values, 4), values).item() == pytest.approx(-1, abs=1e-9)
 
@@ -440,7 +440,7 @@ def test_an_absent_region_counts_as_found_if_it_is_not_predicted() -> None:
     assert dice_loss(perfect(values, 5), values).item() == pytest.approx(-1, abs=1e-9)
     wrong = perfect(torch.full_like(values, 4), 5)
     found = dice_loss(wrong, values).item()
-    assert found == pytest.approx(-1 / 5, abs=1e-6)  # of five regions region 3 alone, neither there nor predicted
+    assert found == pytest.approx(-1 / 5, abs=1e-6)  # of five, only region 3 is neither present nor predicted
 
 
 def test_dice_loss_is_the_plain_formula_over_the_whole_batch() -> None:
@@ -463,7 +463,7 @@ def test_the_gradient_of_the_dice_loss_is_that_of_its_value() -> None:
 
 
 def test_it_learns() -> None:
-    """A bright ball, from one image."""
+    """The network learns to segment a bright ball from one image."""
     torch.manual_seed(0)
     net = ENeuroNet({"ball": 2})
     axis = torch.arange(32.0) - 13

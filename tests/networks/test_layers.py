@@ -1,4 +1,4 @@
-"""Quicker layers have the numbers and gradients of PyTorch's own."""
+"""Faster layers have the same values and gradients as PyTorch's layers."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ def random(*shape: int) -> Tensor:
 
 
 def same(own: nn.Module, plain: nn.Module, image: Tensor, expected: Callable[[Tensor], Tensor]) -> None:
-    """Both give the same, and so do their gradients, with the same parameters."""
+    """Assert that both functions have the same values and gradients, with the same parameters."""
     plain.double().load_state_dict(own.double().state_dict())
     found = []
     for module, then in ((own, lambda x: x), (plain, expected)):

@@ -27,7 +27,7 @@ ACTS = ["relu6", "lrelu0.1"]
 
 
 def network(outputs: dict[str, int] = SMALL, widths: tuple[int, ...] = (4, 6, 8), images: int = 1) -> NeuroNet:
-    """A small one in training, whose batch normalisations all say something."""
+    """Return a small network in training mode with active batch normalisations."""
     torch.manual_seed(0)
     made = NeuroNet(outputs, images, widths)
     shake(made)
@@ -35,7 +35,7 @@ def network(outputs: dict[str, int] = SMALL, widths: tuple[int, ...] = (4, 6, 8)
 
 
 def shake(module: nn.Module) -> None:
-    """Gives batch normalisations a past and weights of their own."""
+    """Give batch normalisations random statistics and weights."""
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm3d):
             for values in (norm.weight.data, norm.running_var):
@@ -60,7 +60,7 @@ def weight_of(conv: nn.Module) -> Tensor:
 
 
 def tf_same(x: Tensor, kernel: int, stride: int) -> Tensor:
-    """Zeros around it as TensorFlow's "same" defines them: what is needed, halved, and an odd one after."""
+    """Pad with zeros as TensorFlow's "same" does: half of the padding before, an odd voxel after."""
     pads: list[int] = []
     for size in reversed(x.shape[2:]):
         needed = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
@@ -69,13 +69,13 @@ def tf_same(x: Tensor, kernel: int, stride: int) -> Tensor:
 
 
 def read(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """What a linear map (R, F) says at every voxel of features (N, F, D, H, W)."""
+    """Return the values of a linear map (R, F) at every voxel of features (N, F, D, H, W)."""
     found = torch.einsum("rf,nfdhw->nrdhw", weight, features)
     return found if bias is None else found + bias.view(1, -1, 1, 1, 1)
 
 
 def normed(norm: nn.Module, x: Tensor) -> Tensor:
-    """Batch normalisation of prediction, in full."""
+    """Return the batch normalisation in prediction, written out."""
     assert isinstance(norm, nn.BatchNorm3d)
     assert norm.running_mean is not None and norm.running_var is not None
     mean, variance, scale, shift = (
@@ -85,7 +85,7 @@ def normed(norm: nn.Module, x: Tensor) -> Tensor:
 
 
 def transposed(x: Tensor) -> Tensor:
-    """Upsampling as published: a transposed convolution of each channel."""
+    """Upsample as published, with a transposed convolution of each channel."""
     taps = torch.tensor([0.25, 0.75, 0.75, 0.25], dtype=x.dtype)
     kernel = torch.einsum("i,j,k->ijk", taps, taps, taps).expand(x.shape[1], 1, 4, 4, 4)
     return F.conv_transpose3d(x, kernel, stride=2, padding=1, groups=x.shape[1])
@@ -131,7 +131,7 @@ def test_number_of_parameters_of_a_tail(name: str, parameters: int) -> None:
 @pytest.mark.parametrize("widths", [(4, 6), (3, 6, 11), (8, 12, 16, 20, 24)])
 @pytest.mark.parametrize("images", [1, 2])
 def test_number_of_parameters_of_others(widths: tuple[int, ...], images: int) -> None:
-    """Counted by hand: kernels, and two numbers for each normalised channel."""
+    """The expected number is counted by hand: kernels, and two numbers for each normalised channel."""
     first = sum(64 * a * b + 27 * b * b + 2 * (a + b) for a, b in pairwise(widths))
     second = sum(2 * 27 * b * b + 4 * b for b in widths[1:])
     tails = sum(r * r + sum(widths) * r + 2 * r * (len(widths) - 1) for r in SMALL.values())
@@ -212,7 +212,7 @@ def test_a_strided_unit_that_adds_nothing_passes_maxima_on_in_its_middle_channel
 
 
 def test_a_strided_convolution_reads_one_voxel_before_and_one_after_each_pair() -> None:
-    """As TensorFlow's "same" has it at even sizes: output j reads the voxels 2j - 1 to 2j + 2."""
+    """With TensorFlow's "same" at even sizes, output j reads the voxels 2j - 1 to 2j + 2."""
     conv = ResidualUnit(1, 2, 2, act="relu6").first[2]
     nn.init.ones_(weight_of(conv))
     for axis in range(3):
@@ -359,7 +359,7 @@ def test_several_images_are_channels() -> None:
     assert not torch.allclose(net(without), net(images), atol=1e-2)
 
 
-def test_logits_are_what_each_head_reads_in_the_features() -> None:
+def test_logits_are_linear_maps_of_the_features() -> None:
     net, image = network(SMALL | {"last": 2}).eval(), scan(8, 8, 16, number=2)
     features, logits = net(image), net.logits(image)
     assert list(logits) == ["tissue", "parts", "last"]
@@ -371,7 +371,7 @@ def test_logits_are_what_each_head_reads_in_the_features() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_features_at_points_are_those_of_the_whole(training: bool) -> None:
+def test_features_at_points_equal_features_of_the_whole_volume(training: bool) -> None:
     net, image = network(widths=(4, 6, 8, 10)).double().train(training), scan(8, 8, 16).double()
     points = torch.cartesian_prod(torch.arange(8), torch.arange(8), torch.arange(16))[::3]
     found: list[Tensor] = []
@@ -390,7 +390,7 @@ def test_features_at_points_are_those_of_the_whole(training: bool) -> None:
 
 
 def loss(logits: dict[str, Tensor], values: dict[str, Tensor]) -> Tensor:
-    """Mean over heads of the mean cross-entropy of voxels."""
+    """Return the mean over heads of the mean cross-entropy of voxels."""
     return torch.stack([F.cross_entropy(logits[name], values[name]) for name in logits]).mean()
 
 
@@ -399,7 +399,7 @@ def draw_labels(regions: int, *shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize("heads", [2, 3, 5])
-def test_identical_heads_cost_and_teach_what_one_does(heads: int) -> None:
+def test_identical_heads_have_the_loss_and_gradients_of_one(heads: int) -> None:
     names = [f"head{i}" for i in range(heads)]
     one, many = network({"head0": 4}).double(), network(dict.fromkeys(names, 4)).double()
     state = {

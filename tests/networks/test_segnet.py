@@ -1,4 +1,4 @@
-"""SegNet: its size, its inputs, whole brains against patch by patch, and the stages."""
+"""SegNet: size, inputs, whole brains against separate patches, and stages."""
 
 import math
 from collections.abc import Sequence
@@ -33,26 +33,26 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def scan(shape: Sequence[int] = (13, 11, 12), seed: int = 0) -> Tensor:
-    """A rough image of some structure, never negative."""
+    """Return a rough image with some structure, never negative."""
     noise = torch.rand(1, 1, *shape, generator=seeded(seed))
     return 100 * F.avg_pool3d(noise, 3, 1, 1)[0, 0]
 
 
 def ellipsoid(shape: Sequence[int] = (13, 11, 12)) -> Tensor:
-    """A mask that touches no border."""
+    """Return a mask that does not touch the border."""
     axes = [torch.linspace(-1.2, 1.2, n) for n in shape]
     return sum(a**2 for a in torch.meshgrid(*axes, indexing="ij")) < 1  # type: ignore[return-value]
 
 
 def small(groups: Sequence[str] = ALL, planes: Sequence[int] = (0, 1, 2), **options: object) -> SegNet:
-    """All pathways as they are; little after they meet."""
+    """Return a network with complete pathways and few neurons after them."""
     torch.manual_seed(0)
     net = SegNet({"regions": REGIONS}, groups=groups, planes=planes, hidden=(16, 16), **options)  # type: ignore[arg-type]
     return net.eval()
 
 
 def parts(mask: Tensor) -> Tensor:
-    """Labels 1 to 3 in thirds of the mask along its first axis."""
+    """Return labels 1 to 3 in thirds of the mask along its first axis."""
     third = (torch.arange(mask.shape[0]) * 3).div(mask.shape[0], rounding_mode="floor") + 1
     return mask * third[:, None, None]
 
@@ -65,7 +65,7 @@ def count(module: nn.Module) -> int:
 
 
 def paper(**options: object) -> SegNet:
-    """The network of the paper, of which nothing but the shapes is there."""
+    """Return the network of the paper without memory for its weights."""
     with torch.device("meta"):
         return SegNet({"BrainCOLOR": 135}, **options)  # type: ignore[arg-type]
 
@@ -341,7 +341,7 @@ def test_voxels_are_drawn_uniformly_over_the_labelled_brain() -> None:
 
 
 def both_ways(net: SegNet, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Logits (P, N+1) from maps of whole slices, and from the patches of each voxel."""
+    """Return logits (P, N+1) from maps of whole slices, and from the patches of each voxel."""
     mask = ellipsoid()
     seen, points, centroids = surroundings(scan(), mask), torch.nonzero(mask), centroids_of(parts(mask), REGIONS - 1)
     with torch.inference_mode():
@@ -389,7 +389,7 @@ def test_only_voxels_of_the_mask_are_labelled() -> None:
     assert torch.equal(found[mask].long(), logits.argmax(1))
 
 
-def test_a_network_that_starts_from_one_without_distances_answers_as_it_does() -> None:
+def test_a_network_initialised_from_one_without_distances_predicts_the_same() -> None:
     first, second = small(("fine", "cube")), small(("fine", "cube", "distances"))
     second.start_from(first)
     mask = ellipsoid()
@@ -441,7 +441,7 @@ def test_each_stage_is_given_the_centroids_of_the_one_before() -> None:
 # -- learning ----------------------------------------------------------------------------------------------------------
 
 
-def test_it_learns_what_three_regions_look_like() -> None:
+def test_the_network_learns_three_regions() -> None:
     mask = ellipsoid()
     labels = parts(mask)
     net = small(("fine", "distances")).train()

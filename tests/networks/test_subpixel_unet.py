@@ -23,7 +23,7 @@ OURS = "subpixel-unet"
 
 
 def network(widths: tuple[int, ...] = (8, 16), coordinates: Literal[0, 3] = 3, **options: int) -> SubpixelUNet:
-    """A small one in which every residual branch says something."""
+    """Return a small network in which every residual branch is active."""
     torch.manual_seed(0)
     made = SubpixelUNet({"brain": 2}, coordinates=coordinates, widths=widths, features=4, last=8, **options)
     for module in made.modules():
@@ -34,7 +34,7 @@ def network(widths: tuple[int, ...] = (8, 16), coordinates: Literal[0, 3] = 3, *
 
 
 def scan(shape: tuple[int, ...] = SHAPE, channels: int = 1) -> tuple[Tensor, Tensor]:
-    """An image and coordinates."""
+    """Return an image and coordinates."""
     generator = torch.Generator().manual_seed(1)
     image = torch.rand(1, channels, *shape, generator=generator)
     return image, torch.rand(1, 3, *(n // 2 for n in shape), generator=generator)
@@ -84,7 +84,7 @@ def test_several_images_and_no_coordinates() -> None:
     assert net(image.expand(3, -1, -1, -1, -1)).shape == (3, 4, *SHAPE)
 
 
-def test_features_at_points_are_those_of_the_whole() -> None:
+def test_features_at_points_equal_features_of_the_whole_volume() -> None:
     net = network((8, 16, 16))
     image, position = scan()
     dense = net(image, position)[0].permute(1, 2, 3, 0)
@@ -103,7 +103,7 @@ def test_the_gradient_reaches_every_parameter() -> None:
 
 
 def test_brightness_decides() -> None:
-    """Even where all is equally bright, and however dark."""
+    """The network also works on uniform and on dark images."""
     net = network(coordinates=0)
     bright, dark = (net(torch.full((1, 1, 32, 32, 32), value))[..., 16, 16, 16] for value in (0.8, 0.4))
     assert (bright - dark).norm() > 0.05 * dark.norm()
@@ -144,7 +144,7 @@ def test_half_precision_is_close_to_single() -> None:
 def expected_parameters(
     regions: int, images: int, coordinates: int, widths: list[int], features: int, last: int
 ) -> int:
-    """Counted by hand: kernels, and two numbers for each normalised channel."""
+    """Return the number of parameters counted by hand: kernels, and two numbers for each normalised channel."""
 
     def conv(a: int, b: int, kernel: int = 3) -> int:
         return a * b * kernel**3 + 2 * b
@@ -183,7 +183,7 @@ def test_the_first_model_has_four_heads_of_these_sizes() -> None:
 
 
 def dense(net: SubpixelUNet, image: Tensor, position: Tensor | None, window: Sequence[int]) -> Tensor:
-    """Features (D, H, W, F) of the whole volume, computed in windows."""
+    """Return features (D, H, W, F) of the whole volume, computed in windows."""
     cells = torch.ones([n // net.cell for n in image.shape[2:]], dtype=torch.bool)
     rows = in_windows(net, image, position, cells=cells, window=window, device="cpu", dtype=torch.float32)
     features = Features.of_cells(net, rows, cells)
@@ -192,15 +192,15 @@ def dense(net: SubpixelUNet, image: Tensor, position: Tensor | None, window: Seq
     return found.view(*image.shape[2:], -1)
 
 
-def test_features_of_all_cells_are_those_of_the_network() -> None:
+def test_features_of_all_cells_equal_the_output_of_the_network() -> None:
     net = network((4, 8))
     image, position = scan((24, 20, 12))
     assert torch.allclose(dense(net, image, position, (24, 20, 12)), net(image, position)[0].movedim(0, -1), atol=1e-5)
 
 
 @pytest.mark.parametrize("corner", [(0, 0, 0), (3, 5, 2), (15, 11, 7)])
-def test_features_of_some_cells_are_those_of_the_network(corner: tuple[int, int, int]) -> None:
-    """Slabs of the last convolution see what lies around them, and zeros beyond the volume."""
+def test_features_of_some_cells_equal_the_output_of_the_network(corner: tuple[int, int, int]) -> None:
+    """Slabs of the last convolution see their surroundings, and zeros outside the volume."""
     net = network((4, 8))
     image, position = scan((48, 24, 16))
     wanted = torch.zeros(48, 24, 16, dtype=torch.bool)
@@ -275,8 +275,8 @@ def test_windows_fit_the_memory_as_far_as_they_may(memory_mb: int | None, multip
 
 
 @pytest.mark.parametrize("shape", [(112, 8, 12), (12, 112, 8), (8, 12, 112), (100, 104, 4)])
-def test_windows_whose_halo_covers_what_a_voxel_sees_give_the_same(shape: tuple[int, ...]) -> None:
-    """With two levels a voxel sees 28 voxels to each side: fewer than the halo."""
+def test_windows_with_a_halo_beyond_the_receptive_field_are_exact(shape: tuple[int, ...]) -> None:
+    """With two levels, a voxel sees 28 voxels to each side, fewer than the halo."""
     net = network((4, 8))
     image, position = scan(shape)
     whole = dense(net, image, position, shape)
@@ -286,7 +286,7 @@ def test_windows_whose_halo_covers_what_a_voxel_sees_give_the_same(shape: tuple[
 
 
 def test_windows_of_a_deep_network_differ_near_their_seams_alone() -> None:
-    """Four levels see further than the halo, yet what lies beyond it hardly counts."""
+    """Four levels see further than the halo, but voxels beyond the halo hardly count."""
     net = network((4, 8, 8, 8))
     shape = (256, 32, 32)
     image, position = scan(shape)
@@ -310,7 +310,7 @@ def test_windows_of_a_network_deeper_than_the_halo_lie_on_its_grid() -> None:
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
-def test_out_of_memory_falls_back_to_windows_and_says_so(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_falls_back_to_windows_with_a_note(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     net = network()
     notes: list[str] = []
     image, position = scan((128, 64, 16))

@@ -13,7 +13,7 @@ HEADS = {"full": 5, "partial": 3}
 
 
 def network(outputs: dict[str, int] = HEADS, images: int = 1, widths: tuple[int, ...] = (4, 6, 8)) -> UNet:
-    """A small one."""
+    """Return a small network."""
     torch.manual_seed(0)
     return UNet(outputs, images=images, widths=widths)
 
@@ -52,7 +52,7 @@ def test_four_levels_of_32_to_256_channels() -> None:
 
 
 def test_detail_is_passed_on_at_each_level() -> None:
-    """With nothing coming from below, a level answers from what the encoder saw at its own resolution."""
+    """With zeros from below, a level uses only the encoder's features at its resolution."""
     net, image = network(widths=(4, 6)), scan(8, 8, 8)
     with torch.no_grad():
         for kernel in net.enlarge.parameters():
@@ -79,7 +79,7 @@ def test_each_scan_of_a_batch_is_normalised_for_itself() -> None:
 
 
 def test_the_contrast_of_the_whole_image_does_not_matter() -> None:
-    """No convolution has a bias, so a factor reaches the first normalisation, which takes it away."""
+    """No convolution has a bias, so the first normalisation removes a factor."""
     net, image = network().double(), scan(8, 8, 16).double()
     assert torch.allclose(net(7 * image), net(image), atol=1e-2)
     assert not torch.allclose(net(image**2), net(image), atol=1e-2)
@@ -94,7 +94,7 @@ def test_activations_leak_one_hundredth() -> None:
 
 
 def expected_parameters(regions: list[int], images: int, widths: tuple[int, ...]) -> int:
-    """Counted by hand: kernels, two numbers for each normalised channel, heads with a bias."""
+    """Return the number of parameters counted by hand: kernels, two for each normalised channel, head biases."""
 
     def double(a: int, b: int) -> int:
         return 27 * (a * b + b * b) + 4 * b
@@ -126,7 +126,7 @@ def test_number_of_parameters_of_the_defaults() -> None:
 # -- heads -------------------------------------------------------------------------------------------------------------
 
 
-def test_logits_are_what_each_head_reads_in_the_features() -> None:
+def test_logits_are_linear_maps_of_the_features() -> None:
     net, image = network(), scan(8, 8, 16, number=2)
     features, logits = net(image), net.logits(image)
     assert list(logits) == list(HEADS)
@@ -153,7 +153,7 @@ def test_an_annotation_of_one_head_teaches_the_trunk_and_not_the_other_head(taug
 
 
 def test_heads_share_the_trunk() -> None:
-    """What one head learns moves the other's answer, through the features alone."""
+    """Training one head changes the prediction of the other, only through the features."""
     net, image = network(), scan(8, 8, 16)
     optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
     untaught = net.logits(image)["full"].detach()

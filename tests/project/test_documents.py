@@ -14,7 +14,7 @@ PARSERS = dataset_parser(), file_parser()
 FLAGS = {flag for parser in PARSERS for action in parser._actions for flag in action.option_strings}
 
 CALL = re.compile(r"(?:^|\s)(?:bidsseg(?:\.sif)?|\S*run\.py)\s+(?=\S*/|-|\"?\$|oasis)(.*)")
-"""The command, or an image, with its arguments: a dataset or a flag first."""
+"""Pattern of a command line: the command or an image, then a dataset or a flag, then other arguments."""
 
 
 def commands(page: Path) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What the images are made from agrees: Dockerfile, singularity.def, requirements. `make image` builds one."""
+"""Agreement of the sources of the images: Dockerfile, singularity.def, requirements. `make image` builds one."""
 
 import re
 import subprocess
@@ -12,7 +12,7 @@ SINGULARITY = (ROOT / "singularity.def").read_text()
 
 
 def section(name: str) -> list[str]:
-    """Lines of a section of singularity.def, without indentation."""
+    """Return the lines of a section of singularity.def, without indentation."""
     parts = re.split(r"^%(\w+)$", SINGULARITY, flags=re.M)
     return [
         line.strip() for line in dict(zip(parts[1::2], parts[2::2], strict=True))[name].splitlines() if line.strip()

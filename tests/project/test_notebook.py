@@ -12,7 +12,7 @@ NOTEBOOK = ROOT / "docs" / "how-to" / "python.ipynb"
 
 
 def code_cells() -> list[str]:
-    """The source of every code cell."""
+    """Return the source of every code cell."""
     cells = json.loads(NOTEBOOK.read_text())["cells"]
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
 

@@ -1,4 +1,4 @@
-"""What is installed: versions that agree, data files that are there, documents that do not break."""
+"""The installed package: matching versions, data files and valid documents."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""The wheel: what is in it, and that it works where nothing but its runtime requirements is installed."""
+"""The wheel: its content, and its use in an environment with only its runtime requirements."""
 
 import json
 import shutil
@@ -35,12 +35,12 @@ protocols = [load_protocol(name).name for name in shipped_protocols()]
 recipes = [load_recipe(name).name for name in shipped_recipes()]
 print(json.dumps([bidsseg.__file__, sorted(missing), len(modules), len(protocols), len(recipes)]))
 """
-"""Imports every module, and reads every protocol and recipe."""
+"""Program that imports every module and reads every protocol and recipe."""
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy so that nothing is left in the checkout."""
+    """The wheel, built from a copy so that the checkout stays clean."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
@@ -55,7 +55,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of an environment in which the wheel is installed."""
+    """The folder of programs of an environment in which the wheel is installed."""
     return bare.make_environment(tmp_path_factory.mktemp("environment"), wheel)
 
 
@@ -100,7 +100,7 @@ def test_the_installed_command_answers(programs: Path, tmp_path: Path) -> None:
 
 
 def test_every_module_table_and_recipe_is_found(programs: Path, tmp_path: Path) -> None:
-    """Without packages of development or of extras, and from a folder that is not the checkout."""
+    """Packages for development and extras are missing, and the folder is not the checkout."""
     place, missing, *counts = json.loads(bare.run(programs, "python", "-c", EVERYTHING, folder=tmp_path))
     assert Path(place).is_relative_to(programs.parent)
     assert missing == ["SimpleITK"]  # of the extras flair and spaces
@@ -117,7 +117,7 @@ def test_nothing_else_is_installed_there(programs: Path, tmp_path: Path) -> None
 
 
 def test_the_installed_command_segments_a_dataset(programs: Path, tmp_path: Path) -> None:
-    """A head of half the size, with a shipped model: label maps, tables, pictures, pages and the viewer are written."""
+    """A head of half the size is segmented with a shipped model: label maps, tables, pictures, pages and viewer."""
     bids = phantoms.make_bids(tmp_path / "bids", participants=1)
     (path,) = bids.rglob("*_T1w.nii.gz")
     image = load_nifti(path)

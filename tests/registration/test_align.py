@@ -1,4 +1,4 @@
-"""Images of one scan brought to the grid of its T1w."""
+"""Alignment of the images of one scan to the grid of its T1w."""
 
 import sys
 from pathlib import Path
@@ -27,14 +27,14 @@ T1W, FLAIR = (0, 60, 100, 150), (0, 20, 130, 90)
 
 
 def motion(distance_mm: float, angle_degrees: float) -> np.ndarray:
-    """A rigid motion (4, 4) about the middle of the head, neither along an axis nor about one."""
+    """Return a rigid motion (4, 4) about the centre of the head, with an oblique axis and shift."""
     turn = Rotation.from_rotvec(angle_degrees * np.array([1.0, -2.0, 2.0]) / 3, degrees=True)
     rigid: np.ndarray = from_matvec(turn.as_matrix(), distance_mm * np.array([2.0, 1.0, -2.0]) / 3)
     return rigid
 
 
 def blobs(affine: np.ndarray, shape: tuple[int, int, int], contrast: tuple[int, ...], seed: int = 0) -> Volume:
-    """Three tissues in blobs of no symmetry, in a ball of 80 mm about the middle, as seen on a grid."""
+    """Return three tissues in asymmetrical blobs, in a ball of 80 mm about the centre, on a grid."""
     points = np.moveaxis(apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1)), -1, 0)
     field = ndimage.map_coordinates(FIELD, points / 4 + 29.5, order=1)
     tissue = np.where(np.linalg.norm(points, axis=0) < 80, 1 + np.digitize(field, (-0.5, 0.5)), 0)
@@ -43,7 +43,7 @@ def blobs(affine: np.ndarray, shape: tuple[int, int, int], contrast: tuple[int, 
 
 
 def left_over(found: Motion, truth: np.ndarray) -> Motion:
-    """What is wrong with a motion that should undo the true one."""
+    """Return the error of a motion that should undo the true one."""
     return Motion.of(found.matrix @ truth, blobs(FIXED, SHAPE, T1W))
 
 
@@ -67,7 +67,7 @@ def test_a_known_motion_is_found(where: str, distance_mm: float, angle_degrees: 
     assert found.far == (distance_mm > 20)
     assert np.array_equal(aligned.affine, fixed.affine)
     assert aligned.data.dtype == np.float32 and aligned.shape == SHAPE
-    if distance_mm < 60:  # nothing of it was out of sight
+    if distance_mm < 60:  # the whole head was in the field of view
         assert np.corrcoef(aligned.data.ravel(), blobs(FIXED, SHAPE, FLAIR).data.ravel())[0, 1] > 0.9
 
 
@@ -82,7 +82,7 @@ def test_the_same_images_give_the_same_bytes() -> None:
 
 @pytest.fixture
 def without_simpleitk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where it is not installed."""
+    """Simulate an environment without SimpleITK."""
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
     monkeypatch.delitem(sys.modules, "bidsseg.registration.linear", raising=False)
 
@@ -114,7 +114,7 @@ def test_images_elsewhere_are_never_stacked() -> None:
 
 
 @pytest.mark.parametrize("distance_mm", [0.0, 40.0])
-def test_what_is_read_says_how_it_was_moved(distance_mm: float, tmp_path: Path) -> None:
+def test_aligned_images_have_notes_about_their_motion(distance_mm: float, tmp_path: Path) -> None:
     affine, shape = THICK
     flair = blobs(affine, shape, FLAIR).data
     flair[0, 0, 0] = np.nan
@@ -134,9 +134,10 @@ def test_what_is_read_says_how_it_was_moved(distance_mm: float, tmp_path: Path) 
 
 
 def information(one: np.ndarray, other: np.ndarray) -> float:
-    """Mutual information of two images of thick slices, where both show something.
+    """Return the mutual information of two images of thick slices, where both have values.
 
-    Smoothed: where slices meet exactly nothing is interpolated, and such an image looks better for its sharpness alone.
+    Both images are smoothed, because an image whose slices match exactly is not interpolated and would score better for
+    its sharpness alone.
     """
     one, other = (ndimage.gaussian_filter(image, (3, 3, 1)) for image in (one, other))
     both = (one > 0) & (other > 0)

@@ -1,4 +1,4 @@
-"""Results in the space of a template: where they lie, how they are named, and what happens without the template."""
+"""Results in the space of a template: positions, names, and missing templates."""
 
 import json
 import shutil
@@ -33,12 +33,12 @@ NAME = "MNI152NLin2009cAsym"
 TRUTH = from_matvec(
     Rotation.from_rotvec([4, -6, 3], degrees=True).as_matrix() @ np.diag([1.08, 0.94, 1.05]), [5.0, -8.0, 4.0]
 )
-"""Takes a point of the scan to the template: another head, otherwise held."""
+"""Affine from the scan to the template: a head of another size, in another position."""
 
 
 @pytest.fixture
 def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache laid out as TemplateFlow's, with the MNI template that nilearn carries, at 3 mm, under another number."""
+    """A cache like TemplateFlow's, with nilearn's MNI template at 3 mm, under another resolution number."""
     datasets = pytest.importorskip("nilearn.datasets")
     home = tmp_path / "templateflow"
     folder = home / f"tpl-{NAME}"
@@ -47,7 +47,7 @@ def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     nib.save(image, folder / f"tpl-{NAME}_res-02_T1w.nii.gz")
     mask = nib.Nifti1Image(np.asarray(mask.dataobj).astype(np.uint8), mask.affine)
     nib.save(mask, folder / f"tpl-{NAME}_res-02_desc-brain_mask.nii.gz")
-    (folder / f"tpl-{NAME}_res-01_T1w.nii.gz").touch()  # as the client leaves what it has not fetched
+    (folder / f"tpl-{NAME}_res-01_T1w.nii.gz").touch()  # the client creates empty files before it downloads them
     monkeypatch.setenv("TEMPLATEFLOW_HOME", str(home))
     listed.cache_clear()
     return home
@@ -55,7 +55,7 @@ def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def app(templates: Path, tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> App:
-    """One participant, whose head is the template's, moved and stretched."""
+    """An app with one participant, whose head is the moved and stretched template."""
     bids = make_bids(1)
     template = load_nifti(templates / f"tpl-{NAME}" / f"tpl-{NAME}_res-02_T1w.nii.gz")
     shape, affine = (90, 100, 96), phantoms.grid(2.2, "LAS", (90, 100, 96))
@@ -93,7 +93,7 @@ def test_label_maps_lie_on_the_template(way: str, ending: str, app: App, templat
 
 
 def transform_in(path: Path) -> sitk.Transform:
-    """As ITK and ANTs read it."""
+    """Return a transform as ITK and ANTs read it."""
     if path.suffix == ".txt":
         transform: sitk.Transform = sitk.ReadTransform(str(path))
         return transform
@@ -102,7 +102,7 @@ def transform_in(path: Path) -> sitk.Transform:
 
 @pytest.fixture
 def no_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scans lie on the template as they are."""
+    """Skip registration: scans are already aligned with the template."""
 
     def fit_to(space: Space, t1w: Volume, brain: np.ndarray) -> Fit:
         still = Field(np.zeros((*t1w.shape, 3), np.float32), t1w.affine)
@@ -124,7 +124,7 @@ def test_another_way_to_the_template_is_another_result(app: App) -> None:
 
 
 @pytest.mark.usefixtures("no_search")
-def test_the_space_is_part_of_what_is_done_and_valid_bids(app: App) -> None:
+def test_results_in_a_space_belong_to_the_job_and_are_valid_bids(app: App) -> None:
     assert app() == 0
     assert app("--output-spaces", f"{NAME}:res-2") == 0
     assert set(app.fates.values()) == {"done"}
@@ -156,7 +156,7 @@ def test_the_space_is_part_of_what_is_done_and_valid_bids(app: App) -> None:
         ("../etc", 64, "give TEMPLATE"),
     ],
 )
-def test_a_template_that_is_not_there_is_told_at_the_start(
+def test_a_missing_template_is_reported_at_the_start(
     word: str, code: int, message: str, app: App, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[str] = []
@@ -211,7 +211,7 @@ def test_the_image_has_templates_of_its_own(templates: Path, monkeypatch: pytest
     assert find_space("Other:res-2").image.parent.parent == usual, "what is not in the image is where it usually is"
 
 
-def test_what_a_space_needs_is_told_at_the_start(
+def test_conflicts_and_missing_packages_of_spaces_are_reported_at_the_start(
     app: App, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert app("--output-spaces", f"{NAME}:res-2", f"{NAME}:res-2:affine") == 64
@@ -255,10 +255,10 @@ def test_a_client_that_fails_changes_nothing(templates: Path, monkeypatch: pytes
     shift=st.tuples(*[st.floats(-10, 10)] * 3),
     orientation=st.sampled_from(["RAS", "LPS", "PSR", "SAL"]),
 )
-def test_every_label_lies_where_the_motion_takes_it(
+def test_every_label_is_where_the_motion_moves_it(
     angles: tuple[float, ...], scales: tuple[float, ...], shift: tuple[float, ...], orientation: str
 ) -> None:
-    """Against the nearest label of each voxel, which the highest probability differs from at borders alone."""
+    """The nearest label of each voxel is the reference; the most probable label differs only at borders."""
     motion = from_matvec(Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ np.diag(scales), shift)
     shape, affine = (22, 24, 20), phantoms.grid(4.0, orientation, (22, 24, 20))
     labels = np.kron(np.arange(1, 9).reshape(2, 2, 2), np.ones((6, 7, 5))).astype(np.uint16) * 20
@@ -276,7 +276,7 @@ def test_every_label_lies_where_the_motion_takes_it(
     assert (found != nearest).mean() < 0.1
 
 
-def test_a_transform_as_text_is_what_simpleitk_reads(tmp_path: Path) -> None:
+def test_a_text_transform_equals_the_one_that_simpleitk_reads(tmp_path: Path) -> None:
     path = tmp_path / "motion_xfm.txt"
     path.write_text(as_text(TRUTH))
     lps = np.diag([-1.0, -1, 1, 1])
@@ -317,7 +317,7 @@ def test_demons_find_a_smooth_displacement() -> None:
     assert ((size < 0).mean() if np.median(size) > 0 else (size > 0).mean()) < 0.001, "nothing is folded"
 
 
-def test_a_field_is_what_simpleitk_reads(tmp_path: Path) -> None:
+def test_a_displacement_field_equals_the_one_that_simpleitk_reads(tmp_path: Path) -> None:
     affine = phantoms.grid(3.0, "LAS", (7, 8, 9))
     vectors = np.random.default_rng(0).normal(size=(7, 8, 9, 3))
     write_field(tmp_path / "x_xfm.nii.gz", Field(vectors, affine))

@@ -26,7 +26,7 @@ from bidsseg.report.mosaic import Overlay, write_mosaics
 
 
 def head(orientation: str = "RAS") -> tuple[Volume, np.ndarray]:
-    """The phantom in any orientation, and its labels."""
+    """Return the phantom in any orientation, and its labels."""
     shape = (56, 56, 56)
     affine = phantoms.grid(orientation=orientation, shape=shape)
     return Volume(phantoms.noisy_head(affine, shape), affine), phantoms.head(affine, shape, phantoms.LABEL)
@@ -37,7 +37,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def make_results(output: Path, entities: dict[str, str], lesion: bool = False) -> Scan:
-    """A scan as the participant level leaves it, as far as the page reads it."""
+    """Write what the page reads of a scan's results."""
     scan = Scan(entities, Path())
     image, labels = head("LAS")
     add_result(output, entities, protocols=("FAST", "FreeSurfer"))
@@ -108,7 +108,7 @@ def test_odd_images_and_empty_labels_have_a_picture(tmp_path: Path, values: str)
 
 
 def test_colours_lie_over_the_image(tmp_path: Path) -> None:
-    """They are pictures of their own, as large, which show nothing where nothing is labelled."""
+    """Colours are separate pictures of the same size, transparent where nothing is labelled."""
     image, labels = head()
     base, over = tmp_path / "base.png", tmp_path / "over.png"
     write_mosaics(
@@ -156,7 +156,7 @@ def test_sessions_have_pages_of_their_own(tmp_path: Path) -> None:
     assert participant_page(tmp_path, two).name == "sub-01_ses-2.html"
 
 
-def test_what_the_guard_found_is_shown_and_escaped(tmp_path: Path) -> None:
+def test_findings_of_the_guard_are_shown_and_escaped(tmp_path: Path) -> None:
     from bidsseg.files import write_json_atomic
 
     scan = make_results(tmp_path, {"subject": "01"})
@@ -182,13 +182,13 @@ def test_pages_and_pictures_are_small_and_the_same_each_time(tmp_path: Path) -> 
 
 
 def record(name: str, *others: str) -> Sidecar:
-    """The sidecar of a result of shipped models, as far as it says what was used."""
+    """Return the sidecar of a result of shipped models, with the keys that name the methods."""
     sources = [f"bids:raw:sub-01/anat/sub-01_{suffix}.nii.gz" for suffix in find_card(name).inputs]
     models: list[ModelUsed] = [{"Name": card.name, "SHA256": card.sha256} for card in map(find_card, (name, *others))]
     return {"Sources": sources, "Models": models}
 
 
-def test_the_methods_say_what_was_used_and_whom_to_cite() -> None:
+def test_the_methods_name_models_and_citations() -> None:
     result = methods(record("ace", "wholebrain"), ["FASTlesion"])
     assert result is not None
     assert result.text.startswith(f"T1w and FLAIR images were segmented with bidsseg {__version__}, a BIDS App")
@@ -209,7 +209,7 @@ def test_the_methods_are_those_of_the_run_that_made_the_result() -> None:
     assert not any(entry.startswith("Vercauteren") for entry in result.references)
 
 
-def test_nothing_is_told_of_a_model_that_only_has_the_name_of_a_shipped_one() -> None:
+def test_a_model_with_only_the_name_of_a_shipped_one_is_not_described() -> None:
     sidecar: Sidecar = {"Models": [{"Name": "wholebrain", "SHA256": "0" * 64}]}
     result = methods(sidecar, ["BrainCOLOR", "FAST", "FreeSurfer"])
     assert result is not None

@@ -1,4 +1,4 @@
-"""The page in three dimensions: what lies in it, and that a browser draws it."""
+"""The three-dimensional viewer: content of the page, and rendering in a browser."""
 
 import base64
 import colorsys
@@ -27,7 +27,7 @@ SHAPE = (70, 60, 50)
 
 
 def content(page: Path) -> dict[str, Any]:
-    """The image and the label maps in a page."""
+    """Return the image and the label maps in a page."""
     found = re.search(r'id="content">\s*(.*?)\s*</script>', page.read_text(), re.DOTALL)
     assert found is not None
     return dict(json.loads(found[1]))
@@ -38,14 +38,14 @@ def nifti(text: str) -> nib.Nifti1Image:
 
 
 def head(orientation: str = "RAS") -> tuple[Volume, np.ndarray]:
-    """A phantom to one side of its grid, and its labels."""
+    """Return a phantom at one side of its grid, and its labels."""
     affine = phantoms.grid(orientation=orientation, shape=SHAPE)
     labels = phantoms.head(affine, SHAPE, phantoms.LABEL)
     return Volume(phantoms.noisy_head(affine, SHAPE), affine), labels
 
 
 def many(n: int) -> Protocol:
-    """Regions in clear colours, with gaps between their values; the first is blue."""
+    """Return regions in clear colours, with gaps between their values; the first is blue."""
     colors = [
         "#0000ff",
         *(f"#{''.join(f'{round(255 * c):02x}' for c in colorsys.hsv_to_rgb(i / n / 2, 1, 1))}" for i in range(n)),

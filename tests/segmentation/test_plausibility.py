@@ -1,4 +1,4 @@
-"""What no living brain has is named."""
+"""Findings for results that no living brain has."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ FREESURFER = load_protocol("FreeSurfer").scored()
 def result(
     brain_cm3: float = 1400, tissue: tuple[float, ...] = (0, 300, 650, 500), quality: float = 0.85
 ) -> Segmentation:
-    """A segmentation of a brain of that volume, the tissues in ml, left and right alike."""
+    """Return a segmentation of a brain of this volume, with tissues in ml, equal on both sides."""
     brain = np.zeros((20, 20, 20), bool)
     brain.reshape(-1)[: round(brain_cm3)] = True
     sides = np.full(len(FREESURFER.regions), 10_000.0)

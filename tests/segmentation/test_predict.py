@@ -1,4 +1,4 @@
-"""From a scan to label maps on its own grid, with networks that tell regions by brightness or by place."""
+"""From a scan to label maps on its native grid, with networks that segment by brightness or by position."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,7 +31,7 @@ SHAPE = (32, 36, 32)
 
 
 class Side(Brightness):
-    """The class is 1 on the left and 2 on the right of the brain, where there is brightness."""
+    """A network whose class is 1 on the left and 2 on the right of the brain, in voxels with brightness."""
 
     def forward(self, image: Tensor, position: Tensor | None = None) -> Tensor:
         assert position is not None
@@ -41,7 +41,7 @@ class Side(Brightness):
 
 
 class Blocks(Brightness):
-    """The brightness of each voxel, kept in rows of 2³ of them."""
+    """A network whose rows store the brightness of 2³ voxels."""
 
     cell = 2
 
@@ -54,7 +54,7 @@ class Blocks(Brightness):
 
 @pytest.fixture(autouse=True)
 def networks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The networks above, known by name."""
+    """Register the networks of this file by name."""
     monkeypatch.setitem(library.NETWORKS, "brightness", Brightness)
     monkeypatch.setitem(library.NETWORKS, "side", Side)
     monkeypatch.setitem(library.NETWORKS, "second", SecondImage)
@@ -66,7 +66,7 @@ Make = Callable[..., Model]
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    """Write a model and load it: ``make(name="tissue", meaning=..., network="brightness", **of the card)``."""
+    """Return a function that writes and loads a model: ``make(name="tissue", meaning=..., network=..., **card)``."""
 
     def write(name: str = "tissue", meaning: Any = None, network: str = "brightness", **values: Any) -> Model:
         meaning = meaning or FAST_HEADS
@@ -81,25 +81,25 @@ def make(tmp_path: Path) -> Make:
 
 
 def grid(orientation: str = "RAS", degrees: float = 0) -> np.ndarray:
-    """Affine of a grid of SHAPE with voxels of 6 mm."""
+    """Return the affine of a grid of SHAPE with voxels of 6 mm."""
     return phantoms.grid(6.0, orientation, SHAPE, degrees)
 
 
 def tissue(affine: np.ndarray, shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
-    """Labels as FAST gives them; the lesion of the phantom is grey matter."""
+    """Return FAST labels; the lesion of the phantom is grey matter."""
     table = np.array([0, 1, 2, 3, 2], np.uint8)
     labels: np.ndarray = table[phantoms.head(affine, shape, phantoms.LABEL)]
     return labels
 
 
 def image_of(labels: np.ndarray, affine: np.ndarray) -> Volume:
-    """An image whose normalised brightness tells the labels; there is noise in air, as in a scan."""
+    """Return an image whose normalised brightness gives the labels, with noise in air as in a scan."""
     noise = np.random.default_rng(0).uniform(-1, 1, labels.shape) * (labels == 0)
     return Volume((100 + 200.0 * labels + noise).astype(np.float32), affine)
 
 
 def stacked(probabilities: Probabilities) -> np.ndarray:
-    """All maps in one array (X, Y, Z, R)."""
+    """Return all maps in one array (X, Y, Z, R)."""
     return np.stack(list(probabilities.maps()), -1)
 
 
@@ -175,7 +175,7 @@ def test_a_flipped_scan_has_flipped_labels(make: Make) -> None:
 
 @pytest.mark.parametrize("orientation", ["RAS", "LIA"])
 def test_the_mean_with_the_mirror_image_exchanges_left_and_right(orientation: str, tmp_path: Path) -> None:
-    """A network with random weights, whose answer nothing but the mean makes symmetrical."""
+    """The network has random weights, so that only the mean makes the result symmetrical."""
     torch.manual_seed(0)
     network = {"name": "subpixel-unet", "coordinates": 0, "widths": [4, 8], "features": 8, "last": 8}
     card = Card("random", "", ("T1w",), network, 6.0, ("FreeSurfer",), "", mirror=True)
@@ -226,7 +226,7 @@ def test_the_mirror_image_is_cut_into_other_blocks(
 
 
 def whole_head(affine: np.ndarray, shape: tuple[int, int, int] = SHAPE) -> tuple[Volume, np.ndarray]:
-    """The brain, bright, and far from it a small dark ring; the brain mask."""
+    """Return a bright brain with a small dark ring far from it, and the brain mask."""
     brain = tissue(affine, shape) > 0
     scalp = (phantoms.head(affine, shape) > 0) & ~brain
     return Volume((100 + 600.0 * brain + 200.0 * scalp).astype(np.float32), affine), brain
@@ -234,7 +234,7 @@ def whole_head(affine: np.ndarray, shape: tuple[int, int, int] = SHAPE) -> tuple
 
 @pytest.fixture
 def two_step(make: Make, tmp_path: Path) -> Model:
-    """A model that tells left from right in the brain that another one has found."""
+    """A model that separates left from right in the brain that another model has located."""
     make("locator", {"brain": [0, 0, 1, 1]}, spacing_mm=6.0)
     sides = [load_protocol("FreeSurfer").scored().indices.index(i) for i in (LEFT, RIGHT)]
     meaning = {"brain": [0, 1, 1, 1], "FreeSurfer": [0, *sides, 0]}
@@ -262,7 +262,7 @@ def test_left_is_left_in_the_brain_that_was_found(
     assert (labels[clear & (sign * x > 0)] == RIGHT).mean() > 0.97
 
 
-def test_what_lies_far_from_the_brain_is_not_shown(two_step: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_network_sees_no_voxels_far_from_the_brain(two_step: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[Tensor, Tensor | None]] = []
 
     def forward(self: Side, image: Tensor, position: Tensor | None = None) -> Tensor:
@@ -308,7 +308,7 @@ def test_a_scan_without_a_brain_is_refused(two_step: Model, make: Make) -> None:
 def test_the_second_image_lies_on_the_first(
     mirror: bool, memory_mb: int | None, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The T1w, in which the brain is found, tells nothing else, and the FLAIR is as bright as it likes."""
+    """The T1w only locates the brain, and the FLAIR may have any brightness."""
     monkeypatch.setattr(windows, "HALO", 8)
     make("locator", {"brain": [0, 0, 1, 1]})
     options = {"inputs": ("T1w", "FLAIR"), "locator": str(tmp_path / "locator"), "spacing_mm": 2.0, "mirror": mirror}
@@ -351,8 +351,8 @@ def test_probabilities_and_entropy(make: Make) -> None:
 
 
 @pytest.mark.parametrize("orientation", ["RAS", "LIA"])
-def test_in_a_wide_field_of_view_all_lies_where_it_did(orientation: str, make: Make) -> None:
-    """The heads are read in the box of the model grid alone."""
+def test_a_wide_field_of_view_does_not_move_the_labels(orientation: str, make: Make) -> None:
+    """The heads are evaluated only in the box of the model grid."""
     affine, room = grid(orientation), ((6, 9), (3, 0), (12, 1))
     labels = tissue(affine)
     image = image_of(labels, affine)
@@ -417,7 +417,7 @@ def test_lesions_among_tissues_have_a_mask_too(make: Make) -> None:
     assert np.array_equal(result.lesion, truth == 2)
 
 
-def test_a_model_without_a_brain_head_calls_brain_what_it_labels(make: Make) -> None:
+def test_without_a_brain_head_the_labelled_voxels_are_the_brain(make: Make) -> None:
     affine = grid()
     truth = tissue(affine)
     result = segment({"T1w": image_of(truth, affine)}, make(meaning={"FAST": [0, 1, 2, 3]}))
@@ -453,7 +453,7 @@ def test_holes_of_the_largest_piece_are_filled() -> None:
     assert not largest_piece(np.zeros((3, 3, 3), bool)).any()
 
 
-def test_what_hangs_on_thin_bridges_is_cut_off() -> None:
+def test_parts_on_thin_bridges_are_cut_off() -> None:
     mask = np.zeros((40, 40, 40), bool)
     mask[4:26, 4:26, 4:26] = True
     mask[10:13, 10:13, 4:30] = True  # a stump that is thin, but short

@@ -38,7 +38,7 @@ class SegNet(nn.Module):
         hidden: neurons of the layers after the pathways are joined.
         scale: normalisation of distances between brains: "D" (mean distance of two centroids, section 3.1.2), "zscore"
             (mean and standard deviation over the training sample) or "both".
-        cube_neurons: of each of the two layers that read the 3-D patch.
+        cube_neurons: neurons in each of the two layers that read the 3-D patch.
         noise: standard deviation of the noise added to the scaled distances in training (section 3.4; the paper gives
             no value).
     """

@@ -83,7 +83,7 @@ def describe(
 
     Args:
         centroids: (N, 3), needed only for the distances.
-        scale: of the distances, as in the network.
+        scale: scale of the distances, as in the network.
     """
     inputs = {}
     local = seen.local(points)
