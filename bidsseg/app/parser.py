@@ -94,12 +94,7 @@ def dataset_parser() -> argparse.ArgumentParser:
     add("--fast", action="store_true", help="skip the second pass, over the mirror image; a little less accurate")
     _add_limits(add)
 
-    add = parser.add_argument_group("cluster").add_argument
-    add("--executor", choices=EXECUTORS, default=Settings.executor,
-        help="run on this machine, on a Dask cluster, or in jobs of a batch system [%(default)s]")  # fmt: skip
-    add("--dask-scheduler", metavar="ADDRESS", help="address of a Dask cluster, e.g. tcp://node1:8786")
-    add("--cluster-config", metavar="FILE", type=Path, help="TOML: settings of the jobs (see docs/cluster.md)")
-
+    _add_cluster(parser)
     _add_labels(parser)
     _add_training(parser)
     add = parser.add_argument_group("other").add_argument
@@ -108,6 +103,15 @@ def dataset_parser() -> argparse.ArgumentParser:
     add("--version", action="version", version=f"bidsseg {__version__}")
     add("-v", "--verbose", action="store_true", help="report every stage")
     return parser
+
+
+def _add_cluster(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of cluster jobs."""
+    add = parser.add_argument_group("cluster").add_argument
+    add("--executor", choices=EXECUTORS, default=Settings.executor,
+        help="run on this machine, on a Dask cluster, or in jobs of a batch system [%(default)s]")  # fmt: skip
+    add("--dask-scheduler", metavar="ADDRESS", help="address of a Dask cluster, e.g. tcp://node1:8786")
+    add("--cluster-config", metavar="FILE", type=Path, help="TOML: settings of the jobs (see docs/cluster.md)")
 
 
 def _add_labels(parser: argparse.ArgumentParser) -> None:
