@@ -162,7 +162,7 @@ def long_flags() -> list[str]:
 def test_every_flag_in_both_spellings(
     flag: str, bids: Path, tmp_path: Path, calls: list[tuple[str, Settings]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "prepare_surroundings", lambda settings: None)
+    monkeypatch.setattr(cli, "prepare_environment", lambda settings: None)
     (tmp_path / "filters.json").write_text('{"t1w": {"run": 1}}')
     values = [value.format(tmp=tmp_path) for value in VALUES.get(flag, [])]
     place = [str(bids), str(tmp_path / "out"), "participant"]
