@@ -96,7 +96,7 @@ def test_lesions_are_bright_in_flair_and_darker_than_white_matter_in_t1w(making:
     contrast = []
     for number in range(6):
         name = f"sub-{number}"
-        making.write_images(tmp_path, name, values, lesions, making.seeded(name))
+        making.write_images(tmp_path, name, values, lesions=lesions, generator=making.seeded(name))
         for suffix in ("T1w", "FLAIR"):
             image = load_nifti(tmp_path / name / "anat" / f"{name}_{suffix}.nii.gz").get_fdata()
             inner = lesions.numpy()
@@ -174,6 +174,6 @@ def test_claims_are_not_tested_twice() -> None:
     lesions, joined = next(r for r in runs if r.test is None), next(r for r in runs if r.lesions_of is not None)
     rows = [{"run": run.name, "seed": 0} for run in runs if run is not lesions]
     every, without = pd.DataFrame(rows), pd.DataFrame([row for row in rows if row["run"] != joined.name])
-    assert not any(claims.wanted(run, 0, runs, every) for run in runs)
-    assert all(claims.wanted(run, 1, runs, every) for run in runs)
-    assert [run for run in runs if claims.wanted(run, 0, runs, without)] == [lesions, joined]
+    assert not any(claims.wanted(run, 0, runs, table=every) for run in runs)
+    assert all(claims.wanted(run, 1, runs, table=every) for run in runs)
+    assert [run for run in runs if claims.wanted(run, 0, runs, table=without)] == [lesions, joined]
