@@ -326,7 +326,7 @@ def test_figures_of_some_cases_are_entered_on_a_card(
     monkeypatch.setattr(sys, "argv", ["fold_figures", str(tmp_path)])
     with pytest.raises(SystemExit):
         figures.main()
-    assert "must hold the folds of one model, and holds those of none" in capsys.readouterr().err
+    assert "must have the folds of one model, but has those of none" in capsys.readouterr().err
 
 
 def test_people_of_one_name_in_two_folds_are_two() -> None:
