@@ -10,9 +10,10 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Timer, main_thread
 from typing import TYPE_CHECKING, Any
 
 from bidsseg.app import arguments
@@ -30,9 +31,15 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    settings = None
     prepare_streams()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # sent by a container or a scheduler
+    with repeated_interrupts():
+        return _answer(words)
+
+
+def _answer(words: Sequence[str]) -> int:
+    """Do what the words ask for, and turn errors into exit codes."""
+    settings = None
     try:
         if _is_file_command(words):
             settings = _file_settings(file_parser().parse_intermixed_args(words[1:]), words)
@@ -57,6 +64,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         if known := explained(error):
             return _fail(f"{known} (traceback in {_keep_trace(settings)})", known.code)
         return _fail(f"internal error ({error!r}): please report it together with {_keep_trace(settings)}", 1)
+
+
+@contextmanager
+def repeated_interrupts() -> Iterator[None]:
+    """Repeat an interrupt that was raised where Python ignores exceptions.
+
+    Such places are callbacks of the garbage collector, as Dask has one, and destructors. Without this, the run would
+    continue after Ctrl-C or SIGTERM.
+    """
+    before = sys.unraisablehook
+
+    def repeat(ignored: sys.UnraisableHookArgs) -> None:
+        if issubclass(ignored.exc_type, KeyboardInterrupt):
+            # Not at once: the signal would be handled within this function, and be ignored again.
+            Timer(0.05, signal.pthread_kill, (main_thread().ident, signal.SIGTERM)).start()
+        else:
+            before(ignored)
+
+    sys.unraisablehook = repeat
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _run(levels: Sequence[str], settings: Settings) -> int:

@@ -7,6 +7,7 @@ replaced, and its scans go to other workers. A worker reads or writes one scan w
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import signal
 import tempfile
@@ -207,6 +208,7 @@ def on_this_machine(settings: Settings, workers: Workers) -> Iterator[tuple[Clie
             host="127.0.0.1",
             dashboard_address=None,
             local_directory=tempfile.gettempdir(),
+            silence_logs=logging.CRITICAL,  # a worker that is stopped would print its traceback
         ) as cluster,
         Client(cluster) as client,
     ):

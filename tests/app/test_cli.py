@@ -1,12 +1,16 @@
 """The command line: arguments, messages and start-up time."""
 
+import gc
 import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -435,3 +439,26 @@ def test_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     text = screen.getvalue()
     assert "sub-01: network" in text and "2/2" in text and "warning: odd" in text
     assert capsys.readouterr().out == "end\n"
+
+
+def test_an_interrupt_is_not_lost_in_a_callback_of_the_garbage_collector(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Python ignores exceptions there, and Dask has such a callback."""
+
+    def collect(*_: object) -> None:
+        gc.callbacks.remove(collect)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)  # the signal is handled here
+
+    def work(levels: Sequence[str], settings: Settings) -> int:
+        gc.callbacks.append(collect)
+        gc.collect()
+        for _ in range(1000):
+            time.sleep(0.01)
+        return 0
+
+    monkeypatch.setattr(cli, "_run", work)
+    (tmp_path / "bids").mkdir()
+    assert main([str(tmp_path / "bids"), str(tmp_path / "out"), "participant"]) == 130
+    assert "interrupted" in capsys.readouterr().err
