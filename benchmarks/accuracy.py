@@ -47,7 +47,7 @@ def main() -> None:
     from bidsseg.settings import Report, Settings, Training
 
     labels = annotation_folders(options.labels, [], options.bids_dir)
-    settings = Settings(options.bids_dir, Path("never-written"), training=Training(labels=labels, also=options.also))
+    settings = Settings(options.bids_dir, Path("never-written"), labels=labels, training=Training(also=options.also))
     model = load_model(options.model)
     lesion_model = load_model(options.lesion_model) if options.lesion_model else None
     models = [model] if lesion_model is None else [model, lesion_model]

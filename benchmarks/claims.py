@@ -29,7 +29,7 @@ from typing import Any
 
 import pandas as pd
 
-from bidsseg.evaluation.agreement import estimate
+from bidsseg.evaluation.bootstrap import estimate
 from bidsseg.files import write_text_atomic
 from bidsseg.learning.recipe import load_recipe
 from bidsseg.learning.validation import ERROR

@@ -28,7 +28,7 @@ from bidsseg.learning.processes import Processes
 from bidsseg.learning.recipe import load_recipe
 from bidsseg.learning.voxel_trainer import Brain, Trainer, labelled_brain
 from bidsseg.networks.segnet.network import SegNet
-from bidsseg.settings import Report, Settings, Training
+from bidsseg.settings import Report, Settings
 
 INPUTS: dict[str, tuple[float, tuple[str, ...], tuple[int, ...]]] = {
     "one 2D patch": (0.607, ("fine",), (1,)),
@@ -72,7 +72,7 @@ def main() -> None:
 def brains(oasis: Path) -> tuple[list[Brain], list[Brain]]:
     """Return the training brains and the held-out brains."""
     labels = {"BrainCOLOR": [oasis / "derivatives" / "manual"]}
-    cases = load_cases(Settings(oasis, Path("never-written"), training=Training(labels=labels)), Report())
+    cases = load_cases(Settings(oasis, Path("never-written"), labels=labels), Report())
     head = load_protocol("BrainCOLOR").scored()
     seen, unseen = split(cases, 2, 0, hold_out=HELD_OUT)
     return [labelled_brain(case, head) for case in seen], [labelled_brain(case, head) for case in unseen]

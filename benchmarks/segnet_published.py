@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from bidsseg.evaluation import agreement
+from bidsseg.evaluation.bootstrap import estimate
 from bidsseg.execution.machine import cpu_precision, keep_freed_memory
 from bidsseg.labels import load_protocol
 from bidsseg.learning.cases import Case
@@ -25,7 +26,7 @@ from bidsseg.learning.voxel_trainer import labelled_brain
 from bidsseg.models.library import load_model
 from bidsseg.networks.segnet.staged import StagedSegNet, segment_in_stages
 from bidsseg.networks.segnet.surroundings import describe, surroundings
-from bidsseg.settings import Report, Settings, Training
+from bidsseg.settings import Report, Settings
 
 PRECISION = torch.bfloat16 if cpu_precision() == "bf16" else torch.float32
 NAIVE = 2000
@@ -39,7 +40,7 @@ def main() -> None:
     options = parser.parse_args()
     keep_freed_memory()
     labels = {"BrainCOLOR": [options.oasis / "derivatives" / "manual"]}
-    settings = Settings(options.oasis, Path("never-written"), training=Training(labels=labels))
+    settings = Settings(options.oasis, Path("never-written"), labels=labels)
     model = load_model(options.model)
     held_out = model.card.metrics.get("held_out", ())
     unseen = [case for case in load_cases(settings, Report()) if case.name in held_out]
@@ -66,7 +67,7 @@ def main() -> None:
             flush=True,
         )
     print(f"patch by patch: {naive_rate(network, unseen[0]):,.0f} voxels/s")
-    mean = agreement.estimate(np.array(dice))
+    mean = estimate(np.array(dice))
     print(f"Dice {mean.mean:.3f} [{mean.low:.3f}, {mean.high:.3f}] (published .725)")
     print(f"voxel error {np.mean(errors):.3f} (published .163), {np.mean(first_errors):.3f} after the first network")
 

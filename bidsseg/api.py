@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from bidsseg.errors import BidssegError, DataError, UsageError, explained
-from bidsseg.settings import LEAST_MEMORY_MB, PRECISIONS, device_name
+from bidsseg.settings import PRECISIONS, check_memory, device_name
 
 if TYPE_CHECKING:
     import nibabel as nib
@@ -400,8 +400,7 @@ def _check(device: str, precision: str, memory_mb: int | None) -> None:
     device_name(device)
     if precision not in PRECISIONS:
         raise UsageError(f"precision '{precision}': give {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}")
-    if memory_mb is not None and memory_mb < LEAST_MEMORY_MB:
-        raise UsageError(f"memory_mb={memory_mb} is too little: give at least {LEAST_MEMORY_MB}")
+    check_memory(memory_mb, f"memory_mb={memory_mb}")
 
 
 def _protocol(protocol: str | os.PathLike[str] | Protocol) -> Protocol:

@@ -14,6 +14,8 @@ LEVELS = ("participant", "group", "evaluate", "train")
 EXECUTORS = ("local", "dask", "slurm", "pbs", "sge", "lsf")
 PRECISIONS = ("auto", "bf16", "fp32")
 LEAST_MEMORY_MB = 500
+Mask = Literal["own", "reference"]
+"""Voxels that count in ``evaluate``, see ``evaluation.agreement.counted``."""
 
 
 def device_name(text: str) -> str:
@@ -21,6 +23,12 @@ def device_name(text: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", text):
         raise UsageError(f"device '{text}': give auto, cpu, cuda, cuda:N or mps")
     return text
+
+
+def check_memory(memory_mb: int | None, given: str, remark: str = "") -> None:
+    """Raise UsageError, with the words in which it was given, for a memory limit below any model's need."""
+    if memory_mb is not None and memory_mb < LEAST_MEMORY_MB:
+        raise UsageError(f"{given} is too little: give at least {LEAST_MEMORY_MB}{remark}")
 
 
 class Report:
@@ -55,7 +63,6 @@ class Training:
     Attributes:
         recipe: name of a shipped recipe or a TOML file.
         small: whether to use the small scale of the recipe.
-        labels: for each protocol, the derivative datasets that hold its annotations.
         also: further BIDS datasets to train on.
         resume: whether to resume from the last checkpoint in the output folder.
         init: model (name or folder) that provides the initial weights.
@@ -69,7 +76,6 @@ class Training:
 
     recipe: str = "wholebrain"
     small: bool = False
-    labels: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     also: Sequence[Path] = ()
     resume: bool = False
     init: str | None = None
@@ -96,14 +102,12 @@ class Evaluation:
     """Settings of the level ``evaluate``.
 
     Attributes:
-        reference: for each protocol, the derivative datasets whose label maps serve as reference.
         against: the derivative dataset whose label maps are evaluated instead of those in the output folder.
         mask: which voxels count, see ``evaluation.agreement.counted``.
     """
 
-    reference: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     against: Path | None = None
-    mask: Literal["own", "reference"] = "own"
+    mask: Mask = "own"
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,8 @@ class Settings:
         executor: the system that runs the scans of the level participant, one of EXECUTORS.
         dask_scheduler: address of the scheduler of a Dask cluster.
         cluster_config: TOML file with the settings of the jobs of slurm, pbs, sge and lsf.
+        labels: for each protocol, the derivative datasets with the annotations of ``train`` or the reference of
+            ``evaluate``.
         command: the command line as typed, for the record.
     """
 
@@ -157,6 +163,7 @@ class Settings:
     overwrite: bool = False
     stop_on_first_crash: bool = False
     dry_run: bool = False
+    labels: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     command: Sequence[str] = ()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
@@ -169,10 +176,7 @@ class Settings:
             raise UsageError(f"--n-cpus {self.n_cpus}: give at least 1")
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"--omp-nthreads {self.threads}: give at least 1")
-        if self.memory_mb is not None and self.memory_mb < LEAST_MEMORY_MB:
-            raise UsageError(
-                f"--mem {self.memory_mb} MB is too little: give at least {LEAST_MEMORY_MB} (a number alone means MB)"
-            )
+        check_memory(self.memory_mb, f"--mem {self.memory_mb} MB", " (a number alone means MB)")
         if not self.images:
             self._check_places()
 

@@ -3,9 +3,9 @@
     python docker/lock.py cpu
     python docker/lock.py cuda
 
-The versions are those of requirements.lock. To be run by the image's Python (3.11) on x86-64, which tells what packages
-are needed; the checksums of their files for aarch64 are then looked up. Where a file is not to be found, the checksums
-that were written before for the same version remain.
+The versions are those of requirements.lock. Run this with the image's Python (3.11) on x86-64, where pip resolves the
+required packages; the checksums of their files for aarch64 are then looked up. If a file cannot be found, earlier
+checksums of the same version are kept.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CPU_BUILDS = "https://download.pytorch.org/whl/cpu"
 AARCH64 = [
     f"--platform={tag}_aarch64" for tag in ("manylinux2014", *(f"manylinux_2_{glibc}" for glibc in range(17, 37)))
 ]
-"""What Debian's bookworm (glibc 2.36) can run."""
+"""Platforms that Debian bookworm (glibc 2.36) supports."""
 
 
 def main(variant: str) -> None:

@@ -24,33 +24,35 @@ PICTURES = {
 }
 """Page of each picture and size of the browser window (pixels)."""
 RESULT = "sub-template/figures"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = (
     "--headless", "--no-sandbox", "--hide-scrollbars", "--disable-background-networking", "--disable-sync",
-    "--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=10000", "--blink-settings=preferredColorScheme=1",
+    "--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=10000",
     "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
 )  # fmt: skip
+"""Flags of a browser without window and network."""
+LIGHT = "--blink-settings=preferredColorScheme=1"
 COLORS = 128
 LARGEST_KB = 200
 
 
 def main(output: Path) -> None:
     """Write all pictures. SystemExit if a page or the browser is missing, or if a picture is too large."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
+    if CHROMIUM is None:
         sys.exit("Chromium is needed: apt-get install chromium")
     for name, (page, size) in PICTURES.items():
         if not (output / page).is_file():
             sys.exit(f"{output / page} is missing: run participant and group with --viewer")
-        save(photograph(chromium, (output / page).resolve(), size), DOCS / "images" / f"{name}.png")
+        save(photograph((output / page).resolve(), size), DOCS / "images" / f"{name}.png")
     save(result(output / RESULT), DOCS / "result.png")
 
 
-def photograph(chromium: str, page: Path, size: tuple[int, int]) -> Image.Image:
+def photograph(page: Path, size: tuple[int, int]) -> Image.Image:
     """Return a screenshot of a page in a window of this width and height."""
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder) / "page.png"
-        words = [f"--user-data-dir={folder}", f"--window-size={size[0]},{size[1]}", f"--screenshot={picture}"]
-        subprocess.run([chromium, *FLAGS, *words, page.as_uri()], check=True, capture_output=True, timeout=300)
+        words = [LIGHT, f"--user-data-dir={folder}", f"--window-size={size[0]},{size[1]}", f"--screenshot={picture}"]
+        subprocess.run([str(CHROMIUM), *FLAGS, *words, page.as_uri()], check=True, capture_output=True, timeout=300)
         return Image.open(picture).convert("RGB")
 
 

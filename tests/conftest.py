@@ -75,13 +75,14 @@ def ask(dataset: tuple[Path, Path], tmp_path: Path) -> Ask:
     def settings(recipe: str = RECIPE, *, output: str = "out", overwrite: bool = False, **training: Any) -> Settings:
         path = tmp_path / "recipe.toml"
         path.write_text(recipe)
-        training = {"recipe": str(path), "labels": {"FAST": [dataset[1]]}, "fold": 4, **training}
+        training = {"recipe": str(path), "fold": 4, **training}
         return Settings(
             dataset[0],
             tmp_path / output,
             precision="fp32",
             n_cpus=1,
             overwrite=overwrite,
+            labels=training.pop("labels", {"FAST": [dataset[1]]}),
             training=Training(**training),
             report=RecordingConsole(),
         )

@@ -11,13 +11,13 @@ from bids_trees import make_tree
 from bidsseg.app import arguments, brainlife
 from bidsseg.bids.query import read_filters
 from bidsseg.derivative import sidecars
-from bidsseg.derivative.results import Result, read_json
+from bidsseg.derivative.results import Result
 from bidsseg.errors import BidssegError, DataError, InputMissing, OutputNotWritable, UsageError
 from bidsseg.execution.cluster_config import read_config
 from bidsseg.labels.protocol import load_protocol
 from bidsseg.learning.recipe import load_recipe
 from bidsseg.models.card import read_card
-from bidsseg.reading import read_table, read_text
+from bidsseg.reading import object_or_empty, read_table, read_text
 
 LOOKUP = "index\tname\n0\tBackground\n1\tThalämus\n"
 FILTERS = '{"t1w": {"acquisition": "mü"}}'
@@ -141,7 +141,7 @@ def test_tables_and_sidecars_of_results(tmp_path: Path) -> None:
         result.volumes()
     (tmp_path / "a.json").write_bytes('{"Quality": 1}'.encode("utf-8-sig"))
     (tmp_path / "b.json").write_bytes(b'{"Quality": "\xfc"}')
-    assert read_json(tmp_path / "a.json") == {"Quality": 1} and read_json(tmp_path / "b.json") == {}
+    assert object_or_empty(tmp_path / "a.json") == {"Quality": 1} and object_or_empty(tmp_path / "b.json") == {}
 
 
 # -- labels ------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from threading import Timer, main_thread
 from typing import TYPE_CHECKING, Any
@@ -92,28 +93,13 @@ def repeated_interrupts() -> Iterator[None]:
 def _run(levels: Sequence[str], settings: Settings) -> int:
     """Run the levels in order. Failed scans of one level do not stop the next level."""
     code = 0
-    if "evaluate" in levels:  # a wrong --labels is known before other levels work for hours
+    if "evaluate" in levels[1:]:  # a wrong --labels is known before other levels work for hours
         from bidsseg.levels.evaluate import check_labels
 
         check_labels(settings)
     for level in levels:
         try:
-            if level == "participant":
-                from bidsseg.levels.participant import participant_level
-
-                participant_level(settings)
-            elif level == "group":
-                from bidsseg.levels.group import group_level
-
-                group_level(settings)
-            elif level == "evaluate":
-                from bidsseg.levels.evaluate import evaluate_level
-
-                evaluate_level(settings)
-            else:
-                from bidsseg.levels.train import train_level
-
-                train_level(settings)
+            getattr(import_module(f"bidsseg.levels.{level}"), f"{level}_level")(settings)
         except BidssegError as error:
             if error.code != BidssegError.code or settings.stop_on_first_crash:
                 raise
@@ -208,7 +194,6 @@ def _levels(names: Sequence[str]) -> list[str]:
 
 def _settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
     bids_dir = arguments.dataset(given.bids_dir).absolute()  # workers may have another working folder
-    labels = arguments.annotation_folders(given.labels, given.derivatives, bids_dir)
     against = given.against and arguments.derivative(given.against, given.derivatives, bids_dir, flag="--against")
     return Settings(
         bids_dir=bids_dir,
@@ -228,10 +213,10 @@ def _settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
         viewer=given.viewer,
         stop_on_first_crash=given.stop_on_first_crash,
         dry_run=given.dry_run,
+        labels=arguments.annotation_folders(given.labels, given.derivatives, bids_dir),
         training=Training(
             recipe=given.recipe,
             small=given.small,
-            labels=labels,
             also=[arguments.dataset(Path(folder)) for folder in given.also],
             resume=given.resume,
             init=given.init,
@@ -239,11 +224,7 @@ def _settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
             seed=given.seed,
             **arguments.split(given.cross_validate, folds=given.folds, fold=given.fold, hold_out=given.hold_out),
         ),
-        evaluation=Evaluation(
-            reference=labels,
-            against=against,
-            mask=given.mask,
-        ),
+        evaluation=Evaluation(against=against, mask=given.mask),
         **_shared(given, words),
     )
 

@@ -6,13 +6,13 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 from bidsseg import __version__
 from bidsseg.app import arguments
 from bidsseg.app.terminal import write_line
 from bidsseg.errors import EXIT_CODES, UsageError
-from bidsseg.settings import EXECUTORS, PRECISIONS, Evaluation, Settings, Training, device_name
+from bidsseg.settings import EXECUTORS, PRECISIONS, Evaluation, Mask, Settings, Training, device_name
 
 if TYPE_CHECKING:
     pass
@@ -127,7 +127,7 @@ def _add_labels(parser: argparse.ArgumentParser) -> None:
     add("--against", metavar="DIR",
         help="compare the label maps of this derivative dataset (of any tool or rater) with those of --labels, instead "
         "of those in OUTPUT_DIR, which then receives only the tables and the page")  # fmt: skip
-    add("--mask", choices=("own", "reference"), default=Evaluation.mask,
+    add("--mask", choices=get_args(Mask), default=Evaluation.mask,
         help="voxels that count: all (own), or those that the reference labels [%(default)s]")  # fmt: skip
 
 

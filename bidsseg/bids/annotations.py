@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bidsseg.bids.index import folders, read_image_name
 from bidsseg.bids.names import build_name
-from bidsseg.bids.scan import ADDED, Image, LabelMap, Scan
+from bidsseg.bids.scan import ADDED, Image, LabelMap, Scan, without_added
 from bidsseg.errors import DataError, InputMissing
 
 if TYPE_CHECKING:
@@ -33,14 +33,14 @@ def find_annotations(derivatives_dir: Path, scan: Scan, protocol: str) -> Path |
     """
     if not derivatives_dir.is_dir():
         raise InputMissing(f"no folder {derivatives_dir} with annotations")
-    source = _source(scan.entities)
+    source = without_added(scan.entities)
     place = derivatives_dir / build_name({"subject": source["subject"]})
     if "session" in source:
         place /= build_name({"session": source["session"]})
     fitting = [
         image
         for image in _anat(derivatives_dir, place)
-        if _speaks(image, protocol) and _source(image.entities) == source and _on_grid(image, scan)
+        if _speaks(image, protocol) and without_added(image.entities) == source and _on_grid(image, scan)
     ]
     fitting.sort(key=_rank)
     if len(fitting) > 1 and _rank(fitting[0]) == _rank(fitting[1]):
@@ -74,10 +74,6 @@ def _anat(dataset_dir: Path, place: Path) -> Iterator[Image]:
         image = read_image_name(dataset_dir, (*parts, "anat", name))
         if image:
             yield image
-
-
-def _source(entities: dict[str, str]) -> dict[str, str]:
-    return {name: label for name, label in entities.items() if name not in ADDED}
 
 
 def _rank(image: Image) -> tuple[int, int]:

@@ -184,10 +184,10 @@ class AgreementPaths:
 
 
 def agreement_paths(protocol: str, model: str, reference: str) -> AgreementPaths:
-    """Return where the level evaluate writes.
+    """Return the outputs of the level evaluate.
 
     Args:
-        model, reference: names of what is compared, of which names of files keep letters, digits and +.
+        model, reference: names of both sides; file names keep their letters, digits and +.
     """
     patterns = [_patterns()["group"][kind] for kind in ("agreement", "summary", "agreement_page")]
     labels = [re.sub("[^0-9a-zA-Z+]", "", name) or "labels" for name in (protocol, model, reference)]

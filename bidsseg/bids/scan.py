@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +11,15 @@ from bidsseg.bids.names import build_name, parse_name, sort_entities
 
 ADDED = ("space", "atlas", "segmentation", "scale", "res", "den", "label", "desc")
 """Entities that a derivative adds to those of its source."""
+
+
+def without_added(entities: Mapping[str, str]) -> dict[str, str]:
+    """Return the entities of the source of a derivative.
+
+    >>> without_added({"subject": "01", "run": "2", "desc": "preproc"})
+    {'subject': '01', 'run': '2'}
+    """
+    return {name: label for name, label in entities.items() if name not in ADDED}
 
 
 @dataclass(frozen=True)
@@ -86,4 +95,4 @@ class LabelMap:
     @property
     def key(self) -> str:
         """Its source entities as in file names."""
-        return build_name({name: label for name, label in self.entities.items() if name not in ADDED})
+        return build_name(without_added(self.entities))

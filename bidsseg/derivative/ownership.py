@@ -20,17 +20,18 @@ from bidsseg.bids.names import with_extension
 from bidsseg.bids.outputs import AgreementPaths, group_report, group_table, root_path
 from bidsseg.derivative.cohort import QUALITY, STATUS, Cohort
 from bidsseg.derivative.job import Job
-from bidsseg.derivative.results import anat_folders, is_own_page, read_json
+from bidsseg.derivative.results import anat_folders, is_own_page
 from bidsseg.derivative.sidecar_keys import Sidecar, fingerprints, is_record, read_sidecar, sources
 from bidsseg.derivative.sidecars import NAME_PREFIX, README_MARK, SOURCE, TOOL, bids_uri, dataset_description
 from bidsseg.errors import BidssegError, InputMissing, OutputNotWritable, UsageError
 from bidsseg.files import fingerprint
 from bidsseg.models.card import CARD, WEIGHTS
-from bidsseg.reading import read_object
+from bidsseg.reading import object_or_empty, read_object
 from bidsseg.settings import Settings
 
 ROOT_FILES = ("descriptions", "readme", "bidsignore")
 CHECKPOINT = "checkpoint.pt"
+"""The checkpoint in a model's folder."""
 VALIDATION, CROSS_VALIDATION = "validation.tsv", "crossvalidation.tsv"
 MODEL_FILES = (CARD, WEIGHTS, "curve.tsv", "curve.png", VALIDATION, CROSS_VALIDATION)
 COMPARED = 20
@@ -122,7 +123,7 @@ def check_model_folder(output_dir: Path, folder: Path) -> None:
     """Refuse to train a model into a folder of another tool, or among files without a card or a checkpoint."""
     check_tool(output_dir)
     present = [path for name in MODEL_FILES if os.path.lexists(path := folder / name)]
-    card = read_json(folder / CARD)
+    card = object_or_empty(folder / CARD)
     if present and not {"network", "heads"} <= card.keys() and not os.path.lexists(folder / CHECKPOINT):
         raise OutputNotWritable(f"{present[0]} exists and was not written by {TOOL}: {ELSEWHERE}")
 
@@ -170,7 +171,7 @@ class Manifests:
     @cached_property
     def contents(self) -> list[dict[str, Any]]:
         """Manifests of this program, read on first use."""
-        found = map(read_json, (self.output_dir / root_path("logs")).glob("run-*.json"))
+        found = map(object_or_empty, (self.output_dir / root_path("logs")).glob("run-*.json"))
         return [content for content in found if TOOL in _mapping(content.get("versions"))]
 
     @property

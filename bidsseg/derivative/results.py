@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 from bidsseg.bids.annotations import find_label_maps
 from bidsseg.bids.index import folders
 from bidsseg.bids.names import build_name, parse_name, with_extension
 from bidsseg.bids.outputs import root_path
-from bidsseg.bids.scan import ADDED, Scan
+from bidsseg.bids.scan import Scan, without_added
 from bidsseg.derivative import sidecar_keys
 from bidsseg.derivative.volumes import INTRACRANIAL
 from bidsseg.errors import BidssegError
@@ -134,19 +133,15 @@ def find_native_maps(output_dir: Path, protocol: str) -> Iterator[tuple[str, Sca
             continue  # on the grid of a template, or incomplete
         parsed = parse_name(unquote(images[0]).rpartition("/")[2])
         if models:
-            source = parsed[0] if parsed and "subject" in parsed[0] else _without_added(found.entities)
+            source = parsed[0] if parsed and "subject" in parsed[0] else without_added(found.entities)
             yield str(models[0]["Name"]), Scan(source, found.path)
-
-
-def _without_added(entities: Mapping[str, str]) -> dict[str, str]:
-    return {name: label for name, label in entities.items() if name not in ADDED}
 
 
 def find_fates(output_dir: Path) -> dict[tuple[str, str], Fate]:
     """Return the scans that failed or were skipped for a missing input, by model name and key of the scan."""
     fates: dict[tuple[str, str], Fate] = {}
     for path in sorted((output_dir / root_path("logs")).glob("run-*.json")):
-        manifest = read_json(path)
+        manifest = object_or_empty(path)
         about, entries = manifest.get("model"), manifest.get("scans")
         model = str(about.get("name", "")) if isinstance(about, dict) else ""
         for entry in entries if isinstance(entries, list) else []:
@@ -158,11 +153,6 @@ def find_fates(output_dir: Path) -> dict[tuple[str, str], Fate]:
             else:
                 fates.pop(place, None)
     return fates
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON object; empty if it cannot be read."""
-    return object_or_empty(path)
 
 
 def is_own_page(path: Path) -> bool:

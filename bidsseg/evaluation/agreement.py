@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from scipy import ndimage
@@ -17,8 +16,7 @@ from scipy.spatial import KDTree
 
 from bidsseg.errors import DataError
 from bidsseg.labels.protocol import Protocol, Region
-
-Mask = Literal["own", "reference"]
+from bidsseg.settings import Mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,17 +45,7 @@ class Agreement:
     @property
     def volume_difference_percent(self) -> np.ndarray:
         """Volume difference in percent of the reference volume; NaN for a region that the reference lacks."""
-        return _ratio(100 * (self.found_mm3 - self.reference_mm3), self.reference_mm3)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over brains, the ends of its 95 % interval (NaN for a single brain) and the number of brains."""
-
-    mean: float
-    low: float
-    high: float
-    brains: int
+        return ratio(100 * (self.found_mm3 - self.reference_mm3), self.reference_mm3)
 
 
 def compare(
@@ -121,7 +109,7 @@ def counted(
 def dice(found: np.ndarray, reference: np.ndarray, indices: Sequence[int]) -> np.ndarray:
     """Return the Dice of each region, shape (R,)."""
     both = voxel_counts(found[found == reference], indices)
-    return _ratio(2.0 * both, voxel_counts(found, indices) + voxel_counts(reference, indices))
+    return ratio(2.0 * both, voxel_counts(found, indices) + voxel_counts(reference, indices))
 
 
 def voxel_error(found: np.ndarray, reference: np.ndarray) -> float:
@@ -172,23 +160,10 @@ def _surfaces(labels: np.ndarray, indices: Sequence[int], spacing_mm: Sequence[f
 def brain_means(values: np.ndarray) -> np.ndarray:
     """Return the mean over the regions of each brain, from (B, R) to (B,)."""
     known = np.isfinite(values)
-    return _ratio(np.where(known, values, 0).sum(1), known.sum(1))
+    return ratio(np.where(known, values, 0).sum(1), known.sum(1))
 
 
-def estimate(values: np.ndarray, draws: int = 10_000, seed: int = 0) -> Estimate:
-    """Return the mean over brains (B,) with its percentile bootstrap interval, which is reproducible for a seed.
-
-    Each scan counts as a separate brain, so repeated scans of a participant make the interval too narrow.
-    """
-    values = values[np.isfinite(values)]
-    low = high = float("nan")
-    if len(values) > 1:
-        means = np.random.default_rng(seed).choice(values, (draws, len(values))).mean(1)
-        low, high = (float(end) for end in np.quantile(means, [0.025, 0.975]))
-    return Estimate(float(values.mean()) if len(values) else float("nan"), low, high, len(values))
-
-
-def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-    """Return the quotient, NaN where the divisor is 0."""
-    quotient: np.ndarray = np.divide(top, bottom, out=np.full(np.shape(bottom), np.nan), where=bottom != 0)
+def ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+    """Return the quotient of arrays of one shape, NaN where the divisor is 0 or NaN."""
+    quotient: np.ndarray = np.divide(top, bottom, out=np.full(np.shape(bottom), np.nan), where=bottom > 0)
     return quotient

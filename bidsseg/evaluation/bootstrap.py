@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from bidsseg.evaluation.agreement import Estimate
+from bidsseg.evaluation.agreement import brain_means, ratio
 
 DRAWS, AT_ONCE = 10_000, 500
 ENDS = [0.025, 0.975]
@@ -19,6 +20,27 @@ CONSTANT = 1e-9
 """Variance of standardised values below which they count as equal."""
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over brains, the ends of its 95 % interval (NaN for a single brain) and the number of brains."""
+
+    mean: float
+    low: float
+    high: float
+    brains: int
+
+
+def estimate(values: np.ndarray, seed: int = 0) -> Estimate:
+    """Return the mean over brains (B,), without NaN, with its percentile bootstrap interval (95 %).
+
+    Each scan counts as a separate brain, so repeated scans of a participant make the interval too narrow.
+    """
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return Estimate(float("nan"), float("nan"), float("nan"), 0)
+    return mean_estimates(known[:, None], seed)[0]
+
+
 def participant_means(values: np.ndarray, participants: np.ndarray) -> np.ndarray:
     """Return the mean over the scans of each participant, from (B, K) to (P, K), without NaN.
 
@@ -27,27 +49,22 @@ def participant_means(values: np.ndarray, participants: np.ndarray) -> np.ndarra
     """
     known = np.isfinite(values)
     members = np.eye(participants.max() + 1)[:, participants]
-    counts = members @ known
-    sums, unknown = members @ np.where(known, values, 0), np.full(counts.shape, np.nan)
-    means: np.ndarray = np.divide(sums, counts, out=unknown, where=counts > 0)
-    return means
+    return ratio(members @ np.where(known, values, 0), members @ known)
 
 
-def mean_estimates(values: np.ndarray) -> list[Estimate]:
+def mean_estimates(values: np.ndarray, seed: int = 0) -> list[Estimate]:
     """Return the mean of each column over participants, (P, K), with its percentile bootstrap interval (95 %).
 
-    NaN values are excluded. The same values give the same interval.
+    NaN values are excluded. The same values and seed give the same interval.
     """
     known = np.isfinite(values)
     filled = np.where(known, values, 0)
 
     def means(weights: np.ndarray) -> np.ndarray:
-        counts = weights @ known
-        found: np.ndarray = np.divide(weights @ filled, counts, out=np.full(counts.shape, np.nan), where=counts > 0)
-        return found
+        return ratio(weights @ filled, weights @ known)
 
     mean = means(np.ones((1, len(values))))[0]
-    draws = np.concatenate([means(weights) for weights in resamples(len(values))])
+    draws = np.concatenate([means(weights) for weights in resamples(len(values), seed)])
     return _estimates(mean, draws, known.sum(0), fewest=2)
 
 
@@ -70,7 +87,7 @@ def correlation_estimates(
         root = np.sqrt(np.where((spread_x > CONSTANT) & (spread_y > CONSTANT), spread_x * spread_y, np.nan))
         each = np.clip((weights @ (x * y) / n - mean_x * mean_y) / root, -1, 1)
         each[:, known.sum(0) < FEWEST] = np.nan
-        return np.column_stack([each, _nanmean(each)])
+        return np.column_stack([each, brain_means(each)])
 
     count = participants.max() + 1
     drawn = [correlations(weights[:, participants]) for weights in resamples(count)]
@@ -83,9 +100,10 @@ def correlation_estimates(
 
 def resamples(count: int, seed: int = 0) -> Iterator[np.ndarray]:
     """Yield the number of times each of ``count`` participants is drawn, (AT_ONCE, P), for DRAWS draws in total."""
-    random = np.random.default_rng(seed)
+    random, first = np.random.default_rng(seed), count * np.arange(AT_ONCE)[:, None]
     for _ in range(DRAWS // AT_ONCE):
-        yield random.multinomial(count, np.full(count, 1 / count), AT_ONCE).astype(float)
+        drawn = random.integers(0, count, (AT_ONCE, count)) + first
+        yield np.bincount(drawn.ravel(), minlength=AT_ONCE * count).reshape(AT_ONCE, count).astype(float)
 
 
 def _estimates(values: np.ndarray, draws: np.ndarray, counts: np.ndarray, *, fewest: int) -> list[Estimate]:
@@ -103,13 +121,5 @@ def _standard(values: np.ndarray, known: np.ndarray) -> np.ndarray:
     centred = np.where(known, values, 0)
     centred = np.where(known, centred - centred.sum(0) / count, 0)
     spread = np.sqrt((centred**2).sum(0) / count)
-    standard: np.ndarray = np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0)
+    standard: np.ndarray = np.nan_to_num(ratio(centred, np.broadcast_to(spread, centred.shape)))
     return standard
-
-
-def _nanmean(values: np.ndarray) -> np.ndarray:
-    known = np.isfinite(values)
-    counts = known.sum(1)
-    sums, unknown = np.where(known, values, 0).sum(1), np.full(len(values), np.nan)
-    means: np.ndarray = np.divide(sums, counts, out=unknown, where=counts > 0)
-    return means

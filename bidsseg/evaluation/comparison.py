@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from bidsseg.errors import BidssegError, DataError, TemporaryFailure, explained
-from bidsseg.evaluation.agreement import Agreement, Mask, brain_means, counted, measured, scored_regions
+from bidsseg.evaluation.agreement import Agreement, brain_means, counted, measured, scored_regions
 from bidsseg.evaluation.lesions import Lesions, count_lesions
 from bidsseg.evaluation.pairs import Pair, Pairing
 from bidsseg.image.nifti import read_labels
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol
+from bidsseg.settings import Mask
 
 PAIR_MB = 600
 """Memory (MB) of a process that compares two label maps of 256³ voxels, with a reserve."""

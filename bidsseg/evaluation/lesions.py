@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from bidsseg.evaluation.agreement import ratio
+
 TOUCHING = np.ones((3, 3, 3), int)
 """Connectivity: neighbouring voxels of a lesion share a face, an edge or a corner."""
 
@@ -30,18 +32,18 @@ class Lesions:
     @property
     def precision(self) -> np.ndarray:
         """Share of the found lesions that are confirmed; NaN if none is found."""
-        return _share(self.confirmed, self.found)
+        return ratio(self.confirmed, self.found)
 
     @property
     def recall(self) -> np.ndarray:
         """Share of the lesions of the reference that are detected; NaN if the reference has none."""
-        return _share(self.detected, self.reference)
+        return ratio(self.detected, self.reference)
 
     @property
     def f1(self) -> np.ndarray:
         """Harmonic mean of precision and recall; 0 if no lesion is matched, NaN if neither map has one."""
         precision, recall = np.nan_to_num(self.precision), np.nan_to_num(self.recall)
-        mean = np.nan_to_num(_share(2 * precision * recall, precision + recall))
+        mean = np.nan_to_num(ratio(2 * precision * recall, precision + recall))
         return np.where(self.found + self.reference > 0, mean, np.nan)
 
 
@@ -64,9 +66,3 @@ def count_lesions(
             matched = len(np.unique(pieces[both])), len(np.unique(pieces_other[both]))
             counts[:, place] = count, count_other, *matched
     return Lesions(*counts)
-
-
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Return the quotient, NaN where the whole is 0 or NaN."""
-    share: np.ndarray = np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
-    return share

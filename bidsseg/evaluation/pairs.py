@@ -8,10 +8,10 @@ from pathlib import Path
 
 from bidsseg.bids.annotations import annotation_names, find_annotations, find_label_maps
 from bidsseg.bids.names import build_name
-from bidsseg.bids.scan import ADDED, LabelMap, Scan
+from bidsseg.bids.scan import ADDED, LabelMap, Scan, without_added
 from bidsseg.errors import DataError, InputMissing
-from bidsseg.evaluation.agreement import Mask
 from bidsseg.labels.protocol import Protocol
+from bidsseg.settings import Mask
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,11 @@ def pair_up(judged: Iterable[Scan], references: Iterable[LabelMap], pairing: Pai
     folders = pairing.about.folders
     waiting: dict[str, Path] = {}
     for label_map in references:
-        waiting.setdefault(_source_key(label_map.entities), label_map.path)
+        waiting.setdefault(label_map.key, label_map.path)
     for left in pairing.failed:
         waiting.pop(left.key, None)
     for scan in judged:
-        elsewhere = waiting.pop(_source_key(scan.entities), None)
+        elsewhere = waiting.pop(build_name(without_added(scan.entities)), None)
         try:
             fitting = [find_annotations(folder, scan, pairing.protocol.name) for folder in folders]
         except DataError as error:
@@ -137,7 +137,7 @@ def one_of_each_scan(label_maps: Iterable[LabelMap], model: str) -> tuple[list[S
     """
     groups: dict[str, list[LabelMap]] = {}
     for label_map in label_maps:
-        groups.setdefault(_source_key(label_map.entities), []).append(label_map)
+        groups.setdefault(label_map.key, []).append(label_map)
     scans, failed = [], []
     for key, maps in groups.items():
         ranks = {label_map.path: _rank(label_map, model) for label_map in maps}
@@ -153,7 +153,3 @@ def one_of_each_scan(label_maps: Iterable[LabelMap], model: str) -> tuple[list[S
 
 def _rank(label_map: LabelMap, model: str) -> tuple[bool, int]:
     return label_map.entities.get("desc") != model, sum(name in ADDED for name in label_map.entities)
-
-
-def _source_key(entities: Mapping[str, str]) -> str:
-    return build_name({name: label for name, label in entities.items() if name not in ADDED})

@@ -8,8 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
-from bidsseg.evaluation.agreement import Estimate, brain_means, scored_regions
-from bidsseg.evaluation.bootstrap import correlation_estimates, mean_estimates, participant_means
+from bidsseg.evaluation.agreement import brain_means, scored_regions
+from bidsseg.evaluation.bootstrap import Estimate, correlation_estimates, mean_estimates, participant_means
 from bidsseg.evaluation.comparison import Case
 from bidsseg.evaluation.pairs import About, Left
 from bidsseg.labels.protocol import Protocol, Region

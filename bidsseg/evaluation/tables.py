@@ -10,7 +10,7 @@ import numpy as np
 
 from bidsseg.bids.names import build_name, entity_column, entity_names, with_extension
 from bidsseg.bids.outputs import AgreementPaths
-from bidsseg.evaluation.agreement import Estimate
+from bidsseg.evaluation.bootstrap import Estimate
 from bidsseg.evaluation.pairs import About
 from bidsseg.evaluation.summary import ABSOLUTE, LESION_MEASURES, MEASURES, Study
 from bidsseg.files import write_json_atomic, write_text_atomic

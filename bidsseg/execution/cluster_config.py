@@ -28,16 +28,16 @@ Text = Annotated[str, Rule("text that is not empty", bool)]
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """Jobs of any batch system. ``workers`` and ``image`` are of bidsseg, all else is handed to dask-jobqueue.
+    """Jobs of any batch system. bidsseg uses ``workers`` and ``image`` itself and passes all else to dask-jobqueue.
 
-    What is None is left to dask-jobqueue, whose own files may say it.
+    For None, dask-jobqueue uses its own configuration files.
 
     Attributes:
-        workers: jobs at a time.
-        image: Singularity image that the workers run in.
+        workers: number of simultaneous jobs.
+        image: Singularity image of the workers.
         cores, memory: cores and memory of a job.
-        processes: workers that a job is cut into.
-        walltime: time limit of a job, as the batch system writes it.
+        processes: number of workers in a job.
+        walltime: time limit of a job, in the format of the batch system.
     """
 
     workers: PositiveInt = 10
@@ -70,7 +70,7 @@ class ClusterConfig:
     silence_logs: Text | None = None
 
     def options(self) -> dict[str, Any]:
-        """Return what is handed to the class of dask-jobqueue."""
+        """Return the arguments of the class of dask-jobqueue."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         return {key: value for key, value in values.items() if value is not None and key not in ("workers", "image")}
 
@@ -105,7 +105,7 @@ class LSFConfig(ClusterConfig):
     """Jobs of LSF.
 
     Attributes:
-        mem: bytes of a job.
+        mem: memory of a job (bytes).
     """
 
     project: Text | None = None
@@ -121,14 +121,15 @@ CONFIGS: dict[str, type[ClusterConfig]] = {
     "sge": SGEConfig,
     "lsf": LSFConfig,
 }
-"""By executor."""
+"""Settings of the jobs, by executor."""
 
 
 def read_config(path: Path | None, executor: str) -> ClusterConfig:
-    """Return what the jobs of a batch system are to be, by a TOML file or without one.
+    """Return the settings of the jobs of a batch system, from a TOML file or the defaults.
 
     Raises:
-        UsageError: with file and key, for what the batch system does not take, another type or a value out of range.
+        UsageError: with file and key, if a key is unknown to the batch system, or if a value has another type or is out
+            of range.
     """
     kind = CONFIGS[executor]
     return converted(kind, read_toml(path, UsageError), path, error=UsageError) if path else kind()

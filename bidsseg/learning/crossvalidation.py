@@ -16,12 +16,12 @@ from pathlib import Path
 import pandas as pd
 
 from bidsseg.bids.outputs import root_path
-from bidsseg.derivative.ownership import CROSS_VALIDATION, VALIDATION
+from bidsseg.derivative.ownership import CHECKPOINT, CROSS_VALIDATION, VALIDATION
 from bidsseg.errors import TemporaryFailure, UsageError
 from bidsseg.files import write_text_atomic
 from bidsseg.learning.folds import dataset_of, held_out, person
 from bidsseg.learning.interruption import Interruption
-from bidsseg.learning.state import CHECKPOINT, same_run
+from bidsseg.learning.state import same_run
 from bidsseg.learning.training import Setup, discard, model_folder
 from bidsseg.learning.training_outputs import figures
 from bidsseg.learning.validation import described

@@ -11,7 +11,7 @@ import torch
 
 from bidsseg.bids.annotations import annotation_names, find_annotations, find_label_maps
 from bidsseg.bids.query import find_scans
-from bidsseg.bids.scan import LabelMap, Scan
+from bidsseg.bids.scan import Scan
 from bidsseg.errors import DataError, NothingSelected
 from bidsseg.image.brightness import rescaled_each
 from bidsseg.image.grid import canonical_spacing, whole_grid, within_content
@@ -73,7 +73,7 @@ def load_cases(
 def find_sources(settings: Settings, report: Report, *, unlabelled: bool, synthetic: bool) -> list[Source]:
     """Return the cases that `load_cases` reads, sorted by name. NothingSelected if none has an annotation."""
     datasets = [settings.bids_dir, *settings.training.also]
-    labels = [(name, folder) for name, folders in settings.training.labels.items() for folder in folders]
+    labels = [(name, folder) for name, folders in settings.labels.items() for folder in folders]
     protocols = {name: load_protocol(name) for name, _ in labels}
     sources: list[Source] = []
     used: set[Path] = set()
@@ -92,7 +92,7 @@ def find_sources(settings: Settings, report: Report, *, unlabelled: bool, synthe
                 report.warn(f"{scan.t1w}: no annotation ({expected}) in the folders of --labels, skipped")
     for name, folder in labels:
         found = [each for each in find_label_maps(folder, protocols[name].name) if each.path not in used]
-        for label_map in (each for each in found if is_selected(each, settings)):
+        for label_map in (each for each in found if settings.selects(each.entities)):
             if synthetic:
                 sources.append(Source(f"{owner[folder]}/{label_map.key}", None, {name: label_map.path}))
             else:
@@ -150,14 +150,6 @@ def scans_of(dataset: Path, selection: Settings | None = None) -> list[Scan]:
         )
     except NothingSelected:
         return []
-
-
-def is_selected(label_map: LabelMap, selection: Settings) -> bool:
-    """Return whether a label map belongs to a selected participant and session."""
-    subject, session = label_map.entities["subject"], label_map.entities.get("session")
-    return (not selection.participants or subject in selection.participants) and (
-        not selection.sessions or session in selection.sessions
-    )
 
 
 def read_case(name: str, scan: Scan, maps: Mapping[str, Path], *, inputs: Sequence[str], report: Report) -> Case:

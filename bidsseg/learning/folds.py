@@ -43,10 +43,10 @@ def person(name: str) -> str:
 
 
 def dataset_of(name: str) -> str:
-    """The dataset of a case or participant by its name."""
+    """Return the dataset of a case or participant from its name."""
     return name.partition("/")[0]
 
 
 def label(participant: str) -> str:
-    """The label of a participant, as `person` names it, without ``sub-``."""
+    """Return the label, without ``sub-``, of a participant as `person` names it."""
     return participant.rpartition("sub-")[2]

@@ -13,12 +13,10 @@ import numpy as np
 import torch
 from torch import Generator, nn
 
+from bidsseg.derivative.ownership import CHECKPOINT
 from bidsseg.errors import DataError
 from bidsseg.files import replacing
 from bidsseg.learning.processes import Processes
-
-CHECKPOINT = "checkpoint.pt"
-"""The checkpoint in a model's folder."""
 
 
 def derived(seed: int, *numbers: int) -> int:

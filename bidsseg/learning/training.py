@@ -13,7 +13,7 @@ import torch
 
 from bidsseg import __version__
 from bidsseg.bids.outputs import root_path
-from bidsseg.derivative.ownership import CROSS_VALIDATION, MODEL_FILES, check_model_folder
+from bidsseg.derivative.ownership import CHECKPOINT, CROSS_VALIDATION, MODEL_FILES, check_model_folder
 from bidsseg.errors import NothingSelected, OutputNotWritable, TemporaryFailure, UsageError
 from bidsseg.labels import Protocol, load_protocol, shipped_protocols
 from bidsseg.learning.average import average_brain
@@ -27,7 +27,7 @@ from bidsseg.learning.processes import Processes
 from bidsseg.learning.recipe import Recipe, load_recipe
 from bidsseg.learning.registration_loop import DFNET, fit_mover
 from bidsseg.learning.segnet import fit_voxels
-from bidsseg.learning.state import CHECKPOINT, Conditions, State, same_run
+from bidsseg.learning.state import Conditions, State, same_run
 from bidsseg.learning.training_outputs import save_curve, save_outcome
 from bidsseg.models.card import CARD, Card, read_card
 from bidsseg.models.library import Model, build, build_network, save_protocol
@@ -89,7 +89,7 @@ def set_up(settings: Settings, device: str, precision: str, *, threads: int) -> 
     """Return the training run before any data is read. UsageError if these settings cannot be trained."""
     options = settings.training
     recipe = load_recipe(options.recipe, small=options.small)
-    if not options.labels:
+    if not settings.labels:
         raise UsageError("train needs --labels PROTOCOL=DERIVATIVES_DIR, at least once")
     if options.cross_validate is not None and Processes.started() > 1:
         raise UsageError(
@@ -153,9 +153,9 @@ def is_finished(setup: Setup) -> bool:
 
 def find_data(setup: Setup) -> list[Source]:
     """Return the training data, not read yet. UsageError for labels that do not fit the recipe."""
-    recipe, options, report = setup.recipe, setup.options, setup.report
-    check_labels(options.labels, setup.heads, report)
-    check_sides(recipe, [*setup.heads, *(load_protocol(name) for name in options.labels)])
+    recipe, labels, report = setup.recipe, setup.settings.labels, setup.report
+    check_labels(labels, setup.heads, report)
+    check_sides(recipe, [*setup.heads, *(load_protocol(name) for name in labels)])
     unlabelled, synthetic = recipe.registration is not None, recipe.synthetic_share > 0
     return find_sources(setup.settings, report, unlabelled=unlabelled, synthetic=synthetic)
 
@@ -284,11 +284,11 @@ def conclude(
 ) -> Path:
     """Evaluate and save the model in the first process, and return its folder. TemporaryFailure if interrupted."""
     processes, folder, say = setup.processes, setup.folder, setup.report.say
-    (told_to_stop,) = processes.agree(interruption.asked())
+    (interrupted,) = processes.agree(interruption.asked())
     if processes.first:
         save_curve(state.curve, folder)
     processes.leave()
-    if told_to_stop:
+    if interrupted:
         raise TemporaryFailure(f"interrupted after {state.step} steps, saved in {folder}: run again with --resume")
     if processes.first:
         precision = setup.precision

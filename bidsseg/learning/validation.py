@@ -10,7 +10,8 @@ import torch
 from torch import Generator
 
 from bidsseg.errors import DataError, TemporaryFailure
-from bidsseg.evaluation.agreement import dice, estimate, voxel_error
+from bidsseg.evaluation.agreement import dice, voxel_error
+from bidsseg.evaluation.bootstrap import estimate
 from bidsseg.evaluation.merging import JOINT, with_lesions
 from bidsseg.image.volume import Volume
 from bidsseg.labels import Protocol, Relation, load_relation

@@ -21,14 +21,14 @@ from bidsseg.settings import Settings
 
 def check_labels(settings: Settings) -> None:
     """Raise UsageError without a reference, and InputMissing for a folder without label maps of its protocol."""
-    options = settings.evaluation
-    if not options.reference:
+    against = settings.evaluation.against
+    if not settings.labels:
         raise UsageError("the level evaluate needs a reference: give --labels PROTOCOL=DIR")
-    for name, folders in options.reference.items():
+    for name, folders in settings.labels.items():
         for folder in folders:
             check_holds(folder, load_protocol(name).name, "--labels")
-        if options.against is not None:
-            check_holds(options.against, load_protocol(name).name, "--against")
+        if against is not None:
+            check_holds(against, load_protocol(name).name, "--against")
 
 
 def evaluate_level(settings: Settings) -> None:
@@ -42,7 +42,7 @@ def evaluate_level(settings: Settings) -> None:
         raise InputMissing(f"there is no folder {output_dir}: run the level participant first")
     check_folder(output_dir)
     check_source(settings)
-    pairings = [_pairing(settings, name) for name in settings.evaluation.reference]
+    pairings = [_pairing(settings, name) for name in settings.labels]
     for pairing in pairings:
         check_agreement_files(output_dir, _paths(pairing))
         for warning in pairing.warnings():
@@ -68,7 +68,7 @@ def _paths(pairing: Pairing) -> AgreementPaths:
 def _pairing(settings: Settings, name: str) -> Pairing:
     """Return the pairs of label maps to compare in a protocol."""
     protocol, model, options = load_protocol(name), name_of(settings.model), settings.evaluation
-    folders, failed = options.reference[name], list[Left]()
+    folders, failed = settings.labels[name], list[Left]()
     if options.against is None:
         found = model
         maps = list(find_native_maps(settings.output_dir, protocol.name))

@@ -12,9 +12,9 @@ import numpy as np
 from bidsseg.bids.names import with_extension
 from bidsseg.bids.outputs import AgreementPaths, report_path
 from bidsseg.bids.query import t1w_of
-from bidsseg.bids.scan import ADDED, Scan
+from bidsseg.bids.scan import Scan, without_added
 from bidsseg.errors import BidssegError
-from bidsseg.evaluation.agreement import Estimate
+from bidsseg.evaluation.bootstrap import Estimate
 from bidsseg.evaluation.comparison import Case, read_pair
 from bidsseg.evaluation.summary import ABSOLUTE, Study, Summary
 from bidsseg.image.nifti import read_image
@@ -148,8 +148,7 @@ def _picture(case: Case, study: Study, bids_dir: Path) -> Iterator[str]:
 def _image(case: Case, grid: Volume, bids_dir: Path) -> Volume | None:
     """Return the T1w of a scan if it is on the grid of the label maps, otherwise None."""
     source = case.pair.source
-    plain = {name: label for name, label in source.items() if name not in ADDED}
-    path = t1w_of(bids_dir, source) or t1w_of(bids_dir, plain)
+    path = t1w_of(bids_dir, source) or t1w_of(bids_dir, without_added(source))
     try:
         image = read_image(path)[0] if path is not None else None
     except BidssegError:

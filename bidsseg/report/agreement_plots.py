@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bidsseg.evaluation.agreement import Estimate
+from bidsseg.evaluation.bootstrap import Estimate
 from bidsseg.evaluation.summary import BlandAltman, Summary
 from bidsseg.labels.protocol import Region
 

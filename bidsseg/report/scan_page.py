@@ -19,14 +19,14 @@ import numpy as np
 from bidsseg.bids.names import with_extension
 from bidsseg.bids.outputs import group_table, output_paths, report_path
 from bidsseg.bids.scan import Scan
-from bidsseg.derivative.results import Result, find_results, read_json
+from bidsseg.derivative.results import Result, find_results
 from bidsseg.derivative.results import Volume as Row
 from bidsseg.derivative.sidecar_keys import MESSAGES, Sidecar, messages
 from bidsseg.errors import BidssegError
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol, load_protocol
 from bidsseg.models.card import BRAIN, LESION
-from bidsseg.reading import read_table
+from bidsseg.reading import object_or_empty, read_table
 from bidsseg.report.distributions import FAR, FEWEST, SUMMARY, Distribution
 from bidsseg.report.methods import Methods, methods
 from bidsseg.report.mosaic import Overlay, write_mosaics
@@ -92,7 +92,7 @@ def participant_page(output_dir: Path, scan: Scan) -> Path:
 
 def cohort_ranges(output_dir: Path, model: str, protocol: str) -> dict[str, Distribution]:
     """Return volumes (mm³) in the cohort by the full name of the region; empty for a cohort with too few scans."""
-    columns = read_json(output_dir / with_extension(group_table(model, protocol), ".json"))
+    columns = object_or_empty(output_dir / with_extension(group_table(model, protocol), ".json"))
     found = {
         str(column["LongName"]): Distribution.of(name, column[COHORT])
         for name, column in columns.items()

@@ -216,8 +216,9 @@ def test_evaluation_flags(bids: Path, tmp_path: Path, calls: list[tuple[str, Set
         (bids / "derivatives" / folder).mkdir(parents=True)
     words = ["evaluate", "--labels", "FAST=manual", "-d", f"theirs={bids}/derivatives/fast", "--mask", "reference"]
     assert main([str(bids), str(tmp_path / "out"), *words, "--against", "theirs"]) == 0
-    evaluation = one(calls).evaluation
-    assert evaluation.reference == {"FAST": [bids / "derivatives" / "manual"]}
+    settings = one(calls)
+    evaluation = settings.evaluation
+    assert settings.labels == {"FAST": [bids / "derivatives" / "manual"]}
     assert (evaluation.against, evaluation.mask) == (bids / "derivatives" / "fast", "reference")
     assert main([str(bids), str(tmp_path / "out"), *words, "--against", "nowhere"]) == 66
 
@@ -230,9 +231,10 @@ def test_training_flags(bids: Path, tmp_path: Path, calls: list[tuple[str, Setti
     words += ["-d", f"mine={bids}/derivatives/manual", "--also", str(tmp_path), "--recipe", "segnet", "--resume"]
     words += ["--time-budget", "90", "--folds", "3", "--fold", "2", "--seed", "7", "--init", "wholebrain"]
     assert main([str(bids), str(tmp_path / "out"), *words]) == 0
-    training = one(calls).training
+    settings = one(calls)
+    training = settings.training
     manual, fast = bids / "derivatives" / "manual", bids / "derivatives" / "fast"
-    assert training.labels == {"BrainCOLOR": [manual], "FAST": [fast, manual], "brain": [manual]}
+    assert settings.labels == {"BrainCOLOR": [manual], "FAST": [fast, manual], "brain": [manual]}
     assert (training.also, training.recipe, training.resume) == ([tmp_path], "segnet", True)
     assert (training.time_budget_min, training.folds, training.fold, training.seed) == (90, 3, 2, 7)
     assert training.init == "wholebrain"

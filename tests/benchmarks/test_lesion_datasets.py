@@ -56,8 +56,8 @@ def test_three_datasets_that_the_loaders_read(making: ModuleType, data: Path, tm
         "FAST": [out / "anatomy" / "derivatives" / "fast"],
         "FASTlesion": [out / "both" / "derivatives" / "truth"],
     }
-    training = Training(labels=labels, also=[out / "anatomy", out / "both"])
-    settings = Settings(out / "lesions", tmp_path / "never", training=training)
+    training = Training(also=[out / "anatomy", out / "both"])
+    settings = Settings(out / "lesions", tmp_path / "never", labels=labels, training=training)
     cases = {case.name: case for case in load_cases(settings, settings.report)}
     assert list(cases) == ["anatomy/sub-anatomy01", "both/sub-both03", "lesions/sub-07"]
     spoken = {name: [a.protocol.name for a in case.annotations] for name, case in cases.items()}

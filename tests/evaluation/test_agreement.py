@@ -7,14 +7,8 @@ from label_maps import REGIONS, blobs
 from monai.metrics import DiceMetric, compute_average_surface_distance, compute_hausdorff_distance
 
 from bidsseg.errors import DataError
-from bidsseg.evaluation.agreement import (
-    brain_means,
-    compare,
-    counted,
-    estimate,
-    surface_distances,
-    voxel_error,
-)
+from bidsseg.evaluation.agreement import brain_means, compare, counted, surface_distances, voxel_error
+from bidsseg.evaluation.bootstrap import estimate
 from bidsseg.labels import Protocol, Region
 
 

@@ -1,15 +1,13 @@
 """Pages in a real browser: headless Chromium of Debian, without a network."""
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from screenshots import CHROMIUM, FLAGS, photograph
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
 FRAME = """
 <script>
@@ -68,11 +66,6 @@ CONTRAST = """
   say("dark", matchMedia("(prefers-color-scheme: dark)").matches);
   say("pale", [...new Set(pale)].join("; "));
 """
-WORDS = (
-    str(CHROMIUM), "--headless", "--no-sandbox", "--disable-background-networking", "--disable-sync",
-    "--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=5000",
-    "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
-)  # fmt: skip
 
 
 def seen(page: Path, steps: str, folder: Path, dark: bool = False) -> dict[str, str]:
@@ -85,15 +78,12 @@ def seen(page: Path, steps: str, folder: Path, dark: bool = False) -> dict[str, 
     tried = page.with_name(f"tried-{page.name}")
     tried.write_text(page.read_text().replace("<head>", "<head>" + FRAME.replace("STEPS", steps), 1))
     wish = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
-    words = [*WORDS, wish, "--dump-dom", f"--user-data-dir={folder / 'profile'}", tried.as_uri()]
+    words = [str(CHROMIUM), *FLAGS, wish, "--dump-dom", f"--user-data-dir={folder / 'profile'}", tried.as_uri()]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     tried.unlink()
     return dict(line.split("=", 1) for line in re.findall(r'<pre class="seen">(.*?)</pre>', done.stdout))
 
 
-def photographed(page: Path, folder: Path) -> np.ndarray:
+def photographed(page: Path) -> np.ndarray:
     """Return a screenshot of a page, RGB (height, width, 3)."""
-    picture = folder / "page.png"
-    words = [*WORDS, f"--screenshot={picture}", "--window-size=1300,900", f"--user-data-dir={folder / 'profile'}"]
-    subprocess.run([*words, page.as_uri()], capture_output=True, timeout=120, check=True)
-    return np.asarray(Image.open(picture).convert("RGB")).astype(int)
+    return np.asarray(photograph(page, (1300, 900))).astype(int)

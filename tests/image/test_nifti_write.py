@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nifti import load_nifti
+from permissions import not_root
 
 from bidsseg.errors import BidssegError, InputMissing, IOFailure, OutputNotWritable
 from bidsseg.files import replacing
@@ -214,26 +215,15 @@ def test_a_place_that_is_no_folder(tmp_path: Path) -> None:
         write_labels(tmp_path / "a.nii.gz", LABELS, Volume(HEAD, GRID))
 
 
-@contextmanager
-def ordinary_user() -> Iterator[None]:
-    """Become an ordinary user if the tests run as root, who ignores permissions."""
-    user = os.geteuid()
-    os.seteuid(user or 65534)
-    try:
-        yield
-    finally:
-        os.seteuid(user)
-
-
 def test_permissions(tmp_path: Path) -> None:
     folder = tmp_path / "locked"
     path = phantoms.save(folder / "T1w.nii.gz", HEAD, GRID)
     for locked, mode in ((path, 0o000), (folder, 0o555), (folder, 0o000)):
         locked.chmod(mode)
-        with ordinary_user(), pytest.raises(InputMissing, match="permissions"):
+        with not_root(), pytest.raises(InputMissing, match="permissions"):
             read_image(path)
     folder.chmod(0o555)
-    with ordinary_user(), pytest.raises(OutputNotWritable, match="permissions"):
+    with not_root(), pytest.raises(OutputNotWritable, match="permissions"):
         write_labels(folder / "dseg.nii.gz", LABELS, Volume(HEAD, GRID))
     folder.chmod(0o755)
     assert list(folder.iterdir()) == [path]

@@ -66,7 +66,7 @@ def tissues(tmp_path: Path) -> Settings:
     folder = tmp_path / "derivatives" / "fast"
     for number in (1, 2, 3, 5):
         save_labels(folder, f"sub-{number:02}", 8.0)
-    return Settings(bids, tmp_path / "out", training=Training(labels={"FAST": [folder]}))
+    return Settings(bids, tmp_path / "out", labels={"FAST": [folder]})
 
 
 def test_cases_of_a_dataset(tissues: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +121,7 @@ def test_participants_that_are_not_asked_for_are_not_synthesised(tissues: Settin
 
 
 def test_scans_that_a_filter_leaves_out_are_not_synthesised(tissues: Settings) -> None:
-    (folder,) = tissues.training.labels["FAST"]
+    (folder,) = tissues.labels["FAST"]
     raw = tissues.bids_dir / "sub-01" / "anat"
     (raw / "sub-01_T1w.nii.gz").rename(raw / "sub-01_acq-fast_T1w.nii.gz")
     save_labels(folder, "sub-01_acq-fast", 8.0)
@@ -138,11 +138,11 @@ def test_each_dataset_has_its_own_folder_of_a_protocol(tmp_path: Path) -> None:
     folders = [dataset / "derivatives" / "fast" for dataset in datasets]
     save_labels(folders[0], "sub-02", 8.0)
     paths = [save_labels(folders[1], f"sub-0{number}", 8.0) for number in (1, 2)]
-    training = Training(labels={"FAST": folders}, also=datasets[1:])
-    asked = Settings(datasets[0], tmp_path / "out", training=training)
+    training = Training(also=datasets[1:])
+    asked = Settings(datasets[0], tmp_path / "out", labels={"FAST": folders}, training=training)
     assert [case.name for case in load_cases(asked, asked.report)] == ["one/sub-02", "two/sub-01", "two/sub-02"]
     elsewhere = [save_labels(tmp_path / "other", "sub-01", 8.0), paths[0]]
-    both = replace(asked, training=replace(training, labels={"FAST": [tmp_path / "other", folders[1]]}))
+    both = replace(asked, labels={"FAST": [tmp_path / "other", folders[1]]})
     with pytest.raises(DataError) as caught:
         load_cases(both, both.report)
     assert str(caught.value) == f"{elsewhere[0]} and {elsewhere[1]} both annotate two/sub-01: give one folder"
@@ -153,7 +153,7 @@ def test_label_maps_alone_are_cases(tissues: Settings, tmp_path: Path) -> None:
     save_labels(heads, "sub-07", 8.0)
     empty = tmp_path / "empty"
     empty.mkdir()
-    asked = replace(tissues, bids_dir=empty, training=Training(labels={"FAST": [heads]}))
+    asked = replace(tissues, bids_dir=empty, labels={"FAST": [heads]})
     (found,) = load_cases(asked, asked.report)
     assert found.name == "heads/sub-07"
     assert found.image is None
@@ -172,7 +172,7 @@ def test_label_maps_alone_are_named_where_no_images_are_made(tissues: Settings) 
 
 def test_an_annotation_that_is_not_of_integers_is_named(tissues: Settings) -> None:
     affine = phantoms.grid(8.0, "LAS", (24, 28, 24))
-    path = tissues.training.labels["FAST"][0] / "sub-02" / "anat" / "sub-02_seg-FAST_dseg.nii.gz"
+    path = tissues.labels["FAST"][0] / "sub-02" / "anat" / "sub-02_seg-FAST_dseg.nii.gz"
     phantoms.save(path, np.full((24, 28, 24), 1.5, np.float32), affine)
     with pytest.raises(DataError, match="integer") as caught:
         load_cases(tissues, tissues.report)
@@ -180,7 +180,7 @@ def test_an_annotation_that_is_not_of_integers_is_named(tissues: Settings) -> No
 
 
 def test_an_annotation_on_another_grid_is_named(tissues: Settings) -> None:
-    path = save_labels(tissues.training.labels["FAST"][0], "sub-01", 7.9)
+    path = save_labels(tissues.labels["FAST"][0], "sub-01", 7.9)
     with pytest.raises(
         DataError, match=r"sub-01_seg-FAST_dseg\.nii\.gz: not on the grid of sub-01_T1w\.nii\.gz"
     ) as caught:
@@ -190,7 +190,7 @@ def test_an_annotation_on_another_grid_is_named(tissues: Settings) -> None:
 
 def test_an_annotation_with_foreign_values_is_named(tissues: Settings) -> None:
     affine = phantoms.grid(8.0, "LAS", (24, 28, 24))
-    path = tissues.training.labels["FAST"][0] / "sub-02" / "anat" / "sub-02_seg-FAST_dseg.nii.gz"
+    path = tissues.labels["FAST"][0] / "sub-02" / "anat" / "sub-02_seg-FAST_dseg.nii.gz"
     phantoms.save(path, phantoms.head(affine, (24, 28, 24), phantoms.LABEL), affine)
     with pytest.raises(DataError, match=r"\[4\] are not in the protocol FAST") as caught:
         load_cases(tissues, tissues.report)
@@ -198,10 +198,10 @@ def test_an_annotation_with_foreign_values_is_named(tissues: Settings) -> None:
 
 
 def test_nothing_to_learn_from(tissues: Settings, tmp_path: Path) -> None:
-    other = replace(tissues, training=Training(labels={"FreeSurfer": tissues.training.labels["FAST"]}))
+    other = replace(tissues, labels={"FreeSurfer": tissues.labels["FAST"]})
     with pytest.raises(NothingSelected, match=r"/fast \(sub-\*/…/anat/\*_seg-FreeSurfer_\*dseg.nii.gz\)"):
         load_cases(other, other.report)
-    lost = replace(tissues, training=Training(labels={"FAST": [tmp_path / "lost"]}))
+    lost = replace(tissues, labels={"FAST": [tmp_path / "lost"]})
     with pytest.raises(InputMissing, match="lost"):
         load_cases(lost, lost.report)
 
@@ -212,7 +212,7 @@ def lesions(tissues: Settings, tmp_path: Path) -> Settings:
     affine = phantoms.grid(8.0, "LAS", (24, 28, 24))
     values = (phantoms.head(affine, (24, 28, 24), phantoms.LABEL) == 4).astype(np.uint8)
     phantoms.save(tmp_path / "manual" / "sub-01" / "anat" / "sub-01_label-lesion_mask.nii.gz", values, affine)
-    return replace(tissues, training=Training(labels={"lesion": [tmp_path / "manual"]}))
+    return replace(tissues, labels={"lesion": [tmp_path / "manual"]})
 
 
 def test_the_brain_of_a_stripped_scan_with_lesions_alone_is_what_is_left_of_it(lesions: Settings) -> None:
@@ -220,7 +220,7 @@ def test_the_brain_of_a_stripped_scan_with_lesions_alone_is_what_is_left_of_it(l
     values = phantoms.head(2 * affine, (24, 28, 24), phantoms.LABEL)
     anat = lesions.bids_dir / "sub-01" / "anat"
     phantoms.save(anat / "sub-01_T1w.nii.gz", values.astype(np.int16) * 100, affine)
-    mask = lesions.training.labels["lesion"][0] / "sub-01" / "anat" / "sub-01_label-lesion_mask.nii.gz"
+    mask = lesions.labels["lesion"][0] / "sub-01" / "anat" / "sub-01_label-lesion_mask.nii.gz"
     phantoms.save(mask, (values == 4).astype(np.uint8), affine)
     (found,) = load_cases(lesions, lesions.report)
     assert found.image is not None

@@ -302,12 +302,13 @@ def ask(datasets: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.M
         path = tmp_path / "recipe.toml"
         path.write_text(text)
         labelled, fast, other = datasets
-        training = {"recipe": str(path), "labels": {"FAST": [fast]}, "fold": 4, "also": [other], **training}
+        training = {"recipe": str(path), "fold": 4, "also": [other], **training}
         return Settings(
             labelled,
             tmp_path / output,
             precision="fp32",
             n_cpus=1,
+            labels=training.pop("labels", {"FAST": [fast]}),
             training=Training(**training),
             report=RecordingConsole(),
         )

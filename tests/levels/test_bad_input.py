@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,10 @@ import phantoms
 import pytest
 from fake_model import App, app_for_everybody, make_app, save_card
 from nifti import load_nifti
+from permissions import not_root
 
 from bidsseg.app import cli
 from bidsseg.models.card import WEIGHTS
-
-NOBODY = 65534
 
 
 @pytest.fixture
@@ -376,19 +374,6 @@ def test_a_flair_that_does_not_fit(
 
 
 # -- the machine -------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def not_root() -> Iterator[None]:
-    """Run as a user who is subject to permissions."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 @pytest.fixture

@@ -42,14 +42,16 @@ def request_of(dataset: tuple[Path, Path], tmp_path_factory: pytest.TempPathFact
     recipe.write_text(RECIPE)
 
     def settings(output: Path, *, participants: tuple[str, ...] = (), **asked: Any) -> Settings:
+        labels = asked.pop("labels", {"FAST": [dataset[1]]})
         general = {name: asked.pop(name) for name in ("overwrite", "dry_run") if name in asked}
-        asked = {"recipe": str(recipe), "labels": {"FAST": [dataset[1]]}, "cross_validate": 2, **asked}
+        asked = {"recipe": str(recipe), "cross_validate": 2, **asked}
         return Settings(
             dataset[0],
             output,
             participants=participants,
             precision="fp32",
             n_cpus=1,
+            labels=labels,
             training=Training(**asked),
             report=RecordingConsole(),
             **general,

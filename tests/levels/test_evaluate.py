@@ -17,14 +17,14 @@ from PIL import Image
 from recording_console import RecordingConsole
 
 from bidsseg.errors import BidssegError, InputMissing, NothingSelected, OutputNotWritable, UsageError
-from bidsseg.evaluation.agreement import Mask, dice, estimate, surface_distances
-from bidsseg.evaluation.bootstrap import correlation_estimates, mean_estimates, participant_means
+from bidsseg.evaluation.agreement import dice, surface_distances
+from bidsseg.evaluation.bootstrap import correlation_estimates, estimate, mean_estimates, participant_means
 from bidsseg.evaluation.lesions import count_lesions
 from bidsseg.evaluation.summary import bland_altman
 from bidsseg.image.volume import Volume
 from bidsseg.levels.evaluate import evaluate_level
 from bidsseg.report.difference import BOTH, FOUND, REFERENCE, difference_picture
-from bidsseg.settings import Evaluation, Settings
+from bidsseg.settings import Evaluation, Mask, Settings
 
 MOVED = np.array([[1, 0, 0, 30], [0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]], float)
 STEM = "group_seg-FAST_desc-good_ref-manual"
@@ -148,10 +148,8 @@ def run(out: Path, labels: dict[str, list[Path]], *, model: str = "good", **more
     bids, console = out.parent / "bids", RecordingConsole()
     bids.mkdir(exist_ok=True)
     options = {name: more.pop(name) for name in ("against", "mask") if name in more}
-    evaluation = Evaluation(reference=labels, **options)
-    evaluate_level(
-        Settings(bids, out, model=model, n_cpus=more.pop("n_cpus", 1), evaluation=evaluation, report=console, **more)
-    )
+    more = {"n_cpus": 1, "labels": labels, "evaluation": Evaluation(**options), **more}
+    evaluate_level(Settings(bids, out, model=model, report=console, **more))
     return console
 
 
@@ -274,9 +272,7 @@ def test_another_grid_and_unknown_values_fail_and_other_scans_are_compared(folde
         add_map(out, {"subject": label}, blobs(1, regions=3))
         save(manual_path(manual, f"sub-{label}"), labels, affine)
     console = RecordingConsole()
-    settings = Settings(
-        manual, out, model="good", n_cpus=1, report=console, evaluation=Evaluation(reference={"FAST": [manual]})
-    )
+    settings = Settings(manual, out, model="good", n_cpus=1, report=console, labels={"FAST": [manual]})
     with pytest.raises(BidssegError, match="only 2 of 4 pairs") as failed:
         evaluate_level(settings)
     assert failed.value.code == 1
@@ -312,9 +308,9 @@ def test_errors_are_raised_before_anything_is_read(folders: tuple[Path, Path], t
 def test_scans_that_the_model_has_not_segmented(folders: tuple[Path, Path]) -> None:
     out, manual = folders
     console = RecordingConsole()
-    evaluation = Evaluation(reference={"FAST": [manual]})
+    labels = {"FAST": [manual]}
     with pytest.raises(NothingSelected):
-        evaluate_level(Settings(manual, out, model="wholebrain", report=console, evaluation=evaluation))
+        evaluate_level(Settings(manual, out, model="wholebrain", report=console, labels=labels))
     (warning,) = console.warnings
     assert "not segmented by the model wholebrain: run the level participant first" in warning
     assert "good, poor" in warning and all(key in warning for key in KEYS)
@@ -381,8 +377,10 @@ def test_the_model_selects_one_of_several_maps_of_a_scan(folders: tuple[Path, Pa
     np.testing.assert_allclose(poor.dice[:3], expected, rtol=1e-4)
     console = RecordingConsole()
     with pytest.raises(NothingSelected):
-        evaluation = Evaluation(reference={"FAST": [manual]}, against=out)
-        evaluate_level(Settings(manual, tmp_path / "tables", report=console, evaluation=evaluation))
+        sides = Evaluation(against=out)
+        evaluate_level(
+            Settings(manual, tmp_path / "tables", report=console, labels={"FAST": [manual]}, evaluation=sides)
+        )
     assert len(console.warnings) == 2 and "choose with --model" in console.warnings[0]
 
 
@@ -472,7 +470,7 @@ def test_the_page_works_in_a_browser(folders: tuple[Path, Path], tmp_path: Path,
         "failures": "",
     }  # fmt: skip
     if not dark:
-        assert 0.003 < (np.ptp(photographed(page, tmp_path), axis=2) > 60).mean() < 0.5
+        assert 0.003 < (np.ptp(photographed(page), axis=2) > 60).mean() < 0.5
 
 
 @pytest.mark.data

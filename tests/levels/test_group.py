@@ -293,7 +293,7 @@ def test_the_page_of_the_cohort_works_in_a_browser(tmp_path: Path) -> None:
     assert seen(output / "sub-04.html", "say('title', document.title);", tmp_path) == {
         "title": "sub-04 · bidsseg", "failures": "",
     }  # fmt: skip
-    assert 0.003 < (np.ptp(photographed(output / "group.html", tmp_path), axis=2) > 60).mean() < 0.5
+    assert 0.003 < (np.ptp(photographed(output / "group.html"), axis=2) > 60).mean() < 0.5
 
 
 @needs_chromium

@@ -6,16 +6,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from fake_model import App, app_for_everybody, make_app
+from permissions import not_root
 
 from bidsseg.bids.index import closed_folders
 from bidsseg.errors import BidssegError, DataError, InputMissing, IOFailure, OutputNotWritable, explained
-
-NOBODY = 65534
 
 
 @pytest.fixture
@@ -27,19 +25,6 @@ def app(tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.Monk
 def open_app(monkeypatch: pytest.MonkeyPatch) -> Iterator[App]:
     with app_for_everybody(monkeypatch, 2, 2) as app:
         yield app
-
-
-@contextmanager
-def not_root() -> Iterator[None]:
-    """Run as a user who is subject to permissions."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 def test_system_errors_have_exit_codes() -> None:

@@ -80,7 +80,7 @@ def test_training_leaves_a_model_with_its_record(ask: Ask) -> None:
 def test_the_command_line_trains_and_uses_the_model(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
     given = ask()
     words = [str(given.bids_dir), str(given.output_dir), "train", "--recipe", given.training.recipe,
-             "--labels", f"FAST={given.training.labels['FAST'][0]}", "--folds", "2", "--n-cpus", "1"]  # fmt: skip
+             "--labels", f"FAST={given.labels['FAST'][0]}", "--folds", "2", "--n-cpus", "1"]  # fmt: skip
     assert main(words) == 0
     assert "2 training scans" in capsys.readouterr().out
     assert main(words) == 64

@@ -258,5 +258,5 @@ def test_the_page_works_in_a_browser(tmp_path: Path) -> None:
         "buttons": "FAST,FreeSurfer", "shown": "none,block", "pressed": "false,true", "opacity": "0.3",
         "focus": "true", "sorted": "ascending", "alt": "true", "loaded": "true", "selected": "true", "failures": "",
     }  # fmt: skip
-    picture = photographed(page, tmp_path)
+    picture = photographed(page)
     assert 0.01 < (np.ptp(picture, axis=2) > 60).mean() < 0.5, "regions are in colour"

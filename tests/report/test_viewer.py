@@ -115,7 +115,7 @@ def test_a_browser_draws_it(tmp_path: Path) -> None:
         "first": "Region 249", "second": "Gray Matter", "place": "true",
         "pressed": "false,true,false,true", "failures": "",
     }  # fmt: skip
-    picture = photographed(page, tmp_path)[150:]
+    picture = photographed(page)[150:]
     wanted = np.array([int(protocol.regions[250].color[i : i + 2], 16) for i in (1, 3, 5)])
     strong = picture[np.ptp(picture, axis=2) > 60]
     hue = strong / np.linalg.norm(strong, axis=1, keepdims=True) @ wanted / np.linalg.norm(wanted)
