@@ -106,16 +106,16 @@ def read_heads(
     near = largest_piece(near) if "brain" in weights else near
     place = Place(volume, box, np.flatnonzero(near))
     names = [name for name in model.card.heads if name != "brain"]
-    readings = {}
+    outputs = {}
     for name in names:
         asked = name in model.card.protocols
         indices = np.array(model.heads[name].indices)
         count = len(place.voxels)
-        readings[name] = HeadOutput.empty(
+        outputs[name] = HeadOutput.empty(
             indices, count, probabilities=want_probabilities and asked, entropy=want_entropy and asked
         )
     fill(
-        readings,
+        outputs,
         features,
         weights,
         voxels=place.voxels,
@@ -125,14 +125,14 @@ def read_heads(
         near &= (torch.from_numpy(chance) > 0.5).numpy()
         brain = without_bridges(largest_piece(near), spacing)
     else:
-        brain = largest_piece(place.filled(np.any([readings[name].labels > 0 for name in names], 0)))
+        brain = largest_piece(place.filled(np.any([outputs[name].labels > 0 for name in names], 0)))
     if not brain.any():
         raise DataError("the segmentation is empty: is it a T1w of a head, with the right orientation in its header?")
     kept = brain.reshape(-1)[place.voxels]
-    for reading in readings.values():
-        reading.labels[~kept] = 0
-    quality = readings[names[0]].certainty[kept] if names else chance[brain]
-    return answer(readings, place, model, brain=place.native(brain), quality=float(quality.mean(dtype=np.float64)))
+    for output in outputs.values():
+        output.labels[~kept] = 0
+    quality = outputs[names[0]].certainty[kept] if names else chance[brain]
+    return answer(outputs, place, model, brain=place.native(brain), quality=float(quality.mean(dtype=np.float64)))
 
 
 @dataclass(frozen=True)
@@ -168,31 +168,31 @@ class Place:
 
 
 def answer(
-    readings: Mapping[str, HeadOutput], place: Place, model: Model, *, brain: np.ndarray, quality: float
+    outputs: Mapping[str, HeadOutput], place: Place, model: Model, *, brain: np.ndarray, quality: float
 ) -> Segmentation:
     """Return the segmentation on the grid of the scan, for the protocols that the model writes."""
     volume, lesion = place.volume, None
     if model.card.lesion is not None:
-        found = np.isin(readings[model.card.lesion].labels, model.heads[model.card.lesion].lesions)
+        found = np.isin(outputs[model.card.lesion].labels, model.heads[model.card.lesion].lesions)
         lesion = place.native(place.filled(found))
-    written = {name: reading for name, reading in readings.items() if name in model.card.protocols}
+    written = {name: output for name, output in outputs.items() if name in model.card.protocols}
     return Segmentation(
-        labels={name: place.native(place.filled(reading.labels)) for name, reading in written.items()},
-        soft_mm3={name: reading.soft * volume.voxel_volume_mm3 for name, reading in written.items()},
+        labels={name: place.native(place.filled(output.labels)) for name, output in written.items()},
+        soft_mm3={name: output.soft * volume.voxel_volume_mm3 for name, output in written.items()},
         brain=brain,
         lesion=lesion,
         quality=quality,
         probabilities={
-            name: Probabilities(volume.shape, volume.affine, place.positions, reading.probabilities)
-            for name, reading in written.items()
-            if reading.probabilities is not None
+            name: Probabilities(volume.shape, volume.affine, place.positions, output.probabilities)
+            for name, output in written.items()
+            if output.probabilities is not None
         },
         entropy={n: place.native(place.filled(r.entropy)) for n, r in written.items() if r.entropy is not None},
     )
 
 
 def fill(
-    readings: Mapping[str, HeadOutput],
+    outputs: Mapping[str, HeadOutput],
     features: Sequence[Features],
     weights: Mapping[str, tuple[Tensor, Tensor]],
     *,
@@ -200,12 +200,12 @@ def fill(
     corners_of: Callable[[np.ndarray], tuple[Tensor, Tensor]],
 ) -> None:
     """Apply each head at native voxels (P,), given the surrounding model voxels and their weights."""
-    linear = {name: torch.cat([weights[name][0].T, weights[name][1][None]]) for name in readings}
-    for start in range(0, len(voxels) if readings else 0, CHUNK):
+    linear = {name: torch.cat([weights[name][0].T, weights[name][1][None]]) for name in outputs}
+    for start in range(0, len(voxels) if outputs else 0, CHUNK):
         inside = interpolated(features, *corners_of(voxels[start : start + CHUNK]))
         for first, part in zip(range(start, len(voxels), READ), inside.split(READ), strict=False):
-            for name, reading in readings.items():
-                reading.put(first, part @ linear[name])
+            for name, output in outputs.items():
+                output.put(first, part @ linear[name])
 
 
 def covered(grid: Grid, shape: tuple[int, ...], spacing: np.ndarray) -> Box:
