@@ -183,7 +183,7 @@ def brain_frame(brain: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Return centre and half extent (3,) of a mask (D, H, W), in voxels, from the 1st to the 99th percentile."""
     centre, half = np.empty(3), np.empty(3)
     for axis in range(3):
-        count = brain.sum(dim=[i for i in range(3) if i != axis]).double().numpy()
+        count = brain.sum(dim=[i for i in range(3) if i != axis]).double().cpu().numpy()
         total = np.cumsum(count) / max(count.sum(), 1)
         low, high = np.searchsorted(total, 0.01), np.searchsorted(total, 0.99)
         centre[axis], half[axis] = (low + high) / 2, max((high - low) / 2, 1)
@@ -192,9 +192,7 @@ def brain_frame(brain: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 def coordinates(shape: Sequence[int], centre: np.ndarray, half: np.ndarray) -> Tensor:
     """Return positions in the brain's frame, -1..1 inside it, (1, 3, D/2, H/2, W/2), of the 2³ blocks of a grid."""
-    axes = [
-        torch.from_numpy((np.arange(0.5, n, 2) - c) / h).float() for n, c, h in zip(shape, centre, half, strict=True)
-    ]
+    axes = [torch.tensor((np.arange(0.5, n, 2) - c) / h).float() for n, c, h in zip(shape, centre, half, strict=True)]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None].clamp(-1.5, 1.5)
 
 

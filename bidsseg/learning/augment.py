@@ -1,4 +1,7 @@
-"""Random changes of the geometry and the brightness of a scan. All use a seeded ``torch.Generator``."""
+"""Random changes of the geometry and the brightness of a scan. All use a seeded ``torch.Generator``.
+
+All are computed on the device of the generator, which must be torch's default device meanwhile, see ``samples.draw``.
+"""
 
 from __future__ import annotations
 
@@ -126,8 +129,10 @@ def elastic(spatial: Spatial, shape: Sequence[int], generator: Generator) -> Ten
     if spatial.elastic_order == 1:
         return F.interpolate(control[None], size=list(shape), mode="trilinear", align_corners=True)[0]
     places = np.meshgrid(*(np.linspace(0, spatial.elastic_points - 1, n) for n in shape), indexing="ij")
-    splines = [map_coordinates(axis, places, order=spatial.elastic_order, mode="mirror") for axis in control.numpy()]
-    return torch.from_numpy(np.stack(splines))
+    splines = [
+        map_coordinates(axis, places, order=spatial.elastic_order, mode="mirror") for axis in control.cpu().numpy()
+    ]
+    return torch.tensor(np.stack(splines))
 
 
 def rotation(angles: Sequence[float]) -> Tensor:

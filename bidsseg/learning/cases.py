@@ -77,10 +77,23 @@ class Case:
         """The annotation with the most regions."""
         return max(self.annotations, key=lambda annotation: len(annotation.protocol.regions))
 
+    @property
+    def size(self) -> int:
+        """Bytes of its arrays."""
+        maps = [annotation.values for annotation in self.annotations]
+        return sum(array.nbytes for array in (self.image, self.brain, self.widening, *maps) if array is not None)
+
+    def to(self, device: str | torch.device) -> Case:
+        """Return the case on a device."""
+        image = None if self.image is None else self.image.to(device)
+        widening = None if self.widening is None else self.widening.to(device)
+        maps = tuple(Annotation(each.protocol, each.values.to(device)) for each in self.annotations)
+        return Case(self.name, image, maps, self.brain.to(device), widening)
+
     @cached_property
     def centre(self) -> Tensor:
         """Voxel (3,) at the centre of the brain."""
-        return torch.from_numpy(brain_frame(self.brain)[0]).float()
+        return torch.tensor(brain_frame(self.brain)[0], dtype=torch.float32)
 
 
 @dataclass(frozen=True)
@@ -158,6 +171,12 @@ class Sample:
         coordinates = None if self.coordinates is None else self.coordinates.to(device)
         values = [(protocol, at_points.to(device)) for protocol, at_points in self.values]
         return Sample(self.image.to(device), coordinates, self.points.to(device), values)
+
+    def used_by(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory of the sample until this stream has used it, although another stream has written it."""
+        for array in (self.image, self.coordinates, self.points, *(values for _, values in self.values)):
+            if array is not None:
+                array.record_stream(stream)
 
 
 def towards_ventricles(annotation: Annotation) -> Tensor | None:
@@ -275,7 +294,7 @@ def values_at(annotation: Annotation, source: Tensor, *, mirrored: bool) -> Tens
 def jittered_coordinates(brain: Tensor, *, is_cut: bool, generator: Generator) -> Tensor:
     """Return coordinates in the frame of a brain (D/2, H/2, W/2), as uncertain as the frame of an unseen scan."""
     centre, half = brain_frame(brain)
-    noise = (CUT_UNCERTAINTY if is_cut else 1.0) * torch.randn(6, generator=generator).numpy()
+    noise = (CUT_UNCERTAINTY if is_cut else 1.0) * torch.randn(6, generator=generator).cpu().numpy()
     shape = [2 * n for n in brain.shape]
     return coordinates(shape, 2 * centre + 0.5 + 1.5 * noise[:3], 2 * half * (1 + 0.02 * noise[3:]))
 

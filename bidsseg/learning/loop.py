@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -21,26 +19,10 @@ from bidsseg.learning.cases import Annotation, Case, Sample, draw_sample
 from bidsseg.learning.clock import Clock
 from bidsseg.learning.losses import Openness, marginal_cross_entropy, marginal_dice
 from bidsseg.learning.optimiser import Stepper
-from bidsseg.learning.processes import Processes
-from bidsseg.learning.recipe import Recipe
-from bidsseg.learning.registration import Mover
-from bidsseg.learning.state import Conditions, State, derived, resumed, save_checkpoint, seeded
+from bidsseg.learning.samples import Plan, draw, drawn
+from bidsseg.learning.state import Conditions, State, derived, resumed, save_checkpoint
 from bidsseg.learning.validation import ERROR, comparable, compare
 from bidsseg.networks.network import Network
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The definition of a run: a recipe, the protocols of its heads in the same order, and the random seed.
-
-    Attributes:
-        mover: warps samples onto unlabelled scans, if the recipe requires it.
-    """
-
-    recipe: Recipe
-    heads: tuple[Protocol, ...]
-    seed: int = 0
-    mover: Mover | None = None
 
 
 class Relations:
@@ -186,6 +168,7 @@ def fit(
     A checkpoint is resumed. Several processes share the samples of each step, so that their number changes the time
     of a run, not its result, except for the running statistics of batch normalisation, which are means over processes.
     """
+    torch.backends.cudnn.benchmark = True  # all samples have the same shape
     fitting = Fitting(network, watched, plan, conditions=conditions)
     state = fitting.state
     clock = Clock(conditions, state, plan.recipe.steps)
@@ -232,7 +215,7 @@ def learn_statistics(network: Network, cases: Sequence[Case], plan: Plan, *, pre
     for number in range(recipe.statistics):
         for norm in norms:
             norm.momentum = 1 / (number + 1)
-        sample = draw(cases, plan, recipe.steps * recipe.batch + number).to(device)
+        sample = draw(cases, plan, recipe.steps * recipe.batch + number, device=device)
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             network.at(sample.image, sample.coordinates, sample.points)
         for head in plan.heads:
@@ -254,42 +237,6 @@ def update(average: dict[str, Tensor], network: Network, decay: float) -> None:
             average[name].lerp_(value, 1 - decay)
         else:
             average[name].copy_(value)
-
-
-def drawn(cases: Sequence[Case], plan: Plan, first: int, *, processes: Processes) -> Iterator[Sample]:
-    """Yield the samples of all steps from the first on, divided among the processes.
-
-    As many samples are drawn at once as the network has threads, one in each: drawing beside the network would make all
-    of its threads wait for the one that shares its core. A sample depends only on the seed and its number, so that a
-    resumed run draws the same samples.
-    """
-    threads, batch = torch.get_num_threads(), plan.recipe.batch
-    numbers = (
-        step * batch + i for step in itertools.count(first) for i in range(processes.rank, batch, processes.count)
-    )
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as drawers:
-        while True:
-            yield from list(drawers.map(partial(draw, cases, plan), itertools.islice(numbers, threads)))
-
-
-def draw(cases: Sequence[Case], plan: Plan, number: int) -> Sample:
-    """Draw one sample of a run, by its number."""
-    generator = seeded(plan.seed, number)
-    if plan.recipe.balanced:
-        kinds = sorted({case.kind for case in cases})
-        cases = [case for case in cases if case.kind == kinds[number % len(kinds)]]
-    with_image = [case for case in cases if case.image is not None]
-    without = [case for case in cases if case.image is None]
-    synthetic = not with_image or (without and torch.rand((), generator=generator) < plan.recipe.synthetic_share)
-    pool = without if synthetic else with_image
-    case = pool[int(torch.randint(len(pool), (), generator=generator))]
-    recipe = plan.recipe
-    spatial, move = recipe.spatial, None
-    if plan.mover is not None and case.image is not None:
-        apart = seeded(plan.seed, number, 1)  # samples that are not moved equal those of a run without registration
-        if torch.rand((), generator=apart) < plan.mover.share:
-            spatial, move = replace(spatial, still=1.0), partial(plan.mover.move, case, generator=apart)
-    return draw_sample(case, replace(recipe.view_at(number // recipe.batch), spatial=spatial), generator, move=move)
 
 
 def with_weights(

@@ -73,7 +73,7 @@ class Mover:
         """
         fixed = self.targets[int(torch.randint(len(self.targets), (), generator=generator))]
         moving = shown(case, warp)
-        displacement = displace(self.network, moving, fixed, precision=self.precision).cpu()
+        displacement = displace(self.network, moving, fixed, precision=self.precision).to(moving.device)
         source, _ = warp_whole_voxels(warp.source.permute(3, 0, 1, 2)[None], moving[0], displacement)
         return Warp(source[0].permute(1, 2, 3, 0).contiguous(), warp.mirrored)
 

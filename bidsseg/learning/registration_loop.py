@@ -15,9 +15,9 @@ from bidsseg.errors import TemporaryFailure, UsageError
 from bidsseg.files import replacing
 from bidsseg.learning.cases import Case
 from bidsseg.learning.clock import Clock
-from bidsseg.learning.loop import Plan
 from bidsseg.learning.optimiser import Stepper
 from bidsseg.learning.registration import Mover, displace, placed
+from bidsseg.learning.samples import Plan
 from bidsseg.learning.state import Conditions, resumed, same_run, save_checkpoint, seeded
 from bidsseg.networks.dfnet import DFNet, roughness, similarity_loss, warp
 

@@ -15,7 +15,7 @@ from torch import Generator
 
 from bidsseg.learning.cases import Case, draw_case
 from bidsseg.learning.clock import Clock, time_left
-from bidsseg.learning.loop import Plan
+from bidsseg.learning.samples import Plan
 from bidsseg.learning.state import Conditions, State, continuing, derived, save_checkpoint
 from bidsseg.learning.voxel_trainer import Brain, Trainer, labelled_brain
 from bidsseg.networks.segnet.staged import StagedSegNet

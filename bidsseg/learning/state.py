@@ -25,9 +25,9 @@ def derived(seed: int, *numbers: int) -> int:
     return int(state)
 
 
-def seeded(seed: int, *numbers: int) -> Generator:
-    """Return a generator whose draws depend only on the seed and the numbers."""
-    return Generator().manual_seed(derived(seed, *numbers))
+def seeded(seed: int, *numbers: int, device: str | torch.device = "cpu") -> Generator:
+    """Return a generator whose draws depend only on the seed, the numbers and the kind of device."""
+    return Generator(device).manual_seed(derived(seed, *numbers))
 
 
 class Keeper(Protocol):

@@ -22,10 +22,11 @@ from bidsseg.learning.checks import check_labels, check_recipe, check_sides
 from bidsseg.learning.datasets import Source, find_sources, read_cases
 from bidsseg.learning.folds import person, split
 from bidsseg.learning.interruption import Interruption
-from bidsseg.learning.loop import Plan, fit
+from bidsseg.learning.loop import fit
 from bidsseg.learning.processes import Processes
 from bidsseg.learning.recipe import Recipe, load_recipe
 from bidsseg.learning.registration_loop import DFNET, fit_mover
+from bidsseg.learning.samples import Plan
 from bidsseg.learning.segnet import fit_voxels
 from bidsseg.learning.state import Conditions, State, same_run
 from bidsseg.learning.training_outputs import save_curve, save_outcome

@@ -18,11 +18,12 @@ from bidsseg.execution.machine import cpu_precision
 from bidsseg.image.nifti import read_image, read_labels
 from bidsseg.labels import Protocol, Region, load_protocol, load_relation
 from bidsseg.labels.relation import identity, open_background, read_relation
-from bidsseg.learning import loop, validation
+from bidsseg.learning import samples, validation
 from bidsseg.learning.cases import Annotation, Case, Sampling
-from bidsseg.learning.loop import Plan, Relations
+from bidsseg.learning.loop import Relations
 from bidsseg.learning.losses import Loss, Openness, marginal_cross_entropy
 from bidsseg.learning.recipe import load_recipe
+from bidsseg.learning.samples import Plan
 from bidsseg.learning.validation import ERROR, comparable, compare
 from bidsseg.models.library import load_model
 from bidsseg.segmentation.predict import segment
@@ -295,10 +296,10 @@ def test_datasets_take_turns() -> None:
     recipe = replace(load_recipe("ace"), inputs=("T1w",), sampling=Sampling((8, 8, 8), points=0))
     many = [case(f"anatomy/sub-{i}", FAST, torch.ones(12, 12, 12, dtype=torch.uint8)) for i in range(9)]
     few = [case("lesions/sub-1", LESION_MASK, torch.ones(12, 12, 12, dtype=torch.uint8))]
-    samples = [loop.draw([*many, *few], Plan(recipe, (JOINT_HEAD,)), number) for number in range(8)]
-    assert [sample.values[0][0].name for sample in samples] == ["FAST", "lesion"] * 4
+    drawn = [samples.draw([*many, *few], Plan(recipe, (JOINT_HEAD,)), number) for number in range(8)]
+    assert [sample.values[0][0].name for sample in drawn] == ["FAST", "lesion"] * 4
     uneven = replace(recipe, balanced=False)
-    names = [loop.draw([*many, *few], Plan(uneven, (JOINT_HEAD,)), number).values[0][0].name for number in range(8)]
+    names = [samples.draw([*many, *few], Plan(uneven, (JOINT_HEAD,)), number).values[0][0].name for number in range(8)]
     assert names.count("lesion") < 4
 
 

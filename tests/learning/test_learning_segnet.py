@@ -16,8 +16,8 @@ from bidsseg.image.volume import Volume
 from bidsseg.labels import load_protocol
 from bidsseg.learning import segnet
 from bidsseg.learning.cases import Annotation, Case, draw_case, positions
-from bidsseg.learning.loop import Plan
 from bidsseg.learning.recipe import Recipe, Voxels
+from bidsseg.learning.samples import Plan
 from bidsseg.learning.segnet import fit_voxels
 from bidsseg.learning.state import Conditions, State
 from bidsseg.learning.voxel_trainer import labelled_brain

@@ -10,12 +10,12 @@ from labelled import RECIPE, Ask, weights
 
 from bidsseg.image.volume import Volume
 from bidsseg.labels import load_protocol, load_relation
-from bidsseg.learning import cases, loop, state, validation
+from bidsseg.learning import cases, loop, samples, state, validation
 from bidsseg.learning.cases import Sample
 from bidsseg.learning.clock import time_left
 from bidsseg.learning.datasets import load_cases
-from bidsseg.learning.loop import Plan
 from bidsseg.learning.recipe import load_recipe
+from bidsseg.learning.samples import Plan
 from bidsseg.learning.state import Conditions
 from bidsseg.levels.train import train_level
 from bidsseg.models.library import load_model
@@ -71,7 +71,7 @@ def test_batch_normalisations_are_recomputed_from_images_only(ask: Ask, monkeypa
         assert first.momentum == 0.01
         assert shown == [True] * 3
 
-    monkeypatch.setattr(loop, "draw_sample", draw_sample)
+    monkeypatch.setattr(samples, "draw_sample", draw_sample)
     monkeypatch.setattr(loop, "learn_statistics", learn_statistics)
     found = weights(train_level(ask(recipe)))
     expected = torch.stack([x.mean((0, 2, 3, 4)) for x in inputs[:3]]).mean(0)

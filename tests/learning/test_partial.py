@@ -10,8 +10,9 @@ import torch
 
 from bidsseg.labels.protocol import Protocol, Region
 from bidsseg.learning.cases import Annotation, Case
-from bidsseg.learning.loop import Plan, evaluate, fit
+from bidsseg.learning.loop import evaluate, fit
 from bidsseg.learning.recipe import load_recipe
+from bidsseg.learning.samples import Plan
 from bidsseg.learning.state import Conditions
 from bidsseg.networks.network import Network
 from bidsseg.networks.unet import UNet

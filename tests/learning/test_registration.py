@@ -28,10 +28,10 @@ from bidsseg.learning.augment import Intensity, Spatial, Warp, sample_image, sam
 from bidsseg.learning.cases import Annotation, Case, Sampling
 from bidsseg.learning.datasets import load_cases
 from bidsseg.learning.interruption import Interruption
-from bidsseg.learning.loop import Plan, draw
 from bidsseg.learning.recipe import Recipe, load_recipe
 from bidsseg.learning.registration import Mover, Registration, displace, placed
 from bidsseg.learning.registration_loop import DFNET, fit_mover, pair
+from bidsseg.learning.samples import Plan, draw
 from bidsseg.learning.state import Conditions
 from bidsseg.levels.train import train_level
 from bidsseg.models import card, library

@@ -16,7 +16,7 @@ from labelled import RECIPE, Ask, console, weights
 
 from bidsseg.errors import DataError, TemporaryFailure, UsageError
 from bidsseg.labels import load_protocol
-from bidsseg.learning import loop, validation
+from bidsseg.learning import loop, samples, validation
 from bidsseg.learning.datasets import load_cases
 from bidsseg.learning.interruption import Interruption
 from bidsseg.learning.recipe import load_recipe
@@ -150,7 +150,7 @@ def test_the_weights_kept_are_those_that_the_recipe_asks_for(
     network = build(Card("tiny", "Tissue", ("T1w",), recipe.network, 3.0, tuple(recipe.heads), ""))
     never = partial(bool, False)
     conditions = Conditions(tmp_path, math.inf, never, lambda _: None)
-    loop.fit(network, cases, cases[:1], plan=loop.Plan(recipe, heads), conditions=conditions, check_every=0.2)
+    loop.fit(network, cases, cases[:1], plan=samples.Plan(recipe, heads), conditions=conditions, check_every=0.2)
     if keep == "last":
         seen.append(network.state_dict())
     assert len(seen) == 4

@@ -25,10 +25,10 @@ from bidsseg.labels import load_protocol
 from bidsseg.learning import loop, training, validation
 from bidsseg.learning.cases import Sampling
 from bidsseg.learning.datasets import load_cases
-from bidsseg.learning.loop import Plan, draw
 from bidsseg.learning.optimiser import Optimiser
 from bidsseg.learning.processes import Processes
 from bidsseg.learning.recipe import Recipe, load_recipe
+from bidsseg.learning.samples import Plan, draw
 from bidsseg.learning.training import set_up, start_from
 from bidsseg.levels.train import train_level
 from bidsseg.models.card import CARD, WEIGHTS, Card, read_card
