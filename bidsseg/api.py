@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from bidsseg.arguments import device_name
 from bidsseg.errors import BidssegError, DataError, UsageError, explained
-from bidsseg.settings import PRECISIONS, check_memory, device_name
+from bidsseg.settings import PRECISIONS, check_memory
 
 if TYPE_CHECKING:
     import nibabel as nib
