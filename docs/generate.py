@@ -237,6 +237,7 @@ def check_docstrings(names: Iterable[str]) -> None:
 
 def undocumented(item: Any) -> Iterator[str]:
     """Yield the paths of an object and its public members that have no docstring."""
+    item = item.final_target if item.is_alias else item
     if item.docstring is None:
         yield item.path
     for name, member in item.members.items():

@@ -22,8 +22,9 @@ from bidsseg.files import write_text_atomic
 from bidsseg.learning.folds import dataset_of, held_out, person
 from bidsseg.learning.interruption import Interruption
 from bidsseg.learning.state import same_run
-from bidsseg.learning.training import Setup, discard, model_folder
+from bidsseg.learning.training import discard
 from bidsseg.learning.training_outputs import figures
+from bidsseg.learning.training_setup import Setup, model_folder
 from bidsseg.learning.validation import described
 from bidsseg.models.card import CARD, find_card, located, read_card
 from bidsseg.models.library import save_card
