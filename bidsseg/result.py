@@ -140,8 +140,7 @@ class Result:
         from bidsseg.bids.names import with_extension
         from bidsseg.bids.outputs import output_paths
         from bidsseg.derivative.sidecars import Origin, dseg_sidecar
-        from bidsseg.derivative.volumes import to_tsv
-        from bidsseg.files import write_json_atomic, write_text_atomic
+        from bidsseg.files import write_json_atomic, write_table, write_text_atomic
         from bidsseg.image.nifti import write_labels
 
         found, card = self._segmentation, self.model.card
@@ -158,7 +157,7 @@ class Result:
                 lookup = Path(folder) / with_extension(place, ".tsv").name
                 table = Path(folder) / places.morph[name].name
                 write_text_atomic(lookup, self.model.heads[name].to_tsv())
-                write_text_atomic(table, to_tsv(self.volumes(name)))
+                write_table(table, self.volumes(name))
                 sidecar = lookup.with_suffix(".json")
                 write_json_atomic(sidecar, dseg_sidecar(name, Origin(details=self._details())))
                 written += [lookup, table, sidecar]

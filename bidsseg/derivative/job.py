@@ -16,9 +16,9 @@ from bidsseg.bids.outputs import OutputPaths, SpacePaths, output_paths
 from bidsseg.bids.scan import Scan
 from bidsseg.derivative import sidecars
 from bidsseg.derivative.sidecar_keys import Sidecar
-from bidsseg.derivative.volumes import to_tsv, volume_table
+from bidsseg.derivative.volumes import volume_table
 from bidsseg.errors import DataError, OutputNotWritable, UsageError
-from bidsseg.files import fingerprint, is_being_written, write_json_atomic, write_text_atomic
+from bidsseg.files import fingerprint, is_being_written, write_json_atomic, write_table, write_text_atomic
 from bidsseg.image.nifti import write_field, write_labels, write_map, write_maps
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol
@@ -151,7 +151,7 @@ class Job:
                 voxel_volume_mm3=t1w.voxel_volume_mm3,
                 brain=result.brain,
             )
-            write_text_atomic(self._place(places.morph[name]), to_tsv(table))
+            write_table(self._place(places.morph[name]), table)
             self._sidecar(places.morph[name], sidecars.morph_sidecar(name, origin))
         fits: dict[str, Fit] = {}  # shared by all resolutions of a template
         for space, in_space in zip(self.spaces, places.spaces, strict=True):
