@@ -134,8 +134,17 @@ def _jobs(
             reason = f"the model {card.name} needs a FLAIR: {scan.flair_reason}"
             passed_over.append(Entry(scan.key, "passed over", reason))
         else:
-            asked = settings.probseg, settings.entropy, spaces, settings.viewer, settings.fast
-            job = Job(scan, card, settings.bids_dir, settings.output_dir, *asked)
+            job = Job(
+                scan,
+                card,
+                settings.bids_dir,
+                settings.output_dir,
+                probseg=settings.probseg,
+                entropy=settings.entropy,
+                spaces=spaces,
+                viewer=settings.viewer,
+                fast=settings.fast,
+            )
             try:
                 job.check_names()
                 jobs.append(job)
