@@ -38,7 +38,7 @@ def main() -> None:
     if options.card and not options.folds:
         parser.error("--card: give the --folds and the --fold that the model was trained with")
 
-    from bidsseg.app.arguments import annotation_folders
+    from bidsseg.arguments import annotation_folders
     from bidsseg.learning.datasets import load_cases
     from bidsseg.learning.folds import split
     from bidsseg.learning.training_outputs import metrics

@@ -6,6 +6,8 @@ common to BIDS Apps.
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 EXIT_CODES = {
     0: "all requested outputs are present",
@@ -123,6 +125,19 @@ def explained(error: Exception) -> BidssegError | None:
         return None
     known.__cause__ = error
     return known
+
+
+@contextmanager
+def explaining() -> Iterator[None]:
+    """Raise errors of the system, of decoders and of allocators as BidssegError."""
+    try:
+        yield
+    except BidssegError:
+        raise
+    except Exception as error:
+        if known := explained(error):
+            raise known from error
+        raise
 
 
 def _of_the_system(error: OSError) -> BidssegError:

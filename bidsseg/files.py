@@ -1,5 +1,7 @@
 """Atomic writing of files, locks, and checksums."""
 
+from __future__ import annotations
+
 import errno
 import fcntl
 import hashlib
@@ -10,10 +12,13 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from bidsseg.errors import DataError, IOFailure, OutputNotWritable
 from bidsseg.reading import NOT_ALLOWED
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NOT_WRITABLE = NOT_ALLOWED | {errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
 """Error codes if a file cannot be created at a path; other errors come from the disk."""
@@ -71,6 +76,20 @@ def write_text_atomic(path: Path, text: str) -> None:
     with replacing(path) as stream:
         # Bytes of a name that are not UTF-8 are escaped as in JSON.
         stream.write(text.encode(errors="backslashreplace"))
+
+
+def write_table(path: Path, table: pd.DataFrame, *, float_format: str | None = None, missing: str = "n/a") -> None:
+    """Write a table with columns separated by tabs, whole or not at all; its folder is created if needed.
+
+    Args:
+        float_format: format of numbers, as for ``%``; by default, all digits.
+        missing: text of a missing value; the default is that of BIDS.
+
+    Raises:
+        OutputNotWritable, IOFailure: as for write_text_atomic.
+    """
+    text = table.to_csv(sep="\t", index=False, na_rep=missing, float_format=float_format, lineterminator="\n")
+    write_text_atomic(path, text)
 
 
 def write_json_atomic(path: Path, content: Mapping[str, Any]) -> None:

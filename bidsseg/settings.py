@@ -1,28 +1,27 @@
-"""The requested settings, as plain values: the command line creates them, the levels read them."""
+"""The requested settings, as plain values: the command line creates them, the levels read them.
+
+A field with a flag of the command line declares that flag (see ``bidsseg/flags.py``). A new flag needs no other line.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from bidsseg import arguments
 from bidsseg.errors import UsageError
+from bidsseg.flags import CLUSTER, COMPARISON, LABELS, OUTPUTS, RESOURCES, SCANS, TRAINING, flag
 
 LEVELS = ("participant", "group", "evaluate", "train")
 EXECUTORS = ("local", "dask", "slurm", "pbs", "sge", "lsf")
 PRECISIONS = ("auto", "bf16", "fp32")
 LEAST_MEMORY_MB = 500
+DEFAULT_FOLDS = 5
 Mask = Literal["own", "reference"]
 """Voxels that count in ``evaluate``, see ``evaluation.agreement.counted``."""
-
-
-def device_name(text: str) -> str:
-    """Return the name of a device: auto, cpu, cuda, cuda:N or mps."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", text):
-        raise UsageError(f"device '{text}': give auto, cpu, cuda, cuda:N or mps")
-    return text
 
 
 def check_memory(memory_mb: int | None, given: str, remark: str = "") -> None:
@@ -61,30 +60,44 @@ class Training:
     """Settings of the level ``train``.
 
     Attributes:
-        recipe: name of a shipped recipe or a TOML file.
-        small: whether to use the small scale of the recipe.
-        also: further BIDS datasets to train on.
-        resume: whether to resume from the last checkpoint in the output folder.
-        init: model (name or folder) that provides the initial weights.
-        time_budget_min: stop cleanly after this number of minutes.
         cross_validate: number of folds that are all trained, before a final model on all participants; None trains one
             model. In a cross-validation, the time budget is for the whole run; folds, fold and hold_out are ignored.
-        folds: number of folds by participant; 1 holds nobody out.
-        fold: the held-out fold, counted from 0.
-        hold_out: labels, or patterns of labels, without ``sub-`` of participants that are held out instead of a fold.
+        hold_out: labels, or patterns of labels, without ``sub-``.
     """
 
-    recipe: str = "wholebrain"
-    small: bool = False
-    also: Sequence[Path] = ()
-    resume: bool = False
-    init: str | None = None
-    time_budget_min: float | None = None
-    cross_validate: int | None = None
-    folds: int = 5
-    fold: int = 0
-    hold_out: Sequence[str] = ()
-    seed: int = 0
+    recipe: str = flag("--recipe NAME|FILE", TRAINING, "what to train and how [%(default)s]", default="wholebrain")
+    also: Sequence[Path] = flag(
+        "--also BIDS_DIR", TRAINING, "further datasets to train on",
+        default=(), several=True, read=arguments.datasets)  # fmt: skip
+    small: bool = flag(
+        "--small", TRAINING, "use the small scale of the recipe, to try it on a laptop", default=False)  # fmt: skip
+    init: str | None = flag(
+        "--init NAME|DIR", TRAINING,
+        "start from the weights of this model; with --cross-validate also the output of another cross-validation: each "
+        "fold starts from the same fold",
+        default=None)  # fmt: skip
+    resume: bool = flag(
+        "--resume", TRAINING, "resume from the last checkpoint in OUTPUT_DIR; keep finished folds",
+        default=False)  # fmt: skip
+    time_budget_min: float | None = flag(
+        "--time-budget MINUTES", TRAINING,
+        "stop after this time and save the state; with --cross-validate, the time of the whole run, divided evenly "
+        "among the unfinished models",
+        default=None, read=float)  # fmt: skip
+    cross_validate: int | None = flag(
+        "--cross-validate K", TRAINING,
+        "train each of K folds, then a final model on all participants; its card has the results of the folds "
+        f"[K: {DEFAULT_FOLDS}]",
+        default=None, read=int, alone=DEFAULT_FOLDS)  # fmt: skip
+    folds: int = flag(
+        "--folds K", TRAINING, "number of parts of the participants; 1: hold out no participant [%(default)s]",
+        default=DEFAULT_FOLDS, read=int)  # fmt: skip
+    fold: int = flag(
+        "--fold I", TRAINING, "hold out this part, counted from 0 [%(default)s]", default=0, read=int)  # fmt: skip
+    hold_out: Sequence[str] = flag(
+        "--hold-out LABEL", TRAINING, "hold out these participants, or patterns of labels, instead of a fold",
+        default=(), several=True, read=partial(arguments.labels, "sub", patterns=True))  # fmt: skip
+    seed: int = flag("--seed N", TRAINING, "random seed [%(default)s]", default=0, read=int)
 
     def __post_init__(self) -> None:
         if self.cross_validate is not None and self.cross_validate < 2:
@@ -99,38 +112,31 @@ class Training:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Settings of the level ``evaluate``.
+    """Settings of the level ``evaluate``."""
 
-    Attributes:
-        against: the derivative dataset whose label maps are evaluated instead of those in the output folder.
-        mask: which voxels count, see ``evaluation.agreement.counted``.
-    """
-
-    against: Path | None = None
-    mask: Mask = "own"
+    against: Path | None = flag(
+        "--against DIR", COMPARISON,
+        "compare the label maps of this derivative dataset (of any tool or rater) with those of --labels, instead of "
+        "those in OUTPUT_DIR, which then receives only the tables and the page",
+        default=None)  # fmt: skip
+    mask: Mask = flag(
+        "--mask", COMPARISON, "voxels that count: all (own), or those that the reference labels [%(default)s]",
+        default="own", choices=get_args(Mask))  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of all levels.
+    """Settings of all levels. The flags have the order of the help text.
 
     Attributes:
         images: T1w and FLAIR, by suffix, of the command ``file``; ``bids_dir`` is then their common folder.
         participants: labels without ``sub-``; empty means all.
         sessions: labels without ``ses-``; empty means all.
-        shard: (I, N): only every N-th participant, from the I-th, counted from 1.
+        shard: (I, N).
         filters: for each query (``t1w``, ``flair``) the pybids entities it must match.
-        model: name of a shipped model or a model folder.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` (a GPU of Apple), which ``auto`` never selects.
-        precision: ``auto``, ``bf16`` or ``fp32``.
+        device: ``auto`` never selects ``mps``, a GPU of Apple.
         n_cpus: number of CPUs for all processes of a run together; None for all CPUs that this process may use.
-        threads: threads of each process, None for an automatic choice.
-        memory_mb: memory limit (MB), None for the free memory.
-        fast: omit the pass over the mirror image.
-        output_spaces: further standard spaces for the results, see ``registration.spaces.find_space``.
-        executor: the system that runs the scans of the level participant, one of EXECUTORS.
-        dask_scheduler: address of the scheduler of a Dask cluster.
-        cluster_config: TOML file with the settings of the jobs of slurm, pbs, sge and lsf.
+        output_spaces: see ``registration.spaces.find_space``.
         labels: for each protocol, the derivative datasets with the annotations of ``train`` or the reference of
             ``evaluate``.
         command: the command line as typed, for the record.
@@ -139,31 +145,90 @@ class Settings:
     bids_dir: Path
     output_dir: Path
     images: Mapping[str, Path] = field(default_factory=dict)
-    participants: Sequence[str] = ()
-    sessions: Sequence[str] = ()
-    shard: tuple[int, int] = (1, 1)
-    filters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    database_dir: Path | None = None
-    skip_validation: bool = False
-    work_dir: Path | None = None
-    model: str = "wholebrain"
-    device: str = "auto"
-    precision: str = "auto"
-    n_cpus: int | None = None
-    threads: int | None = None
-    memory_mb: int | None = None
-    executor: str = "local"
-    dask_scheduler: str | None = None
-    cluster_config: Path | None = None
-    probseg: bool = False
-    entropy: bool = False
-    fast: bool = False
-    output_spaces: Sequence[str] = ()
-    viewer: bool = False
-    overwrite: bool = False
-    stop_on_first_crash: bool = False
-    dry_run: bool = False
-    labels: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+
+    participants: Sequence[str] = flag(
+        "--participant-label --subject-label LABEL", SCANS,
+        "only these ('sub-' is optional; also 01,02), or a file of labels, e.g. participants.tsv",
+        default=(), several=True, read=partial(arguments.labels, "sub"))  # fmt: skip
+    sessions: Sequence[str] = flag(
+        "--session-label LABEL", SCANS, "only these ('ses-' is optional), or a file of labels",
+        default=(), several=True, read=partial(arguments.labels, "ses"))  # fmt: skip
+    shard: tuple[int, int] = flag(
+        "--shard I/N", SCANS, "every N-th participant from the I-th, counted from 1: the part of one job",
+        default=(1, 1), read=arguments.shard, levels="participant")  # fmt: skip
+    filters: Mapping[str, Mapping[str, Any]] = flag(
+        "--bids-filter-file FILE", SCANS,
+        "JSON with the entities that t1w and flair must have; null = absent, '*' = any value",
+        default={}, read=Path, levels="participant train")  # fmt: skip
+    database_dir: Path | None = flag(
+        "--bids-database-dir DIR", SCANS, "store the pybids index here for later runs",
+        default=None, read=Path, levels="participant train")  # fmt: skip
+    skip_validation: bool = flag(
+        "--skip-bids-validation --skip-bids-validator", SCANS, "do not run the BIDS validator",
+        default=False, levels="participant train")  # fmt: skip
+
+    model: str = flag(
+        "--model NAME|DIR", OUTPUTS, "a shipped model or a model folder [%(default)s]",
+        default="wholebrain", levels="participant evaluate file")  # fmt: skip
+    probseg: bool = flag(
+        "--probseg", OUTPUTS, "also write the probability of every region (large files)", default=False)  # fmt: skip
+    entropy: bool = flag(
+        "--entropy", OUTPUTS, "also write a map of the uncertainty, from 0 to 1", default=False)  # fmt: skip
+    output_spaces: Sequence[str] = flag(
+        "--output-spaces SPACE", OUTPUTS,
+        "also write label maps in these TemplateFlow spaces, e.g. MNI152NLin2009cAsym:res-1",
+        default=(), several=True, read=arguments.standard_spaces)  # fmt: skip
+    viewer: bool = flag(
+        "--viewer", OUTPUTS, "also write a page for each scan that shows slices and a 3-D view (6 MB)",
+        default=False)  # fmt: skip
+    overwrite: bool = flag(
+        "--overwrite", OUTPUTS, "recompute finished scans",
+        default=False, levels="participant evaluate train")  # fmt: skip
+    dry_run: bool = flag(
+        "--dry-run", OUTPUTS, "list scans, model and outputs; write nothing",
+        default=False, levels="participant evaluate train")  # fmt: skip
+    stop_on_first_crash: bool = flag(
+        "--stop-on-first-crash", OUTPUTS, "stop at the first scan that fails", default=False)  # fmt: skip
+    work_dir: Path | None = flag(
+        "-w --work-dir DIR", OUTPUTS, "folder for temporary files [the system's folder]",
+        default=None, read=arguments.absolute, levels="participant evaluate train")  # fmt: skip
+
+    fast: bool = flag(
+        "--fast", RESOURCES, "skip the second pass, over the mirror image; a little less accurate",
+        default=False, levels="participant file")  # fmt: skip
+    device: str = flag(
+        "--device NAME", RESOURCES, "auto, cpu, cuda, cuda:N or mps [%(default)s]",
+        default="auto", read=arguments.device_name)  # fmt: skip
+    precision: str = flag(
+        "--precision", RESOURCES, "precision of the network [%(default)s]",
+        default="auto", choices=PRECISIONS)  # fmt: skip
+    n_cpus: int | None = flag(
+        "--n-cpus --nprocs --nthreads N", RESOURCES, "number of CPUs [all available]",
+        default=None, read=int, levels="participant evaluate train file")  # fmt: skip
+    threads: int | None = flag(
+        "--omp-nthreads N", RESOURCES,
+        "threads of each process; the number of processes follows from CPUs and memory [2 or more]",
+        default=None, read=int)  # fmt: skip
+    memory_mb: int | None = flag(
+        "--mem --mem-mb SIZE", RESOURCES, "memory limit: MB, or a number with K, M, G or T [the free memory]",
+        default=None, read=arguments.megabytes, levels="participant evaluate train file")  # fmt: skip
+
+    executor: str = flag(
+        "--executor", CLUSTER,
+        "run on this machine, on a Dask cluster, or in jobs of a batch system [%(default)s]",
+        default="local", choices=EXECUTORS)  # fmt: skip
+    dask_scheduler: str | None = flag(
+        "--dask-scheduler ADDRESS", CLUSTER, "address of a Dask cluster, e.g. tcp://node1:8786",
+        default=None)  # fmt: skip
+    cluster_config: Path | None = flag(
+        "--cluster-config FILE", CLUSTER, "TOML: settings of the jobs (see docs/cluster.md)",
+        default=None, read=Path)  # fmt: skip
+
+    labels: Mapping[str, Sequence[Path]] = flag(
+        "--labels PROTOCOL=DIR", LABELS,
+        "derivative dataset with the labels of a protocol, to train on or to compare with",
+        default={}, several=True)  # fmt: skip
+
     command: Sequence[str] = ()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()

@@ -28,33 +28,6 @@ from bidsseg.app.parser import dataset_parser, file_parser  # noqa: E402
 from bidsseg.errors import EXIT_CODES  # noqa: E402
 from bidsseg.models.card import Card, shipped  # noqa: E402
 
-OUTPUTS = {
-    "dseg": "label map; beside it the regions (`.tsv`) and the model, checksums, quality and findings (`.json`)",
-    "morph": "volume of each region",
-    "probseg": "`--probseg`: probability of each region, 4-D",
-    "entropy": "`--entropy`: uncertainty, from 0 (certain) to 1",
-    "lesion": "lesion mask, from models with lesions",
-    "brain": "brain mask",
-    "space_dseg": "`--output-spaces`: label map on the grid of a template",
-    "space_brain": "`--output-spaces`: brain mask on the grid of a template",
-    "space_lesion": "`--output-spaces`: lesion mask on the grid of a template",
-    "figure": "picture on the page of the participant",
-    "viewer": "`--viewer`: page to slice the scan and turn it in 3-D",
-    "table": "volumes of the cohort, one row for each scan",
-    "report": "page of the cohort",
-    "agreement": "`evaluate`: Dice, distances and volumes, one row for each scan and region",
-    "summary": "`evaluate`: means with intervals, one row for each region, and one for all",
-    "agreement_page": "`evaluate`: page with plots, tables and pictures",
-    "description": "description of the derivative dataset",
-    "descriptions": "meaning of each `desc-` label",
-    "readme": "readme of the derivative dataset",
-    "bidsignore": "files that the BIDS validator skips",
-    "logs": "manifest of each run, and a file for each failure",
-    "models": "`train`: the model folders",
-    "folds": "`train --cross-validate`: the models of the folds, in `fold-0/models/` and so on",
-}
-"""Descriptions of the patterns in outputs.toml."""
-
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages, each behind the hand-written page of the same name."""
@@ -218,16 +191,16 @@ def model_card(card: Card) -> Iterator[str]:
 
 
 def output_patterns() -> str:
-    """Return the patterns of outputs.toml with their descriptions."""
-    patterns = tomllib.loads((ROOT / "bidsseg" / "bids" / "outputs.toml").read_text(encoding="utf-8"))
+    """Return the names and descriptions of outputs.toml."""
+    outputs = tomllib.loads((ROOT / "bidsseg" / "bids" / "outputs.toml").read_text(encoding="utf-8"))
     titles = {"scan": "Of a scan", "group": "Of the cohort", "root": "Of the dataset"}
     lines = ["## Name patterns", "", "The program reads these patterns from `bidsseg/bids/outputs.toml`.", ""]
-    for table, entries in patterns.items():
+    for table, entries in outputs.items():
         lines += [f"### {titles[table]}", "", *row("Pattern", "File"), *row("---", "---")]
-        for key, pattern in entries.items():
-            if key not in OUTPUTS:
-                raise PluginError(f"docs/generate.py: OUTPUTS does not describe {key} of outputs.toml")
-            lines += row(f"`{pattern}`", OUTPUTS[key])
+        for key, entry in entries.items():
+            if "description" not in entry:
+                raise PluginError(f"bidsseg/bids/outputs.toml: {key} has no description")
+            lines += row(f"`{entry['name']}`", entry["description"])
         lines.append("")
     return "\n".join(lines)
 
@@ -264,6 +237,7 @@ def check_docstrings(names: Iterable[str]) -> None:
 
 def undocumented(item: Any) -> Iterator[str]:
     """Yield the paths of an object and its public members that have no docstring."""
+    item = item.final_target if item.is_alias else item
     if item.docstring is None:
         yield item.path
     for name, member in item.members.items():

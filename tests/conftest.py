@@ -17,8 +17,9 @@ from recording_console import RecordingConsole
 from bidsseg.settings import Settings, Training
 
 SLOWEST = (
-    "test_partial.py", "test_dask.py", "test_train.py", "test_participant.py", "test_crossvalidate.py",
-    "test_registration.py", "test_learning_segnet.py", "test_system_errors.py", "test_eneuronet.py", "test_wheel.py",
+    "test_partial.py", "test_dask.py", "test_train.py", "test_participant.py", "test_finished.py",
+    "test_crossvalidate.py", "test_registration.py", "test_learning_segnet.py", "test_system_errors.py",
+    "test_eneuronet.py", "test_wheel.py",
 )  # fmt: skip
 """Slowest test files. They run first; otherwise one process would still run them when the others have finished."""
 

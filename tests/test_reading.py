@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from bids_trees import make_tree
 
-from bidsseg.app import arguments, brainlife
+from bidsseg import arguments
+from bidsseg.app import brainlife
 from bidsseg.bids.query import read_filters
 from bidsseg.derivative import sidecars
 from bidsseg.derivative.results import Result

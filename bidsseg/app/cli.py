@@ -17,8 +17,8 @@ from pathlib import Path
 from threading import Timer, main_thread
 from typing import TYPE_CHECKING, Any
 
-from bidsseg.app import arguments
-from bidsseg.app.parser import dataset_parser, file_parser
+from bidsseg import arguments
+from bidsseg.app.parser import dataset_parser, file_parser, given_values
 from bidsseg.app.terminal import Terminal, prepare_streams, write_line
 from bidsseg.errors import BidssegError, UnknownLevel, UsageError, explained
 from bidsseg.execution.machine import prepare_environment
@@ -143,7 +143,7 @@ def _list_models(*, as_json: bool) -> int:
 def _print_descriptor(level: str) -> int:
     from bidsseg.app.descriptor import descriptor
 
-    write_line(json.dumps(descriptor(dataset_parser(), level), indent=2), sys.stdout)
+    write_line(json.dumps(descriptor(level), indent=2), sys.stdout)
     return 0
 
 
@@ -153,28 +153,43 @@ def _is_file_command(words: Sequence[str]) -> bool:
 
 
 def _file_settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
+    """Return the settings of the command ``file``."""
     images = {"T1w": given.t1w, **({"FLAIR": given.flair} if given.flair else {})}
     images = {suffix: arguments.image(path) for suffix, path in images.items()}
     return Settings(
+        **_values(given, words),
         bids_dir=Path(os.path.commonpath([path.parent for path in images.values()])),
         images=images,
         stop_on_first_crash=True,  # so that the run ends with the error of the image
-        **_shared(given, words),
     )
 
 
-def _shared(given: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
+def _settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
+    """Return the settings of levels on a dataset.
+
+    Flags that depend on others, on the dataset or on a package are handled here; the others declare how they are read.
+    """
+    bids_dir = arguments.dataset(given.bids_dir).absolute()  # workers may have another working folder
+    evaluation, training = given_values(given, Evaluation), given_values(given, Training)
+    if where := evaluation.get("against"):
+        evaluation["against"] = arguments.derivative(where, given.derivatives, bids_dir, flag="--against")
+    arguments.check_split(training)
+    values = _values(given, words)
+    if "filters" in values:
+        values["filters"] = _filters(values["filters"])
+    if values.get("dask_scheduler") and values.get("executor", Settings.executor) == Settings.executor:
+        values["executor"] = "dask"
+    if "labels" in values:
+        values["labels"] = arguments.annotation_folders(values["labels"], given.derivatives, bids_dir)
+    return Settings(**values, bids_dir=bids_dir, training=Training(**training), evaluation=Evaluation(**evaluation))
+
+
+def _values(given: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
     """Return the settings that datasets and single files have in common."""
     return {
+        **given_values(given, Settings),
         "output_dir": given.output_dir.absolute(),
-        "model": located(given.model),
-        "device": given.device,
-        "precision": given.precision,
-        "n_cpus": given.n_cpus,
-        "threads": given.omp_nthreads,
-        "memory_mb": given.mem,
-        "fast": given.fast,
-        "overwrite": given.overwrite,
+        "model": located(getattr(given, "model", Settings.model)),
         "command": ("bidsseg", *words),
         "report": Terminal(verbose=given.verbose),
     }
@@ -192,46 +207,7 @@ def _levels(names: Sequence[str]) -> list[str]:
     return [level for level in LEVELS if level in names]
 
 
-def _settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
-    bids_dir = arguments.dataset(given.bids_dir).absolute()  # workers may have another working folder
-    against = given.against and arguments.derivative(given.against, given.derivatives, bids_dir, flag="--against")
-    return Settings(
-        bids_dir=bids_dir,
-        participants=arguments.labels("sub", given.participant_label),
-        sessions=arguments.labels("ses", given.session_label),
-        shard=given.shard,
-        filters=_filters(given.bids_filter_file),
-        database_dir=given.bids_database_dir,
-        skip_validation=given.skip_bids_validation,
-        work_dir=given.work_dir and given.work_dir.absolute(),
-        executor="dask" if given.dask_scheduler and given.executor == "local" else given.executor,
-        dask_scheduler=given.dask_scheduler,
-        cluster_config=given.cluster_config,
-        probseg=given.probseg,
-        entropy=given.entropy,
-        output_spaces=[space for space in given.output_spaces if space != "T1w"],
-        viewer=given.viewer,
-        stop_on_first_crash=given.stop_on_first_crash,
-        dry_run=given.dry_run,
-        labels=arguments.annotation_folders(given.labels, given.derivatives, bids_dir),
-        training=Training(
-            recipe=given.recipe,
-            small=given.small,
-            also=[arguments.dataset(Path(folder)) for folder in given.also],
-            resume=given.resume,
-            init=given.init,
-            time_budget_min=given.time_budget,
-            seed=given.seed,
-            **arguments.split(given.cross_validate, folds=given.folds, fold=given.fold, hold_out=given.hold_out),
-        ),
-        evaluation=Evaluation(against=against, mask=given.mask),
-        **_shared(given, words),
-    )
-
-
-def _filters(path: Path | None) -> Filters:
-    if path is None:
-        return {}
+def _filters(path: Path) -> Filters:
     from bidsseg.bids.query import read_filters
 
     return read_filters(path)

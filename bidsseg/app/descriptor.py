@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterable
 from typing import Any
 
 from bidsseg import __version__
+from bidsseg.app.parser import dataset_parser, declared
 from bidsseg.errors import EXIT_CODES
+from bidsseg.flags import Flag
 from bidsseg.settings import LEVELS
 
-IDS = {"participant_label": "SubjectLabel", "session_label": "SessionLabel"}
+IDS = {"participants": "SubjectLabel", "sessions": "SessionLabel"}
 """Names that the BIDS Apps execution specification reserves."""
-NOT_OF_PARTICIPANT = {"labels (levels evaluate and train)", "comparison (level evaluate)", "training (level train)"}
-"""Titles of groups of flags without a meaning for participant and group."""
-OF_EVALUATE = {
-    "participant_label", "session_label", "model", "overwrite", "dry_run", "work_dir", "n_cpus", "mem",
-    "labels", "derivatives", "against", "mask", "verbose",
-}  # fmt: skip
-"""Flags with a meaning for evaluate."""
-NOT_OF_TRAIN = {
-    "against", "mask",
-    "model", "probseg", "entropy", "fast", "output_spaces", "viewer", "stop_on_first_crash",
-    "shard", "executor", "dask_scheduler", "cluster_config",
-}  # fmt: skip
-"""Flags without a meaning for the level train."""
-NEVER = {"help", "version", "list_models", "json", "bids_exec_spec", "bids_dir", "output_dir", "level"}
-"""Flags that need no dataset, and arguments that the descriptor lists as positional inputs."""
+REQUIRED = {"labels"}
+"""Flags that the levels with a meaning for them cannot do without."""
 
 
-def descriptor(parser: argparse.ArgumentParser, level: str = "participant") -> dict[str, Any]:
+def descriptor(level: str = "participant") -> dict[str, Any]:
     """Return the descriptor of the levels participant and group, or that of the level evaluate or train.
 
     The last two have their own, because launchers know no other levels of a BIDS App than participant and group.
     """
-    options = list(_options(parser, level))
+    options = [_input(name, flag) for name, flag in declared() if flag.has_meaning(level)]
     alone = level != "participant"
     place = level if alone else "[ANALYSIS_LEVEL]"
     keys = " ".join(option["value-key"] for option in options)
@@ -43,7 +30,7 @@ def descriptor(parser: argparse.ArgumentParser, level: str = "participant") -> d
         "name": f"bidsseg {level}" if alone else "bidsseg",
         "tool-version": __version__,
         "author": "The bidsseg developers",
-        "description": f"{parser.description} Level{f' {level}' if alone else 's participant and group'}.",
+        "description": f"{dataset_parser().description} Level{f' {level}' if alone else 's participant and group'}.",
         "schema-version": "0.5",
         "command-line": f"mkdir -p [OUTPUT_DIR]; bidsseg [BIDS_DIR] [OUTPUT_DIR] {place} {keys}",
         "container-image": {"type": "docker", "image": f"bidsseg:{__version__}", "entrypoint": True},
@@ -111,45 +98,32 @@ _LEVEL = {
 }
 
 
-def _options(parser: argparse.ArgumentParser, level: str) -> Iterable[dict[str, Any]]:
-    """Yield the flags that apply to the levels, in the order of the parser."""
-    for group in parser._action_groups:
-        for action in group._group_actions:
-            meant = {
-                "participant": group.title not in NOT_OF_PARTICIPANT,
-                "evaluate": action.dest in OF_EVALUATE,
-                "train": action.dest not in NOT_OF_TRAIN,
-            }
-            if action.dest not in NEVER and meant[level]:
-                yield _input(action)
-
-
-def _input(action: argparse.Action) -> dict[str, Any]:
+def _input(name: str, flag: Flag) -> dict[str, Any]:
     """Return the entry of a flag in the descriptor."""
-    flag = next(word for word in action.option_strings if word.startswith("--"))
-    words = flag.removeprefix("--").replace("-", " ")
+    spelling = next(word for word in flag.names if word.startswith("--"))
+    words = spelling.removeprefix("--").replace("-", " ")
     found: dict[str, Any] = {
-        "id": IDS.get(action.dest, words.replace(" ", "_")),
+        "id": IDS.get(name, words.replace(" ", "_")),
         "name": words.capitalize(),
-        "description": (action.help or "") % {"default": action.default},
-        "type": _kind(action),
+        "description": flag.description,
+        "type": _kind(flag),
         "value-key": f"[{words.upper().replace(' ', '_')}]",
-        "command-line-flag": flag,
-        "optional": action.dest != "labels",
+        "command-line-flag": spelling,
+        "optional": name not in REQUIRED,
     }
-    if action.nargs == "+":
+    if flag.several:
         found["list"] = True
-    if action.choices:
-        found["value-choices"] = list(action.choices)
-    if action.type is int:
+    if flag.choices:
+        found["value-choices"] = list(flag.choices)
+    if flag.read is int:
         found["integer"] = True
     return found
 
 
-def _kind(action: argparse.Action) -> str:
+def _kind(flag: Flag) -> str:
     """Return the Boutiques type of a flag. Folders that may not exist yet are strings."""
-    if action.nargs == 0:
+    if flag.is_switch:
         return "Flag"
-    if action.type in (int, float):
+    if flag.read in (int, float):
         return "Number"
-    return "File" if action.metavar in ("FILE", "BIDS_DIR") else "String"
+    return "File" if flag.metavar in ("FILE", "BIDS_DIR") else "String"

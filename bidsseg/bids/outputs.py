@@ -19,8 +19,14 @@ LONGEST_KEY = 180
 
 
 @cache
-def _patterns() -> dict[str, Any]:
+def _outputs() -> dict[str, Any]:
     return tomllib.loads(Path(__file__).with_name("outputs.toml").read_text(encoding="utf-8"))
+
+
+def _pattern(table: str, kind: str) -> str:
+    """Return the pattern of an output's name."""
+    pattern: str = _outputs()[table][kind]["name"]
+    return pattern
 
 
 @dataclass(frozen=True)
@@ -141,7 +147,7 @@ def _fill(kind: str, source: Mapping[str, str], **words: str) -> Path:
     folders = {key: source[key] for key in ("subject", "session") if key in source}
     subject = build_name({"subject": source["subject"]})
     folder = "/".join(build_name({key: label}) for key, label in folders.items())
-    pattern = PurePosixPath(_patterns()["scan"][kind])
+    pattern = PurePosixPath(_pattern("scan", kind))
     parsed = parse_name(pattern.name.format(**words))
     if parsed is None:
         labels = " and ".join(f"'{word}'" for word in words.values())
@@ -161,12 +167,12 @@ def report_path(scan: Scan) -> Path:
 def group_table(model_name: str, protocol: str) -> Path:
     """Return the table of a cohort; its data dictionary has the extension ``.json``."""
     build_name({"desc": model_name, "segmentation": protocol})
-    return Path(_patterns()["group"]["table"].format(model=model_name, protocol=protocol))
+    return Path(_pattern("group", "table").format(model=model_name, protocol=protocol))
 
 
 def group_report() -> Path:
     """Return the page of the cohort."""
-    return Path(_patterns()["group"]["report"])
+    return Path(_pattern("group", "report"))
 
 
 @dataclass(frozen=True)
@@ -189,7 +195,7 @@ def agreement_paths(protocol: str, model: str, reference: str) -> AgreementPaths
     Args:
         model, reference: names of both sides; file names keep their letters, digits and +.
     """
-    patterns = [_patterns()["group"][kind] for kind in ("agreement", "summary", "agreement_page")]
+    patterns = [_pattern("group", kind) for kind in ("agreement", "summary", "agreement_page")]
     labels = [re.sub("[^0-9a-zA-Z+]", "", name) or "labels" for name in (protocol, model, reference)]
     words = dict(zip(("protocol", "model", "reference"), labels, strict=True))
     table, summary, page = (Path(pattern.format(**words)) for pattern in patterns)
@@ -198,7 +204,7 @@ def agreement_paths(protocol: str, model: str, reference: str) -> AgreementPaths
 
 def root_path(kind: str) -> Path:
     """Return a file or folder at the top of the output, by its key in the patterns: description, readme, logs …"""
-    return Path(_patterns()["root"][kind])
+    return Path(_pattern("root", kind))
 
 
 def manifest_path(stamp: str) -> Path:

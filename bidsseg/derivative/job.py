@@ -15,10 +15,10 @@ from bidsseg.bids.names import with_extension
 from bidsseg.bids.outputs import OutputPaths, SpacePaths, output_paths
 from bidsseg.bids.scan import Scan
 from bidsseg.derivative import sidecars
-from bidsseg.derivative.sidecar_keys import Sidecar, is_fast, read_sidecar
-from bidsseg.derivative.volumes import to_tsv, volume_table
+from bidsseg.derivative.sidecar_keys import Sidecar
+from bidsseg.derivative.volumes import volume_table
 from bidsseg.errors import DataError, OutputNotWritable, UsageError
-from bidsseg.files import fingerprint, is_being_written, write_json_atomic, write_text_atomic
+from bidsseg.files import fingerprint, is_being_written, write_json_atomic, write_table, write_text_atomic
 from bidsseg.image.nifti import write_field, write_labels, write_map, write_maps
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol
@@ -90,7 +90,7 @@ class Job:
 
     @property
     def record(self) -> Path:
-        """The sidecar written last; its presence marks the scan as complete."""
+        """The sidecar written last; its presence marks the scan as complete, see ``finished.py``."""
         last = list(self.paths.dseg.values())[-1] if self.paths.dseg else self.paths.lesion or self.paths.brain
         return self.output_dir / with_extension(last, ".json")
 
@@ -99,18 +99,6 @@ class Job:
         longest = max((path.name for path in (*self.paths.files, *self.paths.figures.values())), key=len)
         if len(longest) > LONGEST_NAME:
             raise DataError(f"{longest} would be too long for a file name; shorten the labels of {self.scan.t1w.name}")
-
-    def is_finished(self) -> bool:
-        """Return whether all outputs are present and were made by this model from these images."""
-        found = read_sidecar(self.record)
-        if not found or is_fast(found) != self.fast:
-            return False
-        if any(found.get(key) != value for key, value in self.provenance.items()):
-            return False
-        try:
-            return all((self.output_dir / path).is_file() for path in self.paths.files)
-        except OSError:  # a folder without permission to enter
-            return False
 
     def read(self) -> Images:
         """Return the images that the model reads, on the grid of the T1w."""
@@ -163,7 +151,7 @@ class Job:
                 voxel_volume_mm3=t1w.voxel_volume_mm3,
                 brain=result.brain,
             )
-            write_text_atomic(self._place(places.morph[name]), to_tsv(table))
+            write_table(self._place(places.morph[name]), table)
             self._sidecar(places.morph[name], sidecars.morph_sidecar(name, origin))
         fits: dict[str, Fit] = {}  # shared by all resolutions of a template
         for space, in_space in zip(self.spaces, places.spaces, strict=True):
@@ -212,13 +200,6 @@ class Job:
             write_text_atomic(transform, as_text(fit.motion))
         else:
             write_field(transform, fit.field)
-
-    def has_page(self) -> bool:
-        """Return whether the page contains the scan: a run may be killed between the record and the page."""
-        try:
-            return self._place(self.paths.report).stat().st_mtime_ns >= self.record.stat().st_mtime_ns
-        except OSError:
-            return False
 
     def _place(self, path: Path) -> Path:
         return self.output_dir / path

@@ -19,6 +19,7 @@ from bidsseg.bids.index import folders
 from bidsseg.bids.names import with_extension
 from bidsseg.bids.outputs import AgreementPaths, group_report, group_table, root_path
 from bidsseg.derivative.cohort import QUALITY, STATUS, Cohort
+from bidsseg.derivative.finished import has_page
 from bidsseg.derivative.job import Job
 from bidsseg.derivative.results import anat_folders, is_own_page
 from bidsseg.derivative.sidecar_keys import Sidecar, fingerprints, is_record, read_sidecar, sources
@@ -76,7 +77,7 @@ def check_files(output_dir: Path, jobs: Iterable[Job], done: Container[Job]) -> 
     for job in jobs:
         if job not in done and (path := _foreign_result(job, manifests)):
             raise OutputNotWritable(f"{path} exists and was not written by {TOOL}: {ELSEWHERE}")
-        if job in done and job.has_page():
+        if job in done and has_page(job):
             continue
         page = output_dir / job.paths.report
         if os.path.lexists(page) and not is_own_page(page) and not manifests.claim_page(page):

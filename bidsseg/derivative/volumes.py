@@ -45,12 +45,6 @@ def volume_table(
     return table.round({"volume-mm3": 3, "softvolume-mm3": 3})
 
 
-def to_tsv(table: pd.DataFrame) -> str:
-    """Return a table of volumes as the content of ``morph.tsv``."""
-    text: str = table.to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n")
-    return text
-
-
 def count_voxels(labels: np.ndarray, size: int) -> np.ndarray:
     """Return the number of voxels with each value from 0 to ``size`` - 1, slice by slice to save memory."""
     counts = np.zeros(size, dtype=np.int64)

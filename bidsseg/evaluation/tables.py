@@ -13,7 +13,7 @@ from bidsseg.bids.outputs import AgreementPaths
 from bidsseg.evaluation.bootstrap import Estimate
 from bidsseg.evaluation.pairs import About
 from bidsseg.evaluation.summary import ABSOLUTE, LESION_MEASURES, MEASURES, Study
-from bidsseg.files import write_json_atomic, write_text_atomic
+from bidsseg.files import write_json_atomic, write_table
 
 ALL = "all regions"
 """Name of the first row of the summary."""
@@ -51,13 +51,13 @@ def write_tables(output_dir: Path, paths: AgreementPaths, study: Study) -> None:
     """Write the table of the scans and the summary, and their data dictionaries beside them."""
     entities = [name for name in entity_names() if any(name in case.pair.source for case in study.cases)]
     table, summary, name = output_dir / paths.table, output_dir / paths.summary, study.protocol.name
-    write_text_atomic(table, _tsv(scan_rows(study, entities), [*map(entity_column, entities), *scan_columns(study)]))
+    _write(table, scan_rows(study, entities), [*map(entity_column, entities), *scan_columns(study)])
     text = f"Agreement of label maps in the {name} protocol, one row for each scan and region"
     ids = {entity_column(entity): {"Description": f"{entity} of the scan"} for entity in entities}
     columns = _dictionary(scan_columns(study), study.about)
     write_json_atomic(with_extension(table, ".json"), {**_description(text, study), **ids, **columns})
     rows = summary_rows(study)
-    write_text_atomic(summary, _tsv(rows, list(rows[0])))
+    _write(summary, rows, list(rows[0]))
     text = (
         f"Agreement of label maps in the {name} protocol, one row for each region and, first, the mean over regions. "
         "Means are over the regions of a scan, the scans of a participant, and participants; -low and -high are the "
@@ -118,12 +118,11 @@ def _interval(name: str, estimate: Estimate | None) -> dict[str, float | None]:
     return dict(zip((name, f"{name}-low", f"{name}-high"), ends, strict=True))
 
 
-def _tsv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+def _write(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     import pandas as pd
 
     table = pd.DataFrame(rows, columns=list(columns)).astype({"index": "Int64"})
-    text: str = table.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.6g", lineterminator="\n")
-    return text
+    write_table(path, table, float_format="%.6g")
 
 
 def _description(text: str, study: Study) -> dict[str, Any]:

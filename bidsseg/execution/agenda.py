@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from bidsseg.bids import query, validator
 from bidsseg.bids.index import participant_labels
 from bidsseg.bids.scan import Scan, Selection
+from bidsseg.derivative.finished import is_finished
 from bidsseg.derivative.job import Job, check_apart
-from bidsseg.derivative.manifest import Entry
 from bidsseg.derivative.ownership import check_files, check_folder, check_same_scan, check_source
+from bidsseg.derivative.run_log import Entry
 from bidsseg.errors import BidssegError, DataError, InputMissing, NothingSelected, UsageError
 from bidsseg.execution.cluster_config import CONFIGS, read_config
 from bidsseg.execution.machine import check_device
@@ -113,7 +114,7 @@ def plan(settings: Settings, card: Card, selection: Selection, *, spaces: Sequen
         raise DataError("; ".join(str(error) for _, error in unusable))
     if spaces:
         check_apart(jobs)
-    done = frozenset() if settings.overwrite else frozenset(job for job in jobs if job.is_finished())
+    done = frozenset() if settings.overwrite else frozenset(job for job in jobs if is_finished(job))
     check_files(settings.output_dir, jobs, done)
     warnings = [*selection.notes, *(f"{entry.scan} is skipped: {entry.reason}" for entry in passed_over)]
     todo = [job.scan for job in jobs if job not in done]
@@ -133,8 +134,17 @@ def _jobs(
             reason = f"the model {card.name} needs a FLAIR: {scan.flair_reason}"
             passed_over.append(Entry(scan.key, "passed over", reason))
         else:
-            asked = settings.probseg, settings.entropy, spaces, settings.viewer, settings.fast
-            job = Job(scan, card, settings.bids_dir, settings.output_dir, *asked)
+            job = Job(
+                scan,
+                card,
+                settings.bids_dir,
+                settings.output_dir,
+                probseg=settings.probseg,
+                entropy=settings.entropy,
+                spaces=spaces,
+                viewer=settings.viewer,
+                fast=settings.fast,
+            )
             try:
                 job.check_names()
                 jobs.append(job)

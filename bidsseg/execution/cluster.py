@@ -19,8 +19,9 @@ from threading import Event, Lock, Semaphore, Thread
 from typing import TYPE_CHECKING, Any
 
 from bidsseg import __version__
+from bidsseg.derivative.finished import is_finished
 from bidsseg.derivative.job import Job
-from bidsseg.derivative.manifest import Entry
+from bidsseg.derivative.run_log import Entry
 from bidsseg.errors import BidssegError, TemporaryFailure, UsageError
 from bidsseg.execution.cluster_config import read_config
 from bidsseg.execution.machine import Workers, cuda_count, prepare_environment
@@ -151,7 +152,7 @@ def segment(settings: Settings, job: Job, version: str) -> Outcome:
         raise UsageError(f"a worker has bidsseg {__version__}, not {version}: install the same version everywhere")
     with PLACES:
         prepare_environment(settings)
-        if job.is_finished() and not settings.overwrite:  # by a worker that died before it could report the outcome
+        if is_finished(job) and not settings.overwrite:  # by a worker that died before it could report the outcome
             return Outcome(Entry(job.scan.key, "skipped"))
         report, outcomes = KeptWarnings(), list[Outcome]()
         pipeline = Pipeline(

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from bidsseg.derivative.job import Job
-from bidsseg.derivative.manifest import RunLog
+from bidsseg.derivative.run_log import RunLog
 from bidsseg.errors import BidssegError, DataError, InputMissing
 from bidsseg.execution.agenda import Agenda, Failure
 from bidsseg.execution.pipeline import Outcome

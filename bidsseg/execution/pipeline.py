@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from bidsseg.bids.outputs import crash_path
 from bidsseg.derivative.job import Job
-from bidsseg.derivative.manifest import Entry, crash_text, stamp
+from bidsseg.derivative.run_log import Entry, crash_text, stamp
 from bidsseg.errors import BidssegError, DataError, IOFailure, OutputNotWritable, explained
 from bidsseg.execution.machine import (
     PROCESS_MB,

@@ -11,13 +11,14 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel.arrayproxy import ArrayProxy, is_proxy
-from nibabel.spatialimages import HeaderDataError, SpatialImage
+from nibabel.spatialimages import SpatialImage
 
 from bidsseg.errors import DataError
 from bidsseg.files import replacing
-from bidsseg.image.content import content, is_text
+from bidsseg.image.content import content
 from bidsseg.image.guard import UNITS_MM, Finding, check_kind, check_shape, check_space, clean_intensities, refusal
 from bidsseg.image.mgh import Layout, header_at, is_mgh, mgh_layout
+from bidsseg.image.nifti_header import nifti_header
 from bidsseg.image.volume import Field, Volume
 
 __all__ = [
@@ -212,7 +213,13 @@ def _load(source: Source) -> tuple[nib.Nifti1Header, Any, list[Finding]]:
     if not isinstance(source, Path):
         return _held(source)
     stored = content(source)
-    return _load_mgh(stored) if is_mgh(source) else _load_nifti(stored)
+    if is_mgh(source):
+        header, layout, findings = mgh_layout(stored)
+        _check_whole(stored, layout)
+        return header, ArrayProxy(BytesIO(stored), layout), findings
+    header, findings = nifti_header(stored)
+    _check_whole(stored, (header.get_data_shape(), header.get_data_dtype(), header.get_data_offset()))
+    return header, ArrayProxy(BytesIO(stored), header), findings
 
 
 def _held(image: SpatialImage) -> tuple[nib.Nifti1Header, Any, list[Finding]]:
@@ -232,12 +239,6 @@ def _held(image: SpatialImage) -> tuple[nib.Nifti1Header, Any, list[Finding]]:
     return header, stored if is_proxy(stored) else np.array(stored), []
 
 
-def _load_mgh(stored: bytes) -> tuple[nib.Nifti1Header, ArrayProxy, list[Finding]]:
-    header, layout, findings = mgh_layout(stored)
-    _check_whole(stored, layout)
-    return header, ArrayProxy(BytesIO(stored), layout), findings
-
-
 def _check_whole(stored: bytes, layout: Layout) -> None:
     """Raise DataError if a file does not contain such an image, or ends before its last voxel."""
     shape, dtype, offset = layout
@@ -246,43 +247,6 @@ def _check_whole(stored: bytes, layout: Layout) -> None:
     missing = offset + int(np.prod(shape, dtype=object)) * dtype.itemsize - len(stored)
     if missing > 0:
         raise refusal("TRUNCATED", f"ends {missing} bytes too early; copy or convert it again")
-
-
-def _load_nifti(stored: bytes) -> tuple[nib.Nifti1Header, ArrayProxy, list[Finding]]:
-    header = _header(stored)
-    corrections = _Corrections()
-    try:
-        header.check_fix(logger=corrections)
-        dtype = header.get_data_dtype()
-        header.get_slope_inter()
-        shape, offset = header.get_data_shape(), header.get_data_offset()
-    except (HeaderDataError, ValueError, OverflowError) as error:
-        raise refusal("BAD_HEADER", f"has a NIfTI header that cannot be used: {error}") from error
-    _check_whole(stored, (shape, dtype, offset))
-    findings = [Finding("HEADER_CORRECTED", f"The header was corrected: {text}.") for text in corrections]
-    return header, ArrayProxy(BytesIO(stored), header), findings
-
-
-class _Corrections(list[str]):
-    """Stand-in for nibabel's logger that collects the important corrections."""
-
-    def log(self, level: int, message: str) -> None:
-        # Level 20 is a qfac of 0, which many converters write; an odd offset matters to SPM only.
-        if level >= 30 and "SPM" not in message:
-            self.append(message)
-
-
-def _header(stored: bytes) -> nib.Nifti1Header:
-    """Return the header of a file as stored, unchecked."""
-    if stored[344:348] == b"n+1\0":
-        return nib.Nifti1Header(stored[:348], check=False)
-    if stored[4:8] == b"n+2\0":
-        return nib.Nifti2Header(stored[:540].ljust(540, b"\0"), check=False)
-    if stored[344:348] == b"ni1\0":
-        raise refusal("NOT_NIFTI", "is only the header of a pair of files; convert it to a single .nii.gz")
-    if is_text(stored):
-        raise refusal("NOT_NIFTI", "is text, not a NIfTI image")
-    raise refusal("NOT_NIFTI", "is not a NIfTI image; convert it to .nii.gz")
 
 
 def _integers(values: np.ndarray) -> np.ndarray:

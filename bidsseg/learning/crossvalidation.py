@@ -18,12 +18,12 @@ import pandas as pd
 from bidsseg.bids.outputs import root_path
 from bidsseg.derivative.ownership import CHECKPOINT, CROSS_VALIDATION, VALIDATION
 from bidsseg.errors import TemporaryFailure, UsageError
-from bidsseg.files import write_text_atomic
 from bidsseg.learning.folds import dataset_of, held_out, person
 from bidsseg.learning.interruption import Interruption
 from bidsseg.learning.state import same_run
-from bidsseg.learning.training import Setup, discard, model_folder
-from bidsseg.learning.training_outputs import figures
+from bidsseg.learning.training import discard
+from bidsseg.learning.training_outputs import figures, save_table
+from bidsseg.learning.training_setup import Setup, model_folder
 from bidsseg.learning.validation import described
 from bidsseg.models.card import CARD, find_card, located, read_card
 from bidsseg.models.library import save_card
@@ -242,7 +242,7 @@ def conclude(setup: Setup, parts: Sequence[Part]) -> Path:
     """Write the table of all folds beside the final model, add the results to its card, and return its folder."""
     *folds, final = (part.setup.folder for part in parts)
     table = gathered(folds)
-    write_text_atomic(final / CROSS_VALIDATION, table.to_csv(sep="\t", index=False, float_format="%.4f"))
+    save_table(final / CROSS_VALIDATION, table)
     enter(final, table, len(folds))
     for line in described(table):
         setup.report.say(line)

@@ -11,6 +11,7 @@ import pandas as pd
 from torch import nn
 
 from bidsseg.derivative.ownership import VALIDATION
+from bidsseg.files import replacing, write_table
 from bidsseg.learning.cases import Case
 from bidsseg.learning.state import State
 from bidsseg.learning.validation import summary, validate
@@ -23,7 +24,7 @@ def save_curve(curve: Sequence[dict[str, float]], folder: Path) -> None:
     from matplotlib.figure import Figure
 
     table = pd.DataFrame(curve)
-    table.to_csv(folder / "curve.tsv", sep="\t", index=False, float_format="%.4f")
+    save_table(folder / "curve.tsv", table)
     if table.empty:
         return
     figure = Figure(figsize=(9, 4), layout="constrained")
@@ -36,7 +37,13 @@ def save_curve(curve: Sequence[dict[str, float]], folder: Path) -> None:
         if axis.lines:
             axis.legend(fontsize=6)
         axis.grid(alpha=0.3)
-    figure.savefig(folder / "curve.png", dpi=120)
+    with replacing(folder / "curve.png") as stream:
+        figure.savefig(stream, format="png", dpi=120)
+
+
+def save_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a table of a training. A missing value is empty, so that a region may be named ``n/a``."""
+    write_table(path, table, float_format="%.4f", missing="")
 
 
 def save_outcome(
@@ -58,7 +65,7 @@ def save_outcome(
     card = save_model(replace(card, recipe=recipe), network.state_dict(), folder)
     if unseen:
         table = validate(load_model(str(folder)), unseen, say, precision=precision, stop=stop)
-        table.to_csv(folder / VALIDATION, sep="\t", index=False, float_format="%.4f")
+        save_table(folder / VALIDATION, table)
         card = save_model(replace(card, metrics=metrics(table, unseen)), network.state_dict(), folder)
     return card
 

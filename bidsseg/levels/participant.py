@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bidsseg.bids import outputs
+from bidsseg.derivative.finished import has_page
 from bidsseg.derivative.job import Job, remove_halves, write_root
-from bidsseg.derivative.manifest import Entry, RunLog, stamp
+from bidsseg.derivative.run_log import Entry, RunLog, stamp
 from bidsseg.derivative.sidecars import lists_model
 from bidsseg.execution.agenda import Agenda, check_request, plan, select
 from bidsseg.execution.machine import choose_workers
@@ -38,7 +39,7 @@ def _process(settings: Settings, card: Card, agenda: Agenda) -> None:
     write_root(settings, card)
     remove_halves(settings.output_dir.glob(".*.part"), {job.paths.report.name for job in agenda.jobs})
     for job in agenda.jobs:
-        if job in agenda.done and not job.has_page():
+        if job in agenda.done and not has_page(job):
             write_page(job)
     log = _manifest(settings, card, agenda)
     log.save()

@@ -12,7 +12,8 @@ from bidsseg.learning.interruption import Interruption
 from bidsseg.settings import Settings
 
 if TYPE_CHECKING:
-    from bidsseg.learning.training import People, Setup
+    from bidsseg.learning.training import People
+    from bidsseg.learning.training_setup import Setup
 
 
 def train_level(settings: Settings) -> Path:
@@ -29,10 +30,10 @@ def train_level(settings: Settings) -> Path:
         raise UsageError("--device mps: a model can only be trained on cpu or cuda")
     with Interruption() as interruption:
         keep_freed_memory()
-        from bidsseg.learning import training
+        from bidsseg.learning.training_setup import set_up
 
         machine = choose_machine(settings)
-        setup = training.set_up(settings, machine.device, machine.precision, threads=machine.threads)
+        setup = set_up(settings, machine.device, machine.precision, threads=machine.threads)
         if warning := emulation(machine):
             setup.report.warn(warning)
         train = _train if settings.training.cross_validate is None else _cross_validate

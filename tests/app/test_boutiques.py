@@ -67,8 +67,9 @@ def test_the_command_of_a_launcher_is_parsed(simulated: Callable[..., list[str]]
     )  # fmt: skip
     given = dataset_parser().parse_intermixed_args(words)
     assert (str(given.bids_dir), str(given.output_dir), given.level) == ("/data/bids", "out", ["participant", "group"])
-    assert (given.participant_label, given.model, given.probseg, given.entropy) == (["01", "02"], "ace", True, False)
-    assert (given.n_cpus, given.mem) == (4, 8000)
+    assert (given.participants, given.model, given.probseg) == (["01", "02"], "ace", True)
+    assert "entropy" not in given
+    assert (given.n_cpus, given.memory_mb) == (4, 8000)
 
 
 def test_the_train_command_of_a_launcher_is_parsed(simulated: Callable[..., list[str]]) -> None:
@@ -78,7 +79,7 @@ def test_the_train_command_of_a_launcher_is_parsed(simulated: Callable[..., list
     )  # fmt: skip
     given = dataset_parser().parse_intermixed_args(words)
     assert (given.level, given.labels, given.small) == (["train"], ["FAST=/data/fast"], True)
-    assert (given.time_budget, given.seed) == (2.5, 3)
+    assert (given.time_budget_min, given.seed) == (2.5, 3)
 
 
 def test_the_evaluate_command_of_a_launcher_is_parsed(simulated: Callable[..., list[str]]) -> None:
@@ -91,7 +92,7 @@ def test_the_evaluate_command_of_a_launcher_is_parsed(simulated: Callable[..., l
 
 @pytest.mark.parametrize("level", NAMES)
 def test_every_flag_of_a_level_is_described(level: str) -> None:
-    described = {entry.get("command-line-flag") for entry in descriptor(dataset_parser(), level)["inputs"]}
+    described = {entry.get("command-line-flag") for entry in descriptor(level)["inputs"]}
     assert {"--participant-label", "--n-cpus", "--mem", "--verbose", "--work-dir", "--overwrite"} <= described
     assert ("--model" in described, "--recipe" in described) == (level != "train", level == "train")
     assert ("--labels" in described, "--against" in described) == (level != "participant", level == "evaluate")

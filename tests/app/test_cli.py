@@ -17,8 +17,8 @@ from types import ModuleType
 import pytest
 from fake_model import save_card
 
-from bidsseg import __version__
-from bidsseg.app import arguments, cli
+from bidsseg import __version__, arguments
+from bidsseg.app import cli
 from bidsseg.app.cli import main
 from bidsseg.app.parser import dataset_parser
 from bidsseg.app.terminal import Terminal

@@ -16,6 +16,7 @@ from scripts import script
 from bidsseg.errors import BidssegError, DataError, InputMissing, TemporaryFailure, UsageError
 from bidsseg.learning import crossvalidation, training
 from bidsseg.learning.interruption import Interruption
+from bidsseg.learning.training_setup import Setup, set_up
 from bidsseg.learning.validation import ERROR, summary
 from bidsseg.levels.train import train_level
 from bidsseg.models.card import CARD, WEIGHTS, read_card
@@ -77,7 +78,7 @@ def table_of(output: Path) -> pd.DataFrame:
 
 
 def parts_of(settings: Settings) -> list[crossvalidation.Part]:
-    return crossvalidation.parts_of(training.set_up(settings, "cpu", "fp32", threads=1))
+    return crossvalidation.parts_of(set_up(settings, "cpu", "fp32", threads=1))
 
 
 @pytest.fixture
@@ -136,7 +137,7 @@ def stop_in_fold_2(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     plain = training.people_of
 
-    def people_of(setup: training.Setup, *given: Any) -> training.People:
+    def people_of(setup: Setup, *given: Any) -> training.People:
         asked.clear()
         asked.append(setup.options.fold)
         return plain(setup, *given)

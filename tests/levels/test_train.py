@@ -29,7 +29,8 @@ from bidsseg.learning.optimiser import Optimiser
 from bidsseg.learning.processes import Processes
 from bidsseg.learning.recipe import Recipe, load_recipe
 from bidsseg.learning.samples import Plan, draw
-from bidsseg.learning.training import set_up, start_from
+from bidsseg.learning.training import start_from
+from bidsseg.learning.training_setup import set_up
 from bidsseg.levels.train import train_level
 from bidsseg.models.card import CARD, WEIGHTS, Card, read_card
 from bidsseg.models.library import Model, build, load_model

@@ -1,13 +1,12 @@
-"""Conversion of the values of flags; every mistake is a UsageError that names the remedy."""
+"""Conversion of the texts of flags to their values; every mistake is a UsageError that names the remedy."""
 
 from __future__ import annotations
 
 import csv
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
-from typing import Any
 
 from bidsseg.errors import InputMissing, UsageError
 from bidsseg.reading import read_text, unreadable
@@ -25,6 +24,11 @@ def megabytes(text: str) -> int:
     return int(float(match[1]) * {"K": 1e-3, "": 1, "M": 1, "G": 1e3, "T": 1e6}[match[2].upper()])
 
 
+def gigabytes(text: str) -> int:
+    """Return megabytes; a number alone means gigabytes."""
+    return megabytes(f"{text}G")
+
+
 def shard(text: str) -> tuple[int, int]:
     """Return the number of a shard and the number of shards.
 
@@ -35,6 +39,28 @@ def shard(text: str) -> tuple[int, int]:
     if not match:
         raise UsageError(f"shard '{text}': give I/N, e.g. 3/100")
     return int(match[1]), int(match[2])
+
+
+def device_name(text: str) -> str:
+    """Return the name of a device: auto, cpu, cuda, cuda:N or mps."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", text):
+        raise UsageError(f"device '{text}': give auto, cpu, cuda, cuda:N or mps")
+    return text
+
+
+def absolute(text: str) -> Path:
+    """Return an absolute path, since workers may have another working folder."""
+    return Path(text).absolute()
+
+
+def standard_spaces(names: Sequence[str]) -> list[str]:
+    """Return the names without ``T1w``, the space of every output."""
+    return [name for name in names if name != "T1w"]
+
+
+def datasets(folders: Sequence[str]) -> list[Path]:
+    """Return the paths; InputMissing if one is not a readable folder."""
+    return [dataset(Path(folder)) for folder in folders]
 
 
 def dataset(path: Path) -> Path:
@@ -125,20 +151,18 @@ def _cells(lines: Sequence[str]) -> list[list[str]]:
     return [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator, skipinitialspace=True)]
 
 
-def split(
-    cross_validate: int | None, *, folds: int | None, fold: int | None, hold_out: Sequence[str]
-) -> dict[str, Any]:
-    """Return who is held out of a training, as fields of its settings; flags that were not given are None or empty.
+def check_split(given: Container[str]) -> None:
+    """Raise UsageError if more than one flag says who is held out of a training.
 
-    >>> split(None, folds=3, fold=None, hold_out=[]), split(4, folds=None, fold=None, hold_out=[])
-    ({'folds': 3}, {'cross_validate': 4})
+    Args:
+        given: fields of the settings of a training whose flags were given.
+
+    >>> check_split(["recipe", "folds", "fold"])
     """
-    flags = {"cross_validate": cross_validate, "folds": folds, "fold": fold, "hold_out": hold_out or None}
-    given = {name: value for name, value in flags.items() if value is not None}
-    if cross_validate is not None and len(given) > 1:
-        others = " and ".join(f"--{name.replace('_', '-')}" for name in given if name != "cross_validate")
-        raise UsageError(f"--cross-validate holds out every participant once: leave out {others}")
-    return {**given, "hold_out": labels("sub", hold_out, patterns=True)} if hold_out else given
+    others = [name for name in ("folds", "fold", "hold_out") if name in given]
+    if "cross_validate" in given and others:
+        flags = " and ".join(f"--{name.replace('_', '-')}" for name in others)
+        raise UsageError(f"--cross-validate holds out every participant once: leave out {flags}")
 
 
 def derivative(where: str, derivatives: Sequence[str], bids_dir: Path, *, flag: str) -> Path:

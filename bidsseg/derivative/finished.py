@@ -1,0 +1,31 @@
+"""When a scan is finished, so that a later run skips it."""
+
+from __future__ import annotations
+
+from bidsseg.derivative.job import Job
+from bidsseg.derivative.sidecar_keys import is_fast, read_sidecar
+
+
+def is_finished(job: Job) -> bool:
+    """Return whether all outputs of a scan are present and were made by this model from these images.
+
+    The record of the scan, which is written last, must name the same model, images and pass over the mirror image.
+    """
+    found = read_sidecar(job.record)
+    if not found or is_fast(found) != job.fast:
+        return False
+    if any(found.get(key) != value for key, value in job.provenance.items()):
+        return False
+    try:
+        return all((job.output_dir / path).is_file() for path in job.paths.files)
+    except OSError:  # a folder without permission to enter
+        return False
+
+
+def has_page(job: Job) -> bool:
+    """Return whether the page contains a finished scan: a run may be killed between the record and the page."""
+    try:
+        page = job.output_dir / job.paths.report
+        return page.stat().st_mtime_ns >= job.record.stat().st_mtime_ns
+    except OSError:
+        return False

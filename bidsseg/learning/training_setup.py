@@ -1,0 +1,102 @@
+"""A training run before any data is read: its recipe, its protocols and its processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from bidsseg.bids.outputs import root_path
+from bidsseg.errors import UsageError
+from bidsseg.labels import Protocol, load_protocol, shipped_protocols
+from bidsseg.learning.checks import check_recipe
+from bidsseg.learning.processes import Processes
+from bidsseg.learning.recipe import Recipe, load_recipe
+from bidsseg.models.library import build_network
+from bidsseg.networks.network import Network
+from bidsseg.settings import Report, Settings, Training
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A training run before any data is read.
+
+    Attributes:
+        heads: scored protocols of the recipe's heads, in the order of the recipe.
+        own_protocols: protocols of heads that are not shipped; they are stored with the model.
+        precision: precision of the activations, ``fp32`` or ``bf16``.
+        threads: threads of this process.
+        report: silent in all processes except the first.
+    """
+
+    settings: Settings
+    recipe: Recipe
+    heads: tuple[Protocol, ...]
+    own_protocols: Sequence[Protocol]
+    precision: str
+    threads: int
+    processes: Processes
+    report: Report
+
+    @property
+    def options(self) -> Training:
+        """The options of the level ``train``."""
+        return self.settings.training
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the model."""
+        return model_folder(self.settings.output_dir, self.recipe.name)
+
+
+def set_up(settings: Settings, device: str, precision: str, *, threads: int) -> Setup:
+    """Return the training run before any data is read. UsageError if these settings cannot be trained."""
+    options = settings.training
+    recipe = load_recipe(options.recipe, small=options.small)
+    if not settings.labels:
+        raise UsageError("train needs --labels PROTOCOL=DERIVATIVES_DIR, at least once")
+    if options.cross_validate is not None and Processes.started() > 1:
+        raise UsageError(
+            "--cross-validate runs in one process: with torchrun, train each fold (--folds K --fold I) into "
+            "OUTPUT_DIR/folds/fold-I and the final model (--folds 1) into OUTPUT_DIR, then give --cross-validate K "
+            "--resume without torchrun"
+        )
+    spoken = {name: load_protocol(name) for name in recipe.heads}
+    recipe = with_names(recipe, {name: protocol.name for name, protocol in spoken.items()})
+    heads = tuple(protocol.scored() for protocol in spoken.values())
+    check_recipe(recipe, sketched(recipe, heads))
+    processes = Processes.join(device)
+    report = settings.report if processes.first else Report()
+    if recipe.voxels is None and processes.count > recipe.batch:
+        report.say(f"each step has {processes.count} samples instead of {recipe.batch}: one per process")
+        recipe = replace(recipe, batch=processes.count)
+    return Setup(
+        settings,
+        recipe,
+        heads=heads,
+        own_protocols=[protocol for name, protocol in spoken.items() if name not in shipped_protocols()],
+        precision=precision,
+        threads=threads,
+        processes=processes,
+        report=report,
+    )
+
+
+def sketched(recipe: Recipe, heads: Sequence[Protocol]) -> Network:
+    """Return the network of a recipe without memory for its weights; DataError if it cannot be built."""
+    outputs = {head.name: len(head.regions) for head in heads}
+    with torch.device("meta"):
+        return build_network(recipe.network, recipe.inputs, outputs, where=f"recipe {recipe.name}")
+
+
+def model_folder(output_dir: Path, name: str) -> Path:
+    """Return the folder of a model in an output folder."""
+    return output_dir / root_path("models") / name
+
+
+def with_names(recipe: Recipe, names: Mapping[str, str]) -> Recipe:
+    """Return the recipe with the names of its heads' protocols; a recipe may also give the files of protocols."""
+    heads = {names[name]: weight for name, weight in recipe.heads.items()}
+    return replace(recipe, heads=heads, fading=[names[name] for name in recipe.fading])

@@ -1,0 +1,169 @@
+"""When a scan is finished: what a later run skips, and what it segments again."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import phantoms
+import pytest
+from fake_model import App, make_app, save_card
+from nifti import load_nifti
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def app(tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> App:
+    return make_app(tmp_path, make_bids(), monkeypatch)
+
+
+def scan(app: App, label: str = "01") -> Path:
+    return app.bids / f"sub-{label}" / "anat" / f"sub-{label}_T1w.nii.gz"
+
+
+def test_finished_scans_are_skipped(app: App, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app() == 0
+    written = {path: path.stat().st_mtime_ns for path in app.output.rglob("sub-*/**/*")}
+    assert app() == 0
+    assert (app.fake.segmented, app.fake.loaded) == (2, 1)
+    assert {path: path.stat().st_mtime_ns for path in app.output.rglob("sub-*/**/*")} == written
+    assert app.fates == {"sub-01": "skipped", "sub-02": "skipped"}
+    assert "2 were finished before" in capsys.readouterr().out
+    assert app("--overwrite") == 0
+    assert app.fake.segmented == 4
+
+
+def test_nothing_to_do_needs_no_torch(app: App) -> None:
+    assert app() == 0
+    script = (
+        "import sys; from bidsseg.app.cli import main\n"
+        f"code = main([{str(app.bids)!r}, {str(app.output)!r}, 'participant', '--model', {str(app.card)!r}])\n"
+        "print({'torch', 'pandas', 'matplotlib'} & set(sys.modules)); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("set()\n")
+
+
+@pytest.mark.parametrize("change", ["image", "model", "lost file", "more wanted", "broken record"])
+def test_changed_scans_are_segmented_again(change: str, app: App) -> None:
+    assert app() == 0
+    words: list[str] = []
+    match change:
+        case "image":
+            source = scan(app)
+            phantoms.save(source, phantoms.noisy_head(phantoms.grid(), seed=9), phantoms.grid())
+        case "model":
+            save_card(app.card, sha256="1" * 64)
+        case "lost file":
+            (app.output / "sub-01/anat/sub-01_seg-FAST_desc-wholebrain_dseg.tsv").unlink()
+        case "more wanted":
+            words = ["--entropy"]
+        case "broken record":
+            (app.output / "sub-01/anat/sub-01_seg-FreeSurfer_desc-wholebrain_dseg.json").write_text("{")
+    assert app(*words) == 0
+    assert app.fake.segmented == (4 if change in ("model", "more wanted") else 3)
+    assert app(*words) == 0
+    assert app.fake.segmented == (4 if change in ("model", "more wanted") else 3)
+
+
+def test_a_changed_uncompressed_image_is_segmented_again(app: App) -> None:
+    source = scan(app)
+    plain = source.with_suffix("")
+    image = load_nifti(source)
+    data = np.asarray(image.dataobj).copy()
+    source.unlink()
+    nib.save(nib.Nifti1Image(data, image.affine, image.header), plain)
+    assert app() == 0
+    data[24, 28, 24] += 1
+    nib.save(nib.Nifti1Image(data, image.affine, image.header), plain)
+    assert app() == 0
+    assert app.fake.segmented == 3
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_is_resumed(
+    how: signal.Signals, tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = make_app(tmp_path, make_bids(6), monkeypatch)
+    process = app.process(FAKE_MODEL_SECONDS="0.5")
+    record = "sub-02/anat/sub-02_seg-FreeSurfer_desc-wholebrain_dseg.json"
+    while not (app.output / record).exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(how)
+    _, err = process.communicate()
+    assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130), err
+    assert "Traceback" not in err
+    leftover = app.output / "sub-06/anat/.sub-06_seg-FAST_desc-wholebrain_dseg.nii.gz.0123abcd.part"
+    leftover.parent.mkdir(parents=True, exist_ok=True)
+    leftover.write_bytes(b"half a file")
+    done = {path.name[:6] for path in app.output.rglob("*seg-FreeSurfer*_dseg.json")}
+    assert {"sub-01", "sub-02"} <= done and "sub-06" not in done
+    assert app() == 0
+    assert app.fake.segmented == 6 - len(done)
+    assert not list(app.output.rglob("*.part"))
+    resumed = app.files()
+    app.output = tmp_path / "straight"
+    assert app() == 0
+    assert app.files() == resumed
+
+
+def test_a_page_that_a_killed_run_left_out_is_made(app: App) -> None:
+    assert app() == 0
+    segmented, page = app.fake.segmented, app.output / "sub-01.html"
+    whole = page.read_bytes()
+    page.unlink()
+    (app.output / ".sub-01.html.0123abcd.part").write_bytes(whole[:100])
+    stale = app.output / "sub-02.html"
+    stale.write_bytes(b"of an earlier scan")
+    os.utime(stale, (0, 0))
+    assert app() == 0
+    assert app.fake.segmented == segmented and page.read_bytes() == whole
+    assert b"of an earlier scan" not in stale.read_bytes()
+    assert not list(app.output.rglob("*.part"))
+
+
+def test_partly_written_scans_never_count_as_finished(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert app() == 0
+    save_card(app.card, sha256="1" * 64)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("killed here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bidsseg.derivative.job.volume_table", fail)
+        assert app() == 1
+    save_card(app.card)
+    assert app() == 0
+    assert app.fake.segmented == 6
+
+
+def test_a_dry_run_lists_and_writes_nothing(app: App, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app("--dry-run", "--probseg", "-w", str(app.output.parent / "work")) == 0
+    out = capsys.readouterr().out
+    assert "model wholebrain: Thresholds" in out
+    assert "sub-01: to do" in out
+    assert str(app.output / "sub-02/anat/sub-02_seg-FAST_desc-wholebrain_probseg.nii.gz") in out
+    assert not app.output.exists() and not (app.output.parent / "work").exists()
+    assert app("--participant-label", "01") == 0
+    capsys.readouterr()
+    assert app("--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "sub-01: done" in out and "sub-02: to do" in out
+
+
+def test_a_fast_result_is_no_substitute_for_a_full_one(app: App) -> None:
+    assert app("--fast") == 0
+    assert app("--fast") == 0
+    assert app.fake.segmented == 2
+    assert app() == 0
+    assert app.fake.segmented == 4
+    assert app() == 0
+    assert app("--fast") == 0
+    assert app.fake.segmented == 6
