@@ -8,7 +8,8 @@ prints, for each head, the mean over regions and then over scans with a bootstra
 wrong voxels inside the reference brain, and the regions with the lowest Dice, or all regions if there are few. It
 writes one row for each region to --table. With --lesion-model, the lesions of that model replace the tissues (FAST) of
 the other model, as in the Multi-UNet baseline of ACE. With --card, the results replace those on the card of the model,
-for models that ``train`` also evaluated with labels of another model, which are not the truth.
+for models that ``train`` also evaluated with labels of another model, which are not the truth. With --final, they are
+stored on the card of another model of the same recipe, which was trained on all participants.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from pathlib import Path
 
 from bidsseg.execution.machine import cpu_precision
 
+OF_FOLD = "participants held out from another model of this recipe; this one was trained on all"
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -28,6 +31,7 @@ def main() -> None:
     parser.add_argument("--also", nargs="+", default=[], type=Path, metavar="BIDS_DIR")
     parser.add_argument("--model", default="wholebrain")
     parser.add_argument("--card", action="store_true", help="store the results on the card of the model, a folder")
+    parser.add_argument("--final", type=Path, metavar="MODEL_FOLDER", help="store them on the card of the final model")
     parser.add_argument("--lesion-model", help="model whose lesions replace the tissues of --model")
     parser.add_argument("--images-only", action="store_true", help="skip label maps without an image")
     parser.add_argument("--folds", type=int, default=0, help="0: all participants")
@@ -35,14 +39,15 @@ def main() -> None:
     parser.add_argument("--precision", default=cpu_precision(), choices=["bf16", "fp32"], help="[by machine]")
     parser.add_argument("--table", type=Path, help="TSV with one row for each scan, head and region")
     options = parser.parse_args()
-    if options.card and not options.folds:
-        parser.error("--card: give the --folds and the --fold that the model was trained with")
+    if (options.card or options.final) and not options.folds:
+        parser.error("--card, --final: give the --folds and the --fold that the model was trained with")
 
     from bidsseg.arguments import annotation_folders
     from bidsseg.learning.datasets import load_cases
     from bidsseg.learning.folds import split
-    from bidsseg.learning.training_outputs import metrics
+    from bidsseg.learning.training_outputs import figures, metrics
     from bidsseg.learning.validation import described, validate
+    from bidsseg.models.card import read_card
     from bidsseg.models.library import load_model, save_card
     from bidsseg.settings import Report, Settings, Training
 
@@ -61,6 +66,8 @@ def main() -> None:
     print("\n".join(described(table)))
     if options.card:
         save_card(replace(model.card, metrics=metrics(table, cases)))
+    if options.final:
+        save_card(replace(read_card(options.final), metrics={"split": OF_FOLD, "heads": figures(table)}))
     if options.table:
         table.to_csv(options.table, sep="\t", index=False, float_format="%.4f")
 

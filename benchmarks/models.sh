@@ -6,8 +6,9 @@
 # DATA has the folders oasis, heads, ds000011, ds002748 and ms; OUT receives the models. Repeat the command to resume:
 # finished stages are skipped, an interrupted stage is resumed. After MINUTES the script stops cleanly, with code 75.
 # The locator and wholebrain start from the weights in the package: ship new weights only when all stages are finished.
-# SCALE (1) multiplies the time budgets of wholebrain and locator; DEVICE (auto) is passed to run.py; PYTHON is the
-# interpreter. `benchmarks/ship.py` copies a model into the package: OUT/models/wholebrainfinetune is shipped as wholebrain.
+# SCALE (1) multiplies the time budgets of wholebrain and locator, which are for two CPU cores; on a GPU, .04 is enough.
+# DEVICE (auto) is passed to run.py; PYTHON is the interpreter. `benchmarks/ship.py` copies a model into the package:
+# OUT/final/models/wholebrainfinetune is shipped as wholebrain.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -58,10 +59,13 @@ for name in ds002748 ds000011; do
         --model "$out/models/wholebrain"
     for protocol in BrainCOLOR FAST FreeSurfer; do automatic+=("$protocol=$auto/$name/derivatives/first"); done
 done
-train wholebrain-finetune 101 --init "$out/models/wholebrain" --also "$auto/ds002748" "$auto/ds000011" "$data/heads" \
+train wholebrain-finetune 240 --init "$out/models/wholebrain" --also "$auto/ds002748" "$auto/ds000011" "$data/heads" \
+    --labels "$manual" "$fast" "$heads" "${automatic[@]}"
+run wholebrain-final "$oasis" "$out/final" train --recipe wholebrain-finetune --folds 1 --time-budget "$(minutes 240)" \
+    --resume --init "$out/models/wholebrain" --also "$auto/ds002748" "$auto/ds000011" "$data/heads" \
     --labels "$manual" "$fast" "$heads" "${automatic[@]}"
 script wholebrain-figures accuracy "$oasis" --labels "$manual" "$fast" "$heads" --folds 5 --fold 0 \
-    --model "$out/models/wholebrainfinetune" --card # without the labels of a model, which are not the truth
+    --model "$out/models/wholebrainfinetune" --final "$out/final/models/wholebrainfinetune"
 
 # The five published systems, each evaluated by cross-validation: see docs/results.md.
 validate eneuronet --recipe eneuronet --also "$data/heads" --labels "$manual" "$fast" "$heads"
