@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from bidsseg.schema import NonNegativeFloat, PositiveFloat, ShareBelowOne
+from bidsseg.schema import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share, ShareBelowOne
 
 Schedule = Literal["cosine", "constant"]
 
@@ -49,6 +49,25 @@ class Optimiser:
     def rate_factor(self, progress: float) -> float:
         """Return the share of the largest rates at a share (0..1) of the run."""
         return 1.0 if self.schedule == "constant" else rate_factor(progress, self.warm_up)
+
+
+@dataclass(frozen=True)
+class Readout:
+    """The training of the last layers alone, before the other steps, if the initial model (``--init``) lacks a head.
+
+    Attributes:
+        samples: number of samples whose features are stored.
+        steps: number of steps; 0 omits this training.
+        points: number of voxels of a step.
+        rate: largest learning rate of AdamW, which falls to 0 along half a cosine.
+        share: largest share of the time budget.
+    """
+
+    samples: PositiveInt = 20
+    steps: NonNegativeInt = 800
+    points: PositiveInt = 16384
+    rate: PositiveFloat = 1e-2
+    share: Share = 0.6
 
 
 class Stepper:

@@ -15,7 +15,7 @@ from bidsseg.labels import load_protocol
 from bidsseg.learning.augment import Intensity, Spatial
 from bidsseg.learning.cases import Sampling, View
 from bidsseg.learning.losses import Loss
-from bidsseg.learning.optimiser import Optimiser
+from bidsseg.learning.optimiser import Optimiser, Readout
 from bidsseg.learning.registration import Registration
 from bidsseg.models.card import Card, Inputs, ModelName
 from bidsseg.models.library import check_network
@@ -122,6 +122,7 @@ class Recipe:
         intensity: intensity augmentation of samples.
         loss: the loss and the weights of its terms.
         optimiser: learning rates and their schedule.
+        readout: training of the last layers alone, for heads that the initial model lacks.
         registration: registration of samples to unlabelled scans, if any.
     """
 
@@ -154,6 +155,7 @@ class Recipe:
     intensity: Intensity = field(default_factory=Intensity)
     loss: Loss = field(default_factory=Loss)
     optimiser: Optimiser = field(default_factory=Optimiser)
+    readout: Readout = field(default_factory=Readout)
     registration: Registration | None = None
 
     def __post_init__(self) -> None:

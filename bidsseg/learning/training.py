@@ -22,6 +22,7 @@ from bidsseg.learning.datasets import Source, find_sources, read_cases
 from bidsseg.learning.folds import person, split
 from bidsseg.learning.interruption import Interruption
 from bidsseg.learning.loop import fit
+from bidsseg.learning.readout import fit_readout
 from bidsseg.learning.recipe import Recipe
 from bidsseg.learning.registration_loop import DFNET, fit_mover
 from bidsseg.learning.samples import Plan
@@ -190,8 +191,13 @@ def conditions_of(setup: Setup, people: People, start: Model | None, *, interrup
     )
 
 
-def learn(network: Network, setup: Setup, people: People, *, conditions: Conditions) -> State:
-    """Train a network in place with the training loop of the recipe, and return the final state."""
+def learn(
+    network: Network, setup: Setup, people: People, *, start: Model | None = None, conditions: Conditions
+) -> State:
+    """Train a network in place with the training loop of the recipe, and return the final state.
+
+    If the initial model lacks a head, the last layers are trained alone first.
+    """
     plan = Plan(setup.recipe, setup.heads, setup.options.seed)
     if setup.recipe.registration is not None:
         mover, spent_s = fit_mover(people.seen, people.targets, plan, conditions=conditions)
@@ -199,6 +205,10 @@ def learn(network: Network, setup: Setup, people: People, *, conditions: Conditi
         conditions = replace(conditions, budget_s=max(1.0, conditions.budget_s - spent_s))
     if isinstance(network, StagedSegNet):
         return fit_voxels(network, people.seen, plan, conditions=conditions)
+    new = start is not None and not set(setup.recipe.heads) <= set(start.card.heads)
+    if new and network.last_layers and setup.recipe.readout.steps and not conditions.checkpoint.is_file():
+        spent_s = fit_readout(network, people.seen, plan, conditions=conditions)
+        conditions = replace(conditions, budget_s=max(1.0, conditions.budget_s - spent_s))
     return fit(network, people.seen, people.watched or people.unseen, plan=plan, conditions=conditions)
 
 

@@ -86,7 +86,6 @@ def _fit(setup: Setup, people: People, interruption: Interruption) -> Path:
     start = load_model(setup.options.init) if setup.options.init else None
     card = training.card_of(setup, people, start)
     network = training.begun(setup, card, start)
-    state = training.learn(
-        network, setup, people, conditions=training.conditions_of(setup, people, start, interruption=interruption)
-    )
+    conditions = training.conditions_of(setup, people, start, interruption=interruption)
+    state = training.learn(network, setup, people, start=start, conditions=conditions)
     return training.conclude(setup, people, card, network=network, state=state, interruption=interruption)

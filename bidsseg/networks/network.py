@@ -31,6 +31,8 @@ class Network(nn.Module):
     """Approximate number of values stored for each voxel of the grid while the features are computed."""
     whole = False
     """Whether the network needs the whole brain, because windows would give other results."""
+    last_layers: tuple[str, ...] = ("heads",)
+    """Prefixes of the names of tensors after ``cells_at``; empty if these layers cannot be trained alone."""
     of_regions: tuple[str, ...] = ()
     """Prefixes of the names of tensors that belong to regions but do not name a protocol."""
     cell = 1
@@ -69,6 +71,14 @@ class Network(nn.Module):
 
     def at(self, image: Tensor, coordinates: Tensor | None, points: Tensor) -> Tensor:
         """Return features (P, F) at voxels (P, 3) of one image (1, C, D, H, W)."""
+        return self.voxels(*self.cells_at(image, coordinates, points))
+
+    def cells_at(self, image: Tensor, coordinates: Tensor | None, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Return rows (P, K) of the cells that contain voxels (P, 3) of one image, and their places there (P,)."""
         x, y, z = points.T
         features: Tensor = self(image, coordinates)[0]
-        return features.permute(1, 2, 3, 0)[x, y, z]
+        return features.permute(1, 2, 3, 0)[x, y, z], torch.zeros_like(x)
+
+    def voxels(self, rows: Tensor, within: Tensor) -> Tensor:
+        """Return features (P, F) of voxels, from the rows (P, K) of their cells and their places in them (P,)."""
+        return self.expand(rows)[torch.arange(len(rows), device=rows.device), within]

@@ -216,6 +216,8 @@ class NeuroNet(Network):
         act: one of ACTIVATIONS.
     """
 
+    last_layers = ()  # heads depend on the statistics of the encoder's features
+
     def __init__(
         self,
         outputs: dict[str, int],

@@ -81,6 +81,8 @@ class SubpixelUNet(Network):
         outputs: number of regions of each head.
     """
 
+    last_layers = ("unfold", "heads")
+
     def __init__(
         self,
         outputs: dict[str, int],
@@ -160,15 +162,15 @@ class SubpixelUNet(Network):
         unfolded = F.linear(rows, self.unfold.weight.flatten(1).to(rows.dtype), self.unfold.bias.to(rows.dtype))
         return F.relu_(unfolded).view(len(rows), 8, self.features)
 
-    def at(self, image: Tensor, coordinates: Tensor | None, points: Tensor) -> Tensor:
-        """Return features (P, features) at voxels (P, 3) of one image (1, C, D, H, W), unfolded only there."""
+    def cells_at(self, image: Tensor, coordinates: Tensor | None, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Return rows (P, last + 8C) of the cells with voxels (P, 3) of one image, and their places there (P,)."""
         coarse = self.coarse(image, coordinates)
         _, height, width = coarse.shape[2:]
         half = points // 2
         flat = (half[:, 0] * height + half[:, 1]) * width + half[:, 2]
         rows = coarse[0].permute(1, 2, 3, 0).reshape(-1, coarse.shape[1])[flat]
         parity = 4 * (points[:, 0] % 2) + 2 * (points[:, 1] % 2) + points[:, 2] % 2
-        return self.expand(rows)[torch.arange(len(points), device=points.device), parity]
+        return rows, parity
 
     def forward(self, image: Tensor, coordinates: Tensor | None = None) -> Tensor:
         """Return features (N, features, D, H, W) at full resolution, channels last in memory.

@@ -20,9 +20,10 @@ from bidsseg.errors import DataError
 from bidsseg.image.grid import UPRIGHT, Box, Grid, canonical_shape, canonical_spacing, from_canonical
 from bidsseg.image.resampling import hat_weights, linearly, resample
 from bidsseg.image.volume import Volume
+from bidsseg.labels import load_protocol, load_relation
 from bidsseg.models.library import Model
 from bidsseg.segmentation.features import Features
-from bidsseg.segmentation.masks import largest_piece, without_bridges
+from bidsseg.segmentation.masks import largest_piece, shrunk, without_bridges
 from bidsseg.segmentation.result import Probabilities, Segmentation
 
 CHUNK = 1 << 18
@@ -125,7 +126,8 @@ def read_heads(
         near &= (torch.from_numpy(chance) > 0.5).numpy()
         brain = without_bridges(largest_piece(near), spacing)
     else:
-        brain = largest_piece(place.filled(np.any([outputs[name].labels > 0 for name in names], 0)))
+        labelled = place.filled(np.any([outputs[name].labels > 0 for name in names], 0))
+        brain = brain_of_labels(labelled, near, model, spacing=spacing)
     if not brain.any():
         raise DataError("the segmentation is empty: is it a T1w of a head, with the right orientation in its header?")
     kept = brain.reshape(-1)[place.voxels]
@@ -133,6 +135,27 @@ def read_heads(
         output.labels[~kept] = 0
     quality = outputs[names[0]].certainty[kept] if names else chance[brain]
     return answer(outputs, place, model, brain=place.native(brain), quality=float(quality.mean(dtype=np.float64)))
+
+
+def brain_of_labels(labelled: np.ndarray, near: np.ndarray, model: Model, *, spacing: np.ndarray) -> np.ndarray:
+    """Return the brain mask (X, Y, Z) of a model without a head for it.
+
+    It is the largest piece of the labelled voxels if a protocol of the model covers the brain. The regions of other
+    protocols, such as both hippocampi, may be apart; then the mask is the brain that the locator found, or the labelled
+    voxels without a locator.
+
+    Args:
+        labelled: booleans (X, Y, Z), voxels with a region in any protocol.
+        near: booleans (X, Y, Z), voxels whose features were computed.
+        spacing: (3,) mm.
+    """
+    whole = load_protocol("brain").scored()
+    if any(load_relation(head, whole) is not None for head in model.heads.values()):
+        return largest_piece(labelled)
+    if model.locator is None:
+        return labelled
+    located = shrunk(near, model.card.shown_mm + model.card.spacing_mm, spacing)
+    return np.logical_or(labelled, located, out=located)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,18 @@ def without_bridges(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     return kept if kept.any() else mask
 
 
+def shrunk(mask: np.ndarray, reach_mm: float, spacing: np.ndarray) -> np.ndarray:
+    """Return a mask (X, Y, Z) eroded by a cuboid with this half edge; the outside counts as part of the mask.
+
+    Args:
+        spacing: (3,) mm.
+    """
+    inside = mask.view(np.uint8)
+    for axis, n in enumerate(np.rint(reach_mm / spacing).astype(int)):
+        inside = ndimage.minimum_filter1d(inside, 2 * n + 1, axis)
+    return inside > 0
+
+
 def largest_piece(mask: np.ndarray) -> np.ndarray:
     """Return the largest connected component of a mask, with its holes filled."""
     boxes = ndimage.find_objects(mask.view(np.uint8))

@@ -20,8 +20,8 @@ from bidsseg.labels import Protocol, Region, load_protocol, load_relation
 from bidsseg.labels.relation import identity, open_background, read_relation
 from bidsseg.learning import samples, validation
 from bidsseg.learning.cases import Annotation, Case, Sampling
-from bidsseg.learning.loop import Relations
 from bidsseg.learning.losses import Loss, Openness, marginal_cross_entropy
+from bidsseg.learning.objective import Relations
 from bidsseg.learning.recipe import load_recipe
 from bidsseg.learning.samples import Plan
 from bidsseg.learning.validation import ERROR, comparable, compare

@@ -10,7 +10,7 @@ from labelled import RECIPE, Ask, weights
 
 from bidsseg.image.volume import Volume
 from bidsseg.labels import load_protocol, load_relation
-from bidsseg.learning import cases, loop, samples, state, validation
+from bidsseg.learning import cases, loop, objective, samples, state, validation
 from bidsseg.learning.cases import Sample
 from bidsseg.learning.clock import time_left
 from bidsseg.learning.datasets import load_cases
@@ -25,7 +25,7 @@ from bidsseg.segmentation.result import Segmentation
 
 def test_what_is_kept_is_the_running_mean_of_the_weights(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     passed: list[dict[str, torch.Tensor]] = []
-    plain_losses, plain_save = loop.losses, state.save_checkpoint
+    plain_losses, plain_save = objective.losses, state.save_checkpoint
 
     def keep(network: Network) -> None:
         passed.append({name: value.clone() for name, value in network.state_dict().items()})
@@ -88,7 +88,7 @@ def test_the_remaining_time_is_printed(elapsed_s: float, progress: float, told: 
 
 def test_learning_lowers_the_loss(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
-    plain = loop.losses
+    plain = objective.losses
 
     def losses(*given: Any, **named: Any) -> Any:
         loss, parts = plain(*given, **named)

@@ -14,7 +14,7 @@ from bidsseg.labels import load_protocol
 from bidsseg.learning import samples
 from bidsseg.learning.augment import Spatial
 from bidsseg.learning.cases import Annotation, Case, Sample, Sampling
-from bidsseg.learning.loop import Relations, losses
+from bidsseg.learning.objective import Relations, losses
 from bidsseg.learning.processes import Processes
 from bidsseg.learning.recipe import load_recipe
 from bidsseg.learning.registration import Mover, placed

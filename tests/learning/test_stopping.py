@@ -16,7 +16,7 @@ from labelled import RECIPE, Ask, console, weights
 
 from bidsseg.errors import DataError, TemporaryFailure, UsageError
 from bidsseg.labels import load_protocol
-from bidsseg.learning import loop, samples, validation
+from bidsseg.learning import loop, objective, samples, validation
 from bidsseg.learning.datasets import load_cases
 from bidsseg.learning.interruption import Interruption
 from bidsseg.learning.recipe import load_recipe
@@ -165,7 +165,7 @@ def test_fewer_than_five_participants_are_all_learned_from(ask: Ask) -> None:
 
 
 def test_a_signal_stops_between_two_steps(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = loop.losses
+    plain = objective.losses
 
     def losses(*given: Any, **named: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -212,7 +212,7 @@ def test_the_time_budget_ends_a_run_with_a_model(ask: Ask) -> None:
 
 
 def test_a_broken_loss_does_not_spoil_the_weights(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, calls = loop.losses, []
+    plain, calls = objective.losses, []
 
     def losses(*given: Any, **named: Any) -> Any:
         loss, parts = plain(*given, **named)
