@@ -155,7 +155,8 @@ def brain_of_labels(labelled: np.ndarray, near: np.ndarray, model: Model, *, spa
     if model.locator is None:
         return labelled
     located = shrunk(near, model.card.shown_mm + model.card.spacing_mm, spacing)
-    return np.logical_or(labelled, located, out=located)
+    located |= labelled
+    return located
 
 
 @dataclass(frozen=True)
