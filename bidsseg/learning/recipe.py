@@ -200,6 +200,11 @@ def shipped_recipes() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
+def is_shipped(name_or_path: str) -> bool:
+    """Return whether the recipe is one of the package."""
+    return (FOLDER / f"{name_or_path}.toml").is_file()
+
+
 def load_recipe(name_or_path: str, *, small: bool = False) -> Recipe:
     """Return the shipped recipe of that name, or the recipe in that file.
 

@@ -206,7 +206,7 @@ def test_overwriting_removes_all_folds(
     monkeypatch.setattr(Interruption, "asked", stop)
     with pytest.raises(TemporaryFailure, match=r"fold 1 of 2 is next: interrupted; .* run again with --resume"):
         train_level(request_of(out, overwrite=True))
-    assert not [path for path in out.rglob("*") if path.is_file()]
+    assert {path.parent.name for path in out.rglob("*") if path.is_file()} == {"logs"}
 
 
 def test_the_time_budget_is_shared_by_unfinished_folds(finished: Settings, request_of: Request, tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_the_time_budget_is_shared_by_unfinished_folds(finished: Settings, reque
 def test_a_dry_run_reports_the_folds(request_of: Request, tmp_path: Path, nothing_is_read: None) -> None:
     settings = request_of(tmp_path / "out", dry_run=True)
     train_level(settings)
-    assert console(settings).messages == [
+    assert console(settings).messages[-3:] == [
         "fold 1 of 2: holds out bids/sub-01, bids/sub-03",
         "fold 2 of 2: holds out bids/sub-02, bids/sub-04",
         "final model: holds out nobody",

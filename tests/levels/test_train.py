@@ -405,7 +405,7 @@ def test_two_processes_train_the_same_model_as_one(
 ) -> None:
     given = ask(content)
     one = weights(train_level(given))
-    what = ["--recipe", str(given.training.recipe), "--labels", f"FAST={dataset[1]}", "--fold", "4"]
+    what = ["--recipe", str(given.training.recipe), "--labels", f"FAST={dataset[1]}", "--folds", "1"]
     how = ["--precision", "fp32", "--device", "cpu", "--n-cpus", "1"]
     printed = start(RUN, dataset[0], tmp_path / "two", "train", *what, *how, folder=tmp_path)
     assert printed.count("training scans") == 1
