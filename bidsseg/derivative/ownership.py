@@ -36,7 +36,7 @@ CHECKPOINT = "checkpoint.pt"
 VALIDATION, CROSS_VALIDATION = "validation.tsv", "crossvalidation.tsv"
 LOCK = ".lock"
 """The file in a model folder that a training holds while it writes there."""
-MODEL_FILES = (CARD, WEIGHTS, "curve.tsv", "curve.png", VALIDATION, CROSS_VALIDATION)
+MODEL_FILES = (CARD, WEIGHTS, "curve.tsv", "curve.png", "training.html", VALIDATION, CROSS_VALIDATION)
 COMPARED = 20
 """Largest number of images that are compared with the records."""
 LOOKED_AT = 500

@@ -24,9 +24,10 @@ from bidsseg.learning.state import same_run
 from bidsseg.learning.training import discard
 from bidsseg.learning.training_outputs import figures, save_table
 from bidsseg.learning.training_setup import Setup, model_folder
-from bidsseg.learning.validation import described
-from bidsseg.models.card import CARD, find_card, located, read_card
+from bidsseg.learning.validation import COLUMNS, MEASURES, described, regions_of
+from bidsseg.models.card import CARD, Card, find_card, located, read_card
 from bidsseg.models.library import save_card
+from bidsseg.report import training_page
 from bidsseg.settings import Report, Training
 
 Kinds = Mapping[str, Iterable[str]]
@@ -247,7 +248,7 @@ def conclude(setup: Setup, parts: Sequence[Part]) -> Path:
     *folds, final = (part.setup.folder for part in parts)
     table = gathered(folds)
     save_table(final / CROSS_VALIDATION, table)
-    enter(final, table, len(folds))
+    training_page(enter(final, table, len(folds)), regions_of(table), ())
     for line in described(table):
         setup.report.say(line)
     setup.report.say(f"cross-validation: {final / CROSS_VALIDATION}, and on the card beside it")
@@ -257,13 +258,17 @@ def conclude(setup: Setup, parts: Sequence[Part]) -> Path:
 def gathered(models: Sequence[Path]) -> pd.DataFrame:
     """Return the validation tables of all folds as one table, with a column ``fold``, counted from 0."""
     tables = [
-        pd.read_csv(model / VALIDATION, sep="\t", keep_default_na=False, na_values={"dice": [""]}) for model in models
+        pd.read_csv(model / VALIDATION, sep="\t", keep_default_na=False, na_values={name: [""] for name in MEASURES})
+        for model in models
     ]
-    return pd.concat([table.assign(fold=fold) for fold, table in enumerate(tables)], ignore_index=True)
+    complete = [table.reindex(columns=[*COLUMNS]) for table in tables]  # older folds lack distances and volumes
+    return pd.concat([table.assign(fold=fold) for fold, table in enumerate(complete)], ignore_index=True)
 
 
-def enter(model: Path, table: pd.DataFrame, folds: int) -> None:
-    """Add the results of a cross-validation to the metrics on the card of a model."""
+def enter(model: Path, table: pd.DataFrame, folds: int) -> Card:
+    """Add the results of a cross-validation to the metrics on the card of a model, and return the card."""
     card = read_card(model)
     found = {"split": f"{folds}-fold cross-validation by participant", "heads": figures(table)}
-    save_card(replace(card, metrics={**card.metrics, "cross_validation": found}))
+    card = replace(card, metrics={**card.metrics, "cross_validation": found})
+    save_card(card)
+    return card

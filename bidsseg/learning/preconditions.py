@@ -16,8 +16,9 @@ from bidsseg.learning.folds import dataset_of, person
 from bidsseg.learning.recipe import is_shipped
 from bidsseg.learning.training import start_from
 from bidsseg.learning.training_setup import Setup, sketched
-from bidsseg.models.card import shipped
+from bidsseg.models.card import find_card, shipped
 from bidsseg.models.library import build_network, load_model
+from bidsseg.models.participants import participants
 
 COPIES = 6
 """Copies of the weights in a checkpoint: weights, their mean, the best mean, gradient moments; and one more."""
@@ -63,6 +64,31 @@ def check_start(setup: Setup, name: str) -> None:
         network = build_network(setup.recipe.network, setup.recipe.inputs, outputs, where=setup.recipe.name)
     if not start_from(network, start, setup.recipe.heads):
         raise UsageError(f"--init {name}: none of its weights fit the network of the recipe {setup.recipe.name}")
+
+
+def warn_about_leakage(setup: Setup, held: Container[str], sources: Sequence[Source]) -> None:
+    """Warn if the initial model was, or may have been, trained on held-out participants."""
+    name = setup.options.init
+    people = sorted({person(source.name) for source in sources if person(source.name) in held})
+    if name is None or not people:
+        return
+    card = find_card(name)
+    known = participants(card.trained_on)
+    if seen := [each for each in people if each in known]:
+        setup.report.warn(
+            f"--init {name}: it was trained on {len(seen)} of the {len(people)} held-out participants "
+            f"({listed(seen)}), so that the results on these are too good: hold out others"
+        )
+        return
+    unseen = {person(each) for each in card.metrics.get("held_out", ())}
+    trained = {entry.partition(":")[0] for entry in card.data}
+    doubtful = [each for each in people if dataset_of(each) in trained and each not in unseen]
+    if doubtful and not known:
+        setup.report.warn(
+            f"--init {name}: its card does not list its participants, but it was trained on datasets named "
+            f"{listed(sorted({dataset_of(each) for each in doubtful}))}: the results are valid only if it was not "
+            f"trained on {listed(doubtful)}"
+        )
 
 
 def check_registration(setup: Setup, sources: Sequence[Source]) -> None:

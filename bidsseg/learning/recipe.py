@@ -32,6 +32,8 @@ from bidsseg.schema import (
 )
 
 FOLDER = Path(__file__).parent / "recipes"
+DESCRIBING = ("title", "description", "licence", "citation")
+"""Keys that describe the model of a recipe, which a user's recipe does not inherit from its base."""
 
 
 @dataclass(frozen=True)
@@ -238,14 +240,27 @@ def load_recipe(name_or_path: str, *, small: bool = False) -> Recipe:
 
 
 def table(path: Path) -> dict[str, Any]:
-    """Return the content of a recipe's file; its values replace those of the shipped recipe named as its ``base``."""
+    """Return the content of a recipe's file; its values replace those of the shipped recipe named as its ``base``.
+
+    A user's recipe does not inherit what describes the model of its base: title, description, licence and citation.
+    """
     values = read_toml(path)
     base = values.pop("base", None)
     if base is None:
         return values
     if base not in shipped_recipes() or base == path.stem:
         raise DataError(f"{path}: base = {base!r} must be another recipe, one of {', '.join(shipped_recipes())}")
-    return merged(table(FOLDER / f"{base}.toml"), values)
+    inherited = table(FOLDER / f"{base}.toml")
+    if path.parent.resolve() != FOLDER.resolve():
+        inherited = undescribed(inherited)
+        values.setdefault("title", f"{values.get('name', inherited['name'])}, with the settings of the recipe {base}")
+    return merged(inherited, values)
+
+
+def undescribed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a recipe, also of its small scale, without those that describe its model."""
+    kept = {key: value for key, value in values.items() if key not in DESCRIBING}
+    return {**kept, **({"small": undescribed(kept["small"])} if isinstance(kept.get("small"), dict) else {})}
 
 
 def merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from bidsseg.learning.training_outputs import save_curve, save_outcome
 from bidsseg.learning.training_setup import Setup
 from bidsseg.models.card import CARD, Card, read_card
 from bidsseg.models.library import Model, build, save_protocol
+from bidsseg.models.participants import participants, shortened
 from bidsseg.networks.network import Network
 from bidsseg.networks.segnet.staged import StagedSegNet
 from bidsseg.settings import Training
@@ -172,9 +173,24 @@ def card_of(setup: Setup, people: People, start: Model | None) -> Card:
             *counted(targets, " without annotation"),
             *([f"{entry} (from {start.card.name}, the initial model)" for entry in start.card.data] if start else ()),
         ],
+        trained_on=trained_on(people, start),
+        metrics=leakage(people, start),
         code_version=__version__,
         folder=setup.folder,
     )
+
+
+def trained_on(people: People, start: Model | None) -> dict[str, str]:
+    """Return the training participants for the card, with those of the initial model."""
+    before = participants(start.card.trained_on) if start else set()
+    return shortened({*(person(case.name) for case in (*people.seen, *people.watched)), *before})
+
+
+def leakage(people: People, start: Model | None) -> dict[str, Any]:
+    """Return for the card's metrics the held-out participants that the initial model was trained on, if any."""
+    known = participants(start.card.trained_on) if start else set()
+    seen = sorted(known & {person(case.name) for case in people.unseen})
+    return {"seen_by_initial_model": seen} if seen else {}
 
 
 def begun(setup: Setup, card: Card, start: Model | None) -> Network:
@@ -235,15 +251,14 @@ def conclude(
     if interrupted:
         raise TemporaryFailure(f"interrupted after {state.step} steps, saved in {folder}: run again with --resume")
     if processes.first:
-        precision = setup.precision
         save_outcome(
             card,
             network.cpu(),
             people.unseen,
             say=say,
             state=state,
-            precision=precision,
-            folder=folder,
+            precision=setup.precision,
+            watched=people.watched,
             stop=interruption.asked,
         )
         (folder / CHECKPOINT).unlink(missing_ok=True)

@@ -60,6 +60,7 @@ def _train(setup: Setup, report: LoggedReport, interruption: Interruption) -> Pa
         sources = training.find_data(setup)
         held = training.held_out_of(setup, sources)
         preconditions.check_beforehand(setup, sources, [setup.options.init])
+        preconditions.warn_about_leakage(setup, held, sources)
         if setup.settings.dry_run:
             for line in preconditions.plan_in_words(setup, sources, held):
                 setup.report.say(line)
