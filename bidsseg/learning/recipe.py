@@ -217,11 +217,7 @@ def load_recipe(name_or_path: str, *, small: bool = False) -> Recipe:
         DataError: with file and key, if a key is unknown or missing, a value has another type or is out of range, or a
             name (of a network, a protocol, a normalisation) is unknown.
     """
-    path = FOLDER / f"{name_or_path}.toml"
-    if not path.is_file():
-        path = Path(name_or_path)
-    if not path.is_file():
-        raise DataError(f"no recipe '{name_or_path}': give a TOML file or one of {', '.join(shipped_recipes())}")
+    path = recipe_file(name_or_path)
     values = table(path)
     scale = values.pop("small", None)
     if small:
@@ -237,6 +233,21 @@ def load_recipe(name_or_path: str, *, small: bool = False) -> Recipe:
         except DataError as error:
             raise DataError(f"{where}: heads: {error}") from error
     return recipe
+
+
+def has_small(name_or_path: str) -> bool:
+    """Return whether a recipe has a small scale; DataError if there is no such recipe."""
+    return "small" in table(recipe_file(name_or_path))
+
+
+def recipe_file(name_or_path: str) -> Path:
+    """Return the file of a shipped recipe, or of another one; DataError if there is none."""
+    path = FOLDER / f"{name_or_path}.toml"
+    if not path.is_file():
+        path = Path(name_or_path)
+    if not path.is_file():
+        raise DataError(f"no recipe '{name_or_path}': give a TOML file or one of {', '.join(shipped_recipes())}")
+    return path
 
 
 def table(path: Path) -> dict[str, Any]:
