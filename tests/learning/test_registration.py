@@ -302,7 +302,7 @@ def ask(datasets: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.M
         path = tmp_path / "recipe.toml"
         path.write_text(text)
         labelled, fast, other = datasets
-        training = {"recipe": str(path), "fold": 4, "also": [other], **training}
+        training = {"recipe": str(path), "folds": 1, "also": [other], **training}
         return Settings(
             labelled,
             tmp_path / output,
@@ -339,7 +339,14 @@ def test_unlabelled_scans_are_cases_without_annotations(ask: Ask, datasets: tupl
 def test_a_model_and_its_dfnet(ask: Ask) -> None:
     settings = ask()
     folder = train_level(settings)
-    assert {path.name for path in folder.iterdir()} == {card.CARD, card.WEIGHTS, DFNET, "curve.tsv", "curve.png"}
+    assert {path.name for path in folder.iterdir()} == {
+        card.CARD,
+        card.WEIGHTS,
+        DFNET,
+        "curve.tsv",
+        "curve.png",
+        "training.html",
+    }
     stored = card.read_card(folder)
     assert stored.recipe["registration"] == {
         "share": 0.5,
