@@ -361,7 +361,7 @@ def test_a_model_and_its_dfnet(ask: Ask) -> None:
     assert library.load_model(str(folder)).network is not None
     assert isinstance(settings.report, RecordingConsole)
     assert "2 scans without annotation as registration targets" in settings.report.messages
-    assert settings.report.warnings == []
+    assert [line for line in settings.report.warnings if "at least five" not in line] == []
 
 
 def test_a_run_stopped_at_any_time_goes_on_to_the_very_same_weights(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
