@@ -171,7 +171,7 @@ def card_of(setup: Setup, people: People, start: Model | None) -> Card:
             *counted(people.seen),
             *counted(people.watched, ", which selected the weights"),
             *counted(targets, " without annotation"),
-            *([f"{entry} (from {start.card.name}, the initial model)" for entry in start.card.data] if start else ()),
+            *(data_of(start) if start else ()),
         ],
         trained_on=trained_on(people, start),
         metrics=leakage(people, start),
@@ -180,10 +180,17 @@ def card_of(setup: Setup, people: People, start: Model | None) -> Card:
     )
 
 
+def data_of(start: Model) -> list[str]:
+    """Return the training data of an initial model, as lines for the card; those of earlier models are unchanged."""
+    name = start.card.name
+    return [entry if "(from " in entry else f"{entry} (from {name}, the initial model)" for entry in start.card.data]
+
+
 def trained_on(people: People, start: Model | None) -> dict[str, str]:
     """Return the training participants for the card, with those of the initial model."""
     before = participants(start.card.trained_on) if start else set()
-    return shortened({*(person(case.name) for case in (*people.seen, *people.watched)), *before})
+    now = {person(case.name) for case in (*people.seen, *people.watched)}
+    return shortened(now | before, others=start.card.unlisted if start else ())
 
 
 def leakage(people: People, start: Model | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Len
 
 from bidsseg.errors import DataError, InputMissing
+from bidsseg.models.participants import with_others
 from bidsseg.reading import read_object
 from bidsseg.schema import NonNegativeFloat, PositiveFloat, Rule, Share, converted
 
@@ -88,7 +89,7 @@ class Card:
         bits: bits of each stored weight, 16 or 8.
         lesion: the head with lesions, None if there is none.
         trained_on: labels of the training participants of each dataset, also of the initial model, see
-            ``models.participants.shortened``. Empty for older models.
+            ``models.participants.shortened``; empty for older models.
         metrics: results with their split, as the validation printed them.
     """
 
@@ -154,6 +155,11 @@ class Card:
             for head in self.heads
             if head in measured or others[head]
         }
+
+    @property
+    def unlisted(self) -> set[str]:
+        """Datasets of which participants that the model was trained on are not listed: all of an older model."""
+        return with_others(self.trained_on) if self.trained_on else {entry.partition(":")[0] for entry in self.data}
 
     def lacks(self, suffixes: Container[str]) -> str | None:
         """Return the first input that is not among the suffixes of images; None if all are."""

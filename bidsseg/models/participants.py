@@ -7,19 +7,29 @@ from collections.abc import Iterable, Iterator, Mapping
 
 RUN = 3
 """Least number of consecutive labels that are written as a range."""
+OTHERS = "?"
+"""Stands for further participants of a dataset, which the card of an initial model does not list."""
 
 
-def shortened(people: Iterable[str]) -> dict[str, str]:
+def shortened(people: Iterable[str], *, others: Iterable[str] = ()) -> dict[str, str]:
     """Return the labels of participants (``dataset/sub-01``) by dataset, with ranges for consecutive numbers.
+
+    Args:
+        others: datasets with further participants, whose labels are not known.
 
     >>> shortened(["a/sub-01", "a/sub-02", "a/sub-03", "a/sub-07", "b/sub-xy"])
     {'a': '01-03 07', 'b': 'xy'}
+    >>> shortened(["a/sub-01"], others=["a", "b"])
+    {'a': '01 ?', 'b': '?'}
     """
     labels: dict[str, list[str]] = {}
     for name in sorted(set(people)):
         dataset, _, participant = name.partition("/")
         labels.setdefault(dataset, []).append(participant.removeprefix("sub-"))
-    return {dataset: " ".join(_ranges(found)) for dataset, found in labels.items()}
+    short = {dataset: list(_ranges(found)) for dataset, found in labels.items()}
+    for dataset in sorted(set(others)):
+        short.setdefault(dataset, []).append(OTHERS)
+    return {dataset: " ".join(found) for dataset, found in short.items()}
 
 
 def participants(short: Mapping[str, str]) -> set[str]:
@@ -29,6 +39,11 @@ def participants(short: Mapping[str, str]) -> set[str]:
     ['a/sub-01', 'a/sub-02', 'a/sub-03', 'a/sub-07']
     """
     return {f"{dataset}/sub-{label}" for dataset, text in short.items() for label in _labels(text)}
+
+
+def with_others(short: Mapping[str, str]) -> set[str]:
+    """Return the datasets of which a card does not list all participants."""
+    return {dataset for dataset, text in short.items() if OTHERS in text.split()}
 
 
 def _ranges(labels: Iterable[str]) -> Iterator[str]:
@@ -52,6 +67,8 @@ def _next(label: str) -> str | None:
 
 def _labels(text: str) -> Iterator[str]:
     for part in text.split():
+        if part == OTHERS:
+            continue
         first, _, last = part.partition("-")
         label: str | None = first
         while label is not None and label != last and last:

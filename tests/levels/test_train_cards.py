@@ -17,7 +17,7 @@ from bidsseg.learning.validation import ERROR
 from bidsseg.levels.train import train_level
 from bidsseg.models.card import CARD, Card, read_card
 from bidsseg.models.library import save_card
-from bidsseg.models.participants import participants, shortened
+from bidsseg.models.participants import participants, shortened, with_others
 from bidsseg.report import Compared, Pictures, training_page
 from bidsseg.settings import Settings, Training
 
@@ -68,6 +68,12 @@ def test_participants_on_a_card_are_short() -> None:
     short = shortened(many)
     assert short == {"one": "0001-1000", "two": "A10 A9 x"}
     assert participants(short) == many
+    short = shortened(["one/sub-1"], others=["one", "two"])
+    assert (short, participants(short), with_others(short)) == (
+        {"one": "1 ?", "two": "?"},
+        {"one/sub-1"},
+        {"one", "two"},
+    )
 
 
 def test_leakage_through_the_initial_model_is_warned_about(trained: Path, ask: Ask, tmp_path: Path) -> None:

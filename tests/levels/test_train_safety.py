@@ -1,6 +1,9 @@
 """Training loses nothing: locks, full disks, records of runs, and checks before any image is read."""
 
+import errno
+import fcntl
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -15,7 +18,15 @@ import pytest
 import torch
 from labelled import RECIPE, Ask, console, interrupt_after, weights
 
-from bidsseg.errors import InputMissing, IOFailure, NothingSelected, TemporaryFailure, UsageError
+from bidsseg.errors import (
+    DataError,
+    InputMissing,
+    IOFailure,
+    NothingSelected,
+    OutputNotWritable,
+    TemporaryFailure,
+    UsageError,
+)
 from bidsseg.files import held
 from bidsseg.learning import clock, training
 from bidsseg.learning.folds import held_out
@@ -103,6 +114,21 @@ def test_a_lock_leaves_no_trace(tmp_path: Path) -> None:
     with held(lock):
         (lock.parent / "file").touch()
     assert (lock.parent / "file").exists() and not lock.exists()
+
+
+def test_a_file_system_without_locks_is_used_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with held(tmp_path / ".lock") as alone:
+        assert alone
+
+
+def test_a_lock_that_cannot_be_created_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputNotWritable, match=r"cannot create .*; choose another folder"), held(tmp_path / "file/a"):
+        pass
 
 
 def test_a_refused_training_leaves_no_folder(ask: Ask) -> None:
@@ -223,6 +249,20 @@ def test_weak_settings_are_warned_about(ask: Ask, dataset: tuple[Path, Path], tm
     assert "name = 'wholebrain' is the name of a shipped model" in warnings
     assert "2 datasets are in a folder bids" in warnings
     assert 'keep = "best" needs at least five labelled participants' in warnings
+
+
+def test_label_maps_without_image_and_brain_are_refused(
+    ask: Ask, dataset: tuple[Path, Path], tmp_path: Path, nothing_is_read: None
+) -> None:
+    own, folder = tmp_path / "seg-Mine_dseg.tsv", tmp_path / "mine"
+    own.write_text("index\tname\n0\tBackground\n1\tone\n2\ttwo\n3\tthree\n")
+    for path in dataset[1].rglob("*_seg-FAST_dseg.nii.gz"):
+        target = folder / path.relative_to(dataset[1]).with_name(path.name.replace("FAST", "Mine"))
+        target.parent.mkdir(parents=True)
+        target.touch()
+    recipe = RECIPE.replace("{ brain = 0.5, FAST = 1.0 }", f'{{ "{own}" = 1.0 }}')
+    with pytest.raises(DataError, match=r"bids/sub-04: label maps without an image need a relation .* remove them"):
+        train_level(ask(recipe, labels={str(own): [folder]}))
 
 
 def test_registration_without_targets_is_refused(ask: Ask, nothing_is_read: None) -> None:
