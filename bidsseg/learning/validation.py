@@ -150,20 +150,29 @@ def comparable(annotations: Sequence[Annotation], head: Protocol) -> list[tuple[
 
     This is the annotation in the head's own protocol; otherwise the one that determines most of the head's regions, if
     more than half; otherwise all with a coarser protocol to which the head's result can be converted (the relation is
-    then from the head to the annotation). Only determined regions are evaluated.
+    then from the head to the annotation); otherwise the one in which most structures were drawn. Only determined
+    regions are evaluated.
     """
     pairs = [(a, r) for a in annotations if (r := load_relation(a.protocol, head)) is not None]
     own = [pair for pair in pairs if pair[0].protocol.name == head.name]
     fixed = [pair for pair in pairs if fixed_regions(pair[1]).mean() > 0.5]
     fixed.sort(key=lambda pair: fixed_regions(pair[1]).sum())
     coarser = [(a, r) for a in annotations if (r := load_relation(head, a.protocol)) is not None and is_exact(r)]
-    return own or fixed[-1:] or coarser
+    drawn = sorted((pair for pair in pairs if is_partial(pair[1])), key=lambda pair: fixed_regions(pair[1]).sum())
+    return own or fixed[-1:] or coarser or drawn[-1:]
 
 
 def fixed_regions(relation: Relation) -> np.ndarray:
     """Return for each region of the head whether some value of the annotation means exactly this region."""
     fixed: np.ndarray = relation.allowed[relation.allowed.sum(1) == 1].any(0)
     return fixed
+
+
+def is_partial(relation: Relation) -> bool:
+    """Return whether an annotation determines some regions of the head, and its other values mean none of these."""
+    drawn = fixed_regions(relation) & (np.array(relation.head.indices) != 0)
+    several = relation.allowed[relation.allowed.sum(1) > 1]
+    return bool(0 < drawn.mean() <= 0.5 and not several[:, drawn].any())
 
 
 def is_exact(relation: Relation) -> bool:
@@ -192,6 +201,9 @@ def comparison(
     sure = (relation.allowed.sum(1) == 1)[values]
     truth = np.array(head.indices)[relation.allowed.argmax(1)][values]
     meant = [head.regions[i] for i in np.flatnonzero(fixed_regions(relation)) if head.regions[i].index]
+    if is_partial(relation):  # other voxels are surely none of the structures that were drawn
+        found = np.where(np.isin(found, [region.index for region in meant]), found, 0)
+        truth, sure = np.where(sure, truth, 0), np.ones_like(sure)
     return found, truth, sure, meant
 
 

@@ -108,6 +108,7 @@ def training_page(card: Card, table: pd.DataFrame | None, pictures: Sequence[Pic
         "curve": base64.b64encode(curve.read_bytes()).decode() if curve.is_file() else "",
         "results": list(_results(table)) if table is not None else [],
         "cross_validation": card.metrics.get("cross_validation", {}).get("split", ""),
+        "selected": any("selected the weights" in entry for entry in card.data),
         "leaked": card.metrics.get("seen_by_initial_model", []),
         "held_out": card.metrics.get("held_out", []),
         "pictures": pictures,
