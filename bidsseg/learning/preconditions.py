@@ -10,8 +10,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 import torch
 
 from bidsseg.derivative.run_log import Entry
-from bidsseg.errors import DataError, IOFailure, UsageError
-from bidsseg.labels import load_protocol, load_relation
+from bidsseg.errors import IOFailure, UsageError
 from bidsseg.learning.datasets import Source
 from bidsseg.learning.folds import dataset_of, person
 from bidsseg.learning.recipe import is_shipped
@@ -36,14 +35,12 @@ def check_beforehand(setup: Setup, sources: Sequence[Source], starts: Iterable[s
         starts: initial models of the run; None for random weights.
 
     Raises:
-        DataError: no annotation shows the brain of a label map without an image.
         IOFailure: the disk has too little room.
         UsageError: ``--init`` does not fit the network, or a registration lacks scans.
     """
     recipe, report, options = setup.recipe, setup.report, setup.options
     for start in {name for name in starts if name is not None}:
         check_start(setup, start)
-    check_brains(sources)
     check_registration(setup, sources)
     check_room(setup)
     if not is_shipped(options.recipe) and recipe.name in {card.name for card in shipped()}:
@@ -67,18 +64,6 @@ def check_start(setup: Setup, name: str) -> None:
         network = build_network(setup.recipe.network, setup.recipe.inputs, outputs, where=setup.recipe.name)
     if not start_from(network, start, setup.recipe.heads):
         raise UsageError(f"--init {name}: none of its weights fit the network of the recipe {setup.recipe.name}")
-
-
-def check_brains(sources: Sequence[Source]) -> None:
-    """Raise DataError if no annotation shows the brain of a label map without an image."""
-    head = load_protocol("brain").scored()
-    names = {name for source in sources for name in source.maps}
-    known = {name for name in names if load_relation(load_protocol(name), head) is not None}
-    if unknown := [source for source in sources if source.scan is None and known.isdisjoint(source.maps)]:
-        raise DataError(
-            f"{listed(source.name for source in unknown)}: label maps without an image need a relation to the protocol "
-            f"'brain', which {listed(sorted(names - known))} lacks: remove them, or give their images"
-        )
 
 
 def warn_about_leakage(setup: Setup, held: Container[str], sources: Sequence[Source]) -> None:

@@ -19,7 +19,6 @@ import torch
 from labelled import RECIPE, Ask, console, interrupt_after, weights
 
 from bidsseg.errors import (
-    DataError,
     InputMissing,
     IOFailure,
     NothingSelected,
@@ -249,20 +248,6 @@ def test_weak_settings_are_warned_about(ask: Ask, dataset: tuple[Path, Path], tm
     assert "name = 'wholebrain' is the name of a shipped model" in warnings
     assert "2 datasets are in a folder bids" in warnings
     assert 'keep = "best" needs at least five labelled participants' in warnings
-
-
-def test_label_maps_without_image_and_brain_are_refused(
-    ask: Ask, dataset: tuple[Path, Path], tmp_path: Path, nothing_is_read: None
-) -> None:
-    own, folder = tmp_path / "seg-Mine_dseg.tsv", tmp_path / "mine"
-    own.write_text("index\tname\n0\tBackground\n1\tone\n2\ttwo\n3\tthree\n")
-    for path in dataset[1].rglob("*_seg-FAST_dseg.nii.gz"):
-        target = folder / path.relative_to(dataset[1]).with_name(path.name.replace("FAST", "Mine"))
-        target.parent.mkdir(parents=True)
-        target.touch()
-    recipe = RECIPE.replace("{ brain = 0.5, FAST = 1.0 }", f'{{ "{own}" = 1.0 }}')
-    with pytest.raises(DataError, match=r"bids/sub-04: label maps without an image need a relation .* remove them"):
-        train_level(ask(recipe, labels={str(own): [folder]}))
 
 
 def test_registration_without_targets_is_refused(ask: Ask, nothing_is_read: None) -> None:
