@@ -29,6 +29,9 @@ from bidsseg.settings import LEVELS, Evaluation, Settings, Training
 if TYPE_CHECKING:
     from bidsseg.bids.query import Filters
 
+COMMANDS = ((is_recipe_command, recipe_command),)
+"""Commands without settings: how each is recognised, and the function that answers the words after its name."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
@@ -47,8 +50,8 @@ def _answer(words: Sequence[str]) -> int:
             settings = _file_settings(file_parser().parse_intermixed_args(words[1:]), words)
             prepare_environment(settings)
             return _run(["participant"], settings)
-        if is_recipe_command(words):
-            return recipe_command(words[1:])
+        if command := next((command for is_asked, command in COMMANDS if is_asked(words)), None):
+            return command(words[1:])
         given = dataset_parser().parse_intermixed_args(words)
         if given.list_models:
             return _list_models(as_json=given.json)
