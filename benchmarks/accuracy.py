@@ -43,8 +43,8 @@ def main() -> None:
         parser.error("--card, --final: give the --folds and the --fold that the model was trained with")
 
     from bidsseg.arguments import annotation_folders
-    from bidsseg.learning.datasets import load_cases
-    from bidsseg.learning.folds import split
+    from bidsseg.learning.datasets import find_sources, read_cases
+    from bidsseg.learning.folds import held_out, person
     from bidsseg.learning.training_outputs import figures, metrics
     from bidsseg.learning.validation import described, validate
     from bidsseg.models.card import read_card
@@ -57,9 +57,12 @@ def main() -> None:
     lesion_model = load_model(options.lesion_model) if options.lesion_model else None
     models = [model] if lesion_model is None else [model, lesion_model]
     inputs = max((each.card.inputs for each in models), key=len)
-    cases = load_cases(settings, Report(), inputs, synthetic=not options.images_only)
+    sources = find_sources(settings, Report(), unlabelled=False, synthetic=not options.images_only)
     if options.folds:
-        cases = split(cases, options.folds, options.fold)[1]
+        maps = {source.name: source.maps for source in sources}
+        held = held_out(maps, options.folds, options.fold, kinds=maps)
+        sources = [source for source in sources if person(source.name) in held]
+    cases = read_cases(sources, inputs, Report())
     started = time.monotonic()
     table = validate(model, cases, print, precision=options.precision, lesion_model=lesion_model)
     print(f"{len(cases)} scans, {(time.monotonic() - started) / len(cases):.1f} s each\n")

@@ -125,6 +125,54 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def held(path: Path) -> Iterator[bool]:
+    """Yield whether this process holds a lock file, which is removed afterwards; a killed process loses its lock.
+
+    On a file system without locks, every process holds it.
+
+    Raises:
+        OutputNotWritable: the file cannot be created.
+    """
+    made = [folder for folder in path.parents if not folder.exists()]
+    stream = _lock_file(path)
+    if stream is None:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        stream.close()
+        with suppress(OSError):  # until a folder has other files
+            for folder in made:
+                folder.rmdir()
+
+
+def _lock_file(path: Path) -> BinaryIO | None:
+    """Return the lock file, opened and locked; None if another process holds it."""
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream = path.open("ab")
+        except OSError as error:
+            raise OutputNotWritable(
+                f"cannot create {path}: {error.strerror}; choose another folder or change its permissions"
+            ) from error
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.close()
+            return None
+        except OSError:  # no locks here
+            return stream
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+                return stream
+        stream.close()  # removed before it was locked
+
+
 def _wait_for_lock(descriptor: int) -> None:
     until = time.monotonic() + LOCK_WAIT_S
     while time.monotonic() < until:

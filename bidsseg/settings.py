@@ -106,7 +106,7 @@ class Training:
             raise UsageError(f"--folds {self.folds}: give at least 2, or 1 to hold nobody out")
         if not 0 <= self.fold < self.folds:
             raise UsageError(f"--fold {self.fold}: give a number from 0 to {self.folds - 1}")
-        if self.time_budget_min is not None and self.time_budget_min <= 0:
+        if self.time_budget_min is not None and not self.time_budget_min > 0:  # nan is not
             raise UsageError("--time-budget: give a positive number of minutes")
 
 

@@ -24,7 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
 from key_types import Types  # noqa: E402
 
-from bidsseg.app.parser import dataset_parser, file_parser  # noqa: E402
+from bidsseg.app.parser import dataset_parser, file_parser, recipe_parser  # noqa: E402
 from bidsseg.errors import EXIT_CODES  # noqa: E402
 from bidsseg.models.card import Card, shipped  # noqa: E402
 
@@ -53,9 +53,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def command_line() -> str:
-    """Return every flag of both commands by group, and the exit codes."""
+    """Return every flag of all commands by group, and the exit codes."""
     lines = [*flag_tables(dataset_parser()), "## One file: `bidsseg file`", ""]
     lines += flag_tables(file_parser(), "###")
+    lines += ["## Recipes: `bidsseg recipe`", "", *flag_tables(recipe_parser(), "###")]
     lines += ["## Exit codes", "", *row("Code", "Meaning"), *row("---", "---")]
     lines += [line for code, text in EXIT_CODES.items() for line in row(str(code), text)]
     return "\n".join(lines) + "\n"

@@ -76,7 +76,7 @@ def ask(dataset: tuple[Path, Path], tmp_path: Path) -> Ask:
     def settings(recipe: str = RECIPE, *, output: str = "out", overwrite: bool = False, **training: Any) -> Settings:
         path = tmp_path / "recipe.toml"
         path.write_text(recipe)
-        training = {"recipe": str(path), "fold": 4, **training}
+        training = {"recipe": str(path), "folds": 5 if "fold" in training else 1, **training}
         return Settings(
             dataset[0],
             tmp_path / output,

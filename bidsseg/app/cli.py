@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from bidsseg import arguments
 from bidsseg.app.parser import dataset_parser, file_parser, given_values
+from bidsseg.app.recipes import is_recipe_command, recipe_command
 from bidsseg.app.terminal import Terminal, prepare_streams, write_line
 from bidsseg.errors import BidssegError, UnknownLevel, UsageError, explained
 from bidsseg.execution.machine import prepare_environment
@@ -27,6 +28,9 @@ from bidsseg.settings import LEVELS, Evaluation, Settings, Training
 
 if TYPE_CHECKING:
     from bidsseg.bids.query import Filters
+
+COMMANDS = ((is_recipe_command, recipe_command),)
+"""Commands without settings: how each is recognised, and the function that answers the words after its name."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,6 +50,8 @@ def _answer(words: Sequence[str]) -> int:
             settings = _file_settings(file_parser().parse_intermixed_args(words[1:]), words)
             prepare_environment(settings)
             return _run(["participant"], settings)
+        if command := next((command for is_asked, command in COMMANDS if is_asked(words)), None):
+            return command(words[1:])
         given = dataset_parser().parse_intermixed_args(words)
         if given.list_models:
             return _list_models(as_json=given.json)

@@ -81,7 +81,8 @@ def dataset_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="bidsseg",
         usage="bidsseg BIDS_DIR OUTPUT_DIR {participant,group,evaluate,train} [options]\n"
-        "       bidsseg file T1W OUTPUT_DIR [options]",
+        "       bidsseg file T1W OUTPUT_DIR [options]\n"
+        "       bidsseg recipe {show,check} NAME|FILE [--small]",
         description="Segment the brain MRI of a BIDS dataset, or train a model.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -125,6 +126,25 @@ def file_parser() -> argparse.ArgumentParser:
         if flag.has_meaning("file"):
             _add(parser, name, flag)
     parser.set_defaults(verbose=False)
+    return parser
+
+
+def recipe_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command ``recipe``."""
+    parser = _Parser(
+        prog="bidsseg recipe",
+        usage="bidsseg recipe {show,check} NAME|FILE [--small]",
+        description="Print a complete recipe, or check the file of one.",
+        epilog=f"exit codes:\n{CODES}\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("action", choices=("show", "check"),
+        help="show: print the recipe as TOML, with every key, its value and its meaning; "
+             "check: say what is wrong with it, or ok")  # fmt: skip
+    add("recipe", metavar="NAME|FILE", help="a shipped recipe, or the file of a recipe")
+    add("--small", action="store_true", help="the small scale of the recipe; check tests it anyway")
     return parser
 
 

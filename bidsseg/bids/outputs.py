@@ -212,6 +212,11 @@ def manifest_path(stamp: str) -> Path:
     return root_path("logs") / f"run-{stamp}.json"
 
 
+def training_log_path(stamp: str, extension: str) -> Path:
+    """Return the manifest (``.json``) or the messages (``.log``) of a training; ``stamp`` is its time."""
+    return root_path("logs") / f"train-{stamp}{extension}"
+
+
 def crash_path(scan: Scan, stamp: str) -> Path:
     """Return the file for the traceback of a failed scan."""
     return root_path("logs") / f"crash-{stamp}_{scan.key[:LONGEST_KEY]}.txt"

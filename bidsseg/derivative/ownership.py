@@ -34,7 +34,9 @@ ROOT_FILES = ("descriptions", "readme", "bidsignore")
 CHECKPOINT = "checkpoint.pt"
 """The checkpoint in a model's folder."""
 VALIDATION, CROSS_VALIDATION = "validation.tsv", "crossvalidation.tsv"
-MODEL_FILES = (CARD, WEIGHTS, "curve.tsv", "curve.png", VALIDATION, CROSS_VALIDATION)
+LOCK = ".lock"
+"""The file in a model folder that a training holds while it writes there."""
+MODEL_FILES = (CARD, WEIGHTS, "curve.tsv", "curve.png", "training.html", VALIDATION, CROSS_VALIDATION)
 COMPARED = 20
 """Largest number of images that are compared with the records."""
 LOOKED_AT = 500

@@ -47,6 +47,7 @@ class RunLog:
 
     Attributes:
         planned: keys of the scans that the run will segment, whose files therefore belong to this program.
+        details: further entries of the manifest.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class RunLog:
     model: Mapping[str, Any]
     planned: Sequence[str] = ()
     machine: Mapping[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
     started: float = field(default_factory=time.time)
@@ -87,6 +89,7 @@ class RunLog:
             "warnings": self.warnings,
             "planned": list(self.planned),
             "scans": [{key: value for key, value in asdict(entry).items() if value} for entry in self.entries],
+            **self.details,
         }
         write_json_atomic(self.path, content)
         self.saved = time.time()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,10 +24,14 @@ from bidsseg.learning.state import same_run
 from bidsseg.learning.training import discard
 from bidsseg.learning.training_outputs import figures, save_table
 from bidsseg.learning.training_setup import Setup, model_folder
-from bidsseg.learning.validation import described
-from bidsseg.models.card import CARD, find_card, located, read_card
+from bidsseg.learning.validation import COLUMNS, MEASURES, described, regions_of
+from bidsseg.models.card import CARD, Card, find_card, located, read_card
 from bidsseg.models.library import save_card
+from bidsseg.report import training_page
 from bidsseg.settings import Report, Training
+
+Kinds = Mapping[str, Iterable[str]]
+"""Protocols that annotate each labelled case, by its name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,29 +150,30 @@ def cross_validated(init: str) -> tuple[Path, list[str]]:
     return folder, [name for name in names if fold_models(folder, name)]
 
 
-def check_people(parts: Sequence[Part], done: Collection[Part], names: Sequence[str]) -> None:
+def check_people(parts: Sequence[Part], done: Collection[Part], maps: Kinds) -> None:
     """Check the folds against the labelled cases and against the finished folds.
 
     Args:
         done: finished parts.
-        names: names of the labelled cases.
+        maps: protocols that annotate each labelled case, by its name.
 
     Raises:
         UsageError: a fold would hold nobody out, or a participant that its initial model may have been trained on.
         DataError: a finished fold has held out other participants.
     """
     *folds, final = parts
-    most = max(Counter(dataset_of(each) for each in {person(name) for name in names}).values())
-    if len(folds) > most:
+    most = max(Counter(dataset_of(each) for each in {person(name) for name in maps}).values())
+    if len(folds) > most or not all(people_held_out(part, maps) for part in folds):
+        most = min(most, len(folds) - 1)
         remedy = f"give {most} or fewer" if most > 1 else "at least 2 are needed"
         raise UsageError(
             f"--cross-validate {len(folds)}: no dataset has more than {most} labelled participants; {remedy}"
         )
     for part in folds:
-        held, start = people_held_out(part, names), part.setup.options.init
+        held, start = people_held_out(part, maps), part.setup.options.init
         if part in done:
             before = read_card(part.setup.folder).metrics.get("held_out")
-            now = [name for name in names if person(name) in held]
+            now = [name for name in maps if person(name) in held]
             same_run({"holds out": before}, {"holds out": now}, part.setup.folder)
         if start is not None and start != final.setup.options.init:
             unseen = {person(name) for name in read_card(Path(start)).metrics.get("held_out", ())}
@@ -179,16 +184,16 @@ def check_people(parts: Sequence[Part], done: Collection[Part], names: Sequence[
                 )
 
 
-def people_held_out(part: Part, names: Sequence[str]) -> list[str]:
-    """Return the participants that a part holds out, from the names of the labelled cases."""
+def people_held_out(part: Part, maps: Kinds) -> list[str]:
+    """Return the participants that a part holds out, from the annotations of each labelled case."""
     options = part.setup.options
-    return sorted(held_out(names, options.folds, options.fold))
+    return sorted(held_out(maps, options.folds, options.fold, kinds=maps))
 
 
-def report_folds(parts: Sequence[Part], names: Sequence[str]) -> None:
+def report_folds(parts: Sequence[Part], maps: Kinds) -> None:
     """Report the held-out participants of each fold."""
     for part in parts:
-        part.setup.report.say(f"holds out {', '.join(people_held_out(part, names)) or 'nobody'}")
+        part.setup.report.say(f"holds out {', '.join(people_held_out(part, maps)) or 'nobody'}")
 
 
 def forget(setup: Setup, parts: Sequence[Part]) -> None:
@@ -243,7 +248,7 @@ def conclude(setup: Setup, parts: Sequence[Part]) -> Path:
     *folds, final = (part.setup.folder for part in parts)
     table = gathered(folds)
     save_table(final / CROSS_VALIDATION, table)
-    enter(final, table, len(folds))
+    training_page(enter(final, table, len(folds)), regions_of(table), ())
     for line in described(table):
         setup.report.say(line)
     setup.report.say(f"cross-validation: {final / CROSS_VALIDATION}, and on the card beside it")
@@ -253,13 +258,17 @@ def conclude(setup: Setup, parts: Sequence[Part]) -> Path:
 def gathered(models: Sequence[Path]) -> pd.DataFrame:
     """Return the validation tables of all folds as one table, with a column ``fold``, counted from 0."""
     tables = [
-        pd.read_csv(model / VALIDATION, sep="\t", keep_default_na=False, na_values={"dice": [""]}) for model in models
+        pd.read_csv(model / VALIDATION, sep="\t", keep_default_na=False, na_values={name: [""] for name in MEASURES})
+        for model in models
     ]
-    return pd.concat([table.assign(fold=fold) for fold, table in enumerate(tables)], ignore_index=True)
+    complete = [table.reindex(columns=[*COLUMNS]) for table in tables]  # older folds lack distances and volumes
+    return pd.concat([table.assign(fold=fold) for fold, table in enumerate(complete)], ignore_index=True)
 
 
-def enter(model: Path, table: pd.DataFrame, folds: int) -> None:
-    """Add the results of a cross-validation to the metrics on the card of a model."""
+def enter(model: Path, table: pd.DataFrame, folds: int) -> Card:
+    """Add the results of a cross-validation to the metrics on the card of a model, and return the card."""
     card = read_card(model)
     found = {"split": f"{folds}-fold cross-validation by participant", "heads": figures(table)}
-    save_card(replace(card, metrics={**card.metrics, "cross_validation": found}))
+    card = replace(card, metrics={**card.metrics, "cross_validation": found})
+    save_card(card)
+    return card

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from bidsseg.errors import UsageError
@@ -19,11 +20,31 @@ def split(
             UsageError if one matches no case.
     """
     held = held_out([case.name for case in cases], folds, fold, hold_out=hold_out)
-    return [c for c in cases if person(c.name) not in held], [c for c in cases if person(c.name) in held]
+    return divided(cases, held)
 
 
-def held_out(names: Iterable[str], folds: int, fold: int, *, hold_out: Sequence[str] = ()) -> set[str]:
-    """Return the participants that `split` holds out of cases of those names."""
+def divided(cases: Iterable[Case], held: Container[str]) -> tuple[list[Case], list[Case]]:
+    """Return training cases and cases of held-out participants."""
+    parts: tuple[list[Case], list[Case]] = ([], [])
+    for case in cases:
+        parts[person(case.name) in held].append(case)
+    return parts
+
+
+def held_out(
+    names: Iterable[str],
+    folds: int,
+    fold: int,
+    *,
+    hold_out: Sequence[str] = (),
+    kinds: Mapping[str, Iterable[str]] | None = None,
+) -> set[str]:
+    """Return the participants that `split` holds out of cases of those names.
+
+    Args:
+        kinds: protocols that annotate each case, by its name. A fold then holds out participants of every kind of
+            annotation in a dataset, as far as there are enough.
+    """
     people = sorted({person(name) for name in names})
     missing = [wanted for wanted in hold_out if not any(fnmatchcase(label(each), wanted) for each in people)]
     if missing:
@@ -32,8 +53,45 @@ def held_out(names: Iterable[str], folds: int, fold: int, *, hold_out: Sequence[
         return {each for each in people for wanted in hold_out if fnmatchcase(label(each), wanted)}
     held: set[str] = set()
     for dataset in {dataset_of(each) for each in people}:
-        held |= set([each for each in people if dataset_of(each) == dataset][fold::folds])
+        groups = groups_of([each for each in people if dataset_of(each) == dataset], kinds or {})
+        held |= {each for each, number in numbered(groups, folds).items() if number == fold}
     return held
+
+
+def groups_of(people: Sequence[str], kinds: Mapping[str, Iterable[str]]) -> list[list[str]]:
+    """Return the participants of a dataset, grouped by the protocols that annotate them, the largest group first.
+
+    A participant with a kind of annotation that no other has joins the largest group: held out, this kind would not
+    be trained.
+    """
+    spoken: dict[str, set[str]] = {each: set() for each in people}
+    for name, protocols in kinds.items():
+        if person(name) in spoken:
+            spoken[person(name)].update(protocols)
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for each in people:
+        groups.setdefault(tuple(sorted(spoken[each])), []).append(each)
+    ordered = sorted(groups.values(), key=len, reverse=True)
+    first = [*ordered[0], *(each for group in ordered[1:] if len(group) == 1 for each in group)]
+    return [sorted(first), *(group for group in ordered[1:] if len(group) > 1)]
+
+
+def numbered(groups: Iterable[Sequence[str]], folds: int) -> dict[str, int]:
+    """Return the fold of each participant.
+
+    The first of each group is in fold 0, each other one in the fold with the fewest participants, of this group and
+    then of all. Participants of a single group are thus dealt in turn.
+    """
+    found: dict[str, int] = {}
+    total = Counter[int]()
+    for group in groups:
+        own = Counter[int]()
+        for each in group:
+            number = min(range(folds), key=lambda fold: (own[fold], total[fold] if own else 0, fold))
+            found[each] = number
+            own[number] += 1
+            total[number] += 1
+    return found
 
 
 def person(name: str) -> str:

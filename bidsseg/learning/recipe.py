@@ -32,6 +32,8 @@ from bidsseg.schema import (
 )
 
 FOLDER = Path(__file__).parent / "recipes"
+DESCRIBING = ("title", "description", "licence", "citation")
+"""Keys that describe the model of a recipe, which a user's recipe does not inherit from its base."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,11 @@ def shipped_recipes() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
+def is_shipped(name_or_path: str) -> bool:
+    """Return whether the recipe is one of the package."""
+    return (FOLDER / f"{name_or_path}.toml").is_file()
+
+
 def load_recipe(name_or_path: str, *, small: bool = False) -> Recipe:
     """Return the shipped recipe of that name, or the recipe in that file.
 
@@ -212,11 +219,7 @@ def load_recipe(name_or_path: str, *, small: bool = False) -> Recipe:
         DataError: with file and key, if a key is unknown or missing, a value has another type or is out of range, or a
             name (of a network, a protocol, a normalisation) is unknown.
     """
-    path = FOLDER / f"{name_or_path}.toml"
-    if not path.is_file():
-        path = Path(name_or_path)
-    if not path.is_file():
-        raise DataError(f"no recipe '{name_or_path}': give a TOML file or one of {', '.join(shipped_recipes())}")
+    path = recipe_file(name_or_path)
     values = table(path)
     scale = values.pop("small", None)
     if small:
@@ -234,15 +237,43 @@ def load_recipe(name_or_path: str, *, small: bool = False) -> Recipe:
     return recipe
 
 
+def has_small(name_or_path: str) -> bool:
+    """Return whether a recipe has a small scale; DataError if there is no such recipe."""
+    return "small" in table(recipe_file(name_or_path))
+
+
+def recipe_file(name_or_path: str) -> Path:
+    """Return the file of a shipped recipe, or of another one; DataError if there is none."""
+    path = FOLDER / f"{name_or_path}.toml"
+    if not path.is_file():
+        path = Path(name_or_path)
+    if not path.is_file():
+        raise DataError(f"no recipe '{name_or_path}': give a TOML file or one of {', '.join(shipped_recipes())}")
+    return path
+
+
 def table(path: Path) -> dict[str, Any]:
-    """Return the content of a recipe's file; its values replace those of the shipped recipe named as its ``base``."""
+    """Return the content of a recipe's file; its values replace those of the shipped recipe named as its ``base``.
+
+    A user's recipe does not inherit what describes the model of its base: title, description, licence and citation.
+    """
     values = read_toml(path)
     base = values.pop("base", None)
     if base is None:
         return values
     if base not in shipped_recipes() or base == path.stem:
         raise DataError(f"{path}: base = {base!r} must be another recipe, one of {', '.join(shipped_recipes())}")
-    return merged(table(FOLDER / f"{base}.toml"), values)
+    inherited = table(FOLDER / f"{base}.toml")
+    if path.parent.resolve() != FOLDER.resolve():
+        inherited = undescribed(inherited)
+        values.setdefault("title", f"{values.get('name', inherited['name'])}, with the settings of the recipe {base}")
+    return merged(inherited, values)
+
+
+def undescribed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a recipe, also of its small scale, without those that describe its model."""
+    kept = {key: value for key, value in values.items() if key not in DESCRIBING}
+    return {**kept, **({"small": undescribed(kept["small"])} if isinstance(kept.get("small"), dict) else {})}
 
 
 def merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import torch
 from torch import Generator, nn
 
 from bidsseg.derivative.ownership import CHECKPOINT
-from bidsseg.errors import DataError
+from bidsseg.errors import DataError, IOFailure
 from bidsseg.files import replacing
 from bidsseg.learning.processes import Processes
 
@@ -129,9 +129,29 @@ def same_run(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> 
 def save_checkpoint(
     conditions: Conditions, network: nn.Module, optimiser: Keeper, *, state: State, **others: Any
 ) -> None:
-    """Write a checkpoint whole or not at all, with further state, in the first process only."""
+    """Write a checkpoint whole or not at all, with further state, in the first process only.
+
+    IOFailure if the disk is full or broken; the checkpoint before it is kept.
+    """
     if not conditions.processes.first:
         return
     kept = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "state": vars(state)}
-    with replacing(conditions.checkpoint) as stream:
-        torch.save({**others, **kept, "run": json.dumps(conditions.run)}, stream)
+    try:
+        with replacing(conditions.checkpoint) as stream:
+            save_to(stream, {**others, **kept, "run": json.dumps(conditions.run)})
+    except IOFailure as error:
+        remedy = "the last one is kept: free some space and run again with --resume"
+        begin = "there is none yet: free some space and run again"
+        raise IOFailure(f"{error}; {remedy if conditions.checkpoint.is_file() else begin}") from error
+
+
+def save_to(stream: BinaryIO, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint into a file; OSError if the disk is full."""
+    try:
+        torch.save(content, stream)
+    except RuntimeError as error:
+        # The archive of torch fails again while it is closed, which hides the error of the disk.
+        hidden = error.__context__ or error.__cause__
+        if isinstance(hidden, OSError):
+            raise hidden from error
+        raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from bidsseg import __version__
-from bidsseg.derivative.ownership import CHECKPOINT, CROSS_VALIDATION, MODEL_FILES, check_model_folder
+from bidsseg.derivative.ownership import CHECKPOINT, CROSS_VALIDATION, MODEL_FILES
 from bidsseg.errors import NothingSelected, OutputNotWritable, TemporaryFailure, UsageError
 from bidsseg.labels import load_protocol
 from bidsseg.learning.average import average_brain
 from bidsseg.learning.cases import Case
 from bidsseg.learning.checks import check_labels, check_sides
 from bidsseg.learning.datasets import Source, find_sources, read_cases
-from bidsseg.learning.folds import person, split
+from bidsseg.learning.folds import divided, held_out, person, split
 from bidsseg.learning.interruption import Interruption
 from bidsseg.learning.loop import fit
 from bidsseg.learning.readout import fit_readout
@@ -32,9 +32,12 @@ from bidsseg.learning.training_outputs import save_curve, save_outcome
 from bidsseg.learning.training_setup import Setup
 from bidsseg.models.card import CARD, Card, read_card
 from bidsseg.models.library import Model, build, save_protocol
+from bidsseg.models.participants import participants, shortened
 from bidsseg.networks.network import Network
 from bidsseg.networks.segnet.staged import StagedSegNet
 from bidsseg.settings import Training
+
+NOBODY_LEFT = "no labelled participant is left for training: give fewer --folds or more data"
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,6 @@ def is_finished(setup: Setup) -> bool:
     UsageError if the folder holds a model or a checkpoint that is neither to be resumed nor to be replaced.
     """
     settings, options, folder = setup.settings, setup.options, setup.folder
-    check_model_folder(settings.output_dir, folder)
     checkpoint = folder / CHECKPOINT
     if checkpoint.exists() and not options.resume and not settings.overwrite:
         raise UsageError(f"{checkpoint} exists: give --resume to resume the training, --overwrite to start again")
@@ -92,24 +94,44 @@ def read_data(setup: Setup, sources: Sequence[Source], interruption: Interruptio
     return cases
 
 
-def people_of(setup: Setup, cases: Sequence[Case]) -> People:
-    """Return the training and held-out scans, and report them. NothingSelected if no training scan is left."""
-    recipe, options, report = setup.recipe, setup.options, setup.report
-    seen, unseen = split(
-        [case for case in cases if case.annotations], options.folds, options.fold, hold_out=options.hold_out
-    )
-    held = {person(case.name) for case in unseen}
+def held_out_of(setup: Setup, sources: Sequence[Source]) -> set[str]:
+    """Return the participants to hold out, before any data is read.
+
+    Raises:
+        NothingSelected: no training participant is left.
+        UsageError: the fold holds out nobody, or ``--hold-out`` names a participant without an annotation.
+    """
+    options = setup.options
+    labelled = {source.name: source.maps for source in sources if source.maps}
+    held = held_out(labelled, options.folds, options.fold, hold_out=options.hold_out, kinds=labelled)
+    people = {person(name) for name in labelled}
+    if people == held:
+        raise NothingSelected(NOBODY_LEFT)
+    if options.folds > 1 and not held:
+        raise UsageError(
+            f"--fold {options.fold} of --folds {options.folds} holds out none of the {len(people)} labelled "
+            "participants: give a smaller fold, fewer folds, or --folds 1 to hold out nobody"
+        )
+    return held
+
+
+def people_of(setup: Setup, cases: Sequence[Case], held: Container[str]) -> People:
+    """Return the training and held-out scans, and report them. NothingSelected if no training scan is left.
+
+    Args:
+        held: held-out participants.
+    """
+    recipe, report = setup.recipe, setup.report
+    seen, unseen = divided([case for case in cases if case.annotations], held)
     targets = [case for case in cases if not case.annotations and person(case.name) not in held]
     if not seen:
-        raise NothingSelected("no labelled participant is left for training: give fewer --folds or more data")
+        raise NothingSelected(NOBODY_LEFT)
     watched: list[Case] = []
     if recipe.keep == "best":
         seen, watched = split(seen, 5, 4)  # none of fewer than five participants
-        report.say(f"the weights with the best result on {', '.join(c.name for c in watched)} are kept")
+        report.say(f"the weights with the best result on {', '.join(c.name for c in watched) or 'nobody'} are kept")
     report.say(f"{len(seen)} training scans, {len(unseen)} held out: {', '.join(c.name for c in unseen)}")
     if recipe.registration is not None:
-        if not targets:
-            raise UsageError(f"recipe {recipe.name} needs scans without annotation: give some with --also BIDS_DIR")
         report.say(f"{len(targets)} scans without annotation as registration targets")
     return People(seen, watched, unseen, targets)
 
@@ -150,11 +172,33 @@ def card_of(setup: Setup, people: People, start: Model | None) -> Card:
             *counted(people.seen),
             *counted(people.watched, ", which selected the weights"),
             *counted(targets, " without annotation"),
-            *([f"{entry} (from {start.card.name}, the initial model)" for entry in start.card.data] if start else ()),
+            *(data_of(start) if start else ()),
         ],
+        trained_on=trained_on(people, start),
+        metrics=leakage(people, start),
         code_version=__version__,
         folder=setup.folder,
     )
+
+
+def data_of(start: Model) -> list[str]:
+    """Return the training data of an initial model, as lines for the card; those of earlier models are unchanged."""
+    name = start.card.name
+    return [entry if "(from " in entry else f"{entry} (from {name}, the initial model)" for entry in start.card.data]
+
+
+def trained_on(people: People, start: Model | None) -> dict[str, str]:
+    """Return the training participants for the card, with those of the initial model."""
+    before = participants(start.card.trained_on) if start else set()
+    now = {person(case.name) for case in (*people.seen, *people.watched)}
+    return shortened(now | before, others=start.card.unlisted if start else ())
+
+
+def leakage(people: People, start: Model | None) -> dict[str, Any]:
+    """Return for the card's metrics the held-out participants that the initial model was trained on, if any."""
+    known = participants(start.card.trained_on) if start else set()
+    seen = sorted(known & {person(case.name) for case in people.unseen})
+    return {"seen_by_initial_model": seen} if seen else {}
 
 
 def begun(setup: Setup, card: Card, start: Model | None) -> Network:
@@ -224,15 +268,14 @@ def conclude(
     if interrupted:
         raise TemporaryFailure(f"interrupted after {state.step} steps, saved in {folder}: run again with --resume")
     if processes.first:
-        precision = setup.precision
         save_outcome(
             card,
             network.cpu(),
             people.unseen,
             say=say,
             state=state,
-            precision=precision,
-            folder=folder,
+            precision=setup.precision,
+            watched=people.watched,
             stop=interruption.asked,
         )
         (folder / CHECKPOINT).unlink(missing_ok=True)

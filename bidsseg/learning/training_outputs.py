@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from bidsseg.derivative.ownership import VALIDATION
 from bidsseg.files import replacing, write_table
 from bidsseg.learning.cases import Case
 from bidsseg.learning.state import State
-from bidsseg.learning.validation import summary, validate
+from bidsseg.learning.validation import regions_of, summary, validate
 from bidsseg.models.card import Card
 from bidsseg.models.library import load_model, save_model
+from bidsseg.report import Pictures, training_page
 
 
 def save_curve(curve: Sequence[dict[str, float]], folder: Path) -> None:
@@ -54,20 +56,44 @@ def save_outcome(
     say: Callable[[str], None],
     state: State,
     precision: str,
-    folder: Path,
+    watched: Sequence[Case] = (),
     stop: Callable[[], bool] = lambda: False,
 ) -> Card:
-    """Write the model folder, with the results of the finished model on the held-out scans.
+    """Write the model folder and its page, with the results of the finished model on the held-out scans.
 
-    ``stop`` is called before each scan; if it returns True, TemporaryFailure is raised.
+    Args:
+        watched: scans whose Dice the curve has, if these are not the held-out scans.
+        stop: called before each scan; if it returns True, TemporaryFailure is raised.
     """
+    folder, table, pictures = card.folder, None, Pictures()
     recipe = dict(card.recipe) | {"steps_done": state.step, "minutes": round(state.elapsed_s / 60, 3)}
     card = save_model(replace(card, recipe=recipe), network.state_dict(), folder)
     if unseen:
-        table = validate(load_model(str(folder)), unseen, say, precision=precision, stop=stop)
+        table = validate(load_model(str(folder)), unseen, say, precision=precision, stop=stop, show=pictures.add)
         save_table(folder / VALIDATION, table)
-        card = save_model(replace(card, metrics=metrics(table, unseen)), network.state_dict(), folder)
+        results = {**card.metrics, **metrics(table, unseen)}
+        card = save_model(replace(card, metrics=results), network.state_dict(), folder)
+        if not watched:
+            save_curve(with_results(state, results["heads"]), folder)
+    training_page(card, None if table is None else regions_of(table), pictures.lowest())
     return card
+
+
+def with_results(state: State, heads: Mapping[str, Any]) -> list[dict[str, float]]:
+    """Return the curve, which ends with the results of the finished model.
+
+    During the training, the Dice is measured on a part of the voxels.
+    """
+    row = {"step": float(state.step), "elapsed_s": round(state.elapsed_s, 1)}
+    rows = list(state.curve)
+    if rows and rows[-1]["step"] == state.step:
+        row = rows.pop()
+    results = {
+        f"dice {figure['annotation']}>{head.partition(' (')[0]}": figure["dice"]
+        for head, figure in heads.items()
+        if figure["dice"] is not None
+    }
+    return [*rows, {**row, **results}]
 
 
 def metrics(table: pd.DataFrame, unseen: Sequence[Case]) -> dict[str, Any]:
@@ -82,13 +108,18 @@ def figures(table: pd.DataFrame) -> dict[str, Any]:
     for _, row in summary(table).iterrows():
         head, annotation = str(row["head"]), str(row["annotation"])
         values = {
-            "dice": round(float(row["dice"]), 4),
-            "dice_low": round(float(row["low"]), 4),
-            "dice_high": round(float(row["high"]), 4),
-            "voxel_error": round(float(row["voxel_error"]), 4),
+            "dice": rounded(row["dice"]),
+            "dice_low": rounded(row["low"]),
+            "dice_high": rounded(row["high"]),
+            "voxel_error": rounded(row["voxel_error"]),
             "annotation": annotation,
             "scans": int(row["cases"]),
         }
         alone = (table[table["head"] == head]["annotation"] == annotation).all()
         heads[head if alone or annotation == head else f"{head} ({annotation})"] = values
     return heads
+
+
+def rounded(value: float) -> float | None:
+    """Return a figure for a card; None if it is unknown."""
+    return round(float(value), 4) if math.isfinite(value) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,9 +11,9 @@ import torch
 from bidsseg.bids.outputs import root_path
 from bidsseg.errors import UsageError
 from bidsseg.labels import Protocol, load_protocol, shipped_protocols
-from bidsseg.learning.checks import check_recipe
+from bidsseg.learning.checks import check_recipe, check_sides
 from bidsseg.learning.processes import Processes
-from bidsseg.learning.recipe import Recipe, load_recipe
+from bidsseg.learning.recipe import Recipe, has_small, load_recipe
 from bidsseg.models.library import build_network
 from bidsseg.networks.network import Network
 from bidsseg.settings import Report, Settings, Training
@@ -82,6 +82,29 @@ def set_up(settings: Settings, device: str, precision: str, *, threads: int) -> 
         processes=processes,
         report=report,
     )
+
+
+def check_whole(name_or_path: str, *, small: bool = False) -> Iterator[str]:
+    """Check a recipe without data, and its small scale if it has one; yield a line about each scale that is correct.
+
+    Raises:
+        DataError: with file and key, what is wrong.
+        UsageError: samples are mirrored, but a region of one side has no partner.
+    """
+    for scale in (False, True) if small or has_small(name_or_path) else (False,):
+        recipe = load_recipe(name_or_path, small=scale)
+        protocols = [load_protocol(head) for head in recipe.heads]
+        heads = [protocol.scored() for protocol in protocols]
+        recipe = with_names(recipe, dict(zip(recipe.heads, (head.name for head in protocols), strict=True)))
+        network = sketched(recipe, heads)
+        check_recipe(recipe, network)
+        check_sides(recipe, heads)
+        weights = sum(value.numel() for value in network.state_dict().values())
+        spoken = ", ".join(f"{head.name} ({len(head.regions) - 1} regions)" for head in heads)
+        yield (
+            f"ok: {recipe.name}{' with --small' if scale else ''}: {spoken} from {' + '.join(recipe.inputs)}; "
+            f"{recipe.network['name']} with {weights:,} weights"
+        )
 
 
 def sketched(recipe: Recipe, heads: Sequence[Protocol]) -> Network:

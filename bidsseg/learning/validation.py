@@ -10,21 +10,26 @@ import torch
 from torch import Generator
 
 from bidsseg.errors import DataError, TemporaryFailure
-from bidsseg.evaluation.agreement import dice, voxel_error
+from bidsseg.evaluation.agreement import brain_means, dice, surface_distances, voxel_counts, voxel_error
 from bidsseg.evaluation.bootstrap import estimate
 from bidsseg.evaluation.merging import JOINT, with_lesions
 from bidsseg.image.volume import Volume
-from bidsseg.labels import Protocol, Relation, load_relation
+from bidsseg.labels import Protocol, Region, Relation, load_relation
 from bidsseg.labels.relation import identity
 from bidsseg.learning.augment import Intensity, change_intensity
 from bidsseg.learning.cases import Annotation, Case
+from bidsseg.learning.datasets import LEARNING_MM
 from bidsseg.learning.synthesis import synthesise_each
 from bidsseg.models.library import Model
+from bidsseg.report import Compared
 from bidsseg.segmentation.predict import segment
 from bidsseg.segmentation.result import Segmentation
 
 ERROR = "voxel error"
 """Name of the row with the share of wrong voxels inside the reference brain."""
+MEASURES = ("dice", "hausdorff95-mm", "found-mm3", "reference-mm3")
+"""Measures of each region: Dice, 95 % Hausdorff distance and volumes, named as in the tables of ``evaluate``."""
+COLUMNS = ("case", "head", "annotation", "region", *MEASURES)
 FEW = 5
 """Largest number of regions that are listed completely."""
 
@@ -37,14 +42,16 @@ def validate(
     precision: str = "fp32",
     lesion_model: Model | None = None,
     stop: Callable[[], bool] = lambda: False,
+    show: Callable[[Compared], None] = lambda compared: None,
 ) -> pd.DataFrame:
-    """Return the Dice of every region of every head on every case; columns case, head, annotation, region, dice.
+    """Return Dice, distance and volumes of every region of every head on every case; see COLUMNS.
 
     Regions absent from both are omitted, and so are voxels whose annotation allows several regions.
 
     Args:
         lesion_model: another model, whose lesions replace the tissues of this one before the evaluation.
         stop: called before each case; if it returns True, TemporaryFailure is raised.
+        show: called with the label maps of each comparison, for pictures.
     """
     heads = model.heads if lesion_model is None else {JOINT.name: JOINT}
     inputs = max((m.card.inputs for m in (model, lesion_model) if m is not None), key=len)
@@ -63,18 +70,26 @@ def validate(
             result = empty_segmentation(heads, case.brain.shape)
         for head in heads.values():
             for annotation, relation in comparable(case.annotations, head):
-                found = compare(indices_of(result, head), head, annotation, relation=relation)
+                found, truth, sure, regions = comparison(indices_of(result, head), head, annotation, relation=relation)
+                found, truth = (np.where(sure, labels, 0) for labels in (found, truth))
+                of_case = measured_rows(found, truth, regions)
                 base = {"case": case.name, "head": head.name, "annotation": annotation.protocol.name}
-                rows += [base | {"region": region, "dice": value} for region, value in found.items()]
-                mean = np.mean([value for region, value in found.items() if region != ERROR])
+                rows += [base | row for row in of_case]
+                mean = brain_means(np.array([[row["dice"] for row in of_case[:-1]]], float)).item()
                 say(f"{case.name}: {head.name} mean Dice {mean:.3f}")
-    return pd.DataFrame(rows, columns=["case", "head", "annotation", "region", "dice"])
+                show(Compared(case.name, head.name, annotation.protocol.name, mean, found, truth, scan[inputs[0]]))
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def empty_segmentation(heads: Iterable[str], shape: Sequence[int]) -> Segmentation:
     """Return a segmentation in which every voxel is background."""
     background = {name: np.zeros(shape, np.uint8) for name in heads}
     return Segmentation(background, {}, np.zeros(shape, bool), np.zeros(shape, bool), 0.0)
+
+
+def regions_of(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of regions, without those of the voxel error."""
+    return table[table.region != ERROR]
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -135,20 +150,29 @@ def comparable(annotations: Sequence[Annotation], head: Protocol) -> list[tuple[
 
     This is the annotation in the head's own protocol; otherwise the one that determines most of the head's regions, if
     more than half; otherwise all with a coarser protocol to which the head's result can be converted (the relation is
-    then from the head to the annotation). Only determined regions are evaluated.
+    then from the head to the annotation); otherwise the one in which most structures were drawn. Only determined
+    regions are evaluated.
     """
     pairs = [(a, r) for a in annotations if (r := load_relation(a.protocol, head)) is not None]
     own = [pair for pair in pairs if pair[0].protocol.name == head.name]
     fixed = [pair for pair in pairs if fixed_regions(pair[1]).mean() > 0.5]
     fixed.sort(key=lambda pair: fixed_regions(pair[1]).sum())
     coarser = [(a, r) for a in annotations if (r := load_relation(head, a.protocol)) is not None and is_exact(r)]
-    return own or fixed[-1:] or coarser
+    drawn = sorted((pair for pair in pairs if is_partial(pair[1])), key=lambda pair: fixed_regions(pair[1]).sum())
+    return own or fixed[-1:] or coarser or drawn[-1:]
 
 
 def fixed_regions(relation: Relation) -> np.ndarray:
     """Return for each region of the head whether some value of the annotation means exactly this region."""
     fixed: np.ndarray = relation.allowed[relation.allowed.sum(1) == 1].any(0)
     return fixed
+
+
+def is_partial(relation: Relation) -> bool:
+    """Return whether an annotation determines some regions of the head, and its other values mean none of these."""
+    drawn = fixed_regions(relation) & (np.array(relation.head.indices) != 0)
+    several = relation.allowed[relation.allowed.sum(1) > 1]
+    return bool(0 < drawn.mean() <= 0.5 and not several[:, drawn].any())
 
 
 def is_exact(relation: Relation) -> bool:
@@ -158,6 +182,17 @@ def is_exact(relation: Relation) -> bool:
 
 def compare(found: np.ndarray, head: Protocol, annotation: Annotation, *, relation: Relation) -> dict[str, float]:
     """Return Dice by region name, and the voxel error, of region indices in the shape of the annotation."""
+    found, truth, sure, meant = comparison(found, head, annotation, relation=relation)
+    found, truth = found[sure], truth[sure]
+    measured = dice(found, truth, [region.index for region in meant])
+    scores = {region.name: float(value) for region, value in zip(meant, measured, strict=True) if np.isfinite(value)}
+    return scores | {ERROR: voxel_error(found, truth)}
+
+
+def comparison(
+    found: np.ndarray, head: Protocol, annotation: Annotation, *, relation: Relation
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[Region]]:
+    """Return found and true region indices, the voxels with one true region, and the regions to compare."""
     if relation.annotation is head and head is not annotation.protocol:
         head, finer = annotation.protocol, relation
         found = np.array(head.indices)[finer.allowed.argmax(1)[finer.rows[found]]]
@@ -165,8 +200,26 @@ def compare(found: np.ndarray, head: Protocol, annotation: Annotation, *, relati
     values = annotation.values.numpy()
     sure = (relation.allowed.sum(1) == 1)[values]
     truth = np.array(head.indices)[relation.allowed.argmax(1)][values]
-    truth, found = truth[sure], found[sure]
     meant = [head.regions[i] for i in np.flatnonzero(fixed_regions(relation)) if head.regions[i].index]
-    measured = dice(found, truth, [region.index for region in meant])
-    scores = {region.name: float(value) for region, value in zip(meant, measured, strict=True) if np.isfinite(value)}
-    return scores | {ERROR: voxel_error(found, truth)}
+    if is_partial(relation):  # other voxels are surely none of the structures that were drawn
+        found = np.where(np.isin(found, [region.index for region in meant]), found, 0)
+        truth, sure = np.where(sure, truth, 0), np.ones_like(sure)
+    return found, truth, sure, meant
+
+
+def measured_rows(found: np.ndarray, truth: np.ndarray, regions: Sequence[Region]) -> list[dict[str, object]]:
+    """Return the measures of each region that one of two label maps (X, Y, Z) has, and last the voxel error.
+
+    Both maps are on the grid of cases.
+    """
+    indices = [region.index for region in regions]
+    spacing, volume_mm3 = (LEARNING_MM,) * 3, LEARNING_MM**3
+    distances, _ = surface_distances(found, truth, indices, spacing_mm=spacing)
+    volumes = (voxel_counts(labels, indices) * volume_mm3 for labels in (found, truth))
+    values = zip(regions, dice(found, truth, indices), distances, *volumes, strict=True)
+    rows: list[dict[str, object]] = [
+        {"region": region.name, **dict(zip(MEASURES, measures, strict=True))}
+        for region, *measures in values
+        if np.isfinite(measures[0])
+    ]
+    return [*rows, {"region": ERROR, "dice": voxel_error(found, truth)}]

@@ -15,8 +15,12 @@ from bidsseg.errors import BidssegError, InputMissing, NothingSelected, UsageErr
 from bidsseg.evaluation.pairs import About, Left, Pairing, check_holds, one_of_each_scan, pair_up
 from bidsseg.execution.machine import choose_processes
 from bidsseg.labels.protocol import Protocol, load_protocol
-from bidsseg.models.card import name_of
+from bidsseg.models.card import find_card, name_of
+from bidsseg.models.participants import participants
 from bidsseg.settings import Settings
+
+NAMED = 5
+"""Largest number of participants in a warning."""
 
 
 def check_labels(settings: Settings) -> None:
@@ -45,7 +49,7 @@ def evaluate_level(settings: Settings) -> None:
     pairings = [_pairing(settings, name) for name in settings.labels]
     for pairing in pairings:
         check_agreement_files(output_dir, _paths(pairing))
-        for warning in pairing.warnings():
+        for warning in [*pairing.warnings(), *_leakage(settings, pairing)]:
             report.warn(warning)
         if settings.dry_run:
             report.say(f"{output_dir / _paths(pairing).table}: {len(pairing.pairs)} scans")
@@ -84,6 +88,24 @@ def _pairing(settings: Settings, name: str) -> Pairing:
     pairing = Pairing(protocol, About(found, reference, folders, options.against, options.mask), failed=failed)
     pair_up(judged, _selected(settings, folders, protocol), pairing, lacking=lacking)
     return pairing
+
+
+def _leakage(settings: Settings, pairing: Pairing) -> list[str]:
+    """Return a warning if the evaluated model was trained on participants that are compared."""
+    if pairing.about.against is not None:
+        return []
+    try:
+        known = participants(find_card(settings.model).trained_on)
+    except BidssegError:  # the model of the label maps may be elsewhere now
+        return []
+    compared = {f"{settings.bids_dir.name}/sub-{pair.source.get('subject')}" for pair in pairing.pairs}
+    if not (seen := sorted(compared & known)):
+        return []
+    named = f"{', '.join(seen[:NAMED])}{', …' if len(seen) > NAMED else ''}"
+    return [
+        f"{pairing.protocol.name}: the model {pairing.about.found} was trained on {len(seen)} of {len(compared)} "
+        f"compared participants ({named}), so that the results are too good"
+    ]
 
 
 def _selected(settings: Settings, folders: Sequence[Path], protocol: Protocol) -> list[LabelMap]:

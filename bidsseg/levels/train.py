@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bidsseg.derivative.ownership import check_model_folder
 from bidsseg.errors import UsageError
 from bidsseg.execution.machine import choose_machine, emulation, keep_freed_memory
 from bidsseg.learning.interruption import Interruption
 from bidsseg.settings import Settings
 
 if TYPE_CHECKING:
+    from bidsseg.learning.crossvalidation import Part
+    from bidsseg.learning.datasets import Source
+    from bidsseg.learning.record import LoggedReport
     from bidsseg.learning.training import People
     from bidsseg.learning.training_setup import Setup
 
@@ -23,48 +29,78 @@ def train_level(settings: Settings) -> Path:
     cross-validation trains every fold, then a final model on all participants, whose card has the results of the folds.
 
     Raises:
-        TemporaryFailure: the run was interrupted; run again with --resume.
+        TemporaryFailure: the run was interrupted; run again with --resume. Or another training writes to the folder.
         UsageError: training on this device is not supported.
     """
     if settings.device == "mps":
         raise UsageError("--device mps: a model can only be trained on cpu or cuda")
     with Interruption() as interruption:
         keep_freed_memory()
+        from bidsseg.learning.record import LoggedReport
         from bidsseg.learning.training_setup import set_up
 
+        report = LoggedReport(settings.report)
+        settings = replace(settings, report=report)
         machine = choose_machine(settings)
         setup = set_up(settings, machine.device, machine.precision, threads=machine.threads)
         if warning := emulation(machine):
             setup.report.warn(warning)
         train = _train if settings.training.cross_validate is None else _cross_validate
-        return train(setup, interruption)
+        return train(setup, report, interruption)
 
 
-def _train(setup: Setup, interruption: Interruption) -> Path:
+def _train(setup: Setup, report: LoggedReport, interruption: Interruption) -> Path:
     """Train one model and return its folder."""
-    from bidsseg.learning import training
+    from bidsseg.learning import preconditions, record, training
 
-    if training.is_finished(setup):
-        return setup.folder
-    people = training.people_of(setup, training.read_data(setup, training.find_data(setup), interruption))
-    if setup.settings.dry_run:
-        return setup.folder
-    return _fit(setup, people, interruption)
+    check_model_folder(setup.settings.output_dir, setup.folder)
+    with record.alone(setup, [setup.folder]):
+        if training.is_finished(setup):
+            return setup.folder
+        sources = training.find_data(setup)
+        held = training.held_out_of(setup, sources)
+        preconditions.check_beforehand(setup, sources, [setup.options.init])
+        preconditions.warn_about_leakage(setup, held, sources)
+        if setup.settings.dry_run:
+            for line in preconditions.plan_in_words(setup, sources, held):
+                setup.report.say(line)
+            return setup.folder
+        with record.recorded(setup, report, preconditions.parts_of_sources(sources, held)):
+            people = training.people_of(setup, training.read_data(setup, sources, interruption), held)
+            return _fit(setup, people, interruption)
 
 
-def _cross_validate(setup: Setup, interruption: Interruption) -> Path:
+def _cross_validate(setup: Setup, report: LoggedReport, interruption: Interruption) -> Path:
     """Train all unfinished folds and the final model, and return the folder of the final model."""
-    from bidsseg.learning import crossvalidation, training
+    from bidsseg.learning import crossvalidation, preconditions, record, training
 
     parts = crossvalidation.parts_of(setup)
-    done = [part for part in parts if training.is_finished(part.setup)]
+    for part in parts:
+        check_model_folder(part.setup.settings.output_dir, part.setup.folder)
+    with record.alone(setup, [part.setup.folder for part in parts]):
+        done = [part for part in parts if training.is_finished(part.setup)]
+        sources = training.find_data(setup)
+        maps = {source.name: source.maps for source in sources if source.maps}
+        crossvalidation.check_people(parts, done, maps)
+        preconditions.check_beforehand(setup, sources, [part.setup.options.init for part in parts])
+        if setup.settings.dry_run:
+            for line in preconditions.plan_in_words(setup, sources, ()):
+                setup.report.say(line)
+            crossvalidation.report_folds(parts, maps)
+            return setup.folder
+        with record.recorded(setup, report, preconditions.parts_of_sources(sources, ())):
+            _fit_parts(setup, parts, done, sources=sources, interruption=interruption)
+            return crossvalidation.conclude(setup, parts)
+
+
+def _fit_parts(
+    setup: Setup, parts: Sequence[Part], done: Sequence[Part], *, sources: Sequence[Source], interruption: Interruption
+) -> None:
+    """Train the unfinished parts of a cross-validation, one after the other."""
+    from bidsseg.learning import crossvalidation, training
+
     left = [part for part in parts if part not in done]
-    sources = training.find_data(setup)
-    names = [source.name for source in sources if source.maps]
-    crossvalidation.check_people(parts, done, names)
-    if setup.settings.dry_run:
-        crossvalidation.report_folds(parts, names)
-        return setup.folder
+    maps = {source.name: source.maps for source in sources if source.maps}
     cases = training.read_data(setup, sources, interruption) if left else []
     if setup.settings.overwrite:
         crossvalidation.forget(setup, parts)
@@ -72,9 +108,9 @@ def _cross_validate(setup: Setup, interruption: Interruption) -> Path:
         with crossvalidation.named(part):
             timed = crossvalidation.with_time(part, [*done, *left[:number]], len(left) - number)
             crossvalidation.check_wanted(interruption)
-            _fit(timed, training.people_of(timed, cases), interruption)
+            held = crossvalidation.people_held_out(part, maps)
+            _fit(timed, training.people_of(timed, cases, held), interruption)
         gc.collect()  # frees networks and optimisers of this part before those of the next part are created
-    return crossvalidation.conclude(setup, parts)
 
 
 def _fit(setup: Setup, people: People, interruption: Interruption) -> Path:

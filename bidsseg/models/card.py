@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Len
 
 from bidsseg.errors import DataError, InputMissing
+from bidsseg.models.participants import with_others
 from bidsseg.reading import read_object
 from bidsseg.schema import NonNegativeFloat, PositiveFloat, Rule, Share, converted
 
@@ -38,9 +39,19 @@ def has_dice(metrics: Mapping[str, Any]) -> bool:
     if not all(isinstance(table, dict) and isinstance(table.get("heads", {}), dict) for table in tables):
         return False
     figures = [figure for table in tables for figure in table.get("heads", {}).values()]
-    dice = [figure.get("dice") if isinstance(figure, dict) else None for figure in figures]
-    numbers = [value for value in dice if isinstance(value, int | float) and not isinstance(value, bool)]
-    return len(numbers) == len(dice) and not any(value < 0 or value > 1 for value in numbers)  # nan where none is known
+    dice = [figure.get("dice", "") if isinstance(figure, dict) else "" for figure in figures]
+    known = [value for value in dice if value is not None]  # null where none is known; nan in older cards
+    numbers = [value for value in known if isinstance(value, int | float) and not isinstance(value, bool)]
+    return len(numbers) == len(known) and not any(value < 0 or value > 1 for value in numbers)
+
+
+def without_nan(value: Any) -> Any:
+    """Return a value with None for every number that JSON lacks: nan and infinity."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def is_pose(values: Mapping[str, Any]) -> bool:
@@ -77,6 +88,8 @@ class Card:
             measured.
         bits: bits of each stored weight, 16 or 8.
         lesion: the head with lesions, None if there is none.
+        trained_on: labels of the training participants of each dataset, also of the initial model, see
+            ``models.participants.shortened``; empty for older models.
         metrics: results with their split, as the validation printed them.
     """
 
@@ -100,6 +113,7 @@ class Card:
     licence: str = "unknown"
     citation: Sequence[str] = ()
     data: Sequence[str] = ()
+    trained_on: Mapping[str, str] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
     metrics: Annotated[Mapping[str, Any], Rule("figures with the dice of each head", has_dice)] = field(
         default_factory=dict
@@ -134,7 +148,7 @@ class Card:
         It is the Dice against annotations in the head's own protocol, or the lowest Dice against other annotations.
         """
         figures = self.metrics.get("cross_validation", self.metrics).get("heads", {})
-        measured = {key: float(value["dice"]) for key, value in figures.items()}
+        measured = {key: float(value["dice"]) for key, value in figures.items() if value["dice"] is not None}
         others = {head: [v for key, v in measured.items() if key.startswith(f"{head} (")] for head in self.heads}
         return {
             head: measured[head] if head in measured else min(others[head])
@@ -142,14 +156,19 @@ class Card:
             if head in measured or others[head]
         }
 
+    @property
+    def unlisted(self) -> set[str]:
+        """Datasets of which participants that the model was trained on are not listed: all of an older model."""
+        return with_others(self.trained_on) if self.trained_on else {entry.partition(":")[0] for entry in self.data}
+
     def lacks(self, suffixes: Container[str]) -> str | None:
         """Return the first input that is not among the suffixes of images; None if all are."""
         return next((suffix for suffix in self.inputs if suffix not in suffixes), None)
 
     def to_json(self) -> str:
         """Return the content of the card file."""
-        values = {key: value for key, value in vars(self).items() if key != "folder"}
-        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        values = {key: without_nan(value) for key, value in vars(self).items() if key != "folder"}
+        return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def shipped() -> list[Card]:

@@ -78,6 +78,7 @@ class SubpixelUNet(Network):
         coordinates: number of coordinate channels, given at half resolution.
         widths: channels at 1/2, 1/4, 1/8 ... of the grid's resolution.
         features: channels of the features at full resolution.
+        last: channels of the last convolution, at half resolution.
         outputs: number of regions of each head.
     """
 

@@ -3,6 +3,7 @@
 from bidsseg.report.agreement_page import agreement_page
 from bidsseg.report.cohort_page import compare_pages, group_page, read_table
 from bidsseg.report.scan_page import participant_page, write_figures
+from bidsseg.report.training_page import Compared, Pictures, training_page
 from bidsseg.report.viewer import write_viewer
 
 __all__ = [
@@ -13,4 +14,7 @@ __all__ = [
     "group_page",
     "compare_pages",
     "agreement_page",
+    "training_page",
+    "Compared",
+    "Pictures",
 ]

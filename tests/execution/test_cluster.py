@@ -149,7 +149,7 @@ def test_a_training_that_is_preempted(app: App, tmp_path: Path) -> None:
     given = {
         "--nodes=2": "--nodes=1", "--gpus-per-node=4": "--mem=1900M", "--nproc-per-node 4": "--nproc-per-node 2",
         "#SBATCH --requeue": "#SBATCH --requeue\n#SBATCH --output=logs/train.txt --open-mode=append",
-        "run.py": str(ROOT / "run.py"), "mine.toml": f"{tmp_path / 'mine.toml'} --fold 4 --n-cpus 1",
+        "run.py": str(ROOT / "run.py"), "mine.toml": f"{tmp_path / 'mine.toml'} --folds 1 --n-cpus 1",
         'BrainCOLOR="$BIDS/derivatives/manual"': f"FAST={labels}",
     }  # fmt: skip
     for asked, small in given.items():

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import phantoms
+import pytest
 import torch
 from recording_console import RecordingConsole
 
+from bidsseg.learning.interruption import Interruption
 from bidsseg.models.library import load_model
 from bidsseg.settings import Settings
 
@@ -59,3 +61,14 @@ def console(settings: Settings) -> RecordingConsole:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_model(str(folder)).network.state_dict()
+
+
+def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupt the training after this number of steps; it checks once before the first step."""
+    asked = []
+
+    def once_more(self: Interruption) -> bool:
+        asked.append(1)
+        return len(asked) > steps + 1
+
+    monkeypatch.setattr(Interruption, "asked", once_more)

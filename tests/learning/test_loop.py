@@ -1,6 +1,7 @@
 """Parts of the training loop."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from labelled import RECIPE, Ask, weights
 from bidsseg.image.volume import Volume
 from bidsseg.labels import load_protocol, load_relation
 from bidsseg.learning import cases, loop, objective, samples, state, validation
-from bidsseg.learning.cases import Sample
+from bidsseg.learning.cases import Annotation, Sample
 from bidsseg.learning.clock import time_left
 from bidsseg.learning.datasets import load_cases
 from bidsseg.learning.recipe import load_recipe
@@ -146,3 +147,19 @@ def test_a_head_is_validated_only_on_regions_that_an_annotation_determines(monke
     assert loop.evaluate(network, [case], plan, precision=torch.float32) == {"dice BrainCOLOR>FreeSurfer": 1.0}  # type: ignore[arg-type]
     truth[relation.allowed.sum(1) == 1] = 0
     assert loop.evaluate(network, [case], plan, precision=torch.float32) == {"dice BrainCOLOR>FreeSurfer": 0.0}  # type: ignore[arg-type]
+
+
+def test_partial_labels_are_measured_on_the_structures_that_were_drawn(tmp_path: Path) -> None:
+    path = tmp_path / "seg-Hippo_dseg.tsv"
+    hippocampi = "Left Hippocampus", "Right Hippocampus"
+    path.write_text("index\tname\n0\tBackground\n1\t{}\n2\t{}\n".format(*hippocampi))
+    drawn, head = load_protocol(str(path)), load_protocol("BrainCOLOR").scored()
+    left, right = (next(r.index for r in head.regions if r.name == name) for name in hippocampi)
+    values = torch.zeros(8, 8, 8, dtype=torch.uint8)
+    values[:4, :4, :4], values[4:, :4, :4] = 1, 2
+    annotation = Annotation(drawn, values)
+    ((_, relation),) = validation.comparable([annotation], head)
+    found = np.full((8, 8, 8), head.regions[5].index)  # another region of the brain, which nobody has drawn
+    found[:4, :4, :8], found[4:, :4, :4] = left, right
+    scores = validation.compare(found, head, annotation, relation=relation)
+    assert scores == {"Left Hippocampus": pytest.approx(2 / 3), "Right Hippocampus": 1.0, validation.ERROR: 0.0}

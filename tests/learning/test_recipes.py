@@ -10,7 +10,7 @@ from labelled import RECIPE
 
 from bidsseg.errors import DataError
 from bidsseg.labels import load_protocol
-from bidsseg.learning.recipe import load_recipe, shipped_recipes
+from bidsseg.learning.recipe import DESCRIBING, load_recipe, shipped_recipes
 from bidsseg.models.card import Card
 from bidsseg.models.library import build
 
@@ -75,7 +75,8 @@ def test_a_recipe_says_only_what_differs_from_its_base(tmp_path: Path) -> None:
     mine, base = load_recipe(str(path)), load_recipe("neuronet")
     assert mine.heads == {"FAST": 1.0}
     assert mine.sampling == replace(base.sampling, points=7)
-    assert replace(mine, name=base.name, heads=base.heads, sampling=base.sampling) == base
+    described = {key: getattr(base, key) for key in DESCRIBING}
+    assert replace(mine, name=base.name, heads=base.heads, sampling=base.sampling, **described) == base
     path.write_text('base = "nosuch"\nname = "mine"\n')
     with pytest.raises(DataError, match=r"base = 'nosuch' must be another recipe, one of .*neuronet"):
         load_recipe(str(path))

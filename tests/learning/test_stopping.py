@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pandas as pd
 import pytest
 import torch
-from labelled import RECIPE, Ask, console, weights
+from labelled import RECIPE, Ask, console, interrupt_after, weights
 
 from bidsseg.errors import DataError, TemporaryFailure, UsageError
 from bidsseg.labels import load_protocol
@@ -25,17 +25,6 @@ from bidsseg.levels.train import train_level
 from bidsseg.models.card import WEIGHTS, Card, read_card
 from bidsseg.models.library import build
 from bidsseg.networks.network import Network
-
-
-def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interrupt the training after this number of steps; it checks once before the first step."""
-    asked = []
-
-    def once_more(self: Interruption) -> bool:
-        asked.append(1)
-        return len(asked) > steps + 1
-
-    monkeypatch.setattr(Interruption, "asked", once_more)
 
 
 def test_a_stopped_run_goes_on_to_the_very_same_weights(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,4 +227,13 @@ def test_dry_run_writes_nothing(ask: Ask) -> None:
     settings = replace(ask(folds=2, fold=0), dry_run=True)
     train_level(settings)
     assert not settings.output_dir.exists()
-    assert "2 held out" in console(settings).messages[0]
+    messages = console(settings).messages
+    for line in (
+        "head FAST: 3 regions, weight 1",
+        "bids: 4 participants; scans with FAST: 4",
+        "2 training scans, 2 held out: bids/sub-01, bids/sub-03",
+        "3 steps of 1 samples",
+    ):
+        assert line in messages
+    assert messages[0].endswith("recipe.toml: Tissue from next to nothing")
+    assert messages[-1].startswith(f"model: {settings.output_dir / 'models' / 'tiny'} (about ")

@@ -17,7 +17,7 @@ from bidsseg.errors import BidssegError, DataError, InputMissing, TemporaryFailu
 from bidsseg.learning import crossvalidation, training
 from bidsseg.learning.interruption import Interruption
 from bidsseg.learning.training_setup import Setup, set_up
-from bidsseg.learning.validation import ERROR, summary
+from bidsseg.learning.validation import COLUMNS, ERROR, summary
 from bidsseg.levels.train import train_level
 from bidsseg.models.card import CARD, WEIGHTS, read_card
 from bidsseg.models.library import save_card
@@ -99,7 +99,7 @@ def test_every_participant_is_measured_once_by_a_model_trained_on_others(
         card = read_card(model(finished.output_dir, fold))
         assert card.metrics["held_out"] == list(people) and card.data == ["bids: 2 scans"]
     table = table_of(finished.output_dir)
-    assert list(table.columns) == ["case", "head", "annotation", "region", "dice", "fold"]
+    assert list(table.columns) == [*COLUMNS, "fold"]
     assert [tuple(sorted(set(table[table.fold == fold].case))) for fold in (0, 1)] == FOLDS
     assert not table.duplicated(["case", "head", "annotation", "region"]).any()
     plain = train_level(request_of(tmp_path / "plain", cross_validate=None, folds=2, fold=1))
@@ -206,7 +206,7 @@ def test_overwriting_removes_all_folds(
     monkeypatch.setattr(Interruption, "asked", stop)
     with pytest.raises(TemporaryFailure, match=r"fold 1 of 2 is next: interrupted; .* run again with --resume"):
         train_level(request_of(out, overwrite=True))
-    assert not [path for path in out.rglob("*") if path.is_file()]
+    assert {path.parent.name for path in out.rglob("*") if path.is_file()} == {"logs"}
 
 
 def test_the_time_budget_is_shared_by_unfinished_folds(finished: Settings, request_of: Request, tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_the_time_budget_is_shared_by_unfinished_folds(finished: Settings, reque
 def test_a_dry_run_reports_the_folds(request_of: Request, tmp_path: Path, nothing_is_read: None) -> None:
     settings = request_of(tmp_path / "out", dry_run=True)
     train_level(settings)
-    assert console(settings).messages == [
+    assert console(settings).messages[-3:] == [
         "fold 1 of 2: holds out bids/sub-01, bids/sub-03",
         "fold 2 of 2: holds out bids/sub-02, bids/sub-04",
         "final model: holds out nobody",

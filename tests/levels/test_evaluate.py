@@ -1,6 +1,7 @@
 """The level evaluate: the results in the tables, the choice of pairs, and messages about missing pairs."""
 
 import json
+import shutil
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from browser import CONTRAST, needs_chromium, photographed, seen
-from fake_model import App, make_app
+from fake_model import App, make_app, save_card
 from label_maps import AFFINE, add_map, blobs, save
 from links import Links
 from PIL import Image
@@ -318,6 +319,19 @@ def test_participant_and_evaluate_in_one_call(app: App, tmp_path: Path, capsys: 
     links = Links(page)
     assert all((app.output / address).is_file() for address in links.found) and "sub-01.html" in links.found
     assert "no T1w" not in page.read_text() and len(links.pictures) == 2
+
+
+def test_participants_that_the_model_was_trained_on_are_named(
+    app: App, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app("--skip-bids-validation", "--n-cpus", "1") == 0
+    shutil.copytree(app.output, tmp_path / "mine")
+    words = ["--labels", f"FAST={tmp_path / 'mine'}", "--n-cpus", "1", "--dry-run"]
+    assert app(*words, level="evaluate") == 0
+    assert "trained on" not in capsys.readouterr().err
+    save_card(app.card, trained_on={"bids": "01 07", "other": "02"})
+    assert app(*words, level="evaluate") == 0
+    assert "the model wholebrain was trained on 1 of 2 compared participants (bids/sub-01)" in capsys.readouterr().err
 
 
 def test_a_wrong_folder_is_known_before_scans_are_segmented(app: App, tmp_path: Path) -> None:

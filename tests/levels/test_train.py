@@ -46,7 +46,8 @@ def test_training_leaves_a_model_with_its_record(ask: Ask) -> None:
     settings = ask(folds=2, fold=0)
     folder = train_level(settings)
     assert folder == settings.output_dir / "models" / "tiny"
-    assert {path.name for path in folder.iterdir()} == {CARD, WEIGHTS, "curve.tsv", "curve.png", "validation.tsv"}
+    files = {CARD, WEIGHTS, "curve.tsv", "curve.png", "validation.tsv", "training.html"}
+    assert {path.name for path in folder.iterdir()} == files
 
     card = load_model(str(folder)).card
     assert (card.name, card.title, card.inputs) == ("tiny", "Tissue from next to nothing", ("T1w",))
@@ -66,7 +67,8 @@ def test_training_leaves_a_model_with_its_record(ask: Ask) -> None:
     assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
 
     table = pd.read_csv(folder / "validation.tsv", sep="\t")
-    assert list(table.columns) == ["case", "head", "annotation", "region", "dice"]
+    measures = ["dice", "hausdorff95-mm", "found-mm3", "reference-mm3"]
+    assert list(table.columns) == ["case", "head", "annotation", "region", *measures]
     assert set(table.case) == {"bids/sub-01", "bids/sub-03"}
     assert set(table["head"]) == {"brain", "FAST"}
     assert table.dice.between(0, 1).all()
@@ -405,7 +407,7 @@ def test_two_processes_train_the_same_model_as_one(
 ) -> None:
     given = ask(content)
     one = weights(train_level(given))
-    what = ["--recipe", str(given.training.recipe), "--labels", f"FAST={dataset[1]}", "--fold", "4"]
+    what = ["--recipe", str(given.training.recipe), "--labels", f"FAST={dataset[1]}", "--folds", "1"]
     how = ["--precision", "fp32", "--device", "cpu", "--n-cpus", "1"]
     printed = start(RUN, dataset[0], tmp_path / "two", "train", *what, *how, folder=tmp_path)
     assert printed.count("training scans") == 1

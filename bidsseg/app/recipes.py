@@ -1,0 +1,36 @@
+"""The command ``recipe``: print a complete recipe, or check the file of one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bidsseg.app.parser import recipe_parser
+from bidsseg.app.terminal import write_line
+from bidsseg.settings import LEVELS
+
+
+def is_recipe_command(words: Sequence[str]) -> bool:
+    """Return whether the words are this command, and not a level on a dataset in a folder ``recipe``."""
+    return words[:1] == ["recipe"] and not (Path("recipe").is_dir() and not set(LEVELS).isdisjoint(words[1:]))
+
+
+def recipe_command(words: Sequence[str]) -> int:
+    """Do what the words after ``recipe`` ask for.
+
+    Raises:
+        DataError: what is wrong with the recipe.
+        UsageError: the words are not a command, or the recipe mirrors regions without a partner.
+    """
+    given = recipe_parser().parse_args(words)
+    from bidsseg.learning.recipe import load_recipe
+    from bidsseg.learning.recipe_text import recipe_text
+    from bidsseg.learning.training_setup import check_whole
+
+    if given.action == "show":
+        write_line(recipe_text(load_recipe(given.recipe, small=given.small)).removesuffix("\n"), sys.stdout)
+        return 0
+    for line in check_whole(given.recipe, small=given.small):
+        write_line(line, sys.stdout)
+    return 0

@@ -1,0 +1,167 @@
+"""What can be checked and listed before any image of a training is read."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Sequence
+
+import torch
+
+from bidsseg.derivative.run_log import Entry
+from bidsseg.errors import IOFailure, UsageError
+from bidsseg.learning.datasets import Source
+from bidsseg.learning.folds import dataset_of, person
+from bidsseg.learning.recipe import is_shipped
+from bidsseg.learning.training import start_from
+from bidsseg.learning.training_setup import Setup, sketched
+from bidsseg.models.card import find_card, shipped
+from bidsseg.models.library import build_network, load_model
+from bidsseg.models.participants import participants
+
+COPIES = 6
+"""Copies of the weights in a checkpoint: weights, their mean, the best mean, gradient moments; and one more."""
+OTHERS_MB = 20.0
+"""Room (MB) for tables, pictures, page and logs."""
+LISTED = 20
+"""Largest number of names in a line."""
+
+
+def check_beforehand(setup: Setup, sources: Sequence[Source], starts: Iterable[str | None]) -> None:
+    """Check the start, the names, the registration and the disk of a training, and warn about weak settings.
+
+    Args:
+        starts: initial models of the run; None for random weights.
+
+    Raises:
+        IOFailure: the disk has too little room.
+        UsageError: ``--init`` does not fit the network, or a registration lacks scans.
+    """
+    recipe, report, options = setup.recipe, setup.report, setup.options
+    for start in {name for name in starts if name is not None}:
+        check_start(setup, start)
+    check_registration(setup, sources)
+    check_room(setup)
+    if not is_shipped(options.recipe) and recipe.name in {card.name for card in shipped()}:
+        report.warn(
+            f"name = {recipe.name!r} is the name of a shipped model, so that outputs of both have the same names: "
+            "give the recipe another name"
+        )
+    folders = Counter(path.resolve().name for path in (setup.settings.bids_dir, *options.also))
+    for name, count in folders.items():
+        if count > 1:
+            report.warn(f"{count} datasets are in a folder {name}: participants with equal labels count as the same")
+    if recipe.keep == "best" and len({person(source.name) for source in sources if source.maps}) < 5:
+        report.warn('keep = "best" needs at least five labelled participants; the last weights are kept')
+
+
+def check_start(setup: Setup, name: str) -> None:
+    """Raise UsageError if no weights of an initial model fit the network, and InputMissing if there is no model."""
+    start = load_model(name)
+    outputs = {head.name: len(head.regions) for head in setup.heads}
+    with torch.random.fork_rng(devices=[]):
+        network = build_network(setup.recipe.network, setup.recipe.inputs, outputs, where=setup.recipe.name)
+    if not start_from(network, start, setup.recipe.heads):
+        raise UsageError(f"--init {name}: none of its weights fit the network of the recipe {setup.recipe.name}")
+
+
+def warn_about_leakage(setup: Setup, held: Container[str], sources: Sequence[Source]) -> None:
+    """Warn if the initial model was, or may have been, trained on held-out participants."""
+    name = setup.options.init
+    people = sorted({person(source.name) for source in sources if person(source.name) in held})
+    if name is None or not people:
+        return
+    card = find_card(name)
+    known = participants(card.trained_on)
+    if seen := [each for each in people if each in known]:
+        setup.report.warn(
+            f"--init {name}: it was trained on {len(seen)} of the {len(people)} held-out participants "
+            f"({listed(seen)}), so that the results on these are too good: hold out others"
+        )
+        return
+    unseen = {person(each) for each in card.metrics.get("held_out", ())} if not card.trained_on else set()
+    doubtful = [each for each in people if dataset_of(each) in card.unlisted and each not in unseen]
+    if doubtful:
+        setup.report.warn(
+            f"--init {name}: its card does not list all its participants, but it was trained on datasets named "
+            f"{listed(sorted({dataset_of(each) for each in doubtful}))}: the results are valid only if it was not "
+            f"trained on {listed(doubtful)}"
+        )
+
+
+def check_registration(setup: Setup, sources: Sequence[Source]) -> None:
+    """Raise UsageError if a recipe with registration has no scans to register, or none to register to."""
+    if setup.recipe.registration is None:
+        return
+    if all(source.maps for source in sources):
+        raise UsageError(f"recipe {setup.recipe.name} needs scans without annotation: give some with --also BIDS_DIR")
+    if sum(source.scan is not None and bool(source.maps) for source in sources) < 2:
+        raise UsageError(f"recipe {setup.recipe.name}: [registration] needs at least two labelled training scans")
+
+
+def check_room(setup: Setup) -> None:
+    """Raise IOFailure if the disk of the output has too little room for two checkpoints and the model."""
+    folder = next(each for each in (setup.folder, *setup.folder.parents) if each.is_dir())
+    needed, free = needed_mb(setup), shutil.disk_usage(folder).free / 1e6
+    if free < needed:
+        raise IOFailure(
+            f"{setup.settings.output_dir}: the training needs {math.ceil(needed)} MB for checkpoint and model, but the "
+            f"disk has {free:.0f} MB: free some space or choose another OUTPUT_DIR"
+        )
+
+
+def needed_mb(setup: Setup) -> float:
+    """Return the room (MB) for a checkpoint, the one that replaces it, and the model."""
+    return 4e-6 * parameters_of(setup) * (2 * COPIES + 1) + OTHERS_MB
+
+
+def parameters_of(setup: Setup) -> int:
+    """Return the number of weights of the network."""
+    return sum(value.numel() for value in sketched(setup.recipe, setup.heads).state_dict().values())
+
+
+def parts_of_sources(sources: Sequence[Source], held: Container[str]) -> list[Entry]:
+    """Return for each scan, for the manifest, whether it is held out, trained on, or a target of registration."""
+    return [Entry(source.name, part_of_source(source, held)) for source in sources]
+
+
+def part_of_source(source: Source, held: Container[str]) -> str:
+    """Return the part of a scan in the training."""
+    if not source.maps:
+        return "without annotation"
+    return "held out" if person(source.name) in held else "training"
+
+
+def plan_in_words(setup: Setup, sources: Sequence[Source], held: Container[str]) -> Iterator[str]:
+    """Yield what would be trained: recipe, network, heads, scans of each dataset, held-out participants, and folder."""
+    recipe, options = setup.recipe, setup.options
+    yield f"recipe {options.recipe}{' --small' if options.small else ''}: {recipe.title}"
+    images = f"{' + '.join(recipe.inputs)} at {recipe.spacing_mm:g} mm"
+    yield f"network {recipe.network['name']}: {parameters_of(setup):,} weights, {images}"
+    for head in setup.heads:
+        yield f"head {head.name}: {len(head.regions) - 1} regions, weight {recipe.heads[head.name]:g}"
+    for dataset in dict.fromkeys(dataset_of(source.name) for source in sources):
+        own = [source for source in sources if dataset_of(source.name) == dataset]
+        kinds = Counter(" + ".join(source.maps) or "no annotation" for source in own)
+        people = len({person(source.name) for source in own})
+        yield f"{dataset}: {people} participants; scans with {listed(f'{kind}: {n}' for kind, n in kinds.items())}"
+    parts = Counter(part_of_source(source, held) for source in sources)
+    people_held = sorted({person(source.name) for source in sources if part_of_source(source, held) == "held out"})
+    yield f"{parts['training']} training scans, {parts['held out']} held out: {listed(people_held) or 'nobody'}"
+    budget = f", at most {options.time_budget_min:g} minutes" if options.time_budget_min else ""
+    yield (
+        f"{recipe.steps} steps of {recipe.batch} samples{budget}"
+        if recipe.voxels is None
+        else f"voxel by voxel{budget}"
+    )
+    if options.init:
+        yield f"starts from {options.init}"
+    yield f"model: {setup.folder} (about {math.ceil(needed_mb(setup))} MB while training)"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names in a line, the first ones of many."""
+    known = list(names)
+    more = [f"and {len(known) - LISTED} more"] if len(known) > LISTED else []
+    return ", ".join([*known[:LISTED], *more])

@@ -1,0 +1,90 @@
+"""``bidsseg recipe show NAME`` and ``bidsseg recipe check FILE``."""
+
+import json
+import tomllib
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import pytest
+from labelled import RECIPE
+
+from bidsseg.app.cli import main
+from bidsseg.app.recipes import is_recipe_command
+from bidsseg.learning.recipe import Recipe, has_small, load_recipe, shipped_recipes
+from bidsseg.learning.recipe_text import recipe_text
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_a_printed_recipe_is_the_same_recipe(name: str, tmp_path: Path) -> None:
+    for small in {False, has_small(name)}:
+        recipe, path = load_recipe(name, small=small), tmp_path / "printed.toml"
+        path.write_text(recipe_text(recipe), encoding="utf-8")
+        printed = load_recipe(str(path))
+        assert {**printed.network, **recipe.network} == dict(printed.network)
+        one, other = (replace(each, network={}) for each in (printed, recipe))
+        assert json.dumps(asdict(one)) == json.dumps(asdict(other))  # lists and tuples are equal
+
+
+def test_every_key_is_printed_with_its_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipe", "show", "wholebrain"]) == 0
+    text = capsys.readouterr().out
+    keys = [entry.name for entry in fields(Recipe)]
+    assert all(f"\n{key} =" in f"\n{text}" or f"\n# {key} =" in text or f"[{key}]\n" in text for key in keys)
+    assert "# share of these voxels drawn inside the brain.\ninside = 0.85\n" in text
+    assert "# [voxels]\n" in text and "# per_scan = 20000\n" in text
+    assert set(tomllib.loads(text)["network"]) == {"name", "images", "coordinates", "widths", "features", "last"}
+
+
+def test_the_small_scale_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipe", "show", "ace", "--small"]) == 0
+    assert tomllib.loads(capsys.readouterr().out)["spacing_mm"] == 2.0
+
+
+def test_a_correct_recipe_is_ok(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(RECIPE)
+    assert main(["recipe", "check", str(path)]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("ok: tiny: brain (1 regions), FAST (3 regions) from T1w; subpixel-unet with ")
+    path.write_text(RECIPE + "\n[small]\nsteps = 2\n")
+    assert main(["recipe", "check", str(path)]) == 0
+    assert [line.partition(" brain")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "ok: tiny:",
+        "ok: tiny with --small:",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (("steps = 3", "steps = true"), "steps = true: must be an integer"),
+        (("steps = 3", "stepz = 3"), "unknown key 'stepz': did you mean steps?"),
+        (("[32, 32, 32]", "[32, 32, 33]"), "every size in shape must be a multiple of"),
+        (("steps = 3", 'steps = 3\nlocator = "nosuch"'), "locator: no model 'nosuch'"),
+        (("points = 500", "points = 500\n[small]\nsteps = -1"), "with [small]: steps = -1: must be at least 1"),
+        (("subpixel-unet", "nosuch"), "no network 'nosuch'"),
+        (("FAST = 1.0", "Nosuch = 1.0"), "heads: "),
+    ],
+)
+def test_a_mistake_is_named(
+    change: tuple[str, str], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(RECIPE.replace(*change, 1))
+    assert main(["recipe", "check", str(path)]) == 65
+    assert reason in capsys.readouterr().err
+
+
+def test_wrong_words_are_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipe", "print", "ace"]) == 64
+    assert main(["recipe"]) == 64
+    assert main(["recipe", "show", "nosuch"]) == 65
+    assert "give a TOML file or one of" in capsys.readouterr().err
+
+
+def test_a_dataset_may_be_called_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert is_recipe_command(["recipe", "out", "train"])
+    (tmp_path / "recipe").mkdir()
+    assert not is_recipe_command(["recipe", "out", "train"])
+    assert is_recipe_command(["recipe", "show", "ace"])

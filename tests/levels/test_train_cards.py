@@ -1,0 +1,173 @@
+"""Honest cards and pages of trained models."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from labelled import RECIPE, Ask, console
+from recording_console import RecordingConsole
+
+from bidsseg.image.volume import Volume
+from bidsseg.learning.recipe import load_recipe
+from bidsseg.learning.validation import ERROR
+from bidsseg.levels.train import train_level
+from bidsseg.models.card import CARD, Card, read_card
+from bidsseg.models.library import save_card
+from bidsseg.models.participants import participants, shortened, with_others
+from bidsseg.report import Compared, Pictures, training_page
+from bidsseg.settings import Settings, Training
+
+
+@pytest.fixture(scope="module")
+def trained(dataset: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a model with two held-out participants."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "recipe.toml").write_text(RECIPE)
+    options = Training(recipe=str(folder / "recipe.toml"), folds=2)
+    return train_level(
+        Settings(
+            *(dataset[0], folder / "out"),
+            precision="fp32",
+            n_cpus=1,
+            labels={"FAST": [dataset[1]]},
+            training=options,
+            report=RecordingConsole(),
+        )
+    )
+
+
+def refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} is not JSON")
+
+
+# -- descriptions ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_a_recipe_of_ones_own_does_not_describe_its_base(small: bool, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('base = "eneuronet"\nname = "mine"\nheads = { FAST = 1.0 }\n')
+    mine = load_recipe(str(path), small=small)
+    assert (mine.description, mine.licence, list(mine.citation)) == ("", "unknown", [])
+    assert mine.title == "mine, with the settings of the recipe eneuronet"
+    path.write_text(path.read_text() + 'title = "Mine"\nlicence = "CC0-1.0"\ncitation = ["Me 2026"]\n')
+    mine = load_recipe(str(path), small=small)
+    assert (mine.title, mine.licence, list(mine.citation)) == ("Mine", "CC0-1.0", ["Me 2026"])
+    assert load_recipe("ace-naive-ce").citation == load_recipe("ace").citation != []
+
+
+# -- participants ------------------------------------------------------------------------------------------------------
+
+
+def test_participants_on_a_card_are_short() -> None:
+    many = {f"one/sub-{number:04}" for number in range(1, 1001)} | {"two/sub-A9", "two/sub-A10", "two/sub-x"}
+    short = shortened(many)
+    assert short == {"one": "0001-1000", "two": "A10 A9 x"}
+    assert participants(short) == many
+    short = shortened(["one/sub-1"], others=["one", "two"])
+    assert (short, participants(short), with_others(short)) == (
+        {"one": "1 ?", "two": "?"},
+        {"one/sub-1"},
+        {"one", "two"},
+    )
+
+
+def test_leakage_through_the_initial_model_is_warned_about(trained: Path, ask: Ask, tmp_path: Path) -> None:
+    assert read_card(trained).trained_on == {"bids": "02 04"}
+    recipe = RECIPE.replace("tiny", "second")
+    same = replace(ask(recipe, folds=2, fold=0, init=str(trained)), dry_run=True)
+    train_level(same)
+    assert not [line for line in console(same).warnings if "--init" in line]
+
+    other = ask(recipe, folds=2, fold=1, init=str(trained))
+    folder = train_level(other)
+    card = read_card(folder)
+    assert card.metrics["seen_by_initial_model"] == ["bids/sub-02", "bids/sub-04"]
+    assert card.trained_on == {"bids": "01-04"}
+    (warning,) = [line for line in console(other).warnings if "--init" in line]
+    assert "trained on 2 of the 2 held-out participants (bids/sub-02, bids/sub-04)" in warning
+    assert "The initial model was trained on 2 of the held-out participants" in (folder / "training.html").read_text()
+
+    older = Path(shutil.copytree(trained, tmp_path / "older"))
+    save_card(replace(read_card(older), trained_on={}))
+    doubtful = replace(ask(recipe, folds=2, fold=1, init=str(older), output="more"), dry_run=True)
+    train_level(doubtful)
+    (warning,) = [line for line in console(doubtful).warnings if "--init" in line]
+    assert "only if it was not trained on bids/sub-02, bids/sub-04" in warning
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_card_is_json_without_nan(tmp_path: Path) -> None:
+    unknown = {"dice": float("nan"), "voxel_error": float("inf"), "annotation": "FAST", "scans": 1}
+    card = Card("one", "", ("T1w",), {"name": "unet"}, 1.0, ("FAST", "brain"), "", folder=tmp_path)
+    known = {**unknown, "dice": 0.5}
+    save_card(replace(card, metrics={"heads": {"FAST": unknown, "brain": known}}))
+    content = json.loads((tmp_path / CARD).read_text(), parse_constant=refuse)
+    assert content["metrics"]["heads"]["FAST"]["dice"] is None
+    assert read_card(tmp_path).dice == {"brain": 0.5}
+
+
+def test_curve_card_and_table_agree(trained: Path) -> None:
+    card = json.loads((trained / CARD).read_text(), parse_constant=refuse)
+    last = pd.read_csv(trained / "curve.tsv", sep="\t").iloc[-1]
+    assert last["step"] == card["recipe"]["steps_done"]
+    table = pd.read_csv(trained / "validation.tsv", sep="\t")
+    regions = table[table.region != ERROR]
+    for head in ("FAST", "brain"):
+        dice = regions[regions["head"] == head].groupby("case").dice.mean().mean()
+        assert card["metrics"]["heads"][head]["dice"] == pytest.approx(last[f"dice FAST>{head}"], abs=1e-4)
+        assert card["metrics"]["heads"][head]["dice"] == pytest.approx(dice, abs=1e-3)
+
+
+def test_distances_and_volumes_are_in_the_table(trained: Path) -> None:
+    table = pd.read_csv(trained / "validation.tsv", sep="\t")
+    regions = table[table.region != ERROR]
+    assert (regions["reference-mm3"] > 0).all() and (regions["found-mm3"] >= 0).all()
+    found = regions[regions["found-mm3"] > 0]
+    assert len(found) and (found["hausdorff95-mm"] >= 0).all()
+    assert regions[regions["found-mm3"] == 0]["hausdorff95-mm"].isna().all()
+    assert table[table.region == ERROR]["hausdorff95-mm"].isna().all()
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_shows_curves_results_and_pictures(trained: Path) -> None:
+    page = (trained / "training.html").read_text()
+    assert page.count("data:image/png;base64,") == 1 + 4  # the curves, and two heads of two scans
+    for text in ("bids/sub-01", "Held-out participants: bids/sub-01, bids/sub-03", "WM", "95 % Hausdorff"):
+        assert text in page
+    assert "nan" not in page.split("<main>")[1].split("base64")[0]
+    assert len(page) < 1_000_000
+
+
+def test_a_page_without_held_out_participants_says_so(ask: Ask) -> None:
+    page = (train_level(ask()) / "training.html").read_text()
+    assert "No participant was held out" in page
+
+
+def test_names_of_regions_and_scans_are_no_html(tmp_path: Path) -> None:
+    card = Card("one", "<i>", ("T1w",), {"name": "unet"}, 1.0, ("FAST",), "", folder=tmp_path)
+    row = {"case": "a/sub-1", "head": "FAST", "annotation": "FAST", "region": "<b>x", "dice": 0.5}
+    table = pd.DataFrame([row | dict.fromkeys(("hausdorff95-mm", "found-mm3", "reference-mm3"), np.nan)])
+    page = training_page(card, table, ()).read_text()
+    assert "&lt;b&gt;x" in page and "<b>x" not in page and "&lt;i&gt;" in page
+    assert "0.500" in page and ">nan<" not in page
+
+
+def test_the_lowest_scans_are_pictured() -> None:
+    labels = np.zeros((8, 8, 8), np.uint8)
+    labels[2:6, 2:6, 2:6] = 1
+    image = Volume(np.random.default_rng(0).random((8, 8, 8), np.float32), np.eye(4))
+    pictures = Pictures()
+    for number, dice in enumerate((0.9, 0.2, 0.8, 0.3, 0.95, 0.1, float("nan"))):
+        pictures.add(Compared(f"a/sub-{number}", "FAST", "FAST", dice, labels, labels, image))
+    pictures.add(Compared("a/sub-0", "brain", "FAST", 0.99, labels, labels, image))
+    found = [(picture.head, picture.mean_dice) for picture in pictures.lowest()]
+    assert found == [("FAST", 0.1), ("FAST", 0.2), ("FAST", 0.3), ("brain", 0.99)]
