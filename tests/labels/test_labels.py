@@ -103,7 +103,7 @@ def test_a_table_needs_only_index_and_name(tmp_path: Path) -> None:
         (["index label", "0 Background"], "name"),
         (["index name", "0 Background", "one First"], "one"),
         (["index name mapping", "0 Background grey"], "grey"),
-        (["index name", "1 First"], "background"),
+        (["index name", "1.5 First"], "1.5 is not an integer"),
         (["index name", "0 Background", "2 First", "2 Second"], "unique"),
         (["index name", "0 Background", "-1 First"], "negative|background"),
         (["index name"], "background"),
@@ -124,7 +124,7 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_protocol_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(DataError, match=r"'Brodmann'.*BrainCOLOR, FAST, FASTlesion, FreeSurfer"):
+    with pytest.raises(DataError, match=r"'Brodmann'.*BrainCOLOR, DKT, .*FAST, FASTlesion, FreeSurfer"):
         load_protocol("Brodmann")
 
 
