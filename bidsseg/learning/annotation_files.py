@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +24,30 @@ from bidsseg.registration.align import Images, align
 TOLERANCE = 0.1
 """Largest distance between the voxels of a label map and those of its scan, in voxels of the scan."""
 
+SAME = 1e-3
+"""Distance, in voxels, that is due to rounding."""
 CLOSE_MM = 1.0
 """Left and right regions whose centres are this close lie on neither side."""
 
-Note = Callable[[str], None]
-"""Receives remarks for the user."""
+Note = Callable[[Path, str], None]
+"""Receives a file and a remark for the user."""
+
+
+class Remarks:
+    """Remarks on files, reported once for all files with the same remark."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, list[Path]] = {}
+
+    def add(self, path: Path, remark: str) -> None:
+        """Store a remark on a file."""
+        self.files.setdefault(remark, []).append(path)
+
+    def lines(self) -> Iterator[str]:
+        """Yield one line for each remark."""
+        for remark, paths in self.files.items():
+            more = f" (and {len(paths) - 1} more label maps)" if len(paths) > 1 else ""
+            yield f"{paths[0]}: {remark}{more}"
 
 
 def read_annotation(path: Path, scan: Scan, images: Images, *, note: Note) -> Volume:
@@ -45,28 +64,29 @@ def read_annotation(path: Path, scan: Scan, images: Images, *, note: Note) -> Vo
     if labels.on_grid_of(t1w):
         return labels
     if (distance := distance_in_voxels(labels, t1w)) < TOLERANCE:
-        is_turned = labels.orientation != t1w.orientation
-        stored = f" and is stored as {labels.orientation} instead of {t1w.orientation}" if is_turned else ""
-        note(f"{path}: accepted; its voxels differ by {distance:.2g} voxels from those of {scan.t1w.name}{stored}")
+        if labels.orientation != t1w.orientation:
+            note(path, f"stored as {labels.orientation} and not as {t1w.orientation} like the T1w, accepted")
+        if distance > SAME:
+            note(path, f"less than {TOLERANCE} voxels away from the grid of the T1w, accepted")
         return Volume(from_canonical(canonical(labels.data, labels.affine), t1w.affine), t1w.affine, t1w.header)
     if scan.flair is not None:
         flair, _ = read_image(scan.flair)
         if distance_in_voxels(labels, flair) < TOLERANCE:
-            note(f"{path}: drawn on the grid of {scan.flair.name}, resampled to that of {scan.t1w.name}")
-            return nearest(labels, t1w, motion=_motion(flair, t1w, images, note=note))
+            note(path, "drawn on the grid of the FLAIR, resampled to that of the T1w")
+            return nearest(labels, t1w, motion=_motion(flair, images, note=lambda text: note(path, text)))
     if is_mgh(path):
-        note(f"{path}: resampled from its grid to that of {scan.t1w.name}")
+        note(path, "resampled to the grid of the T1w, nearest neighbour")
         return nearest(labels, t1w)
     raise DataError(f"{path}: not on the grid of {scan.t1w.name}")
 
 
-def _motion(flair: Volume, t1w: Volume, images: Images, *, note: Note) -> np.ndarray | None:
+def _motion(flair: Volume, images: Images, *, note: Callable[[str], None]) -> np.ndarray | None:
     """Return the rigid motion of the FLAIR to match the T1w; None, with a note, if SimpleITK is not installed."""
     if "FLAIR" in images.volumes:
         known = images.motions.get("FLAIR")
         return None if known is None else known.matrix
     try:
-        _, motion = align(flair, t1w)
+        _, motion = align(flair, images.volumes["T1w"])
     except UsageError as error:
         note(f"the FLAIR is not aligned, its position in the scanner is used: {error}")
         return None
@@ -120,7 +140,7 @@ def annotation_of(values: np.ndarray, protocol: Protocol, path: Path, *, note: N
     """
     shown = np.unique(values)
     if protocol.indices == (0, 1) and len(shown) == 2 and shown[0] == 0 and shown[1] > 1:
-        note(f"{path}: the value {shown[1]} of the mask is read as 1")
+        note(path, f"the value {shown[1]} of the mask is read as 1")
         values = (values != 0).astype(np.uint8)
     annotation = Annotation(protocol, positions(values, protocol, str(path)))
     if region := exchanged(annotation):

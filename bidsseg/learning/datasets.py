@@ -19,7 +19,7 @@ from bidsseg.image.nifti import read_labels
 from bidsseg.image.resampling import between, labels_to_grid, stack
 from bidsseg.image.volume import Volume
 from bidsseg.labels import Protocol, load_protocol, load_relation
-from bidsseg.learning.annotation_files import annotation_of, check_not_empty, read_annotation
+from bidsseg.learning.annotation_files import Note, Remarks, annotation_of, check_not_empty, read_annotation
 from bidsseg.learning.cases import Annotation, Case, towards_ventricles
 from bidsseg.learning.label_sources import LabelSource, label_sources
 from bidsseg.models.library import load_model
@@ -152,18 +152,21 @@ def read_cases(sources: Sequence[Source], inputs: Sequence[str], report: Report)
     """
     cases: list[Case] = []
     failed: list[DataError] = []
+    remarks = Remarks()
     warn_of_missing([source.scan for source in sources if source.scan is not None], inputs, report)
     for source in sources:
         report.detail(f"reading {source.name}{'' if source.maps else ', without annotation'}")
         try:
             if source.scan is not None:
                 maps = [(source.protocols[name], path) for name, path in source.maps.items()]
-                cases.append(read_case(source.name, source.scan, maps, inputs=inputs, report=report))
+                cases.append(read_case(source.name, source.scan, maps, inputs=inputs, report=report, note=remarks.add))
             else:
                 for name, path in source.maps.items():
-                    cases.append(read_label_map(source.name, path, source.protocols[name], report=report))
+                    cases.append(read_label_map(source.name, path, source.protocols[name], note=remarks.add))
         except DataError as error:
             failed.append(error)
+    for line in remarks.lines():
+        report.say(line)
     if len(failed) > 1:
         for each in failed:
             report.warn(str(each))
@@ -226,28 +229,28 @@ def scans_of(dataset: Path, selection: Settings | None = None) -> list[Scan]:
 
 
 def read_case(
-    name: str, scan: Scan, maps: Sequence[tuple[Protocol, Path]], *, inputs: Sequence[str], report: Report
+    name: str, scan: Scan, maps: Sequence[tuple[Protocol, Path]], *, inputs: Sequence[str], report: Report, note: Note
 ) -> Case:
     """Return a scan and its annotations on the grid of its T1w, see `read_annotation`; a missing image is zeros."""
     images = read_aligned(scan.images(inputs))
-    for note in [*images.notes, *(f"has no {suffix}" for suffix in inputs if suffix not in images.volumes)]:
-        report.detail(f"{name}: {note}")
+    for remark in [*images.notes, *(f"has no {suffix}" for suffix in inputs if suffix not in images.volumes)]:
+        report.detail(f"{name}: {remark}")
     volume = images.volumes[inputs[0]]
     grid = whole_grid(volume, LEARNING_MM)
     annotations = []
     for protocol, path in maps:
-        labels = read_annotation(path, scan, images, note=report.say)
+        labels = read_annotation(path, scan, images, note=note)
         values = labels_to_grid(labels.data, labels.affine, grid, spacing=canonical_spacing(labels))
-        annotations.append(annotation_of(values, protocol, path, note=report.say))
+        annotations.append(annotation_of(values, protocol, path, note=note))
     return finish(name, stack(rescaled_each(images.volumes), inputs, grid), annotations)
 
 
-def read_label_map(name: str, path: Path, protocol: Protocol, *, report: Report | None = None) -> Case:
+def read_label_map(name: str, path: Path, protocol: Protocol, *, note: Note = lambda path, remark: None) -> Case:
     """Return a case from a label map, from which images are synthesised."""
     labels: Volume = read_labels(path)
     grid = whole_grid(labels, LEARNING_MM)
     values = labels_to_grid(labels.data, labels.affine, grid, spacing=canonical_spacing(labels))
-    return finish(name, None, [annotation_of(values, protocol, path, note=(report or Report()).say)])
+    return finish(name, None, [annotation_of(values, protocol, path, note=note)])
 
 
 def finish(name: str, image: torch.Tensor | None, annotations: list[Annotation]) -> Case:

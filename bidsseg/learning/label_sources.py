@@ -90,13 +90,12 @@ def _label_source(name: str, folder: Path) -> LabelSource:
         return LabelSource(given, protocol, folder, protocol.name, notes)
     kinds = kinds_of(folder)
     kind = _chosen(given, protocol.name if protocol else name, kinds, folder=folder)
-    if protocol is not None:
+    if protocol is not None and (is_table or kind is None):
         notes += [] if kind is None else [f"{given}: takes the files *_{kind}"]
         return LabelSource(given, protocol, folder, kind or protocol.name, notes)
     assert kind is not None
-    protocol, notes = _protocol(
-        given, name or kind.label or folder.resolve().name, kind, folder=folder, images=kinds[kind]
-    )
+    name = name or kind.label or folder.resolve().name
+    protocol, notes = _protocol(given, name, kind, folder=folder, images=kinds[kind])
     return LabelSource(given, protocol, folder, kind, [f"{given}: takes the files *_{kind}", *notes])
 
 
@@ -157,7 +156,7 @@ def _protocol(
     """
     name = re.sub("[^0-9a-zA-Z]", "", name)
     shipped = freesurfer_protocol(name) or (name if name in shipped_protocols() else None)
-    tables = tables_of(folder, images)
+    tables = tables_of(folder, images) if kind.suffix == "dseg" else []
     if not tables and shipped is not None:
         return load_protocol(shipped), []
     if not tables and kind.suffix == "mask":
@@ -185,7 +184,8 @@ def as_shipped(table: Protocol, shipped: Protocol, where: Path) -> tuple[Protoco
     Raises:
         DataError: the table names other regions than the shipped protocol.
     """
-    both = [(region, shipped.region(region.index)) for region in table.regions if region.index in shipped.indices]
+    shared = [region for region in table.regions if region.index in shipped.indices and region.index != 0]
+    both = [(region, shipped.region(region.index)) for region in shared]
     equal = [
         ours.index for theirs, ours in both if _plain(theirs.name) in (_plain(ours.name), _plain(ours.abbreviation))
     ]

@@ -20,7 +20,7 @@ def with_own_heads(
     """Return a recipe with heads for protocols of the labels that it lacks, and the protocols of all its heads.
 
     An own protocol, or one of FreeSurfer, becomes a head if its labels are related to no head but ``brain``, or to
-    heads that have no labels themselves; another shipped protocol if its labels are related to no head at all. The heads
+    heads that have no labels themselves; another shipped protocol if its labels are related to no head at all. Heads
     without labels of their own are then omitted, except ``brain``, and the model is named after the added protocols.
 
     The heads of a recipe file of the user are kept, with its name, and may be trained on labels of related protocols.
