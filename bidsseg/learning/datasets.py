@@ -101,9 +101,10 @@ def find_sources(
         own = [source for source in labels if may_annotate(source.folder, dataset, datasets)]
         chosen, scans = {scan.key for scan in scans_of(dataset, settings)}, scans_of(dataset)
         for scan in scans:
-            maps = annotations_of(scan, dataset, own, among=scans, report=report)
+            fitting = annotations_of(scan, dataset, own, among=scans, report=report)
+            maps = {name: paths[0] for name, paths in fitting.items()}
             owner |= {source.folder: dataset.name for source in own if _holds(source, maps)}
-            used |= set(maps.values())
+            used.update(*fitting.values())
             if scan.key in chosen and (maps or unlabelled):
                 sources.append(Source(f"{dataset.name}/{scan.key}", scan, maps, _protocols(own, maps)))
             elif scan.key in chosen:
@@ -188,19 +189,21 @@ def warn_of_missing(scans: Sequence[Scan], inputs: Sequence[str], report: Report
 
 def annotations_of(
     scan: Scan, dataset: Path, labels: Sequence[LabelSource], *, among: Sequence[Scan], report: Report
-) -> dict[str, Path]:
-    """Return the annotations of a scan, by the name of their protocol. DataError if two folders have one.
+) -> dict[str, list[Path]]:
+    """Return the annotations of a scan, by the name of their protocol, the chosen one first.
+
+    DataError if two folders have one.
 
     Args:
         among: all scans of the dataset.
     """
-    maps: dict[str, Path] = {}
+    maps: dict[str, list[Path]] = {}
     for source in labels:
         name, found = source.protocol.name, source.find(scan, among)
         if found and name in maps:
-            raise DataError(f"{maps[name]} and {found[0]} both annotate {dataset.name}/{scan.key}: give one folder")
+            raise DataError(f"{maps[name][0]} and {found[0]} both annotate {dataset.name}/{scan.key}: give one folder")
         if found:
-            maps[name] = found[0]
+            maps[name] = found
         if len(found) > 1:
             others = ", ".join(path.name for path in found[1:])
             report.warn(f"{found[0]}: chosen for {scan.key}, not {others}")
