@@ -19,7 +19,7 @@ NATIVE_SPACES = ("orig", "T1w", "FLAIR")
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of label maps: a suffix, ``dseg`` or ``mask``, and the entity that tells it from others, if any."""
+    """A kind of label maps: a suffix, ``dseg`` or ``mask``, and the entity that distinguishes it from others."""
 
     entity: str
     label: str
