@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,6 +96,7 @@ def find_sources(
     datasets = [settings.bids_dir, *settings.training.also]
     sources: list[Source] = []
     used: set[Path] = set()
+    in_use: set[LabelSource] = set()
     owner = {source.folder: source.folder.name for source in labels}
     for dataset in datasets:
         own = [source for source in labels if may_annotate(source.folder, dataset, datasets)]
@@ -103,7 +104,9 @@ def find_sources(
         for scan in scans:
             fitting = annotations_of(scan, dataset, own, among=scans, report=report)
             maps = {name: paths[0] for name, paths in fitting.items()}
-            owner |= {source.folder: dataset.name for source in own if _holds(source, maps)}
+            holders = [source for source in own if _holds(source, maps)]
+            owner |= {source.folder: dataset.name for source in holders}
+            in_use |= set(holders)
             used.update(*fitting.values())
             if scan.key in chosen and (maps or unlabelled):
                 sources.append(Source(f"{dataset.name}/{scan.key}", scan, maps, _protocols(own, maps)))
@@ -117,22 +120,27 @@ def find_sources(
                 maps = {source.protocol.name: label_map.path}
                 name = f"{owner[source.folder]}/{label_map.key}"
                 sources.append(Source(name, None, maps, _protocols([source], maps)))
+                in_use.add(source)
             else:
                 report.warn(f"{label_map.path}: no matching image, skipped")
-    check_used(labels, sources)
+    check_used(labels, sources, in_use)
     return sorted(sources, key=lambda source: source.name)
 
 
-def check_used(labels: Sequence[LabelSource], sources: Sequence[Source]) -> None:
-    """Raise NothingSelected if no case has an annotation, or none from an entry of ``--labels``."""
+def check_used(labels: Sequence[LabelSource], sources: Sequence[Source], fitting: Container[LabelSource]) -> None:
+    """Raise NothingSelected if no case has an annotation, or no scan one from an entry of ``--labels``.
+
+    Args:
+        fitting: entries with a file that is used, or would be if its scan were selected.
+    """
     if not any(source.maps for source in sources):
         folders = ", ".join(f"{each.folder} ({each.files})" for each in labels)
         raise NothingSelected(f"no scan has an annotation in {folders}: do these folders belong to the datasets?")
-    for each in labels:
-        if not any(_holds(each, source.maps) for source in sources):
-            raise NothingSelected(
-                f"{each.given}: none of its files is used: name them like the T1w images, with {each.files} at the end"
-            )
+    unused = next((each for each in labels if each not in fitting), None)
+    if unused is not None:
+        raise NothingSelected(
+            f"{unused.given}: none of its files is used: name them like the T1w images, with {unused.files} at the end"
+        )
 
 
 def _holds(source: LabelSource, maps: Mapping[str, Path]) -> bool:

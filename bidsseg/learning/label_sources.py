@@ -125,7 +125,7 @@ def _chosen(given: str, name: str, kinds: Mapping[Kind, Sequence[Image]], *, fol
     masks = [kind for kind in kinds if kind.suffix == "mask" and not kind.label.endswith(BRAIN)]
     choice = named or maps or masks or list(kinds)
     if name in shipped_protocols() and not named:
-        choice = [kind for kind in choice if kind.label not in shipped_protocols()]
+        choice = [kind for kind in choice if not _is_of_shipped(kind)]
         if not choice:
             return None
     if not choice:
@@ -144,6 +144,11 @@ def _same_atlas(name: str, label: str) -> bool:
     """Return whether two names are those of one atlas of FreeSurfer."""
     protocol = freesurfer_protocol(name)
     return protocol is not None and protocol == freesurfer_protocol(label)
+
+
+def _is_of_shipped(kind: Kind) -> bool:
+    """Return whether label maps are named after a shipped protocol."""
+    return kind.label in shipped_protocols() or freesurfer_protocol(kind.label) is not None
 
 
 def _protocol(

@@ -106,6 +106,13 @@ def test_the_label_maps_of_fmriprep(fmriprep: Path, tmp_path: Path) -> None:
     assert source(fmriprep, "brain").wanted == "brain"
 
 
+def test_a_shipped_protocol_takes_no_labels_of_another(fmriprep: Path) -> None:
+    for path in (fmriprep / "sub-01" / "anat").glob("*_dseg.nii.gz"):
+        if "aparcaseg" not in path.name:
+            path.unlink()
+    assert source(fmriprep, "lesion").wanted == "lesion"
+
+
 def test_a_table_that_contradicts_the_shipped_protocol_is_refused(fmriprep: Path) -> None:
     (fmriprep / "desc-aseg_dseg.tsv").write_text(OWN.replace("1\t", "10\t").replace("2\t", "49\t"))
     with pytest.raises(DataError, match=r"10 is 'Left-Claustrum', but 'Left Thalamus' in the shipped protocol aseg"):
