@@ -18,6 +18,7 @@ from threading import Timer, main_thread
 from typing import TYPE_CHECKING, Any
 
 from bidsseg import arguments
+from bidsseg.app.convert import convert, is_convert_command
 from bidsseg.app.parser import dataset_parser, file_parser, given_values
 from bidsseg.app.terminal import Terminal, prepare_streams, write_line
 from bidsseg.errors import BidssegError, UnknownLevel, UsageError, explained
@@ -46,6 +47,8 @@ def _answer(words: Sequence[str]) -> int:
             settings = _file_settings(file_parser().parse_intermixed_args(words[1:]), words)
             prepare_environment(settings)
             return _run(["participant"], settings)
+        if is_convert_command(words):
+            return convert(words[1:])
         given = dataset_parser().parse_intermixed_args(words)
         if given.list_models:
             return _list_models(as_json=given.json)

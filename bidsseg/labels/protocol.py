@@ -131,14 +131,20 @@ class Protocol:
         regions = ", ".join(self.unpaired[:3]) + more
         return f"protocol {self.name}: no region of the other side is known for {regions}"
 
-    def to_tsv(self) -> str:
-        """Return the look-up table in the form that BIDS requires beside a label map."""
+    def to_tsv(self, *, scored: bool = False) -> str:
+        """Return the look-up table in the form that BIDS requires beside a label map.
+
+        Args:
+            scored: whether it has the column scored.
+        """
         rows: list[list[Any]] = [["index", "name", "abbreviation", "color", "mapping"]]
         rows += [[r.index, r.name, r.abbreviation, r.color, _cell(r.mapping)] for r in self.regions]
         if any(r.hemisphere for r in self.regions):
             _add_column(rows, "hemi", [r.hemisphere or "n/a" for r in self.regions])
         if any(r.partner is not None for r in self.regions):
             _add_column(rows, "partner", [_cell(r.partner) for r in self.regions])
+        if scored:
+            _add_column(rows, "scored", [int(r.scored) for r in self.regions])
         return "".join("\t".join(map(str, row)) + "\n" for row in rows)
 
 
