@@ -13,13 +13,15 @@ from bidsseg.bids.scan import Image
 LABEL_EXTENSIONS = (*IMAGE_EXTENSIONS, ".mgz", ".mgh")
 SHORT = {"segmentation": "seg", "atlas": "atlas", "label": "label", "desc": "desc"}
 """Entities that name a kind of label maps, as in file names, the first that a file has."""
+SUFFIXES = ("dseg", "mask", "probseg")
+"""Suffixes of label maps, the preferred one first."""
 NATIVE_SPACES = ("orig", "T1w", "FLAIR")
 """Spaces of the images of a scan."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of label maps: a suffix, ``dseg`` or ``mask``, and the entity that distinguishes it from others."""
+    """A kind of label maps: a suffix (``dseg``, ``mask``, ``probseg``) and the entity that distinguishes it."""
 
     entity: str
     label: str
@@ -31,7 +33,7 @@ class Kind:
     @staticmethod
     def of(image: Image) -> Kind | None:
         """Return the kind of a file; None if it is not a label map."""
-        if image.suffix not in ("dseg", "mask"):
+        if image.suffix not in SUFFIXES:
             return None
         entity = next((name for name in SHORT if name in image.entities), "")
         return Kind(entity, image.entities.get(entity, ""), image.suffix)

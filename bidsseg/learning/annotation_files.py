@@ -14,7 +14,7 @@ from bidsseg.bids.scan import Scan
 from bidsseg.errors import DataError, UsageError
 from bidsseg.image.grid import canonical, from_canonical
 from bidsseg.image.mgh import is_mgh
-from bidsseg.image.nifti import read_image, read_labels
+from bidsseg.image.nifti import read_image, read_labels, read_mask
 from bidsseg.image.volume import Volume
 from bidsseg.labels import Protocol
 from bidsseg.labels.sides import LEFT
@@ -24,6 +24,8 @@ from bidsseg.registration.align import Images, align
 TOLERANCE = 0.1
 """Largest distance between the voxels of a label map and those of its scan, in voxels of the scan."""
 
+PROBABLE = 0.5
+"""Least probability of a label in a map of probabilities."""
 SAME = 1e-3
 """Distance, in voxels, that is due to rounding."""
 CLOSE_MM = 1.0
@@ -60,7 +62,7 @@ def read_annotation(path: Path, scan: Scan, images: Images, *, note: Note) -> Vo
     Raises:
         DataError: the file is not a label map, or is on another grid.
     """
-    labels, t1w = read_labels(path), images.volumes["T1w"]
+    labels, t1w = read_values(path, note=note), images.volumes["T1w"]
     if labels.on_grid_of(t1w):
         return labels
     if (distance := distance_in_voxels(labels, t1w)) < TOLERANCE:
@@ -78,6 +80,22 @@ def read_annotation(path: Path, scan: Scan, images: Images, *, note: Note) -> Vo
         note(path, "resampled to the grid of the T1w, nearest neighbour")
         return nearest(labels, t1w)
     raise DataError(f"{path}: not on the grid of {scan.t1w.name}")
+
+
+def read_values(path: Path, *, note: Note) -> Volume:
+    """Return a label map; in a mask (``_mask``, ``_probseg``), probabilities are labels from a threshold.
+
+    DataError if the file is neither.
+    """
+    try:
+        return read_labels(path)
+    except DataError:
+        is_mask = path.name.partition(".")[0].endswith(("_mask", "_probseg"))
+        mask = read_mask(path, PROBABLE) if is_mask else None
+        if mask is None:
+            raise
+    note(path, f"probabilities of at least {PROBABLE} are read as labels")
+    return mask
 
 
 def _motion(flair: Volume, images: Images, *, note: Callable[[str], None]) -> np.ndarray | None:

@@ -15,11 +15,17 @@ from bidsseg.bids.scan import Scan
 from bidsseg.errors import DataError, NothingSelected
 from bidsseg.image.brightness import rescaled_each
 from bidsseg.image.grid import canonical_spacing, whole_grid, within_content
-from bidsseg.image.nifti import read_labels
 from bidsseg.image.resampling import between, labels_to_grid, stack
 from bidsseg.image.volume import Volume
 from bidsseg.labels import Protocol, load_protocol, load_relation
-from bidsseg.learning.annotation_files import Note, Remarks, annotation_of, check_not_empty, read_annotation
+from bidsseg.learning.annotation_files import (
+    Note,
+    Remarks,
+    annotation_of,
+    check_not_empty,
+    read_annotation,
+    read_values,
+)
 from bidsseg.learning.cases import Annotation, Case, towards_ventricles
 from bidsseg.learning.label_sources import LabelSource, label_sources
 from bidsseg.models.library import load_model
@@ -258,7 +264,7 @@ def read_case(
 
 def read_label_map(name: str, path: Path, protocol: Protocol, *, note: Note = lambda path, remark: None) -> Case:
     """Return a case from a label map, from which images are synthesised."""
-    labels: Volume = read_labels(path)
+    labels = read_values(path, note=note)
     grid = whole_grid(labels, LEARNING_MM)
     values = labels_to_grid(labels.data, labels.affine, grid, spacing=canonical_spacing(labels))
     return finish(name, None, [annotation_of(values, protocol, path, note=note)])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bidsseg.bids.annotations import BRAIN, annotation_names, annotations_of_scan, find_label_maps
-from bidsseg.bids.label_kinds import Kind, kinds_of, tables_of
+from bidsseg.bids.label_kinds import SUFFIXES, Kind, kinds_of, tables_of
 from bidsseg.bids.recons import Recons, freesurfer_protocol, recons_in
 from bidsseg.bids.scan import Image, LabelMap, Scan
 from bidsseg.errors import DataError, UsageError
@@ -113,7 +113,8 @@ def _freesurfer(given: str, name: str, recons: Sequence[Recons]) -> LabelSource:
 def _chosen(given: str, name: str, kinds: Mapping[Kind, Sequence[Image]], *, folder: Path) -> Kind | None:
     """Return the only kind of label maps, or the one that the entry names.
 
-    Masks count if there are no other label maps, brain masks if there are no other masks. None if an entry names a
+    Masks count if there are no other label maps, maps of probabilities if there are no masks either, and brain masks if
+    there is nothing else. None if an entry names a
     shipped protocol, and the folder has labels of other protocols or none.
 
     Raises:
@@ -121,9 +122,8 @@ def _chosen(given: str, name: str, kinds: Mapping[Kind, Sequence[Image]], *, fol
         DataError: there is none, and the entry names no shipped protocol.
     """
     named = [kind for kind in kinds if name and (name in (kind.label, str(kind)) or _same_atlas(name, kind.label))]
-    maps = [kind for kind in kinds if kind.suffix == "dseg"]
-    masks = [kind for kind in kinds if kind.suffix == "mask" and not kind.label.endswith(BRAIN)]
-    choice = named or maps or masks or list(kinds)
+    by_suffix = ([kind for kind in kinds if kind.suffix == suffix and not _is_brain(kind)] for suffix in SUFFIXES)
+    choice = named or next((found for found in by_suffix if found), list(kinds))
     if name in shipped_protocols() and not named:
         choice = [kind for kind in choice if not _is_of_shipped(kind)]
         if not choice:
@@ -146,6 +146,10 @@ def _same_atlas(name: str, label: str) -> bool:
     return protocol is not None and protocol == freesurfer_protocol(label)
 
 
+def _is_brain(kind: Kind) -> bool:
+    return kind.suffix != "dseg" and kind.label.endswith(BRAIN)
+
+
 def _is_of_shipped(kind: Kind) -> bool:
     """Return whether label maps are named after a shipped protocol."""
     return kind.label in shipped_protocols() or freesurfer_protocol(kind.label) is not None
@@ -164,7 +168,7 @@ def _protocol(
     tables = tables_of(folder, images) if kind.suffix == "dseg" else []
     if not tables and shipped is not None:
         return load_protocol(shipped), []
-    if not tables and kind.suffix == "mask":
+    if not tables and kind.suffix != "dseg":
         region = Region(1, kind.label or name, kind.label or name, "#e01010", None)
         return Protocol(name, (BACKGROUND, region)), []
     if not tables:

@@ -173,6 +173,20 @@ def test_the_tables_that_the_first_model_needs_are_shipped() -> None:
     assert set(TABLES) >= of_heads | {"BrainCOLOR_FAST", "BrainCOLOR_FreeSurfer", "BrainCOLOR_brain", "FAST_brain"}
 
 
+@pytest.mark.parametrize("kind", ["aseg", "DesikanKilliany", "DKT"])
+@pytest.mark.parametrize("other", ["BrainCOLOR", "FreeSurfer"])
+def test_the_regions_of_freesurfer_stay_on_their_side(kind: str, other: str) -> None:
+    """Regions of one side are regions of that side or of the midline, and every region of a head may be drawn."""
+    for table in (f"{kind}_{other}", f"{other}_{kind}"):
+        relation = shipped(table)
+        sides = [protocol.hemispheres for protocol in (relation.annotation, relation.head)]
+        sided = [i for i, region in enumerate(relation.annotation.regions) if region.scored and sides[0][i]]
+        assert len(sided) > 20
+        for i in sided:
+            assert {sides[1][j] for j in np.flatnonzero(relation.allowed[i])} <= {sides[0][i], ""}
+        assert np.any(relation.allowed[1:, 1:], axis=0).all()
+
+
 @pytest.mark.parametrize("table", TABLES)
 def test_shipped_tables_reach_every_region_and_leave_open_only_what_is_not_scored(table: str) -> None:
     relation = shipped(table)

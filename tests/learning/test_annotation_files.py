@@ -123,6 +123,23 @@ def test_a_mask_of_another_value_is_read(labelled: Settings, tmp_path: Path) -> 
     assert any("the value 255 of the mask is read as 1" in line for line in console(labelled).messages)
 
 
+@pytest.mark.parametrize("largest, accepted", [(1.0, True), (3.0, False)])
+def test_probabilities_are_labels_from_a_stated_threshold(
+    labelled: Settings, tmp_path: Path, largest: float, accepted: bool
+) -> None:
+    chances = (largest * np.array([0, 0.3, 0.6, 1.0], np.float32))[TISSUE]
+    for number in (1, 2):
+        phantoms.save(label_map(tmp_path / "maps", number, "label-deep_probseg"), chances, HALF)
+    settings = replace(labelled, labels={"FAST": labelled.labels[""], "": [tmp_path / "maps"]})
+    if not accepted:
+        with pytest.raises(DataError, match="is not a label"):
+            read(settings)
+        return
+    tissue, deep = (annotation.values.numpy() for annotation in read(settings)[0].annotations)
+    assert np.array_equal(deep, tissue >= 2)
+    assert any("probabilities of at least 0.5 are read as labels" in line for line in console(labelled).messages)
+
+
 def test_lesions_on_the_grid_of_the_flair(labelled: Settings, tmp_path: Path) -> None:
     """The FLAIR lies elsewhere in the scanner; its lesions follow it to the T1w."""
     thick, shape = phantoms.grid((8, 4, 8), "PSR", (28, 50, 24)), (28, 50, 24)
