@@ -13,7 +13,7 @@ from bidsseg.bids.recons import Recons, freesurfer_protocol, recons_in
 from bidsseg.bids.scan import Image, LabelMap, Scan
 from bidsseg.errors import DataError, UsageError
 from bidsseg.labels import Protocol, Region, load_protocol, shipped_protocols
-from bidsseg.labels.protocol import BACKGROUND, read_protocol
+from bidsseg.labels.protocol import BACKGROUND, is_shipped, read_protocol
 
 SIMILAR = 0.8
 """Least share of equal names among equal values of a table that lists the regions of a shipped protocol."""
@@ -35,11 +35,6 @@ class LabelSource:
     folder: Path
     wanted: str | Kind | Recons
     notes: Sequence[str] = field(default=(), compare=False)
-
-    @property
-    def is_own(self) -> bool:
-        """Whether the protocol is not shipped."""
-        return self.protocol.name not in shipped_protocols()
 
     @property
     def files(self) -> str:
@@ -71,11 +66,27 @@ def label_sources(labels: Mapping[str, Sequence[Path]]) -> list[LabelSource]:
     """Return the label maps that the entries of ``--labels`` name (see ``Settings.labels``).
 
     Raises:
-        UsageError: a folder has several kinds of label maps, and the entry does not choose one.
+        UsageError: a folder has several kinds of label maps, and the entry does not choose one; or two folders have
+            different protocols of one name.
         DataError: a folder has no label maps, or their table is missing or cannot be used.
         InputMissing: a folder does not exist.
     """
-    return [_label_source(name, folder) for name, folders in labels.items() for folder in folders]
+    return _unified([_label_source(name, folder) for name, folders in labels.items() for folder in folders])
+
+
+def _unified(sources: Sequence[LabelSource]) -> list[LabelSource]:
+    """Return sources in which a name stands for one protocol; shipped ones have the further values of all tables."""
+    protocols: dict[str, Protocol] = {}
+    for source in sources:
+        ours, known = source.protocol, protocols.setdefault(source.protocol.name, source.protocol)
+        if ours != known and not (is_shipped(ours) and is_shipped(known)):
+            raise UsageError(
+                f"{source.given}: another folder has a protocol of the same name, {ours.name}, with other regions: "
+                "give it another name, NAME=DIR"
+            )
+        regions = {region.index: region for region in (*ours.regions, *known.regions)}
+        protocols[ours.name] = replace(known, regions=tuple(regions[index] for index in sorted(regions)))
+    return [replace(source, protocol=protocols[source.protocol.name]) for source in sources]
 
 
 def _label_source(name: str, folder: Path) -> LabelSource:

@@ -106,6 +106,17 @@ def test_the_label_maps_of_fmriprep(fmriprep: Path, tmp_path: Path) -> None:
     assert source(fmriprep, "brain").wanted == "brain"
 
 
+def test_a_name_stands_for_one_protocol(fmriprep: Path, own: Path, tmp_path: Path) -> None:
+    first, second = label_sources({"aparcaseg": [fmriprep], "DesikanKilliany": [fmriprep]})
+    assert first.protocol == second.protocol and 3001 in first.protocol.indices
+    other = make_tree(tmp_path / "other", "sub-03_desc-manual_dseg.nii.gz")
+    (other / "desc-manual_dseg.tsv").write_text(OWN)
+    assert len(label_sources({"": [own, other]})) == 2
+    (other / "desc-manual_dseg.tsv").write_text(OWN.replace("Claustrum", "Caudate"))
+    with pytest.raises(UsageError, match="the same name, manual, with other regions"):
+        label_sources({"": [own, other]})
+
+
 def test_a_shipped_protocol_takes_no_labels_of_another(fmriprep: Path) -> None:
     for path in (fmriprep / "sub-01" / "anat").glob("*_dseg.nii.gz"):
         if "aparcaseg" not in path.name:
