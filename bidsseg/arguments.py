@@ -179,12 +179,24 @@ def derivative(where: str, derivatives: Sequence[str], bids_dir: Path, *, flag: 
 
 
 def annotation_folders(pairs: Sequence[str], derivatives: Sequence[str], bids_dir: Path) -> dict[str, list[Path]]:
-    """Return for each protocol its derivative datasets."""
+    """Return for each protocol its derivative datasets; an empty name for those given without a protocol."""
     found: dict[str, list[Path]] = {}
     for pair in pairs:
-        protocol, _, where = pair.partition("=")
-        if not (protocol and where):
-            raise UsageError(f"--labels '{pair}': give PROTOCOL=DIR, e.g. FAST=/data/derivatives/fast")
+        protocol, equals, where = ("", "", pair) if _is_derivative(pair, derivatives, bids_dir) else pair.partition("=")
+        if not where or bool(equals) != bool(protocol):
+            raise UsageError(
+                f"--labels '{pair}': give the folder of a derivative dataset, DIR or PROTOCOL=DIR, "
+                "e.g. FAST=/data/derivatives/fast"
+            )
         folder = derivative(where, derivatives, bids_dir, flag="--labels")
         found[protocol] = list(dict.fromkeys([*found.get(protocol, []), folder]))
     return found
+
+
+def _is_derivative(where: str, derivatives: Sequence[str], bids_dir: Path) -> bool:
+    """Return whether `derivative` finds a folder under this name."""
+    try:
+        derivative(where, derivatives, bids_dir, flag="--labels")
+    except InputMissing:
+        return False
+    return True

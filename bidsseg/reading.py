@@ -86,16 +86,19 @@ def read_toml(path: Path, kind: Kind = DataError) -> dict[str, Any]:
         raise kind(f"{path} is not TOML: {error}") from error
 
 
-def read_table(path: Path, kind: Kind = DataError, *, quotes: bool = True) -> list[dict[str, str]]:
+def read_table(
+    path: Path, kind: Kind = DataError, *, quotes: bool = True, separator: str = "\t"
+) -> list[dict[str, str]]:
     """Return the rows of a tab-separated table with a header; missing cells are empty.
 
     Args:
         quotes: whether quotation marks enclose cells; otherwise, they are ordinary characters.
+        separator: the character between cells.
     """
     lines = io.StringIO(read_text(path, kind), newline="")
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
     try:
-        rows = list(csv.DictReader(lines, delimiter="\t", restval="", restkey="", quoting=quoting))
+        rows = list(csv.DictReader(lines, delimiter=separator, restval="", restkey="", quoting=quoting))
     except csv.Error as error:
         raise kind(f"{path} is not a table: {error}") from error
     return [{name: cell for name, cell in row.items() if name} for row in rows]

@@ -138,7 +138,7 @@ class Settings:
         n_cpus: number of CPUs for all processes of a run together; None for all CPUs that this process may use.
         output_spaces: see ``registration.spaces.find_space``.
         labels: for each protocol, the derivative datasets with the annotations of ``train`` or the reference of
-            ``evaluate``.
+            ``evaluate``; under the empty name those whose labels define the protocol.
         command: the command line as typed, for the record.
     """
 
@@ -226,7 +226,8 @@ class Settings:
 
     labels: Mapping[str, Sequence[Path]] = flag(
         "--labels PROTOCOL=DIR", LABELS,
-        "derivative dataset with the labels of a protocol, to train on or to compare with",
+        "derivative dataset with the labels of a protocol, to train on or to compare with; the level train also takes "
+        "DIR alone, and the SUBJECTS_DIR of FreeSurfer or FastSurfer",
         default={}, several=True)  # fmt: skip
 
     command: Sequence[str] = ()

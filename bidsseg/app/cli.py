@@ -18,6 +18,7 @@ from threading import Timer, main_thread
 from typing import TYPE_CHECKING, Any
 
 from bidsseg import arguments
+from bidsseg.app.convert import convert, is_convert_command
 from bidsseg.app.parser import dataset_parser, file_parser, given_values
 from bidsseg.app.recipes import is_recipe_command, recipe_command
 from bidsseg.app.terminal import Terminal, prepare_streams, write_line
@@ -29,7 +30,7 @@ from bidsseg.settings import LEVELS, Evaluation, Settings, Training
 if TYPE_CHECKING:
     from bidsseg.bids.query import Filters
 
-COMMANDS = ((is_recipe_command, recipe_command),)
+COMMANDS = ((is_recipe_command, recipe_command), (is_convert_command, convert))
 """Commands without settings: how each is recognised, and the function that answers the words after its name."""
 
 

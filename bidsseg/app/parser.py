@@ -82,7 +82,8 @@ def dataset_parser() -> argparse.ArgumentParser:
         prog="bidsseg",
         usage="bidsseg BIDS_DIR OUTPUT_DIR {participant,group,evaluate,train} [options]\n"
         "       bidsseg file T1W OUTPUT_DIR [options]\n"
-        "       bidsseg recipe {show,check} NAME|FILE [--small]",
+        "       bidsseg recipe {show,check} NAME|FILE [--small]\n"
+        "       bidsseg convert {nnunet,bids} SOURCE TARGET [--labels [NAME=]DIR]",
         description="Segment the brain MRI of a BIDS dataset, or train a model.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

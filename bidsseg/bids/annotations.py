@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bidsseg.bids.index import folders, read_image_name
+from bidsseg.bids.label_kinds import NATIVE_SPACES, Kind, anat_images, places
 from bidsseg.bids.names import build_name
 from bidsseg.bids.scan import ADDED, Image, LabelMap, Scan, without_added
 from bidsseg.errors import DataError, InputMissing
@@ -21,15 +20,27 @@ BRAIN = "brain"
 def find_annotations(derivatives_dir: Path, scan: Scan, protocol: str) -> Path | None:
     """Return the annotation of a scan in a protocol: a ``seg-<protocol>`` label map or a ``label-<protocol>`` mask.
 
-    A ``desc-brain`` mask belongs to the protocol ``brain``, too.
-
-    It must have exactly the entities of the scan, apart from those that derivatives add. An annotation in another
-    ``space`` than the scan counts only if it has the grid of the scan. Among several, the one with the
-    fewest added entities is returned. The folder may lack participants and a ``dataset_description.json``.
+    A ``desc-brain`` mask belongs to the protocol ``brain``, too. See `annotations_of_scan`.
 
     Raises:
         InputMissing: the folder does not exist.
         DataError: several annotations match equally well.
+    """
+    fitting = annotations_of_scan(derivatives_dir, scan, protocol)
+    if len(fitting) > 1:
+        raise DataError(f"{fitting[0]} and {fitting[1].name} both annotate {scan.key}: keep only one")
+    return fitting[0] if fitting else None
+
+
+def annotations_of_scan(derivatives_dir: Path, scan: Scan, wanted: str | Kind) -> list[Path]:
+    """Return the annotations of a scan in a protocol or of a kind that match best, sorted by name.
+
+    They must have exactly the entities of the scan, apart from those that derivatives add. An annotation in another
+    ``space`` than the scan counts only if it has the grid of the scan. Among several, those with the
+    fewest added entities match best. The folder may lack participants and a ``dataset_description.json``.
+
+    Raises:
+        InputMissing: the folder does not exist.
     """
     if not derivatives_dir.is_dir():
         raise InputMissing(f"no folder {derivatives_dir} with annotations")
@@ -39,41 +50,25 @@ def find_annotations(derivatives_dir: Path, scan: Scan, protocol: str) -> Path |
         place /= build_name({"session": source["session"]})
     fitting = [
         image
-        for image in _anat(derivatives_dir, place)
-        if _speaks(image, protocol) and without_added(image.entities) == source and _on_grid(image, scan)
+        for image in anat_images(derivatives_dir, place)
+        if _speaks(image, wanted) and without_added(image.entities) == source and _on_grid(image, scan)
     ]
     fitting.sort(key=_rank)
-    if len(fitting) > 1 and _rank(fitting[0]) == _rank(fitting[1]):
-        raise DataError(f"{fitting[0].path} and {fitting[1].path.name} both annotate {scan.key}: keep only one")
-    return fitting[0].path if fitting else None
+    return [image.path for image in fitting if _rank(image) == _rank(fitting[0])]
 
 
-def find_label_maps(dataset_dir: Path, seg: str) -> list[LabelMap]:
-    """Return all label maps ``seg-<seg>`` (or masks ``label-<seg>``) of a raw or derivative dataset.
+def find_label_maps(dataset_dir: Path, wanted: str | Kind) -> list[LabelMap]:
+    """Return all label maps of a raw or derivative dataset: ``seg-<protocol>`` and ``label-<protocol>``, or of a kind.
 
     Raises:
         InputMissing: the folder does not exist.
     """
-    places = [place for subject in folders(dataset_dir, "sub-") for place in (subject, *folders(subject, "ses-"))]
     return [
         LabelMap(image.entities, image.path)
-        for place in places
-        for image in _anat(dataset_dir, place)
-        if _speaks(image, seg)
+        for place in places(dataset_dir)
+        for image in anat_images(dataset_dir, place)
+        if _speaks(image, wanted)
     ]
-
-
-def _anat(dataset_dir: Path, place: Path) -> Iterator[Image]:
-    """Yield the images in the ``anat`` folder of a participant or session, sorted by name."""
-    parts = place.relative_to(dataset_dir).parts
-    try:
-        names = sorted(path.name for path in (place / "anat").iterdir())
-    except OSError:
-        return
-    for name in names:
-        image = read_image_name(dataset_dir, (*parts, "anat", name))
-        if image:
-            yield image
 
 
 def _rank(image: Image) -> tuple[int, int]:
@@ -87,11 +82,14 @@ def annotation_names(protocol: str) -> tuple[str, ...]:
     return f"seg-{protocol}_dseg", f"label-{protocol}_mask", *described
 
 
-def _speaks(image: Image, protocol: str) -> bool:
+def _speaks(image: Image, wanted: str | Kind) -> bool:
+    """Return whether a file is a label map of a protocol, or of a kind."""
+    if isinstance(wanted, Kind):
+        return Kind.of(image) == wanted
     entity = {"dseg": "segmentation", "mask": "label"}.get(image.suffix)
-    if protocol == BRAIN and _described(image):
+    if wanted == BRAIN and _described(image):
         return True
-    return entity is not None and image.entities.get(entity) == protocol
+    return entity is not None and image.entities.get(entity) == wanted
 
 
 def _described(image: Image) -> str:
@@ -103,7 +101,7 @@ def _described(image: Image) -> str:
 def _on_grid(image: Image, scan: Scan) -> bool:
     """Return whether an annotation is on the grid of the scan; in the space of its source, the name decides."""
     space = image.entities.get("space", "orig")
-    if space in ("orig", "T1w") or space == scan.entities.get("space"):
+    if space in NATIVE_SPACES or space == scan.entities.get("space"):
         return True
     import numpy as np
 
@@ -115,10 +113,11 @@ def _grid(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
     """Return shape (X, Y, Z) and affine (voxel to RAS+ mm), from the header alone."""
     import nibabel as nib
 
+    from bidsseg.image.mgh import is_mgh
     from bidsseg.image.nifti import read_labels
 
     try:
-        image = nib.Nifti1Image.from_filename(path)
+        image = (nib.MGHImage if is_mgh(path) else nib.Nifti1Image).from_filename(path)
     except (OSError, EOFError, nib.filebasedimages.ImageFileError) as error:
         read_labels(path)  # raises the usual errors with their reasons
         raise DataError(f"{path}: cannot be read: {error}") from error

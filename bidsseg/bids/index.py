@@ -121,10 +121,12 @@ def anatomical_images(
     return images, notes
 
 
-def read_image_name(dataset_dir: Path, parts: Sequence[str]) -> Image | None:
+def read_image_name(
+    dataset_dir: Path, parts: Sequence[str], extensions: Sequence[str] = IMAGE_EXTENSIONS
+) -> Image | None:
     """Return the image ``sub-*/[ses-*/]anat/NAME``; None if its name is not a BIDS name or contradicts its folders."""
     parsed = parse_name(parts[-1])
-    if parsed is None or parsed[2] not in IMAGE_EXTENSIONS:
+    if parsed is None or parsed[2] not in extensions:
         return None
     above = {"subject": parts[0].removeprefix("sub-")}
     if len(parts) == 4:

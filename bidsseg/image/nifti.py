@@ -29,6 +29,7 @@ __all__ = [
     "name_of",
     "read_image",
     "read_labels",
+    "read_mask",
     "write_field",
     "write_labels",
     "write_map",
@@ -105,6 +106,22 @@ def read_labels(source: Source) -> Volume:
         shape, _ = check_shape(values.shape)
         affine, _ = check_space(header, shape)
         return Volume(_integers(values.reshape(shape, order="F")), affine, header)
+
+
+def read_mask(source: Source, threshold: float) -> Volume | None:
+    """Return the voxels of a map of probabilities with at least some probability; None for other values than 0 to 1.
+
+    Raises:
+        InputMissing, DataError: as `read_labels`, whatever the values are.
+    """
+    with _named(source):
+        header, stored, _ = _load(source)
+        values = np.asarray(stored)
+        shape, _ = check_shape(values.shape)
+        affine, _ = check_space(header, shape)
+        if not (values.min() >= -LABEL_TOLERANCE and values.max() <= 1 + LABEL_TOLERANCE):
+            return None
+        return Volume((values.reshape(shape, order="F") >= threshold).astype(np.uint8), affine, header)
 
 
 def write_labels(path: Path, labels: np.ndarray, like: Volume) -> None:

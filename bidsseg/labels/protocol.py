@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -10,11 +12,15 @@ from typing import Any
 
 from bidsseg.errors import DataError
 from bidsseg.labels import sides
-from bidsseg.reading import read_table
+from bidsseg.reading import read_table, read_text
 
 FOLDER = Path(__file__).parent / "protocols"
 LESION = 7
 """Value of lesions in the generic BIDS table."""
+
+
+ENTITIES = ("seg", "atlas", "desc")
+"""Entities of a file name that name its protocol, the first that it has."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,9 @@ class Region:
     scored: bool = True
     hemisphere: str = ""
     partner: int | None = None
+
+
+BACKGROUND = Region(0, "Background", "BG", "#000000", 0)
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,11 @@ class Protocol:
         return sides.mutual(found)
 
     @cached_property
+    def hemispheres(self) -> tuple[str, ...]:
+        """Side of each region: L, R, or empty on the midline or where unknown."""
+        return tuple(region.hemisphere or sides.side_of(region.name) for region in self.regions)
+
+    @cached_property
     def unpaired(self) -> tuple[str, ...]:
         """Names of the scored regions on one side whose partner is not known."""
         pairs = zip(self.regions, self.sides, strict=True)
@@ -104,6 +118,12 @@ class Protocol:
             raise DataError(f"{self.one_sided}; name it in the column partner of the table")
         return tuple(i if partner is None else partner for i, partner in enumerate(self.sides))
 
+    @cached_property
+    def repeated(self) -> tuple[str, ...]:
+        """Names that more than one scored region has."""
+        counts = Counter(region.name for region in self.regions if region.scored)
+        return tuple(name for name, count in counts.items() if count > 1)
+
     @property
     def one_sided(self) -> str:
         """Description of the problem with ``unpaired`` regions."""
@@ -111,14 +131,20 @@ class Protocol:
         regions = ", ".join(self.unpaired[:3]) + more
         return f"protocol {self.name}: no region of the other side is known for {regions}"
 
-    def to_tsv(self) -> str:
-        """Return the look-up table in the form that BIDS requires beside a label map."""
+    def to_tsv(self, *, scored: bool = False) -> str:
+        """Return the look-up table in the form that BIDS requires beside a label map.
+
+        Args:
+            scored: whether it has the column scored.
+        """
         rows: list[list[Any]] = [["index", "name", "abbreviation", "color", "mapping"]]
         rows += [[r.index, r.name, r.abbreviation, r.color, _cell(r.mapping)] for r in self.regions]
         if any(r.hemisphere for r in self.regions):
             _add_column(rows, "hemi", [r.hemisphere or "n/a" for r in self.regions])
         if any(r.partner is not None for r in self.regions):
             _add_column(rows, "partner", [_cell(r.partner) for r in self.regions])
+        if scored:
+            _add_column(rows, "scored", [int(r.scored) for r in self.regions])
         return "".join("\t".join(map(str, row)) + "\n" for row in rows)
 
 
@@ -132,7 +158,15 @@ def _cell(number: int | None) -> str:
 
 
 def _number(cell: str | None) -> int | None:
-    return None if cell in (None, "", "n/a") else int(cell)
+    return None if cell in (None, "", "n/a") else _integer(cell)
+
+
+def _integer(cell: str) -> int:
+    """Return an integer, which spreadsheets may write as ``1.0``."""
+    value = float(cell)
+    if not value.is_integer():
+        raise ValueError(f"{cell} is not an integer")
+    return int(value)
 
 
 def shipped_protocols() -> list[str]:
@@ -140,36 +174,76 @@ def shipped_protocols() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.tsv"))
 
 
+def is_shipped(protocol: Protocol) -> bool:
+    """Return whether a protocol has the name and the scored regions of one in the package."""
+    return protocol.name in shipped_protocols() and protocol.scored() == load_protocol(protocol.name).scored()
+
+
 @cache
 def load_protocol(name_or_path: str) -> Protocol:
-    """Return the shipped protocol with a name, or the protocol in a ``dseg.tsv`` file.
-
-    A file needs the columns index and name. Optional are abbreviation, color, mapping, scored, hemi (or hemisphere: L,
-    R or n/a) and partner (the index of the region on the other side; its own index for a region on the midline).
-    """
+    """Return the shipped protocol with a name, or the protocol in a ``dseg.tsv`` file (see `read_protocol`)."""
     path = FOLDER / f"{name_or_path}.tsv"
     if not path.is_file():
         path = Path(name_or_path)
     if not path.is_file():
         choice = ", ".join(shipped_protocols())
         raise DataError(f"no protocol '{name_or_path}': choose one of {choice} or give a dseg.tsv")
-    name = path.stem.removesuffix("_dseg").removeprefix("seg-")
-    rows = read_table(path)
+    return read_protocol(path)[0]
+
+
+def read_protocol(path: Path, name: str | None = None) -> tuple[Protocol, list[str]]:
+    """Return the protocol in a look-up table, and notes on what was changed to read it.
+
+    The table needs the columns index and name. Optional are abbreviation, color, mapping, scored, hemi (or hemisphere:
+    L, R or n/a) and partner (the index of the region on the other side; its own index for a region on the midline).
+    Columns are separated by tabs, commas or semicolons. A missing row of the background, index 0, is added.
+
+    Args:
+        name: name of the protocol; by default the label of ``seg-``, ``atlas-`` or ``desc-`` in the name of the file.
+
+    Raises:
+        DataError: the table cannot be used.
+    """
+    name = name or protocol_name(path.stem)
+    separator = _separator(path)
+    rows = [row for row in read_table(path, separator=separator) if any(row.values())]
+    notes = [] if separator == "\t" else [f"{path}: the columns are separated by '{separator}' instead of tabs"]
     try:
-        return Protocol(name, tuple(sorted(_regions(rows), key=lambda region: region.index)))
+        cells = ({key.strip().lower(): cell.strip() for key, cell in row.items()} for row in rows)
+        regions = sorted(_regions(cells), key=lambda region: region.index)
+        if regions and regions[0].index != 0:
+            regions.insert(0, BACKGROUND)
+            notes.append(f"{path}: has no row for the background; the value 0 was added")
+        return Protocol(name, tuple(regions)), notes
     except (KeyError, ValueError, DataError) as error:
         raise DataError(f"{path}: not a look-up table with the columns index and name ({error})") from error
+
+
+def protocol_name(stem: str) -> str:
+    """Return the name of the protocol in a file name without extension: letters and digits.
+
+    >>> protocol_name("seg-Mine_dseg"), protocol_name("sub-01_desc-aseg_dseg"), protocol_name("my_labels")
+    ('Mine', 'aseg', 'mylabels')
+    """
+    found = next((match for entity in ENTITIES if (match := re.search(rf"(?:^|_){entity}-([^_]+)", stem))), None)
+    return re.sub("[^0-9a-zA-Z]", "", found[1] if found else stem.removesuffix("_dseg"))
+
+
+def _separator(path: Path) -> str:
+    """Return what separates the columns of a table: the first of tab, semicolon and comma in its first line."""
+    first_line = read_text(path).lstrip("\n").partition("\n")[0]
+    return next((mark for mark in "\t;," if mark in first_line), "\t")
 
 
 def _regions(rows: Iterable[dict[str, str]]) -> Iterable[Region]:
     for row in rows:
         yield Region(
-            index=int(row["index"]),
+            index=_integer(row["index"]),
             name=row["name"],
             abbreviation=row.get("abbreviation") or row["name"],
             color=row.get("color") or "#808080",
             mapping=_number(row.get("mapping")),
-            scored=(row.get("scored") or "1") == "1",
+            scored=_integer(row.get("scored") or "1") == 1,
             hemisphere=sides.side(row.get("hemi") or row.get("hemisphere") or ""),
             partner=_number(row.get("partner")),
         )

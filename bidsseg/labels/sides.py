@@ -52,6 +52,19 @@ def side(word: str) -> str:
     return next((LEFT if word == left else RIGHT for left, right in SPELLINGS if word in (left, right)), "")
 
 
+def side_of(name: str) -> str:
+    """Return L or R for the name of a region on one side, otherwise an empty string.
+
+    >>> side_of("Left-Hippocampus"), side_of("ctx-rh-insula"), side_of("Brain Stem")
+    ('L', 'R', '')
+    """
+    if not _is_sided(name):
+        return ""
+    found = [word.lower() for _, _, word in _words(name)]
+    words = next(named for level in SPELLINGS if (named := [word for word in found if word in level]))
+    return side(words[0])
+
+
 def _by_key(keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int | None]:
     """Return the position of each key, None for keys that occur more than once."""
     positions: dict[tuple[str, str], int | None] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from bidsseg.errors import DataError, InputMissing, UsageError
-from bidsseg.labels import Protocol, load_protocol, load_relation
+from bidsseg.labels import Protocol, load_relation
 from bidsseg.learning.datasets import LEARNING_MM
 from bidsseg.learning.recipe import Recipe
 from bidsseg.models.card import find_card
@@ -14,14 +14,26 @@ from bidsseg.networks.segnet.staged import StagedSegNet
 from bidsseg.settings import Report
 
 
-def check_labels(labels: Iterable[str], heads: Sequence[Protocol], report: Report) -> None:
+def check_names(protocols: Iterable[Protocol]) -> None:
+    """Raise DataError if several regions of a protocol have one name."""
+    for protocol in protocols:
+        if protocol.repeated:
+            name = protocol.repeated[0]
+            values = ", ".join(str(region.index) for region in protocol.regions if region.name == name)
+            raise DataError(f"protocol {protocol.name}: the values {values} have the same name, '{name}': rename them")
+
+
+def check_labels(labels: Iterable[Protocol], heads: Sequence[Protocol], report: Report) -> None:
     """Raise UsageError for annotations without a relation to any head; warn about heads without annotations."""
     taught: set[str] = set()
-    for name in labels:
-        known = {head.name for head in heads if load_relation(load_protocol(name), head) is not None}
+    for protocol in labels:
+        known = {head.name for head in heads if load_relation(protocol, head) is not None}
         if not known:
             spoken = ", ".join(head.name for head in heads)
-            raise UsageError(f"--labels {name}=...: has no relation to the heads {spoken}; omit it")
+            raise UsageError(
+                f"labels of {protocol.name} have no relation to the heads {spoken}: add {protocol.name} to the heads "
+                "of the recipe"
+            )
         taught |= known
     for head in heads:
         if head.name not in {*taught, "brain"}:  # without labels, the brain mask comes from the image

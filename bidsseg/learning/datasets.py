@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from bidsseg.bids.annotations import annotation_names, find_annotations, find_label_maps
+from bidsseg.bids.annotations import BRAIN
 from bidsseg.bids.query import find_scans
 from bidsseg.bids.scan import Scan
 from bidsseg.errors import DataError, NothingSelected
 from bidsseg.image.brightness import rescaled_each
 from bidsseg.image.grid import canonical_spacing, whole_grid, within_content
-from bidsseg.image.nifti import read_labels
 from bidsseg.image.resampling import between, labels_to_grid, stack
 from bidsseg.image.volume import Volume
 from bidsseg.labels import Protocol, load_protocol, load_relation
-from bidsseg.learning.cases import Annotation, Case, positions, towards_ventricles
+from bidsseg.learning.annotation_files import (
+    Note,
+    Remarks,
+    annotation_of,
+    check_not_empty,
+    read_annotation,
+    read_values,
+)
+from bidsseg.learning.cases import Annotation, Case, towards_ventricles
+from bidsseg.learning.label_sources import LabelSource, label_sources
 from bidsseg.models.library import load_model
 from bidsseg.registration.align import read_aligned
 from bidsseg.segmentation.engine import Engine
@@ -41,12 +49,14 @@ class Source:
     Attributes:
         name: name of the case: dataset/sub-01_ses-1.
         scan: the scan; None for a label map without an image.
-        maps: annotations of the case, by protocol as ``--labels`` names it.
+        maps: annotations of the case, by the name of their protocol.
+        protocols: these protocols.
     """
 
     name: str
     scan: Scan | None
     maps: Mapping[str, Path]
+    protocols: Mapping[str, Protocol]
 
 
 def load_cases(
@@ -70,64 +80,147 @@ def load_cases(
     return read_cases(find_sources(settings, report, unlabelled=unlabelled, synthetic=synthetic), inputs, report)
 
 
-def find_sources(settings: Settings, report: Report, *, unlabelled: bool, synthetic: bool) -> list[Source]:
-    """Return the cases that `load_cases` reads, sorted by name. NothingSelected if none has an annotation."""
+def find_sources(
+    settings: Settings,
+    report: Report,
+    *,
+    unlabelled: bool,
+    synthetic: bool,
+    labels: Sequence[LabelSource] | None = None,
+) -> list[Source]:
+    """Return the cases that `load_cases` reads, sorted by name.
+
+    Args:
+        labels: the label maps that the settings name; None if they are not known yet.
+
+    Raises:
+        NothingSelected: no scan has an annotation, or no file of an entry of ``--labels`` is used.
+    """
+    labels = label_sources(settings.labels) if labels is None else labels
+    for note in dict.fromkeys(note for source in labels for note in source.notes):
+        report.say(note)
     datasets = [settings.bids_dir, *settings.training.also]
-    labels = [(name, folder) for name, folders in settings.labels.items() for folder in folders]
-    protocols = {name: load_protocol(name) for name, _ in labels}
     sources: list[Source] = []
     used: set[Path] = set()
-    owner = {folder: folder.name for _, folder in labels}
+    in_use: set[LabelSource] = set()
+    owner = {source.folder: source.folder.name for source in labels}
     for dataset in datasets:
-        own = [(name, folder) for name, folder in labels if may_annotate(folder, dataset, datasets)]
-        chosen = {scan.key for scan in scans_of(dataset, settings)}
-        for scan in scans_of(dataset):
-            maps = annotations_of(scan, dataset, own, protocols=protocols)
-            owner |= {folder: dataset.name for name, folder in own if maps.get(name, Path()).is_relative_to(folder)}
-            used |= set(maps.values())
+        own = [source for source in labels if may_annotate(source.folder, dataset, datasets)]
+        chosen, scans = {scan.key for scan in scans_of(dataset, settings)}, scans_of(dataset)
+        for scan in scans:
+            fitting = annotations_of(scan, dataset, own, among=scans, report=report)
+            maps = {name: paths[0] for name, paths in fitting.items()}
+            holders = [source for source in own if _holds(source, maps)]
+            owner |= {source.folder: dataset.name for source in holders}
+            in_use |= set(holders)
+            used.update(*fitting.values())
             if scan.key in chosen and (maps or unlabelled):
-                sources.append(Source(f"{dataset.name}/{scan.key}", scan, maps))
+                sources.append(Source(f"{dataset.name}/{scan.key}", scan, maps, _protocols(own, maps)))
             elif scan.key in chosen:
-                expected = " or ".join(file for name, _ in own for file in annotation_names(protocols[name].name))
+                expected = " or ".join(source.files for source in own)
                 report.warn(f"{scan.t1w}: no annotation ({expected}) in the folders of --labels, skipped")
-    for name, folder in labels:
-        found = [each for each in find_label_maps(folder, protocols[name].name) if each.path not in used]
+    for source in labels:
+        found = [each for each in source.label_maps() if each.path not in used]
         for label_map in (each for each in found if settings.selects(each.entities)):
-            if synthetic:
-                sources.append(Source(f"{owner[folder]}/{label_map.key}", None, {name: label_map.path}))
+            if synthetic and load_relation(source.protocol, load_protocol(BRAIN)) is not None:
+                maps = {source.protocol.name: label_map.path}
+                name = f"{owner[source.folder]}/{label_map.key}"
+                sources.append(Source(name, None, maps, _protocols([source], maps)))
+                in_use.add(source)
             else:
                 report.warn(f"{label_map.path}: no matching image, skipped")
-    if not any(source.maps for source in sources):
-        folders = ", ".join(
-            f"{folder} (sub-*/…/anat/*_seg-{protocols[name].name}_*dseg.nii.gz)" for name, folder in labels
-        )
-        raise NothingSelected(f"no scan has an annotation in {folders}: do these folders belong to the datasets?")
+    check_used(labels, sources, in_use)
     return sorted(sources, key=lambda source: source.name)
 
 
-def read_cases(sources: Iterable[Source], inputs: Sequence[str], report: Report) -> list[Case]:
-    """Return cases with their images and annotations read. DataError for a case that cannot be trained on."""
+def check_used(labels: Sequence[LabelSource], sources: Sequence[Source], fitting: Container[LabelSource]) -> None:
+    """Raise NothingSelected if no case has an annotation, or no scan one from an entry of ``--labels``.
+
+    Args:
+        fitting: entries with a file that is used, or would be if its scan were selected.
+    """
+    if not any(source.maps for source in sources):
+        folders = ", ".join(f"{each.folder} ({each.files})" for each in labels)
+        raise NothingSelected(f"no scan has an annotation in {folders}: do these folders belong to the datasets?")
+    unused = next((each for each in labels if each not in fitting), None)
+    if unused is not None:
+        raise NothingSelected(
+            f"{unused.given}: none of its files is used: name them like the T1w images, with {unused.files} at the end"
+        )
+
+
+def _holds(source: LabelSource, maps: Mapping[str, Path]) -> bool:
+    """Return whether one of the maps is in the folder of this source."""
+    path = maps.get(source.protocol.name)
+    return path is not None and path.is_relative_to(source.folder)
+
+
+def _protocols(labels: Iterable[LabelSource], maps: Mapping[str, Path]) -> dict[str, Protocol]:
+    """Return the protocols of the maps of a case, by name."""
+    return {source.protocol.name: source.protocol for source in labels if _holds(source, maps)}
+
+
+def read_cases(sources: Sequence[Source], inputs: Sequence[str], report: Report) -> list[Case]:
+    """Return cases with their images and annotations read.
+
+    DataError for cases that cannot be trained on; all of them are reported before.
+    """
     cases: list[Case] = []
+    failed: list[DataError] = []
+    remarks = Remarks()
+    warn_of_missing([source.scan for source in sources if source.scan is not None], inputs, report)
     for source in sources:
         report.detail(f"reading {source.name}{'' if source.maps else ', without annotation'}")
-        if source.scan is not None:
-            cases.append(read_case(source.name, source.scan, source.maps, inputs=inputs, report=report))
-        else:
-            cases += [read_label_map(source.name, path, load_protocol(name)) for name, path in source.maps.items()]
+        try:
+            if source.scan is not None:
+                maps = [(source.protocols[name], path) for name, path in source.maps.items()]
+                cases.append(read_case(source.name, source.scan, maps, inputs=inputs, report=report, note=remarks.add))
+            else:
+                for name, path in source.maps.items():
+                    cases.append(read_label_map(source.name, path, source.protocols[name], note=remarks.add))
+        except DataError as error:
+            failed.append(error)
+    for line in remarks.lines():
+        report.say(line)
+    if len(failed) > 1:
+        for each in failed:
+            report.warn(str(each))
+        raise DataError(f"{len(failed)} scans or label maps cannot be used, the first: {failed[0]}") from failed[0]
+    if failed:
+        raise failed[0]
+    check_not_empty(cases)
     return cases
 
 
+def warn_of_missing(scans: Sequence[Scan], inputs: Sequence[str], report: Report) -> None:
+    """Warn if scans lack an image that the network reads."""
+    for suffix in inputs:
+        lacking = [scan for scan in scans if suffix not in scan.images(inputs)]
+        if lacking:
+            names = ", ".join(scan.key for scan in lacking[:3]) + (", …" if len(lacking) > 3 else "")
+            report.warn(f"{len(lacking)} of {len(scans)} scans have no {suffix} ({names}): it is 0 in training")
+
+
 def annotations_of(
-    scan: Scan, dataset: Path, labels: Sequence[tuple[str, Path]], *, protocols: Mapping[str, Protocol]
-) -> dict[str, Path]:
-    """Return the annotations of a scan in folders, by protocol. DataError if two folders have one."""
-    maps: dict[str, Path] = {}
-    for name, folder in labels:
-        path = find_annotations(folder, scan, protocols[name].name)
-        if path is not None and name in maps:
-            raise DataError(f"{maps[name]} and {path} both annotate {dataset.name}/{scan.key}: give one folder")
-        if path is not None:
-            maps[name] = path
+    scan: Scan, dataset: Path, labels: Sequence[LabelSource], *, among: Sequence[Scan], report: Report
+) -> dict[str, list[Path]]:
+    """Return the annotations of a scan, by the name of their protocol, the chosen one first.
+
+    DataError if two folders have one.
+
+    Args:
+        among: all scans of the dataset.
+    """
+    maps: dict[str, list[Path]] = {}
+    for source in labels:
+        name, found = source.protocol.name, source.find(scan, among)
+        if found and name in maps:
+            raise DataError(f"{maps[name][0]} and {found[0]} both annotate {dataset.name}/{scan.key}: give one folder")
+        if found:
+            maps[name] = found
+        if len(found) > 1:
+            others = ", ".join(path.name for path in found[1:])
+            report.warn(f"{found[0]}: chosen for {scan.key}, not {others}")
     return maps
 
 
@@ -152,29 +245,29 @@ def scans_of(dataset: Path, selection: Settings | None = None) -> list[Scan]:
         return []
 
 
-def read_case(name: str, scan: Scan, maps: Mapping[str, Path], *, inputs: Sequence[str], report: Report) -> Case:
-    """Return a scan and its annotations, which must be on the grid of its T1w; a missing image is all zeros."""
+def read_case(
+    name: str, scan: Scan, maps: Sequence[tuple[Protocol, Path]], *, inputs: Sequence[str], report: Report, note: Note
+) -> Case:
+    """Return a scan and its annotations on the grid of its T1w, see `read_annotation`; a missing image is zeros."""
     images = read_aligned(scan.images(inputs))
-    for note in [*images.notes, *(f"has no {suffix}" for suffix in inputs if suffix not in images.volumes)]:
-        report.detail(f"{name}: {note}")
+    for remark in [*images.notes, *(f"has no {suffix}" for suffix in inputs if suffix not in images.volumes)]:
+        report.detail(f"{name}: {remark}")
     volume = images.volumes[inputs[0]]
     grid = whole_grid(volume, LEARNING_MM)
     annotations = []
-    for spoken, path in maps.items():
-        protocol, labels = load_protocol(spoken), read_labels(path)
-        if not labels.on_grid_of(volume):
-            raise DataError(f"{path}: not on the grid of {scan.t1w.name}")
+    for protocol, path in maps:
+        labels = read_annotation(path, scan, images, note=note)
         values = labels_to_grid(labels.data, labels.affine, grid, spacing=canonical_spacing(labels))
-        annotations.append(Annotation(protocol, positions(values, protocol, str(path))))
+        annotations.append(annotation_of(values, protocol, path, note=note))
     return finish(name, stack(rescaled_each(images.volumes), inputs, grid), annotations)
 
 
-def read_label_map(name: str, path: Path, protocol: Protocol) -> Case:
+def read_label_map(name: str, path: Path, protocol: Protocol, *, note: Note = lambda path, remark: None) -> Case:
     """Return a case from a label map, from which images are synthesised."""
-    labels: Volume = read_labels(path)
+    labels = read_values(path, note=note)
     grid = whole_grid(labels, LEARNING_MM)
     values = labels_to_grid(labels.data, labels.affine, grid, spacing=canonical_spacing(labels))
-    return finish(name, None, [Annotation(protocol, positions(values, protocol, str(path)))])
+    return finish(name, None, [annotation_of(values, protocol, path, note=note)])
 
 
 def finish(name: str, image: torch.Tensor | None, annotations: list[Annotation]) -> Case:
@@ -187,7 +280,7 @@ def finish(name: str, image: torch.Tensor | None, annotations: list[Annotation])
     if brain is None and image is not None:
         brain = brain_in(name, image[0])
         if annotations:
-            annotations = [*annotations, Annotation(load_protocol("brain"), brain.to(torch.uint8))]
+            annotations = [*annotations, Annotation(load_protocol(BRAIN), brain.to(torch.uint8))]
     if brain is None or not brain.any():
         raise DataError(f"{name}: no annotation gives the brain mask (a relation to the protocol 'brain' is needed)")
     widening = next((w for a in annotations if (w := towards_ventricles(a)) is not None), None)
@@ -218,7 +311,7 @@ def is_stripped(image: torch.Tensor) -> bool:
 
 def brain_of(annotations: Iterable[Annotation]) -> torch.Tensor | None:
     """Return the voxels that are certainly brain, from the annotation with the fewest ambiguous values."""
-    head = load_protocol("brain").scored()
+    head = load_protocol(BRAIN).scored()
     known = [(a, r) for a in annotations if (r := load_relation(a.protocol, head)) is not None]
     if not known:
         return None

@@ -79,11 +79,12 @@ def is_finished(setup: Setup) -> bool:
 
 def find_data(setup: Setup) -> list[Source]:
     """Return the training data, not read yet. UsageError for labels that do not fit the recipe."""
-    recipe, labels, report = setup.recipe, setup.settings.labels, setup.report
-    check_labels(labels, setup.heads, report)
-    check_sides(recipe, [*setup.heads, *(load_protocol(name) for name in labels)])
+    recipe, report = setup.recipe, setup.report
+    protocols = [source.protocol for source in setup.labels]
+    check_labels(protocols, setup.heads, report)
+    check_sides(recipe, [*setup.heads, *protocols])
     unlabelled, synthetic = recipe.registration is not None, recipe.synthetic_share > 0
-    return find_sources(setup.settings, report, unlabelled=unlabelled, synthetic=synthetic)
+    return find_sources(setup.settings, report, unlabelled=unlabelled, synthetic=synthetic, labels=setup.labels)
 
 
 def read_data(setup: Setup, sources: Sequence[Source], interruption: Interruption) -> list[Case]:

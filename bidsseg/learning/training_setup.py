@@ -10,8 +10,11 @@ import torch
 
 from bidsseg.bids.outputs import root_path
 from bidsseg.errors import UsageError
-from bidsseg.labels import Protocol, load_protocol, shipped_protocols
-from bidsseg.learning.checks import check_recipe, check_sides
+from bidsseg.labels import Protocol, load_protocol
+from bidsseg.labels.protocol import is_shipped
+from bidsseg.learning.checks import check_names, check_recipe, check_sides
+from bidsseg.learning.label_sources import LabelSource, label_sources
+from bidsseg.learning.own_heads import with_own_heads
 from bidsseg.learning.processes import Processes
 from bidsseg.learning.recipe import Recipe, has_small, load_recipe
 from bidsseg.models.library import build_network
@@ -29,6 +32,7 @@ class Setup:
         precision: precision of the activations, ``fp32`` or ``bf16``.
         threads: threads of this process.
         report: silent in all processes except the first.
+        labels: label maps of the entries of ``--labels``.
     """
 
     settings: Settings
@@ -39,6 +43,7 @@ class Setup:
     threads: int
     processes: Processes
     report: Report
+    labels: Sequence[LabelSource] = ()
 
     @property
     def options(self) -> Training:
@@ -56,7 +61,7 @@ def set_up(settings: Settings, device: str, precision: str, *, threads: int) -> 
     options = settings.training
     recipe = load_recipe(options.recipe, small=options.small)
     if not settings.labels:
-        raise UsageError("train needs --labels PROTOCOL=DERIVATIVES_DIR, at least once")
+        raise UsageError("train needs --labels DIR, the folder of a derivative dataset with label maps, at least once")
     if options.cross_validate is not None and Processes.started() > 1:
         raise UsageError(
             "--cross-validate runs in one process: with torchrun, train each fold (--folds K --fold I) into "
@@ -65,7 +70,12 @@ def set_up(settings: Settings, device: str, precision: str, *, threads: int) -> 
         )
     spoken = {name: load_protocol(name) for name in recipe.heads}
     recipe = with_names(recipe, {name: protocol.name for name, protocol in spoken.items()})
-    heads = tuple(protocol.scored() for protocol in spoken.values())
+    labels = label_sources(settings.labels)
+    protocols = [source.protocol for source in labels]
+    is_file = Path(options.recipe).is_file()
+    recipe, own = with_own_heads(recipe, list(spoken.values()), protocols, is_file=is_file)
+    check_names([*own, *protocols])
+    heads = tuple(protocol.scored() for protocol in own)
     check_recipe(recipe, sketched(recipe, heads))
     processes = Processes.join(device)
     report = settings.report if processes.first else Report()
@@ -76,11 +86,12 @@ def set_up(settings: Settings, device: str, precision: str, *, threads: int) -> 
         settings,
         recipe,
         heads=heads,
-        own_protocols=[protocol for name, protocol in spoken.items() if name not in shipped_protocols()],
+        own_protocols=[protocol for protocol in own if not is_shipped(protocol)],
         precision=precision,
         threads=threads,
         processes=processes,
         report=report,
+        labels=labels,
     )
 
 

@@ -26,7 +26,7 @@ NAMED = 5
 def check_labels(settings: Settings) -> None:
     """Raise UsageError without a reference, and InputMissing for a folder without label maps of its protocol."""
     against = settings.evaluation.against
-    if not settings.labels:
+    if not settings.labels or "" in settings.labels:
         raise UsageError("the level evaluate needs a reference: give --labels PROTOCOL=DIR")
     for name, folders in settings.labels.items():
         for folder in folders:

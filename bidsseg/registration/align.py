@@ -55,11 +55,13 @@ class Images:
     Attributes:
         findings: findings of the guard.
         notes: messages about the alignment of the images.
+        motions: motions of the images that were on another grid, by suffix.
     """
 
     volumes: dict[str, Volume]
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    motions: dict[str, Motion] = field(default_factory=dict)
 
 
 def read_aligned(sources: Mapping[str, Source]) -> Images:
@@ -80,6 +82,7 @@ def read_aligned(sources: Mapping[str, Source]) -> Images:
         except DataError as error:
             raise DataError(f"{name_of(sources[suffix])}: {error}") from error
         if motion is not None:
+            images.motions[suffix] = motion
             note = f"{suffix} {motion} to match the {first}"
             images.notes.append(note)
             if motion.far:

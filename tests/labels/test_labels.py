@@ -103,7 +103,7 @@ def test_a_table_needs_only_index_and_name(tmp_path: Path) -> None:
         (["index label", "0 Background"], "name"),
         (["index name", "0 Background", "one First"], "one"),
         (["index name mapping", "0 Background grey"], "grey"),
-        (["index name", "1 First"], "background"),
+        (["index name", "1.5 First"], "1.5 is not an integer"),
         (["index name", "0 Background", "2 First", "2 Second"], "unique"),
         (["index name", "0 Background", "-1 First"], "negative|background"),
         (["index name"], "background"),
@@ -124,7 +124,7 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_protocol_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(DataError, match=r"'Brodmann'.*BrainCOLOR, FAST, FASTlesion, FreeSurfer"):
+    with pytest.raises(DataError, match=r"'Brodmann'.*BrainCOLOR, DKT, .*FAST, FASTlesion, FreeSurfer"):
         load_protocol("Brodmann")
 
 
@@ -171,6 +171,20 @@ def test_nothing_is_known_without_a_table() -> None:
 def test_the_tables_that_the_first_model_needs_are_shipped() -> None:
     of_heads = {f"head_{name}" for name in ("BrainCOLOR", "FAST", "FreeSurfer", "brain")}
     assert set(TABLES) >= of_heads | {"BrainCOLOR_FAST", "BrainCOLOR_FreeSurfer", "BrainCOLOR_brain", "FAST_brain"}
+
+
+@pytest.mark.parametrize("kind", ["aseg", "DesikanKilliany", "DKT"])
+@pytest.mark.parametrize("other", ["BrainCOLOR", "FreeSurfer"])
+def test_the_regions_of_freesurfer_stay_on_their_side(kind: str, other: str) -> None:
+    """Regions of one side are regions of that side or of the midline, and every region of a head may be drawn."""
+    for table in (f"{kind}_{other}", f"{other}_{kind}"):
+        relation = shipped(table)
+        sides = [protocol.hemispheres for protocol in (relation.annotation, relation.head)]
+        sided = [i for i, region in enumerate(relation.annotation.regions) if region.scored and sides[0][i]]
+        assert len(sided) > 20
+        for i in sided:
+            assert {sides[1][j] for j in np.flatnonzero(relation.allowed[i])} <= {sides[0][i], ""}
+        assert np.any(relation.allowed[1:, 1:], axis=0).all()
 
 
 @pytest.mark.parametrize("table", TABLES)
