@@ -90,10 +90,10 @@ def load_model(name_or_folder: str | os.PathLike[str]) -> Model:
         InputMissing: the model does not exist, or its weights are missing.
         DataError: the card or the weights are damaged.
     """
-    from bidsseg.models import library
+    from bidsseg.models.library import load_model as read_model
 
     with explaining():
-        return library.load_model(os.fspath(name_or_folder))
+        return read_model(os.fspath(name_or_folder))
 
 
 def list_models() -> list[Card]:

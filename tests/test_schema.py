@@ -113,7 +113,7 @@ def toml(table: str, values: dict[str, Any]) -> str:
 def test_a_mistake_in_a_recipe_is_named(tmp_path: Path, table: str, line: str, message: str, small: bool) -> None:
     path = tmp_path / "mine.toml"
     inside = ".".join((["small"] if small else []) + ([table] if table else []))
-    content = f'base = "wholebrain"\n{"" if inside else line}\n'
+    content = f'base = "{"locator" if table == "coarse" else "wholebrain"}"\n{"" if inside else line}\n'
     path.write_text(f"{content}\n[{inside}]\n{line}\n" if inside else content)
     assert told(path, small).startswith(message)
 
