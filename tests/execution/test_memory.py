@@ -43,14 +43,19 @@ def model(spacing_mm: float = 1.0, locator: Model | None = None, whole: bool = F
     return Model(Card("ours", "", ("T1w",), {}, spacing_mm, ("brain",), ""), network, locator)
 
 
-@pytest.mark.parametrize("memory_mb", [None, 250])
-def test_the_network_keeps_the_memory_limit(memory_mb: int | None) -> None:
-    """Without windows it needs more than 250 MB."""
+def grown_mb(memory_mb: int | None) -> float:
+    """Return the growth of a process whose network has a memory limit; it works in windows if it has one."""
     done = subprocess.run([sys.executable, "-c", CHILD, json.dumps(memory_mb)], capture_output=True, text=True)
     grown, notes = json.loads(done.stdout)
-    assert (grown > 250) == (memory_mb is None)
-    assert grown < 1200  # by the rule of thumb
     assert len(notes) == (0 if memory_mb is None else 2)
+    return float(grown)
+
+
+def test_the_network_keeps_the_memory_limit() -> None:
+    """The allocator holds a part of what was freed, which differs between machines."""
+    free, limited = grown_mb(None), grown_mb(250)
+    assert limited < 1.25 * 250
+    assert limited + 100 < free < 1200  # by the rule of thumb
 
 
 def test_what_a_network_needs_is_that_of_its_smallest_windows() -> None:
