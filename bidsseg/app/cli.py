@@ -18,9 +18,9 @@ from threading import Timer, main_thread
 from typing import TYPE_CHECKING, Any
 
 from bidsseg import arguments
-from bidsseg.app.convert import convert, is_convert_command
-from bidsseg.app.parser import dataset_parser, file_parser, given_values
-from bidsseg.app.recipes import is_recipe_command, recipe_command
+from bidsseg.app.convert import convert
+from bidsseg.app.parser import dataset_parser, file_parser, given_values, is_command
+from bidsseg.app.recipes import recipe_command
 from bidsseg.app.terminal import Terminal, prepare_streams, write_line
 from bidsseg.errors import BidssegError, UnknownLevel, UsageError, explained
 from bidsseg.execution.machine import prepare_environment
@@ -30,8 +30,8 @@ from bidsseg.settings import LEVELS, Evaluation, Settings, Training
 if TYPE_CHECKING:
     from bidsseg.bids.query import Filters
 
-COMMANDS = ((is_recipe_command, recipe_command), (is_convert_command, convert))
-"""Commands without settings: how each is recognised, and the function that answers the words after its name."""
+COMMANDS = {"recipe": recipe_command, "convert": convert}
+"""Commands without settings, and the functions that answer the words after their names."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,11 +47,11 @@ def _answer(words: Sequence[str]) -> int:
     """Do what the words ask for, and turn errors into exit codes."""
     settings = None
     try:
-        if _is_file_command(words):
+        if is_command("file", words):
             settings = _file_settings(file_parser().parse_intermixed_args(words[1:]), words)
             prepare_environment(settings)
             return _run(["participant"], settings)
-        if command := next((command for is_asked, command in COMMANDS if is_asked(words)), None):
+        if command := next((answer for name, answer in COMMANDS.items() if is_command(name, words)), None):
             return command(words[1:])
         given = dataset_parser().parse_intermixed_args(words)
         if given.list_models:
@@ -152,11 +152,6 @@ def _print_descriptor(level: str) -> int:
 
     write_line(json.dumps(descriptor(level), indent=2), sys.stdout)
     return 0
-
-
-def _is_file_command(words: Sequence[str]) -> bool:
-    """Return whether the words are ``file T1W OUTPUT_DIR``, and not a level on a dataset in a folder of that name."""
-    return words[:1] == ["file"] and not (Path("file").is_dir() and not set(LEVELS).isdisjoint(words[1:]))
 
 
 def _file_settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:

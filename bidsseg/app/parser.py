@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,7 +12,7 @@ from bidsseg import __version__, arguments
 from bidsseg.app.terminal import write_line
 from bidsseg.errors import EXIT_CODES, UsageError
 from bidsseg.flags import LABELS, OTHER, OUTPUTS, RESOURCES, Flag, flags_of
-from bidsseg.settings import Evaluation, Settings, Training
+from bidsseg.settings import LEVELS, Evaluation, Settings, Training
 
 CODES = "\n".join(f" {code:2}  {meaning}" for code, meaning in EXIT_CODES.items())
 
@@ -47,6 +47,16 @@ VERBOSE = Flag("-v --verbose", OTHER, "report every stage", levels="participant 
 class _Parser(argparse.ArgumentParser):
     """Parser that accepts hyphens or underscores in long flags and raises UsageError instead of exiting with 2."""
 
+    def __init__(self, prog: str, *, usage: str, description: str, epilog: str) -> None:
+        super().__init__(
+            prog,
+            usage,
+            description,
+            epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         words = []
         for word in args or []:
@@ -79,15 +89,13 @@ def given_values(given: argparse.Namespace, settings: type) -> dict[str, Any]:
 def dataset_parser() -> argparse.ArgumentParser:
     """Return the parser of the command with levels. Its result lacks the settings that were not given."""
     parser = _Parser(
-        prog="bidsseg",
+        "bidsseg",
         usage="bidsseg BIDS_DIR OUTPUT_DIR {participant,group,evaluate,train} [options]\n"
         "       bidsseg file T1W OUTPUT_DIR [options]\n"
         "       bidsseg recipe {show,check} NAME|FILE [--small]\n"
         "       bidsseg convert {nnunet,bids} SOURCE TARGET [--labels [NAME=]DIR]",
         description="Segment the brain MRI of a BIDS dataset, or train a model.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("bids_dir", metavar="BIDS_DIR", type=Path, nargs="?", help="the BIDS dataset; never modified")
@@ -110,12 +118,10 @@ def dataset_parser() -> argparse.ArgumentParser:
 def file_parser() -> argparse.ArgumentParser:
     """Return the parser of the command ``file``. Its result lacks the settings that were not given."""
     parser = _Parser(
-        prog="bidsseg file",
+        "bidsseg file",
         usage="bidsseg file T1W OUTPUT_DIR [options]",
         description="Segment one image outside of a dataset. The outputs are those of the level participant.",
         epilog=f"exit codes:\n{CODES}\n",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("t1w", metavar="T1W", type=Path, help="the T1w image: .nii, .nii.gz, .mgh or .mgz")
@@ -133,12 +139,10 @@ def file_parser() -> argparse.ArgumentParser:
 def recipe_parser() -> argparse.ArgumentParser:
     """Return the parser of the command ``recipe``."""
     parser = _Parser(
-        prog="bidsseg recipe",
+        "bidsseg recipe",
         usage="bidsseg recipe {show,check} NAME|FILE [--small]",
         description="Print a complete recipe, or check the file of one.",
         epilog=f"exit codes:\n{CODES}\n",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("action", choices=("show", "check"),
@@ -147,6 +151,28 @@ def recipe_parser() -> argparse.ArgumentParser:
     add("recipe", metavar="NAME|FILE", help="a shipped recipe, or the file of a recipe")
     add("--small", action="store_true", help="the small scale of the recipe; check tests it anyway")
     return parser
+
+
+def convert_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command ``convert``."""
+    parser = _Parser(
+        "bidsseg convert",
+        usage="bidsseg convert nnunet NNUNET_DIR BIDS_DIR\n"
+        "       bidsseg convert bids BIDS_DIR NNUNET_DIR --labels [NAME=]DIR",
+        description="Convert a dataset of nnU-Net to BIDS, or back.",
+        epilog=f"exit codes:\n{CODES}\n",
+    )
+    add = parser.add_argument
+    add("format", choices=("nnunet", "bids"), help="format of the dataset that is read")
+    add("source", metavar="SOURCE", type=Path, help="the dataset; never modified")
+    add("target", metavar="TARGET", type=Path, help="a new folder")
+    add("--labels", metavar="[NAME=]DIR", nargs="+", default=[], help="label maps to convert (see the level train)")
+    return parser
+
+
+def is_command(name: str, words: Sequence[str]) -> bool:
+    """Return whether the words are this command, and not a level on a dataset in a folder of its name."""
+    return words[:1] == [name] and not (Path(name).is_dir() and not set(LEVELS).isdisjoint(words[1:]))
 
 
 def _add_questions(group: argparse._ArgumentGroup) -> None:

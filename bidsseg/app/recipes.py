@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from bidsseg.app.parser import recipe_parser
 from bidsseg.app.terminal import write_line
-from bidsseg.settings import LEVELS
-
-
-def is_recipe_command(words: Sequence[str]) -> bool:
-    """Return whether the words are this command, and not a level on a dataset in a folder ``recipe``."""
-    return words[:1] == ["recipe"] and not (Path("recipe").is_dir() and not set(LEVELS).isdisjoint(words[1:]))
 
 
 def recipe_command(words: Sequence[str]) -> int:

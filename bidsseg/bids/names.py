@@ -86,3 +86,8 @@ def entity_column(entity: str) -> str:
 def with_extension(path: Path, extension: str) -> Path:
     """Return the path with another extension: ``with_extension(dseg, '.json')`` is its sidecar."""
     return path.with_name(path.name.partition(".")[0] + extension)
+
+
+def as_label(text: str) -> str:
+    """Return the letters and digits of a text, for use as a label in a file name."""
+    return re.sub("[^0-9a-zA-Z]", "", text)

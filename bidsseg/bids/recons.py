@@ -78,7 +78,7 @@ class Recons:
 
 def recons_in(folder: Path) -> list[Recons]:
     """Return the label maps in a folder by protocol; empty if it is not a ``SUBJECTS_DIR``."""
-    found = (Recons(folder, protocol) for protocol in VOLUMES)
+    found = (Recons(folder, protocol) for protocol in VOLUMES) if _recon_folders(folder) else ()
     return [recons for recons in found if recons.label_maps()]
 
 

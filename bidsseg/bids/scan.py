@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bidsseg.bids.names import build_name, parse_name, sort_entities
+from bidsseg.bids.names import as_label, build_name, parse_name, sort_entities
 
 ADDED = ("space", "atlas", "segmentation", "scale", "res", "den", "label", "desc")
 """Entities that a derivative adds to those of its source."""
@@ -58,7 +58,7 @@ class Scan:
         parsed = parse_name(t1w.name)
         if parsed is not None and "subject" in parsed[0]:
             return Scan(sort_entities(parsed[0]), t1w, flair)
-        label = re.sub("[^0-9a-zA-Z]", "", re.sub(r"\.(nii|mgh|mgz)(\.gz)?$", "", t1w.name, flags=re.IGNORECASE))
+        label = as_label(re.sub(r"\.(nii|mgh|mgz)(\.gz)?$", "", t1w.name, flags=re.IGNORECASE))
         return Scan({"subject": label or "scan"}, t1w, flair)
 
     @property

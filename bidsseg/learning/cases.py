@@ -84,7 +84,9 @@ class Case:
         return sum(array.nbytes for array in (self.image, self.brain, self.widening, *maps) if array is not None)
 
     def to(self, device: str | torch.device) -> Case:
-        """Return the case on a device."""
+        """Return the case on a device; the case itself if it is there."""
+        if self.brain.device == torch.device(device):
+            return self
         image = None if self.image is None else self.image.to(device)
         widening = None if self.widening is None else self.widening.to(device)
         maps = tuple(Annotation(each.protocol, each.values.to(device)) for each in self.annotations)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bidsseg.bids.annotations import BRAIN, annotation_names, annotations_of_scan, find_label_maps
 from bidsseg.bids.label_kinds import SUFFIXES, Kind, kinds_of, tables_of
+from bidsseg.bids.names import as_label
 from bidsseg.bids.recons import Recons, freesurfer_protocol, recons_in
 from bidsseg.bids.scan import Image, LabelMap, Scan
 from bidsseg.errors import DataError, UsageError
@@ -125,8 +126,8 @@ def _chosen(given: str, name: str, kinds: Mapping[Kind, Sequence[Image]], *, fol
     """Return the only kind of label maps, or the one that the entry names.
 
     Masks count if there are no other label maps, maps of probabilities if there are no masks either, and brain masks if
-    there is nothing else. None if an entry names a
-    shipped protocol, and the folder has labels of other protocols or none.
+    there is nothing else. None if an entry names a shipped protocol, and the folder has labels of other protocols or
+    none.
 
     Raises:
         UsageError: there are several.
@@ -174,7 +175,7 @@ def _protocol(
     Raises:
         DataError: there is no table, tables of several maps differ, or a table cannot be used.
     """
-    name = re.sub("[^0-9a-zA-Z]", "", name)
+    name = as_label(name)
     shipped = freesurfer_protocol(name) or (name if name in shipped_protocols() else None)
     tables = tables_of(folder, images) if kind.suffix == "dseg" else []
     if not tables and shipped is not None:

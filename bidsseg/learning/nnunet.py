@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from bidsseg.bids.names import build_name, parse_name
+from bidsseg.bids.names import as_label, build_name, parse_name
 from bidsseg.errors import DataError, InputMissing, UsageError
 from bidsseg.files import replacing, write_json_atomic, write_text_atomic
 from bidsseg.image.nifti import map_image, write_labels
 from bidsseg.image.volume import Volume
 from bidsseg.labels import Protocol, Region
+from bidsseg.labels.protocol import BACKGROUND
 from bidsseg.learning.annotation_files import Remarks, read_annotation
 from bidsseg.learning.datasets import Source, find_sources
 from bidsseg.learning.label_sources import label_sources
@@ -77,7 +78,7 @@ def read_nnunet(folder: Path) -> NnunetDataset:
     ending = str(content.get("file_ending", ".nii.gz"))
     if ending not in ENDINGS:
         raise DataError(f"{path}: images end with '{ending}': convert them to NIfTI (.nii.gz) first")
-    name = re.sub("[^0-9a-zA-Z]", "", re.sub(r"^(Dataset|Task)\d+_", "", folder.resolve().name))
+    name = as_label(re.sub(r"^(Dataset|Task)\d+_", "", folder.resolve().name))
     return NnunetDataset(folder, channels, ending, Protocol(name or "nnunet", _regions(path, content)))
 
 
@@ -97,7 +98,7 @@ def _regions(path: Path, content: Mapping[str, Any]) -> tuple[Region, ...]:
         if isinstance(index, list):
             raise DataError(f"{path}: the label {name} has several values {index}: give each value a label of its own")
         region = Region(int(index), str(name), str(name), "#808080", None, scored=name != IGNORED)
-        regions.append(region if region.index else Region(0, "Background", "BG", "#000000", 0))
+        regions.append(region if region.index else BACKGROUND)
     return tuple(sorted(regions, key=lambda region: region.index))
 
 
@@ -144,7 +145,7 @@ def _entities(case: str) -> dict[str, str]:
     parsed = parse_name(f"{case}_T1w.nii")
     if parsed is not None and "subject" in parsed[0]:
         return parsed[0]
-    return {"subject": re.sub("[^0-9a-zA-Z]", "", case) or "case"}
+    return {"subject": as_label(case) or "case"}
 
 
 def _enter(copies: dict[Path, Path], target: Path, source: Path) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Gt
 from torch import Tensor, nn
 
 from bidsseg.schema import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share, ShareBelowOne
@@ -67,7 +68,7 @@ class Readout:
     steps: NonNegativeInt = 800
     points: PositiveInt = 16384
     rate: PositiveFloat = 1e-2
-    share: Share = 0.6
+    share: Annotated[Share, Gt(0)] = 0.6
 
 
 class Stepper:

@@ -6,9 +6,8 @@ the stored features takes a small part of the time of a step of the whole networ
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -18,11 +17,12 @@ from torch import Tensor
 from bidsseg.errors import TemporaryFailure
 from bidsseg.labels import Protocol
 from bidsseg.learning.cases import Case, Sample
+from bidsseg.learning.clock import Clock
 from bidsseg.learning.objective import Relations, loss_of
 from bidsseg.learning.optimiser import rate_factor
 from bidsseg.learning.processes import Processes
 from bidsseg.learning.samples import Plan, drawn
-from bidsseg.learning.state import Conditions, seeded
+from bidsseg.learning.state import Conditions, State, seeded
 from bidsseg.networks.network import Network
 
 
@@ -45,78 +45,62 @@ class Stored:
         return Stored(self.rows[chosen], self.within[chosen], [(name, each[chosen]) for name, each in self.values])
 
 
-class Watch:
-    """The time of the readout, on which all processes agree.
-
-    Raises:
-        TemporaryFailure: in `share`, if the run is interrupted.
-    """
-
-    def __init__(self, conditions: Conditions, limit: float) -> None:
-        self.conditions, self.limit_s = conditions, limit * conditions.budget_s
-        self.began = time.monotonic()
-
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds since the beginning."""
-        return time.monotonic() - self.began
-
-    def share(self) -> float:
-        """Return the used share of the time, 0 without a time budget."""
-        share, stopped = self.conditions.processes.agree(self.elapsed_s / self.limit_s, self.conditions.stop())
-        if stopped:
-            raise TemporaryFailure("interrupted before the training began: run the same command again")
-        return share
-
-
 def fit_readout(network: Network, cases: Sequence[Case], plan: Plan, *, conditions: Conditions) -> float:
     """Train the last layers of a network in place, and return the seconds used.
 
     All processes do the same. TemporaryFailure if the run is interrupted.
     """
-    readout, report = plan.recipe.readout, conditions.report
-    watch = Watch(conditions, readout.share)
+    readout, precision, report = plan.recipe.readout, conditions.precision, conditions.report
+    limited = replace(conditions, budget_s=readout.share * conditions.budget_s)
+    clock = Clock(limited, State(), readout.steps)
     network = network.to(  # type: ignore[call-overload]
         device=conditions.device, memory_format=network.memory_format
     ).eval()
     report(f"features of {readout.samples} samples are computed, on which the last layers are trained first")
     samples = drawn(cases, plan, 0, processes=Processes(device=conditions.device))
-    stored = list(stored_features(network, islice(samples, readout.samples), watch, precision=conditions.precision))
+    stored = list(stored_features(network, islice(samples, readout.samples), clock, precision=precision))
     trained = [p for name, p in network.named_parameters() if name.startswith(network.last_layers)]
     optimiser = torch.optim.AdamW(trained, readout.rate)
     relations = Relations(plan.heads, conditions.device, naive=plan.recipe.loss.naive)
     generator = seeded(plan.seed, 4)
-    for step in range(readout.steps):
-        progress = max(step / readout.steps, watch.share())
-        if progress >= 1:
-            break
+    while (progress := share_used(clock)) < 1:
         for group in optimiser.param_groups:
             group["lr"] = readout.rate * rate_factor(progress, 0.0)
         sample = stored[int(torch.randint(len(stored), (), generator=generator))]
         some = torch.randint(len(sample.within), (readout.points,), generator=generator)
         part = sample.part(some.to(conditions.device))
-        with torch.autocast(part.rows.device.type, conditions.precision, enabled=conditions.precision != torch.float32):
+        with torch.autocast(part.rows.device.type, precision, enabled=precision != torch.float32):
             features = network.voxels(part.rows, part.within)
             logits = {head.name: F.linear(features, *network.head(head.name)) for head in plan.heads}
         loss, parts = loss_of(logits, part.values, plan, relations=relations)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        if step % 100 == 99:
+        clock.tick()
+        if clock.state.step % 100 == 0:
             shown = " ".join(f"{name} {value:.3f}" for name, value in parts.items())
-            report(f"last layers: step {step + 1} of {readout.steps}, {shown}")
+            report(f"last layers: step {clock.state.step} of {readout.steps}, {shown}")
     network.zero_grad()
-    return watch.elapsed_s
+    return clock.elapsed_s
+
+
+def share_used(clock: Clock) -> float:
+    """Return the used share (0..1) of the steps or of the time. TemporaryFailure if the run is interrupted."""
+    share = clock.progress()
+    if clock.stopped:
+        raise TemporaryFailure("interrupted before the training began: run the same command again")
+    return share
 
 
 @torch.no_grad()
 def stored_features(
-    network: Network, samples: Iterator[Sample], watch: Watch, *, precision: torch.dtype
+    network: Network, samples: Iterator[Sample], clock: Clock, *, precision: torch.dtype
 ) -> Iterator[Stored]:
     """Yield the features of each sample, until half of the time is used up; those of one sample at least."""
     for sample in samples:
         with torch.autocast(sample.image.device.type, precision, enabled=precision != torch.float32):
             rows, within = network.cells_at(sample.image, sample.coordinates, sample.points)
         yield Stored(rows, within, sample.values)
-        if watch.share() > 0.5:
+        clock.tick(0)
+        if share_used(clock) > 0.5:
             return

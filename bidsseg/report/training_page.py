@@ -135,22 +135,13 @@ def _results(table: pd.DataFrame) -> Iterator[tuple[str, str, Row, list[Row]]]:
     """Yield for each head and annotation the row of all regions, and a row for each region, the lowest Dice first."""
     for (head, annotation), part in table.groupby(["head", "annotation"], sort=False):
         rows = [_row(str(name), own) for name, own in part.groupby("region", sort=False)]
-        scans = part.groupby("case")[["dice", "hausdorff95-mm", "found-mm3", "reference-mm3"]]
-        means, sums = scans.mean(), scans.sum()
-        whole = Row(
-            "mean over regions",
-            float(means["dice"].mean()),
-            float(means["dice"].min()),
-            float(means["hausdorff95-mm"].mean()),
-            float(sums["found-mm3"].mean()),
-            float(sums["reference-mm3"].mean()),
-            len(means),
-        )
+        of_scans = {"dice": "mean", "hausdorff95-mm": "mean", "found-mm3": "sum", "reference-mm3": "sum"}
+        whole = _row("mean over regions", part.groupby("case").agg(of_scans))
         yield str(head), str(annotation), whole, sorted(rows, key=lambda row: row.dice)
 
 
 def _row(name: str, part: pd.DataFrame) -> Row:
-    """Return the means of a region over scans."""
+    """Return the means of a region, or of all regions, from one row for each scan."""
     return Row(
         name,
         float(part["dice"].mean()),

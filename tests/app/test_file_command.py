@@ -14,7 +14,8 @@ import pytest
 from nifti import load_nifti
 from tiny_model import save_tiny
 
-from bidsseg.app.cli import _is_file_command, main
+from bidsseg.app.cli import main
+from bidsseg.app.parser import is_command
 
 ROOT = Path(__file__).parents[2]
 VALIDATOR = Path(sys.executable).with_name("bids-validator-deno")
@@ -151,8 +152,8 @@ def test_help_needs_no_heavy_imports() -> None:
 
 def test_a_dataset_in_a_folder_called_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert _is_file_command(["file", "t1.nii.gz", "out"])
+    assert is_command("file", ["file", "t1.nii.gz", "out"])
     (tmp_path / "file").mkdir()
-    assert _is_file_command(["file", "t1.nii.gz", "out"])
-    assert not _is_file_command(["file", "out", "participant"])
-    assert not _is_file_command(["./file", "out", "participant"])
+    assert is_command("file", ["file", "t1.nii.gz", "out"])
+    assert not is_command("file", ["file", "out", "participant"])
+    assert not is_command("file", ["./file", "out", "participant"])

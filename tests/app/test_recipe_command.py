@@ -9,7 +9,7 @@ import pytest
 from labelled import RECIPE
 
 from bidsseg.app.cli import main
-from bidsseg.app.recipes import is_recipe_command
+from bidsseg.app.parser import is_command
 from bidsseg.learning.recipe import Recipe, has_small, load_recipe, shipped_recipes
 from bidsseg.learning.recipe_text import recipe_text
 
@@ -84,7 +84,7 @@ def test_wrong_words_are_a_usage_error(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_a_dataset_may_be_called_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert is_recipe_command(["recipe", "out", "train"])
+    assert is_command("recipe", ["recipe", "out", "train"])
     (tmp_path / "recipe").mkdir()
-    assert not is_recipe_command(["recipe", "out", "train"])
-    assert is_recipe_command(["recipe", "show", "ace"])
+    assert not is_command("recipe", ["recipe", "out", "train"])
+    assert is_command("recipe", ["recipe", "show", "ace"])

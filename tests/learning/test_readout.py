@@ -57,7 +57,7 @@ def test_the_time_budget_ends_it(ask: Ask, tmp_path: Path, monkeypatch: pytest.M
     """The clock advances by a second at each look: one sample takes half of the two seconds."""
     network, cases, plan = ready(ask, steps=100_000, share=0.5)
     seconds = iter(range(10_000))
-    monkeypatch.setattr("bidsseg.learning.readout.time.monotonic", lambda: next(seconds))
+    monkeypatch.setattr("bidsseg.learning.clock.time.monotonic", lambda: next(seconds))
     assert fit_readout(network, cases, plan, conditions=conditions(tmp_path, [], budget_s=20.0)) < 20
 
 

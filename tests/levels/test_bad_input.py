@@ -3,7 +3,7 @@
 import gzip
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +11,14 @@ import nibabel as nib
 import numpy as np
 import phantoms
 import pytest
-from bad_input import ErrorStream, no_traceback, t1w, whole
+from bad_input import ErrorStream, t1w, whole
 from fake_model import App, make_app, save_card
 from nifti import load_nifti
 
 from bidsseg.app import cli
 from bidsseg.models.card import WEIGHTS
 
-
-@pytest.fixture
-def app(tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> App:
-    return make_app(tmp_path, make_bids(), monkeypatch)
-
-
-@pytest.fixture(autouse=True)
-def stream(capfd: pytest.CaptureFixture[str]) -> Iterator[ErrorStream]:
-    """The error stream; no test in this file may print a traceback."""
-    with no_traceback(capfd) as stream:
-        yield stream
+pytestmark = pytest.mark.usefixtures("stream")
 
 
 # -- the call ----------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from browser import CONTRAST, needs_chromium, photographed, seen
-from fake_model import App, make_app, save_card
+from fake_model import App, save_card
 from label_maps import AFFINE, add_map, blobs, save
 from links import Links
 from PIL import Image
@@ -295,11 +294,6 @@ def test_the_model_selects_one_of_several_maps_of_a_scan(folders: tuple[Path, Pa
 
 
 # -- the command line --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def app(tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> App:
-    return make_app(tmp_path, make_bids(), monkeypatch)
 
 
 def test_participant_and_evaluate_in_one_call(app: App, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

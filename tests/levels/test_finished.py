@@ -18,11 +18,6 @@ from nifti import load_nifti
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def app(tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> App:
-    return make_app(tmp_path, make_bids(), monkeypatch)
-
-
 def scan(app: App, label: str = "01") -> Path:
     return app.bids / f"sub-{label}" / "anat" / f"sub-{label}_T1w.nii.gz"
 

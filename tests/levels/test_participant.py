@@ -25,11 +25,6 @@ VALIDATOR = Path(sys.executable).with_name("bids-validator-deno")
 
 
 @pytest.fixture
-def app(tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> App:
-    return make_app(tmp_path, make_bids(), monkeypatch)
-
-
-@pytest.fixture
 def sessions(tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> App:
     """Two participants with two sessions of two runs, each with a FLAIR."""
     return make_app(tmp_path, make_bids(2, 2, 2, flair=True), monkeypatch)

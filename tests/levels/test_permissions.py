@@ -4,25 +4,15 @@ import errno
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bad_input import ErrorStream, no_traceback, t1w, whole
-from fake_model import App, app_for_everybody, make_app
+from bad_input import ErrorStream, t1w, whole
+from fake_model import App, app_for_everybody
 from permissions import not_root
 
-
-@pytest.fixture
-def app(tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> App:
-    return make_app(tmp_path, make_bids(), monkeypatch)
-
-
-@pytest.fixture(autouse=True)
-def stream(capfd: pytest.CaptureFixture[str]) -> Iterator[ErrorStream]:
-    """The error stream; no test in this file may print a traceback."""
-    with no_traceback(capfd) as stream:
-        yield stream
+pytestmark = pytest.mark.usefixtures("stream")
 
 
 @pytest.fixture

@@ -5,20 +5,15 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_model import App, app_for_everybody, make_app
+from fake_model import App, app_for_everybody
 from permissions import not_root
 
 from bidsseg.bids.index import closed_folders
 from bidsseg.errors import BidssegError, DataError, InputMissing, IOFailure, OutputNotWritable, explained
-
-
-@pytest.fixture
-def app(tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> App:
-    return make_app(tmp_path, make_bids(), monkeypatch)
 
 
 @pytest.fixture

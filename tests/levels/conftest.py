@@ -1,0 +1,20 @@
+"""Fixtures of the levels: the program with a fake model, and its error stream."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from bad_input import ErrorStream, no_traceback
+from fake_model import App, make_app
+
+
+@pytest.fixture
+def app(tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> App:
+    return make_app(tmp_path, make_bids(), monkeypatch)
+
+
+@pytest.fixture
+def stream(capfd: pytest.CaptureFixture[str]) -> Iterator[ErrorStream]:
+    """The error stream; the test may print no traceback."""
+    with no_traceback(capfd) as stream:
+        yield stream
