@@ -9,8 +9,10 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 
 import torch
 
+from bidsseg.derivative.ownership import CHECKPOINT
 from bidsseg.derivative.run_log import Entry
 from bidsseg.errors import IOFailure, UsageError
+from bidsseg.learning.data_files import check_unchanged, files_of, fingerprints
 from bidsseg.learning.datasets import Source
 from bidsseg.learning.folds import dataset_of, person
 from bidsseg.learning.recipe import is_shipped
@@ -54,6 +56,20 @@ def check_beforehand(setup: Setup, sources: Sequence[Source], starts: Iterable[s
             report.warn(f"{count} datasets are in a folder {name}: participants with equal labels count as the same")
     if recipe.keep == "best" and len({person(source.name) for source in sources if source.maps}) < 5:
         report.warn('keep = "best" needs at least five labelled participants; the last weights are kept')
+
+
+def checked_files(setups: Sequence[Setup], sources: Sequence[Source]) -> dict[str, str]:
+    """Return the checksums of the images and label maps of training runs with one recipe, see `fingerprints`.
+
+    DataError if a file has changed since the checkpoint that one of the training runs resumes.
+    """
+    files = files_of(sources, setups[0].recipe.inputs) if setups else {}
+    found = fingerprints(files)
+    for setup in setups:
+        checkpoint = setup.folder / CHECKPOINT
+        if setup.options.resume and checkpoint.is_file():
+            check_unchanged(checkpoint, files, found)
+    return found
 
 
 def check_start(setup: Setup, name: str) -> None:

@@ -51,6 +51,8 @@ class Conditions:
         report: receives messages on the progress.
         precision: type of the activations.
         run: identity of the run that made a checkpoint: recipe, seed, scans and the like; it must match.
+        files: checksums of the images and label maps, which are stored in the checkpoint, see
+            ``data_files.fingerprints``.
     """
 
     folder: Path
@@ -60,6 +62,7 @@ class Conditions:
     precision: torch.dtype = torch.float32
     processes: Processes = field(default_factory=Processes)
     run: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def checkpoint(self) -> Path:
@@ -138,7 +141,7 @@ def save_checkpoint(
     kept = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "state": vars(state)}
     try:
         with replacing(conditions.checkpoint) as stream:
-            save_to(stream, {**others, **kept, "run": json.dumps(conditions.run)})
+            save_to(stream, {**others, **kept, "run": json.dumps(conditions.run), "files": dict(conditions.files)})
     except IOFailure as error:
         remedy = "the last one is kept: free some space and run again with --resume"
         begin = "there is none yet: free some space and run again"

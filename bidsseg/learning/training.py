@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -215,9 +215,14 @@ def begun(setup: Setup, card: Card, start: Model | None) -> Network:
     return network
 
 
-def conditions_of(setup: Setup, people: People, start: Model | None, *, interruption: Interruption) -> Conditions:
-    """Return the conditions of the training run, with the values that identify its checkpoint."""
+def conditions_of(
+    setup: Setup, people: People, start: Model | None, *, files: Mapping[str, str], interruption: Interruption
+) -> Conditions:
+    """Return the conditions of the training run, with the values that identify its checkpoint.
 
+    Args:
+        files: checksums of the images and label maps, see ``data_files.fingerprints``.
+    """
     minutes = setup.options.time_budget_min
     seen, unseen = ([case.name for case in cases] for cases in (people.seen, people.unseen))
     return Conditions(
@@ -233,6 +238,7 @@ def conditions_of(setup: Setup, people: People, start: Model | None, *, interrup
             "learns from": seen,  # codespell:ignore (a key of existing checkpoints)
             "holds out": unseen,
         },
+        files,
     )
 
 

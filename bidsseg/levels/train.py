@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,13 +61,14 @@ def _train(setup: Setup, report: LoggedReport, interruption: Interruption) -> Pa
         held = training.held_out_of(setup, sources)
         preconditions.check_beforehand(setup, sources, [setup.options.init])
         preconditions.warn_about_leakage(setup, held, sources)
+        files = preconditions.checked_files([setup], sources)
         if setup.settings.dry_run:
             for line in preconditions.plan_in_words(setup, sources, held):
                 setup.report.say(line)
             return setup.folder
         with record.recorded(setup, report, preconditions.parts_of_sources(sources, held)):
             people = training.people_of(setup, training.read_data(setup, sources, interruption), held)
-            return _fit(setup, people, interruption)
+            return _fit(setup, people, files=files, interruption=interruption)
 
 
 def _cross_validate(setup: Setup, report: LoggedReport, interruption: Interruption) -> Path:
@@ -83,18 +84,25 @@ def _cross_validate(setup: Setup, report: LoggedReport, interruption: Interrupti
         maps = {source.name: source.maps for source in sources if source.maps}
         crossvalidation.check_people(parts, done, maps)
         preconditions.check_beforehand(setup, sources, [part.setup.options.init for part in parts])
+        files = preconditions.checked_files([part.setup for part in parts if part not in done], sources)
         if setup.settings.dry_run:
             for line in preconditions.plan_in_words(setup, sources, ()):
                 setup.report.say(line)
             crossvalidation.report_folds(parts, maps)
             return setup.folder
         with record.recorded(setup, report, preconditions.parts_of_sources(sources, ())):
-            _fit_parts(setup, parts, done, sources=sources, interruption=interruption)
+            _fit_parts(setup, parts, done, sources=sources, files=files, interruption=interruption)
             return crossvalidation.conclude(setup, parts)
 
 
 def _fit_parts(
-    setup: Setup, parts: Sequence[Part], done: Sequence[Part], *, sources: Sequence[Source], interruption: Interruption
+    setup: Setup,
+    parts: Sequence[Part],
+    done: Sequence[Part],
+    *,
+    sources: Sequence[Source],
+    files: Mapping[str, str],
+    interruption: Interruption,
 ) -> None:
     """Train the unfinished parts of a cross-validation, one after the other."""
     from bidsseg.learning import crossvalidation, training
@@ -109,12 +117,16 @@ def _fit_parts(
             timed = crossvalidation.with_time(part, [*done, *left[:number]], len(left) - number)
             crossvalidation.check_wanted(interruption)
             held = crossvalidation.people_held_out(part, maps)
-            _fit(timed, training.people_of(timed, cases, held), interruption)
+            _fit(timed, training.people_of(timed, cases, held), files=files, interruption=interruption)
         gc.collect()  # frees networks and optimisers of this part before those of the next part are created
 
 
-def _fit(setup: Setup, people: People, interruption: Interruption) -> Path:
-    """Train on scans that were read, until finished or interrupted, and return the model folder."""
+def _fit(setup: Setup, people: People, *, files: Mapping[str, str], interruption: Interruption) -> Path:
+    """Train on scans that were read, until finished or interrupted, and return the model folder.
+
+    Args:
+        files: checksums of the images and label maps.
+    """
     from bidsseg.learning import training
     from bidsseg.models.library import load_model
 
@@ -122,6 +134,6 @@ def _fit(setup: Setup, people: People, interruption: Interruption) -> Path:
     start = load_model(setup.options.init) if setup.options.init else None
     card = training.card_of(setup, people, start)
     network = training.begun(setup, card, start)
-    conditions = training.conditions_of(setup, people, start, interruption=interruption)
+    conditions = training.conditions_of(setup, people, start, files=files, interruption=interruption)
     state = training.learn(network, setup, people, start=start, conditions=conditions)
     return training.conclude(setup, people, card, network=network, state=state, interruption=interruption)

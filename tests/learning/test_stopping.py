@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -9,7 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import nibabel as nib
+import numpy as np
 import pandas as pd
+import phantoms
 import pytest
 import torch
 from labelled import RECIPE, Ask, console, interrupt_after, weights
@@ -25,6 +29,7 @@ from bidsseg.levels.train import train_level
 from bidsseg.models.card import WEIGHTS, Card, read_card
 from bidsseg.models.library import build
 from bidsseg.networks.network import Network
+from bidsseg.settings import Settings
 
 
 def test_a_stopped_run_goes_on_to_the_very_same_weights(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,6 +98,47 @@ def test_a_run_with_other_participants_or_another_seed_is_not_resumed(
     train_level(ask(resume=True))
     with pytest.raises(DataError, match=rf"models/tiny: of another run \({named.split('.')[0]} differ\)"):
         train_level(ask(resume=True, **changes))
+
+
+@pytest.mark.parametrize("named", ["seg-FAST_dseg", "T1w"])
+def test_changed_files_are_not_resumed(
+    named: str, ask: Ask, dataset: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A label map that was corrected meanwhile is found before any image is read; a copy of the data is no change."""
+    bids, labels = (Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in dataset)
+
+    def settings(**changes: Any) -> Settings:
+        return replace(ask(labels={"FAST": [labels]}, **changes), bids_dir=bids)
+
+    with monkeypatch.context() as patched:
+        interrupt_after(1, patched)
+        with pytest.raises(TemporaryFailure):
+            train_level(settings())
+    (path,) = tmp_path.glob(f"*/sub-02/anat/sub-02_{named}.nii.gz")
+    kept = path.read_bytes()
+    image = nib.Nifti1Image.from_filename(path)
+    values = np.asanyarray(image.dataobj).copy()
+    values[0, 0, 0] = 1
+    phantoms.save(path, values, image.affine)
+    dry = replace(settings(resume=True), dry_run=True)
+    for asked in (dry, settings(resume=True)):
+        with pytest.raises(DataError, match=rf"data changed since: {path}: restore .*or give --overwrite"):
+            train_level(asked)
+    path.unlink()
+    path.write_bytes(kept)
+    assert read_card(train_level(settings(resume=True))).recipe["steps_done"] == 3
+
+
+def test_a_checkpoint_without_checksums_is_resumed(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        interrupt_after(1, patched)
+        with pytest.raises(TemporaryFailure):
+            train_level(ask())
+    (checkpoint,) = ask().output_dir.glob("models/tiny/checkpoint.pt")
+    saved = torch.load(checkpoint, weights_only=True)
+    assert len(saved.pop("files")) == 3 * 2 + 1
+    torch.save(saved, checkpoint)
+    assert read_card(train_level(ask(resume=True))).recipe["steps_done"] == 3
 
 
 def test_what_a_network_draws_by_itself_is_drawn_again(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:

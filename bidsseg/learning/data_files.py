@@ -1,0 +1,67 @@
+"""The images and label maps of a training, which must not change before it is resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bidsseg.errors import DataError
+from bidsseg.files import fingerprint
+from bidsseg.learning.datasets import Source
+
+NAMED = 5
+"""Largest number of files in a message."""
+
+
+def files_of(sources: Iterable[Source], inputs: Sequence[str]) -> dict[str, Path]:
+    """Return the files of a training under names that do not depend on the place of the datasets.
+
+    A name has the case, and the protocol of a label map or the suffix of an image: ``dataset/sub-01 BrainCOLOR``.
+    """
+    found: dict[str, Path] = {}
+    for source in sources:
+        images = {} if source.scan is None else source.scan.images(inputs)
+        found |= {f"{source.name} {name}": path for name, path in (*images.items(), *source.maps.items())}
+    return found
+
+
+def fingerprints(files: Mapping[str, Path]) -> dict[str, str]:
+    """Return the checksum of the content of each file."""
+    return {name: fingerprint(path) for name, path in files.items()}
+
+
+def check_unchanged(checkpoint: Path, files: Mapping[str, Path], now: Mapping[str, str]) -> None:
+    """Raise DataError if files have another content than when a checkpoint was written.
+
+    Copies of the files count as unchanged. Other participants are found when the checkpoint is read.
+
+    Args:
+        files, now: the files by name, and their checksums.
+    """
+    before = stored(checkpoint)
+    shared = {case_of(name) for name in before} & {case_of(name) for name in now}
+    changed = [str(files[name]) for name in now if case_of(name) in shared and before.get(name) != now[name]]
+    changed += [f"{name}, which is missing" for name in before if case_of(name) in shared and name not in now]
+    if changed:
+        more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
+        raise DataError(
+            f"{checkpoint}: the data changed since: {', '.join(changed[:NAMED])}{more}: restore the files, or give "
+            "--overwrite instead of --resume to train on the present ones from the beginning"
+        )
+
+
+def case_of(name: str) -> str:
+    """Return the case that a name of `files_of` has."""
+    return name.rpartition(" ")[0]
+
+
+def stored(checkpoint: Path) -> dict[str, str]:
+    """Return the checksums in a checkpoint, by name; empty if it is damaged or from an older version."""
+    try:
+        saved: dict[str, Any] = torch.load(checkpoint, weights_only=True, map_location="cpu", mmap=True)
+        return dict(saved["files"])
+    except Exception:  # reading the checkpoint reports the reason
+        return {}
