@@ -226,8 +226,8 @@ class Settings:
 
     labels: Mapping[str, Sequence[Path]] = flag(
         "--labels PROTOCOL=DIR", LABELS,
-        "derivative dataset with the labels of a protocol, to train on or to compare with; the level train also takes "
-        "DIR alone, and the SUBJECTS_DIR of FreeSurfer or FastSurfer",
+        "derivative dataset with the labels of a protocol, to train on or to compare with; DIR alone takes its only "
+        "kind of labels; the level train also takes the SUBJECTS_DIR of FreeSurfer or FastSurfer",
         default={}, several=True)  # fmt: skip
 
     command: Sequence[str] = ()

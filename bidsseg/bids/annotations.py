@@ -17,16 +17,17 @@ BRAIN = "brain"
 """The protocol of brain masks."""
 
 
-def find_annotations(derivatives_dir: Path, scan: Scan, protocol: str) -> Path | None:
+def find_annotations(derivatives_dir: Path, scan: Scan, wanted: str | Kind) -> Path | None:
     """Return the annotation of a scan in a protocol: a ``seg-<protocol>`` label map or a ``label-<protocol>`` mask.
 
-    A ``desc-brain`` mask belongs to the protocol ``brain``, too. See `annotations_of_scan`.
+    A ``desc-brain`` mask belongs to the protocol ``brain``, too. A kind of label maps may be wanted instead. See
+    `annotations_of_scan`.
 
     Raises:
         InputMissing: the folder does not exist.
         DataError: several annotations match equally well.
     """
-    fitting = annotations_of_scan(derivatives_dir, scan, protocol)
+    fitting = annotations_of_scan(derivatives_dir, scan, wanted)
     if len(fitting) > 1:
         raise DataError(f"{fitting[0]} and {fitting[1].name} both annotate {scan.key}: keep only one")
     return fitting[0] if fitting else None

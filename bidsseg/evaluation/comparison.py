@@ -11,6 +11,7 @@ from functools import partial
 
 from bidsseg.errors import BidssegError, DataError, TemporaryFailure, explained
 from bidsseg.evaluation.agreement import Agreement, brain_means, counted, measured, scored_regions
+from bidsseg.evaluation.conversion import converted
 from bidsseg.evaluation.lesions import Lesions, count_lesions
 from bidsseg.evaluation.pairs import Pair, Pairing
 from bidsseg.image.nifti import read_labels
@@ -41,7 +42,7 @@ class Case:
 
 
 def read_pair(pair: Pair, protocol: Protocol, mask: Mask) -> tuple[Volume, Volume]:
-    """Return the found and the reference label map, with background in the voxels that do not count.
+    """Return the found and the reference label map in a protocol, with background in the voxels that do not count.
 
     Raises:
         InputMissing: a file does not exist or cannot be opened.
@@ -52,7 +53,7 @@ def read_pair(pair: Pair, protocol: Protocol, mask: Mask) -> tuple[Volume, Volum
         shapes = f"{found.shape} and {reference.shape} voxels"
         raise DataError(f"{pair.found} and {pair.reference} are on different grids ({shapes}): resample one of them")
     try:
-        labels, truth = counted(found.data, reference.data, protocol, mask=mask)
+        labels, truth = counted(converted(found.data, pair.values), reference.data, protocol, mask=mask)
     except DataError as error:
         raise DataError(f"{pair.found}, {pair.reference}: {error}") from error
     return Volume(labels, found.affine), Volume(truth, reference.affine)

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bidsseg.bids.annotations import annotation_names, find_annotations, find_label_maps
+from bidsseg.bids.label_kinds import Kind
 from bidsseg.bids.names import build_name
 from bidsseg.bids.scan import ADDED, LabelMap, Scan, without_added
 from bidsseg.errors import DataError, InputMissing
+from bidsseg.evaluation.conversion import Conversion
 from bidsseg.labels.protocol import Protocol
 from bidsseg.settings import Mask
 
@@ -22,11 +24,13 @@ class Pair:
         source: entities of the scan.
         found: the evaluated map.
         reference: the reference map.
+        values: conversion of the evaluated map to the protocol of the reference, see ``conversion``.
     """
 
     source: Mapping[str, str]
     found: Path
     reference: Path
+    values: Conversion = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -44,6 +48,7 @@ class About:
         folders: derivative datasets of the reference.
         against: the evaluated derivative dataset; None for the output folder.
         mask: which voxels count, see ``agreement.counted``.
+        converted: protocol of the evaluated label maps, if they are converted to that of the reference.
     """
 
     found: str
@@ -51,6 +56,7 @@ class About:
     folders: Sequence[Path]
     against: Path | None
     mask: Mask
+    converted: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,12 +72,17 @@ class Pairing:
     """The pairs of a protocol.
 
     Attributes:
+        protocol: protocol of the reference.
+        wanted: label maps in each folder of the reference, see ``annotations_of_scan``.
+        values: conversion of the evaluated maps to the protocol of the reference.
         failed: scans whose maps cannot be compared.
         alone: scans that only one side has.
     """
 
     protocol: Protocol
     about: About
+    wanted: Mapping[Path, str | Kind]
+    values: Conversion = field(default_factory=dict)
     pairs: list[Pair] = field(default_factory=list)
     failed: list[Left] = field(default_factory=list)
     alone: list[Left] = field(default_factory=list)
@@ -97,7 +108,6 @@ def pair_up(judged: Iterable[Scan], references: Iterable[LabelMap], pairing: Pai
         references: all label maps of the reference.
         lacking: reason for references without an evaluated label map.
     """
-    folders = pairing.about.folders
     waiting: dict[str, Path] = {}
     for label_map in references:
         waiting.setdefault(label_map.key, label_map.path)
@@ -106,7 +116,7 @@ def pair_up(judged: Iterable[Scan], references: Iterable[LabelMap], pairing: Pai
     for scan in judged:
         elsewhere = waiting.pop(build_name(without_added(scan.entities)), None)
         try:
-            fitting = [find_annotations(folder, scan, pairing.protocol.name) for folder in folders]
+            fitting = [find_annotations(folder, scan, wanted) for folder, wanted in pairing.wanted.items()]
         except DataError as error:
             pairing.failed.append(Left(scan.key, str(error)))
             continue
@@ -115,17 +125,21 @@ def pair_up(judged: Iterable[Scan], references: Iterable[LabelMap], pairing: Pai
             both = " and ".join(map(str, found))
             pairing.failed.append(Left(scan.key, f"{both} belong to one scan: give one folder with --labels"))
         elif found:
-            pairing.pairs.append(Pair(scan.entities, scan.t1w, found[0]))
+            pairing.pairs.append(Pair(scan.entities, scan.t1w, found[0], pairing.values))
         elif elsewhere is not None:
             pairing.failed.append(Left(scan.key, f"{elsewhere} is in another space than {scan.t1w.name}"))
         else:
-            pairing.alone.append(Left(scan.key, f"no reference in {', '.join(map(str, folders))}"))
+            pairing.alone.append(Left(scan.key, f"no reference in {', '.join(map(str, pairing.wanted))}"))
     pairing.alone += [Left(key, lacking) for key in waiting]
 
 
-def check_holds(folder: Path, protocol: str, flag: str) -> None:
-    """Raise InputMissing if a folder has no label map of a protocol."""
-    if not find_label_maps(folder, protocol):
+def check_holds(folder: Path, protocol: str, flag: str, *, wanted: str | Kind | None = None) -> None:
+    """Raise InputMissing if a folder has no label map of a protocol.
+
+    Args:
+        wanted: its label maps; by default those with the name of the protocol.
+    """
+    if not find_label_maps(folder, wanted or protocol):
         files = " or ".join(f"*_{kind}.nii.gz" for kind in annotation_names(protocol))
         raise InputMissing(f"{flag}: {folder} has no label map of {protocol} (sub-*/[ses-*/]anat/{files})")
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bidsseg.bids.annotations import find_label_maps
+from bidsseg.bids.label_kinds import Kind
 from bidsseg.bids.outputs import AgreementPaths, agreement_paths, root_path
+from bidsseg.bids.recons import Recons
 from bidsseg.bids.scan import LabelMap
 from bidsseg.derivative.ownership import check_agreement_files, check_folder, check_source
 from bidsseg.derivative.results import find_native_maps, natural
 from bidsseg.derivative.sidecars import write_root_files
 from bidsseg.errors import BidssegError, InputMissing, NothingSelected, UsageError
+from bidsseg.evaluation.conversion import Conversion, conversion
 from bidsseg.evaluation.pairs import About, Left, Pairing, check_holds, one_of_each_scan, pair_up
 from bidsseg.execution.machine import choose_processes
-from bidsseg.labels.protocol import Protocol, load_protocol
-from bidsseg.models.card import find_card, name_of
+from bidsseg.learning.label_sources import LabelSource, label_sources
+from bidsseg.models.card import find_card, head_protocol, name_of
 from bidsseg.models.participants import participants
 from bidsseg.settings import Settings
 
@@ -23,16 +27,84 @@ NAMED = 5
 """Largest number of participants in a warning."""
 
 
+@dataclass(frozen=True)
+class Judged:
+    """The evaluated label maps.
+
+    Attributes:
+        protocol: name of their protocol.
+        wanted: their files in the folder of ``--against``.
+        values: conversion to the protocol of the reference.
+    """
+
+    protocol: str
+    wanted: str | Kind
+    values: Conversion = field(default_factory=dict)
+
+
 def check_labels(settings: Settings) -> None:
-    """Raise UsageError without a reference, and InputMissing for a folder without label maps of its protocol."""
-    against = settings.evaluation.against
-    if not settings.labels or "" in settings.labels:
-        raise UsageError("the level evaluate needs a reference: give --labels PROTOCOL=DIR")
-    for name, folders in settings.labels.items():
-        for folder in folders:
-            check_holds(folder, load_protocol(name).name, "--labels")
-        if against is not None:
-            check_holds(against, load_protocol(name).name, "--against")
+    """Raise UsageError without a reference, and InputMissing for a folder without label maps of its protocol.
+
+    UsageError if the evaluated label maps are in protocols without a relation to that of the reference.
+    """
+    for sources in _references(settings):
+        _judged(settings, sources)
+
+
+def _references(settings: Settings) -> list[list[LabelSource]]:
+    """Return the label maps of the reference, those of one protocol together."""
+    if not settings.labels:
+        raise UsageError("the level evaluate needs a reference: give --labels DIR or --labels PROTOCOL=DIR")
+    found: dict[str, list[LabelSource]] = {}
+    for source in label_sources(settings.labels):
+        if isinstance(source.wanted, Recons):
+            raise UsageError(
+                f"{source.given}: evaluate compares label maps on the grid of the T1w, and those of a SUBJECTS_DIR "
+                "have another: resample them (mri_label2vol, or fMRIPrep's desc-aseg_dseg)"
+            )
+        check_holds(source.folder, source.protocol.name, "--labels", wanted=source.wanted)
+        found.setdefault(source.protocol.name, []).append(source)
+    return list(found.values())
+
+
+def _judged(settings: Settings, sources: Sequence[LabelSource]) -> Judged:
+    """Return the evaluated label maps: those in the protocol of the reference, or one that can be converted to it.
+
+    UsageError if there are none, InputMissing for ``--against`` without label maps.
+    """
+    protocol, against = sources[0].protocol, settings.evaluation.against
+    if against is not None:
+        return _judged_in(against, sources)
+    try:
+        card = find_card(settings.model)
+        heads = {name: head_protocol(card, name) for name in card.heads}
+    except BidssegError:  # the model of the label maps may be elsewhere now
+        return Judged(protocol.name, protocol.name)
+    own = [protocol.name] if protocol.name in heads else list(heads)
+    for name in own:
+        if (values := conversion(heads[name], protocol)) is not None:
+            return Judged(name, name, values)
+    raise UsageError(
+        f"{sources[0].given}: the model {card.name} predicts no regions of {protocol.name} (it predicts "
+        f"{', '.join(heads)}): name the regions as in one of these, or select another model with --model"
+    )
+
+
+def _judged_in(against: Path, sources: Sequence[LabelSource]) -> Judged:
+    """Return the label maps of ``--against``: those named as the reference, otherwise the only kind of label maps."""
+    protocol = sources[0].protocol
+    for wanted in dict.fromkeys((protocol.name, *(source.wanted for source in sources))):
+        if not isinstance(wanted, Recons) and find_label_maps(against, wanted):
+            return Judged(protocol.name, wanted)
+    try:
+        (found,) = label_sources({"": [against]})
+        values = conversion(found.protocol, protocol)
+    except BidssegError:
+        values = None
+    if values is None or isinstance(found.wanted, Recons):
+        check_holds(against, protocol.name, "--against")
+    assert values is not None and not isinstance(found.wanted, Recons)
+    return Judged(found.protocol.name, found.wanted, values)
 
 
 def evaluate_level(settings: Settings) -> None:
@@ -40,13 +112,13 @@ def evaluate_level(settings: Settings) -> None:
 
     NothingSelected if none could be compared; BidssegError (1) if some could not be compared with their reference.
     """
-    check_labels(settings)
+    references = _references(settings)
     output_dir, report = settings.output_dir, settings.report
     if settings.evaluation.against is None and not output_dir.is_dir():
         raise InputMissing(f"there is no folder {output_dir}: run the level participant first")
     check_folder(output_dir)
     check_source(settings)
-    pairings = [_pairing(settings, name) for name in settings.labels]
+    pairings = [_pairing(settings, sources, _judged(settings, sources)) for sources in references]
     for pairing in pairings:
         check_agreement_files(output_dir, _paths(pairing))
         for warning in [*pairing.warnings(), *_leakage(settings, pairing)]:
@@ -69,24 +141,31 @@ def _paths(pairing: Pairing) -> AgreementPaths:
     return agreement_paths(pairing.protocol.name, pairing.about.found, pairing.about.reference)
 
 
-def _pairing(settings: Settings, name: str) -> Pairing:
+def _pairing(settings: Settings, sources: Sequence[LabelSource], compared: Judged) -> Pairing:
     """Return the pairs of label maps to compare in a protocol."""
-    protocol, model, options = load_protocol(name), name_of(settings.model), settings.evaluation
-    folders, failed = settings.labels[name], list[Left]()
+    protocol, model, options = sources[0].protocol, name_of(settings.model), settings.evaluation
+    wanted = {source.folder: source.wanted for source in sources if not isinstance(source.wanted, Recons)}
+    folders, failed = list(wanted), list[Left]()
+    for note in dict.fromkeys(note for source in sources for note in source.notes):
+        settings.report.say(note)
+    converted = compared.protocol if compared.protocol != protocol.name else ""
+    if converted:
+        settings.report.say(f"{protocol.name}: compared with label maps of {converted}, converted to its regions")
     if options.against is None:
         found = model
-        maps = list(find_native_maps(settings.output_dir, protocol.name))
+        maps = list(find_native_maps(settings.output_dir, compared.protocol))
         judged = [scan for maker, scan in maps if maker == model and settings.selects(scan.entities)]
         lacking = f"not segmented by the model {model}: run the level participant first"
         if others := ", ".join(sorted({maker for maker, _ in maps} - {model})):
             lacking += f", or select one of these models with --model: {others}"
     else:
         found = options.against.resolve().name
-        judged, failed = one_of_each_scan(_selected(settings, [options.against], protocol), model)
+        judged, failed = one_of_each_scan(_selected(settings, {options.against: compared.wanted}), model)
         lacking = f"no label map in {options.against}"
     reference = "+".join(folder.resolve().name for folder in folders)
-    pairing = Pairing(protocol, About(found, reference, folders, options.against, options.mask), failed=failed)
-    pair_up(judged, _selected(settings, folders, protocol), pairing, lacking=lacking)
+    about = About(found, reference, folders, options.against, options.mask, converted)
+    pairing = Pairing(protocol, about, wanted, compared.values, failed=failed)
+    pair_up(judged, _selected(settings, wanted), pairing, lacking=lacking)
     return pairing
 
 
@@ -108,9 +187,9 @@ def _leakage(settings: Settings, pairing: Pairing) -> list[str]:
     ]
 
 
-def _selected(settings: Settings, folders: Sequence[Path], protocol: Protocol) -> list[LabelMap]:
-    """Return the label maps of the selected participants and sessions."""
-    found = [label_map for folder in folders for label_map in find_label_maps(folder, protocol.name)]
+def _selected(settings: Settings, wanted: Mapping[Path, str | Kind]) -> list[LabelMap]:
+    """Return the label maps in folders, of the selected participants and sessions."""
+    found = [label_map for folder, names in wanted.items() for label_map in find_label_maps(folder, names)]
     return [label_map for label_map in found if settings.selects(label_map.entities)]
 
 
