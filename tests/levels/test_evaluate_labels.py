@@ -51,9 +51,7 @@ def evaluated(output: Path, manual: Path, *, model: str, name: str = "", **optio
     bids.mkdir(exist_ok=True)
     evaluation = Evaluation(**options)  # type: ignore[arg-type]
     labels = {name: [manual]}
-    evaluate_level(
-        Settings(bids, output, model=model, n_cpus=1, labels=labels, evaluation=evaluation, report=console)
-    )
+    evaluate_level(Settings(bids, output, model=model, n_cpus=1, labels=labels, evaluation=evaluation, report=console))
     return console
 
 
