@@ -35,7 +35,13 @@ class Clock:
     @property
     def share(self) -> float:
         """Share (0..1) of the steps or of the time used up at the last step, whichever is larger."""
-        return max(self.state.step / self.steps, self.state.elapsed_s / self.conditions.budget_s)
+        return max(self.state.step / self.steps, self.state.elapsed_s / self.learning_s)
+
+    @property
+    def learning_s(self) -> float:
+        """Seconds for the training itself; at least a tenth of the budget, however long the evaluation takes."""
+        budget_s = self.conditions.budget_s
+        return max(budget_s - self.state.reserve_s, 0.1 * budget_s)
 
     def progress(self) -> float:
         """Return the share that all processes agree on, and record whether they must stop."""

@@ -7,6 +7,7 @@ writes, and so on; ``OUTPUT_DIR`` has those of ``train --folds 1``.
 from __future__ import annotations
 
 import itertools
+import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -222,22 +223,26 @@ def check_wanted(interruption: Interruption) -> None:
 
 
 def with_time(part: Part, done: Sequence[Part], left: int) -> Setup:
-    """Return the setup of a part with its share of the time budget.
+    """Return the setup of a part with its share of the time budget, which begins now.
 
-    The time that the finished parts have left is divided evenly. TemporaryFailure if no time is left.
+    The remaining time is divided evenly: this run has used the time since it began, to read, train and evaluate, and
+    earlier runs the training time of the parts that they finished. TemporaryFailure if no time is left.
 
     Args:
+        done: parts that earlier runs finished.
         left: number of unfinished parts.
     """
     options = part.setup.options
     if options.time_budget_min is None:
         return part.setup
+    now = time.monotonic()
     spent_min = sum(float(read_card(each.setup.folder).recipe.get("minutes", 0)) for each in done)
+    spent_min += (now - part.setup.started) / 60
     share_min = (options.time_budget_min - spent_min) / left
     if share_min <= 0:
         raise TemporaryFailure("the time budget is used up: run again with --resume and a larger --time-budget")
     settings = replace(part.setup.settings, training=replace(options, time_budget_min=share_min))
-    return replace(part.setup, settings=settings)
+    return replace(part.setup, settings=settings, started=now)
 
 
 # -- after the last one ------------------------------------------------------------------------------------------------

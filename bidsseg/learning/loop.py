@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from bidsseg.learning.samples import Plan, draw, drawn
 from bidsseg.learning.state import Conditions, State, derived, resumed, save_checkpoint
 from bidsseg.learning.validation import ERROR, comparable, compare
 from bidsseg.networks.network import Network
+
+
+Made = TypeVar("Made")
 
 
 class Fitting:
@@ -73,6 +77,9 @@ class Fitting:
         """Add a row to the curve, and keep the weights if they are the best on the validation cases."""
         state = self.state
         row = {"step": float(state.step), "elapsed_s": round(state.elapsed_s, 1), **self.running}
+        if self.conditions.rehearse is not None and not state.reserve_s:
+            state.reserve_s = with_weights(self.network, self.average, partial(self.conditions.rehearse, self.network))
+            self.network.train()
         if self.watched:
             work = partial(evaluate, self.network, self.watched, self.plan, precision=self.conditions.precision)
             scores = with_weights(self.network, self.average, work)
@@ -109,7 +116,7 @@ def fit(
     fitting = Fitting(network, watched, plan, conditions=conditions)
     state = fitting.state
     clock = Clock(conditions, state, plan.recipe.steps)
-    done = max(0.0, (state.step - 1) / plan.recipe.steps, state.elapsed_s / conditions.budget_s)
+    done = max(0.0, (state.step - 1) / plan.recipe.steps, state.elapsed_s / clock.learning_s)
     next_check = math.floor(done / check_every + 1) * check_every
     samples = drawn(cases, plan, state.step, processes=conditions.processes)
     while state.step < plan.recipe.steps:
@@ -176,9 +183,7 @@ def update(average: dict[str, Tensor], network: Network, decay: float) -> None:
             average[name].copy_(value)
 
 
-def with_weights(
-    network: Network, weights: dict[str, Tensor], work: Callable[[], dict[str, float]]
-) -> dict[str, float]:
+def with_weights(network: Network, weights: dict[str, Tensor], work: Callable[[], Made]) -> Made:
     """Run a function with other weights in the network, then restore its own."""
     own = {name: value.clone() for name, value in network.state_dict().items()}
     network.load_state_dict(weights)

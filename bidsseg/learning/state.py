@@ -17,6 +17,7 @@ from bidsseg.derivative.ownership import CHECKPOINT
 from bidsseg.errors import DataError, IOFailure
 from bidsseg.files import replacing
 from bidsseg.learning.processes import Processes
+from bidsseg.networks.network import Network
 
 
 def derived(seed: int, *numbers: int) -> int:
@@ -46,13 +47,15 @@ class Conditions:
 
     Attributes:
         folder: folder of the model and its checkpoint.
-        budget_s: seconds until the training ends, including those before its checkpoint.
+        budget_s: seconds until the evaluation ends, including those before the checkpoint.
         stop: called after each step; if it returns True, the training is saved and ends.
         report: receives messages on the progress.
         precision: type of the activations.
         run: identity of the run that made a checkpoint: recipe, seed, scans and the like; it must match.
         files: checksums of the images and label maps, which are stored in the checkpoint, see
             ``data_files.fingerprints``.
+        rehearse: evaluates a network on one held-out scan, and returns the seconds that the evaluation of all will
+            take; None without held-out scans or a time budget.
     """
 
     folder: Path
@@ -63,6 +66,7 @@ class Conditions:
     processes: Processes = field(default_factory=Processes)
     run: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    rehearse: Callable[[Network], float] | None = None
 
     @property
     def checkpoint(self) -> Path:
@@ -81,12 +85,14 @@ class State:
 
     Attributes:
         best: the highest mean Dice on the validation scans so far.
+        reserve_s: part of the time budget that is kept for the evaluation at the end; 0 while it is unknown.
     """
 
     step: int = 0
     elapsed_s: float = 0.0
     best: float = -1.0
     curve: list[dict[str, float]] = field(default_factory=list)
+    reserve_s: float = 0.0
 
 
 def resumed(conditions: Conditions, network: nn.Module, optimiser: Keeper) -> tuple[State, dict[str, Any]]:

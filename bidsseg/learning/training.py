@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -223,11 +224,11 @@ def conditions_of(
     Args:
         files: checksums of the images and label maps, see ``data_files.fingerprints``.
     """
-    minutes = setup.options.time_budget_min
+    minutes, spent_s = setup.options.time_budget_min, time.monotonic() - setup.started
     seen, unseen = ([case.name for case in cases] for cases in (people.seen, people.unseen))
     return Conditions(
         setup.folder,
-        60 * minutes if minutes else math.inf,
+        max(1.0, 60 * minutes - spent_s) if minutes else math.inf,
         interruption.asked,
         setup.report.say,
         torch.bfloat16 if setup.precision == "bf16" else torch.float32,

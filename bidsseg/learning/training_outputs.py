@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +19,30 @@ from bidsseg.learning.cases import Case
 from bidsseg.learning.state import State
 from bidsseg.learning.validation import regions_of, summary, validate
 from bidsseg.models.card import Card
-from bidsseg.models.library import load_model, save_model
+from bidsseg.models.library import Model, load_model, save_model
+from bidsseg.networks.network import Network
 from bidsseg.report import Pictures, training_page
+
+
+RESERVE = 1.2
+"""Part of the time budget kept for the evaluation, as a multiple of its expected time."""
+
+
+def rehearsal(
+    card: Card, unseen: Sequence[Case], *, precision: str, say: Callable[[str], None]
+) -> Callable[[Network], float]:
+    """Return a function that evaluates a network on one held-out scan and returns the seconds to keep for all."""
+
+    def expected_s(network: Network) -> float:
+        began = time.monotonic()
+        own = copy.deepcopy(network).cpu().eval().requires_grad_(requires_grad=False)
+        locator = load_model(card.locator) if card.locator else None
+        validate(Model(card, own, locator), unseen[:1], lambda message: None, precision=precision)
+        seconds = RESERVE * len(unseen) * (time.monotonic() - began)
+        say(f"{seconds:.0f} s of the time budget are kept for the evaluation at the end")
+        return seconds
+
+    return expected_s
 
 
 def save_curve(curve: Sequence[dict[str, float]], folder: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -33,6 +34,7 @@ class Setup:
         threads: threads of this process.
         report: silent in all processes except the first.
         labels: label maps of the entries of ``--labels``.
+        started: when its time budget began, seconds of ``time.monotonic``.
     """
 
     settings: Settings
@@ -44,6 +46,7 @@ class Setup:
     processes: Processes
     report: Report
     labels: Sequence[LabelSource] = ()
+    started: float = field(default_factory=time.monotonic)
 
     @property
     def options(self) -> Training:
@@ -58,7 +61,7 @@ class Setup:
 
 def set_up(settings: Settings, device: str, precision: str, *, threads: int) -> Setup:
     """Return the training run before any data is read. UsageError if these settings cannot be trained."""
-    options = settings.training
+    started, options = time.monotonic(), settings.training
     recipe = load_recipe(options.recipe, small=options.small)
     if not settings.labels:
         raise UsageError("train needs --labels DIR, the folder of a derivative dataset with label maps, at least once")
@@ -92,6 +95,7 @@ def set_up(settings: Settings, device: str, precision: str, *, threads: int) -> 
         processes=processes,
         report=report,
         labels=labels,
+        started=started,
     )
 
 

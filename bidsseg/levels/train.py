@@ -114,7 +114,7 @@ def _fit_parts(
         crossvalidation.forget(setup, parts)
     for number, part in enumerate(left):
         with crossvalidation.named(part):
-            timed = crossvalidation.with_time(part, [*done, *left[:number]], len(left) - number)
+            timed = crossvalidation.with_time(part, done, len(left) - number)
             crossvalidation.check_wanted(interruption)
             held = crossvalidation.people_held_out(part, maps)
             _fit(timed, training.people_of(timed, cases, held), files=files, interruption=interruption)
@@ -128,6 +128,7 @@ def _fit(setup: Setup, people: People, *, files: Mapping[str, str], interruption
         files: checksums of the images and label maps.
     """
     from bidsseg.learning import training
+    from bidsseg.learning.training_outputs import rehearsal
     from bidsseg.models.library import load_model
 
     training.begin(setup)
@@ -135,5 +136,8 @@ def _fit(setup: Setup, people: People, *, files: Mapping[str, str], interruption
     card = training.card_of(setup, people, start)
     network = training.begun(setup, card, start)
     conditions = training.conditions_of(setup, people, start, files=files, interruption=interruption)
+    if people.unseen and setup.options.time_budget_min is not None:
+        say = setup.report.say
+        conditions = replace(conditions, rehearse=rehearsal(card, people.unseen, precision=setup.precision, say=say))
     state = training.learn(network, setup, people, start=start, conditions=conditions)
     return training.conclude(setup, people, card, network=network, state=state, interruption=interruption)

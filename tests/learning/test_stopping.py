@@ -20,7 +20,17 @@ from labelled import RECIPE, Ask, console, interrupt_after, weights
 
 from bidsseg.errors import DataError, TemporaryFailure, UsageError
 from bidsseg.labels import load_protocol
-from bidsseg.learning import loop, objective, samples, validation
+from bidsseg.learning import (
+    clock,
+    loop,
+    objective,
+    samples,
+    training,
+    training_outputs,
+    training_setup,
+    validation,
+)
+from bidsseg.learning.cases import Case
 from bidsseg.learning.datasets import load_cases
 from bidsseg.learning.interruption import Interruption
 from bidsseg.learning.recipe import load_recipe
@@ -244,6 +254,50 @@ def test_the_time_budget_ends_a_run_with_a_model(ask: Ask) -> None:
     folder = train_level(settings)
     assert 1 <= read_card(folder).recipe["steps_done"] < 10_000
     assert not (folder / "checkpoint.pt").exists()
+
+
+class Watch:
+    """A clock that only moves when a test says so, in place of the module ``time``."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("measured_s, steps, used_s", [(4.0, 99, 300), (100.0, 12, 414)])
+def test_the_time_budget_has_room_for_reading_and_evaluation(
+    measured_s: float, steps: int, used_s: float, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 300 s, reading takes 90 s, and a step 2 s; one scan is evaluated early, then the evaluation gets its time.
+
+    An evaluation that takes longer than the whole budget ends the training at once.
+    """
+    watch = Watch()
+    for module in (clock, training, training_outputs, training_setup):
+        monkeypatch.setattr(module, "time", watch)
+    plain_read, plain_validate = training.read_cases, validation.validate
+
+    def read_cases(*given: Any) -> list[Case]:
+        watch.now += 90
+        return plain_read(*given)
+
+    def step(fitting: loop.Fitting, *_: Any) -> None:
+        watch.now += 2
+
+    def validate(*given: Any, **named: Any) -> pd.DataFrame:
+        watch.now += measured_s * len(given[1])
+        return plain_validate(*given, **named)
+
+    monkeypatch.setattr(training, "read_cases", read_cases)
+    monkeypatch.setattr(loop.Fitting, "step", step)
+    monkeypatch.setattr(training_outputs, "validate", validate)
+    settings = ask(RECIPE.replace("steps = 3", "steps = 1000"), hold_out=("01", "02"), time_budget_min=5)
+    folder = train_level(settings)
+    assert read_card(folder).recipe["steps_done"] == steps
+    assert watch.now - 1000 == pytest.approx(used_s)
+    assert any("s of the time budget are kept for the evaluation" in line for line in console(settings).messages)
 
 
 def test_a_broken_loss_does_not_spoil_the_weights(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:

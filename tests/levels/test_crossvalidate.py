@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -209,20 +210,27 @@ def test_overwriting_removes_all_folds(
     assert {path.parent.name for path in out.rglob("*") if path.is_file()} == {"logs"}
 
 
-def test_the_time_budget_is_shared_by_unfinished_folds(finished: Settings, request_of: Request, tmp_path: Path) -> None:
+def test_the_time_budget_is_shared_by_unfinished_folds(
+    finished: Settings, request_of: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
     shutil.copytree(finished.output_dir, out)
     card = read_card(model(out, 0))
     save_card(replace(card, recipe={**card.recipe, "minutes": 4.0}))
     first, second, final = parts_of(request_of(out, resume=True, time_budget_min=12.0))
+    now = [first.setup.started]
+    monkeypatch.setattr(crossvalidation, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def share(part: crossvalidation.Part, *done: crossvalidation.Part) -> float | None:
+        part = replace(part, setup=replace(part.setup, started=first.setup.started))
         return crossvalidation.with_time(part, done, 3 - len(done)).options.time_budget_min
 
     assert share(first) == 4.0
     assert share(second, first) == 4.0
     assert read_card(model(out, 1)).recipe["minutes"] > 0
     assert share(final, first, second) == pytest.approx(8.0 - read_card(model(out, 1)).recipe["minutes"])
+    now[0] += 120  # this run has read the data and trained
+    assert share(second, first) == 3.0
     save_card(replace(card, recipe={**card.recipe, "minutes": 12.5}))
     with pytest.raises(TemporaryFailure, match=r"the time budget is used up: .* larger --time-budget"):
         share(second, first)
