@@ -2,18 +2,22 @@
 
     python benchmarks/ship.py MODEL_FOLDER [NAME]
 
-The script copies weights and card to ``bidsseg/models/shipped/NAME``; the default is the name of the model. If the new
-card has no ``least_quality``, the value of the model that is replaced is kept.
+The script copies weights and card to ``bidsseg/models/shipped/NAME``; the default is the name of the model. Title,
+description, licence and citations are those in ``shipped.toml``, which concern the data that the model was trained on.
+If the new card has no ``least_quality``, the value of the model that is replaced is kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
 from bidsseg.models.card import FOLDER, read_card
 from bidsseg.models.library import load_model, save_model
+
+TEXTS = Path(__file__).with_name("shipped.toml")
 
 
 def main() -> None:
@@ -26,7 +30,8 @@ def main() -> None:
     before = read_card(target) if target.is_dir() else model.card
     least_quality = model.card.least_quality or before.least_quality
     target.mkdir(exist_ok=True)
-    card = replace(model.card, name=target.name, least_quality=least_quality)
+    texts = tomllib.loads(TEXTS.read_text(encoding="utf-8")).get(target.name, {})
+    card = replace(model.card, name=target.name, least_quality=least_quality, **texts)
     card = save_model(card, model.network.state_dict(), target)
     print(f"{target}: {card.size_mb:.1f} MB")
 

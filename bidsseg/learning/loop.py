@@ -23,7 +23,6 @@ from bidsseg.learning.state import Conditions, State, derived, resumed, save_che
 from bidsseg.learning.validation import ERROR, comparable, compare
 from bidsseg.networks.network import Network
 
-
 Made = TypeVar("Made")
 
 

@@ -46,15 +46,13 @@ def with_own_heads(
 
 
 def renamed(recipe: Recipe, protocols: Sequence[str]) -> Recipe:
-    """Return a recipe whose model is named after protocols, without the description and licence of another model."""
+    """Return a recipe whose model is named after protocols, with its own title and description."""
     names = " and ".join(protocols)
     return replace(
         recipe,
         name="".join(protocols),
         title=f"{names} from a {recipe.inputs[0]}",
-        description=f"Trained with the recipe {recipe.name} on labels of {names}.",
-        licence="unknown",
-        citation=(),
+        description=f"Trained with the recipe {recipe.name} for labels of {names}.",
     )
 
 

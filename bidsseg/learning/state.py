@@ -19,6 +19,9 @@ from bidsseg.files import replacing
 from bidsseg.learning.processes import Processes
 from bidsseg.networks.network import Network
 
+TEXTS = ("title", "description", "licence", "citation")
+"""Entries of a run in checkpoints of older versions, which do not change the training."""
+
 
 def derived(seed: int, *numbers: int) -> int:
     """Return a seed that depends only on another seed and the numbers."""
@@ -127,7 +130,8 @@ def continuing(conditions: Conditions) -> Iterator[dict[str, Any]]:
 def same_run(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
     """Raise DataError unless a checkpoint was made by the same run."""
     before, now = (json.loads(json.dumps(run)) for run in (before, now))
-    differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    names = [name for name in {**before, **now} if name not in TEXTS]
+    differing = [name for name in names if before.get(name) != now.get(name)]
     if differing:
         raise DataError(
             f"{where}: of another run ({', '.join(differing)} differ): repeat the command of that run, give "

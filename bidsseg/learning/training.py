@@ -17,6 +17,7 @@ from bidsseg.derivative.ownership import CHECKPOINT, CROSS_VALIDATION, MODEL_FIL
 from bidsseg.errors import NothingSelected, OutputNotWritable, TemporaryFailure, UsageError
 from bidsseg.labels import load_protocol
 from bidsseg.learning.average import average_brain
+from bidsseg.learning.card_texts import texts_of
 from bidsseg.learning.cases import Case
 from bidsseg.learning.checks import check_labels, check_sides
 from bidsseg.learning.datasets import Source, find_sources, read_cases
@@ -24,7 +25,7 @@ from bidsseg.learning.folds import divided, held_out, person, split
 from bidsseg.learning.interruption import Interruption
 from bidsseg.learning.loop import fit
 from bidsseg.learning.readout import fit_readout
-from bidsseg.learning.recipe import Recipe
+from bidsseg.learning.recipe import DESCRIBING, Recipe
 from bidsseg.learning.registration_loop import DFNET, fit_mover
 from bidsseg.learning.samples import Plan
 from bidsseg.learning.segnet import fit_voxels
@@ -164,8 +165,9 @@ def discard(folder: Path) -> None:
 def card_of(setup: Setup, people: People, start: Model | None) -> Card:
     """Return the card of the model, without the values that are only known after training."""
     recipe, targets = setup.recipe, people.targets if setup.recipe.registration is not None else ()
+    used = [case.name for case in (*people.seen, *people.watched, *targets)]
     return Card(
-        **recipe.on_card(),
+        **{**recipe.on_card(), **texts_of(setup, used, start.card if start else None)},
         sha256="",
         lesion=next((head.name for head in setup.heads if head.lesions), None),
         pose=pose_on_card(recipe, people.seen),
@@ -234,7 +236,7 @@ def conditions_of(
         torch.bfloat16 if setup.precision == "bf16" else torch.float32,
         setup.processes,
         {
-            **asdict(setup.recipe),
+            **{key: value for key, value in asdict(setup.recipe).items() if key not in DESCRIBING},
             **training_record(setup.recipe, setup.options, start),
             "learns from": seen,  # codespell:ignore (a key of existing checkpoints)
             "holds out": unseen,

@@ -23,7 +23,6 @@ from bidsseg.models.library import Model, load_model, save_model
 from bidsseg.networks.network import Network
 from bidsseg.report import Pictures, training_page
 
-
 RESERVE = 1.2
 """Part of the time budget kept for the evaluation, as a multiple of its expected time."""
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 from scripts import script
 
 from bidsseg.errors import InputMissing
-from bidsseg.models.card import CARD, FOLDER, read_card
+from bidsseg.models.card import CARD, FOLDER, read_card, shipped
 from bidsseg.models.library import load_model
 
 
@@ -26,7 +27,19 @@ def test_a_model_is_shipped_under_another_name(name: str, tmp_path: Path, monkey
     card, before = read_card(target), read_card(FOLDER / "wholebrain")
     assert card.name == "wholebrain" and card.heads == read_card(FOLDER / name).heads
     assert card.least_quality == before.least_quality is not None
+    described = ("title", "description", "licence", "citation")
+    assert all(getattr(card, text) == getattr(before, text) for text in described)
     assert load_model(str(target)).sha256 == load_model(name).sha256
+
+
+@pytest.mark.parametrize("name", [card.name for card in shipped()])
+def test_the_texts_of_shipped_models_are_in_the_table(name: str) -> None:
+    """Recipes lack them, since a user's model with the same recipe has other data."""
+    texts = tomllib.loads(script("ship").TEXTS.read_text())[name]
+    card = read_card(FOLDER / name)
+    assert texts == {key: getattr(card, key) for key in ("title", "description", "licence")} | {
+        "citation": list(card.citation)
+    }
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from bidsseg.errors import DataError, TemporaryFailure, UsageError
 from bidsseg.labels import load_protocol
 from bidsseg.learning import (
     clock,
+    datasets,
     loop,
     objective,
     samples,
@@ -277,7 +278,7 @@ def test_the_time_budget_has_room_for_reading_and_evaluation(
     watch = Watch()
     for module in (clock, training, training_outputs, training_setup):
         monkeypatch.setattr(module, "time", watch)
-    plain_read, plain_validate = training.read_cases, validation.validate
+    plain_read, plain_validate = datasets.read_cases, validation.validate
 
     def read_cases(*given: Any) -> list[Case]:
         watch.now += 90

@@ -12,10 +12,12 @@ from labelled import RECIPE, Ask, console
 from recording_console import RecordingConsole
 
 from bidsseg.image.volume import Volume
+from bidsseg.learning.card_texts import texts_of
 from bidsseg.learning.recipe import load_recipe
+from bidsseg.learning.training_setup import set_up
 from bidsseg.learning.validation import ERROR
 from bidsseg.levels.train import train_level
-from bidsseg.models.card import CARD, Card, read_card
+from bidsseg.models.card import CARD, Card, find_card, read_card
 from bidsseg.models.library import save_card
 from bidsseg.models.participants import participants, shortened, with_others
 from bidsseg.report import Compared, Pictures, training_page
@@ -58,6 +60,54 @@ def test_a_recipe_of_ones_own_does_not_describe_its_base(small: bool, tmp_path: 
     mine = load_recipe(str(path), small=small)
     assert (mine.title, mine.licence, list(mine.citation)) == ("Mine", "CC0-1.0", ["Me 2026"])
     assert load_recipe("ace-naive-ce").citation == load_recipe("ace").citation != []
+
+
+@pytest.fixture
+def licensed(dataset: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    """A labelled dataset whose description has a name and a licence."""
+    bids, labels = (Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in dataset)
+    (bids / "dataset_description.json").write_text('{"Name": "Fifty brains", "License": "PDDL\\n1.0"}')
+    return bids, labels
+
+
+@pytest.mark.parametrize("recipe", ["wholebrain", "neuronet", "locator"])
+def test_the_texts_of_a_shipped_recipe_are_those_of_the_users_data(
+    recipe: str, licensed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    bids, labels = licensed
+    known = load_recipe(recipe)
+    assert "OASIS" not in f"{known.title} {known.description} {known.licence} {known.citation}"
+    settings = Settings(bids, tmp_path / "out", labels={"FAST": [labels]}, training=Training(recipe=recipe))
+    setup = set_up(settings, "cpu", "fp32", threads=1)
+    cases = [f"bids/sub-0{number}" for number in range(1, 4)]
+    texts = texts_of(setup, cases, None)
+    assert texts["licence"] == "PDDL 1.0"
+    assert texts["description"].endswith("Trained on Fifty brains (3 scans).")
+    assert texts["description"].startswith(setup.recipe.description)
+    (labels / "dataset_description.json").write_text('{"Name": "Tissue", "License": "CC BY 4.0"}')
+    texts = texts_of(setup, [*cases, "other/sub-01"], find_card("wholebrain"))
+    assert texts["description"].endswith(
+        "Trained on Fifty brains (3 scans), other (1 scan), starting from the model wholebrain."
+    )
+    start = f"{find_card('wholebrain').licence} (the initial model wholebrain)"
+    assert texts["licence"] == f"CC BY 4.0 (Tissue); PDDL 1.0 (Fifty brains); unknown (other); {start}"
+
+
+def test_a_recipe_of_ones_own_keeps_its_texts(licensed: tuple[Path, Path], tmp_path: Path) -> None:
+    bids, labels = licensed
+    path = tmp_path / "recipe.toml"
+    own = 'description = "Mine."\nlicence = "CC0-1.0"\n'
+    for given, described, licence in (
+        (own, "Mine.", "CC0-1.0"),
+        ("", "Trained on Fifty brains (4 scans).", "PDDL 1.0"),
+    ):
+        path.write_text(given + RECIPE)
+        training = Training(recipe=str(path), folds=1)
+        folder = train_level(
+            Settings(bids, tmp_path / "out", n_cpus=1, overwrite=True, labels={"FAST": [labels]}, training=training)
+        )
+        card = read_card(folder)
+        assert (card.description, card.licence) == (described, licence)
 
 
 # -- participants ------------------------------------------------------------------------------------------------------
