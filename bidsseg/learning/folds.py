@@ -15,11 +15,14 @@ def split(
 ) -> tuple[list[Case], list[Case]]:
     """Return training and held-out cases: every ``folds``-th participant of each dataset is held out, or nobody.
 
+    A fold holds out participants of every kind of annotation in a dataset, as far as there are enough.
+
     Args:
         hold_out: labels of the participants to hold out instead, or patterns with the wildcards of file names;
             UsageError if one matches no case.
     """
-    held = held_out([case.name for case in cases], folds, fold, hold_out=hold_out)
+    kinds = {case.name: [each.protocol.name for each in case.annotations] for case in cases}
+    held = held_out([case.name for case in cases], folds, fold, hold_out=hold_out, kinds=kinds)
     return divided(cases, held)
 
 

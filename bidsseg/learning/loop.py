@@ -84,7 +84,9 @@ class Fitting:
             scores = with_weights(self.network, self.average, work)
             self.network.train()
             row |= scores
-            mean = float(np.mean(list(scores.values()))) if scores else -math.inf
+            mean = float(np.mean(list(scores.values()))) if scores else -math.inf  # every kind weighs the same
+            if self.keeps_best:
+                row["dice mean"] = mean
             if mean > state.best:
                 state.best, self.best = mean, copied(self.average)
         state.curve.append({name: round(value, 4) for name, value in row.items()})
@@ -195,6 +197,8 @@ def with_weights(network: Network, weights: dict[str, Tensor], work: Callable[[]
 @torch.no_grad()
 def evaluate(network: Network, cases: Sequence[Case], plan: Plan, *, precision: torch.dtype) -> dict[str, float]:
     """Return the mean Dice of each head over unseen cases, on a tenth of the voxels of the grid.
+
+    Annotations in several protocols have separate results, however many cases have them.
 
     Heads without an exact annotation are omitted. Images of label maps without an image are synthesised from a fixed
     seed, near the contrast of a T1w.

@@ -116,8 +116,9 @@ class Recipe:
         batch: number of samples in each step, which several processes share.
         statistics: number of image samples from which batch normalisations recompute their means and variances for the
             final weights; with 0 they keep the running ones, which include synthesised samples.
-        keep: weights of the finished model: the last, or the best on every fifth participant that is not held out;
-            these participants are then excluded from training.
+        keep: weights of the finished model: the last, or the best on every fifth participant of each kind of annotation
+            that is not held out, by the mean of the Dice of all kinds; these participants are then excluded from
+            training.
         balanced: whether scans with different kinds of annotation alternate, sample by sample; otherwise every case is
             drawn equally often.
         spatial: spatial augmentation of samples.

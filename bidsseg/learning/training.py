@@ -132,7 +132,10 @@ def people_of(setup: Setup, cases: Sequence[Case], held: Container[str]) -> Peop
     watched: list[Case] = []
     if recipe.keep == "best":
         seen, watched = split(seen, 5, 4)  # none of fewer than five participants
-        report.say(f"the weights with the best result on {', '.join(c.name for c in watched) or 'nobody'} are kept")
+        if watched:
+            report.say(f"the weights with the best result on {', '.join(c.name for c in watched)} are kept")
+        else:
+            report.say('keep = "best": too few participants are left to select the weights; the last ones are kept')
     report.say(f"{len(seen)} training scans, {len(unseen)} held out: {', '.join(c.name for c in unseen)}")
     if recipe.registration is not None:
         report.say(f"{len(targets)} scans without annotation as registration targets")
@@ -252,7 +255,9 @@ def learn(
 
     If the initial model lacks a head, the last layers are trained alone first.
     """
-    plan = Plan(setup.recipe, setup.heads, setup.options.seed)
+    # Held-out scans never select the weights, also if there are no validation scans.
+    recipe = setup.recipe if people.watched else replace(setup.recipe, keep="last")
+    plan = Plan(recipe, setup.heads, setup.options.seed)
     if setup.recipe.registration is not None:
         mover, spent_s = fit_mover(people.seen, people.targets, plan, conditions=conditions)
         plan = replace(plan, mover=mover)

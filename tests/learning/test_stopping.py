@@ -1,5 +1,6 @@
 """An interrupted training is resumed or restarted without loss."""
 
+import itertools
 import math
 import os
 import shutil
@@ -150,6 +151,17 @@ def test_a_checkpoint_without_checksums_is_resumed(ask: Ask, monkeypatch: pytest
     assert len(saved.pop("files")) == 3 * 2 + 1
     torch.save(saved, checkpoint)
     assert read_card(train_level(ask(resume=True))).recipe["steps_done"] == 3
+
+
+def test_held_out_scans_never_select_the_weights(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two training participants, nobody is left to select the weights: the last ones are kept."""
+    scores = itertools.count(1.0, -0.01)  # the first weights are the best
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: {"dice one": next(scores)})
+    last = weights(train_level(ask(hold_out=("01",), output="last")))
+    settings = ask('keep = "best"\n' + RECIPE, hold_out=("01",))
+    kept = weights(train_level(settings))
+    assert all(torch.equal(value, kept[name]) for name, value in last.items())
+    assert any("too few participants are left to select the weights" in line for line in console(settings).messages)
 
 
 def test_what_a_network_draws_by_itself_is_drawn_again(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:

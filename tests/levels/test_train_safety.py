@@ -27,8 +27,10 @@ from bidsseg.errors import (
     UsageError,
 )
 from bidsseg.files import held
+from bidsseg.labels import load_protocol
 from bidsseg.learning import clock, training
-from bidsseg.learning.folds import held_out
+from bidsseg.learning.cases import Annotation, Case
+from bidsseg.learning.folds import held_out, split
 from bidsseg.levels.train import train_level
 
 HOLD = """
@@ -268,6 +270,19 @@ def test_every_kind_of_annotation_is_held_out() -> None:
     assert {kinds[name][0] for name in folds[0]} >= {"FAST", "lesion"}
     assert sum(any(name in fold for name in lesions) for fold in folds) == 3
     assert max(map(len, folds)) - min(map(len, folds)) <= 1
+
+
+def test_every_kind_selects_the_weights() -> None:
+    """Nine participants with tissues and five with lesions: both kinds are among those that select the weights."""
+    kinds = {f"a/sub-{number:02}": "FAST" if number < 10 else "lesion" for number in range(1, 15)}
+    cases = [case_of(name, kind) for name, kind in kinds.items()]
+    _, watched = split(cases, 5, 4)
+    assert {kinds[case.name] for case in watched} == {"FAST", "lesion"}
+
+
+def case_of(name: str, protocol: str) -> Case:
+    values = torch.zeros((2, 2, 2), dtype=torch.uint8)
+    return Case(name, None, (Annotation(load_protocol(protocol), values),), values == 0, None)
 
 
 def test_one_kind_of_annotation_is_divided_in_turn() -> None:
