@@ -51,7 +51,9 @@ def check_sides(recipe: Recipe, protocols: Iterable[Protocol]) -> None:
 
 
 def check_recipe(recipe: Recipe, network: Network) -> None:
-    """Raise DataError if a recipe does not fit its network."""
+    """Raise DataError if a recipe does not fit its network, or has no head to train."""
+    if not any(recipe.heads.values()):
+        raise DataError(f"recipe {recipe.name}: heads: at least one weight must be greater than 0")
     if (recipe.voxels is not None) != isinstance(network, StagedSegNet):
         raise DataError(f"recipe {recipe.name}: [voxels] requires the network segnet, and segnet requires [voxels]")
     if recipe.locator:

@@ -277,6 +277,9 @@ def finish(name: str, image: torch.Tensor | None, annotations: list[Annotation])
     annotation.
     """
     brain = brain_of(annotations)
+    if brain is not None and not brain.any():
+        names = " and ".join(each.protocol.name for each in annotations)
+        raise DataError(f"{name}: the label map of {names} shows no brain; is it empty?")
     if brain is None and image is not None:
         brain = brain_in(name, image[0])
         if annotations:

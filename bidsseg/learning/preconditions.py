@@ -11,9 +11,9 @@ import torch
 
 from bidsseg.derivative.ownership import CHECKPOINT
 from bidsseg.derivative.run_log import Entry
-from bidsseg.errors import IOFailure, UsageError
+from bidsseg.errors import InputMissing, IOFailure, UsageError
 from bidsseg.learning.data_files import check_unchanged, files_of, fingerprints
-from bidsseg.learning.datasets import Source
+from bidsseg.learning.datasets import Source, warn_of_missing
 from bidsseg.learning.folds import dataset_of, person
 from bidsseg.learning.recipe import is_shipped
 from bidsseg.learning.training import start_from
@@ -31,19 +31,21 @@ LISTED = 20
 
 
 def check_beforehand(setup: Setup, sources: Sequence[Source], starts: Iterable[str | None]) -> None:
-    """Check the start, the names, the registration and the disk of a training, and warn about weak settings.
+    """Check start, names, registration, images and disk of a training, and warn about weak settings.
 
     Args:
         starts: initial models of the run; None for random weights.
 
     Raises:
         IOFailure: the disk has too little room.
+        InputMissing: no scan has an image that the network reads.
         UsageError: ``--init`` does not fit the network, or a registration lacks scans.
     """
     recipe, report, options = setup.recipe, setup.report, setup.options
     for start in {name for name in starts if name is not None}:
         check_start(setup, start)
     check_registration(setup, sources)
+    check_images(setup, sources)
     check_room(setup)
     if not is_shipped(options.recipe) and recipe.name in {card.name for card in shipped()}:
         report.warn(
@@ -114,6 +116,23 @@ def check_registration(setup: Setup, sources: Sequence[Source]) -> None:
         raise UsageError(f"recipe {setup.recipe.name} needs scans without annotation: give some with --also BIDS_DIR")
     if sum(source.scan is not None and bool(source.maps) for source in sources) < 2:
         raise UsageError(f"recipe {setup.recipe.name}: [registration] needs at least two labelled training scans")
+
+
+def check_images(setup: Setup, sources: Sequence[Source]) -> None:
+    """Raise InputMissing if no scan has an image that the network reads, such as a FLAIR; a dry run counts those
+    without one, which a training does while it reads.
+
+    Label maps without an image count as having all images: they are synthesised.
+    """
+    scans = [source.scan for source in sources if source.scan is not None]
+    if setup.settings.dry_run:
+        warn_of_missing(scans, setup.recipe.inputs, setup.report)
+    for suffix in setup.recipe.inputs:
+        if len(scans) == len(sources) and not any(scan.images([suffix]) for scan in scans):
+            raise InputMissing(
+                f"recipe {setup.recipe.name} reads {' and '.join(setup.recipe.inputs)}, but no scan has a {suffix}: "
+                "add the images, or give the recipe other inputs"
+            )
 
 
 def check_room(setup: Setup) -> None:

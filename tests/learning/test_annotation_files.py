@@ -189,6 +189,12 @@ def test_empty_label_maps_are_refused_if_all_are(labelled: Settings) -> None:
         read(replace(labelled, labels={"": [*labelled.labels[""], lesions]}))
 
 
+def test_an_empty_map_of_the_whole_brain_is_named(labelled: Settings) -> None:
+    phantoms.save(label_map(labelled.labels[""][0], 1), 0 * TISSUE, HALF)
+    with pytest.raises(DataError, match=r"bids/sub-01: the label map of FAST shows no brain; is it empty\?"):
+        read(labelled)
+
+
 def test_a_folder_of_which_no_file_is_used_is_refused(labelled: Settings, tmp_path: Path) -> None:
     phantoms.save(label_map(tmp_path / "lesions", 7, "label-WMH_mask"), TISSUE, HALF)
     with pytest.raises(NothingSelected, match=r"--labels lesion=.*lesions: none of its files is used"):

@@ -19,7 +19,7 @@ import pytest
 import torch
 from labelled import RECIPE, Ask, console, interrupt_after, weights
 
-from bidsseg.errors import DataError, TemporaryFailure, UsageError
+from bidsseg.errors import DataError, InputMissing, TemporaryFailure, UsageError
 from bidsseg.labels import load_protocol
 from bidsseg.learning import (
     clock,
@@ -311,6 +311,26 @@ def test_the_time_budget_has_room_for_reading_and_evaluation(
     assert read_card(folder).recipe["steps_done"] == steps
     assert watch.now - 1000 == pytest.approx(used_s)
     assert any("s of the time budget are kept for the evaluation" in line for line in console(settings).messages)
+
+
+def test_heads_without_weight_are_refused(ask: Ask) -> None:
+    recipe = RECIPE.replace("brain = 0.5, FAST = 1.0", "brain = 0.0, FAST = 0.0")
+    with pytest.raises(DataError, match="recipe tiny: heads: at least one weight must be greater than 0"):
+        train_level(replace(ask(recipe), dry_run=True))
+
+
+def test_missing_images_are_known_before_any_is_read(ask: Ask, dataset: tuple[Path, Path], tmp_path: Path) -> None:
+    """A network that reads a FLAIR cannot be trained on scans that all lack it; a dry run counts some without one."""
+    bids = Path(shutil.copytree(dataset[0], tmp_path / "bids"))
+    labels = Path(shutil.copytree(dataset[1], tmp_path / "labels", ignore=shutil.ignore_patterns("sub-04")))
+    settings = ask('inputs = ["T1w", "FLAIR"]\n' + RECIPE, labels={"FAST": [labels]})
+    settings = replace(settings, bids_dir=bids, dry_run=True)
+    with pytest.raises(InputMissing, match="recipe tiny reads T1w and FLAIR, but no scan has a FLAIR: add the images"):
+        train_level(settings)
+    image = bids / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
+    shutil.copy(image, image.with_name("sub-01_FLAIR.nii.gz"))
+    train_level(settings)
+    assert "2 of 3 scans have no FLAIR (sub-02, sub-03): it is 0 in training" in console(settings).warnings
 
 
 def test_a_broken_loss_does_not_spoil_the_weights(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
