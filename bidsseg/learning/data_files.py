@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from bidsseg.errors import DataError
 from bidsseg.files import fingerprint
 from bidsseg.learning.datasets import Source
+from bidsseg.models.card import read_card
 
 NAMED = 5
 """Largest number of files in a message."""
@@ -31,6 +33,25 @@ def files_of(sources: Iterable[Source], inputs: Sequence[str]) -> dict[str, Path
 def fingerprints(files: Mapping[str, Path]) -> dict[str, str]:
     """Return the checksum of the content of each file."""
     return {name: fingerprint(path) for name, path in files.items()}
+
+
+def digest(now: Mapping[str, str]) -> str:
+    """Return one checksum of the checksums of all files, for a card."""
+    return hashlib.sha256("\n".join(f"{name}\t{now[name]}" for name in sorted(now)).encode()).hexdigest()
+
+
+def check_finished(folder: Path, now: Mapping[str, str]) -> None:
+    """Raise DataError if a finished model of a cross-validation was trained on other files.
+
+    Args:
+        now: the checksums of the files.
+    """
+    before = read_card(folder).recipe.get("files", "")  # older cards lack it
+    if before and before != digest(now):
+        raise DataError(
+            f"{folder}: images or label maps changed since this model was trained: restore them, or give --overwrite "
+            "instead of --resume to train all folds on the present ones"
+        )
 
 
 def check_unchanged(checkpoint: Path, files: Mapping[str, Path], now: Mapping[str, str]) -> None:

@@ -12,7 +12,7 @@ import torch
 from bidsseg.derivative.ownership import CHECKPOINT
 from bidsseg.derivative.run_log import Entry
 from bidsseg.errors import InputMissing, IOFailure, UsageError
-from bidsseg.learning.data_files import check_unchanged, files_of, fingerprints
+from bidsseg.learning.data_files import check_finished, check_unchanged, files_of, fingerprints
 from bidsseg.learning.datasets import Source, warn_of_missing
 from bidsseg.learning.folds import dataset_of, person
 from bidsseg.learning.recipe import is_shipped
@@ -60,10 +60,13 @@ def check_beforehand(setup: Setup, sources: Sequence[Source], starts: Iterable[s
         report.warn('keep = "best" needs at least five labelled participants; the last weights are kept')
 
 
-def checked_files(setups: Sequence[Setup], sources: Sequence[Source]) -> dict[str, str]:
+def checked_files(setups: Sequence[Setup], sources: Sequence[Source], *, done: Iterable[Setup] = ()) -> dict[str, str]:
     """Return the checksums of the images and label maps of training runs with one recipe, see `fingerprints`.
 
-    DataError if a file has changed since the checkpoint that one of the training runs resumes.
+    DataError if a file has changed since the checkpoint that one of the training runs resumes, or since a finished one.
+
+    Args:
+        done: finished training runs, to be kept.
     """
     files = files_of(sources, setups[0].recipe.inputs) if setups else {}
     found = fingerprints(files)
@@ -71,6 +74,8 @@ def checked_files(setups: Sequence[Setup], sources: Sequence[Source]) -> dict[st
         checkpoint = setup.folder / CHECKPOINT
         if setup.options.resume and checkpoint.is_file():
             check_unchanged(checkpoint, files, found)
+    for setup in done if setups else ():
+        check_finished(setup.folder, found)
     return found
 
 

@@ -84,7 +84,8 @@ def _cross_validate(setup: Setup, report: LoggedReport, interruption: Interrupti
         maps = {source.name: source.maps for source in sources if source.maps}
         crossvalidation.check_people(parts, done, maps)
         preconditions.check_beforehand(setup, sources, [part.setup.options.init for part in parts])
-        files = preconditions.checked_files([part.setup for part in parts if part not in done], sources)
+        left = [part.setup for part in parts if part not in done]
+        files = preconditions.checked_files(left, sources, done=[part.setup for part in done])
         if setup.settings.dry_run:
             for line in preconditions.plan_in_words(setup, sources, ()):
                 setup.report.say(line)
@@ -128,12 +129,14 @@ def _fit(setup: Setup, people: People, *, files: Mapping[str, str], interruption
         files: checksums of the images and label maps.
     """
     from bidsseg.learning import training
+    from bidsseg.learning.data_files import digest
     from bidsseg.learning.training_outputs import rehearsal
     from bidsseg.models.library import load_model
 
     training.begin(setup)
     start = load_model(setup.options.init) if setup.options.init else None
     card = training.card_of(setup, people, start)
+    card = replace(card, recipe={**card.recipe, "files": digest(files)})
     network = training.begun(setup, card, start)
     conditions = training.conditions_of(setup, people, start, files=files, interruption=interruption)
     if people.unseen and setup.options.time_budget_min is not None:

@@ -210,6 +210,23 @@ def test_overwriting_removes_all_folds(
     assert {path.parent.name for path in out.rglob("*") if path.is_file()} == {"logs"}
 
 
+def test_folds_trained_on_earlier_labels_are_not_kept(
+    finished: Settings, request_of: Request, tmp_path: Path, nothing_is_read: None
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished.output_dir, out)
+    for path in (model(out, 1), model(out)):
+        shutil.rmtree(path)
+    (labels,) = finished.labels["FAST"]
+    copy = Path(shutil.copytree(labels, tmp_path / "labels"))
+    settings = replace(request_of(out, resume=True, dry_run=True), labels={"FAST": [copy]})
+    train_level(settings)
+    path, other = (copy / f"sub-{number}" / "anat" / f"sub-{number}_seg-FAST_dseg.nii.gz" for number in ("01", "02"))
+    path.write_bytes(other.read_bytes() + b"changed")
+    with pytest.raises(DataError, match=r"fold-0/models/tiny: images or label maps changed since this model"):
+        train_level(settings)
+
+
 def test_the_time_budget_is_shared_by_unfinished_folds(
     finished: Settings, request_of: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
