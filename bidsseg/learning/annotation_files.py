@@ -15,7 +15,7 @@ from bidsseg.labels import Protocol
 from bidsseg.labels.sides import LEFT
 from bidsseg.learning.cases import Annotation, Case, positions
 from bidsseg.registration.align import Images
-from bidsseg.registration.label_files import Note, known_values, read_on_grid
+from bidsseg.registration.label_files import Note, read_on_grid, with_known_values
 
 CLOSE_MM = 1.0
 """Left and right regions whose centres are this close lie on neither side."""
@@ -51,7 +51,7 @@ def annotation_of(values: np.ndarray, protocol: Protocol, path: Path, *, note: N
     Raises:
         DataError: values outside the protocol, or left and right exchanged.
     """
-    values = known_values(values, protocol, path, note=note)
+    values = with_known_values(values, protocol, path, note=note)
     annotation = Annotation(protocol, positions(values, protocol, str(path)))
     if region := exchanged(annotation):
         raise DataError(

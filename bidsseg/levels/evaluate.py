@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bidsseg.bids.annotations import find_label_maps
+from bidsseg.bids.names import build_name
 from bidsseg.bids.outputs import AgreementPaths, agreement_paths, root_path
-from bidsseg.bids.scan import LabelMap
+from bidsseg.bids.scan import LabelMap, without_added
 from bidsseg.derivative.ownership import check_agreement_files, check_folder, check_source
 from bidsseg.derivative.results import find_native_maps, natural
 from bidsseg.derivative.sidecars import write_root_files
@@ -19,6 +20,7 @@ from bidsseg.models.card import find_card, name_of
 from bidsseg.models.participants import participants
 from bidsseg.settings import Settings
 
+CORRECTED = "its label map was corrected by hand, and is not the model's"
 NAMED = 5
 """Largest number of participants in a warning."""
 
@@ -72,20 +74,24 @@ def _paths(pairing: Pairing) -> AgreementPaths:
 def _pairing(settings: Settings, name: str) -> Pairing:
     """Return the pairs of label maps to compare in a protocol."""
     protocol, model, options = load_protocol(name), name_of(settings.model), settings.evaluation
-    folders, failed = settings.labels[name], list[Left]()
+    folders, failed, manual = settings.labels[name], list[Left](), list[Left]()
     if options.against is None:
         found = model
         maps = list(find_native_maps(settings.output_dir, protocol.name))
-        judged = [scan for maker, scan in maps if maker == model and settings.selects(scan.entities)]
+        ours = [each for each in maps if each.model == model and settings.selects(each.scan.entities)]
+        judged = [each.scan for each in ours if not each.manual]
+        manual = [Left(build_name(without_added(each.scan.entities)), CORRECTED) for each in ours if each.manual]
         lacking = f"not segmented by the model {model}: run the level participant first"
-        if others := ", ".join(sorted({maker for maker, _ in maps} - {model})):
+        if others := ", ".join(sorted({each.model for each in maps} - {model})):
             lacking += f", or select one of these models with --model: {others}"
     else:
         found = options.against.resolve().name
         judged, failed = one_of_each_scan(_selected(settings, [options.against], protocol), model)
         lacking = f"no label map in {options.against}"
     reference = "+".join(folder.resolve().name for folder in folders)
-    pairing = Pairing(protocol, About(found, reference, folders, options.against, options.mask), failed=failed)
+    pairing = Pairing(
+        protocol, About(found, reference, folders, options.against, options.mask), failed=failed, alone=manual
+    )
     pair_up(judged, _selected(settings, folders, protocol), pairing, lacking=lacking)
     return pairing
 

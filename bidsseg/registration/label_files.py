@@ -129,7 +129,7 @@ def nearest(labels: Volume, image: Volume, *, motion: np.ndarray | None = None) 
     return Volume(found, image.affine, image.header)
 
 
-def known_values(values: np.ndarray, protocol: Protocol, path: Path, *, note: Note) -> np.ndarray:
+def with_known_values(values: np.ndarray, protocol: Protocol, path: Path, *, note: Note) -> np.ndarray:
     """Return label values (X, Y, Z), with 1 for another value of a mask, such as 255.
 
     DataError for values outside the protocol.
@@ -137,7 +137,7 @@ def known_values(values: np.ndarray, protocol: Protocol, path: Path, *, note: No
     shown = np.unique(values)
     if protocol.indices == (0, 1) and len(shown) == 2 and shown[0] == 0 and shown[1] > 1:
         note(path, f"the value {shown[1]} of the mask is read as 1")
-        return (values != 0).astype(np.uint8)
+        return np.where(values, np.uint8(1), np.uint8(0))
     if unknown := np.setdiff1d(shown, protocol.indices).tolist():
         raise DataError(f"{path}: the values {unknown[:5]} are not in the protocol {protocol.name}")
     return values
