@@ -20,12 +20,10 @@ from bidsseg.files import fingerprint
 from bidsseg.labels.protocol import Protocol, load_protocol
 from bidsseg.models.card import BRAIN, LESION, Card, head_protocol
 from bidsseg.registration.align import Images
-from bidsseg.registration.label_files import read_on_grid, with_known_values
-from bidsseg.segmentation.plausibility import CODES, implausible_findings
-from bidsseg.segmentation.result import Segmentation
 
 if TYPE_CHECKING:
     from bidsseg.models.library import Model
+    from bidsseg.segmentation.result import Segmentation
 
 NAMED = 5
 """Largest number of files in a message."""
@@ -153,6 +151,8 @@ def read_corrections(corrections: Corrections, images: Images, *, scan: Scan, ca
     Raises:
         DataError: a file is not a label map, is on another grid, is empty or has unknown values.
     """
+    from bidsseg.registration.label_files import read_on_grid, with_known_values
+
     found = {}
 
     def note(path: Path, text: str) -> None:
@@ -183,6 +183,8 @@ def corrected(
         files: the file of each.
         voxel_mm3: volume of a voxel.
     """
+    from bidsseg.segmentation.plausibility import CODES, implausible_findings
+
     before = {**result.labels, BRAIN: result.brain, LESION: result.lesion}
     new = {name: values for name, values in labels.items() if not _equal(before[name], values)}
     lesion, head, manual = new.get(LESION, result.lesion), model.card.lesion, {name: name for name in new}
