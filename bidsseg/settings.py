@@ -174,6 +174,10 @@ class Settings:
         "--probseg", OUTPUTS, "also write the probability of every region (large files)", default=False)  # fmt: skip
     entropy: bool = flag(
         "--entropy", OUTPUTS, "also write a map of the uncertainty, from 0 to 1", default=False)  # fmt: skip
+    corrections: Path | None = flag(
+        "--corrections DIR", OUTPUTS,
+        "derivative dataset with label maps or masks that were corrected by hand, in the place of the model's",
+        default=None)  # fmt: skip
     output_spaces: Sequence[str] = flag(
         "--output-spaces SPACE", OUTPUTS,
         "also write label maps in these TemplateFlow spaces, e.g. MNI152NLin2009cAsym:res-1",
@@ -262,6 +266,10 @@ class Settings:
             )
         if self.work_dir is not None and self.work_dir.resolve().is_relative_to(raw):
             raise UsageError("--work-dir lies inside BIDS_DIR: choose a folder outside")
+        if self.corrections is not None and self.corrections.resolve() == out:
+            raise UsageError(
+                "--corrections is OUTPUT_DIR, where corrected files are replaced: copy them to another folder"
+            )
 
 
 def _is_own_derivative(inside: Path) -> bool:

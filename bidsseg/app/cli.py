@@ -181,6 +181,10 @@ def _settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
         values["filters"] = _filters(values["filters"])
     if values.get("dask_scheduler") and values.get("executor", Settings.executor) == Settings.executor:
         values["executor"] = "dask"
+    if where := values.get("corrections"):
+        values["corrections"] = arguments.derivative(
+            where, given.derivatives, bids_dir, flag="--corrections"
+        ).absolute()
     if "labels" in values:
         values["labels"] = arguments.annotation_folders(values["labels"], given.derivatives, bids_dir)
     return Settings(**values, bids_dir=bids_dir, training=Training(**training), evaluation=Evaluation(**evaluation))

@@ -52,7 +52,7 @@ def annotations_of_scan(derivatives_dir: Path, scan: Scan, wanted: str | Kind) -
     fitting = [
         image
         for image in anat_images(derivatives_dir, place)
-        if _speaks(image, wanted) and without_added(image.entities) == source and _on_grid(image, scan)
+        if annotates(image, wanted) and without_added(image.entities) == source and _on_grid(image, scan)
     ]
     fitting.sort(key=_rank)
     return [image.path for image in fitting if _rank(image) == _rank(fitting[0])]
@@ -68,7 +68,7 @@ def find_label_maps(dataset_dir: Path, wanted: str | Kind) -> list[LabelMap]:
         LabelMap(image.entities, image.path)
         for place in places(dataset_dir)
         for image in anat_images(dataset_dir, place)
-        if _speaks(image, wanted)
+        if annotates(image, wanted)
     ]
 
 
@@ -83,7 +83,7 @@ def annotation_names(protocol: str) -> tuple[str, ...]:
     return f"seg-{protocol}_dseg", f"label-{protocol}_mask", *described
 
 
-def _speaks(image: Image, wanted: str | Kind) -> bool:
+def annotates(image: Image, wanted: str | Kind) -> bool:
     """Return whether a file is a label map of a protocol, or of a kind."""
     if isinstance(wanted, Kind):
         return Kind.of(image) == wanted

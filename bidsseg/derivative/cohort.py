@@ -22,8 +22,10 @@ STATUS, QUALITY, FINDINGS = "status", "quality", "findings"
 NOT_AVAILABLE = "n/a"
 MISSING = Fate("missing", "not processed yet")
 UNREADABLE = "unreadable"
+CORRECTED = "corrected"
 STATUSES = {
     "done": "the scan was segmented",
+    CORRECTED: "the label map of the scan was corrected by hand",
     "failed": "the last run could not segment the scan",
     "passed over": "an image that the model needs is missing",
     "missing": "the scan is in the dataset, but was not processed",
@@ -161,4 +163,10 @@ def _row(item: Result | Absent, cohort: Cohort, problems: list[str]) -> dict[str
     row = {column: f"{volumes[name].volume_mm3:.10g}" for column, name in cohort.regions.items() if name in volumes}
     quality = item.quality()
     shown = NOT_AVAILABLE if quality is None else f"{quality:.4g}"
-    return {**ids, STATUS: "done", QUALITY: shown, FINDINGS: " ".join(item.findings()) or NOT_AVAILABLE, **row}
+    return {
+        **ids,
+        STATUS: CORRECTED if item.manual else "done",
+        QUALITY: shown,
+        FINDINGS: " ".join(item.findings()) or NOT_AVAILABLE,
+        **row,
+    }

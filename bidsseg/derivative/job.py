@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from bidsseg.bids.names import with_extension
 from bidsseg.bids.outputs import OutputPaths, SpacePaths, output_paths
 from bidsseg.bids.scan import Scan
 from bidsseg.derivative import sidecars
+from bidsseg.derivative.corrections import Corrections, read_corrections
 from bidsseg.derivative.sidecar_keys import Sidecar
 from bidsseg.derivative.volumes import volume_table
 from bidsseg.errors import DataError, OutputNotWritable, UsageError
@@ -22,7 +23,7 @@ from bidsseg.files import fingerprint, is_being_written, write_json_atomic, writ
 from bidsseg.image.nifti import write_field, write_labels, write_map, write_maps
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol
-from bidsseg.models.card import Card, find_card
+from bidsseg.models.card import BRAIN, LESION, Card, find_card
 from bidsseg.registration.align import Images, read_aligned
 from bidsseg.registration.spaces import Fit, Space, fit_to, labels_at, template_brain
 from bidsseg.settings import Settings
@@ -46,6 +47,7 @@ class Job:
         spaces: standard spaces in which label maps and masks are requested.
         viewer: whether the 3-D page is requested.
         fast: whether the pass over the mirror image is omitted.
+        corrections: label maps of this scan that were corrected by hand.
     """
 
     scan: Scan
@@ -57,6 +59,7 @@ class Job:
     spaces: Sequence[Space] = ()
     viewer: bool = False
     fast: bool = False
+    corrections: Corrections = field(default_factory=Corrections)
 
     @cached_property
     def paths(self) -> OutputPaths:
@@ -79,12 +82,15 @@ class Job:
 
     @cached_property
     def provenance(self) -> Sidecar:
-        """The model and the images that determine the result; when they change, the scan is recomputed."""
+        """The model, images and corrections that determine the result; when they change, the scan is recomputed."""
         cards = [self.card, *([find_card(self.card.locator)] if self.card.locator else [])]
         fast: Sidecar = {"Fast": True} if self.fast else {}
+        checksums = self.corrections.fingerprints()
+        corrections: Sidecar = {"CorrectionFingerprints": checksums} if checksums else {}
         return {
             "Models": sidecars.models_used(cards),
             "InputFingerprints": [fingerprint(path) for path in self.sources],
+            **corrections,
             **fast,
         }
 
@@ -103,6 +109,10 @@ class Job:
     def read(self) -> Images:
         """Return the images that the model reads, on the grid of the T1w."""
         return read_aligned(self.scan.images(self.card.inputs))
+
+    def read_corrections(self, images: Images) -> dict[str, np.ndarray]:
+        """Return the corrected label maps (X, Y, Z) of the scan, by output, see ``corrections.read_corrections``."""
+        return read_corrections(self.corrections, images, scan=self.scan, card=self.card)
 
     def clear(self) -> None:
         """Remove the record of an earlier run, so that a mixture never looks finished, and files of killed runs."""
@@ -128,11 +138,12 @@ class Job:
             **sidecars.result_details(images, result),
         }
         origin = sidecars.Origin(self.sources, self.bids_dir, details)
+        origins = self._origins(origin, result)
         write_labels(self._place(places.brain), result.brain, t1w)
-        self._sidecar(places.brain, sidecars.mask_sidecar("Brain", origin))
+        self._sidecar(places.brain, sidecars.mask_sidecar("Brain", origins[BRAIN]))
         if places.lesion is not None and result.lesion is not None:
             write_labels(self._place(places.lesion), result.lesion, t1w)
-            self._sidecar(places.lesion, sidecars.mask_sidecar("Lesion", origin))
+            self._sidecar(places.lesion, sidecars.mask_sidecar("Lesion", origins[LESION]))
         for name, place in places.probseg.items():
             regions = [region.abbreviation for region in protocols[name].regions]
             write_maps(self._place(place), result.probabilities[name].maps(), len(regions), like=t1w)
@@ -152,7 +163,7 @@ class Job:
                 brain=result.brain,
             )
             write_table(self._place(places.morph[name]), table)
-            self._sidecar(places.morph[name], sidecars.morph_sidecar(name, origin))
+            self._sidecar(places.morph[name], sidecars.morph_sidecar(name, origins[name], origins[BRAIN]))
         fits: dict[str, Fit] = {}  # shared by all resolutions of a template
         for space, in_space in zip(self.spaces, places.spaces, strict=True):
             known = fits.get(space.template)
@@ -162,7 +173,13 @@ class Job:
             fits[space.template] = fit
             self._write_in(space, in_space, fit, t1w=t1w, result=result, protocols=protocols, details=details)
         for name, place in places.dseg.items():
-            self._sidecar(place, sidecars.dseg_sidecar(name, origin))
+            self._sidecar(place, sidecars.dseg_sidecar(name, origins[name]))
+
+    def _origins(self, origin: sidecars.Origin, result: Segmentation) -> dict[str, sidecars.Origin]:
+        """Return the origin of each output: that of the model's, or one that names the corrected label map."""
+        files, folder = self.corrections.files, self.corrections.folder
+        manual = {name: origin.corrected(files[other], folder) for name, other in result.manual.items()}
+        return {**dict.fromkeys([BRAIN, LESION, *result.labels], origin), **manual}
 
     def _write_in(
         self,
@@ -179,11 +196,12 @@ class Job:
         resolution = f"resolution {space.resolution} of the template in TemplateFlow"
         more: Sidecar = {**details, "SpatialReference": space.reference, "Resolution": resolution}
         origin = sidecars.Origin(self.sources, self.bids_dir, more)
-        images = [(places.brain, result.brain, sidecars.mask_sidecar("Brain", origin))]
+        origins = self._origins(origin, result)
+        images = [(places.brain, result.brain, sidecars.mask_sidecar("Brain", origins[BRAIN]))]
         if places.lesion is not None and result.lesion is not None:
-            images.append((places.lesion, result.lesion, sidecars.mask_sidecar("Lesion", origin)))
+            images.append((places.lesion, result.lesion, sidecars.mask_sidecar("Lesion", origins[LESION])))
         for name, place in places.dseg.items():
-            images.append((place, result.labels[name], sidecars.dseg_sidecar(name, origin)))
+            images.append((place, result.labels[name], sidecars.dseg_sidecar(name, origins[name])))
             write_text_atomic(self._place(with_extension(place, ".tsv")), protocols[name].to_tsv())
         for place, labels, sidecar in images:
             in_space = labels_at(np.asarray(labels, np.uint16), t1w.affine, fit.points)
@@ -240,4 +258,5 @@ def remove_halves(parts: Iterable[Path], names: Container[str]) -> None:
 
 def write_root(settings: Settings, card: Card) -> None:
     """Write the files at the top of the output, keeping the entries of other models."""
-    sidecars.write_root_files(settings.output_dir, settings.bids_dir, {card.name: card.description or card.title})
+    described = {card.name: card.description or card.title}
+    sidecars.write_root_files(settings.output_dir, settings.bids_dir, described, corrections=settings.corrections)

@@ -52,6 +52,11 @@ class Result:
         """Return the content of the sidecar of the label map; empty if it cannot be read."""
         return sidecar_keys.read_sidecar(with_extension(self.dseg, ".json"))
 
+    @property
+    def manual(self) -> bool:
+        """Whether the label map was corrected by hand."""
+        return sidecar_keys.is_manual(self.sidecar())
+
     def model_name(self) -> str:
         """Return the name of the model, without a ``desc`` of the T1w before it."""
         names = [str(model["Name"]) for model in sidecar_keys.models(self.sidecar())]
@@ -121,11 +126,23 @@ def find_results(output_dir: Path, participants: Iterable[str] = (), sessions: I
                 yield result
 
 
-def find_native_maps(output_dir: Path, protocol: str) -> Iterator[tuple[str, Scan]]:
-    """Yield the label maps or masks of a protocol that lie on the grids of their scans, each with the model's name.
+@dataclass(frozen=True)
+class NativeMap:
+    """A label map or mask on the grid of its scan.
 
-    The scan has the entities of the T1w that its sidecar names, and the map in place of the image.
+    Attributes:
+        model: name of the model.
+        scan: entities of the T1w that the sidecar names, and the map in place of the image.
+        manual: whether the map was corrected by hand, so that it is not the model's.
     """
+
+    model: str
+    scan: Scan
+    manual: bool
+
+
+def find_native_maps(output_dir: Path, protocol: str) -> Iterator[NativeMap]:
+    """Yield the label maps or masks of a protocol that lie on the grids of their scans."""
     for found in find_label_maps(output_dir, protocol):
         about = sidecar_keys.read_sidecar(with_extension(found.path, ".json"))
         images, models = sidecar_keys.sources(about), sidecar_keys.models(about)
@@ -134,7 +151,7 @@ def find_native_maps(output_dir: Path, protocol: str) -> Iterator[tuple[str, Sca
         parsed = parse_name(unquote(images[0]).rpartition("/")[2])
         if models:
             source = parsed[0] if parsed and "subject" in parsed[0] else without_added(found.entities)
-            yield str(models[0]["Name"]), Scan(source, found.path)
+            yield NativeMap(str(models[0]["Name"]), Scan(source, found.path), sidecar_keys.is_manual(about))
 
 
 def find_fates(output_dir: Path) -> dict[tuple[str, str], Fate]:

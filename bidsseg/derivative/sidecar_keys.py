@@ -26,16 +26,18 @@ class Sidecar(TypedDict, total=False):
     In a file that was read, any key may be absent, or have another type if a user has edited the file.
 
     Attributes:
-        Sources: BIDS URIs of the images that the model read, the T1w first.
+        Sources: BIDS URIs of the images that the model read, the T1w first; then that of the corrected label map.
         SpatialReference: image or template with the grid of this image.
         Type: type of a mask.
         LabelMap: abbreviations of the regions along the fourth axis of probabilities.
         Models: the model, and the model that located the brain for it.
         InputFingerprints: checksums of the sources. A sidecar with this key is a record of this program.
+        Manual: whether a person drew or corrected the labels.
+        CorrectionFingerprints: checksums of the corrected label maps of the scan, by protocol, ``brain`` or ``lesion``.
         Fast: whether the pass over the mirror image was omitted.
         Resolution: resolution of an image whose name has ``res-``.
         OutputSpaces: kind of registration to each template, affine or deformable.
-        Quality: mean confidence of the network in the brain, 0 to 1.
+        Quality: mean confidence of the network in the brain, 0 to 1; absent for corrected label maps.
         Notes, InputFindings, ResultFindings: messages for the user; findings begin with their code.
     """
 
@@ -47,6 +49,7 @@ class Sidecar(TypedDict, total=False):
     LabelMap: list[str]
     Models: list[ModelUsed]
     InputFingerprints: list[str]
+    CorrectionFingerprints: dict[str, str]
     Fast: bool
     Resolution: str | dict[str, Any]
     OutputSpaces: dict[str, str]
@@ -61,6 +64,8 @@ class Sidecar(TypedDict, total=False):
 
 FINDINGS = ("ResultFindings", "InputFindings")
 """Keys whose texts begin with the code of a finding."""
+CORRECTIONS = "corrections"
+"""Name of the dataset of corrected label maps in BIDS URIs."""
 MESSAGES = (*FINDINGS, "Notes")
 """Keys with messages for the user, the most important first."""
 
@@ -80,9 +85,21 @@ def is_fast(sidecar: Sidecar) -> bool:
     return bool(sidecar.get("Fast"))
 
 
+def is_manual(sidecar: Sidecar) -> bool:
+    """Return whether a person drew or corrected the labels."""
+    return bool(sidecar.get("Manual"))
+
+
+def corrections(sidecar: Sidecar) -> dict[str, str]:
+    """Return the checksum of each corrected label map of the scan."""
+    found: Any = sidecar.get("CorrectionFingerprints")
+    return found if isinstance(found, dict) else {}
+
+
 def sources(sidecar: Sidecar) -> list[str]:
     """Return the BIDS URIs of the images that the model read, the T1w first."""
-    return [str(uri) for uri in _list(sidecar.get("Sources"))]
+    uris = [str(uri) for uri in _list(sidecar.get("Sources"))]
+    return [uri for uri in uris if not uri.startswith(f"bids:{CORRECTIONS}:")]
 
 
 def fingerprints(sidecar: Sidecar) -> list[str]:

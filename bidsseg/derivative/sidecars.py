@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import quote
 
 from bidsseg import __version__
 from bidsseg.bids.names import parse_name
 from bidsseg.bids.outputs import root_path
-from bidsseg.derivative.sidecar_keys import ModelUsed, Sidecar
+from bidsseg.derivative.sidecar_keys import CORRECTIONS, ModelUsed, Sidecar
 from bidsseg.errors import InputMissing, OutputNotWritable
 from bidsseg.files import locked, replacing, write_json_atomic, write_text_atomic
 from bidsseg.reading import object_or_empty, read_table
@@ -42,9 +44,9 @@ ENVIRONMENT = {"Type": "BIDSSEG_CONTAINER_TYPE", "Tag": "BIDSSEG_CONTAINER_TAG",
 # -- of images ---------------------------------------------------------------------------------------------------------
 
 
-def bids_uri(path: Path, bids_dir: Path) -> str:
-    """Return the URI of a file in the input: ``bids:raw:sub-01/anat/sub-01_T1w.nii.gz``."""
-    return f"bids:{SOURCE}:{quote(path.relative_to(bids_dir).as_posix(), safe='/+')}"
+def bids_uri(path: Path, bids_dir: Path, dataset: str = SOURCE) -> str:
+    """Return the URI of a file in the input, or in another dataset: ``bids:raw:sub-01/anat/sub-01_T1w.nii.gz``."""
+    return f"bids:{dataset}:{quote(path.relative_to(bids_dir).as_posix(), safe='/+')}"
 
 
 @dataclass(frozen=True)
@@ -55,16 +57,29 @@ class Origin:
         sources: the input images; the grid is that of the first, the T1w. Empty for an image outside of a dataset.
         bids_dir: the dataset that they are in.
         details: further keys, e.g. ``Models`` and ``InputFindings``.
+        correction: URI of the label map by which a person has corrected this output; empty for an output of the model.
     """
 
     sources: Sequence[Path] = ()
     bids_dir: Path = Path()
     details: Sidecar = field(default_factory=Sidecar)
+    correction: str = ""
 
     @property
     def uris(self) -> list[str]:
-        """The BIDS URIs of the sources."""
-        return [bids_uri(path, self.bids_dir) for path in self.sources]
+        """The BIDS URIs of the sources, and of the correction."""
+        correction = [self.correction] if self.correction else []
+        return [*(bids_uri(path, self.bids_dir) for path in self.sources), *correction]
+
+    @property
+    def manual(self) -> bool:
+        """Whether a person has corrected this output."""
+        return bool(self.correction)
+
+    def corrected(self, path: Path, folder: Path) -> Origin:
+        """Return the origin of an output that is corrected by a file in a derivative dataset, without a confidence."""
+        details = cast(Sidecar, {key: value for key, value in self.details.items() if key != "Quality"})
+        return replace(self, details=details, correction=bids_uri(path, folder, CORRECTIONS))
 
 
 def image_sidecar(description: str, origin: Origin, own: Sidecar | None = None) -> Sidecar:
@@ -97,13 +112,13 @@ def carried_over(image: Path, bids_dir: Path) -> Sidecar:
 def dseg_sidecar(protocol: str, origin: Origin) -> Sidecar:
     """Return the sidecar of a label map and of its look-up table."""
     text = f"Label map of the {protocol} protocol; the table of the same name lists the regions"
-    return image_sidecar(text, origin, {"Manual": False})
+    return image_sidecar(text, origin, {"Manual": origin.manual})
 
 
 def mask_sidecar(kind: Literal["Brain", "Lesion"], origin: Origin) -> Sidecar:
     """Return the sidecar of a brain or lesion mask."""
     text = f"{kind} mask: 1 inside, 0 outside"
-    return image_sidecar(text, origin, {"Type": kind, "Manual": False})
+    return image_sidecar(text, origin, {"Type": kind, "Manual": origin.manual})
 
 
 def probseg_sidecar(protocol: str, labels: Sequence[str], origin: Origin) -> Sidecar:
@@ -123,8 +138,9 @@ def entropy_sidecar(protocol: str, origin: Origin) -> Sidecar:
 
 def result_details(images: Images, result: Segmentation) -> Sidecar:
     """Return the entries of every sidecar of a scan about its result: quality, machine, notes and findings."""
+    quality: Sidecar = {} if math.isnan(result.quality) else {"Quality": round(float(result.quality), 4)}
     return {
-        "Quality": round(float(result.quality), 4),
+        **quality,
         "SoftwareVersion": __version__,
         "Device": result.device,
         "Precision": result.precision,
@@ -152,12 +168,26 @@ VOLUMES = {
         "Units": "mm^3",
     },
 }
+NO_SOFT_VOLUME = {
+    "Description": "n/a: the label map was corrected by hand, and a corrected label map has no probabilities",
+    "Units": "mm^3",
+}
 
 
-def morph_sidecar(protocol: str, origin: Origin) -> dict[str, Any]:
-    """Return the data dictionary of the table of volumes of a scan, with its provenance."""
+def morph_sidecar(protocol: str, origin: Origin, brain: Origin | None = None) -> dict[str, Any]:
+    """Return the data dictionary of the table of volumes of a scan, with its provenance.
+
+    Args:
+        origin: origin of the label map.
+        brain: origin of the brain mask, if it is another.
+    """
     text = f"Volumes of the regions of the {protocol} protocol, and the intracranial volume from the brain mask"
-    return {"Description": text, "Sources": origin.uris, **VOLUMES, **origin.details}
+    uris = origin.uris
+    if brain is not None and brain.manual:
+        text += ", which was corrected by hand"
+        uris = list(dict.fromkeys([*uris, *brain.uris]))
+    corrected = {"Manual": True, **VOLUMES, "softvolume-mm3": NO_SOFT_VOLUME}
+    return {"Description": text, "Sources": uris, **(corrected if origin.manual else VOLUMES), **origin.details}
 
 
 def group_sidecar(protocol: str, entities: Iterable[str], regions: Mapping[str, str]) -> dict[str, Any]:
@@ -170,7 +200,7 @@ def group_sidecar(protocol: str, entities: Iterable[str], regions: Mapping[str, 
     return {
         "Description": f"Volumes in the {protocol} protocol, one row for each scan",
         **{name: {"Description": f"{name.removesuffix('_id')} of the scan"} for name in entities},
-        "quality": {"Description": "Mean confidence of the network in the brain, from 0 to 1"},
+        "quality": {"Description": "Mean confidence of the network in the brain, from 0 to 1; n/a if corrected"},
         "findings": {"Description": "Codes of the findings in the scan and its result; the sidecars explain them"},
         **{
             column: {"LongName": name, "Description": f"Volume of: {name}", "Units": "mm^3"}
@@ -182,16 +212,20 @@ def group_sidecar(protocol: str, entities: Iterable[str], regions: Mapping[str, 
 # -- of the dataset ----------------------------------------------------------------------------------------------------
 
 
-def write_root_files(output_dir: Path, bids_dir: Path, descriptions: Mapping[str, str]) -> None:
+def write_root_files(
+    output_dir: Path, bids_dir: Path, descriptions: Mapping[str, str], *, corrections: Path | None = None
+) -> None:
     """Write ``dataset_description.json``, ``descriptions.tsv``, ``README.md`` and ``.bidsignore``.
 
     Args:
         descriptions: description of each model of this run, by its name; those of earlier runs are kept.
+        corrections: the dataset of corrected label maps.
     """
+    links = {} if corrections is None else {CORRECTIONS: corrections}
     with locked(output_dir):  # other runs may add their models at the same time
         table = output_dir / root_path("descriptions")
         rows = {**_read_descriptions(table), **_desc_labels(descriptions)}
-        description = _kept(_description(output_dir), dataset_description(output_dir, bids_dir))
+        description = _kept(_description(output_dir), dataset_description(output_dir, bids_dir, links=links))
         write_json_atomic(output_dir / root_path("description"), description)
         write_text_atomic(table, descriptions_table(rows))
         readme, bidsignore = output_dir / root_path("readme"), output_dir / root_path("bidsignore")
@@ -211,7 +245,9 @@ def _kept(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """Return the new description of a dataset, with entries of users from the old one (authors, other tools)."""
     tools = before.get("GeneratedBy")
     others = [t for t in tools if isinstance(t, dict) and t.get("Name") != TOOL] if isinstance(tools, list) else []
-    return {**before, **now, "GeneratedBy": [*now["GeneratedBy"], *others]}
+    known = before.get("DatasetLinks")
+    links = {**(known if isinstance(known, dict) else {}), **now["DatasetLinks"]}
+    return {**before, **now, "GeneratedBy": [*now["GeneratedBy"], *others], "DatasetLinks": links}
 
 
 def _text(path: Path) -> str:
@@ -222,8 +258,14 @@ def _text(path: Path) -> str:
         return ""
 
 
-def dataset_description(output_dir: Path, bids_dir: Path) -> dict[str, Any]:
-    """Return the content of ``dataset_description.json`` of the derivative dataset."""
+def dataset_description(
+    output_dir: Path, bids_dir: Path, *, links: Mapping[str, Path] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Return the content of ``dataset_description.json`` of the derivative dataset.
+
+    Args:
+        links: other datasets in BIDS URIs, by name.
+    """
     source = _description(bids_dir)
     generated_by = {"Name": TOOL, "Version": __version__, "Description": "Segmentation of brain MRI"}
     container = _container()
@@ -233,7 +275,7 @@ def dataset_description(output_dir: Path, bids_dir: Path) -> dict[str, Any]:
         "DatasetType": "derivative",
         "GeneratedBy": [{**generated_by, "Container": container} if container else generated_by],
         "SourceDatasets": [_source_dataset(bids_dir, source)],
-        "DatasetLinks": {SOURCE: _link(output_dir, bids_dir)},
+        "DatasetLinks": {name: _link(output_dir, path) for name, path in {SOURCE: bids_dir, **links}.items()},
     }
 
 

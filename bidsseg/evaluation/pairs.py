@@ -111,7 +111,7 @@ def pair_up(judged: Iterable[Scan], references: Iterable[LabelMap], pairing: Pai
     waiting: dict[str, Path] = {}
     for label_map in references:
         waiting.setdefault(label_map.key, label_map.path)
-    for left in pairing.failed:
+    for left in pairing.left:
         waiting.pop(left.key, None)
     for scan in judged:
         elsewhere = waiting.pop(build_name(without_added(scan.entities)), None)

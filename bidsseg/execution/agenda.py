@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from bidsseg.bids import query, validator
 from bidsseg.bids.index import participant_labels
 from bidsseg.bids.scan import Scan, Selection
+from bidsseg.derivative.corrections import Corrections, Search, find_corrections
 from bidsseg.derivative.finished import is_finished
 from bidsseg.derivative.job import Job, check_apart
 from bidsseg.derivative.ownership import check_files, check_folder, check_same_scan, check_source
 from bidsseg.derivative.run_log import Entry
+from bidsseg.derivative.sidecar_keys import corrections as corrections_in
+from bidsseg.derivative.sidecar_keys import read_sidecar
 from bidsseg.errors import BidssegError, DataError, InputMissing, NothingSelected, UsageError
 from bidsseg.execution.cluster_config import CONFIGS, read_config
 from bidsseg.execution.machine import check_device
@@ -117,6 +120,8 @@ def plan(settings: Settings, card: Card, selection: Selection, *, spaces: Sequen
     done = frozenset() if settings.overwrite else frozenset(job for job in jobs if is_finished(job))
     check_files(settings.output_dir, jobs, done)
     warnings = [*selection.notes, *(f"{entry.scan} is skipped: {entry.reason}" for entry in passed_over)]
+    warnings += _about_corrections(settings, card, jobs, scans=selection.scans)
+    warnings += [warning for job in jobs if job not in done for warning in _lost_corrections(job)]
     todo = [job.scan for job in jobs if job not in done]
     if todo and not (settings.skip_validation or settings.images):
         place = None if settings.dry_run else settings.output_dir
@@ -134,25 +139,50 @@ def _jobs(
             reason = f"the model {card.name} needs a FLAIR: {scan.flair_reason}"
             passed_over.append(Entry(scan.key, "passed over", reason))
         else:
-            job = Job(
-                scan,
-                card,
-                settings.bids_dir,
-                settings.output_dir,
-                probseg=settings.probseg,
-                entropy=settings.entropy,
-                spaces=spaces,
-                viewer=settings.viewer,
-                fast=settings.fast,
-            )
             try:
-                job.check_names()
-                jobs.append(job)
+                jobs.append(_job(settings, card, scan, spaces=spaces))
             except DataError as error:
                 unusable.append(_failure(scan.key, error))
     if not jobs and not unusable:
         raise NothingSelected(f"{passed_over[0].scan}: {passed_over[0].reason}; so for all {len(scans)} scans")
     return jobs, passed_over, unusable
+
+
+def _job(settings: Settings, card: Card, scan: Scan, *, spaces: Sequence[Space]) -> Job:
+    """Return the job of a scan. DataError if its file names would be too long, or its corrections are ambiguous."""
+    folder = settings.corrections
+    job = Job(
+        scan,
+        card,
+        settings.bids_dir,
+        settings.output_dir,
+        probseg=settings.probseg,
+        entropy=settings.entropy,
+        spaces=spaces,
+        viewer=settings.viewer,
+        fast=settings.fast,
+        corrections=find_corrections(folder, scan, card) if folder is not None else Corrections(),
+    )
+    job.check_names()
+    return job
+
+
+def _about_corrections(settings: Settings, card: Card, jobs: Sequence[Job], *, scans: Sequence[Scan]) -> list[str]:
+    """Return warnings about corrections that are not used. UsageError if none is."""
+    if settings.corrections is None:
+        return []
+    chosen = settings.participants or settings.sessions or settings.filters or settings.shard[1] > 1
+    found = [(job.scan, job.corrections) for job in jobs]
+    other = [scan for scan in scans if scan.key not in {job.scan.key for job in jobs}]
+    return Search(settings.corrections, card, found, other, all_selected=not chosen).warnings()
+
+
+def _lost_corrections(job: Job) -> list[str]:
+    """Return a warning if a result was corrected and is recomputed without the correction."""
+    lost = corrections_in(read_sidecar(job.record)).keys() - job.corrections.files.keys()
+    if not lost:
+        return []
+    return [f"{job.scan.key}: recomputed without the correction of {', '.join(sorted(lost))} (see --corrections)"]
 
 
 def _failure(scan: str, error: BidssegError) -> Failure:

@@ -321,7 +321,11 @@ def recorded(job: type, submissions: Submissions) -> type:
 
 def in_image(image: str, settings: Settings) -> str:
     """Return the command that runs Python in the image, with the folders of the run mounted at the same paths."""
-    read = [settings.bids_dir, *([Path(settings.model)] if Path(settings.model).is_absolute() else [])]
+    read = [
+        settings.bids_dir,
+        *([settings.corrections] if settings.corrections else []),
+        *([Path(settings.model)] if Path(settings.model).is_absolute() else []),
+    ]
     read += [folder for folder in caches() if settings.output_spaces and folder.is_dir()]
     written = [settings.output_dir, *([settings.work_dir] if settings.work_dir else [])]
     mounts = [f"-B {path}:{path}:ro" for path in read] + [f"-B {path}:{path}" for path in written]

@@ -7,13 +7,14 @@ memory. A scan that fails is recorded and the others continue; only an output th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from bidsseg.bids.outputs import crash_path
+from bidsseg.derivative.corrections import corrected
 from bidsseg.derivative.job import Job
 from bidsseg.derivative.run_log import Entry, crash_text, stamp
 from bidsseg.errors import BidssegError, DataError, IOFailure, OutputNotWritable, explained
@@ -31,6 +32,8 @@ from bidsseg.registration.align import Images
 from bidsseg.settings import Settings
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from bidsseg.execution.machine import Machine
     from bidsseg.models.library import Model
     from bidsseg.segmentation.result import Segmentation
@@ -119,10 +122,11 @@ def write_page(job: Job) -> None:
 
 @dataclass
 class _Task:
-    """A job and its outcome so far."""
+    """A job, its outcome so far, and the corrected label maps (X, Y, Z) of its scan."""
 
     job: Job
     entry: Entry
+    corrections: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass
@@ -186,6 +190,7 @@ class Pipeline:
 
     def _read(self, task: _Task) -> Images:
         images = task.job.read()
+        task.corrections = task.job.read_corrections(images)
         task.entry.findings = [asdict(finding) for finding in images.findings]
         task.entry.notes = list(images.notes)
         for finding in images.findings:
@@ -205,6 +210,10 @@ class Pipeline:
             progress=lambda stage: asked.report.stage(scan.key, stage),
         )
         release_freed_memory()
+        if task.corrections:
+            files, voxel_mm3 = task.job.corrections.files, images.volumes["T1w"].voxel_volume_mm3
+            result = corrected(result, task.corrections, model, files=files, voxel_mm3=voxel_mm3)
+            task.corrections = {}
         task.entry.findings += [asdict(finding) for finding in result.findings]
         for finding in result.findings:
             asked.report.warn(f"{scan.key}: {finding.message} [{finding.code}]")

@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from nibabel.affines import apply_affine
-from nibabel.orientations import inv_ornt_aff, io_orientation
 
 from bidsseg.bids.scan import Scan
-from bidsseg.errors import DataError, UsageError
-from bidsseg.image.grid import canonical, from_canonical
-from bidsseg.image.mgh import is_mgh
-from bidsseg.image.nifti import read_image, read_labels, read_mask
+from bidsseg.errors import DataError
 from bidsseg.image.volume import Volume
 from bidsseg.labels import Protocol
 from bidsseg.labels.sides import LEFT
 from bidsseg.learning.cases import Annotation, Case, positions
-from bidsseg.registration.align import Images, align
+from bidsseg.registration.align import Images
+from bidsseg.registration.label_files import Note, read_on_grid, with_known_values
 
-TOLERANCE = 0.1
-"""Largest distance between the voxels of a label map and those of its scan, in voxels of the scan."""
-
-PROBABLE = 0.5
-"""Least probability of a label in a map of probabilities."""
-SAME = 1e-3
-"""Distance, in voxels, that is due to rounding."""
 CLOSE_MM = 1.0
 """Left and right regions whose centres are this close lie on neither side."""
-
-Note = Callable[[Path, str], None]
-"""Receives a file and a remark for the user."""
 
 
 class Remarks:
@@ -53,99 +39,8 @@ class Remarks:
 
 
 def read_annotation(path: Path, scan: Scan, images: Images, *, note: Note) -> Volume:
-    """Return a label map on the grid of the T1w of its scan.
-
-    Accepted with a note: other storage order of the same grid; an affine that differs by less than a tenth of a voxel;
-    the grid of the FLAIR, by the rigid alignment of that image; and, for files of FreeSurfer (``.mgz``), any grid in
-    scanner space. Labels on other grids than that of the T1w are resampled by nearest neighbour.
-
-    Raises:
-        DataError: the file is not a label map, or is on another grid.
-    """
-    labels, t1w = read_values(path, note=note), images.volumes["T1w"]
-    if labels.on_grid_of(t1w):
-        return labels
-    if (distance := distance_in_voxels(labels, t1w)) < TOLERANCE:
-        if labels.orientation != t1w.orientation:
-            note(path, f"stored as {labels.orientation} and not as {t1w.orientation} like the T1w, accepted")
-        if distance > SAME:
-            note(path, f"less than {TOLERANCE} voxels away from the grid of the T1w, accepted")
-        return Volume(from_canonical(canonical(labels.data, labels.affine), t1w.affine), t1w.affine, t1w.header)
-    if scan.flair is not None:
-        flair, _ = read_image(scan.flair)
-        if distance_in_voxels(labels, flair) < TOLERANCE:
-            note(path, "drawn on the grid of the FLAIR, resampled to that of the T1w")
-            return nearest(labels, t1w, motion=_motion(flair, images, note=lambda text: note(path, text)))
-    if is_mgh(path):
-        note(path, "resampled to the grid of the T1w, nearest neighbour")
-        return nearest(labels, t1w)
-    raise DataError(f"{path}: not on the grid of {scan.t1w.name}")
-
-
-def read_values(path: Path, *, note: Note) -> Volume:
-    """Return a label map; in a mask (``_mask``, ``_probseg``), probabilities are labels from a threshold.
-
-    DataError if the file is neither.
-    """
-    try:
-        return read_labels(path)
-    except DataError:
-        is_mask = path.name.partition(".")[0].endswith(("_mask", "_probseg"))
-        mask = read_mask(path, PROBABLE) if is_mask else None
-        if mask is None:
-            raise
-    note(path, f"probabilities of at least {PROBABLE} are read as labels")
-    return mask
-
-
-def _motion(flair: Volume, images: Images, *, note: Callable[[str], None]) -> np.ndarray | None:
-    """Return the rigid motion of the FLAIR to match the T1w; None, with a note, if SimpleITK is not installed."""
-    if "FLAIR" in images.volumes:
-        known = images.motions.get("FLAIR")
-        return None if known is None else known.matrix
-    try:
-        _, motion = align(flair, images.volumes["T1w"])
-    except UsageError as error:
-        note(f"the FLAIR is not aligned, its position in the scanner is used: {error}")
-        return None
-    return None if motion is None else motion.matrix
-
-
-def distance_in_voxels(labels: Volume, image: Volume) -> float:
-    """Return the largest distance between equal voxels of two grids, in voxels of the image, whatever their order.
-
-    It is infinite if the grids have different numbers of voxels.
-    """
-    ours, theirs = (_canonical_grid(each) for each in (labels, image))
-    if ours[0] != theirs[0]:
-        return np.inf
-    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(ours[0]) - 1)
-    apart = np.abs(apply_affine(np.linalg.inv(theirs[1]) @ ours[1], corners) - corners)
-    return float(apart.max())
-
-
-def _canonical_grid(volume: Volume) -> tuple[tuple[int, ...], np.ndarray]:
-    """Return shape and affine of a volume with axes to R, A, S."""
-    order = io_orientation(volume.affine)
-    shape = canonical(np.empty(volume.shape, np.uint8), volume.affine).shape
-    return shape, volume.affine @ inv_ornt_aff(order, volume.shape)
-
-
-def nearest(labels: Volume, image: Volume, *, motion: np.ndarray | None = None) -> Volume:
-    """Return labels on the grid of an image, nearest neighbour in scanner space, 0 outside their field of view.
-
-    Args:
-        motion: (4, 4), from the position of a label to that in the image, RAS+ mm.
-    """
-    moved = labels.affine if motion is None else motion @ labels.affine
-    matrix = np.linalg.inv(moved) @ image.affine
-    found = np.zeros(image.shape, labels.data.dtype)
-    rest = np.indices(image.shape[1:]).reshape(2, -1)
-    for i in range(image.shape[0]):
-        voxels = np.rint(matrix[:3, :1] * i + matrix[:3, 1:3] @ rest + matrix[:3, 3:]).astype(int)
-        inside = ((voxels >= 0) & (voxels < np.array(labels.shape)[:, None])).all(0)
-        found[i].reshape(-1)[inside] = labels.data[tuple(voxels[:, inside])]
-    return Volume(found, image.affine, image.header)
+    """Return a label map on the grid of the T1w of its scan, see ``read_on_grid``. DataError for another grid."""
+    return read_on_grid(path, images, t1w=scan.t1w, flair=scan.flair, note=note)
 
 
 def annotation_of(values: np.ndarray, protocol: Protocol, path: Path, *, note: Note) -> Annotation:
@@ -156,10 +51,7 @@ def annotation_of(values: np.ndarray, protocol: Protocol, path: Path, *, note: N
     Raises:
         DataError: values outside the protocol, or left and right exchanged.
     """
-    shown = np.unique(values)
-    if protocol.indices == (0, 1) and len(shown) == 2 and shown[0] == 0 and shown[1] > 1:
-        note(path, f"the value {shown[1]} of the mask is read as 1")
-        values = (values != 0).astype(np.uint8)
+    values = with_known_values(values, protocol, path, note=note)
     annotation = Annotation(protocol, positions(values, protocol, str(path)))
     if region := exchanged(annotation):
         raise DataError(

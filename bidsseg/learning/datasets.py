@@ -18,18 +18,12 @@ from bidsseg.image.grid import canonical_spacing, whole_grid, within_content
 from bidsseg.image.resampling import between, labels_to_grid, stack
 from bidsseg.image.volume import Volume
 from bidsseg.labels import Protocol, load_protocol, load_relation
-from bidsseg.learning.annotation_files import (
-    Note,
-    Remarks,
-    annotation_of,
-    check_not_empty,
-    read_annotation,
-    read_values,
-)
+from bidsseg.learning.annotation_files import Remarks, annotation_of, check_not_empty, read_annotation
 from bidsseg.learning.cases import Annotation, Case, towards_ventricles
 from bidsseg.learning.label_sources import LabelSource, label_sources
 from bidsseg.models.library import load_model
 from bidsseg.registration.align import read_aligned
+from bidsseg.registration.label_files import Note, read_values
 from bidsseg.segmentation.engine import Engine
 from bidsseg.segmentation.locate import find_brain
 from bidsseg.settings import Report, Settings

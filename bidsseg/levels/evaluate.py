@@ -8,9 +8,10 @@ from pathlib import Path
 
 from bidsseg.bids.annotations import find_label_maps
 from bidsseg.bids.label_kinds import Kind
+from bidsseg.bids.names import build_name
 from bidsseg.bids.outputs import AgreementPaths, agreement_paths, root_path
 from bidsseg.bids.recons import Recons
-from bidsseg.bids.scan import LabelMap
+from bidsseg.bids.scan import LabelMap, without_added
 from bidsseg.derivative.ownership import check_agreement_files, check_folder, check_source
 from bidsseg.derivative.results import find_native_maps, natural
 from bidsseg.derivative.sidecars import write_root_files
@@ -23,6 +24,7 @@ from bidsseg.models.card import find_card, head_protocol, name_of
 from bidsseg.models.participants import participants
 from bidsseg.settings import Settings
 
+CORRECTED = "its label map was corrected by hand, and is not the model's"
 NAMED = 5
 """Largest number of participants in a warning."""
 
@@ -145,7 +147,7 @@ def _pairing(settings: Settings, sources: Sequence[LabelSource], compared: Judge
     """Return the pairs of label maps to compare in a protocol."""
     protocol, model, options = sources[0].protocol, name_of(settings.model), settings.evaluation
     wanted = {source.folder: source.wanted for source in sources if not isinstance(source.wanted, Recons)}
-    folders, failed = list(wanted), list[Left]()
+    folders, failed, manual = list(wanted), list[Left](), list[Left]()
     for note in dict.fromkeys(note for source in sources for note in source.notes):
         settings.report.say(note)
     converted = compared.protocol if compared.protocol != protocol.name else ""
@@ -154,9 +156,11 @@ def _pairing(settings: Settings, sources: Sequence[LabelSource], compared: Judge
     if options.against is None:
         found = model
         maps = list(find_native_maps(settings.output_dir, compared.protocol))
-        judged = [scan for maker, scan in maps if maker == model and settings.selects(scan.entities)]
+        ours = [each for each in maps if each.model == model and settings.selects(each.scan.entities)]
+        judged = [each.scan for each in ours if not each.manual]
+        manual = [Left(build_name(without_added(each.scan.entities)), CORRECTED) for each in ours if each.manual]
         lacking = f"not segmented by the model {model}: run the level participant first"
-        if others := ", ".join(sorted({maker for maker, _ in maps} - {model})):
+        if others := ", ".join(sorted({each.model for each in maps} - {model})):
             lacking += f", or select one of these models with --model: {others}"
     else:
         found = options.against.resolve().name
@@ -164,7 +168,7 @@ def _pairing(settings: Settings, sources: Sequence[LabelSource], compared: Judge
         lacking = f"no label map in {options.against}"
     reference = "+".join(folder.resolve().name for folder in folders)
     about = About(found, reference, folders, options.against, options.mask, converted)
-    pairing = Pairing(protocol, about, wanted, compared.values, failed=failed)
+    pairing = Pairing(protocol, about, wanted, compared.values, failed=failed, alone=manual)
     pair_up(judged, _selected(settings, wanted), pairing, lacking=lacking)
     return pairing
 

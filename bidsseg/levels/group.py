@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
+from bidsseg.bids.annotations import annotations_of_scan
 from bidsseg.bids.names import parse_name, with_extension
 from bidsseg.bids.outputs import group_report, group_table
 from bidsseg.bids.query import find_scans
+from bidsseg.bids.scan import Scan
 from bidsseg.derivative.cohort import Cohort, collect, write_table
 from bidsseg.derivative.ownership import check_folder, check_group_files, check_source
 from bidsseg.derivative.results import Result, find_fates, find_results
+from bidsseg.derivative.sidecar_keys import corrections
 from bidsseg.errors import BidssegError, InputMissing, NothingSelected
-from bidsseg.files import write_json_atomic
+from bidsseg.files import fingerprint, write_json_atomic
 from bidsseg.settings import Settings
 
 SHOWN_PROBLEMS = 5
@@ -34,6 +38,8 @@ def group_level(settings: Settings) -> None:
     if not cohorts:
         raise NothingSelected(f"no result of the selected scans in {output_dir}: run the level participant first")
     check_group_files(output_dir, cohorts)
+    if settings.corrections is not None:
+        _warn(settings, list(_without_correction(settings.corrections, _results(settings))))
     if not settings.dry_run:
         report.start(len(cohorts) + 2, "step")
     for cohort in cohorts:
@@ -64,6 +70,19 @@ def group_level(settings: Settings) -> None:
 
 def _results(settings: Settings) -> Iterator[Result]:
     return find_results(settings.output_dir, settings.participants, settings.sessions)
+
+
+def _without_correction(folder: Path, results: Iterable[Result]) -> Iterator[str]:
+    """Yield a warning for each label map with a correction that it does not contain."""
+    for result in results:
+        try:
+            files = annotations_of_scan(folder, Scan(result.source, result.dseg), result.protocol)
+        except BidssegError as error:
+            yield f"{result.key}: {error}"
+            continue
+        known = corrections(result.sidecar()).values()
+        if files and not any(fingerprint(path) in known for path in files):
+            yield f"{files[0]} is not in the tables: run the level participant with --corrections"
 
 
 def _of(cohort: Cohort, settings: Settings) -> Iterator[Result]:

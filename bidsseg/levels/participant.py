@@ -88,8 +88,14 @@ def _list(settings: Settings, card: Card, agenda: Agenda) -> None:
     """Report the plan of a dry run."""
     settings.report.say(f"model {card.name}: {card.title}")
     for job in agenda.jobs:
-        settings.report.say(f"{job.scan.key}: {'done' if job in agenda.done else 'to do'}")
+        settings.report.say(f"{job.scan.key}: {'done' if job in agenda.done else 'to do'}{_corrected(job)}")
         for path in job.paths.files:
             settings.report.say(f"  {settings.output_dir / path}")
     for entry, _ in agenda.unusable:
         settings.report.warn(f"{entry.scan} would fail: {entry.reason}")
+
+
+def _corrected(job: Job) -> str:
+    """Return the corrected outputs of a scan, for its line in a dry run."""
+    names = ", ".join(job.corrections.files)
+    return f", corrected: {names}" if names else ""

@@ -10,7 +10,7 @@ from typing import Any
 from bidsseg.bids.names import entity_column, with_extension
 from bidsseg.bids.outputs import group_report, group_table, report_path
 from bidsseg.bids.scan import Scan
-from bidsseg.derivative.cohort import QUALITY, STATUS, Absent, Cohort
+from bidsseg.derivative.cohort import CORRECTED, QUALITY, STATUS, Absent, Cohort
 from bidsseg.derivative.results import is_own_page
 from bidsseg.report.distributions import Distribution, Line, bars, distributions, lines
 from bidsseg.report.page import write_page
@@ -50,7 +50,7 @@ def read_table(output_dir: Path, cohort: Cohort) -> Table:
     shown = [
         (line, _with_page(output_dir, line, cohort.entities))
         for line in lines(output_dir / path, volumes, AT_MOST)
-        if line.cells[STATUS] == "done"
+        if line.cells[STATUS] in ("done", CORRECTED)
     ]
     full = {QUALITY: "Quality", **cohort.regions}
     drawn = [(distribution, full[distribution.name], bars(distribution.counts, HEIGHT)) for distribution in found]

@@ -34,10 +34,13 @@ class Methods:
     references: tuple[str, ...]
 
 
-def methods(sidecar: Sidecar, protocols: Sequence[str]) -> Methods | None:
+def methods(sidecar: Sidecar, protocols: Sequence[str], corrected: Sequence[str] = ()) -> Methods | None:
     """Return the methods of the result with a sidecar; None if the sidecar names no model.
 
     Models are described by their cards, if they are shipped with this program.
+
+    Args:
+        corrected: protocols whose label maps were corrected by hand.
     """
     models = models_of(sidecar)
     if not models:
@@ -57,6 +60,8 @@ def methods(sidecar: Sidecar, protocols: Sequence[str]) -> Methods | None:
         sentences.append(f"The brain was found by the model {others[0]}.")
     labelled = f"Label maps of {_listed(protocols)} are" if protocols else "The masks are"
     sentences.append(f"{labelled} on the grid of the T1w; volumes were computed by counting voxels.")
+    if corrected:
+        sentences.append(f"The label maps of {_listed(corrected)} were corrected by hand.")
     references = dict.fromkeys([BIDS_APPS, *(entry for card in cards for entry in card.citation)])
     if spaces := output_spaces(sidecar):
         bent = "deformable" in spaces.values()

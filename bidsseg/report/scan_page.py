@@ -140,6 +140,7 @@ class _Scan:
         pictures: picture of each protocol.
         viewer: address of the 3-D page, if there is one.
         tables: rows of volumes of each protocol.
+        corrected: protocols whose label maps were corrected by hand.
         unusual: rows of all protocols that are far from the mean of the cohort, the farthest first.
         warnings: findings of the image guard and notes of the run.
         details: the rest of the sidecar.
@@ -155,6 +156,7 @@ class _Scan:
     pictures: dict[str, str] = field(default_factory=dict)
     viewer: str = ""
     tables: dict[str, list[_Shown]] = field(default_factory=dict)
+    corrected: list[str] = field(default_factory=list)
     unusual: list[_Shown] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
@@ -163,13 +165,16 @@ class _Scan:
 
     def methods(self) -> Methods | None:
         """Return the text about the scan for a paper."""
-        return methods(self.sidecar, [protocol for protocol in self.tables if protocol not in (BRAIN, LESION)])
+        protocols = [protocol for protocol in self.tables if protocol not in (BRAIN, LESION)]
+        return methods(self.sidecar, protocols, self.corrected)
 
     def add(self, result: Result, output_dir: Path) -> None:
         """Add the result of one protocol."""
         ranges = cohort_ranges(output_dir, result.model, result.protocol)
         sidecar = self.sidecar = result.sidecar()
-        self.quality = result.quality()
+        quality = result.quality()
+        self.quality = self.quality if quality is None else quality
+        self.corrected += [result.protocol] if result.manual else []
         self.warnings = list(dict.fromkeys([*self.warnings, *messages(sidecar)]))
         self.details = {key: _plain(value) for key, value in sidecar.items() if key not in HIDDEN}
         paths = output_paths(Scan(result.source, Path()), result.model, [result.protocol, BRAIN, LESION], viewer=True)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bidsseg.image.guard import Finding
 from bidsseg.labels import Protocol
-from bidsseg.models.library import Model
 from bidsseg.segmentation.result import Segmentation
 
+if TYPE_CHECKING:
+    from bidsseg.models.library import Model
+
+CODES = ("CONFIDENCE_LOW", "BRAIN_VOLUME_UNUSUAL", "TISSUE_UNUSUAL", "SIDES_UNEQUAL")
+"""Codes of the findings of this file."""
 BRAIN_CM3 = 700.0, 2200.0
 """Range of brain volumes of adults and of children from about one year of age."""
 SHARES = {1: ("grey matter", 0.2, 0.75), 2: ("white matter", 0.15, 0.65)}

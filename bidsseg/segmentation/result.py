@@ -52,6 +52,9 @@ class Segmentation:
         entropy: uncertainty for each protocol, 0 (certain) to 1 (all equal), float32; empty unless requested.
         notes: notes for the user on how the result was computed.
         findings: observations about the scan or the result that should be checked.
+        manual: outputs (protocols, ``brain``, ``lesion``) that are corrected by hand instead of the model's, each with
+            the output whose correction it follows from, see ``derivative.corrections``. Soft volumes of corrected
+            protocols are NaN, and so is the quality if all protocols are corrected.
     """
 
     labels: dict[str, np.ndarray]
@@ -65,3 +68,4 @@ class Segmentation:
     entropy: dict[str, np.ndarray] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    manual: dict[str, str] = field(default_factory=dict)

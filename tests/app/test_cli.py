@@ -128,6 +128,7 @@ VALUES = {
     "--bids-database-dir": ["{tmp}/index"],
     "--work-dir": ["{tmp}/work"],
     "--model": ["other"],
+    "--corrections": ["{tmp}"],
     "--output-spaces": ["MNI152NLin2009cAsym:res-1", "OASIS30ANTs"],
     "--device": ["cuda:1"],
     "--precision": ["fp32"],

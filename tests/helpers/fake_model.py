@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import phantoms
@@ -24,6 +24,7 @@ from bidsseg.execution import machine as this_machine
 from bidsseg.execution.machine import Machine
 from bidsseg.labels import load_protocol
 from bidsseg.models.card import CARD, Card, find_card
+from bidsseg.segmentation.result import Probabilities, Segmentation
 
 
 def save_card(folder: Path, **values: Any) -> Path:
@@ -44,7 +45,7 @@ def save_card(folder: Path, **values: Any) -> Path:
     return folder
 
 
-def segment(images: dict[str, Any], model: Any, **asked: Any) -> SimpleNamespace:
+def segment(images: dict[str, Any], model: Any, **asked: Any) -> Segmentation:
     """Return three classes by intensity, as the first three regions of every protocol."""
     time.sleep(float(os.environ.get("FAKE_MODEL_SECONDS", 0)))
     asked["progress"]("network")
@@ -59,10 +60,12 @@ def segment(images: dict[str, Any], model: Any, **asked: Any) -> SimpleNamespace
         soft[name] = counts * t1w.voxel_volume_mm3
         if asked["want_probabilities"]:
             regions = np.arange(len(protocol.indices))
-            probabilities[name] = SimpleNamespace(maps=lambda regions=regions: (classes == r for r in regions))
+            probabilities[name] = cast(
+                Probabilities, SimpleNamespace(maps=lambda regions=regions: (classes == r for r in regions))
+            )
         if asked["want_entropy"]:
             entropy[name] = share.clip(0, 1).astype(np.float32)
-    return SimpleNamespace(
+    return Segmentation(
         labels=labels,
         soft_mm3=soft,
         brain=classes > 0,
@@ -98,7 +101,7 @@ class FakeModel:
         network = SimpleNamespace(numbers_per_voxel=32, whole=False)
         return SimpleNamespace(card=card, heads=heads, network=network, locator=None)
 
-    def segment(self, *given: Any, **asked: Any) -> SimpleNamespace:
+    def segment(self, *given: Any, **asked: Any) -> Segmentation:
         self.segmented += 1
         return segment(*given, **asked)
 

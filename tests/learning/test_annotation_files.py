@@ -14,9 +14,9 @@ from recording_console import RecordingConsole
 from bidsseg.errors import DataError, NothingSelected
 from bidsseg.image.volume import Volume
 from bidsseg.labels import Protocol, Region, load_protocol
-from bidsseg.learning.annotation_files import distance_in_voxels, nearest
 from bidsseg.learning.cases import Case
 from bidsseg.learning.datasets import load_cases
+from bidsseg.registration.label_files import distance_in_voxels, nearest
 from bidsseg.settings import Settings
 
 Change = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]

@@ -132,6 +132,15 @@ def test_results_in_a_space_belong_to_the_job_and_are_valid_bids(app: App) -> No
     assert set(app.fates.values()) == {"skipped"}
     assert app() == 0
     assert set(app.fates.values()) == {"skipped"}
+    name = "sub-01/anat/sub-01_seg-FAST_desc-wholebrain_dseg.nii.gz"
+    labels = load_nifti(app.output / name)
+    corrections = app.output.parent / "corrected"
+    phantoms.save(corrections / name, np.minimum(labels.dataobj, 1).astype(np.uint8), labels.affine)
+    assert app("--output-spaces", f"{NAME}:res-2", "--corrections", str(corrections)) == 0
+    in_space = app.output / f"sub-01/anat/sub-01_space-{NAME}_seg-FAST_res-2_desc-wholebrain_dseg.nii.gz"
+    assert set(np.unique(load_nifti(in_space).dataobj)) == {0, 1}
+    sidecar = json.loads(Path(str(in_space).replace(".nii.gz", ".json")).read_text())
+    assert sidecar["Manual"] and sidecar["Sources"][-1] == f"bids:corrections:{name}"
     validator = Path(sys.executable).with_name("bids-validator-deno")
     done = subprocess.run([validator, app.output, "--format", "json"], capture_output=True, text=True)
     issues = json.loads(done.stdout)["issues"]["issues"]

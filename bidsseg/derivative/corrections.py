@@ -1,0 +1,224 @@
+"""Label maps that were corrected by hand (``--corrections``): found, read, and put in the place of the model's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bidsseg.bids.annotations import annotates, annotations_of_scan
+from bidsseg.bids.label_kinds import kinds_of
+from bidsseg.bids.names import build_name, parse_name
+from bidsseg.bids.scan import Image, Scan, without_added
+from bidsseg.derivative.volumes import count_voxels
+from bidsseg.errors import DataError, UsageError
+from bidsseg.files import fingerprint
+from bidsseg.labels.protocol import Protocol, load_protocol
+from bidsseg.models.card import BRAIN, LESION, Card, head_protocol
+from bidsseg.registration.align import Images
+
+if TYPE_CHECKING:
+    from bidsseg.models.library import Model
+    from bidsseg.segmentation.result import Segmentation
+
+NAMED = 5
+"""Largest number of files in a message."""
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """The corrected label maps of one scan.
+
+    Attributes:
+        folder: the derivative dataset that they are in.
+        files: the file for each output: a protocol, ``brain`` or ``lesion``.
+    """
+
+    folder: Path = Path()
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return the checksum of each file."""
+        return {name: fingerprint(path) for name, path in self.files.items()}
+
+
+def correctable(card: Card) -> dict[str, str]:
+    """Return the outputs of a model that can be corrected, each with the end of its file names, for messages."""
+    lesion = {LESION: "label-lesion_*mask"} if card.lesion is not None else {}
+    return {**{name: f"seg-{name}_*dseg" for name in card.protocols}, **lesion, BRAIN: "desc-brain_mask"}
+
+
+def find_corrections(folder: Path, scan: Scan, card: Card) -> Corrections:
+    """Return the corrected label maps of a scan.
+
+    Of several label maps that fit equally well, the one with the ``desc-`` of the model's output is used.
+
+    Raises:
+        DataError: the choice is ambiguous.
+    """
+    found = {}
+    for name in correctable(card):
+        fitting = annotations_of_scan(folder, scan, name)
+        own = scan.entities.get("desc", "") + (BRAIN if name == BRAIN else card.name)
+        if len(fitting) > 1:
+            fitting = [path for path in fitting if _desc(path) == own] or fitting
+        if len(fitting) > 1:
+            raise DataError(f"{fitting[0]} and {fitting[1].name} both correct {scan.key}: keep only one")
+        if fitting:
+            found[name] = fitting[0]
+    return Corrections(folder, found)
+
+
+def _desc(path: Path) -> str:
+    parsed = parse_name(path.name)
+    return parsed[0].get("desc", "") if parsed else ""
+
+
+@dataclass(frozen=True)
+class Search:
+    """The search for corrections of the scans of a run.
+
+    Attributes:
+        found: each scan that can be segmented, with its corrections.
+        other: the other scans of the run, whose files are not looked at.
+        all_selected: whether the run has all scans of the dataset, so that label maps of further scans are mistakes.
+    """
+
+    folder: Path
+    card: Card
+    found: Sequence[tuple[Scan, Corrections]]
+    other: Sequence[Scan]
+    all_selected: bool
+
+    def warnings(self) -> list[str]:
+        """Return a warning for each reason why label maps in the folder are not used. UsageError if none is used."""
+        left: dict[str, list[str]] = {}
+        for image, reason in self._unused():
+            left.setdefault(reason, []).append(image.path.name)
+        if not self._used and not self.other and (left or self.all_selected):
+            wanted = " or ".join(correctable(self.card).values())
+            names = _listed([name for files in left.values() for name in files]) or "no label maps"
+            raise UsageError(
+                f"--corrections {self.folder}: no file fits a scan: looked for sub-*/[ses-*/]anat/<T1w>_X.nii.gz, "
+                f"where <T1w> is e.g. {self.found[0][0].key} and X is {wanted}; found {names}"
+            )
+        return [f"--corrections: {_listed(names)} not used: {reason}" for reason, names in left.items()]
+
+    @cached_property
+    def _used(self) -> set[Path]:
+        return {path for _, corrections in self.found for path in corrections.files.values()}
+
+    def _unused(self) -> Iterator[tuple[Image, str]]:
+        """Yield the label maps that are not used, each with the reason."""
+        keys = {_source_key(scan.entities) for scan, _ in self.found}
+        others = {_source_key(scan.entities) for scan in self.other}
+        people = {scan.entities["subject"] for scan, _ in self.found}
+        for image in _label_maps(self.folder):
+            key = _source_key(image.entities)
+            if image.path in self._used or key in others:
+                continue
+            if key not in keys:
+                if self.all_selected or image.entities["subject"] in people:
+                    yield image, "there is no scan of this name"
+            elif any(annotates(image, name) for name in correctable(self.card)):
+                yield image, "another file of the scan is used"
+            else:
+                yield image, f"the model {self.card.name} writes no such label map"
+
+
+def _source_key(entities: Mapping[str, str]) -> str:
+    return build_name(without_added(entities))
+
+
+def _label_maps(folder: Path) -> list[Image]:
+    return [image for kind, images in kinds_of(folder).items() if kind.suffix != "probseg" for image in images]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{', '.join(names[:NAMED])}{more}"
+
+
+def read_corrections(corrections: Corrections, images: Images, *, scan: Scan, card: Card) -> dict[str, np.ndarray]:
+    """Return the corrected label maps (X, Y, Z) on the grid of the T1w, by output; masks are booleans.
+
+    Differences are accepted, with a note among those of the images, as in training (``read_on_grid``).
+
+    Raises:
+        DataError: a file is not a label map, is on another grid, is empty or has unknown values.
+    """
+    from bidsseg.registration.label_files import read_on_grid, with_known_values
+
+    found = {}
+
+    def note(path: Path, text: str) -> None:
+        images.notes.append(f"{path.name}: {text}")
+
+    for name, path in corrections.files.items():
+        is_mask = name in (BRAIN, LESION)
+        protocol = load_protocol(name).scored() if is_mask else head_protocol(card, name)
+        volume = read_on_grid(path, images, t1w=scan.t1w, flair=scan.flair, note=note)
+        values = with_known_values(volume.data, protocol, path, note=note)
+        if name != LESION and not values.any():
+            raise DataError(f"{path}: is empty: every voxel is background")
+        found[name] = values > 0 if is_mask else values.astype(np.min_scalar_type(max(protocol.indices)))
+    return found
+
+
+def corrected(
+    result: Segmentation, labels: Mapping[str, np.ndarray], model: Model, *, files: Mapping[str, Path], voxel_mm3: float
+) -> Segmentation:
+    """Return a segmentation with corrected label maps and masks in the place of the model's.
+
+    There are no probabilities of a corrected label map, so that its soft volumes are NaN. Requested probabilities and
+    uncertainty remain the model's. A lesion mask follows from the corrected label map of the head with lesions.
+    Findings about volumes are those of the corrected label maps.
+
+    Args:
+        labels: corrected label maps (X, Y, Z), see ``read_corrections``. Those equal to the model's are ignored.
+        files: the file of each.
+        voxel_mm3: volume of a voxel.
+    """
+    from bidsseg.segmentation.plausibility import CODES, implausible_findings
+
+    before = {**result.labels, BRAIN: result.brain, LESION: result.lesion}
+    new = {name: values for name, values in labels.items() if not _equal(before[name], values)}
+    lesion, head, manual = new.get(LESION, result.lesion), model.card.lesion, {name: name for name in new}
+    if head is not None and head in new and LESION not in labels:
+        lesion, manual[LESION] = np.isin(new[head], model.heads[head].lesions), head
+    maps = {name: new.get(name, values) for name, values in result.labels.items()}
+    counted = {name: _volumes_mm3(maps[name], model.heads[name], voxel_mm3) for name in maps if name in new}
+    found = replace(
+        result,
+        labels=maps,
+        soft_mm3={**result.soft_mm3, **counted},
+        brain=new.get(BRAIN, result.brain),
+        lesion=lesion,
+        quality=float("nan") if maps and maps.keys() <= new.keys() else result.quality,
+        notes=[*result.notes, *(_note(name, files[name], is_new=name in new) for name in labels)],
+        findings=[finding for finding in result.findings if finding.code not in CODES],
+        manual=manual,
+    )
+    found.findings.extend(implausible_findings(found, model, voxel_mm3))
+    unknown = {name: np.full_like(volumes, np.nan) for name, volumes in counted.items()}
+    return replace(found, soft_mm3={**found.soft_mm3, **unknown})
+
+
+def _equal(ours: np.ndarray | None, theirs: np.ndarray) -> bool:
+    return ours is not None and np.array_equal(ours, theirs)
+
+
+def _volumes_mm3(labels: np.ndarray, protocol: Protocol, voxel_mm3: float) -> np.ndarray:
+    """Return the counted volume (R,) of each region of a label map (X, Y, Z)."""
+    return count_voxels(labels, max(protocol.indices) + 1)[list(protocol.indices)] * voxel_mm3
+
+
+def _note(name: str, path: Path, *, is_new: bool) -> str:
+    what = f"{name} mask" if name in (BRAIN, LESION) else f"label map {name}"
+    return (
+        f"the {what} was corrected by hand ({path.name})" if is_new else f"{path.name} is equal to the model's {what}"
+    )

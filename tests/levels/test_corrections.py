@@ -1,0 +1,260 @@
+"""Label maps that were corrected by hand, in the place of the model's (``--corrections``)."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import phantoms
+import pytest
+from fake_model import App, make_app, save_card
+from nifti import load_nifti
+
+from bidsseg.learning.label_sources import label_sources
+
+Change = Callable[[np.ndarray], np.ndarray]
+SHAPE = (24, 28, 24)
+STEM = "sub-01/anat/sub-01"
+FAST = f"{STEM}_seg-FAST_desc-wholebrain_dseg.nii.gz"
+FREESURFER = f"{STEM}_seg-FreeSurfer_desc-wholebrain_dseg.nii.gz"
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., App]:
+    """Return a function that makes an app with some participants, whose model has some heads."""
+
+    def make(people: int = 1, **card: Any) -> App:
+        bids = phantoms.make_bids(tmp_path / "bids", people, spacing_mm=8.0, shape=SHAPE)
+        app = make_app(tmp_path, bids, monkeypatch)
+        save_card(app.card, **{"heads": ("brain", "FAST"), **card})
+        return app
+
+    return make
+
+
+def correct(app: App, name: str = FAST, change: Change = lambda labels: labels) -> np.ndarray:
+    """Write a label map that differs from those of the model, on the grid of the T1w, and return its voxels."""
+    grid = load_nifti(app.bids / f"{STEM}_T1w.nii.gz").affine
+    drawn = phantoms.head(grid, SHAPE, phantoms.LABEL)
+    values = change(np.array([0, 1, 2, 3, 2], np.uint8)[drawn]).astype(np.uint8)
+    phantoms.save(folder(app) / name, values, grid)
+    return values
+
+
+def folder(app: App) -> Path:
+    return app.output.parent / "corrected"
+
+
+def words(app: App) -> list[str]:
+    return ["--corrections", str(folder(app)), "--skip-bids-validation"]
+
+
+def voxels(app: App, name: str) -> np.ndarray:
+    return np.asarray(load_nifti(app.output / name).dataobj)
+
+
+def sidecar(app: App, name: str) -> dict[str, Any]:
+    return dict(json.loads((app.output / name.replace(".nii.gz", ".json").replace(".tsv", ".json")).read_text()))
+
+
+def table(app: App, name: str) -> pd.DataFrame:
+    return pd.read_csv(app.output / name, sep="\t", keep_default_na=False)
+
+
+def manual(app: App) -> set[str]:
+    """Return the ends of the names of the sidecars of sub-01 that are marked as corrected."""
+    sidecars = {path: json.loads(path.read_text()) for path in app.output.glob("sub-01/anat/*.json")}
+    return {path.name.removeprefix("sub-01_") for path, content in sidecars.items() if content.get("Manual")}
+
+
+def test_a_corrected_label_map_takes_the_place_of_the_model_s(
+    make: Callable[..., App], capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = make(2, heads=("brain", "FAST", "FreeSurfer"))
+    assert app("--skip-bids-validation") == 0
+    before, volumes, drawn = app.files(), FAST.replace("dseg.nii.gz", "morph.tsv"), correct(app)
+    intracranial = table(app, volumes)["voxels"].iloc[-1]
+    assert app(*words(app)) == 0
+    assert app(*words(app), level="group") == 0
+    err = capsys.readouterr().err
+    assert "is not in the tables" not in err and f"the label map FAST was corrected by hand ({Path(FAST).name})" in err
+    assert (voxels(app, FAST) == drawn).all()
+    assert list(table(app, volumes)["voxels"]) == [*np.bincount(drawn.ravel())[1:], intracranial]
+    assert list(table(app, volumes)["softvolume-mm3"]) == ["n/a"] * 4
+    about, of_table = sidecar(app, FAST), sidecar(app, volumes)
+    assert manual(app) == {"seg-FAST_desc-wholebrain_dseg.json", "seg-FAST_desc-wholebrain_morph.json"}
+    assert about["Sources"] == ["bids:raw:sub-01/anat/sub-01_T1w.nii.gz", f"bids:corrections:{FAST}"]
+    assert about["SpatialReference"] == about["Sources"][0] and of_table["Sources"] == about["Sources"]
+    assert "Quality" not in about and sidecar(app, FREESURFER)["Quality"] == 0.875
+    assert of_table["softvolume-mm3"]["Description"].startswith("n/a")
+    links = json.loads((app.output / "dataset_description.json").read_text())["DatasetLinks"]
+    assert links["corrections"] == folder(app).as_uri() and "raw" in links
+    # All other label maps, tables and pictures are as before, and all files of the other scan.
+    after = app.files()
+    changed = {name for name in before if before[name] != after[name]}
+    picture = "sub-01/figures/sub-01_seg-FAST_desc-wholebrain_dseg.png"
+    assert {name for name in changed if not name.endswith(".json")} == {FAST, volumes, picture}
+    assert {name for name in changed if name.startswith("sub-02")} == set()
+    cohort = table(app, "group_seg-FAST_desc-wholebrain_morph.tsv")
+    assert list(cohort["status"]) == ["corrected", "done"] and list(cohort["quality"]) == ["n/a", "0.875"]
+    assert cohort["GM"].iloc[0] == 512 * (drawn == 2).sum()
+    assert "corrected by hand" in (app.output / "group.html").read_text()
+    assert "The label maps of FAST were corrected by hand." in (app.output / "sub-01.html").read_text()
+
+
+def test_a_scan_is_recomputed_when_its_correction_changes(
+    make: Callable[..., App], capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = make()
+    assert app("--skip-bids-validation") == 0
+    before = app.files("sub-*/anat/*")
+    correct(app)
+    assert app(*words(app), level="group") == 0
+    assert f"{Path(FAST).name} is not in the tables: run the level participant" in capsys.readouterr().err
+    assert app(*words(app)) == app(*words(app)) == 0
+    assert app.fake.segmented == 2 and app.fates == {"sub-01": "skipped"}
+    correct(app, change=lambda labels: np.where(labels == 1, 3, labels))
+    assert app(*words(app)) == 0
+    assert app.fake.segmented == 3 and 1 not in voxels(app, FAST)
+    capsys.readouterr()
+    assert app("--skip-bids-validation") == 0
+    assert "sub-01: recomputed without the correction of FAST" in capsys.readouterr().err
+    assert app.fake.segmented == 4 and app.files("sub-*/anat/*") == before
+
+
+def test_masks_are_corrected_too(make: Callable[..., App]) -> None:
+    app = make(name="lesions", heads=("FASTlesion",), lesion="FASTlesion")
+    mask, brain = f"{STEM}_label-lesion_desc-lesions_mask.nii.gz", f"{STEM}_desc-brain_mask.nii.gz"
+    labels, volumes = (f"{STEM}_seg-FASTlesion_desc-lesions_{end}" for end in ("dseg.nii.gz", "morph.tsv"))
+    lesion = correct(app, f"{STEM}_label-lesion_mask.nii.gz", lambda labels: 255 * (labels == 1)) > 0
+    inside = correct(app, brain, lambda labels: labels == 3)
+    assert app(*words(app)) == 0
+    assert (voxels(app, mask) == lesion).all() and (voxels(app, brain) == inside).all()
+    found = table(app, volumes)
+    assert found["voxels"].iloc[-1] == inside.sum() and list(found["softvolume-mm3"] == "n/a") == [False] * 4 + [True]
+    assert manual(app) == {"label-lesion_desc-lesions_mask.json", "desc-brain_mask.json"}
+    assert "the value 255 of the mask is read as 1" in " ".join(sidecar(app, mask)["Notes"])
+    assert sidecar(app, volumes)["Sources"][-1] == f"bids:corrections:{brain}"
+    # Without a mask of its own, the lesion mask follows from the corrected label map.
+    (folder(app) / f"{STEM}_label-lesion_mask.nii.gz").unlink()
+    drawn = correct(app, labels, lambda labels: np.where(labels == 3, 4, labels))
+    assert app(*words(app)) == 0
+    assert (voxels(app, mask) == (drawn == 4)).all()
+    assert sidecar(app, mask)["Manual"] and sidecar(app, mask)["Sources"][-1] == f"bids:corrections:{labels}"
+
+
+def test_the_axes_may_be_stored_in_another_order(make: Callable[..., App]) -> None:
+    app = make()
+    drawn = correct(app, f"{STEM}_seg-FAST_dseg.nii.gz")
+    path = folder(app) / f"{STEM}_seg-FAST_dseg.nii.gz"
+    nib.save(nib.as_closest_canonical(load_nifti(path)), path)
+    assert app(*words(app)) == 0
+    assert load_nifti(path).affine[0, 0] > 0 > load_nifti(app.output / FAST).affine[0, 0]
+    assert (voxels(app, FAST) == drawn).all()
+    assert "stored as RAS and not as LAS" in sidecar(app, FAST)["Notes"][0]
+
+
+def test_an_unchanged_copy_is_no_correction(make: Callable[..., App], capsys: pytest.CaptureFixture[str]) -> None:
+    app = make(heads=("brain", "FAST", "FreeSurfer"))
+    assert app("--skip-bids-validation", "--entropy", "--probseg") == 0
+    for path in app.output.glob("sub-01/anat/*"):
+        target = folder(app) / path.relative_to(app.output)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    correct(app)
+    assert app(*words(app), "--entropy", "--probseg") == 0
+    assert manual(app) == {"seg-FAST_desc-wholebrain_dseg.json", "seg-FAST_desc-wholebrain_morph.json"}
+    assert "n/a" not in list(table(app, FREESURFER.replace("dseg.nii.gz", "morph.tsv"))["softvolume-mm3"])[:-1]
+    assert "is equal to the model's brain mask" in " ".join(sidecar(app, FAST)["Notes"])
+    assert "not used" not in capsys.readouterr().err
+
+
+def test_a_bad_correction_only_fails_its_scan(make: Callable[..., App], capsys: pytest.CaptureFixture[str]) -> None:
+    app = make(6)
+    names = [FAST.replace("01", f"0{number}") for number in range(1, 7)]
+    values = correct(app)
+    for name in names:
+        correct(app, name)
+    grid = load_nifti(folder(app) / FAST).affine
+    phantoms.save(folder(app) / names[0], values[1:], grid)
+    phantoms.save(folder(app) / names[1], np.where(values == 1, 7, values).astype(np.uint8), grid)
+    phantoms.save(folder(app) / names[2], 0 * values, grid)
+    phantoms.save(folder(app) / names[3], (values * 0.5).astype(np.float32), grid)
+    (folder(app) / names[4]).unlink()
+    for desc in ("a", "b"):
+        phantoms.save(folder(app) / names[4].replace("wholebrain", desc), values, grid)
+    assert app(*words(app)) == 1
+    err = capsys.readouterr().err
+    for number, message in enumerate(
+        [
+            "not on the grid of sub-01_T1w.nii.gz",
+            "the values [7] are not in the protocol FAST",
+            "is empty: every voxel is background",
+            "LABELS_NOT_INTEGERS",
+            "both correct sub-05: keep only one",
+        ],
+        1,
+    ):
+        assert message in next(line for line in err.splitlines() if f"sub-0{number} failed" in line), err
+    assert "not used" not in err
+    assert app.fake.segmented == 1 and app.fates["sub-06"] == "done"
+
+
+def test_files_that_are_not_used_are_named(make: Callable[..., App], capsys: pytest.CaptureFixture[str]) -> None:
+    app = make(2)
+    correct(app, f"{STEM}_seg-Mine_dseg.nii.gz")
+    correct(app, "sub-09/anat/sub-09_seg-FAST_dseg.nii.gz")
+    assert app(*words(app)) == 64
+    err = capsys.readouterr().err
+    assert "looked for sub-*/[ses-*/]anat/<T1w>_X.nii.gz, where <T1w> is e.g. sub-01 and X is seg-FAST_*dseg" in err
+    assert "found sub-09_seg-FAST_dseg.nii.gz, sub-01_seg-Mine_dseg.nii.gz" in err
+    correct(app)
+    correct(app, f"{STEM}_seg-FAST_desc-ace_dseg.nii.gz")
+    assert app(*words(app), "--dry-run") == 0
+    out, err = capsys.readouterr()
+    assert "sub-01: to do, corrected: FAST" in out and "sub-02: to do\n" in out
+    assert "sub-09_seg-FAST_dseg.nii.gz not used: there is no scan of this name" in err
+    assert "sub-01_seg-Mine_dseg.nii.gz not used: the model wholebrain writes no such label map" in err
+    assert "sub-01_seg-FAST_desc-ace_dseg.nii.gz not used: another file of the scan is used" in err
+
+
+@pytest.mark.parametrize("selected", [["--participant-label", "02"], ["--shard", "2/2"]])
+def test_corrections_of_scans_that_are_not_selected_are_no_mistakes(
+    selected: Sequence[str], make: Callable[..., App], capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = make(2)
+    correct(app)
+    assert app(*words(app), *selected, "--dry-run") == 0
+    assert "not used" not in capsys.readouterr().err
+
+
+def test_the_output_is_no_folder_of_corrections(make: Callable[..., App], capsys: pytest.CaptureFixture[str]) -> None:
+    app = make()
+    app.output.mkdir()
+    assert app("--corrections", str(app.output)) == 64
+    assert "copy them to another folder" in capsys.readouterr().err
+    assert app("--corrections", str(app.output.parent / "nowhere")) == 66
+
+
+def test_evaluate_does_not_take_a_corrected_label_map_for_the_model_s(
+    make: Callable[..., App], capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = make(2)
+    correct(app)
+    assert app(*words(app)) == 0
+    correct(app, FAST.replace("01", "02"))
+    assert app("--labels", f"FAST={folder(app)}", level="evaluate") == 0
+    err = capsys.readouterr().err
+    assert "FAST: sub-01 not compared: its label map was corrected by hand, and is not the model's" in err
+    compared = table(app, "group_seg-FAST_desc-wholebrain_ref-corrected_agreement.tsv")
+    assert set(compared["participant_id"]) == {"sub-02"}
+
+
+def test_train_takes_the_same_folder(make: Callable[..., App]) -> None:
+    app = make()
+    correct(app)
+    (source,) = label_sources({"": [folder(app)]})
+    assert source.protocol.name == "FAST" and source.label_maps()[0].key == "sub-01"
