@@ -33,6 +33,9 @@ class Sidecar(TypedDict, total=False):
         Models: the model, and the model that located the brain for it.
         InputFingerprints: checksums of the sources. A sidecar with this key is a record of this program.
         Fast: whether the pass over the mirror image was omitted.
+        LesionThreshold: least probability of a lesion voxel, or ``most probable region``.
+        LeastLesionVolume: smallest volume of a lesion (mm³).
+        Anatomy: label map that the places of lesions refer to.
         Resolution: resolution of an image whose name has ``res-``.
         OutputSpaces: kind of registration to each template, affine or deformable.
         Quality: mean confidence of the network in the brain, 0 to 1.
@@ -48,6 +51,9 @@ class Sidecar(TypedDict, total=False):
     Models: list[ModelUsed]
     InputFingerprints: list[str]
     Fast: bool
+    LesionThreshold: float | str
+    LeastLesionVolume: float
+    Anatomy: str
     Resolution: str | dict[str, Any]
     OutputSpaces: dict[str, str]
     Quality: float

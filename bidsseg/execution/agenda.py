@@ -144,6 +144,7 @@ def _jobs(
                 spaces=spaces,
                 viewer=settings.viewer,
                 fast=settings.fast,
+                lesions=card.lesion_rule(settings.lesion_threshold, settings.least_lesion_mm3),
             )
             try:
                 job.check_names()
