@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -215,7 +215,7 @@ class LesionFiles:
         return sorted(found, key=lambda label_map: label_map.desc != self.model)
 
     def others(self) -> list[LabelFile]:
-        """Return the label maps whose regions are not lesions of this model."""
+        """Return the label maps other than that of this model with the lesions."""
         return [one for one in self.label_maps() if not (one.desc == self.model and one.protocol.lesions)]
 
 
@@ -231,8 +231,21 @@ def find_lesions(folder: Path) -> Iterator[LesionFiles]:
             yield files
 
 
-def update_lesion_tables(folder: Path, entities: Mapping[str, str]) -> list[str]:
-    """Update the tables of the lesions of a scan from the label maps in its folder, and return the problems.
+@dataclass
+class Update:
+    """What an update of the tables of the lesions of a scan did.
+
+    Attributes:
+        changed: whether a table was written.
+        problems: label maps that could not be used, one line each.
+    """
+
+    changed: bool = False
+    problems: list[str] = field(default_factory=list)
+
+
+def update_lesion_tables(folder: Path, entities: Mapping[str, str]) -> Update:
+    """Update the tables of the lesions of a scan from the label maps in its folder.
 
     Tables that are newer than their label maps are kept.
 
@@ -242,17 +255,16 @@ def update_lesion_tables(folder: Path, entities: Mapping[str, str]) -> list[str]
     """
     source = {name: label for name, label in entities.items() if name != "desc"}
     found = [files for files in find_lesions(folder) if files.source == source]
-    if not found:
-        return []
-    problems: list[str] = []
-    with locked(folder):
-        for files in found:
-            problems += _update(files)
-    return problems
+    update = Update()
+    if found:
+        with locked(folder):
+            for files in found:
+                _update(files, update)
+    return update
 
 
-def _update(files: LesionFiles) -> list[str]:
-    """Update the tables of one model, and return the problems of single label maps."""
+def _update(files: LesionFiles, update: Update) -> None:
+    """Update the tables of one model."""
     maps = files.label_maps()
     anatomy = next((one for one in maps if one.anatomy), None)
     others = [one for one in files.others() if _is_old(files.region_table(one), files.lesion_map, one.path)]
@@ -261,23 +273,22 @@ def _update(files: LesionFiles) -> list[str]:
     if anatomy is not None and is_known and not _is_old(files.table, files.lesion_map, anatomy.path):
         anatomy = None
     if not others and anatomy is None:
-        return []
+        return
     from bidsseg.image.nifti import read_labels
 
-    problems = []
     lesions = read_labels(files.lesion_map)
     for one in dict.fromkeys([*others, *([anatomy] if anatomy else [])]):
         try:
             labels = read_labels(one.path)
             if not labels.on_grid_of(lesions):
                 raise DataError(f"{one.path} is not on the grid of {files.lesion_map.name}")
-            if one is anatomy:
+            if one == anatomy:
                 _write_places(files, one, lesions, labels=labels, before=before)
             if one in others:
                 _write_regions(files, one, lesions, labels=labels, before=before)
+            update.changed = True
         except (DataError, InputMissing) as error:
-            problems.append(f"lesions of {files.key} without {one.path.name}: {error}")
-    return problems
+            update.problems.append(f"lesions of {files.key} without {one.path.name}: {error}")
 
 
 def _is_old(table: Path, *maps: Path) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from bidsseg.bids.names import parse_name, with_extension
-from bidsseg.bids.outputs import group_report, group_table
+from bidsseg.bids.outputs import group_report, group_table, report_path
 from bidsseg.bids.query import find_scans
+from bidsseg.bids.scan import Scan
 from bidsseg.derivative.cohort import Cohort, collect, write_table
 from bidsseg.derivative.lesion_cohort import (
     LesionCohort,
@@ -19,7 +21,7 @@ from bidsseg.derivative.lesion_cohort import (
 )
 from bidsseg.derivative.lesion_tables import LesionFiles, update_lesion_tables
 from bidsseg.derivative.ownership import check_folder, check_group_files, check_lesion_files, check_source
-from bidsseg.derivative.results import Result, find_fates, find_results
+from bidsseg.derivative.results import Result, find_fates, find_results, is_own_page
 from bidsseg.errors import BidssegError, InputMissing, NothingSelected
 from bidsseg.files import write_json_atomic
 from bidsseg.settings import Settings
@@ -89,7 +91,7 @@ def _write_lesions(settings: Settings, cohort: LesionCohort) -> None:
     """Update the tables of the lesions of each scan, and write those of the cohort."""
     output_dir = settings.output_dir
     if not settings.dry_run:
-        problems = [text for f in cohort.scans for text in update_lesion_tables(f.table.parent, f.source)]
+        problems = _update_lesions(settings, cohort)
         problems += write_lesion_table(output_dir / cohort.table, cohort)
         write_json_atomic(with_extension(output_dir / cohort.table, ".json"), lesion_dictionary(cohort))
         for other in sorted(cohort.others):
@@ -99,6 +101,20 @@ def _write_lesions(settings: Settings, cohort: LesionCohort) -> None:
         _warn(settings, problems)
     for table in cohort.tables:
         settings.report.say(f"{output_dir / table}: {len(cohort.scans)} scans")
+
+
+def _update_lesions(settings: Settings, cohort: LesionCohort) -> list[str]:
+    """Update the tables of the lesions of each scan, and its page if they changed; return the problems."""
+    from bidsseg.report import participant_page
+
+    output_dir, problems = settings.output_dir, []
+    for files in cohort.scans:
+        update = update_lesion_tables(files.table.parent, files.source)
+        problems += update.problems
+        scan = Scan(files.source, Path())
+        if update.changed and is_own_page(output_dir / report_path(scan)):
+            participant_page(output_dir, scan)
+    return problems
 
 
 def _of(cohort: Cohort, settings: Settings) -> Iterator[Result]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bidsseg.bids.names import with_extension
+from bidsseg.derivative.cohort import NOT_AVAILABLE
 from bidsseg.derivative.lesion_cohort import column_of, totals
 from bidsseg.derivative.lesion_tables import PLACES, LesionFiles
 from bidsseg.reading import object_or_empty, read_table
@@ -55,6 +56,7 @@ def shown_lesions(files: LesionFiles, picture: str) -> ShownLesions:
         if path.is_file() and (hit := [row for row in read_table(path) if float(row["volume-mm3"]) > 0]):
             name = f"{other.protocol.name} · {other.desc}"
             regions[name] = sorted(hit, key=lambda row: -float(row["volume-mm3"]))[:REGIONS]
+    listed = [{**row, "probability": row["probability"].replace(NOT_AVAILABLE, "")[:4]} for row in rows[:LISTED]]
     return ShownLesions(
-        rows[:LISTED], len(rows), float(found["volume-mm3"]), places if anatomy else [], anatomy, regions, picture
+        listed, len(rows), float(found["volume-mm3"]), places if anatomy else [], anatomy, regions, picture
     )

@@ -18,7 +18,7 @@ SHOWN = 6
 COLUMNS = 3
 PIXELS_PER_MM = 2.0
 LESION, CHOSEN = 1, 2
-COLORS = {LESION: "#e01010", CHOSEN: "#ffe040"}
+COLORS = {LESION: "#e01010", CHOSEN: "#00c8ff"}
 
 
 def write_lesion_figure(path: Path, image: Volume, lesion: np.ndarray, *, brain: np.ndarray) -> None:
