@@ -1,6 +1,6 @@
 """The tables of the lesions of a cohort: totals and places of each scan, and lesions by region of other label maps.
 
-Rows are streamed from the tables of the scans. Only the names of scans are kept in memory.
+Rows by region are streamed from the tables of the scans, since there are a hundred for each scan.
 """
 
 from __future__ import annotations

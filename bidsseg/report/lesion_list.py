@@ -56,7 +56,11 @@ def shown_lesions(files: LesionFiles, picture: str) -> ShownLesions:
         if path.is_file() and (hit := [row for row in read_table(path) if float(row["volume-mm3"]) > 0]):
             name = f"{other.protocol.name} · {other.desc}"
             regions[name] = sorted(hit, key=lambda row: -float(row["volume-mm3"]))[:REGIONS]
-    listed = [{**row, "probability": row["probability"].replace(NOT_AVAILABLE, "")[:4]} for row in rows[:LISTED]]
+    listed = [{**row, "probability": _short(row["probability"])} for row in rows[:LISTED]]
     return ShownLesions(
         listed, len(rows), float(found["volume-mm3"]), places if anatomy else [], anatomy, regions, picture
     )
+
+
+def _short(probability: str) -> str:
+    return "" if probability == NOT_AVAILABLE else f"{float(probability):.2f}"
