@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -62,7 +63,8 @@ def run(tmp_path: Path, model: Path, make_bids: Callable[..., Path]) -> Callable
     return command
 
 
-def table(path: Path) -> pd.DataFrame:
+def table(path: Path) -> Any:
+    """Return a table, in which n/a is a missing value."""
     return pd.read_csv(path, sep="\t", na_values="n/a", keep_default_na=False)
 
 
