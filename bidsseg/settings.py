@@ -5,6 +5,7 @@ A field with a flag of the command line declares that flag (see ``bidsseg/flags.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -185,6 +186,13 @@ class Settings:
     viewer: bool = flag(
         "--viewer", OUTPUTS, "also write a page for each scan that shows slices and a 3-D view (6 MB)",
         default=False)  # fmt: skip
+    lesion_threshold: float | None = flag(
+        "--lesion-threshold P", OUTPUTS,
+        "least probability of a lesion [of the model; else where a lesion is the most probable region]",
+        default=None, read=float, levels="participant file")  # fmt: skip
+    least_lesion_mm3: float | None = flag(
+        "--min-lesion-volume MM3", OUTPUTS, "omit lesions that are smaller, in mm³ [of the model; else 0]",
+        default=None, read=float, levels="participant file")  # fmt: skip
     overwrite: bool = flag(
         "--overwrite", OUTPUTS, "recompute finished scans",
         default=False, levels="participant evaluate train")  # fmt: skip
@@ -247,6 +255,10 @@ class Settings:
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"--omp-nthreads {self.threads}: give at least 1")
         check_memory(self.memory_mb, f"--mem {self.memory_mb} MB", " (a number alone means MB)")
+        if self.lesion_threshold is not None and not 0 < self.lesion_threshold <= 1:
+            raise UsageError(f"--lesion-threshold {self.lesion_threshold:g}: give a number above 0 and at most 1")
+        if self.least_lesion_mm3 is not None and not 0 <= self.least_lesion_mm3 < math.inf:
+            raise UsageError(f"--min-lesion-volume {self.least_lesion_mm3:g}: give a volume of at least 0 mm³")
         if not self.images:
             self._check_places()
 

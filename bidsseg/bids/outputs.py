@@ -58,6 +58,9 @@ class OutputPaths:
         morph: tables of volumes, each with a ``.json``.
         brain: brain mask, with a ``.json``.
         lesion: lesion mask, with a ``.json``.
+        lesions: map of lesions, with a ``.json`` and the look-up table ``.tsv``; None for a model without lesions.
+        lesion_table: table of lesions, with a ``.json``; None for a model without lesions.
+        lesion_figure: picture of the largest lesions for the report.
         probseg: probabilities, with a ``.json``; empty unless requested.
         entropy: maps of uncertainty, with a ``.json``; empty unless requested.
         spaces: files in each requested standard space.
@@ -70,6 +73,9 @@ class OutputPaths:
     morph: dict[str, Path]
     brain: Path
     lesion: Path | None
+    lesions: Path | None
+    lesion_table: Path | None
+    lesion_figure: Path
     probseg: dict[str, Path]
     entropy: dict[str, Path]
     spaces: list[SpacePaths] = field(default_factory=list)
@@ -80,11 +86,12 @@ class OutputPaths:
     @property
     def files(self) -> list[Path]:
         """All images and tables with their sidecars, and the viewer (not figures and report)."""
-        lesion = [self.lesion] if self.lesion else []
+        lesion = [path for path in (self.lesion, self.lesions, self.lesion_table) if path]
         main = [*self.dseg.values(), self.brain, *lesion, *self.probseg.values(), *self.entropy.values()]
         main += self.morph.values()
         more = [file for space in self.spaces for file in space.files] + ([self.viewer] if self.viewer else [])
-        return _with_sidecars(main, self.dseg.values()) + more
+        label_maps = [*self.dseg.values(), *([self.lesions] if self.lesions else [])]
+        return _with_sidecars(main, label_maps) + more
 
 
 def _with_sidecars(files: Iterable[Path], label_maps: Iterable[Path]) -> list[Path]:
@@ -134,6 +141,9 @@ def output_paths(
         morph=each("morph"),
         brain=one("brain"),
         lesion=one("lesion") if lesion else None,
+        lesions=one("lesions") if lesion else None,
+        lesion_table=one("lesion_table") if lesion else None,
+        lesion_figure=one("lesion_figure"),
         probseg=each("probseg") if probseg else {},
         entropy=each("entropy") if entropy else {},
         spaces=[in_space(space) for space in spaces],
@@ -168,6 +178,26 @@ def group_table(model_name: str, protocol: str) -> Path:
     """Return the table of a cohort; its data dictionary has the extension ``.json``."""
     build_name({"desc": model_name, "segmentation": protocol})
     return Path(_pattern("group", "table").format(model=model_name, protocol=protocol))
+
+
+def lesion_regions(source: Mapping[str, str], model: str, other: str, *, protocol: str) -> str:
+    """Return the name of the table of lesions by region of a label map.
+
+    Args:
+        source: entities of the T1w without ``desc``.
+        model, other: ``desc-`` labels of the results with the lesions and with the label map.
+    """
+    return _fill("lesion_regions", source, model=model, other=other, protocol=protocol).name
+
+
+def group_lesions(model: str) -> Path:
+    """Return the table of the lesions of a cohort; ``model`` is the ``desc-`` label of the results."""
+    return Path(_pattern("group", "lesions").format(model=model))
+
+
+def group_lesion_regions(model: str, other: str, protocol: str) -> Path:
+    """Return the table of the lesions of a cohort by region of another label map, see `lesion_regions`."""
+    return Path(_pattern("group", "lesion_regions").format(model=model, other=other, protocol=protocol))
 
 
 def group_report() -> Path:

@@ -16,6 +16,7 @@ from bidsseg.bids.outputs import OutputPaths, SpacePaths, output_paths
 from bidsseg.bids.scan import Scan
 from bidsseg.derivative import sidecars
 from bidsseg.derivative.corrections import Corrections, read_corrections
+from bidsseg.derivative.lesion_tables import lesion_lookup, lesion_sidecar, lesion_table, update_lesion_tables
 from bidsseg.derivative.sidecar_keys import Sidecar
 from bidsseg.derivative.volumes import volume_table
 from bidsseg.errors import DataError, OutputNotWritable, UsageError
@@ -24,6 +25,7 @@ from bidsseg.image.nifti import write_field, write_labels, write_map, write_maps
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol
 from bidsseg.models.card import BRAIN, LESION, Card, find_card
+from bidsseg.models.lesion_rule import LesionRule
 from bidsseg.registration.align import Images, read_aligned
 from bidsseg.registration.spaces import Fit, Space, fit_to, labels_at, template_brain
 from bidsseg.settings import Settings
@@ -48,6 +50,7 @@ class Job:
         viewer: whether the 3-D page is requested.
         fast: whether the pass over the mirror image is omitted.
         corrections: label maps of this scan that were corrected by hand.
+        lesions: which voxels are lesions.
     """
 
     scan: Scan
@@ -60,6 +63,7 @@ class Job:
     viewer: bool = False
     fast: bool = False
     corrections: Corrections = field(default_factory=Corrections)
+    lesions: LesionRule = field(default_factory=LesionRule)
 
     @cached_property
     def paths(self) -> OutputPaths:
@@ -87,11 +91,16 @@ class Job:
         fast: Sidecar = {"Fast": True} if self.fast else {}
         checksums = self.corrections.fingerprints()
         corrections: Sidecar = {"CorrectionFingerprints": checksums} if checksums else {}
+        lesions: Sidecar = {
+            "LesionThreshold": self.lesions.recorded_threshold,
+            "LeastLesionVolume": self.lesions.least_mm3,
+        }
         return {
             "Models": sidecars.models_used(cards),
             "InputFingerprints": [fingerprint(path) for path in self.sources],
             **corrections,
             **fast,
+            **(lesions if self.card.lesion else {}),
         }
 
     @property
@@ -144,6 +153,7 @@ class Job:
         if places.lesion is not None and result.lesion is not None:
             write_labels(self._place(places.lesion), result.lesion, t1w)
             self._sidecar(places.lesion, sidecars.mask_sidecar("Lesion", origins[LESION]))
+            self._write_lesions(result.lesion, result.lesion_probability, t1w, origin=origins[LESION])
         for name, place in places.probseg.items():
             regions = [region.abbreviation for region in protocols[name].regions]
             write_maps(self._place(place), result.probabilities[name].maps(), len(regions), like=t1w)
@@ -172,6 +182,7 @@ class Job:
                 self._write_transform(in_space.transform, fit)
             fits[space.template] = fit
             self._write_in(space, in_space, fit, t1w=t1w, result=result, protocols=protocols, details=details)
+        update_lesion_tables((self.output_dir / places.brain).parent, self.scan.entities)
         for name, place in places.dseg.items():
             self._sidecar(place, sidecars.dseg_sidecar(name, origins[name]))
 
@@ -180,6 +191,22 @@ class Job:
         files, folder = self.corrections.files, self.corrections.folder
         manual = {name: origin.corrected(files[other], folder) for name, other in result.manual.items()}
         return {**dict.fromkeys([BRAIN, LESION, *result.labels], origin), **manual}
+
+    def _write_lesions(
+        self, mask: np.ndarray, probability: np.ndarray | None, t1w: Volume, *, origin: sidecars.Origin
+    ) -> None:
+        """Write the map of lesions and their table, without the places, which `update_lesion_tables` adds."""
+        from bidsseg.segmentation.lesions import describe, numbered
+
+        lesion_map, table = self.paths.lesions, self.paths.lesion_table
+        assert lesion_map is not None and table is not None
+        lesions = numbered(mask)
+        found = describe(lesions, t1w.affine, probability)
+        write_labels(self._place(lesion_map), lesions, t1w)
+        write_text_atomic(self._place(with_extension(lesion_map, ".tsv")), lesion_lookup(len(found)).to_tsv())
+        self._sidecar(lesion_map, sidecars.lesions_sidecar(origin))
+        write_table(self._place(table), lesion_table(found))
+        self._sidecar(table, lesion_sidecar(origin))
 
     def _write_in(
         self,
@@ -258,5 +285,7 @@ def remove_halves(parts: Iterable[Path], names: Container[str]) -> None:
 
 def write_root(settings: Settings, card: Card) -> None:
     """Write the files at the top of the output, keeping the entries of other models."""
-    described = {card.name: card.description or card.title}
-    sidecars.write_root_files(settings.output_dir, settings.bids_dir, described, corrections=settings.corrections)
+    descriptions, lesions = {card.name: card.description or card.title}, [card.name] if card.lesion else []
+    sidecars.write_root_files(
+        settings.output_dir, settings.bids_dir, descriptions, lesions=lesions, corrections=settings.corrections
+    )

@@ -104,6 +104,11 @@ def check_group_files(output_dir: Path, cohorts: Iterable[Cohort]) -> None:
     _check_tables(output_dir, group_report(), tables, columns={STATUS, QUALITY})
 
 
+def check_lesion_files(output_dir: Path, tables: Iterable[Path]) -> None:
+    """Raise OutputNotWritable if a table of the lesions of the cohort would replace a file from another program."""
+    _check_tables(output_dir, group_report(), tables, columns={"participant_id", "lesions"})
+
+
 def check_agreement_files(output_dir: Path, paths: AgreementPaths) -> None:
     """Raise OutputNotWritable if a table or the page of evaluate would replace a file from another program."""
     _check_tables(output_dir, paths.page, [paths.table, paths.summary], columns=OF_AGREEMENT)

@@ -35,6 +35,9 @@ class Sidecar(TypedDict, total=False):
         Manual: whether a person drew or corrected the labels.
         CorrectionFingerprints: checksums of the corrected label maps of the scan, by protocol, ``brain`` or ``lesion``.
         Fast: whether the pass over the mirror image was omitted.
+        LesionThreshold: least probability of a lesion voxel, or ``most probable region``.
+        LeastLesionVolume: smallest volume of a lesion (mm³).
+        Anatomy: label map that the places of lesions refer to.
         Resolution: resolution of an image whose name has ``res-``.
         OutputSpaces: kind of registration to each template, affine or deformable.
         Quality: mean confidence of the network in the brain, 0 to 1; absent for corrected label maps.
@@ -51,6 +54,9 @@ class Sidecar(TypedDict, total=False):
     InputFingerprints: list[str]
     CorrectionFingerprints: dict[str, str]
     Fast: bool
+    LesionThreshold: float | str
+    LeastLesionVolume: float
+    Anatomy: str
     Resolution: str | dict[str, Any]
     OutputSpaces: dict[str, str]
     Quality: float

@@ -121,6 +121,12 @@ def mask_sidecar(kind: Literal["Brain", "Lesion"], origin: Origin) -> Sidecar:
     return image_sidecar(text, origin, {"Type": kind, "Manual": origin.manual})
 
 
+def lesions_sidecar(origin: Origin) -> Sidecar:
+    """Return the sidecar of a map of lesions and of its look-up table."""
+    text = "Map of lesions: 1 in the largest, 2 in the second and so on, as in the table with label-lesion"
+    return image_sidecar(text, origin, {"Manual": origin.manual})
+
+
 def probseg_sidecar(protocol: str, labels: Sequence[str], origin: Origin) -> Sidecar:
     """Return the sidecar of a 4-D image of probabilities; ``labels`` are the abbreviations of its regions, in order."""
     text = f"Probability (0 to 1) of each region of the {protocol} protocol; fourth axis in the order of LabelMap"
@@ -213,18 +219,25 @@ def group_sidecar(protocol: str, entities: Iterable[str], regions: Mapping[str, 
 
 
 def write_root_files(
-    output_dir: Path, bids_dir: Path, descriptions: Mapping[str, str], *, corrections: Path | None = None
+    output_dir: Path,
+    bids_dir: Path,
+    descriptions: Mapping[str, str],
+    *,
+    lesions: Iterable[str] = (),
+    corrections: Path | None = None,
 ) -> None:
     """Write ``dataset_description.json``, ``descriptions.tsv``, ``README.md`` and ``.bidsignore``.
 
     Args:
         descriptions: description of each model of this run, by its name; those of earlier runs are kept.
+        lesions: names of the models with lesions.
         corrections: the dataset of corrected label maps.
     """
     links = {} if corrections is None else {CORRECTIONS: corrections}
     with locked(output_dir):  # other runs may add their models at the same time
         table = output_dir / root_path("descriptions")
-        rows = {**_read_descriptions(table), **_desc_labels(descriptions)}
+        numbered = {f"{name}lesions": f"Lesions found by {name}, numbered by volume" for name in lesions}
+        rows = {**_read_descriptions(table), **_desc_labels(descriptions), **numbered}
         description = _kept(_description(output_dir), dataset_description(output_dir, bids_dir, links=links))
         write_json_atomic(output_dir / root_path("description"), description)
         write_text_atomic(table, descriptions_table(rows))

@@ -9,9 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from bidsseg.evaluation.agreement import ratio
-
-TOUCHING = np.ones((3, 3, 3), int)
-"""Connectivity: neighbouring voxels of a lesion share a face, an edge or a corner."""
+from bidsseg.segmentation.lesions import TOUCHING
 
 
 @dataclass(frozen=True, eq=False)

@@ -161,6 +161,7 @@ def _job(settings: Settings, card: Card, scan: Scan, *, spaces: Sequence[Space])
         spaces=spaces,
         viewer=settings.viewer,
         fast=settings.fast,
+        lesions=card.lesion_rule(settings.lesion_threshold, settings.least_lesion_mm3),
         corrections=find_corrections(folder, scan, card) if folder is not None else Corrections(),
     )
     job.check_names()

@@ -205,6 +205,7 @@ class Pipeline:
             machine,
             strict=asked.memory_mb is not None,
             fast=asked.fast,
+            lesions=task.job.lesions,
             want_probabilities=asked.probseg,
             want_entropy=asked.entropy,
             progress=lambda stage: asked.report.stage(scan.key, stage),
@@ -224,7 +225,7 @@ class Pipeline:
         return result
 
     def _write(self, task: _Task, images: Images, result: Segmentation, *, model: Model) -> bool:
-        from bidsseg.report import write_figures, write_viewer
+        from bidsseg.report import write_figures, write_lesion_figure, write_viewer
 
         job = task.job
         job.clear()
@@ -239,6 +240,10 @@ class Pipeline:
             brain=result.brain,
             lesion=result.lesion,
         )
+        if result.lesion is not None:
+            background = images.volumes.get("FLAIR", t1w)
+            figure = job.output_dir / job.paths.lesion_figure
+            write_lesion_figure(figure, background, result.lesion, brain=result.brain)
         if job.paths.viewer is not None:
             write_viewer(
                 job.output_dir / job.paths.viewer,

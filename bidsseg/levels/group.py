@@ -7,12 +7,22 @@ from pathlib import Path
 
 from bidsseg.bids.annotations import annotations_of_scan
 from bidsseg.bids.names import parse_name, with_extension
-from bidsseg.bids.outputs import group_report, group_table
+from bidsseg.bids.outputs import group_report, group_table, report_path
 from bidsseg.bids.query import find_scans
 from bidsseg.bids.scan import Scan
 from bidsseg.derivative.cohort import Cohort, collect, write_table
-from bidsseg.derivative.ownership import check_folder, check_group_files, check_source
-from bidsseg.derivative.results import Result, find_fates, find_results
+from bidsseg.derivative.lesion_cohort import (
+    LesionCohort,
+    collect_lesions,
+    find_all_lesions,
+    lesion_dictionary,
+    region_dictionary,
+    write_lesion_table,
+    write_region_table,
+)
+from bidsseg.derivative.lesion_tables import LesionFiles, update_lesion_tables
+from bidsseg.derivative.ownership import check_folder, check_group_files, check_lesion_files, check_source
+from bidsseg.derivative.results import Result, find_fates, find_results, is_own_page
 from bidsseg.derivative.sidecar_keys import corrections
 from bidsseg.errors import BidssegError, InputMissing, NothingSelected
 from bidsseg.files import fingerprint, write_json_atomic
@@ -34,10 +44,13 @@ def group_level(settings: Settings) -> None:
     check_folder(output_dir)
     check_source(settings)
     fates = find_fates(output_dir)
-    cohorts = collect(_results(settings), _expected(settings, {key for _, key in fates}), fates)
-    if not cohorts:
+    expected = _expected(settings, {key for _, key in fates})
+    cohorts = collect(_results(settings), expected, fates)
+    lesions = collect_lesions(_lesions(settings), expected, fates)
+    if not (cohorts or lesions):
         raise NothingSelected(f"no result of the selected scans in {output_dir}: run the level participant first")
     check_group_files(output_dir, cohorts)
+    check_lesion_files(output_dir, [table for cohort in lesions for table in cohort.tables])
     if settings.corrections is not None:
         _warn(settings, list(_without_correction(settings.corrections, _results(settings))))
     if not settings.dry_run:
@@ -50,6 +63,8 @@ def group_level(settings: Settings) -> None:
             _warn(settings, problems)
             report.advance(path.name, "done")
         report.say(f"{path}: {_count(cohort)}")
+    for of_model in lesions:
+        _write_lesions(settings, of_model)
     page = output_dir / group_report()
     if not settings.dry_run:
         from bidsseg.report import compare_pages, group_page, read_table
@@ -83,6 +98,40 @@ def _without_correction(folder: Path, results: Iterable[Result]) -> Iterator[str
         known = corrections(result.sidecar()).values()
         if files and not any(fingerprint(path) in known for path in files):
             yield f"{files[0]} is not in the tables: run the level participant with --corrections"
+
+
+def _lesions(settings: Settings) -> Iterator[LesionFiles]:
+    return find_all_lesions(settings.output_dir, settings.participants, settings.sessions)
+
+
+def _write_lesions(settings: Settings, cohort: LesionCohort) -> None:
+    """Update the tables of the lesions of each scan, and write those of the cohort."""
+    output_dir = settings.output_dir
+    if not settings.dry_run:
+        problems = _update_lesions(settings, cohort)
+        problems += write_lesion_table(output_dir / cohort.table, cohort)
+        write_json_atomic(with_extension(output_dir / cohort.table, ".json"), lesion_dictionary(cohort))
+        for other in sorted(cohort.others):
+            path = output_dir / cohort.region_table(other)
+            problems += write_region_table(path, cohort, other)
+            write_json_atomic(with_extension(path, ".json"), region_dictionary(cohort, other))
+        _warn(settings, problems)
+    for table in cohort.tables:
+        settings.report.say(f"{output_dir / table}: {len(cohort.scans)} scans")
+
+
+def _update_lesions(settings: Settings, cohort: LesionCohort) -> list[str]:
+    """Update the tables of the lesions of each scan, and its page if they changed; return the problems."""
+    from bidsseg.report import participant_page
+
+    output_dir, problems = settings.output_dir, []
+    for files in cohort.scans:
+        update = update_lesion_tables(files.table.parent, files.source)
+        problems += update.problems
+        scan = Scan(files.source, Path())
+        if update.changed and is_own_page(output_dir / report_path(scan)):
+            participant_page(output_dir, scan)
+    return problems
 
 
 def _of(cohort: Cohort, settings: Settings) -> Iterator[Result]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Len
 
 from bidsseg.errors import DataError, InputMissing
+from bidsseg.models.lesion_rule import LesionRule
 from bidsseg.models.participants import with_others
 from bidsseg.reading import read_object
 from bidsseg.schema import NonNegativeFloat, PositiveFloat, Rule, Share, converted
@@ -88,6 +89,9 @@ class Card:
             measured.
         bits: bits of each stored weight, 16 or 8.
         lesion: the head with lesions, None if there is none.
+        lesion_threshold: least probability of a lesion voxel, unless the user gives another; None where a lesion is the
+            most probable region.
+        least_lesion_mm3: smallest volume of a lesion (mm³), unless the user gives another.
         trained_on: labels of the training participants of each dataset, also of the initial model, see
             ``models.participants.shortened``; empty for older models.
         metrics: results with their split, as the validation printed them.
@@ -107,6 +111,8 @@ class Card:
     mirror: bool = False
     bits: Literal[8, 16] = 16
     lesion: str | None = None
+    lesion_threshold: Share | None = None
+    least_lesion_mm3: NonNegativeFloat = 0.0
     pose: Annotated[Mapping[str, Any], Rule("head, half_mm and regions as train writes them", is_pose)] | None = None
     least_quality: Share | None = None
     description: str = ""
@@ -160,6 +166,13 @@ class Card:
     def unlisted(self) -> set[str]:
         """Datasets of which participants that the model was trained on are not listed: all of an older model."""
         return with_others(self.trained_on) if self.trained_on else {entry.partition(":")[0] for entry in self.data}
+
+    def lesion_rule(self, threshold: float | None = None, least_mm3: float | None = None) -> LesionRule:
+        """Return which voxels are lesions: the values of the user where given, otherwise those of the card."""
+        return LesionRule(
+            self.lesion_threshold if threshold is None else threshold,
+            self.least_lesion_mm3 if least_mm3 is None else least_mm3,
+        )
 
     def lacks(self, suffixes: Container[str]) -> str | None:
         """Return the first input that is not among the suffixes of images; None if all are."""

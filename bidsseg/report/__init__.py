@@ -2,6 +2,7 @@
 
 from bidsseg.report.agreement_page import agreement_page
 from bidsseg.report.cohort_page import compare_pages, group_page, read_table
+from bidsseg.report.lesion_pictures import write_lesion_figure
 from bidsseg.report.scan_page import participant_page, write_figures
 from bidsseg.report.training_page import Compared, Pictures, training_page
 from bidsseg.report.viewer import write_viewer
@@ -9,6 +10,7 @@ from bidsseg.report.viewer import write_viewer
 __all__ = [
     "participant_page",
     "write_figures",
+    "write_lesion_figure",
     "write_viewer",
     "read_table",
     "group_page",

@@ -36,11 +36,13 @@ class Overlay:
         labels: integers or booleans (X, Y, Z) on the grid of the image; 0 is not drawn.
         colors: ``#rrggbb`` for each label.
         outline: draw only borders, over the image. Otherwise, regions are drawn without the image, to overlay on it.
+        hollow: draw only the borders of the regions without the image.
     """
 
     labels: np.ndarray
     colors: Mapping[int, str]
     outline: bool = False
+    hollow: bool = False
 
 
 def write_mosaics(image: Volume, overlays: Mapping[Path, Overlay]) -> None:
@@ -61,11 +63,11 @@ def write_mosaics(image: Volume, overlays: Mapping[Path, Overlay]) -> None:
     for path, overlay in overlays.items():
         drawn = [row.drawn(labels[path], overlay) for row in rows]
         if not overlay.outline:
-            _write(_joined(rows, drawn), path)
+            write_png(_joined(rows, drawn), path)
             continue
         greys = greys or [row.greys(data, grey_window(data, bounds)) for row in rows]
         layers = [[_over(*pair) for pair in zip(*each, strict=True)] for each in zip(greys, drawn, strict=True)]
-        _write(_captioned(_joined(rows, layers), rows), path)
+        write_png(_captioned(_joined(rows, layers), rows), path)
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ def _draw(labels: np.ndarray, overlay: Overlay) -> np.ndarray:
             table[label, :3] = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
     table[0] = 0
     picture: np.ndarray = table[labels]
-    picture[~border & (labels > 0), 3] = 0 if overlay.outline else round(255 * FILL)
+    picture[~border & (labels > 0), 3] = 0 if overlay.outline or overlay.hollow else round(255 * FILL)
     return picture
 
 
@@ -219,8 +221,8 @@ def _captioned(picture: np.ndarray, rows: Sequence[Row]) -> np.ndarray:
     return np.asarray(image)
 
 
-def _write(picture: np.ndarray, path: Path) -> None:
-    """Write a PNG, with a palette if there are few colours, which makes it small."""
+def write_png(picture: np.ndarray, path: Path) -> None:
+    """Write a PNG (height, width, 3 or 4), with a palette if there are few colours, which makes it small."""
     opaque = picture.shape[2] == 3
     packed = np.dstack([picture, np.full(picture.shape[:2], 255, np.uint8)]) if opaque else picture
     colors, index = np.unique(np.ascontiguousarray(packed).view(np.uint32)[..., 0], return_inverse=True)

@@ -16,24 +16,28 @@ from urllib.parse import quote
 
 import numpy as np
 
-from bidsseg.bids.names import with_extension
+from bidsseg.bids.names import build_name, with_extension
 from bidsseg.bids.outputs import group_table, output_paths, report_path
 from bidsseg.bids.scan import Scan
-from bidsseg.derivative.results import Result, find_results
+from bidsseg.derivative.lesion_tables import LesionFiles, find_lesions
+from bidsseg.derivative.results import Result, anat_folders, find_results
 from bidsseg.derivative.results import Volume as Row
-from bidsseg.derivative.sidecar_keys import MESSAGES, Sidecar, messages
+from bidsseg.derivative.sidecar_keys import MESSAGES, Sidecar, messages, quality, read_sidecar
 from bidsseg.errors import BidssegError
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol, load_protocol
 from bidsseg.models.card import BRAIN, LESION
 from bidsseg.reading import object_or_empty, read_table
 from bidsseg.report.distributions import FAR, FEWEST, SUMMARY, Distribution
+from bidsseg.report.lesion_list import ShownLesions, shown_lesions
 from bidsseg.report.methods import Methods, methods
 from bidsseg.report.mosaic import Overlay, write_mosaics
 from bidsseg.report.page import write_page
 
 COHORT = "Cohort"
 """Key of the distribution of a column in the data dictionary of the table of a cohort."""
+CLOSE = "largest lesions"
+"""Key of the picture of the largest lesions."""
 UNLISTED = "#808080"
 """Colour of a region without a colour."""
 HIDDEN = ("Description", "Sources", "SpatialReference", "Manual", "Quality", *MESSAGES)
@@ -66,7 +70,7 @@ def write_figures(
     for name, path in output_paths(scan, model, maps).figures.items():
         protocol = protocols.get(name) or load_protocol(name)
         colors = {region.index: region.color for region in protocol.regions}
-        overlays[output_dir / path] = Overlay(maps[name], colors, outline=name == BRAIN)
+        overlays[output_dir / path] = Overlay(maps[name], colors, outline=name == BRAIN, hollow=name == LESION)
     write_mosaics(image, overlays)
 
 
@@ -83,6 +87,11 @@ def participant_page(output_dir: Path, scan: Scan) -> Path:
         if result.source.get("session") == session:
             shown = scans.setdefault((result.key, result.model), _Scan(result.key, result.model))
             shown.add(result, output_dir)
+    for folder in anat_folders(output_dir / build_name({"subject": subject})):
+        for files in find_lesions(folder):
+            if files.source.get("session") == session:
+                shown = scans.setdefault((files.key, files.model), _Scan(files.key, files.model))
+                shown.add_lesions(files, output_dir)
     page = output_dir / report_path(scan)
     descriptions = {shown.methods() for shown in scans.values()} - {None}
     content = {"title": page.stem.replace("_", " · "), "scans": list(scans.values())}
@@ -146,6 +155,7 @@ class _Scan:
         details: the rest of the sidecar.
         files: name and address of each result.
         sidecar: sidecar of one of the label maps.
+        lesions: the lesions; None for a model without lesions.
     """
 
     key: str
@@ -162,6 +172,7 @@ class _Scan:
     details: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     sidecar: Sidecar = field(default_factory=Sidecar)
+    lesions: ShownLesions | None = None
 
     def methods(self) -> Methods | None:
         """Return the text about the scan for a paper."""
@@ -203,6 +214,27 @@ class _Scan:
         self.unusual = sorted([*self.unusual, *far], key=lambda entry: -abs(entry.distance))
         for path in (result.dseg, result.path):
             self.files[path.name] = _address(Path(os.path.relpath(path, output_dir)))
+
+    def add_lesions(self, files: LesionFiles, output_dir: Path) -> None:
+        """Add the lesions, also of a model that has no label map."""
+        paths = output_paths(Scan(files.source, Path()), files.model, [BRAIN, LESION])
+        figures = {**paths.figures, CLOSE: paths.lesion_figure}
+        present = {name: _embedded(path) for name in figures if (path := output_dir / figures[name]).is_file()}
+        self.base = self.base or present.get(BRAIN, "")
+        if LESION in present:
+            self.pictures.setdefault(LESION, present[LESION])
+        if not self.sidecar:
+            self.sidecar = read_sidecar(with_extension(files.lesion_map, ".json"))
+            self.quality = quality(self.sidecar)
+            self.warnings = messages(self.sidecar)
+            self.details = {key: _plain(value) for key, value in self.sidecar.items() if key not in HIDDEN}
+        try:
+            self.lesions = shown_lesions(files, present.get(CLOSE, ""))
+        except (BidssegError, KeyError, ValueError) as error:
+            self.warnings.append(f"{files.table.name}: {error}")
+        for path in (files.lesion_map, files.table, *map(files.region_table, files.others())):
+            if path.is_file():
+                self.files[path.name] = _address(Path(os.path.relpath(path, output_dir)))
 
 
 def _colors(result: Result) -> dict[str, str]:

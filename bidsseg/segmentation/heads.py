@@ -9,20 +9,20 @@ that of interpolating all logits.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bidsseg.errors import DataError
-from bidsseg.image.grid import UPRIGHT, Box, Grid, canonical_shape, canonical_spacing, from_canonical
+from bidsseg.image.grid import UPRIGHT, Box, Grid, canonical_shape, canonical_spacing
 from bidsseg.image.resampling import hat_weights, linearly, resample
 from bidsseg.image.volume import Volume
 from bidsseg.labels import load_protocol, load_relation
+from bidsseg.models.lesion_rule import LesionRule
 from bidsseg.models.library import Model
 from bidsseg.segmentation.features import Features
+from bidsseg.segmentation.head_output import HeadOutput, Place
 from bidsseg.segmentation.masks import largest_piece, shrunk, without_bridges
 from bidsseg.segmentation.result import Probabilities, Segmentation
 
@@ -38,49 +38,8 @@ ELSEWHERE = -10.0
 """Logit of the brain where no features were computed."""
 LIKELY = 0.05
 """Least probability of the brain where the other heads are applied."""
-
-
-@dataclass
-class HeadOutput:
-    """Predictions of one head at P voxels of the canonical native grid, filled chunk by chunk."""
-
-    indices: np.ndarray
-    labels: np.ndarray
-    soft: np.ndarray
-    certainty: np.ndarray
-    probabilities: np.ndarray | None
-    entropy: np.ndarray | None
-
-    @staticmethod
-    def empty(indices: np.ndarray, count: int, *, probabilities: bool, entropy: bool) -> HeadOutput:
-        """Return background at a number of voxels."""
-        small = np.min_scalar_type(int(indices.max()))
-        return HeadOutput(
-            indices.astype(small),
-            np.zeros(count, small),
-            np.zeros(len(indices)),
-            np.zeros(count, np.float16),
-            np.zeros((count, len(indices)), np.float16) if probabilities else None,
-            np.zeros(count, np.float32) if entropy else None,
-        )
-
-    def put(self, start: int, logits: Tensor) -> None:
-        """Store the result of logits (N, R), which are overwritten, at N voxels from a start."""
-        best = logits.max(1)
-        chance = logits.sub_(best.values[:, None]).exp_()
-        certainty = 1 / chance.sum(1)
-        here = slice(start, start + len(chance))
-        self.labels[here] = self.indices[best.indices.numpy()]
-        self.certainty[here] = certainty.numpy()
-        self.soft += (certainty @ chance).double().numpy()
-        if self.probabilities is None and self.entropy is None:
-            return
-        chance *= certainty[:, None]
-        if self.probabilities is not None:
-            self.probabilities[here] = chance.half().numpy()
-        if self.entropy is not None:
-            nats = -torch.special.xlogy(chance, chance).sum(1)
-            self.entropy[here] = (nats / np.log(chance.shape[1])).clamp(0, 1).numpy()
+MOST_PROBABLE = LesionRule()
+"""The rule that a lesion is where it is the most probable region."""
 
 
 def read_heads(
@@ -92,6 +51,7 @@ def read_heads(
     model: Model,
     want_probabilities: bool,
     want_entropy: bool,
+    lesions: LesionRule = MOST_PROBABLE,
 ) -> Segmentation:
     """Return the segmentation by all heads, from the features of one or two passes and each head's weight and bias.
 
@@ -113,7 +73,11 @@ def read_heads(
         indices = np.array(model.heads[name].indices)
         count = len(place.voxels)
         outputs[name] = HeadOutput.empty(
-            indices, count, probabilities=want_probabilities and asked, entropy=want_entropy and asked
+            indices,
+            count,
+            probabilities=want_probabilities and asked,
+            entropy=want_entropy and asked,
+            lesions=model.heads[name].lesions if name == model.card.lesion else (),
         )
     fill(
         outputs,
@@ -133,8 +97,11 @@ def read_heads(
     kept = brain.reshape(-1)[place.voxels]
     for output in outputs.values():
         output.labels[~kept] = 0
+        if output.lesion_chance is not None:
+            output.lesion_chance[~kept] = 0
     quality = outputs[names[0]].certainty[kept] if names else chance[brain]
-    return answer(outputs, place, model, brain=place.native(brain), quality=float(quality.mean(dtype=np.float64)))
+    mean = float(quality.mean(dtype=np.float64))
+    return answer(outputs, place, model, brain=place.native(brain), quality=mean, lesions=lesions)
 
 
 def brain_of_labels(labelled: np.ndarray, near: np.ndarray, model: Model, *, spacing: np.ndarray) -> np.ndarray:
@@ -159,52 +126,29 @@ def brain_of_labels(labelled: np.ndarray, near: np.ndarray, model: Model, *, spa
     return located
 
 
-@dataclass(frozen=True)
-class Place:
-    """The native voxels at which heads are applied, in the box that the model grid covers.
-
-    Attributes:
-        box: canonical voxels of the scan.
-        voxels: flat positions (P,) in the box.
-    """
-
-    volume: Volume
-    box: Box
-    voxels: np.ndarray
-
-    @cached_property
-    def positions(self) -> np.ndarray:
-        """Return the flat positions (P,) in the canonical form of the scan."""
-        low, high = np.array(self.box).T
-        return flat(self.voxels, tuple((high - low).tolist()), low, whole=canonical_shape(self.volume))
-
-    def filled(self, values: np.ndarray) -> np.ndarray:
-        """Return values (P,) in the box, 0 elsewhere in it."""
-        found = np.zeros([end - first for first, end in self.box], values.dtype)
-        found.reshape(-1)[self.voxels] = values
-        return found
-
-    def native(self, values: np.ndarray) -> np.ndarray:
-        """Return values in the box, 0 outside of it, on the grid of the scan."""
-        found = np.zeros(canonical_shape(self.volume), values.dtype)
-        found[tuple(slice(first, end) for first, end in self.box)] = values
-        return from_canonical(found, self.volume.affine)
-
-
 def answer(
-    outputs: Mapping[str, HeadOutput], place: Place, model: Model, *, brain: np.ndarray, quality: float
+    outputs: Mapping[str, HeadOutput],
+    place: Place,
+    model: Model,
+    *,
+    brain: np.ndarray,
+    quality: float,
+    lesions: LesionRule,
 ) -> Segmentation:
     """Return the segmentation on the grid of the scan, for the protocols that the model writes."""
-    volume, lesion = place.volume, None
+    volume, lesion, lesion_chance = place.volume, None, None
     if model.card.lesion is not None:
-        found = np.isin(outputs[model.card.lesion].labels, model.heads[model.card.lesion].lesions)
-        lesion = place.native(place.filled(found))
+        output = outputs[model.card.lesion]
+        lesion = place.native(place.filled(output.marked(lesions, place=place)))
+        assert output.lesion_chance is not None
+        lesion_chance = place.native(place.filled(output.lesion_chance))
     written = {name: output for name, output in outputs.items() if name in model.card.protocols}
     return Segmentation(
         labels={name: place.native(place.filled(output.labels)) for name, output in written.items()},
         soft_mm3={name: output.soft * volume.voxel_volume_mm3 for name, output in written.items()},
         brain=brain,
         lesion=lesion,
+        lesion_probability=lesion_chance,
         quality=quality,
         probabilities={
             name: Probabilities(volume.shape, volume.affine, place.positions, output.probabilities)
@@ -239,13 +183,6 @@ def covered(grid: Grid, shape: tuple[int, ...], spacing: np.ndarray) -> Box:
     end = np.clip(np.floor(ends.max(0) + NEGLIGIBLE).astype(int) + 1, first + 1, shape)
     x, y, z = zip(first.tolist(), end.tolist(), strict=True)
     return x, y, z
-
-
-def flat(voxels: np.ndarray, shape: tuple[int, ...], low: np.ndarray, *, whole: tuple[int, ...]) -> np.ndarray:
-    """Return flat positions (P,) in a box of a shape as positions in the whole, where the box begins at low (3,)."""
-    inside = np.array(np.unravel_index(voxels, shape)) + low[:, None]
-    positions: np.ndarray = np.ravel_multi_index((inside[0], inside[1], inside[2]), whole)
-    return positions
 
 
 def interpolated(features: Sequence[Features], voxels: Tensor, share: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from bidsseg.image.brightness import rescaled_each
 from bidsseg.image.grid import within_content
 from bidsseg.image.volume import Volume
+from bidsseg.models.lesion_rule import LesionRule
 from bidsseg.models.library import Model
 from bidsseg.segmentation.engine import Engine
 from bidsseg.segmentation.heads import read_heads
@@ -27,6 +28,7 @@ def segment(
     precision: str = "fp32",
     memory_mb: int | None = None,
     fast: bool = False,
+    lesions: LesionRule | None = None,
     want_probabilities: bool = False,
     want_entropy: bool = False,
     progress: Callable[[str], None] = lambda stage: None,
@@ -38,6 +40,7 @@ def segment(
             ``registration.align``. The others may be missing, if the model was trained with missing images.
         memory_mb: memory limit of the network, None for no limit.
         fast: omit the pass over the mirror image, if the model has one.
+        lesions: which voxels are lesions; None for the rule on the card.
     """
     volume = images[model.card.inputs[0]]
     engine = Engine(device, precision, memory_mb)
@@ -73,6 +76,7 @@ def segment(
             model=model,
             want_probabilities=want_probabilities,
             want_entropy=want_entropy,
+            lesions=lesions or model.card.lesion_rule(),
         )
     result.device, result.precision, result.notes = device, precision, list(dict.fromkeys(notes))
     result.findings += findings

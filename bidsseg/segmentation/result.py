@@ -47,6 +47,7 @@ class Segmentation:
         soft_mm3: sum of each region's probability times the voxel volume for each protocol, (R,).
         brain: booleans.
         lesion: booleans, None for a model without lesions.
+        lesion_probability: total probability of lesions in each voxel of the brain, float16; None if it is not known.
         quality: mean probability of the chosen region over the brain, 0..1.
         probabilities: probabilities of every region for each protocol; empty unless requested.
         entropy: uncertainty for each protocol, 0 (certain) to 1 (all equal), float32; empty unless requested.
@@ -62,6 +63,7 @@ class Segmentation:
     brain: np.ndarray
     lesion: np.ndarray | None
     quality: float
+    lesion_probability: np.ndarray | None = None
     device: str = ""
     precision: str = ""
     probabilities: dict[str, Probabilities] = field(default_factory=dict)

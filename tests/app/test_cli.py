@@ -139,6 +139,8 @@ VALUES = {
     "--mem": ["4G"],
     "--mem-mb": ["4000"],
     "--mem-gb": ["4"],
+    "--lesion-threshold": ["0.6"],
+    "--min-lesion-volume": ["5"],
     "--executor": ["slurm"],
     "--dask-scheduler": ["tcp://node1:8786"],
     "--cluster-config": ["{tmp}/cluster.toml"],

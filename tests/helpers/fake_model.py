@@ -70,6 +70,7 @@ def segment(images: dict[str, Any], model: Any, **asked: Any) -> Segmentation:
         soft_mm3=soft,
         brain=classes > 0,
         lesion=classes == 2 if model.card.lesion else None,
+        lesion_probability=share.astype(np.float16) if model.card.lesion else None,
         probabilities=probabilities,
         entropy=entropy,
         quality=0.875,

@@ -1,0 +1,222 @@
+"""The tables of the lesions of a cohort: totals and places of each scan, and lesions by region of other label maps.
+
+Rows by region are streamed from the tables of the scans, since there are a hundred for each scan.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bidsseg.bids.index import folders
+from bidsseg.bids.names import build_name, entity_column, entity_names
+from bidsseg.bids.outputs import group_lesion_regions, group_lesions
+from bidsseg.derivative.cohort import MISSING, NOT_AVAILABLE, STATUS, STATUSES, UNREADABLE
+from bidsseg.derivative.lesion_tables import PLACES, REGIONS, LesionFiles, find_lesions
+from bidsseg.derivative.results import Fate, anat_folders, natural
+from bidsseg.derivative.sidecar_keys import models, read_sidecar
+from bidsseg.errors import BidssegError
+from bidsseg.files import replacing
+from bidsseg.reading import read_table
+
+TOTALS: dict[str, dict[str, Any]] = {
+    "lesions": {"Description": "Number of lesions"},
+    "volume-mm3": {"Description": "Volume of all lesions", "Units": "mm^3"},
+    "largest-mm3": {"Description": "Volume of the largest lesion", "Units": "mm^3"},
+}
+OF_REGION = ("index", "name", "abbreviation", "lesions", "volume-mm3", "nearest-mm3")
+
+
+@dataclass
+class LesionCohort:
+    """The lesions that a model found in the scans of an output folder.
+
+    Attributes:
+        model: the ``desc-`` label of its results.
+        scans: results of the scans, in natural order.
+        absent: source entities of the scans without a result, and the outcome of each.
+        others: tables by region: protocol and ``desc-`` label of each label map that any scan has.
+    """
+
+    model: str
+    scans: list[LesionFiles] = field(default_factory=list)
+    absent: list[tuple[dict[str, str], Fate]] = field(default_factory=list)
+    others: set[tuple[str, str]] = field(default_factory=set)
+
+    @property
+    def entities(self) -> list[str]:
+        """Entities of any of its scans, in BIDS order."""
+        used = {name for files in self.scans for name in files.source}
+        used |= {name for source, _ in self.absent for name in source}
+        return [name for name in entity_names() if name in used]
+
+    @property
+    def table(self) -> Path:
+        """The table with a row for each scan."""
+        return group_lesions(self.model)
+
+    def region_table(self, other: tuple[str, str]) -> Path:
+        """Return the table with a row for each scan and region of a label map."""
+        protocol, desc = other
+        return group_lesion_regions(self.model, desc, protocol)
+
+    @property
+    def tables(self) -> list[Path]:
+        """All tables, relative to the output folder."""
+        return [self.table, *map(self.region_table, sorted(self.others))]
+
+
+def find_all_lesions(
+    output_dir: Path, participants: Iterable[str] = (), sessions: Iterable[str] = ()
+) -> Iterator[LesionFiles]:
+    """Yield every result about lesions in an output folder, in natural order; no labels mean all."""
+    wanted, wanted_sessions = {f"sub-{label}" for label in participants}, set(sessions)
+    for participant in sorted(folders(output_dir, "sub-"), key=lambda folder: natural(folder.name)):
+        if wanted and participant.name not in wanted:
+            continue
+        found = [files for folder in anat_folders(participant) for files in find_lesions(folder)]
+        for files in sorted(found, key=lambda files: natural(files.table.name)):
+            if not wanted_sessions or files.source.get("session") in wanted_sessions:
+                yield files
+
+
+def collect_lesions(
+    found: Iterable[LesionFiles], expected: Sequence[Mapping[str, str]], fates: Mapping[tuple[str, str], Fate]
+) -> list[LesionCohort]:
+    """Return the cohorts of the results about lesions, one for each model.
+
+    Args:
+        expected: source entities of the scans that should have a result.
+        fates: outcomes of scans without a result, by model name and key.
+    """
+    cohorts: dict[str, LesionCohort] = {}
+    desc_of: dict[str, str] = {}
+    for files in found:
+        cohort = cohorts.setdefault(files.model, LesionCohort(files.model))
+        cohort.scans.append(files)
+        cohort.others.update((one.protocol.name, one.desc) for one in files.others())
+        if files.model not in desc_of:
+            named = [model["Name"] for model in models(read_sidecar(files.table.with_suffix(".json")))]
+            desc_of[files.model] = files.model.removesuffix(named[0]) if named else ""
+    for model, cohort in cohorts.items():
+        desc, done = desc_of[model], {files.key for files in cohort.scans}
+        for source in expected:
+            fate = fates.get((model.removeprefix(desc), build_name(source)), MISSING)
+            own = {name: label for name, label in source.items() if name != "desc"}
+            if source.get("desc", "") == desc and build_name(own) not in done:
+                cohort.absent.append((own, fate))
+    return [cohorts[model] for model in sorted(cohorts)]
+
+
+def write_lesion_table(path: Path, cohort: LesionCohort) -> list[str]:
+    """Write the table with a row for each scan, and return the problems of single results, one line each."""
+    problems: list[str] = []
+    columns = [*map(entity_column, cohort.entities), STATUS, *_totals()]
+    _write(path, columns, (row for _, row in sorted(_rows(cohort, problems), key=lambda pair: natural(pair[0]))))
+    return problems
+
+
+def write_region_table(path: Path, cohort: LesionCohort, other: tuple[str, str]) -> list[str]:
+    """Write the table with a row for each scan and region of a label map, and return the problems of single results."""
+    problems: list[str] = []
+    columns = [*map(entity_column, cohort.entities), *OF_REGION]
+    _write(path, columns, _region_rows(cohort, other, problems))
+    return problems
+
+
+def lesion_dictionary(cohort: LesionCohort) -> dict[str, Any]:
+    """Return the meaning of each column of the table with a row for each scan."""
+    return {
+        "Description": f"Lesions found by {cohort.model}, one row for each scan",
+        **_identifiers(cohort),
+        STATUS: {"Description": "Outcome of the scan", "Levels": STATUSES},
+        **_totals(),
+    }
+
+
+def region_dictionary(cohort: LesionCohort, other: tuple[str, str]) -> dict[str, Any]:
+    """Return the meaning of each column of the table with a row for each scan and region."""
+    text = f"Lesions found by {cohort.model} in each region of the {other[0]} protocol, from {other[1]}"
+    return {"Description": text, **_identifiers(cohort), **REGIONS}
+
+
+def _identifiers(cohort: LesionCohort) -> dict[str, Any]:
+    return {entity_column(name): {"Description": f"{name} of the scan"} for name in cohort.entities}
+
+
+def _totals() -> dict[str, dict[str, Any]]:
+    """Return the columns of a scan: totals, then number and volume at each place."""
+    columns = dict(TOTALS)
+    for place in PLACES:
+        columns[column_of(place)] = {"Description": f"Number of {place} lesions; n/a without anatomy"}
+        columns[f"{column_of(place)}-mm3"] = {"Description": f"Volume of {place} lesions", "Units": "mm^3"}
+    return columns
+
+
+def column_of(place: str) -> str:
+    """Return the column with the number of lesions at a place."""
+    return place.replace(" ", "-")
+
+
+def _rows(cohort: LesionCohort, problems: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the row of each scan with its key."""
+    for source, fate in cohort.absent:
+        yield build_name(source), {**_ids(source), STATUS: fate.outcome}
+    for files in cohort.scans:
+        try:
+            yield files.key, {**_ids(files.source), STATUS: "done", **totals(files)}
+        except (BidssegError, KeyError, ValueError) as error:
+            problems.append(f"{files.table.name}: not a table of lesions: {error}")
+            yield files.key, {**_ids(files.source), STATUS: UNREADABLE}
+
+
+def totals(files: LesionFiles) -> dict[str, int | float]:
+    """Return number and volume (mm³) of the lesions of a scan, in total and, where places are known, at each place.
+
+    Raises:
+        BidssegError, KeyError, ValueError: the table cannot be read or is not such a table.
+    """
+    rows = [(row["place"], float(row["volume-mm3"])) for row in read_table(files.table)]
+    volumes = [volume for _, volume in rows]
+    found: dict[str, int | float] = {
+        "lesions": len(rows),
+        "volume-mm3": round(sum(volumes), 3),
+        "largest-mm3": max(volumes, default=0.0),
+    }
+    if any(place == NOT_AVAILABLE for place, _ in rows):
+        return found
+    for name in PLACES:
+        here = [volume for place, volume in rows if place == name]
+        found |= {column_of(name): len(here), f"{column_of(name)}-mm3": round(sum(here), 3)}
+    return found
+
+
+def _region_rows(cohort: LesionCohort, other: tuple[str, str], problems: list[str]) -> Iterator[dict[str, Any]]:
+    for files in cohort.scans:
+        label_map = next((one for one in files.others() if (one.protocol.name, one.desc) == other), None)
+        if label_map is None:
+            continue
+        path = files.region_table(label_map)
+        try:
+            for row in read_table(path):
+                yield {**_ids(files.source), **{column: row[column] for column in OF_REGION}}
+        except (BidssegError, KeyError) as error:
+            problems.append(f"{path.name}: not a table of lesions by region: {error}")
+
+
+def _ids(source: Mapping[str, str]) -> dict[str, str]:
+    return {entity_column(name): build_name({name: label}) for name, label in source.items()}
+
+
+def _write(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    with replacing(path) as stream:
+        text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
+        writer = csv.DictWriter(text, columns, restval=NOT_AVAILABLE, delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        text.flush()
+        text.detach()

@@ -1,0 +1,26 @@
+"""Which voxels of a probability of lesions are lesions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MOST_PROBABLE = "most probable region"
+"""The rule without a threshold, as it is recorded in sidecars."""
+
+
+@dataclass(frozen=True)
+class LesionRule:
+    """The rule that turns probabilities of lesions into a mask.
+
+    Attributes:
+        threshold: least probability of a lesion voxel, 0 to 1; None where a lesion is the most probable region.
+        least_mm3: smallest volume of a lesion (connected voxels, corners included), mm³; 0 for any.
+    """
+
+    threshold: float | None = None
+    least_mm3: float = 0.0
+
+    @property
+    def recorded_threshold(self) -> float | str:
+        """The threshold as it is recorded in sidecars."""
+        return MOST_PROBABLE if self.threshold is None else self.threshold
