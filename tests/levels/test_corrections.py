@@ -135,7 +135,8 @@ def test_masks_are_corrected_too(make: Callable[..., App]) -> None:
     assert (voxels(app, mask) == lesion).all() and (voxels(app, brain) == inside).all()
     found = table(app, volumes)
     assert found["voxels"].iloc[-1] == inside.sum() and list(found["softvolume-mm3"] == "n/a") == [False] * 4 + [True]
-    assert manual(app) == {"label-lesion_desc-lesions_mask.json", "desc-brain_mask.json"}
+    manual_files = {"label-lesion_desc-lesions_mask.json", "desc-lesionslesions_dseg.json", "desc-brain_mask.json"}
+    assert manual(app) == manual_files
     assert "the value 255 of the mask is read as 1" in " ".join(sidecar(app, mask)["Notes"])
     assert sidecar(app, volumes)["Sources"][-1] == f"bids:corrections:{brain}"
     # Without a mask of its own, the lesion mask follows from the corrected label map.
