@@ -257,6 +257,26 @@ def peak_memory_mb() -> int:
     return peak // (10**6 if sys.platform == "darwin" else 1000)
 
 
+def check_memory_used(limit_mb: int | None) -> None:
+    """Raise UsageError if this process holds more memory (MB) than a limit; pages of mapped files do not count."""
+    if limit_mb is None:
+        return
+    used_mb = memory_used_mb()
+    if used_mb > limit_mb:
+        raise UsageError(
+            f"cannot be done in --mem {limit_mb}M: the training holds {used_mb} MB; give it more, or a recipe with a "
+            "smaller shape or network"
+        )
+
+
+def memory_used_mb() -> int:
+    """Return the memory (MB) that this process holds, without the pages of files that the system can drop."""
+    import psutil
+
+    info = psutil.Process().memory_info()
+    return int(info.rss - getattr(info, "shared", 0)) // 10**6
+
+
 def cpu_flags() -> set[str]:
     """Return the usable instruction sets of the CPU, by their Linux names; empty on other systems."""
     try:

@@ -11,7 +11,7 @@ import torch
 
 from bidsseg.derivative.run_log import Entry
 from bidsseg.errors import IOFailure, UsageError
-from bidsseg.learning.datasets import Source
+from bidsseg.learning.case_reading import Source
 from bidsseg.learning.folds import dataset_of, person
 from bidsseg.learning.recipe import is_shipped
 from bidsseg.learning.training import start_from

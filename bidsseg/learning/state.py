@@ -51,6 +51,7 @@ class Conditions:
         report: receives messages on the progress.
         precision: type of the activations.
         run: identity of the run that made a checkpoint: recipe, seed, scans and the like; it must match.
+        check_memory: called after each step; raises an error if the process holds more memory than it may.
     """
 
     folder: Path
@@ -60,6 +61,7 @@ class Conditions:
     precision: torch.dtype = torch.float32
     processes: Processes = field(default_factory=Processes)
     run: Mapping[str, Any] = field(default_factory=dict)
+    check_memory: Callable[[], None] = lambda: None
 
     @property
     def checkpoint(self) -> Path:
@@ -77,11 +79,13 @@ class State:
     """The progress of a training: everything in a checkpoint besides weights.
 
     Attributes:
+        waited_s: seconds of the run in which the network waited for samples.
         best: the highest mean Dice on the validation scans so far.
     """
 
     step: int = 0
     elapsed_s: float = 0.0
+    waited_s: float = 0.0
     best: float = -1.0
     curve: list[dict[str, float]] = field(default_factory=list)
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from bidsseg.derivative.ownership import VALIDATION
 from bidsseg.files import replacing, write_table
-from bidsseg.learning.cases import Case
+from bidsseg.learning.cases import ListedCase
 from bidsseg.learning.state import State
 from bidsseg.learning.validation import regions_of, summary, validate
 from bidsseg.models.card import Card
@@ -51,12 +51,12 @@ def save_table(path: Path, table: pd.DataFrame) -> None:
 def save_outcome(
     card: Card,
     network: nn.Module,
-    unseen: Sequence[Case],
+    unseen: Sequence[ListedCase],
     *,
     say: Callable[[str], None],
     state: State,
     precision: str,
-    watched: Sequence[Case] = (),
+    watched: Sequence[ListedCase] = (),
     stop: Callable[[], bool] = lambda: False,
 ) -> Card:
     """Write the model folder and its page, with the results of the finished model on the held-out scans.
@@ -96,7 +96,7 @@ def with_results(state: State, heads: Mapping[str, Any]) -> list[dict[str, float
     return [*rows, {**row, **results}]
 
 
-def metrics(table: pd.DataFrame, unseen: Sequence[Case]) -> dict[str, Any]:
+def metrics(table: pd.DataFrame, unseen: Sequence[ListedCase]) -> dict[str, Any]:
     """Return the card's figures, with the participants of the evaluation."""
     held_out = [case.name for case in unseen]
     return {"split": "participants held out from training", "held_out": held_out, "heads": figures(table)}

@@ -86,7 +86,7 @@ def nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def read(*_: Any) -> None:
         raise AssertionError("a scan was read")
 
-    monkeypatch.setattr(training, "read_cases", read)
+    monkeypatch.setattr(training, "prepared_cases", read)
 
 
 # -- what comes out ----------------------------------------------------------------------------------------------------
