@@ -212,6 +212,14 @@ def keep_freed_memory() -> None:
         mallopt(trim_threshold, -1)
 
 
+def share_cores() -> None:
+    """Let threads that wait for each other sleep instead of keeping a core busy. Call it before torch is imported.
+
+    Otherwise, if other programs use the cores too, a thread spins while the one that it waits for cannot run.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def release_freed_memory() -> None:
     """Return freed memory that ``keep_freed_memory`` holds to the system; otherwise, gaps add up over many scans."""
     with suppress(OSError, AttributeError, TypeError):

@@ -70,9 +70,8 @@ class Clock:
         state = self.state
         seconds = max(state.elapsed_s, 1e-6)
         pace, waited = state.step * batch / seconds, state.waited_s / seconds
-        return (
-            f"{state.step} steps in {seconds:.1f} s: {pace:.2f} samples/s, {waited:.0%} of the time waiting for samples"
-        )
+        steps = f"{state.step} steps in {seconds:.1f} s"
+        return f"{steps}: {pace:.2f} samples/s, {waited:.0%} of the time waiting for samples"
 
     def is_time_to_save(self) -> bool:
         """Return whether a checkpoint is due; if so, the next one is due after the same interval."""

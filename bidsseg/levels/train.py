@@ -17,6 +17,7 @@ from bidsseg.execution.machine import (
     choose_processes,
     emulation,
     keep_freed_memory,
+    share_cores,
 )
 from bidsseg.learning.interruption import Interruption
 from bidsseg.settings import Settings
@@ -47,6 +48,7 @@ def train_level(settings: Settings) -> Path:
         raise UsageError("--device mps: a model can only be trained on cpu or cuda")
     with Interruption() as interruption:
         keep_freed_memory()
+        share_cores()
         from bidsseg.learning.prepared import READER_MB
         from bidsseg.learning.processes import Processes
         from bidsseg.learning.record import LoggedReport

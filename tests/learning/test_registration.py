@@ -22,8 +22,8 @@ from bidsseg.errors import DataError, TemporaryFailure, UsageError
 from bidsseg.image.grid import whole_grid
 from bidsseg.image.volume import Volume
 from bidsseg.labels import load_protocol
+from bidsseg.learning import case_reading as reading
 from bidsseg.learning import clock
-from bidsseg.learning import datasets as reading
 from bidsseg.learning.augment import Intensity, Spatial, Warp, sample_image, sample_labels
 from bidsseg.learning.cases import Annotation, Case, Sampling
 from bidsseg.learning.datasets import load_cases
