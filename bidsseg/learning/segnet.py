@@ -71,7 +71,7 @@ class VoxelFitting:
         assert plan.recipe.voxels is not None
         self.network, self.plan, self.conditions, self.voxels = network, plan, conditions, plan.recipe.voxels
         self.cases, self.head = cases, plan.heads[0]
-        self.brains = [labelled_brain(case.opened(), self.head) for case in cases]
+        self.brains = [self.brain_of(case) for case in cases]
         self.state, self.progress = State(), Progress()
         network.to(conditions.device)
         self.trainer = self.trainer_of(0)
@@ -98,6 +98,11 @@ class VoxelFitting:
             processes=processes,
             augmented=shown,
         )
+
+    def brain_of(self, case: ListedCase) -> Brain:
+        """Return a brain. All of them are held in memory, because each step reads voxels of many."""
+        self.conditions.check_memory()
+        return labelled_brain(case.opened(), self.head)
 
     def augmented(self, generator: Generator) -> list[Brain]:
         """Return the brains, each moved, deformed and changed in brightness."""
