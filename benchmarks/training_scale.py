@@ -27,6 +27,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import psutil
 
 RUN = Path(__file__).parent.parent / "run.py"
 DIFFERENT = 25
@@ -65,11 +66,13 @@ class Run:
     """A training that has ended.
 
     Attributes:
-        began_s: seconds from the start of the program until the training began.
+        began_s, began_cpu_s: seconds from the start of the program until the training began, and those of its threads
+            on a processor, which depend less on other programs.
         lines: lines that it printed.
     """
 
     began_s: float = 0.0
+    began_cpu_s: float = 0.0
     peaks: Peaks = field(default_factory=Peaks)
     lines: list[str] = field(default_factory=list)
 
@@ -130,11 +133,13 @@ def train(program: Path, out: Path, name: str, *, cpus: int, minutes: float) -> 
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
     watcher = threading.Thread(target=watch, args=(process, run.peaks))
     watcher.start()
+    watched = psutil.Process(process.pid)
     assert process.stdout is not None
     for line in process.stdout:
         run.lines.append(line.strip())
         if "training scans" in line:
-            run.began_s = time.monotonic() - started
+            run.began_s, times = time.monotonic() - started, watched.cpu_times()
+            run.began_cpu_s = times.user + times.system
     watcher.join()
     if process.wait():
         raise SystemExit(f"{name}: exit code {process.returncode}: {run.lines[-1:]}")
@@ -163,7 +168,8 @@ def describe(title: str, run: Run) -> None:
     summary = [line for line in run.lines if "samples/s" in line]
     speed = summary[-1] if summary else f"{1 / float(paces[-1]):.2f} samples/s" if paces else "no step"
     memory = f"anonymous memory {run.peaks.anonymous:.0f} MB, PSS {run.peaks.pss:.0f} MB"
-    print(f"{title}: training begins after {run.began_s:.0f} s; {memory}; {speed}", flush=True)
+    began = f"training begins after {run.began_s:.0f} s ({run.began_cpu_s:.0f} s on a processor)"
+    print(f"{title}: {began}; {memory}; {speed}", flush=True)
 
 
 if __name__ == "__main__":
