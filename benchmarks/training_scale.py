@@ -4,10 +4,11 @@
 
 The script writes N small synthetic heads with tissue labels to OUT/bids; the files of further participants are hard
 links to those of the first 25. It then runs ``train``: with prepared scans that are missing, again with those that are
-there, and with one CPU. With ``--old``, the program of another checkout does the same once. For each run, it prints the
-seconds until the training began (start of the program, search, reading), the size of the prepared scans, the peak
-memory, the samples per second, and the share of the time in which the network waited for samples. Memory is that of the
-process: anonymous memory, which the system cannot drop, and PSS, which includes the present pages of mapped files.
+there, and with one CPU. Then samples are drawn without a network, one and two at once. With ``--old``, the program of
+another checkout trains once, too. For each run, the script prints the seconds until the training began (start of the
+program, search, reading), the size of the prepared scans, the peak memory, the samples per second, and the share of the
+time in which the network waited for samples. Memory is that of the process: anonymous memory, which the system cannot
+drop, and PSS, which includes the present pages of mapped files.
 """
 
 from __future__ import annotations
@@ -28,9 +29,20 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import psutil
+import torch
+
+from bidsseg.labels import load_protocol
+from bidsseg.learning.datasets import find_sources
+from bidsseg.learning.prepared import prepared_cases
+from bidsseg.learning.processes import Processes
+from bidsseg.learning.recipe import load_recipe
+from bidsseg.learning.samples import Plan, drawn
+from bidsseg.learning.store import Store
+from bidsseg.settings import Report, Settings
 
 RUN = Path(__file__).parent.parent / "run.py"
 DIFFERENT = 25
+DRAWING_S = 10
 RADII = (1.0, 0.85, 0.75, 0.6, 0.25)
 """Outer radii of head, brain, grey matter, white matter and ventricle, as shares of half the image."""
 BRIGHTNESS = (0, 500, 150, 400, 600, 150)
@@ -91,6 +103,8 @@ def main() -> None:
         describe(title, train(RUN, options.out, "new", cpus=cpus, minutes=options.minutes))
     prepared = list((options.out / "new" / "prepared").iterdir())
     print(f"prepared scans: {len(prepared)} files, {sum(path.stat().st_size for path in prepared) / 1e9:.2f} GB")
+    for drawers in (1, 2, 1, 2):
+        print(f"drawing alone, {drawers} at once: {drawn_per_second(options.out, drawers):.2f} samples/s", flush=True)
     if options.old:
         describe("other checkout", train(options.old / "run.py", options.out, "old", cpus=2, minutes=options.minutes))
 
@@ -144,6 +158,22 @@ def train(program: Path, out: Path, name: str, *, cpus: int, minutes: float) -> 
     if process.wait():
         raise SystemExit(f"{name}: exit code {process.returncode}: {run.lines[-1:]}")
     return run
+
+
+def drawn_per_second(out: Path, drawers: int) -> float:
+    """Return how many samples per second are drawn without a network, some at once, from the prepared scans."""
+    torch.set_num_threads(drawers)
+    settings = Settings(out / "bids", out / "new", labels={"FAST": [out / "labels"]})
+    sources = find_sources(settings, Report(), unlabelled=False, synthetic=False)[:DIFFERENT]
+    cases = prepared_cases(sources, ("T1w",), Store(out / "new" / "prepared"), report=Report())
+    recipe = load_recipe(str(out / "recipe.toml"))
+    samples = drawn(cases, Plan(recipe, (load_protocol("FAST"),)), 0, processes=Processes())
+    next(samples)
+    started, count = time.monotonic(), 0
+    while time.monotonic() - started < DRAWING_S:
+        next(samples)
+        count += 1
+    return count / (time.monotonic() - started)
 
 
 def watch(process: subprocess.Popen[str], peaks: Peaks) -> None:
