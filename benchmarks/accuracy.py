@@ -43,8 +43,9 @@ def main() -> None:
         parser.error("--card, --final: give the --folds and the --fold that the model was trained with")
 
     from bidsseg.arguments import annotation_folders
-    from bidsseg.learning.datasets import find_sources, read_cases
+    from bidsseg.learning.datasets import find_sources
     from bidsseg.learning.folds import held_out, person
+    from bidsseg.learning.prepared import opened_cases
     from bidsseg.learning.training_outputs import figures, metrics
     from bidsseg.learning.validation import described, validate
     from bidsseg.models.card import read_card
@@ -62,7 +63,7 @@ def main() -> None:
         maps = {source.name: source.maps for source in sources}
         held = held_out(maps, options.folds, options.fold, kinds=maps)
         sources = [source for source in sources if person(source.name) in held]
-    cases = read_cases(sources, inputs, Report())
+    cases = opened_cases(sources, inputs, Report())
     started = time.monotonic()
     table = validate(model, cases, print, precision=options.precision, lesion_model=lesion_model)
     print(f"{len(cases)} scans, {(time.monotonic() - started) / len(cases):.1f} s each\n")

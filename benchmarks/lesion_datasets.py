@@ -44,8 +44,8 @@ from bidsseg.image.nifti import read_labels, write_labels, write_map
 from bidsseg.image.volume import Volume
 from bidsseg.labels import Protocol, Region, load_protocol, load_relation
 from bidsseg.learning.augment import UNMOVED, Intensity, Spatial, change_intensity, draw_warp, sample_labels
+from bidsseg.learning.case_reading import read_label_map
 from bidsseg.learning.cases import Case
-from bidsseg.learning.datasets import read_label_map
 from bidsseg.learning.synthesis import expected, synthesise
 
 HEALTHY = ("02", "03", "07", "10", "13", "18")

@@ -202,7 +202,8 @@ class Settings:
     stop_on_first_crash: bool = flag(
         "--stop-on-first-crash", OUTPUTS, "stop at the first scan that fails", default=False)  # fmt: skip
     work_dir: Path | None = flag(
-        "-w --work-dir DIR", OUTPUTS, "folder for temporary files [the system's folder]",
+        "-w --work-dir DIR", OUTPUTS,
+        "folder for temporary files [the system's folder], and for the prepared scans of train [OUTPUT_DIR]",
         default=None, read=arguments.absolute, levels="participant evaluate train")  # fmt: skip
 
     fast: bool = flag(

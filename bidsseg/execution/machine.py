@@ -212,6 +212,14 @@ def keep_freed_memory() -> None:
         mallopt(trim_threshold, -1)
 
 
+def share_cores() -> None:
+    """Let threads that wait for each other sleep instead of keeping a core busy. Call it before torch is imported.
+
+    Otherwise, if other programs use the cores too, a thread spins while the one that it waits for cannot run.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def release_freed_memory() -> None:
     """Return freed memory that ``keep_freed_memory`` holds to the system; otherwise, gaps add up over many scans."""
     with suppress(OSError, AttributeError, TypeError):
@@ -255,6 +263,26 @@ def peak_memory_mb() -> int:
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) // 1000
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak // (10**6 if sys.platform == "darwin" else 1000)
+
+
+def check_memory_used(limit_mb: int | None) -> None:
+    """Raise UsageError if this process holds more memory (MB) than a limit; pages of mapped files do not count."""
+    if limit_mb is None:
+        return
+    used_mb = memory_used_mb()
+    if used_mb > limit_mb:
+        raise UsageError(
+            f"cannot be done in --mem {limit_mb}M: the training holds {used_mb} MB; give it more, or a recipe with a "
+            "smaller shape or network"
+        )
+
+
+def memory_used_mb() -> int:
+    """Return the memory (MB) that this process holds, without the pages of files that the system can drop."""
+    import psutil
+
+    info = psutil.Process().memory_info()
+    return int(info.rss - getattr(info, "shared", 0)) // 10**6
 
 
 def cpu_flags() -> set[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from bidsseg.errors import DataError
 from bidsseg.image.volume import Volume
 from bidsseg.labels import Protocol
 from bidsseg.labels.sides import LEFT
-from bidsseg.learning.cases import Annotation, Case, positions
+from bidsseg.learning.cases import Annotation
 from bidsseg.registration.align import Images
 from bidsseg.registration.label_files import Note, read_on_grid, with_known_values
 
@@ -77,12 +77,11 @@ def exchanged(annotation: Annotation) -> str | None:
     return protocol.regions[wrong[0]].name if 2 * len(wrong) > len(drawn) else None
 
 
-def check_not_empty(cases: Iterable[Case]) -> None:
-    """Raise DataError if all label maps of a protocol are empty."""
-    drawn: dict[str, bool] = {}
-    for annotation in (each for case in cases for each in case.annotations):
-        name = annotation.protocol.name
-        drawn[name] = drawn.get(name, False) or bool(annotation.values.any())
-    empty = [name for name, has_labels in drawn.items() if not has_labels]
-    if empty:
-        raise DataError(f"all label maps of {empty[0]} are empty: every voxel is background")
+def positions(values: np.ndarray, protocol: Protocol, where: str) -> torch.Tensor:
+    """Return label values (X, Y, Z) as positions in the protocol's table; DataError for values outside the protocol."""
+    unknown = np.setdiff1d(values, protocol.indices).tolist()
+    if unknown:
+        raise DataError(f"{where}: the values {unknown[:5]} are not in the protocol {protocol.name}")
+    table = np.zeros(max(protocol.indices) + 1, np.uint8 if len(protocol.indices) <= 256 else np.int16)
+    table[list(protocol.indices)] = np.arange(len(protocol.indices))
+    return torch.from_numpy(np.ascontiguousarray(table[values]))

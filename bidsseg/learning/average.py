@@ -10,24 +10,26 @@ from bidsseg.errors import DataError
 from bidsseg.image.grid import brain_frame
 from bidsseg.image.pose import Reference
 from bidsseg.labels import Protocol, Relation, load_relation
-from bidsseg.learning.cases import VENTRICLES, Annotation, Case
+from bidsseg.learning.cases import VENTRICLES, Annotation, Case, ListedCase
 
 FEWEST = 8
 """Fewest regions that an annotation must define to be used."""
 
 
-def average_brain(cases: Sequence[Case], head: Protocol) -> Reference:
+def average_brain(cases: Sequence[ListedCase], head: Protocol) -> Reference:
     """Return the mean position and volume of each region of a head that is fully defined in some annotation.
 
     Scans are used unrotated: random rotations cancel in the mean. DataError with too few regions.
     """
-    rows = [row for case in cases for annotation in case.annotations if (row := measured(case, annotation, head))]
+    rows, halves = [], []
+    for case in (listed.opened() for listed in cases if listed.protocols):
+        rows += [row for annotation in case.annotations if (row := measured(case, annotation, head))]
+        halves.append(brain_frame(case.brain)[1])
     if not rows:
         raise DataError(f"no annotation knows the regions of {head.name}, which are to tell the pose of a head")
     centres, volumes = (known_mean(np.stack(values)) for values in zip(*rows, strict=True))
-    half = np.mean([brain_frame(case.brain)[1] for case in cases if case.annotations], 0)
     known = np.isfinite(volumes)
-    return Reference(np.array(head.indices)[known], centres[known], volumes[known], half)
+    return Reference(np.array(head.indices)[known], centres[known], volumes[known], np.mean(halves, 0))
 
 
 def known_mean(values: np.ndarray) -> np.ndarray:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from bidsseg.errors import DataError
-from bidsseg.image.brightness import normalise, normalise_each, percentiles
+from bidsseg.image.brightness import normalise, normalise_each
 from bidsseg.image.grid import brain_frame, coordinates
 from bidsseg.labels import Protocol
 from bidsseg.learning.augment import (
@@ -32,8 +30,6 @@ VENTRICLES = 3
 """Value of fluid in the generic BIDS table."""
 CUT_UNCERTAINTY = 2.5
 """Factor of the uncertainty of the frame of a cut brain, which is estimated from its regions."""
-ROOM = 8
-"""Margin in voxels on every side of a scan that is moved as a whole."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +40,47 @@ class Annotation:
     values: Tensor
 
 
+class ListedCase(ABC):
+    """A scan of a training, in memory or in a file, whose arrays are opened when they are needed.
+
+    Attributes:
+        name: dataset/participant, with session and run.
+    """
+
+    name: str
+
+    @property
+    @abstractmethod
+    def protocols(self) -> Sequence[Protocol]:
+        """The protocols of its annotations, in their order."""
+
+    @property
+    @abstractmethod
+    def has_image(self) -> bool:
+        """Whether it has an image and not only a label map."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Bytes of its arrays."""
+
+    @property
+    def dataset(self) -> str:
+        """The dataset of the case: a name is dataset/participant."""
+        return self.name.split("/")[0]
+
+    @cached_property
+    def kind(self) -> tuple[str, ...]:
+        """The protocols of its annotations, by name and sorted."""
+        return tuple(sorted(protocol.name for protocol in self.protocols))
+
+    @abstractmethod
+    def opened(self) -> Case:
+        """Return the case with its arrays."""
+
+
 @dataclass(frozen=True)
-class Case:
+class Case(ListedCase):
     """One scan on a 1 mm RAS grid (X, Y, Z).
 
     Attributes:
@@ -62,15 +97,16 @@ class Case:
     brain: Tensor
     widening: Tensor | None = None
 
-    @property
-    def dataset(self) -> str:
-        """The dataset of the case: a name is dataset/participant."""
-        return self.name.split("/")[0]
+    def opened(self) -> Case:
+        return self
 
     @property
-    def kind(self) -> tuple[str, ...]:
-        """The protocols of its annotations."""
-        return tuple(sorted(annotation.protocol.name for annotation in self.annotations))
+    def protocols(self) -> Sequence[Protocol]:
+        return [annotation.protocol for annotation in self.annotations]
+
+    @property
+    def has_image(self) -> bool:
+        return self.image is not None
 
     @property
     def finest(self) -> Annotation:
@@ -79,7 +115,6 @@ class Case:
 
     @property
     def size(self) -> int:
-        """Bytes of its arrays."""
         maps = [annotation.values for annotation in self.annotations]
         return sum(array.nbytes for array in (self.image, self.brain, self.widening, *maps) if array is not None)
 
@@ -181,20 +216,6 @@ class Sample:
                 array.record_stream(stream)
 
 
-def towards_ventricles(annotation: Annotation) -> Tensor | None:
-    """Return the direction (3, x, y, z) towards the ventricles, at most 1, on a 4 mm grid of a 1 mm label map."""
-    fluid = [r.mapping == VENTRICLES and "Lateral" in r.name for r in annotation.protocol.regions]
-    if not any(fluid):
-        return None
-    mask = torch.tensor(fluid)[annotation.values.long()].float()
-    near = F.avg_pool3d(mask[None, None], 4, ceil_mode=True)
-    for _ in range(6):
-        near = F.avg_pool3d(near, 3, 1, 1)
-    gradient = torch.stack(torch.gradient(near[0, 0]))
-    steepest: Tensor = gradient.norm(dim=0).max()
-    return gradient / steepest.clamp(min=1e-6)
-
-
 def draw_sample(case: Case, view: View, generator: Generator, *, move: Callable[[Warp], Warp] | None = None) -> Sample:
     """Draw one random view of a case; each of its images is changed and normalised separately.
 
@@ -263,30 +284,6 @@ def drawn_images(case: Case, view: View, warp: Warp, *, generator: Generator) ->
     ), values != 0
 
 
-def draw_case(case: Case, view: View, generator: Generator) -> Case:
-    """Draw a whole scan (X, Y, Z) moved, deformed and changed in brightness; outside of the brain it is 0.
-
-    Its 1 mm RAS grid has a margin of ROOM voxels on every side. Brightness is a share of the brain's 99th percentile.
-    """
-    shape = [n + 2 * ROOM for n in case.brain.shape]
-    warp = draw_warp(
-        view.spatial, shape, view.spacing_mm, centre=case.centre, widening=case.widening, generator=generator
-    )
-    brain = sample_labels(case.brain, warp.source)
-    annotations = tuple(
-        Annotation(each.protocol, values_at(each, warp.source, mirrored=warp.mirrored)) for each in case.annotations
-    )
-    if case.image is None:
-        return Case(case.name, None, annotations, brain)
-    changed = []
-    for channel in sample_image(case.image, warp):
-        (brightest,) = percentiles(channel, brain, (0.99,))
-        changed.append(
-            change_intensity(channel / max(brightest, 1e-6), view.intensity, view.spacing_mm, generator=generator)
-        )
-    return Case(case.name, torch.stack(changed) * brain, annotations, brain)
-
-
 def values_at(annotation: Annotation, source: Tensor, *, mirrored: bool) -> Tensor:
     """Return values (...) of an annotation nearest to source (..., 3) in its voxels, with sides swapped if mirrored."""
     values = sample_labels(annotation.values, source)
@@ -328,13 +325,3 @@ def draw_points(brain: Tensor, case: Case, source: Tensor, *, sampling: Sampling
     weight = torch.bincount(values).float()[values] ** -sampling.balance
     points = points[torch.multinomial(weight, count, generator=generator)]
     return torch.cat([points, everywhere])
-
-
-def positions(values: np.ndarray, protocol: Protocol, where: str) -> Tensor:
-    """Return label values (X, Y, Z) as positions in the protocol's table; DataError for values outside the protocol."""
-    unknown = np.setdiff1d(values, protocol.indices).tolist()
-    if unknown:
-        raise DataError(f"{where}: the values {unknown[:5]} are not in the protocol {protocol.name}")
-    table = np.zeros(max(protocol.indices) + 1, np.uint8 if len(protocol.indices) <= 256 else np.int16)
-    table[list(protocol.indices)] = np.arange(len(protocol.indices))
-    return torch.from_numpy(np.ascontiguousarray(table[values]))

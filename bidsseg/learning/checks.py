@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from bidsseg.errors import DataError, InputMissing, UsageError
 from bidsseg.labels import Protocol, load_relation
-from bidsseg.learning.datasets import LEARNING_MM
+from bidsseg.learning.case_reading import LEARNING_MM
 from bidsseg.learning.recipe import Recipe
 from bidsseg.models.card import find_card
 from bidsseg.networks.network import Network

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from typing import TypeVar
 
 from bidsseg.learning.state import Conditions, State
 
 CHECKPOINT_EVERY_S = 180
+
+T = TypeVar("T")
 
 
 class Clock:
@@ -53,10 +57,27 @@ class Clock:
         """Count completed steps."""
         self.state.step += steps
         self.state.elapsed_s = self.elapsed_s
+        self.conditions.check_memory()
+
+    def timed(self, samples: Iterator[T]) -> Iterator[T]:
+        """Yield samples, and count the time in which the network waits for them."""
+        asked = time.monotonic()
+        for sample in samples:
+            self.state.waited_s += time.monotonic() - asked
+            yield sample
+            asked = time.monotonic()
 
     def pace(self, share: float) -> str:
         """Return the time of a step, and the remaining time, from the share completed before the last step."""
         return f"{self.state.elapsed_s / self.state.step:.2f} s/step, {time_left(self.state.elapsed_s, share)}"
+
+    def throughput(self, batch: int) -> str:
+        """Return the number of samples per second, and the share of the time in which the network waited for them."""
+        state = self.state
+        seconds = max(state.elapsed_s, 1e-6)
+        pace, waited = state.step * batch / seconds, state.waited_s / seconds
+        steps = f"{state.step} steps in {seconds:.1f} s"
+        return f"{steps}: {pace:.2f} samples/s, {waited:.0%} of the time waiting for samples"
 
     def is_time_to_save(self) -> bool:
         """Return whether a checkpoint is due; if so, the next one is due after the same interval."""

@@ -11,7 +11,7 @@ import torch
 
 from bidsseg.errors import DataError
 from bidsseg.files import fingerprint
-from bidsseg.learning.datasets import Source
+from bidsseg.learning.case_reading import Source
 from bidsseg.models.card import read_card
 
 NAMED = 5

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import TypeVar
 
 from bidsseg.errors import UsageError
-from bidsseg.learning.cases import Case
+from bidsseg.learning.cases import ListedCase
+
+Listed = TypeVar("Listed", bound=ListedCase)
 
 
 def split(
-    cases: Sequence[Case], folds: int, fold: int, *, hold_out: Sequence[str] = ()
-) -> tuple[list[Case], list[Case]]:
+    cases: Sequence[Listed], folds: int, fold: int, *, hold_out: Sequence[str] = ()
+) -> tuple[list[Listed], list[Listed]]:
     """Return training and held-out cases: every ``folds``-th participant of each dataset is held out, or nobody.
 
     A fold holds out participants of every kind of annotation in a dataset, as far as there are enough.
@@ -21,14 +24,14 @@ def split(
         hold_out: labels of the participants to hold out instead, or patterns with the wildcards of file names;
             UsageError if one matches no case.
     """
-    kinds = {case.name: [each.protocol.name for each in case.annotations] for case in cases}
+    kinds = {case.name: [each.name for each in case.protocols] for case in cases}
     held = held_out([case.name for case in cases], folds, fold, hold_out=hold_out, kinds=kinds)
     return divided(cases, held)
 
 
-def divided(cases: Iterable[Case], held: Container[str]) -> tuple[list[Case], list[Case]]:
+def divided(cases: Iterable[Listed], held: Container[str]) -> tuple[list[Listed], list[Listed]]:
     """Return training cases and cases of held-out participants."""
-    parts: tuple[list[Case], list[Case]] = ([], [])
+    parts: tuple[list[Listed], list[Listed]] = ([], [])
     for case in cases:
         parts[person(case.name) in held].append(case)
     return parts

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bidsseg.learning.augment import UNMOVED, Intensity
-from bidsseg.learning.cases import Annotation, Case, Sample, draw_sample
+from bidsseg.learning.cases import Annotation, ListedCase, Sample, draw_sample
 from bidsseg.learning.clock import Clock
 from bidsseg.learning.objective import Relations, losses
 from bidsseg.learning.optimiser import Stepper
@@ -35,7 +35,7 @@ class Fitting:
         running: running mean of each part of the loss.
     """
 
-    def __init__(self, network: Network, watched: Sequence[Case], plan: Plan, *, conditions: Conditions) -> None:
+    def __init__(self, network: Network, watched: Sequence[ListedCase], plan: Plan, *, conditions: Conditions) -> None:
         device = conditions.device
         self.network = network.to(device=device, memory_format=network.memory_format)  # type: ignore[call-overload]
         self.watched, self.plan, self.conditions = watched, plan, conditions
@@ -100,8 +100,8 @@ class Fitting:
 
 def fit(
     network: Network,
-    cases: Sequence[Case],
-    watched: Sequence[Case],
+    cases: Sequence[ListedCase],
+    watched: Sequence[ListedCase],
     *,
     plan: Plan,
     conditions: Conditions,
@@ -119,7 +119,7 @@ def fit(
     clock = Clock(conditions, state, plan.recipe.steps)
     done = max(0.0, (state.step - 1) / plan.recipe.steps, state.elapsed_s / clock.learning_s)
     next_check = math.floor(done / check_every + 1) * check_every
-    samples = drawn(cases, plan, state.step, processes=conditions.processes)
+    samples = clock.timed(drawn(cases, plan, state.step, processes=conditions.processes))
     while state.step < plan.recipe.steps:
         progress = clock.progress()
         if progress >= 1 or clock.stopped:
@@ -139,6 +139,8 @@ def fit(
     if conditions.processes.first and fitting.keeps_best and not conditions.stop():
         fitting.check()
     fitting.save()
+    if conditions.processes.first and state.step:
+        conditions.report(clock.throughput(plan.recipe.batch))
     fitting.network.load_state_dict(fitting.best if fitting.keeps_best else fitting.average)
     if plan.recipe.statistics and not conditions.stop():
         learn_statistics(fitting.network, cases, plan, precision=conditions.precision)
@@ -146,7 +148,7 @@ def fit(
 
 
 @torch.no_grad()
-def learn_statistics(network: Network, cases: Sequence[Case], plan: Plan, *, precision: torch.dtype) -> None:
+def learn_statistics(network: Network, cases: Sequence[ListedCase], plan: Plan, *, precision: torch.dtype) -> None:
     """Re-estimate the statistics of batch normalisation, as means over samples for the present weights.
 
     Running means belong to earlier weights, and to synthesised samples, which differ from real scans (Wu & Johnson
@@ -155,7 +157,7 @@ def learn_statistics(network: Network, cases: Sequence[Case], plan: Plan, *, pre
     recipe, device = plan.recipe, next(network.parameters()).device
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm3d)]
     momenta = [norm.momentum for norm in norms]
-    cases = [case for case in cases if case.image is not None] or cases
+    cases = [case for case in cases if case.has_image] or cases
     network.train()
     for number in range(recipe.statistics):
         for norm in norms:
@@ -195,7 +197,7 @@ def with_weights(network: Network, weights: dict[str, Tensor], work: Callable[[]
 
 
 @torch.no_grad()
-def evaluate(network: Network, cases: Sequence[Case], plan: Plan, *, precision: torch.dtype) -> dict[str, float]:
+def evaluate(network: Network, cases: Sequence[ListedCase], plan: Plan, *, precision: torch.dtype) -> dict[str, float]:
     """Return the mean Dice of each head over unseen cases, on a tenth of the voxels of the grid.
 
     Annotations in several protocols have separate results, however many cases have them.
@@ -212,7 +214,7 @@ def evaluate(network: Network, cases: Sequence[Case], plan: Plan, *, precision: 
     scores: dict[str, list[float]] = {}
     for number, case in enumerate(cases):
         generator = torch.Generator().manual_seed(number)
-        sample = draw_sample(case, view, generator).to(device)
+        sample = draw_sample(case.opened(), view, generator).to(device)
         with torch.autocast(sample.image.device.type, precision, enabled=precision != torch.float32):
             features = network.at(sample.image, sample.coordinates, sample.points)
         annotations = [Annotation(protocol, values.cpu()) for protocol, values in sample.values]

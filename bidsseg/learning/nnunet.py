@@ -23,7 +23,8 @@ from bidsseg.image.volume import Volume
 from bidsseg.labels import Protocol, Region
 from bidsseg.labels.protocol import BACKGROUND
 from bidsseg.learning.annotation_files import Remarks, read_annotation
-from bidsseg.learning.datasets import Source, find_sources
+from bidsseg.learning.case_reading import Source
+from bidsseg.learning.datasets import find_sources
 from bidsseg.learning.label_sources import label_sources
 from bidsseg.reading import read_object
 from bidsseg.registration.align import read_aligned

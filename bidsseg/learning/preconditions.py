@@ -6,15 +6,17 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 
 from bidsseg.derivative.ownership import CHECKPOINT
 from bidsseg.derivative.run_log import Entry
 from bidsseg.errors import InputMissing, IOFailure, UsageError
+from bidsseg.learning.case_reading import Source
 from bidsseg.learning.data_files import check_finished, check_unchanged, files_of, fingerprints
-from bidsseg.learning.datasets import Source, warn_of_missing
 from bidsseg.learning.folds import dataset_of, person
+from bidsseg.learning.prepared import bytes_needed, entry_of, warn_of_missing
 from bidsseg.learning.recipe import is_shipped
 from bidsseg.learning.training import start_from
 from bidsseg.learning.training_setup import Setup, sketched
@@ -46,7 +48,7 @@ def check_beforehand(setup: Setup, sources: Sequence[Source], starts: Iterable[s
         check_start(setup, start)
     check_registration(setup, sources)
     check_images(setup, sources)
-    check_room(setup)
+    check_room(setup, sources)
     if not is_shipped(options.recipe) and recipe.name in {card.name for card in shipped()}:
         report.warn(
             f"name = {recipe.name!r} is the name of a shipped model, so that outputs of both have the same names: "
@@ -140,15 +142,31 @@ def check_images(setup: Setup, sources: Sequence[Source]) -> None:
             )
 
 
-def check_room(setup: Setup) -> None:
-    """Raise IOFailure if the disk of the output has too little room for two checkpoints and the model."""
-    folder = next(each for each in (setup.folder, *setup.folder.parents) if each.is_dir())
-    needed, free = needed_mb(setup), shutil.disk_usage(folder).free / 1e6
+def check_room(setup: Setup, sources: Sequence[Source]) -> None:
+    """Raise IOFailure if a disk has too little room for two checkpoints and the model, or for the prepared scans."""
+    needed, free = needed_mb(setup), free_mb(setup.folder)
+    prepared, room = prepared_mb(setup, sources), free_mb(setup.store.folder)
+    if prepared and room < prepared:
+        raise IOFailure(
+            f"{setup.store.folder}: the prepared scans need {math.ceil(prepared)} MB, but the disk has {room:.0f} MB: "
+            "free some space or give --work-dir on another disk"
+        )
     if free < needed:
         raise IOFailure(
             f"{setup.settings.output_dir}: the training needs {math.ceil(needed)} MB for checkpoint and model, but the "
             f"disk has {free:.0f} MB: free some space or choose another OUTPUT_DIR"
         )
+
+
+def free_mb(folder: Path) -> float:
+    """Return the free room (MB) on the disk of a folder that may not exist yet."""
+    return shutil.disk_usage(next(each for each in (folder, *folder.parents) if each.is_dir())).free / 1e6
+
+
+def prepared_mb(setup: Setup, sources: Sequence[Source]) -> float:
+    """Return the room (MB) for the scans that are not prepared yet."""
+    inputs = setup.recipe.inputs
+    return bytes_needed([entry_of(source, inputs, setup.store) for source in sources], sources, inputs) / 1e6
 
 
 def needed_mb(setup: Setup) -> float:
@@ -197,6 +215,7 @@ def plan_in_words(setup: Setup, sources: Sequence[Source], held: Container[str])
     )
     if options.init:
         yield f"starts from {options.init}"
+    yield f"prepared scans: {setup.store.folder} (about {math.ceil(prepared_mb(setup, sources))} MB more)"
     yield f"model: {setup.folder} (about {math.ceil(needed_mb(setup))} MB while training)"
 
 

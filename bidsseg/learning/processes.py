@@ -25,6 +25,11 @@ class Processes:
         return int(os.environ.get("WORLD_SIZE", "1"))
 
     @staticmethod
+    def neighbours() -> int:
+        """Return the number of processes that torchrun has started on this machine; 1 without torchrun."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+    @staticmethod
     def join(device: str = "cpu") -> Processes:
         """Read the process group from torchrun's environment; one process without it.
 

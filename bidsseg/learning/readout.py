@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bidsseg.errors import TemporaryFailure
 from bidsseg.labels import Protocol
-from bidsseg.learning.cases import Case, Sample
+from bidsseg.learning.cases import ListedCase, Sample
 from bidsseg.learning.clock import Clock
 from bidsseg.learning.objective import Relations, loss_of
 from bidsseg.learning.optimiser import rate_factor
@@ -45,7 +45,7 @@ class Stored:
         return Stored(self.rows[chosen], self.within[chosen], [(name, each[chosen]) for name, each in self.values])
 
 
-def fit_readout(network: Network, cases: Sequence[Case], plan: Plan, *, conditions: Conditions) -> float:
+def fit_readout(network: Network, cases: Sequence[ListedCase], plan: Plan, *, conditions: Conditions) -> float:
     """Train the last layers of a network in place, and return the seconds used.
 
     All processes do the same. TemporaryFailure if the run is interrupted.

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, overload
 
 import torch
 from torch import Generator, Tensor
 
 from bidsseg.image.brightness import normalise
 from bidsseg.learning.augment import UNMOVED, Warp, draw_warp, sample_image, sample_labels
-from bidsseg.learning.cases import Case
+from bidsseg.learning.cases import Case, ListedCase
 from bidsseg.learning.optimiser import Optimiser, Schedule
 from bidsseg.networks.dfnet import DFNet, warp_whole_voxels
 from bidsseg.networks.eneuronet import NORMS
@@ -55,7 +55,7 @@ class Mover:
 
     Attributes:
         network: a trained DFNet.
-        targets: unlabelled brains (1, 1, D, H, W) as returned by ``placed``.
+        targets: unlabelled brains, see ``Placed``.
         share: share of the samples that are warped.
         precision: type of the network's activations.
     """
@@ -76,6 +76,28 @@ class Mover:
         displacement = displace(self.network, moving, fixed, precision=self.precision).to(moving.device)
         source, _ = warp_whole_voxels(warp.source.permute(3, 0, 1, 2)[None], moving[0], displacement)
         return Warp(source[0].permute(1, 2, 3, 0).contiguous(), warp.mirrored)
+
+
+@dataclass(frozen=True)
+class Placed(Sequence[Tensor]):
+    """Brains of scans as returned by ``placed``, each made when it is needed, so that they fill no memory."""
+
+    cases: Sequence[ListedCase]
+    shape: Sequence[int]
+    spacing_mm: float
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    @overload
+    def __getitem__(self, number: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, number: slice) -> Placed: ...
+    def __getitem__(self, number: int | slice) -> Tensor | Placed:
+        if isinstance(number, slice):
+            return Placed(self.cases[number], self.shape, self.spacing_mm)
+        with torch.device("cpu"):  # samples are drawn with another default
+            return placed(self.cases[number].opened(), self.shape, self.spacing_mm)
 
 
 def displace(network: DFNet, moving: Tensor, fixed: Tensor, *, precision: torch.dtype) -> Tensor:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from bidsseg.errors import TemporaryFailure, UsageError
 from bidsseg.files import replacing
-from bidsseg.learning.cases import Case
+from bidsseg.learning.cases import ListedCase
 from bidsseg.learning.clock import Clock
 from bidsseg.learning.optimiser import Stepper
-from bidsseg.learning.registration import Mover, displace, placed
+from bidsseg.learning.registration import Mover, Placed, displace
 from bidsseg.learning.samples import Plan
 from bidsseg.learning.state import Conditions, resumed, same_run, save_checkpoint, seeded
 from bidsseg.networks.dfnet import DFNet, roughness, similarity_loss, warp
@@ -27,8 +27,8 @@ BUDGET_SHARE = 0.25
 
 
 def fit_mover(
-    cases: Sequence[Case],
-    unlabelled: Sequence[Case],
+    cases: Sequence[ListedCase],
+    unlabelled: Sequence[ListedCase],
     plan: Plan,
     *,
     conditions: Conditions,
@@ -43,7 +43,7 @@ def fit_mover(
     place = recipe.sampling.shape, recipe.spacing_mm
     weights = conditions.folder / DFNET
     if not weights.is_file():
-        brains = [placed(case, *place) for case in cases if case.image is not None]
+        brains = Placed([case for case in cases if case.has_image], *place)
         if len(brains) < 2:
             raise UsageError(f"recipe {recipe.name}: [registration] needs at least two labelled training scans")
         train(brains, plan, replace(conditions, budget_s=BUDGET_SHARE * conditions.budget_s))
@@ -54,8 +54,7 @@ def fit_mover(
         same_run(json.loads(stored.metadata()["run"]), conditions.run, weights)
         spent_s = float(stored.metadata()["elapsed_s"])
     network = network.to(conditions.device).eval().requires_grad_(requires_grad=False)
-    targets = [placed(case, *place) for case in unlabelled]
-    return Mover(network, targets, registration.share, conditions.precision), spent_s
+    return Mover(network, Placed(unlabelled, *place), registration.share, conditions.precision), spent_s
 
 
 def train(brains: Sequence[Tensor], plan: Plan, conditions: Conditions) -> None:

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 from bidsseg.labels import Protocol
-from bidsseg.learning.cases import Case, Sample, draw_sample
+from bidsseg.learning.cases import ListedCase, Sample, draw_sample
 from bidsseg.learning.processes import Processes
 from bidsseg.learning.recipe import Recipe
 from bidsseg.learning.registration import Mover
@@ -38,7 +38,7 @@ class Plan:
     mover: Mover | None = None
 
 
-def drawn(cases: Sequence[Case], plan: Plan, first: int, *, processes: Processes) -> Iterator[Sample]:
+def drawn(cases: Sequence[ListedCase], plan: Plan, first: int, *, processes: Processes) -> Iterator[Sample]:
     """Yield the samples of all steps from the first on, divided among the processes, on the device of this process.
 
     A sample depends only on the seed, its number and the kind of device, so that a resumed run draws the same samples.
@@ -52,7 +52,7 @@ def drawn(cases: Sequence[Case], plan: Plan, first: int, *, processes: Processes
     return drawn_ahead(cases, plan, numbers, device=processes.device)
 
 
-def drawn_in_turn(cases: Sequence[Case], plan: Plan, numbers: Iterator[int]) -> Iterator[Sample]:
+def drawn_in_turn(cases: Sequence[ListedCase], plan: Plan, numbers: Iterator[int]) -> Iterator[Sample]:
     """Yield samples of these numbers, drawn on the CPU between the steps of the training.
 
     As many samples are drawn at once as the network has threads, one in each: drawing beside the network would make all
@@ -64,7 +64,7 @@ def drawn_in_turn(cases: Sequence[Case], plan: Plan, numbers: Iterator[int]) -> 
             yield from list(drawers.map(partial(draw, cases, plan), itertools.islice(numbers, threads)))
 
 
-def drawn_ahead(cases: Sequence[Case], plan: Plan, numbers: Iterator[int], *, device: str) -> Iterator[Sample]:
+def drawn_ahead(cases: Sequence[ListedCase], plan: Plan, numbers: Iterator[int], *, device: str) -> Iterator[Sample]:
     """Yield samples of these numbers, drawn on a GPU while the network is trained there.
 
     In the stream of the training, each random number that the CPU reads would wait for the current step.
@@ -88,25 +88,25 @@ def drawn_ahead(cases: Sequence[Case], plan: Plan, numbers: Iterator[int], *, de
             yield sample
 
 
-def resident(cases: Sequence[Case], device: str) -> Sequence[Case]:
+def resident(cases: Sequence[ListedCase], device: str) -> Sequence[ListedCase]:
     """Return the cases in the memory of a GPU if they leave enough of it to the network, otherwise unchanged."""
     free = torch.cuda.mem_get_info(device)[0]
     fit = sum(case.size for case in cases) < RESIDENT * free
-    return [case.to(device) for case in cases] if fit else cases
+    return [case.opened().to(device) for case in cases] if fit else cases
 
 
-def draw(cases: Sequence[Case], plan: Plan, number: int, *, device: str | torch.device = "cpu") -> Sample:
+def draw(cases: Sequence[ListedCase], plan: Plan, number: int, *, device: str | torch.device = "cpu") -> Sample:
     """Draw one sample of a run, by its number, on a device."""
     with torch.device(device):
         generator = seeded(plan.seed, number, device=device)
         if plan.recipe.balanced:
             kinds = sorted({case.kind for case in cases})
             cases = [case for case in cases if case.kind == kinds[number % len(kinds)]]
-        with_image = [case for case in cases if case.image is not None]
-        without = [case for case in cases if case.image is None]
+        with_image = [case for case in cases if case.has_image]
+        without = [case for case in cases if not case.has_image]
         synthetic = not with_image or (without and torch.rand((), generator=generator) < plan.recipe.synthetic_share)
         pool = without if synthetic else with_image
-        case = pool[int(torch.randint(len(pool), (), generator=generator))].to(device)
+        case = pool[int(torch.randint(len(pool), (), generator=generator))].opened().to(device)
         recipe = plan.recipe
         spatial, move = recipe.spatial, None
         if plan.mover is not None and case.image is not None:

@@ -11,9 +11,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+import torch
 from torch import Generator
 
-from bidsseg.learning.cases import Case, draw_case
+from bidsseg.image.brightness import percentiles
+from bidsseg.learning.augment import change_intensity, draw_warp, sample_image, sample_labels
+from bidsseg.learning.cases import Annotation, Case, ListedCase, View, values_at
 from bidsseg.learning.clock import Clock, time_left
 from bidsseg.learning.samples import Plan
 from bidsseg.learning.state import Conditions, State, continuing, derived, save_checkpoint
@@ -21,6 +24,8 @@ from bidsseg.learning.voxel_trainer import Brain, Trainer, labelled_brain
 from bidsseg.networks.segnet.staged import StagedSegNet
 
 REPORT_EVERY_S = 20
+ROOM = 8
+"""Margin in voxels on every side of a scan that is moved as a whole."""
 
 
 @dataclass
@@ -39,7 +44,7 @@ class Progress:
     waited: int = 0
 
 
-def fit_voxels(network: StagedSegNet, cases: Sequence[Case], plan: Plan, *, conditions: Conditions) -> State:
+def fit_voxels(network: StagedSegNet, cases: Sequence[ListedCase], plan: Plan, *, conditions: Conditions) -> State:
     """Train both networks in place, each for half of the time at most, and leave the best weights of each in it.
 
     A checkpoint is resumed at its chunk. Several processes share the voxels of each step, so that their number changes
@@ -60,11 +65,13 @@ def fit_voxels(network: StagedSegNet, cases: Sequence[Case], plan: Plan, *, cond
 class VoxelFitting:
     """The two networks in training, and their progress."""
 
-    def __init__(self, network: StagedSegNet, cases: Sequence[Case], plan: Plan, *, conditions: Conditions) -> None:
+    def __init__(
+        self, network: StagedSegNet, cases: Sequence[ListedCase], plan: Plan, *, conditions: Conditions
+    ) -> None:
         assert plan.recipe.voxels is not None
         self.network, self.plan, self.conditions, self.voxels = network, plan, conditions, plan.recipe.voxels
         self.cases, self.head = cases, plan.heads[0]
-        self.brains = [labelled_brain(case, self.head) for case in cases]
+        self.brains = [self.brain_of(case) for case in cases]
         self.state, self.progress = State(), Progress()
         network.to(conditions.device)
         self.trainer = self.trainer_of(0)
@@ -92,10 +99,15 @@ class VoxelFitting:
             augmented=shown,
         )
 
+    def brain_of(self, case: ListedCase) -> Brain:
+        """Return a brain. All of them are held in memory, because each step reads voxels of many."""
+        self.conditions.check_memory()
+        return labelled_brain(case.opened(), self.head)
+
     def augmented(self, generator: Generator) -> list[Brain]:
         """Return the brains, each moved, deformed and changed in brightness."""
         view = self.plan.recipe.view
-        return [labelled_brain(draw_case(case, view, generator), self.head) for case in self.cases]
+        return [labelled_brain(draw_case(case.opened(), view, generator), self.head) for case in self.cases]
 
     def used(self) -> float:
         """Return the used share of the time for this stage."""
@@ -162,3 +174,27 @@ class VoxelFitting:
     def save(self) -> None:
         """Save everything that is needed to resume the training."""
         save_checkpoint(self.conditions, self.network, self.trainer, state=self.state, progress=asdict(self.progress))
+
+
+def draw_case(case: Case, view: View, generator: Generator) -> Case:
+    """Draw a whole scan (X, Y, Z) moved, deformed and changed in brightness; outside of the brain it is 0.
+
+    Its 1 mm RAS grid has a margin of ROOM voxels on every side. Brightness is a share of the brain's 99th percentile.
+    """
+    shape = [n + 2 * ROOM for n in case.brain.shape]
+    warp = draw_warp(
+        view.spatial, shape, view.spacing_mm, centre=case.centre, widening=case.widening, generator=generator
+    )
+    brain = sample_labels(case.brain, warp.source)
+    annotations = tuple(
+        Annotation(each.protocol, values_at(each, warp.source, mirrored=warp.mirrored)) for each in case.annotations
+    )
+    if case.image is None:
+        return Case(case.name, None, annotations, brain)
+    changed = []
+    for channel in sample_image(case.image, warp):
+        (brightest,) = percentiles(channel, brain, (0.99,))
+        changed.append(
+            change_intensity(channel / max(brightest, 1e-6), view.intensity, view.spacing_mm, generator=generator)
+        )
+    return Case(case.name, torch.stack(changed) * brain, annotations, brain)

@@ -59,6 +59,7 @@ class Conditions:
             ``data_files.fingerprints``.
         rehearse: evaluates a network on one held-out scan, and returns the seconds that the evaluation of all will
             take; None without held-out scans or a time budget.
+        check_memory: called after each step; raises an error if the process holds more memory than it may.
     """
 
     folder: Path
@@ -70,6 +71,7 @@ class Conditions:
     run: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     rehearse: Callable[[Network], float] | None = None
+    check_memory: Callable[[], None] = lambda: None
 
     @property
     def checkpoint(self) -> Path:
@@ -87,12 +89,14 @@ class State:
     """The progress of a training: everything in a checkpoint besides weights.
 
     Attributes:
+        waited_s: seconds of the run in which the network waited for samples.
         best: the highest mean Dice on the validation scans so far.
         reserve_s: part of the time budget that is kept for the evaluation at the end; 0 while it is unknown.
     """
 
     step: int = 0
     elapsed_s: float = 0.0
+    waited_s: float = 0.0
     best: float = -1.0
     curve: list[dict[str, float]] = field(default_factory=list)
     reserve_s: float = 0.0

@@ -18,12 +18,14 @@ from bidsseg.errors import NothingSelected, OutputNotWritable, TemporaryFailure,
 from bidsseg.labels import load_protocol
 from bidsseg.learning.average import average_brain
 from bidsseg.learning.card_texts import texts_of
-from bidsseg.learning.cases import Case
+from bidsseg.learning.case_reading import Source
+from bidsseg.learning.cases import ListedCase
 from bidsseg.learning.checks import check_labels, check_sides
-from bidsseg.learning.datasets import Source, find_sources, read_cases
+from bidsseg.learning.datasets import find_sources
 from bidsseg.learning.folds import divided, held_out, person, split
 from bidsseg.learning.interruption import Interruption
 from bidsseg.learning.loop import fit
+from bidsseg.learning.prepared import prepared_cases
 from bidsseg.learning.readout import fit_readout
 from bidsseg.learning.recipe import DESCRIBING, Recipe
 from bidsseg.learning.registration_loop import DFNET, fit_mover
@@ -39,6 +41,7 @@ from bidsseg.networks.network import Network
 from bidsseg.networks.segnet.staged import StagedSegNet
 from bidsseg.settings import Training
 
+INTERRUPTED = "interrupted before the training began: run the same command again"
 NOBODY_LEFT = "no labelled participant is left for training: give fewer --folds or more data"
 
 
@@ -53,10 +56,10 @@ class People:
         targets: scans without annotation, for a recipe that registers samples to them.
     """
 
-    seen: Sequence[Case]
-    watched: Sequence[Case]
-    unseen: Sequence[Case]
-    targets: Sequence[Case]
+    seen: Sequence[ListedCase]
+    watched: Sequence[ListedCase]
+    unseen: Sequence[ListedCase]
+    targets: Sequence[ListedCase]
 
 
 def is_finished(setup: Setup) -> bool:
@@ -89,11 +92,26 @@ def find_data(setup: Setup) -> list[Source]:
     return find_sources(setup.settings, report, unlabelled=unlabelled, synthetic=synthetic, labels=setup.labels)
 
 
-def read_data(setup: Setup, sources: Sequence[Source], interruption: Interruption) -> list[Case]:
-    """Read all scans. TemporaryFailure if the run is interrupted meanwhile."""
-    cases = read_cases(sources, setup.recipe.inputs, setup.report)
-    if setup.processes.agree(interruption.asked())[0]:
-        raise TemporaryFailure("interrupted before the training began: run the same command again")
+def prepare_data(setup: Setup, sources: Sequence[Source], interruption: Interruption) -> Sequence[ListedCase]:
+    """Return all scans, after those that are not in the store yet were read. TemporaryFailure if interrupted."""
+    processes = setup.processes
+
+    def check() -> None:
+        setup.check_memory()
+        if interruption.asked():
+            raise TemporaryFailure(INTERRUPTED)
+
+    cases = prepared_cases(
+        sources,
+        setup.recipe.inputs,
+        setup.store,
+        report=setup.report,
+        readers=setup.readers,
+        processes=processes,
+        check=check,
+    )
+    if processes.agree(interruption.asked())[0]:
+        raise TemporaryFailure(INTERRUPTED)
     return cases
 
 
@@ -118,18 +136,18 @@ def held_out_of(setup: Setup, sources: Sequence[Source]) -> set[str]:
     return held
 
 
-def people_of(setup: Setup, cases: Sequence[Case], held: Container[str]) -> People:
+def people_of(setup: Setup, cases: Sequence[ListedCase], held: Container[str]) -> People:
     """Return the training and held-out scans, and report them. NothingSelected if no training scan is left.
 
     Args:
         held: held-out participants.
     """
     recipe, report = setup.recipe, setup.report
-    seen, unseen = divided([case for case in cases if case.annotations], held)
-    targets = [case for case in cases if not case.annotations and person(case.name) not in held]
+    seen, unseen = divided([case for case in cases if case.protocols], held)
+    targets = [case for case in cases if not case.protocols and person(case.name) not in held]
     if not seen:
         raise NothingSelected(NOBODY_LEFT)
-    watched: list[Case] = []
+    watched: list[ListedCase] = []
     if recipe.keep == "best":
         seen, watched = split(seen, 5, 4)  # none of fewer than five participants
         if watched:
@@ -245,6 +263,7 @@ def conditions_of(
             "holds out": unseen,
         },
         files,
+        check_memory=setup.check_memory,
     )
 
 
@@ -305,14 +324,14 @@ def training_record(recipe: Recipe, options: Training, start: Model | None = Non
     return {**recipe.as_dict(), "seed": options.seed, "held_out": held_out, **init}
 
 
-def pose_on_card(recipe: Recipe, cases: Sequence[Case]) -> dict[str, Any] | None:
+def pose_on_card(recipe: Recipe, cases: Sequence[ListedCase]) -> dict[str, Any] | None:
     """Return the positions of the regions of an average brain, for a model that estimates the pose of a head."""
     if recipe.pose_head is None:
         return None
     return average_brain(cases, load_protocol(recipe.pose_head).scored()).to_card(recipe.pose_head)
 
 
-def counted(cases: Sequence[Case], what: str = "") -> list[str]:
+def counted(cases: Sequence[ListedCase], what: str = "") -> list[str]:
     """Return the number of scans of each dataset, as lines for the card."""
     return [f"{dataset}: {n} scans{what}" for dataset, n in Counter(case.dataset for case in cases).items()]
 

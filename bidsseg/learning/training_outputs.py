@@ -15,7 +15,7 @@ from torch import nn
 
 from bidsseg.derivative.ownership import VALIDATION
 from bidsseg.files import replacing, write_table
-from bidsseg.learning.cases import Case
+from bidsseg.learning.cases import ListedCase
 from bidsseg.learning.state import State
 from bidsseg.learning.validation import regions_of, summary, validate
 from bidsseg.models.card import Card
@@ -28,7 +28,7 @@ RESERVE = 1.2
 
 
 def rehearsal(
-    card: Card, unseen: Sequence[Case], *, precision: str, say: Callable[[str], None]
+    card: Card, unseen: Sequence[ListedCase], *, precision: str, say: Callable[[str], None]
 ) -> Callable[[Network], float]:
     """Return a function that evaluates a network on one held-out scan and returns the seconds to keep for all."""
 
@@ -74,12 +74,12 @@ def save_table(path: Path, table: pd.DataFrame) -> None:
 def save_outcome(
     card: Card,
     network: nn.Module,
-    unseen: Sequence[Case],
+    unseen: Sequence[ListedCase],
     *,
     say: Callable[[str], None],
     state: State,
     precision: str,
-    watched: Sequence[Case] = (),
+    watched: Sequence[ListedCase] = (),
     stop: Callable[[], bool] = lambda: False,
 ) -> Card:
     """Write the model folder and its page, with the results of the finished model on the held-out scans.
@@ -119,7 +119,7 @@ def with_results(state: State, heads: Mapping[str, Any]) -> list[dict[str, float
     return [*rows, {**row, **results}]
 
 
-def metrics(table: pd.DataFrame, unseen: Sequence[Case]) -> dict[str, Any]:
+def metrics(table: pd.DataFrame, unseen: Sequence[ListedCase]) -> dict[str, Any]:
     """Return the card's figures, with the participants of the evaluation."""
     held_out = [case.name for case in unseen]
     return {"split": "participants held out from training", "held_out": held_out, "heads": figures(table)}

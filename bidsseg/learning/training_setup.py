@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from bidsseg.learning.label_sources import LabelSource, label_sources
 from bidsseg.learning.own_heads import with_own_heads
 from bidsseg.learning.processes import Processes
 from bidsseg.learning.recipe import Recipe, has_small, load_recipe
+from bidsseg.learning.store import Store
 from bidsseg.models.library import build_network
 from bidsseg.networks.network import Network
 from bidsseg.settings import Report, Settings, Training
@@ -35,6 +36,8 @@ class Setup:
         report: silent in all processes except the first.
         labels: label maps of the entries of ``--labels``.
         started: when its time budget began, seconds of ``time.monotonic``.
+        readers: number of scans that this process reads at once.
+        check_memory: raises an error if this process holds more memory than ``--mem`` allows.
     """
 
     settings: Settings
@@ -47,6 +50,8 @@ class Setup:
     report: Report
     labels: Sequence[LabelSource] = ()
     started: float = field(default_factory=time.monotonic)
+    readers: int = 1
+    check_memory: Callable[[], None] = lambda: None
 
     @property
     def options(self) -> Training:
@@ -58,8 +63,22 @@ class Setup:
         """The folder of the model."""
         return model_folder(self.settings.output_dir, self.recipe.name)
 
+    @property
+    def store(self) -> Store:
+        """The prepared scans of this and other trainings."""
+        folder = self.settings.work_dir or self.settings.output_dir
+        return Store(folder / root_path("prepared"), self.report.say)
 
-def set_up(settings: Settings, device: str, precision: str, *, threads: int) -> Setup:
+
+def set_up(
+    settings: Settings,
+    device: str,
+    precision: str,
+    *,
+    threads: int,
+    readers: int = 1,
+    check_memory: Callable[[], None] = lambda: None,
+) -> Setup:
     """Return the training run before any data is read. UsageError if these settings cannot be trained."""
     started, options = time.monotonic(), settings.training
     recipe = load_recipe(options.recipe, small=options.small)
@@ -96,6 +115,8 @@ def set_up(settings: Settings, device: str, precision: str, *, threads: int) -> 
         report=report,
         labels=labels,
         started=started,
+        readers=readers,
+        check_memory=check_memory,
     )
 
 

@@ -17,8 +17,8 @@ from bidsseg.image.volume import Volume
 from bidsseg.labels import Protocol, Region, Relation, load_relation
 from bidsseg.labels.relation import identity
 from bidsseg.learning.augment import Intensity, change_intensity
-from bidsseg.learning.cases import Annotation, Case
-from bidsseg.learning.datasets import LEARNING_MM
+from bidsseg.learning.case_reading import LEARNING_MM
+from bidsseg.learning.cases import Annotation, Case, ListedCase
 from bidsseg.learning.synthesis import synthesise_each
 from bidsseg.models.library import Model
 from bidsseg.report import Compared
@@ -36,7 +36,7 @@ FEW = 5
 
 def validate(
     model: Model,
-    cases: Sequence[Case],
+    cases: Sequence[ListedCase],
     say: Callable[[str], None],
     *,
     precision: str = "fp32",
@@ -56,9 +56,10 @@ def validate(
     heads = model.heads if lesion_model is None else {JOINT.name: JOINT}
     inputs = max((m.card.inputs for m in (model, lesion_model) if m is not None), key=len)
     rows: list[dict[str, object]] = []
-    for case in cases:
+    for listed in cases:
         if stop():
             raise TemporaryFailure("interrupted during the validation; the training is saved: run again with --resume")
+        case = listed.opened()
         image = case.image if case.image is not None else synthetic_scan(case, inputs)
         scan = {name: Volume(channel.numpy(), np.eye(4)) for name, channel in zip(inputs, image, strict=True)}
         try:

@@ -5,21 +5,33 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bidsseg.derivative.ownership import check_model_folder
 from bidsseg.errors import UsageError
-from bidsseg.execution.machine import choose_machine, emulation, keep_freed_memory
+from bidsseg.execution.machine import (
+    check_memory_used,
+    choose_machine,
+    choose_processes,
+    emulation,
+    keep_freed_memory,
+    share_cores,
+)
 from bidsseg.learning.interruption import Interruption
 from bidsseg.settings import Settings
 
 if TYPE_CHECKING:
+    from bidsseg.learning.case_reading import Source
     from bidsseg.learning.crossvalidation import Part
-    from bidsseg.learning.datasets import Source
     from bidsseg.learning.record import LoggedReport
     from bidsseg.learning.training import People
     from bidsseg.learning.training_setup import Setup
+
+
+MOST_READERS = 32
+"""Largest number of scans that are read at once."""
 
 
 def train_level(settings: Settings) -> Path:
@@ -36,13 +48,23 @@ def train_level(settings: Settings) -> Path:
         raise UsageError("--device mps: a model can only be trained on cpu or cuda")
     with Interruption() as interruption:
         keep_freed_memory()
+        share_cores()
+        from bidsseg.learning.prepared import READER_MB
+        from bidsseg.learning.processes import Processes
         from bidsseg.learning.record import LoggedReport
         from bidsseg.learning.training_setup import set_up
 
         report = LoggedReport(settings.report)
         settings = replace(settings, report=report)
         machine = choose_machine(settings)
-        setup = set_up(settings, machine.device, machine.precision, threads=machine.threads)
+        setup = set_up(
+            settings,
+            machine.device,
+            machine.precision,
+            threads=machine.threads,
+            readers=choose_processes(settings, MOST_READERS, READER_MB) // Processes.neighbours() or 1,
+            check_memory=partial(check_memory_used, settings.memory_mb),
+        )
         if warning := emulation(machine):
             setup.report.warn(warning)
         train = _train if settings.training.cross_validate is None else _cross_validate
@@ -67,7 +89,7 @@ def _train(setup: Setup, report: LoggedReport, interruption: Interruption) -> Pa
                 setup.report.say(line)
             return setup.folder
         with record.recorded(setup, report, preconditions.parts_of_sources(sources, held)):
-            people = training.people_of(setup, training.read_data(setup, sources, interruption), held)
+            people = training.people_of(setup, training.prepare_data(setup, sources, interruption), held)
             return _fit(setup, people, files=files, interruption=interruption)
 
 
@@ -110,7 +132,7 @@ def _fit_parts(
 
     left = [part for part in parts if part not in done]
     maps = {source.name: source.maps for source in sources if source.maps}
-    cases = training.read_data(setup, sources, interruption) if left else []
+    cases = training.prepare_data(setup, sources, interruption) if left else []
     if setup.settings.overwrite:
         crossvalidation.forget(setup, parts)
     for number, part in enumerate(left):

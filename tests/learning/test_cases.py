@@ -11,20 +11,19 @@ from bidsseg.errors import DataError
 from bidsseg.image.brightness import NORMALISATIONS
 from bidsseg.labels import Protocol, Region, load_protocol
 from bidsseg.learning import augment, synthesis
+from bidsseg.learning.annotation_files import positions
 from bidsseg.learning.augment import Intensity, Spatial
+from bidsseg.learning.case_reading import brain_of, towards_ventricles
 from bidsseg.learning.cases import (
     Annotation,
     Case,
     Sample,
     Sampling,
     View,
-    draw_case,
     draw_sample,
     field_of_view,
-    positions,
-    towards_ventricles,
 )
-from bidsseg.learning.datasets import brain_of
+from bidsseg.learning.segnet import draw_case
 from bidsseg.learning.synthesis import noise_around
 
 STRUCTURES = load_protocol("FreeSurfer")

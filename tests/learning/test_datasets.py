@@ -14,7 +14,8 @@ from bidsseg.errors import DataError, InputMissing, NothingSelected
 from bidsseg.image.grid import whole_grid
 from bidsseg.image.volume import Volume
 from bidsseg.labels import load_protocol
-from bidsseg.learning import datasets
+from bidsseg.learning import case_reading
+from bidsseg.learning.case_reading import is_stripped
 from bidsseg.learning.cases import Case
 from bidsseg.learning.datasets import load_cases
 from bidsseg.learning.folds import person, split
@@ -235,7 +236,7 @@ def test_the_brain_of_a_stripped_scan_with_lesions_alone_is_what_is_left_of_it(l
 def test_a_head_without_air_is_not_taken_for_a_brain(empty: float, litres: float, stripped: bool) -> None:
     image = torch.zeros(round(litres * 1e6 / (1 - empty)))
     image[: round(litres * 1e6)] = 1
-    assert datasets.is_stripped(image) == stripped
+    assert is_stripped(image) == stripped
 
 
 def test_the_locator_finds_the_brain_of_a_head_with_lesions_alone(
@@ -246,7 +247,7 @@ def test_the_locator_finds_the_brain_of_a_head_with_lesions_alone(
         half = torch.arange(grid.shape[0]) < grid.shape[0] // 2
         return Brain(grid, torch.ones(grid.shape) * half[:, None, None])
 
-    monkeypatch.setattr(datasets, "find_brain", find)
+    monkeypatch.setattr(case_reading, "find_brain", find)
     (found,) = load_cases(lesions, lesions.report)
     half = len(found.brain) // 2
     assert found.brain[: half - 4].all() and not found.brain[half + 4 :].any()
@@ -256,7 +257,7 @@ def test_lesions_alone_do_not_say_where_the_brain_is(lesions: Settings, monkeypa
     def find(*_: object) -> None:
         raise DataError("no brain found in the image")
 
-    monkeypatch.setattr(datasets, "find_brain", find)
+    monkeypatch.setattr(case_reading, "find_brain", find)
     with pytest.raises(DataError, match=r"my_data/sub-01: no brain found"):
         load_cases(lesions, lesions.report)
     (lesions.bids_dir / "sub-01" / "anat" / "sub-01_T1w.nii.gz").unlink()

@@ -15,7 +15,8 @@ from bidsseg.errors import DataError
 from bidsseg.image.volume import Volume
 from bidsseg.labels import load_protocol
 from bidsseg.learning import segnet
-from bidsseg.learning.cases import Annotation, Case, draw_case, positions
+from bidsseg.learning.annotation_files import positions
+from bidsseg.learning.cases import Annotation, Case
 from bidsseg.learning.recipe import Recipe, Voxels
 from bidsseg.learning.samples import Plan
 from bidsseg.learning.segnet import fit_voxels
@@ -88,9 +89,10 @@ def test_both_stages_learn(trained: tuple[StagedSegNet, State]) -> None:
 
 def test_each_epoch_learns_from_brains_that_are_augmented_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Case] = []
+    plain = segnet.draw_case
 
     def draw(*given: Any) -> Case:
-        drawn.append(draw_case(*given))
+        drawn.append(plain(*given))
         return drawn[-1]
 
     def keep(given: Case, *_: object) -> Case:

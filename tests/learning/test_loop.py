@@ -12,7 +12,7 @@ from labelled import RECIPE, Ask, weights
 from bidsseg.image.volume import Volume
 from bidsseg.labels import load_protocol, load_relation
 from bidsseg.learning import cases, loop, objective, samples, state, validation
-from bidsseg.learning.cases import Annotation, Sample
+from bidsseg.learning.cases import Annotation, Case, Sample
 from bidsseg.learning.clock import time_left
 from bidsseg.learning.datasets import load_cases
 from bidsseg.learning.recipe import load_recipe
@@ -143,7 +143,7 @@ def test_a_head_is_validated_only_on_regions_that_an_annotation_determines(monke
     recipe = load_recipe("eneuronet", small=True)
     plan = Plan(replace(recipe, heads={"FreeSurfer": 1.0}), (head,))
     torch.nn.init.zeros_(network.bias)
-    case: Any = None
+    case = Case("bids/sub-01", None, (), torch.zeros(1, 1, 1, dtype=torch.bool))
     assert loop.evaluate(network, [case], plan, precision=torch.float32) == {"dice BrainCOLOR>FreeSurfer": 1.0}  # type: ignore[arg-type]
     truth[relation.allowed.sum(1) == 1] = 0
     assert loop.evaluate(network, [case], plan, precision=torch.float32) == {"dice BrainCOLOR>FreeSurfer": 0.0}  # type: ignore[arg-type]

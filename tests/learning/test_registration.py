@@ -14,6 +14,7 @@ import numpy as np
 import phantoms
 import pytest
 import torch
+from labelled import interrupt_after
 from recording_console import RecordingConsole
 from safetensors.torch import load_file
 from torch import Tensor
@@ -22,12 +23,11 @@ from bidsseg.errors import DataError, TemporaryFailure, UsageError
 from bidsseg.image.grid import whole_grid
 from bidsseg.image.volume import Volume
 from bidsseg.labels import load_protocol
+from bidsseg.learning import case_reading as reading
 from bidsseg.learning import clock
-from bidsseg.learning import datasets as reading
 from bidsseg.learning.augment import Intensity, Spatial, Warp, sample_image, sample_labels
 from bidsseg.learning.cases import Annotation, Case, Sampling
 from bidsseg.learning.datasets import load_cases
-from bidsseg.learning.interruption import Interruption
 from bidsseg.learning.recipe import Recipe, load_recipe
 from bidsseg.learning.registration import Mover, Registration, displace, placed
 from bidsseg.learning.registration_loop import DFNET, fit_mover, pair
@@ -316,11 +316,6 @@ def ask(datasets: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.M
     return settings
 
 
-def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr(Interruption, "asked", lambda self: asked.append(1) or len(asked) > steps)  # type: ignore[func-returns-value]
-
-
 def test_unlabelled_scans_are_cases_without_annotations(ask: Ask, datasets: tuple[Path, Path, Path]) -> None:
     settings = ask()
     cases = load_cases(settings, settings.report, unlabelled=True)
@@ -368,7 +363,7 @@ def test_a_run_stopped_at_any_time_goes_on_to_the_very_same_weights(ask: Ask, mo
     whole = train_level(ask(output="whole"))
     for steps, done in ((2, "interrupted after 1 steps of registration"), (4, "interrupted after 2 steps,")):
         with monkeypatch.context() as patched:
-            interrupt_after(steps, patched)
+            interrupt_after(steps - 1, patched)
             with pytest.raises(TemporaryFailure, match=done):
                 train_level(ask(output="parts", resume=steps > 2))
         with pytest.raises(UsageError, match="give --resume to resume the training"):

@@ -124,4 +124,6 @@ def test_cases_stay_on_the_gpu_if_they_leave_room(free: int, moved: bool, monkey
     monkeypatch.setattr(torch, "cuda", SimpleNamespace(mem_get_info=lambda device: (free, free)))
     with pretended_gpu(monkeypatch) as gpu:
         (kept,) = samples.resident(cases, "cuda")
-        assert kept.image is not None and gpu.is_there(kept.image) == moved
+        assert (kept is cases[0]) != moved
+        image = kept.opened().image
+        assert image is not None and gpu.is_there(image) == moved

@@ -23,7 +23,6 @@ from bidsseg.errors import DataError, InputMissing, TemporaryFailure, UsageError
 from bidsseg.labels import load_protocol
 from bidsseg.learning import (
     clock,
-    datasets,
     loop,
     objective,
     samples,
@@ -32,7 +31,6 @@ from bidsseg.learning import (
     training_setup,
     validation,
 )
-from bidsseg.learning.cases import Case
 from bidsseg.learning.datasets import load_cases
 from bidsseg.learning.interruption import Interruption
 from bidsseg.learning.recipe import load_recipe
@@ -290,11 +288,11 @@ def test_the_time_budget_has_room_for_reading_and_evaluation(
     watch = Watch()
     for module in (clock, training, training_outputs, training_setup):
         monkeypatch.setattr(module, "time", watch)
-    plain_read, plain_validate = datasets.read_cases, validation.validate
+    plain_read, plain_validate = training.prepared_cases, validation.validate
 
-    def read_cases(*given: Any) -> list[Case]:
+    def prepared_cases(*given: Any, **named: Any) -> Any:
         watch.now += 90
-        return plain_read(*given)
+        return plain_read(*given, **named)
 
     def step(fitting: loop.Fitting, *_: Any) -> None:
         watch.now += 2
@@ -303,7 +301,7 @@ def test_the_time_budget_has_room_for_reading_and_evaluation(
         watch.now += measured_s * len(given[1])
         return plain_validate(*given, **named)
 
-    monkeypatch.setattr(training, "read_cases", read_cases)
+    monkeypatch.setattr(training, "prepared_cases", prepared_cases)
     monkeypatch.setattr(loop.Fitting, "step", step)
     monkeypatch.setattr(training_outputs, "validate", validate)
     settings = ask(RECIPE.replace("steps = 3", "steps = 1000"), hold_out=("01", "02"), time_budget_min=5)

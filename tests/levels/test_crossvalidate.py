@@ -84,10 +84,10 @@ def parts_of(settings: Settings) -> list[crossvalidation.Part]:
 
 @pytest.fixture
 def nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(*_: Any) -> None:
+    def read(*_: Any, **__: Any) -> None:
         raise AssertionError("a scan was read")
 
-    monkeypatch.setattr(training, "read_cases", read)
+    monkeypatch.setattr(training, "prepared_cases", read)
 
 
 # -- what comes out ----------------------------------------------------------------------------------------------------
@@ -123,7 +123,8 @@ def test_the_final_model_is_trained_on_all_and_has_the_results_on_its_card(finis
 
 def test_every_line_names_its_fold(finished: Settings) -> None:
     messages = console(finished).messages
-    assert messages[0] == "fold 1 of 2: 2 training scans, 2 held out: bids/sub-01, bids/sub-03"
+    assert messages[0].startswith("4 scans are read and kept in ")
+    assert messages[1] == "fold 1 of 2: 2 training scans, 2 held out: bids/sub-01, bids/sub-03"
     assert "fold 2 of 2: 2 training scans, 2 held out: bids/sub-02, bids/sub-04" in messages
     assert any(line.startswith(f"final model: model: {model(finished.output_dir)}") for line in messages)
     assert any(line.startswith("FAST (against FAST, 4 scans): Dice") for line in messages)
@@ -207,7 +208,7 @@ def test_overwriting_removes_all_folds(
     monkeypatch.setattr(Interruption, "asked", stop)
     with pytest.raises(TemporaryFailure, match=r"fold 1 of 2 is next: interrupted; .* run again with --resume"):
         train_level(request_of(out, overwrite=True))
-    assert {path.parent.name for path in out.rglob("*") if path.is_file()} == {"logs"}
+    assert {path.parent.name for path in out.rglob("*") if path.is_file()} == {"logs", "prepared"}
 
 
 def test_folds_trained_on_earlier_labels_are_not_kept(

@@ -76,7 +76,8 @@ def test_training_leaves_a_model_with_its_record(ask: Ask) -> None:
     assert card.dice["FAST"] == pytest.approx(regions.groupby("case").dice.mean().mean(), abs=1e-4)
 
     messages = console(settings).messages
-    assert messages[0] == "2 training scans, 2 held out: bids/sub-01, bids/sub-03"
+    assert messages[0].startswith("4 scans are read and kept in ")
+    assert messages[1] == "2 training scans, 2 held out: bids/sub-01, bids/sub-03"
     assert messages[-1].startswith(f"model: {folder}")
 
 

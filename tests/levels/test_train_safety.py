@@ -74,7 +74,7 @@ def largest_file(size: int) -> Iterator[None]:
 @pytest.fixture
 def nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail if images are read."""
-    monkeypatch.setattr(training, "read_cases", None)
+    monkeypatch.setattr(training, "prepared_cases", None)
 
 
 def manifest(settings: Any) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import pytest
 from bidsseg.execution.machine import cpu_precision
 from bidsseg.image.nifti import read_image, read_labels
 from bidsseg.labels import load_protocol, load_relation
-from bidsseg.learning.cases import Annotation, positions
+from bidsseg.learning.annotation_files import positions
+from bidsseg.learning.cases import Annotation
 from bidsseg.learning.validation import ERROR, compare, indices_of
 from bidsseg.models.card import find_card
 from bidsseg.models.library import load_model

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bidsseg.errors import DataError
 from bidsseg.labels import Protocol, Region
 from bidsseg.labels.relation import identity
-from bidsseg.learning.cases import positions
+from bidsseg.learning.annotation_files import positions
 from bidsseg.learning.losses import Openness, marginal_cross_entropy
 from bidsseg.networks.neuronet import NeuroNet, Tail, beside, joined, upsample
 
