@@ -110,7 +110,7 @@ def test_arrays_are_mapped_and_not_copied(tmp_path: Path) -> None:
     before = memory_used_mb()
     kept = [store.read("large", never).arrays["ones"] for _ in range(5)]
     assert all(int(array.sum()) == size for array in kept)
-    assert memory_used_mb() - before < size / 1e6
+    assert memory_used_mb() - before < 3 * size / 1e6  # five copies would need 5 times the size
 
 
 # -- once --------------------------------------------------------------------------------------------------------------

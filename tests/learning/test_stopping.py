@@ -25,6 +25,7 @@ from bidsseg.learning import (
     clock,
     loop,
     objective,
+    prepared,
     samples,
     training,
     training_outputs,
@@ -288,7 +289,7 @@ def test_the_time_budget_has_room_for_reading_and_evaluation(
     watch = Watch()
     for module in (clock, training, training_outputs, training_setup):
         monkeypatch.setattr(module, "time", watch)
-    plain_read, plain_validate = training.prepared_cases, validation.validate
+    plain_read, plain_validate = prepared.prepared_cases, validation.validate
 
     def prepared_cases(*given: Any, **named: Any) -> Any:
         watch.now += 90

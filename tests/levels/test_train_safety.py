@@ -28,7 +28,7 @@ from bidsseg.errors import (
 )
 from bidsseg.files import held
 from bidsseg.labels import load_protocol
-from bidsseg.learning import clock, training
+from bidsseg.learning import clock, preconditions, training
 from bidsseg.learning.cases import Annotation, Case
 from bidsseg.learning.folds import held_out, split
 from bidsseg.levels.train import train_level
@@ -171,9 +171,12 @@ def test_a_disk_with_too_little_room_is_refused_at_once(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10_000_000))
     for dry_run in (True, False):
         settings = replace(ask(), dry_run=dry_run)
-        with pytest.raises(IOFailure, match=r"needs 21 MB for checkpoint and model, but the disk has 10 MB"):
+        with pytest.raises(IOFailure, match=r"the prepared scans need \d+ MB, but the disk has 10 MB: .* --work-dir"):
             train_level(settings)
         assert not settings.output_dir.exists()
+    monkeypatch.setattr(preconditions, "prepared_mb", lambda setup, sources: 0.0)
+    with pytest.raises(IOFailure, match=r"needs 21 MB for checkpoint and model, but the disk has 10 MB"):
+        train_level(ask())
 
 
 # -- records -----------------------------------------------------------------------------------------------------------
