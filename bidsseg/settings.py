@@ -20,6 +20,8 @@ EXECUTORS = ("local", "dask", "slurm", "pbs", "sge", "lsf")
 PRECISIONS = ("auto", "bf16", "fp32")
 LEAST_MEMORY_MB = 500
 DEFAULT_FOLDS = 5
+Runs = Literal["all", "best", "first"]
+"""Runs of a session that count in the tables of a cohort, see ``derivative.numbers.chosen_runs``."""
 Mask = Literal["own", "reference"]
 """Voxels that count in ``evaluate``, see ``evaluation.agreement.counted``."""
 
@@ -181,6 +183,13 @@ class Settings:
     viewer: bool = flag(
         "--viewer", OUTPUTS, "also write a page for each scan that shows slices and a 3-D view (6 MB)",
         default=False)  # fmt: skip
+    long: bool = flag(
+        "--long", OUTPUTS, "level group: also write a table with a row for each scan and region",
+        default=False)  # fmt: skip
+    runs: Runs = flag(
+        "--runs", OUTPUTS,
+        "level group: runs of a session that count: all, the best by quality, or the first [%(default)s]",
+        default="all", choices=get_args(Runs))  # fmt: skip
     overwrite: bool = flag(
         "--overwrite", OUTPUTS, "recompute finished scans",
         default=False, levels="participant evaluate train")  # fmt: skip

@@ -14,6 +14,8 @@ from bidsseg.bids.names import build_name, parse_name, with_extension
 from bidsseg.bids.scan import Scan
 from bidsseg.errors import UsageError
 
+FURTHER_TABLES = ("softvolume", "fraction", "asymmetry", "long")
+"""Tables of a cohort beside that of its volumes."""
 LONGEST_KEY = 180
 """Longest key of a scan in the names of files that do not need the complete key."""
 
@@ -164,10 +166,14 @@ def report_path(scan: Scan) -> Path:
     return Path(build_name({k: v for k, v in scan.entities.items() if k in ("subject", "session")}, extension=".html"))
 
 
-def group_table(model_name: str, protocol: str) -> Path:
-    """Return the table of a cohort; its data dictionary has the extension ``.json``."""
+def group_table(model_name: str, protocol: str, kind: str = "table") -> Path:
+    """Return a table of a cohort; its data dictionary has the extension ``.json``.
+
+    Args:
+        kind: ``table``, or one of FURTHER_TABLES.
+    """
     build_name({"desc": model_name, "segmentation": protocol})
-    return Path(_pattern("group", "table").format(model=model_name, protocol=protocol))
+    return Path(_pattern("group", kind).format(model=model_name, protocol=protocol))
 
 
 def group_report() -> Path:
