@@ -183,6 +183,11 @@ class Settings:
     viewer: bool = flag(
         "--viewer", OUTPUTS, "also write a page for each scan that shows slices and a 3-D view (6 MB)",
         default=False)  # fmt: skip
+    freesurfer: Path | None = flag(
+        "--freesurfer DIR", OUTPUTS,
+        "also write a folder for each scan as FreeSurfer's tools read it (mri/aseg.mgz, stats/aseg.stats, …) in this "
+        "SUBJECTS_DIR, and desc-aseg label maps",
+        default=None, read=arguments.absolute)  # fmt: skip
     long: bool = flag(
         "--long", OUTPUTS, "level group: also write a table with a row for each scan and region",
         default=False)  # fmt: skip
@@ -271,6 +276,10 @@ class Settings:
             )
         if self.work_dir is not None and self.work_dir.resolve().is_relative_to(raw):
             raise UsageError("--work-dir lies inside BIDS_DIR: choose a folder outside")
+        if self.freesurfer is not None:
+            subjects = self.freesurfer.resolve()
+            if subjects.is_relative_to(raw) and not subjects.is_relative_to(raw / "derivatives"):
+                raise UsageError(f"--freesurfer lies inside BIDS_DIR: choose a folder outside, or in {raw}/derivatives")
 
 
 def _is_own_derivative(inside: Path) -> bool:

@@ -161,6 +161,11 @@ def _fill(kind: str, source: Mapping[str, str], **words: str) -> Path:
     return Path(str(pattern.parent).format(folder=folder, subject=subject)) / build_name(entities, suffix, extension)
 
 
+def aseg_path(scan: Scan) -> Path:
+    """Return the label map with FreeSurfer's values of a scan; its table has the extension ``.tsv``."""
+    return _fill("aseg", scan.entities)
+
+
 def report_path(scan: Scan) -> Path:
     """Return the page of the participant, or of the session where there are sessions."""
     return Path(build_name({k: v for k, v in scan.entities.items() if k in ("subject", "session")}, extension=".html"))

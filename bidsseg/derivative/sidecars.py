@@ -244,7 +244,7 @@ def descriptions_table(descriptions: Mapping[str, str]) -> str:
 
 
 def _desc_labels(models: Mapping[str, str]) -> dict[str, str]:
-    labels = {"brain": "Brain mask"}
+    labels = {"brain": "Brain mask", "aseg": "Label map with the values and names of FreeSurfer's aseg (--freesurfer)"}
     for name, text in models.items():
         labels[name] = text
         labels[f"{name}entropy"] = f"Uncertainty of {name}: entropy of its probabilities, 0 to 1"

@@ -17,6 +17,7 @@ from bidsseg.bids.outputs import crash_path
 from bidsseg.derivative.job import Job
 from bidsseg.derivative.run_log import Entry, crash_text, stamp
 from bidsseg.errors import BidssegError, DataError, IOFailure, OutputNotWritable, explained
+from bidsseg.execution.exports import export
 from bidsseg.execution.machine import (
     PROCESS_MB,
     WHOLE_MB,
@@ -242,6 +243,7 @@ class Pipeline:
         job.write(images, result, heads)
         if self.pages:
             write_page(job)
+        export(job, self.settings)
         return True
 
     def _attempt(
