@@ -218,6 +218,11 @@ def root_path(kind: str) -> Path:
     return Path(_pattern("root", kind))
 
 
+def viewer_table(kind: str, model_name: str, protocol: str) -> Path:
+    """Return the table of the regions of a protocol for a viewer: ``itksnap`` or ``slicer``."""
+    return Path(_pattern("root", kind).format(model=model_name, protocol=protocol))
+
+
 def manifest_path(stamp: str) -> Path:
     """Return the manifest of a run; ``stamp`` is its time, e.g. ``20261120T231500``."""
     return root_path("logs") / f"run-{stamp}.json"

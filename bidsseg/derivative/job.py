@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bidsseg.bids.names import with_extension
-from bidsseg.bids.outputs import OutputPaths, SpacePaths, output_paths
+from bidsseg.bids.outputs import OutputPaths, SpacePaths, output_paths, viewer_table
 from bidsseg.bids.scan import Scan
 from bidsseg.derivative import sidecars
 from bidsseg.derivative.sidecar_keys import Sidecar
@@ -22,7 +22,8 @@ from bidsseg.files import fingerprint, is_being_written, write_json_atomic, writ
 from bidsseg.image.nifti import write_field, write_labels, write_map, write_maps
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol
-from bidsseg.models.card import Card, find_card
+from bidsseg.labels.viewer_tables import MARK, itksnap_labels, slicer_colors
+from bidsseg.models.card import Card, find_card, head_protocol
 from bidsseg.registration.align import Images, read_aligned
 from bidsseg.registration.spaces import Fit, Space, fit_to, labels_at, template_brain
 from bidsseg.settings import Settings
@@ -239,5 +240,19 @@ def remove_halves(parts: Iterable[Path], names: Container[str]) -> None:
 
 
 def write_root(settings: Settings, card: Card) -> None:
-    """Write the files at the top of the output, keeping the entries of other models."""
+    """Write the files at the top of the output, keeping the entries of other models, and the tables for viewers."""
     sidecars.write_root_files(settings.output_dir, settings.bids_dir, {card.name: card.description or card.title})
+    for name in card.protocols:
+        protocol = head_protocol(card, name)
+        for kind, text in (("itksnap", itksnap_labels(protocol)), ("slicer", slicer_colors(protocol))):
+            path = settings.output_dir / viewer_table(kind, card.name, name)
+            if _may_replace(path):
+                write_text_atomic(path, text)
+
+
+def _may_replace(path: Path) -> bool:
+    """Return whether a table for a viewer does not exist or was written by this program."""
+    try:
+        return MARK.encode() in path.read_bytes()[:1000]
+    except OSError:
+        return not path.is_dir()
