@@ -188,6 +188,11 @@ class Settings:
         "also write a folder for each scan as FreeSurfer's tools read it (mri/aseg.mgz, stats/aseg.stats, …) in this "
         "SUBJECTS_DIR, and desc-aseg label maps",
         default=None, read=arguments.absolute)  # fmt: skip
+    measures: Mapping[str, str | Path] = flag(
+        "--measure NAME=DIR|SUFFIX", OUTPUTS,
+        "also write mean, median and standard deviation of another image in every region: an image of the dataset "
+        "(T2w, FLAIR), or of a folder with sub-*/ in it, aligned to the T1w where needed",
+        default={}, several=True)  # fmt: skip
     long: bool = flag(
         "--long", OUTPUTS, "level group: also write a table with a row for each scan and region",
         default=False)  # fmt: skip

@@ -166,6 +166,11 @@ def aseg_path(scan: Scan) -> Path:
     return _fill("aseg", scan.entities)
 
 
+def measure_path(scan: Scan, model_name: str, protocol: str, *, measure: str) -> Path:
+    """Return the table of the values of another image in the regions of a scan."""
+    return _fill("measure", scan.entities, model=model_name, protocol=protocol, measure=measure)
+
+
 def report_path(scan: Scan) -> Path:
     """Return the page of the participant, or of the session where there are sessions."""
     return Path(build_name({k: v for k, v in scan.entities.items() if k in ("subject", "session")}, extension=".html"))

@@ -17,6 +17,7 @@ from bidsseg.bids.names import build_name, entity_column, with_extension
 from bidsseg.bids.outputs import group_table
 from bidsseg.derivative.cohort import FINDINGS, NOT_AVAILABLE, QUALITY, STATUS, Cohort
 from bidsseg.derivative.cohort_numbers import LONG, Numbers
+from bidsseg.derivative.measures import STATISTICS, read_measures
 from bidsseg.derivative.outliers import FAR
 from bidsseg.files import replacing, write_json_atomic
 
@@ -75,18 +76,35 @@ def write_long(output_dir: Path, cohort: Cohort, numbers: Numbers) -> Path:
     """Write the table with a row for each scan and region, and its data dictionary; return its path as write_wide."""
     path = group_table(cohort.model, cohort.protocol, "long")
     joined = {name: entry for joined in cohort.joined for name, entry in joined.columns.items()}
-    columns = [*cohort.ids, *LONG, QUALITY, FINDINGS, *joined]
+    measured = _measured(numbers)
+    columns = [*cohort.ids, *LONG, *measured, QUALITY, FINDINGS, *joined]
     with _writer(output_dir / path, columns) as writer:
         for row in np.flatnonzero(numbers.selected).tolist():
             result = numbers.results[row]
             more = {name: cell for joined in cohort.joined for name, cell in joined.cells(result).items()}
             shared = {**_scan(numbers, row), FINDINGS: " ".join(numbers.findings[row]) or NOT_AVAILABLE, **more}
+            values = read_measures(result)
             for cells in _regions(numbers, row):
-                writer.writerow({**shared, **cells})
+                here = {
+                    f"{measure}-{statistic}": cell
+                    for measure, regions in values.items()
+                    for statistic, cell in regions.get(cells["name"], {}).items()
+                }
+                writer.writerow({**shared, **cells, **here})
     text = f"Numbers of the {cohort.protocol} protocol, one row for each scan with a result and each region"
-    content = {"Description": text, **_of_scan(cohort, QUALITY, FINDINGS), **LONG, **joined}
+    content = {"Description": text, **_of_scan(cohort, QUALITY, FINDINGS), **LONG, **measured, **joined}
     write_json_atomic(with_extension(output_dir / path, ".json"), content)
     return path
+
+
+def _measured(numbers: Numbers) -> dict[str, dict[str, str]]:
+    """Return the columns of the measures of all scans, with their entries in the data dictionary."""
+    names = {name for result in numbers.results for name in read_measures(result)}
+    return {
+        f"{name}-{statistic}": {"Description": f"{name}: {text}"}
+        for name in sorted(names)
+        for statistic, text in STATISTICS.items()
+    }
 
 
 def _regions(numbers: Numbers, row: int) -> Iterator[dict[str, str]]:
