@@ -71,7 +71,7 @@ def is_exported(job: Job, subjects_dir: Path) -> bool:
     """Return whether the folder of a scan is complete and of the present label map."""
     folder = subjects_dir / job.scan.key
     source = job.output_dir / job.paths.dseg[values_of(job.card)]
-    complete = (folder / STATS).is_file() and with_extension(job.output_dir / aseg_path(job.scan), ".json").is_file()
+    complete = (folder / STATS).is_file() and (job.output_dir / aseg_path(job.scan)).is_file()
     return complete and _record(folder).get("LabelMap") == fingerprint(source) != ""
 
 
@@ -83,13 +83,12 @@ def export(job: Job, subjects_dir: Path) -> None:
         OutputNotWritable, IOFailure: the files cannot be written.
     """
     own = values_of(job.card)
-    source = job.output_dir / job.paths.dseg[own]
+    folder, source = subjects_dir / job.scan.key, job.output_dir / job.paths.dseg[own]
+    remove([folder / STATS])  # written last: an export without it is repeated
     labels = read_labels(source)
     protocol = _named(head_protocol(job.card, own))
     _write_aseg(job, labels, protocol, record=with_extension(source, ".json"))
 
-    folder = subjects_dir / job.scan.key
-    remove([folder / STATS])
     about = {"Name": TOOL, "Version": __version__, "Model": job.card.name, "Protocol": own}
     write_json_atomic(folder / RECORD, {**about, "LabelMap": fingerprint(source)})
     t1w, _ = read_image(job.scan.t1w)
@@ -110,13 +109,12 @@ def export(job: Job, subjects_dir: Path) -> None:
 
 
 def _write_aseg(job: Job, labels: Volume, protocol: Protocol, *, record: Path) -> None:
-    """Write the label map with its table, and its sidecar last."""
+    """Write the label map with its table; its sidecar first, by which a later run recognises the files."""
     path = job.output_dir / aseg_path(job.scan)
-    remove([with_extension(path, ".json")])
-    write_labels(path, labels.data, labels)
-    write_text_atomic(with_extension(path, ".tsv"), protocol.to_tsv())
     text = "Label map with the values and names of FreeSurfer's aseg"
     write_json_atomic(with_extension(path, ".json"), {**read_sidecar(record), "Description": text})
+    write_labels(path, labels.data, labels)
+    write_text_atomic(with_extension(path, ".tsv"), protocol.to_tsv())
 
 
 def _named(protocol: Protocol) -> Protocol:

@@ -14,9 +14,9 @@ from bidsseg.bids.measured import find_measured
 from bidsseg.bids.names import parse_name, with_extension
 from bidsseg.bids.outputs import measure_path
 from bidsseg.bids.scan import Image
-from bidsseg.derivative.job import Job, remove
+from bidsseg.derivative.job import Job
 from bidsseg.derivative.results import Result
-from bidsseg.derivative.sidecar_keys import is_record, read_sidecar
+from bidsseg.derivative.sidecar_keys import fingerprints, is_record, read_sidecar
 from bidsseg.derivative.sidecars import TOOL, bids_uri
 from bidsseg.derivative.volumes import INTRACRANIAL
 from bidsseg.errors import BidssegError, OutputNotWritable
@@ -63,22 +63,23 @@ def measure(job: Job, name: str, where: str | Path) -> None:
     for protocol, path in tables.items():
         if path.exists() and not is_record(records[protocol]):
             raise OutputNotWritable(f"{path} exists and was not written by {TOOL}: choose another OUTPUT_DIR")
-    if all(dict(records[p]).get("InputFingerprints") == made_of[p] and tables[p].is_file() for p in tables):
+    if all(fingerprints(records[p]) == made_of[p] and tables[p].is_file() for p in tables):
         return
     brain = read_labels(job.output_dir / job.paths.brain)
     labels = {protocol: read_labels(job.output_dir / path).data for protocol, path in job.paths.dseg.items()}
     inside = np.logical_or.reduce([brain.data > 0, *(each > 0 for each in labels.values())])
     values, note = sampled(image, job.scan.t1w, inside)
     for protocol, path in tables.items():
-        remove([with_extension(path, ".json")])
         rows = list(
             _rows(head_protocol(job.card, protocol), values, labels=labels[protocol][inside], brain=brain.data[inside])
         )
-        write_table(path, _frame(rows), float_format="%.6g")
         record: dict[str, Any] = dict(read_sidecar(with_extension(job.output_dir / job.paths.dseg[protocol], ".json")))
-        sidecar = _sidecar(name, protocol, address=_address(image.path, job.bids_dir), note=note)
         kept: dict[str, Any] = {key: record[key] for key in ("Models", "SoftwareVersion") if key in record}
-        write_json_atomic(with_extension(path, ".json"), {**sidecar, **kept, "InputFingerprints": made_of[protocol]})
+        # Before and after the table: a killed run leaves neither a table without a record nor one that looks finished.
+        content = {**_sidecar(name, protocol, address=_address(image.path, job.bids_dir), note=note), **kept}
+        write_json_atomic(with_extension(path, ".json"), {**content, "InputFingerprints": []})
+        write_table(path, _frame(rows), float_format="%.6g")
+        write_json_atomic(with_extension(path, ".json"), {**content, "InputFingerprints": made_of[protocol]})
 
 
 def sampled(image: Image, t1w: Path, inside: np.ndarray) -> tuple[np.ndarray, str]:
@@ -116,7 +117,7 @@ def read_measures(result: Result) -> dict[str, dict[str, dict[str, str]]]:
     own = {**result.source, "segmentation": result.protocol, "desc": result.model}
     for path in sorted(result.path.parent.glob("sub-*_stats.tsv")):
         parsed = parse_name(path.name)
-        if parsed is None or "meas" not in parsed[0] or not is_record(read_sidecar(with_extension(path, ".json"))):
+        if parsed is None or "meas" not in parsed[0] or not fingerprints(read_sidecar(with_extension(path, ".json"))):
             continue
         name = parsed[0].pop("meas")
         if parsed[0] == own:

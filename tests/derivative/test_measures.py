@@ -108,6 +108,19 @@ def test_finished_scans_are_measured_once(app: App, tmp_path: Path) -> None:
     assert stats(app, "T1").stat().st_mtime_ns != before, "the map was replaced"
 
 
+def test_a_new_result_leaves_no_table_of_the_old_one(app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bidsseg.image.conformed.SIZE", 64)
+    a_map(tmp_path / "maps")
+    words = ("--participant-label", "01", "--freesurfer", str(tmp_path / "subjects"))
+    assert run(app, *words, "--measure", f"T1={tmp_path / 'maps'}") == 0
+    aseg = app.output / "sub-01/anat/sub-01_desc-aseg_dseg.nii.gz"
+    foreign = stats(app, "T1").with_name("sub-01_meas-T1_seg-FAST_desc-other_stats.tsv")
+    foreign.touch()
+    assert stats(app, "T1").is_file() and aseg.is_file()
+    assert run(app, "--participant-label", "01", "--overwrite") == 0
+    assert not stats(app, "T1").exists() and not aseg.exists() and foreign.exists()
+
+
 def test_a_scan_without_the_image_is_a_warning(app: App, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a_map(tmp_path / "maps")
     assert run(app, "--measure", f"T1={tmp_path / 'maps'}") == 0
