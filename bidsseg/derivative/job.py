@@ -267,13 +267,16 @@ def write_root(settings: Settings, card: Card) -> None:
         protocol = head_protocol(card, name)
         for kind, text in (("itksnap", itksnap_labels(protocol)), ("slicer", slicer_colors(protocol))):
             path = settings.output_dir / viewer_table(kind, card.name, name)
-            if _may_replace(path):
+            if _is_due(path, text):
                 write_text_atomic(path, text)
 
 
-def _may_replace(path: Path) -> bool:
-    """Return whether a table for a viewer does not exist or was written by this program."""
+def _is_due(path: Path, text: str) -> bool:
+    """Return whether a table for a viewer is missing, or is an older one of this program that can be read."""
     try:
-        return MARK.encode() in path.read_bytes()[:1000]
+        found = path.read_bytes()
+    except FileNotFoundError:
+        return True
     except OSError:
-        return not path.is_dir()
+        return False
+    return MARK.encode() in found[:1000] and found != text.encode()
