@@ -193,6 +193,26 @@ def annotation_folders(pairs: Sequence[str], derivatives: Sequence[str], bids_di
     return found
 
 
+def measures(words: Sequence[str], derivatives: Sequence[str], bids_dir: Path) -> dict[str, str | Path]:
+    """Return for the name of each measure a suffix of images in the dataset, or a folder.
+
+    A suffix alone is also the name.
+    """
+    found: dict[str, str | Path] = {}
+    for word in words:
+        name, _, where = word.partition("=") if "=" in word else (word, "", word)
+        if not re.fullmatch(r"[A-Za-z0-9]+", name) or not where:
+            raise UsageError(
+                f"--measure '{word}': give NAME=SUFFIX or NAME=DIR with a name of letters and digits, e.g. FLAIR=FLAIR "
+                "or T1map=/data/maps"
+            )
+        if name in found:
+            raise UsageError(f"--measure: the name {name} is given twice")
+        is_suffix = re.fullmatch(r"[A-Za-z0-9]+", where) and not _is_derivative(where, derivatives, bids_dir)
+        found[name] = where if is_suffix else derivative(where, derivatives, bids_dir, flag="--measure").absolute()
+    return found
+
+
 def _is_derivative(where: str, derivatives: Sequence[str], bids_dir: Path) -> bool:
     """Return whether `derivative` finds a folder under this name."""
     try:

@@ -21,6 +21,8 @@ EXECUTORS = ("local", "dask", "slurm", "pbs", "sge", "lsf")
 PRECISIONS = ("auto", "bf16", "fp32")
 LEAST_MEMORY_MB = 500
 DEFAULT_FOLDS = 5
+Runs = Literal["all", "best", "first"]
+"""Runs of a session that count in the tables of a cohort, see ``derivative.numbers.chosen_runs``."""
 Mask = Literal["own", "reference"]
 """Voxels that count in ``evaluate``, see ``evaluation.agreement.counted``."""
 
@@ -193,6 +195,23 @@ class Settings:
     least_lesion_mm3: float | None = flag(
         "--min-lesion-volume MM3", OUTPUTS, "omit lesions that are smaller, in mm³ [of the model; else 0]",
         default=None, read=float, levels="participant file")  # fmt: skip
+    freesurfer: Path | None = flag(
+        "--freesurfer DIR", OUTPUTS,
+        "also write a folder for each scan as FreeSurfer's tools read it (mri/aseg.mgz, stats/aseg.stats, …) in this "
+        "SUBJECTS_DIR, and desc-aseg label maps",
+        default=None, read=arguments.absolute)  # fmt: skip
+    measures: Mapping[str, str | Path] = flag(
+        "--measure NAME=DIR|SUFFIX", OUTPUTS,
+        "also write mean, median and standard deviation of another image in every region: an image of the dataset "
+        "(T2w, FLAIR), or of a folder with sub-*/ in it, aligned to the T1w where needed",
+        default={}, several=True)  # fmt: skip
+    long: bool = flag(
+        "--long", OUTPUTS, "level group: also write a table with a row for each scan and region",
+        default=False)  # fmt: skip
+    runs: Runs = flag(
+        "--runs", OUTPUTS,
+        "level group: runs of a session that count: all, the best by quality, or the first [%(default)s]",
+        default="all", choices=get_args(Runs))  # fmt: skip
     overwrite: bool = flag(
         "--overwrite", OUTPUTS, "recompute finished scans",
         default=False, levels="participant evaluate train")  # fmt: skip
@@ -283,6 +302,10 @@ class Settings:
             raise UsageError(
                 "--corrections is OUTPUT_DIR, where corrected files are replaced: copy them to another folder"
             )
+        if self.freesurfer is not None:
+            subjects = self.freesurfer.resolve()
+            if subjects.is_relative_to(raw) and not subjects.is_relative_to(raw / "derivatives"):
+                raise UsageError(f"--freesurfer lies inside BIDS_DIR: choose a folder outside, or in {raw}/derivatives")
 
 
 def _is_own_derivative(inside: Path) -> bool:

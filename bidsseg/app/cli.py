@@ -187,6 +187,8 @@ def _settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
         ).absolute()
     if "labels" in values:
         values["labels"] = arguments.annotation_folders(values["labels"], given.derivatives, bids_dir)
+    if "measures" in values:
+        values["measures"] = arguments.measures(values["measures"], given.derivatives, bids_dir)
     return Settings(**values, bids_dir=bids_dir, training=Training(**training), evaluation=Evaluation(**evaluation))
 
 

@@ -14,6 +14,8 @@ from bidsseg.bids.names import build_name, parse_name, with_extension
 from bidsseg.bids.scan import Scan
 from bidsseg.errors import UsageError
 
+FURTHER_TABLES = ("softvolume", "fraction", "asymmetry", "long")
+"""Tables of a cohort beside that of its volumes."""
 LONGEST_KEY = 180
 """Longest key of a scan in the names of files that do not need the complete key."""
 
@@ -169,15 +171,29 @@ def _fill(kind: str, source: Mapping[str, str], **words: str) -> Path:
     return Path(str(pattern.parent).format(folder=folder, subject=subject)) / build_name(entities, suffix, extension)
 
 
+def aseg_path(scan: Scan) -> Path:
+    """Return the label map with FreeSurfer's values of a scan; its table has the extension ``.tsv``."""
+    return _fill("aseg", scan.entities)
+
+
+def measure_path(scan: Scan, model_name: str, protocol: str, *, measure: str) -> Path:
+    """Return the table of the values of another image in the regions of a scan."""
+    return _fill("measure", scan.entities, model=model_name, protocol=protocol, measure=measure)
+
+
 def report_path(scan: Scan) -> Path:
     """Return the page of the participant, or of the session where there are sessions."""
     return Path(build_name({k: v for k, v in scan.entities.items() if k in ("subject", "session")}, extension=".html"))
 
 
-def group_table(model_name: str, protocol: str) -> Path:
-    """Return the table of a cohort; its data dictionary has the extension ``.json``."""
+def group_table(model_name: str, protocol: str, kind: str = "table") -> Path:
+    """Return a table of a cohort; its data dictionary has the extension ``.json``.
+
+    Args:
+        kind: ``table``, or one of FURTHER_TABLES.
+    """
     build_name({"desc": model_name, "segmentation": protocol})
-    return Path(_pattern("group", "table").format(model=model_name, protocol=protocol))
+    return Path(_pattern("group", kind).format(model=model_name, protocol=protocol))
 
 
 def lesion_regions(source: Mapping[str, str], model: str, other: str, *, protocol: str) -> str:
@@ -235,6 +251,11 @@ def agreement_paths(protocol: str, model: str, reference: str) -> AgreementPaths
 def root_path(kind: str) -> Path:
     """Return a file or folder at the top of the output, by its key in the patterns: description, readme, logs …"""
     return Path(_pattern("root", kind))
+
+
+def viewer_table(kind: str, model_name: str, protocol: str) -> Path:
+    """Return the table of the regions of a protocol for a viewer: ``itksnap`` or ``slicer``."""
+    return Path(_pattern("root", kind).format(model=model_name, protocol=protocol))
 
 
 def manifest_path(stamp: str) -> Path:

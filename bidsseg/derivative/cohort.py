@@ -11,7 +11,7 @@ import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from bidsseg.bids.names import build_name, entity_column, entity_names
 from bidsseg.derivative.results import Fate, Result, natural
@@ -46,6 +46,17 @@ class Absent:
         return build_name(self.source)
 
 
+class Joined(Protocol):
+    """Further columns of the table of a cohort."""
+
+    @property
+    def columns(self) -> Mapping[str, Mapping[str, Any]]:
+        """Names of the columns, each with its entry in the data dictionary."""
+
+    def cells(self, item: Result | Absent) -> Mapping[str, str]:
+        """Return the cells of a scan by column; those left out are not available."""
+
+
 @dataclass
 class Cohort:
     """The content of a table before it is written.
@@ -57,6 +68,7 @@ class Cohort:
         done: keys of the scans with a result.
         absent: scans without a result, in natural order.
         regions: full name of the region of each column of volumes, from the first result.
+        joined: further columns, behind those of volumes.
     """
 
     model: str
@@ -66,6 +78,7 @@ class Cohort:
     done: set[str] = field(default_factory=set)
     absent: list[Absent] = field(default_factory=list)
     regions: dict[str, str] = field(default_factory=dict)
+    joined: list[Joined] = field(default_factory=list)
 
     @property
     def ids(self) -> list[str]:
@@ -75,7 +88,8 @@ class Cohort:
     def data_dictionary(self) -> dict[str, Any]:
         """Return the meaning of each column of the table, as a BIDS sidecar."""
         columns = group_sidecar(self.protocol, self.ids, self.regions)
-        return {**columns, STATUS: {"Description": "Outcome of the scan", "Levels": STATUSES}}
+        more = {name: entry for joined in self.joined for name, entry in joined.columns.items()}
+        return {**columns, STATUS: {"Description": "Outcome of the scan", "Levels": STATUSES}, **more}
 
 
 def collect(
@@ -115,13 +129,15 @@ def write_table(path: Path, cohort: Cohort, results: Iterable[Result]) -> list[s
     """
     problems: list[str] = []
     columns = [*cohort.ids, STATUS, QUALITY, FINDINGS, *cohort.regions]
+    columns += [name for joined in cohort.joined for name in joined.columns]
     with replacing(path) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
         writer = csv.DictWriter(text, columns, restval=NOT_AVAILABLE, delimiter="\t", lineterminator="\n")
         writer.writeheader()
         streams: tuple[Iterable[Result | Absent], ...] = (results, cohort.absent)
         for item in heapq.merge(*streams, key=lambda item: natural(item.key)):
-            writer.writerow(_row(item, cohort, problems))
+            more = {name: cell for joined in cohort.joined for name, cell in joined.cells(item).items()}
+            writer.writerow({**_row(item, cohort, problems), **more})
         text.flush()
         text.detach()
     return problems

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bidsseg.bids.names import with_extension
-from bidsseg.bids.outputs import OutputPaths, SpacePaths, output_paths
+from bidsseg.bids.names import parse_name, with_extension
+from bidsseg.bids.outputs import OutputPaths, SpacePaths, aseg_path, output_paths, viewer_table
 from bidsseg.bids.scan import Scan
 from bidsseg.derivative import sidecars
 from bidsseg.derivative.corrections import Corrections, read_corrections
 from bidsseg.derivative.lesion_tables import lesion_lookup, lesion_sidecar, lesion_table, update_lesion_tables
-from bidsseg.derivative.sidecar_keys import Sidecar
+from bidsseg.derivative.sidecar_keys import Sidecar, is_record, models, read_sidecar
 from bidsseg.derivative.volumes import volume_table
 from bidsseg.errors import DataError, OutputNotWritable, UsageError
 from bidsseg.files import fingerprint, is_being_written, write_json_atomic, write_table, write_text_atomic
 from bidsseg.image.nifti import write_field, write_labels, write_map, write_maps
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol
-from bidsseg.models.card import BRAIN, LESION, Card, find_card
+from bidsseg.labels.viewer_tables import MARK, itksnap_labels, slicer_colors
+from bidsseg.models.card import BRAIN, LESION, Card, find_card, head_protocol
 from bidsseg.models.lesion_rule import LesionRule
 from bidsseg.registration.align import Images, read_aligned
 from bidsseg.registration.spaces import Fit, Space, fit_to, labels_at, template_brain
@@ -124,12 +125,33 @@ class Job:
         return read_corrections(self.corrections, images, scan=self.scan, card=self.card)
 
     def clear(self) -> None:
-        """Remove the record of an earlier run, so that a mixture never looks finished, and files of killed runs."""
+        """Remove the record of an earlier run, so that a mixture never looks finished, and files of killed runs.
+
+        What an earlier run has made of its label maps (``--measure``, ``--freesurfer``) is removed, too.
+        """
         subject = self.output_dir / f"sub-{self.scan.entities['subject']}"
         remove([self.record])
+        remove(self._exports())
         remove_halves(
             subject.rglob(".*.part"), {path.name for path in (*self.paths.files, *self.paths.figures.values())}
         )
+
+    def _exports(self) -> Iterator[Path]:
+        """Yield the tables of other images, and the label map with FreeSurfer's values, of this scan and model.
+
+        Each sidecar comes after its files, which nobody could attribute to this program without it.
+        """
+        of_result = {"desc": self.scan.entities.get("desc", "") + self.card.name}
+        for path in sorted((self.output_dir / self.paths.brain).parent.glob("sub-*_meas-*_stats.json")):
+            parsed = parse_name(path.name)
+            if parsed and is_record(read_sidecar(path)):
+                entities = {key: label for key, label in parsed[0].items() if key not in ("meas", "segmentation")}
+                if entities == {**self.scan.entities, **of_result}:
+                    yield from (path.with_suffix(".tsv"), path)
+        aseg = self.output_dir / aseg_path(self.scan)
+        found = read_sidecar(with_extension(aseg, ".json"))
+        if [model["Name"] for model in models(found)[:1]] == [self.card.name]:
+            yield from (with_extension(aseg, extension) for extension in (".nii.gz", ".tsv", ".json"))
 
     def write(self, images: Images, result: Segmentation, protocols: Mapping[str, Protocol]) -> None:
         """Write images, tables and sidecars; the record comes last.
@@ -284,8 +306,25 @@ def remove_halves(parts: Iterable[Path], names: Container[str]) -> None:
 
 
 def write_root(settings: Settings, card: Card) -> None:
-    """Write the files at the top of the output, keeping the entries of other models."""
+    """Write the files at the top of the output, keeping the entries of other models, and the tables for viewers."""
     descriptions, lesions = {card.name: card.description or card.title}, [card.name] if card.lesion else []
     sidecars.write_root_files(
         settings.output_dir, settings.bids_dir, descriptions, lesions=lesions, corrections=settings.corrections
     )
+    for name in card.protocols:
+        protocol = head_protocol(card, name)
+        for kind, text in (("itksnap", itksnap_labels(protocol)), ("slicer", slicer_colors(protocol))):
+            path = settings.output_dir / viewer_table(kind, card.name, name)
+            if _is_due(path, text):
+                write_text_atomic(path, text)
+
+
+def _is_due(path: Path, text: str) -> bool:
+    """Return whether a table for a viewer is missing, or is an older one of this program that can be read."""
+    try:
+        found = path.read_bytes()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return MARK.encode() in found[:1000] and found != text.encode()

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlparse
 
 from bidsseg.bids.index import folders
 from bidsseg.bids.names import with_extension
-from bidsseg.bids.outputs import AgreementPaths, group_report, group_table, root_path
+from bidsseg.bids.outputs import FURTHER_TABLES, AgreementPaths, group_report, group_table, root_path
 from bidsseg.derivative.cohort import QUALITY, STATUS, Cohort
 from bidsseg.derivative.finished import has_page
 from bidsseg.derivative.job import Job
@@ -41,6 +41,8 @@ COMPARED = 20
 """Largest number of images that are compared with the records."""
 LOOKED_AT = 500
 """Largest number of records that are read to find images to compare."""
+OF_LONG = {"region", "brainmask-fraction"}
+"""Columns of the long table of a cohort."""
 OF_AGREEMENT = {"dice", "hausdorff95-mm", "found-mm3"}
 """Columns that both tables of the level evaluate have."""
 ELSEWHERE = "choose another OUTPUT_DIR"
@@ -100,8 +102,10 @@ def check_same_scan(job: Job, *, overwrite: bool) -> None:
 
 def check_group_files(output_dir: Path, cohorts: Iterable[Cohort]) -> None:
     """Raise OutputNotWritable if a table or the page of the cohort would replace a file from another program."""
-    tables = [group_table(cohort.model, cohort.protocol) for cohort in cohorts]
+    names = [(cohort.model, cohort.protocol) for cohort in cohorts]
+    tables = [group_table(*name, kind) for name in names for kind in ("table", *FURTHER_TABLES[:-1])]
     _check_tables(output_dir, group_report(), tables, columns={STATUS, QUALITY})
+    _check_tables(output_dir, group_report(), [group_table(*name, "long") for name in names], columns=OF_LONG)
 
 
 def check_lesion_files(output_dir: Path, tables: Iterable[Path]) -> None:

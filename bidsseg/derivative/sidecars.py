@@ -34,7 +34,20 @@ NAME_PREFIX = f"{TOOL}: segmentation of "
 README_MARK = f"# Segmentation of brain MRI by {TOOL}"
 """Beginning of the README of an output."""
 
-BIDSIGNORE = ("*.html", "figures", "*_morph.tsv", "*_morph.json", "group_*", "*_xfm.*", "models", "folds", "prepared")
+BIDSIGNORE = (
+    "*.html",
+    "figures",
+    "*_morph.tsv",
+    "*_morph.json",
+    "*_stats.tsv",
+    "*_stats.json",
+    "group_*",
+    "*_xfm.*",
+    "models",
+    "folds",
+    "prepared",
+    "labels",
+)
 """Outputs without a BIDS name. No slash after a folder: otherwise, the validator still reports the folder."""
 
 ENVIRONMENT = {"Type": "BIDSSEG_CONTAINER_TYPE", "Tag": "BIDSSEG_CONTAINER_TAG", "URI": "BIDSSEG_CONTAINER_URI"}
@@ -299,7 +312,7 @@ def descriptions_table(descriptions: Mapping[str, str]) -> str:
 
 
 def _desc_labels(models: Mapping[str, str]) -> dict[str, str]:
-    labels = {"brain": "Brain mask"}
+    labels = {"brain": "Brain mask", "aseg": "Label map with the values and names of FreeSurfer's aseg (--freesurfer)"}
     for name, text in models.items():
         labels[name] = text
         labels[f"{name}entropy"] = f"Uncertainty of {name}: entropy of its probabilities, 0 to 1"

@@ -11,6 +11,7 @@ from bidsseg.bids.index import participant_labels
 from bidsseg.bids.scan import Scan, Selection
 from bidsseg.derivative.corrections import Corrections, Search, find_corrections
 from bidsseg.derivative.finished import is_finished
+from bidsseg.derivative.freesurfer import check_subjects, values_of
 from bidsseg.derivative.job import Job, check_apart
 from bidsseg.derivative.ownership import check_files, check_folder, check_same_scan, check_source
 from bidsseg.derivative.run_log import Entry
@@ -61,6 +62,8 @@ def check_request(settings: Settings) -> tuple[Card, list[Space]]:
     check_folder(settings.output_dir)
     check_source(settings)
     card = find_card(settings.model)
+    if settings.freesurfer is not None:
+        values_of(card)
     if settings.executor == "local":  # the machines of a cluster have their own devices
         check_device(settings.device)
     elif settings.executor in CONFIGS:
@@ -119,6 +122,8 @@ def plan(settings: Settings, card: Card, selection: Selection, *, spaces: Sequen
         check_apart(jobs)
     done = frozenset() if settings.overwrite else frozenset(job for job in jobs if is_finished(job))
     check_files(settings.output_dir, jobs, done)
+    if settings.freesurfer is not None:
+        check_subjects(settings.freesurfer, jobs)
     warnings = [*selection.notes, *(f"{entry.scan} is skipped: {entry.reason}" for entry in passed_over)]
     warnings += _about_corrections(settings, card, jobs, scans=selection.scans)
     warnings += [warning for job in jobs if job not in done for warning in _lost_corrections(job)]

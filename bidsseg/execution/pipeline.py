@@ -18,6 +18,7 @@ from bidsseg.derivative.corrections import corrected
 from bidsseg.derivative.job import Job
 from bidsseg.derivative.run_log import Entry, crash_text, stamp
 from bidsseg.errors import BidssegError, DataError, IOFailure, OutputNotWritable, explained
+from bidsseg.execution.exports import export
 from bidsseg.execution.machine import (
     PROCESS_MB,
     WHOLE_MB,
@@ -256,6 +257,7 @@ class Pipeline:
         job.write(images, result, heads)
         if self.pages:
             write_page(job)
+        export(job, self.settings)
         return True
 
     def _attempt(

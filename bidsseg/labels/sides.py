@@ -65,6 +65,21 @@ def side_of(name: str) -> str:
     return side(words[0])
 
 
+def without_side(name: str) -> str:
+    """Return a name without the word for its side and the sign beside it.
+
+    >>> without_side("Left-Hippocampus"), without_side("ctx-rh-insula"), without_side("HippocampusLeft")
+    ('Hippocampus', 'ctx-insula', 'Hippocampus')
+    """
+    if not _is_sided(name):
+        return name
+    found = _words(name)
+    words = next(named for level in SPELLINGS if (named := [word for word in found if word[2].lower() in level]))
+    begin, end, _ = words[0]
+    before, after = name[:begin], name[end:]
+    return before + after.lstrip(" _-.") if after else before.rstrip(" _-.")
+
+
 def _by_key(keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int | None]:
     """Return the position of each key, None for keys that occur more than once."""
     positions: dict[tuple[str, str], int | None] = {}

@@ -8,9 +8,12 @@ from pathlib import Path
 from bidsseg.bids.annotations import annotations_of_scan
 from bidsseg.bids.names import parse_name, with_extension
 from bidsseg.bids.outputs import group_report, group_table, report_path
+from bidsseg.bids.particulars import Particulars, read_particulars
 from bidsseg.bids.query import find_scans
 from bidsseg.bids.scan import Scan
 from bidsseg.derivative.cohort import Cohort, collect, write_table
+from bidsseg.derivative.cohort_numbers import Flags, People, gather
+from bidsseg.derivative.cohort_tables import wide_tables, write_long, write_wide
 from bidsseg.derivative.lesion_cohort import (
     LesionCohort,
     collect_lesions,
@@ -55,12 +58,12 @@ def group_level(settings: Settings) -> None:
         _warn(settings, list(_without_correction(settings.corrections, _results(settings))))
     if not settings.dry_run:
         report.start(len(cohorts) + 2, "step")
+        particulars = _particulars(settings, cohorts)
     for cohort in cohorts:
         path = output_dir / group_table(cohort.model, cohort.protocol)
         if not settings.dry_run:
             report.stage(path.name, "volumes")
-            problems = write_table(path, cohort, _of(cohort, settings))
-            _warn(settings, problems)
+            _write(settings, cohort, particulars)
             report.advance(path.name, "done")
         report.say(f"{path}: {_count(cohort)}")
     for of_model in lesions:
@@ -81,6 +84,30 @@ def group_level(settings: Settings) -> None:
         )
         report.stop()
     report.say(str(page))
+
+
+def _particulars(settings: Settings, cohorts: list[Cohort]) -> Particulars:
+    """Return what the dataset says about the participants and sessions of all scans."""
+    done = {key.removeprefix("sub-").partition("_")[0] for cohort in cohorts for key in cohort.done}
+    absent = {item.source["subject"] for cohort in cohorts for item in cohort.absent if "subject" in item.source}
+    particulars = read_particulars(settings.bids_dir, sorted(done | absent))
+    _warn(settings, particulars.problems)
+    return particulars
+
+
+def _write(settings: Settings, cohort: Cohort, particulars: Particulars) -> None:
+    """Write the tables of a cohort; the data dictionary of the first is written with the page."""
+    results = list(_of(cohort, settings))
+    numbers = gather(cohort, results, settings.runs)
+    cohort.joined.append(Flags(numbers, settings.runs))
+    cohort.joined.append(People(particulars, cohort))
+    path = settings.output_dir / group_table(cohort.model, cohort.protocol)
+    _warn(settings, write_table(path, cohort, results))
+    for table in wide_tables(numbers):
+        write_wide(settings.output_dir, cohort, numbers, table=table)
+    long = settings.output_dir / group_table(cohort.model, cohort.protocol, "long")
+    if settings.long or long.is_file():  # one of an earlier run must not contradict the other tables
+        write_long(settings.output_dir, cohort, numbers)
 
 
 def _results(settings: Settings) -> Iterator[Result]:

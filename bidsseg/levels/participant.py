@@ -10,6 +10,7 @@ from bidsseg.derivative.job import Job, remove_halves, write_root
 from bidsseg.derivative.run_log import Entry, RunLog, stamp
 from bidsseg.derivative.sidecars import lists_model
 from bidsseg.execution.agenda import Agenda, check_request, plan, select
+from bidsseg.execution.exports import export
 from bidsseg.execution.machine import choose_workers
 from bidsseg.execution.outcomes import Outcomes
 from bidsseg.execution.pipeline import Pipeline, process_mb, write_page
@@ -41,6 +42,8 @@ def _process(settings: Settings, card: Card, agenda: Agenda) -> None:
     for job in agenda.jobs:
         if job in agenda.done and not has_page(job):
             write_page(job)
+        if job in agenda.done:
+            export(job, settings)
     log = _manifest(settings, card, agenda)
     log.save()
     outcomes = Outcomes(settings, log, list(agenda.unusable))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bidsseg.bids.names import entity_column, with_extension
-from bidsseg.bids.outputs import group_report, group_table, report_path
+from bidsseg.bids.outputs import FURTHER_TABLES, group_report, group_table, report_path
 from bidsseg.bids.scan import Scan
 from bidsseg.derivative.cohort import CORRECTED, QUALITY, STATUS, Absent, Cohort
 from bidsseg.derivative.results import is_own_page
@@ -67,6 +67,7 @@ def group_page(output_dir: Path, tables: Sequence[Table]) -> Path:
         "at_most": AT_MOST,
         "height": HEIGHT,
         "dictionary": lambda table: with_extension(Path(table.address), ".json").as_posix(),
+        "further": lambda table: _further(output_dir, table.cohort),
         "id_of": entity_column,
         "page_of": lambda scan: report_path(scan).as_posix(),
     }
@@ -83,6 +84,12 @@ def compare_pages(output_dir: Path, tables: Sequence[Table]) -> int:
     for scan in own:
         participant_page(output_dir, scan)
     return len(own)
+
+
+def _further(output_dir: Path, cohort: Cohort) -> list[str]:
+    """Return the other tables of a cohort that exist."""
+    paths = [group_table(cohort.model, cohort.protocol, kind) for kind in FURTHER_TABLES]
+    return [path.as_posix() for path in paths if (output_dir / path).is_file()]
 
 
 def _with_page(output_dir: Path, line: Line, entities: Sequence[str]) -> Scan | None:

@@ -89,6 +89,7 @@ def test_descriptions_of_several_models_gather(tmp_path: Path) -> None:
     text = (output / "descriptions.tsv").read_text(encoding="utf-8")
     rows = list(csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE))
     assert {row["desc_id"]: row["description"] for row in rows} == {
+        "desc-aseg": "Label map with the values and names of FreeSurfer's aseg (--freesurfer)",
         "desc-brain": "Brain mask",
         "desc-one": 'The first, with "quotes"',
         "desc-oneentropy": "Uncertainty of one: entropy of its probabilities, 0 to 1",

@@ -55,8 +55,10 @@ def test_a_row_for_each_scan_and_a_column_for_each_region(bids: Path, output: Pa
     add_result(output, {"subject": "02"}, 45)
     run(bids, output)
     rows = rows_of(output / f"group_seg-FAST_desc-{MODEL}_morph.tsv")
-    assert list(rows[0]) == ["participant_id", "status", "quality", "findings", "ICV", "CSF", "GM", "WM"]
-    assert rows[0] == dict(zip(rows[0], ["sub-01", "done", "0.91", "n/a", "120", "20", "60", "40"], strict=True))
+    first = ["participant_id", "status", "quality", "findings", "ICV", "CSF", "GM", "WM"]
+    assert list(rows[0]) == [*first, "outliers", "check"]
+    cells = ["sub-01", "done", "0.91", "n/a", "120", "20", "60", "40", "n/a", "n/a"]
+    assert rows[0] == dict(zip(rows[0], cells, strict=True))
     assert rows[1]["GM"] == "90" and rows[1]["ICV"] == "150"
 
 
@@ -105,7 +107,7 @@ def test_a_table_for_each_protocol_of_each_model(bids: Path, output: Path) -> No
     add_result(output, {"subject": "01"}, protocols=("FAST", "FreeSurfer"))
     add_result(output, {"subject": "01"}, model="other")
     run(bids, output)
-    assert sorted(path.name for path in output.glob("group_*.tsv")) == [
+    assert sorted(path.name for path in output.glob("group_*_morph.tsv")) == [
         "group_seg-FAST_desc-other_morph.tsv",
         f"group_seg-FAST_desc-{MODEL}_morph.tsv",
         f"group_seg-FreeSurfer_desc-{MODEL}_morph.tsv",
@@ -184,7 +186,7 @@ def test_the_same_results_give_the_same_bytes(bids: Path, output: Path) -> None:
     for _ in range(2):
         run(bids, output)
         contents.append({path.name: path.read_bytes() for path in output.glob("group*")})
-    assert contents[0] == contents[1] and len(contents[0]) == 3
+    assert contents[0] == contents[1] and len(contents[0]) == 7
 
 
 def test_distributions_agree_with_numpy(tmp_path: Path) -> None:

@@ -56,7 +56,10 @@ def test_the_tree_is_the_committed_one(sessions: App) -> None:
 @pytest.mark.skipif(not VALIDATOR.is_file(), reason="the BIDS validator is not installed")
 def test_the_tree_passes_the_validator(sessions: App) -> None:
     assert sessions("--probseg", "--entropy", "--viewer") == 0
-    assert sessions(level="group") == 0
+    one = ("--participant-label", "01", "--session-label", "1")
+    assert sessions("--freesurfer", str(sessions.output / "sourcedata" / "freesurfer"), *one) == 0
+    assert sessions("--measure", "FLAIR", *one) == 0
+    assert sessions("--long", level="group") == 0
     assert sessions("--labels", f"FAST={sessions.output}", level="evaluate") == 0
     done = subprocess.run([VALIDATOR, sessions.output, "--format", "json"], capture_output=True, text=True)
     issues = json.loads(done.stdout)["issues"]["issues"]

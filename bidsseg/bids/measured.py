@@ -1,0 +1,68 @@
+"""Further images of a scan, in the dataset or in another folder, that are measured in its regions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from bidsseg.bids.names import IMAGE_EXTENSIONS, build_name, parse_name
+from bidsseg.bids.scan import Image
+from bidsseg.errors import InputMissing
+
+NO_VALUES = ("dseg", "mask", "probseg", "xfm")
+"""Suffixes of images without measured values."""
+SAME_SPACES = (None, "T1w", "orig", "individual")
+"""Labels of ``space-`` of images that show the scan itself, not a template."""
+Filter = Callable[[Image], bool]
+
+
+def find_measured(source: Mapping[str, str], name: str, where: str | Path, *, bids_dir: Path) -> Image:
+    """Return the image of a scan that is measured.
+
+    It has the participant and session of the scan. Among several images in a folder, those of which a label or the
+    suffix is the name of the measure are preferred, then those of the same run.
+
+    Args:
+        source: entities of the T1w.
+        name: name of the measure.
+        where: suffix of images in the dataset, or a folder with ``sub-*/[ses-*/]``.
+
+    Raises:
+        InputMissing: there is no such image, or there are several.
+    """
+    folder, suffix = (where, None) if isinstance(where, Path) else (bids_dir, where)
+    images = [image for image in _images(folder, source) if suffix in (None, image.suffix)]
+    named = name.casefold()
+    narrower: list[Filter] = [
+        lambda image: named in {label.casefold() for label in (image.suffix, *image.entities.values())},
+        lambda image: _number(image.entities.get("run")) == _number(source.get("run")),
+    ]
+    left = images
+    for fits in narrower:
+        if len(left) > 1:
+            left = [image for image in left if fits(image)] or left
+    key = build_name({entity: source[entity] for entity in ("subject", "session") if entity in source})
+    what = f"{suffix} image" if suffix else "image"
+    if not left:
+        raise InputMissing(f"no {what} of {key} in {folder}")
+    if len(left) > 1:
+        listed = ", ".join(image.path.name for image in left[:4])
+        raise InputMissing(f"{len(left)} images of {key} in {folder} match ({listed}): leave one in the folder")
+    return left[0]
+
+
+def _images(folder: Path, source: Mapping[str, str]) -> Iterable[Image]:
+    """Yield the images of the participant and session in the folders of a dataset, sorted."""
+    place = folder.joinpath(*(build_name({key: source[key]}) for key in ("subject", "session") if key in source))
+    for path in sorted({*place.glob("*.nii*"), *place.glob("*/*.nii*")}):
+        parsed = parse_name(path.name)
+        if parsed is None or parsed[2] not in IMAGE_EXTENSIONS or parsed[1] in NO_VALUES:
+            continue
+        entities, suffix, _ = parsed
+        same = all(entities.get(key) == source.get(key) for key in ("subject", "session"))
+        if same and entities.get("space") in SAME_SPACES:
+            yield Image(path, entities, suffix)
+
+
+def _number(run: str | None) -> int | str | None:
+    return int(run) if run and run.isdigit() else run

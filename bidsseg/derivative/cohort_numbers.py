@@ -1,0 +1,293 @@
+"""The numbers of a cohort: volumes, fractions of the brain mask, asymmetry, outliers, and the runs that count."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from bidsseg.bids.names import build_name, with_extension
+from bidsseg.bids.particulars import Particulars
+from bidsseg.derivative.cohort import NOT_AVAILABLE, Absent, Cohort
+from bidsseg.derivative.outliers import FAR, FEWEST, robust_z
+from bidsseg.derivative.results import Result
+from bidsseg.errors import BidssegError
+from bidsseg.labels.protocol import read_protocol
+from bidsseg.labels.sides import LEFT, partners, side_of, without_side
+from bidsseg.settings import Runs
+
+OUTLIERS, CHECK, SELECTED = "outliers", "check", "selected"
+RULE = (
+    f"robust z score beyond {FAR} (distance from the median of the cohort, divided by 1.4826 times the median absolute "
+    f"deviation; in cohorts of at least {FEWEST} scans), of the fraction of the brain mask, and of the volume of the "
+    "brain mask itself"
+)
+
+
+@dataclass(frozen=True)
+class Region:
+    """A column of volumes: its name in tables, its full name, and its side (L, R or empty)."""
+
+    column: str
+    name: str
+    side: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A region that both sides have, with the positions of both among the columns of volumes."""
+
+    column: str
+    name: str
+    left: int
+    right: int
+
+
+@dataclass(frozen=True, eq=False)
+class Numbers:
+    """The numbers of the scans of a cohort that have a table of volumes.
+
+    Attributes:
+        results: one for each row, N.
+        regions: one for each column, C; the first is the brain mask.
+        volumes: counted voxels (mm³), shape (N, C), NaN where the table lacks the region.
+        soft: sums of probabilities (mm³), shape (N, C), NaN for the brain mask.
+        quality: shape (N,), NaN where unknown.
+        findings: codes of the findings of each scan.
+        selected: whether the run of the scan counts, booleans (N,).
+    """
+
+    results: list[Result]
+    regions: list[Region]
+    pairs: list[Pair]
+    volumes: np.ndarray
+    soft: np.ndarray
+    quality: np.ndarray
+    findings: list[list[str]]
+    selected: np.ndarray
+
+    @cached_property
+    def fractions(self) -> np.ndarray:
+        """Volumes as fractions of the brain mask, shape (N, C)."""
+        return _divided(self.volumes, self.volumes[:, :1])
+
+    @cached_property
+    def asymmetry(self) -> np.ndarray:
+        """(L − R) / ((L + R) / 2) of each pair, shape (N, P); NaN if both sides are empty."""
+        left = self.volumes[:, [pair.left for pair in self.pairs]]
+        right = self.volumes[:, [pair.right for pair in self.pairs]]
+        return _divided(left - right, (left + right) / 2)
+
+    @cached_property
+    def scores(self) -> np.ndarray:
+        """Robust z scores of the fractions, and of the volume of the brain mask (first column), shape (N, C)."""
+        values = np.concatenate([self.volumes[:, :1], self.fractions[:, 1:]], axis=1)
+        return robust_z(values, self.selected)
+
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """Row of each scan, by its key."""
+        return {result.key: row for row, result in enumerate(self.results)}
+
+    @cached_property
+    def low_quality(self) -> np.ndarray:
+        """Whether the quality of a scan is an outlier below the others, booleans (N,)."""
+        low: np.ndarray = robust_z(self.quality[:, None], self.selected)[:, 0] < -FAR
+        return low
+
+    def outliers(self, row: int) -> list[str]:
+        """Return the columns in which a scan is an outlier."""
+        return [self.regions[place].column for place in np.flatnonzero(np.abs(self.scores[row]) > FAR)]
+
+    def check(self, row: int) -> list[str]:
+        """Return the reasons to look at a scan."""
+        reasons = {
+            "findings": bool(self.findings[row]),
+            "quality": bool(self.low_quality[row]),
+            "outliers": bool(self.outliers(row)),
+        }
+        return [reason for reason, applies in reasons.items() if applies]
+
+
+def gather(cohort: Cohort, results: Sequence[Result], runs: Runs) -> Numbers:
+    """Return the numbers of a cohort; scans whose table of volumes cannot be read are left out.
+
+    Args:
+        results: results of the cohort, in natural order.
+        runs: the runs that count, see `chosen_runs`.
+    """
+    names = {name: place for place, name in enumerate(cohort.regions.values())}
+    readable, counted, soft = [], [], []
+    for result in results:
+        try:
+            table = result.volumes()
+        except (OSError, ValueError):  # reported when the table of the cohort is written
+            continue
+        rows = np.full((2, len(names)), np.nan)
+        for volume in table:
+            if (place := names.get(volume.name)) is not None:
+                rows[:, place] = volume.volume_mm3, np.nan if volume.soft_mm3 is None else volume.soft_mm3
+        readable.append(result)
+        counted.append(rows[0])
+        soft.append(rows[1])
+    regions, pairs = _regions(cohort, readable)
+    quality = np.array([np.nan if (q := result.quality()) is None else q for result in readable])
+    shape = len(readable), len(names)
+    return Numbers(
+        readable,
+        regions,
+        pairs,
+        volumes=np.array(counted).reshape(shape),
+        soft=np.array(soft).reshape(shape),
+        quality=quality.reshape(shape[0]),
+        findings=[result.findings() for result in readable],
+        selected=chosen_runs([result.source for result in readable], quality, runs),
+    )
+
+
+def chosen_runs(sources: Sequence[Mapping[str, str]], quality: np.ndarray, runs: Runs) -> np.ndarray:
+    """Return which scans count, among those whose entities are equal except for the run.
+
+    Args:
+        sources: entities of the scans, in natural order.
+        quality: shape (N,), NaN where unknown.
+        runs: ``all``; ``first``, the run with the lowest number; or ``best``, that with the highest quality, the first
+            of equal ones.
+
+    Returns:
+        Booleans, shape (N,).
+    """
+    chosen: dict[str, int] = {}
+    for row, source in enumerate(sources):
+        key = build_name({name: label for name, label in source.items() if name != "run"})
+        before = chosen.setdefault(key, row)
+        if runs == "best" and np.nan_to_num(quality[row], nan=-1.0) > np.nan_to_num(quality[before], nan=-1.0):
+            chosen[key] = row
+    counts = np.full(len(sources), runs == "all")
+    counts[list(chosen.values())] = True
+    return counts
+
+
+@dataclass(frozen=True, eq=False)
+class Flags:
+    """Columns that flag the scans to look at, and the runs that count unless all do."""
+
+    numbers: Numbers
+    runs: Runs
+
+    @property
+    def columns(self) -> dict[str, dict[str, Any]]:
+        """The columns with their entries in the data dictionary."""
+        described: dict[str, dict[str, Any]] = {
+            OUTLIERS: {"Description": f"Columns of volumes in which the scan is an outlier: {RULE}"},
+            CHECK: {
+                "Description": "Reasons to look at the scan, separated by blanks; n/a: none",
+                "Levels": {
+                    "status": "the scan has no result",
+                    "findings": "the scan or its result has findings",
+                    "quality": f"robust z score of the quality below -{FAR}",
+                    "outliers": "volumes are outliers",
+                },
+            },
+        }
+        if self.runs != "all":
+            rule = {"best": "highest quality", "first": "lowest number"}[self.runs]
+            described[SELECTED] = {
+                "Description": f"Whether the run counts in the other tables and in the rule of outliers: {rule} among "
+                "the scans with results whose other entities are equal",
+                "Levels": {"1": "the run counts", "0": "another run counts, or there is no result"},
+            }
+        return described
+
+    def cells(self, item: Result | Absent) -> dict[str, str]:
+        """Return the cells of a scan."""
+        row = self.numbers.rows.get(item.key)
+        selected = {SELECTED: str(int(row is not None and self.numbers.selected[row]))} if self.runs != "all" else {}
+        if row is None:
+            return {CHECK: "status", **selected}
+        return {
+            OUTLIERS: " ".join(self.numbers.outliers(row)) or NOT_AVAILABLE,
+            CHECK: " ".join(self.numbers.check(row)) or NOT_AVAILABLE,
+            **selected,
+        }
+
+
+class People:
+    """Columns with what the dataset says about participants and sessions."""
+
+    def __init__(self, particulars: Particulars, cohort: Cohort) -> None:
+        taken = {*cohort.data_dictionary(), *RESERVED}
+        self.particulars, self.names = particulars, particulars.columns(taken)
+
+    @property
+    def columns(self) -> dict[str, dict[str, Any]]:
+        """The columns with their entries in the data dictionary."""
+        return {name: self.particulars.description(*column) for column, name in self.names.items()}
+
+    def cells(self, item: Result | Absent) -> dict[str, str]:
+        """Return the cells of a scan."""
+        return {self.names[column]: cell for column, cell in self.particulars.cells(item.source).items()}
+
+
+LONG: dict[str, dict[str, Any]] = {
+    "region": {"Description": "Name of the region's column in the table of the cohort"},
+    "name": {"Description": "Name of the region"},
+    "hemisphere": {"Description": "Side of the region", "Levels": {"L": "left", "R": "right", "n/a": "midline"}},
+    "volume-mm3": {"Description": "Number of voxels times the volume of a voxel", "Units": "mm^3"},
+    "softvolume-mm3": {
+        "Description": "Sum of the probabilities of the region over all voxels times the volume of a voxel",
+        "Units": "mm^3",
+    },
+    "brainmask-fraction": {
+        "Description": "Volume divided by the volume of the brain mask (column ICV), which contains brain, ventricles "
+        "and the fluid around the brain that the model includes; it is not estimated from the skull or a registration"
+    },
+    "asymmetry": {"Description": "(L - R) / ((L + R) / 2) of the region and its partner; the same in both rows"},
+    "robust-z": {"Description": f"Robust z score; {RULE} is an outlier"},
+    "outlier": {"Description": f"Whether the region is an outlier: {RULE}", "Levels": {"1": "yes", "0": "no"}},
+}
+"""Columns of the long table that belong to a region, with their entries in the data dictionary."""
+RESERVED = {*LONG, OUTLIERS, CHECK, SELECTED, "Description"}
+"""Names that columns of the dataset cannot have in the tables of a cohort."""
+
+
+def _divided(values: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """Return quotients, NaN where the divisor is 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.where(by > 0, values / by, np.nan))
+
+
+def _regions(cohort: Cohort, results: Sequence[Result]) -> tuple[list[Region], list[Pair]]:
+    """Return the regions of the columns, and the pairs of regions, by the label map's table or else by their names."""
+    names, columns = list(cohort.regions.values()), list(cohort.regions)
+    sides, others = [side_of(name) for name in names], list(partners(names, [""] * len(names)))
+    for result in results[:1]:
+        try:
+            protocol, _ = read_protocol(with_extension(result.dseg, ".tsv"))
+        except BidssegError:
+            break
+        spoken = [region.name for region in protocol.regions]
+        if len(set(spoken)) == len(spoken):
+            known = {name: place for place, name in enumerate(spoken)}
+            sides = [protocol.hemispheres[known[name]] if name in known else "" for name in names]
+            others = [_other(protocol.sides[known[name]] if name in known else None, spoken, names) for name in names]
+    left = [
+        (place, other)
+        for place, (side, other) in enumerate(zip(sides, others, strict=True))
+        if side == LEFT and other is not None and other != place
+    ]
+    short = [without_side(columns[place]) for place, _ in left]
+    unique = len(set(short)) == len(short)
+    pairs = [
+        Pair(name if unique else columns[place], without_side(names[place]), place, other)
+        for name, (place, other) in zip(short, left, strict=True)
+    ]
+    return [Region(*each) for each in zip(columns, names, sides, strict=True)], pairs
+
+
+def _other(partner: int | None, spoken: Sequence[str], names: Sequence[str]) -> int | None:
+    """Return the column of a partner in a protocol; None if there is none."""
+    return names.index(spoken[partner]) if partner is not None and spoken[partner] in names else None

@@ -1,0 +1,133 @@
+"""A result as FreeSurfer's tools read it: a folder in a ``SUBJECTS_DIR``, and ``desc-aseg_dseg`` as fMRIPrep names it.
+
+Everything is made from the files in the output folder, so that finished scans can be exported as well.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from bidsseg import __version__
+from bidsseg.bids.names import with_extension
+from bidsseg.bids.outputs import aseg_path
+from bidsseg.derivative.aseg_stats import Segmented, aseg_stats, color_table
+from bidsseg.derivative.job import Job, remove
+from bidsseg.derivative.sidecar_keys import is_record, read_sidecar
+from bidsseg.derivative.sidecars import TOOL
+from bidsseg.derivative.volumes import count_voxels
+from bidsseg.errors import OutputNotWritable, UsageError
+from bidsseg.files import fingerprint, write_json_atomic, write_text_atomic
+from bidsseg.image.conformed import ConformedGrid, write_mgh
+from bidsseg.image.nifti import read_image, read_labels, write_labels
+from bidsseg.image.volume import Volume
+from bidsseg.labels.protocol import Protocol, load_protocol
+from bidsseg.models.card import Card, head_protocol
+from bidsseg.reading import object_or_empty
+
+WITH_VALUES = ("aseg", "FreeSurfer")
+"""Protocols with the values of FreeSurferColorLUT.txt, the preferred one first."""
+RECORD = Path("scripts/bidsseg.json")
+"""The file in the folder of a scan by which this program recognises its own folders."""
+STATS = Path("stats/aseg.stats")
+
+
+def values_of(card: Card) -> str:
+    """Return the protocol of a model that has FreeSurfer's values; UsageError if it has none."""
+    found = next((name for name in WITH_VALUES if name in card.protocols), None)
+    if found is None:
+        raise UsageError(
+            f"--freesurfer: the model {card.name} has none of the protocols {' and '.join(WITH_VALUES)}: choose one "
+            "that has, e.g. --model wholebrain"
+        )
+    return found
+
+
+def check_subjects(subjects_dir: Path, jobs: Iterable[Job]) -> None:
+    """Raise OutputNotWritable if the folder of a scan, or its ``desc-aseg`` label map, is of another program."""
+    for job in jobs:
+        folder = subjects_dir / job.scan.key
+        try:
+            foreign = os.path.lexists(folder) and any(folder.iterdir()) and not is_own(folder)
+        except OSError as error:
+            raise OutputNotWritable(f"{folder}: cannot be read: {error.strerror}; choose another folder") from error
+        if foreign:
+            raise OutputNotWritable(
+                f"{folder} exists and was not written by {TOOL}: choose another folder for --freesurfer"
+            )
+        path = job.output_dir / aseg_path(job.scan)
+        if os.path.lexists(path) and not is_record(read_sidecar(with_extension(path, ".json"))):
+            raise OutputNotWritable(f"{path} exists and was not written by {TOOL}: choose another OUTPUT_DIR")
+
+
+def is_own(folder: Path) -> bool:
+    """Return whether the folder of a scan was written by this program."""
+    return _record(folder).get("Name") == TOOL
+
+
+def is_exported(job: Job, subjects_dir: Path) -> bool:
+    """Return whether the folder of a scan is complete and of the present label map."""
+    folder = subjects_dir / job.scan.key
+    source = job.output_dir / job.paths.dseg[values_of(job.card)]
+    complete = (folder / STATS).is_file() and (job.output_dir / aseg_path(job.scan)).is_file()
+    return complete and _record(folder).get("LabelMap") == fingerprint(source) != ""
+
+
+def export(job: Job, subjects_dir: Path) -> None:
+    """Write the folder of a finished scan, and its label map with FreeSurfer's names.
+
+    Raises:
+        InputMissing, DataError: the T1w or a file of the result cannot be read.
+        OutputNotWritable, IOFailure: the files cannot be written.
+    """
+    own = values_of(job.card)
+    folder, source = subjects_dir / job.scan.key, job.output_dir / job.paths.dseg[own]
+    remove([folder / STATS])  # written last: an export without it is repeated
+    labels = read_labels(source)
+    protocol = _named(head_protocol(job.card, own))
+    _write_aseg(job, labels, protocol, record=with_extension(source, ".json"))
+
+    about = {"Name": TOOL, "Version": __version__, "Model": job.card.name, "Protocol": own}
+    write_json_atomic(folder / RECORD, {**about, "LabelMap": fingerprint(source)})
+    t1w, _ = read_image(job.scan.t1w)
+    brain = read_labels(job.output_dir / job.paths.brain)
+    grid = ConformedGrid.of(t1w)
+    aseg, orig = grid.labels(labels), grid.intensities(t1w)
+    write_mgh(folder / "mri/orig.mgz", orig, grid.affine)
+    write_mgh(folder / "mri/brainmask.mgz", orig * (grid.labels(brain) > 0), grid.affine)
+    write_mgh(folder / "mri/aseg.mgz", aseg, grid.affine)
+    write_text_atomic(folder / "label/aseg.ctab", color_table(protocol))
+    voxel = labels.voxel_volume_mm3
+    counts = count_voxels(labels.data, max(protocol.indices) + 1)
+    volumes = {region.index: float(counts[region.index]) * voxel for region in protocol.regions}
+    mask_mm3 = float((brain.data > 0).sum()) * voxel
+    write_text_atomic(
+        folder / STATS, aseg_stats(Segmented(job.scan.key, volumes, mask_mm3, aseg, orig, protocol=protocol))
+    )
+
+
+def _write_aseg(job: Job, labels: Volume, protocol: Protocol, *, record: Path) -> None:
+    """Write the label map with its table; its sidecar first, by which a later run recognises the files."""
+    path = job.output_dir / aseg_path(job.scan)
+    text = "Label map with the values and names of FreeSurfer's aseg"
+    write_json_atomic(with_extension(path, ".json"), {**read_sidecar(record), "Description": text})
+    write_labels(path, labels.data, labels)
+    write_text_atomic(with_extension(path, ".tsv"), protocol.to_tsv())
+
+
+def _named(protocol: Protocol) -> Protocol:
+    """Return a protocol with the names and colours of FreeSurfer for the same values."""
+    known = {region.index: region for region in load_protocol("aseg").regions}
+    regions = (
+        replace(region, abbreviation=known[region.index].abbreviation, color=known[region.index].color)
+        if region.index in known
+        else region
+        for region in protocol.regions
+    )
+    return Protocol("aseg", tuple(regions))
+
+
+def _record(folder: Path) -> dict[str, object]:
+    return object_or_empty(folder / RECORD)

@@ -1,0 +1,188 @@
+"""Values of another image in every region of a scan, from the files in the output folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.affines import apply_affine
+
+from bidsseg.bids.measured import find_measured
+from bidsseg.bids.names import parse_name, with_extension
+from bidsseg.bids.outputs import measure_path
+from bidsseg.bids.scan import Image
+from bidsseg.derivative.job import Job
+from bidsseg.derivative.results import Result
+from bidsseg.derivative.sidecar_keys import fingerprints, is_record, read_sidecar
+from bidsseg.derivative.sidecars import TOOL, bids_uri
+from bidsseg.derivative.volumes import INTRACRANIAL
+from bidsseg.errors import BidssegError, OutputNotWritable
+from bidsseg.files import fingerprint, write_json_atomic, write_table
+from bidsseg.image.nifti import read_image, read_labels
+from bidsseg.image.volume import Volume
+from bidsseg.labels.protocol import Protocol
+from bidsseg.models.card import head_protocol
+from bidsseg.reading import read_table
+from bidsseg.registration.align import align
+
+STATISTICS: dict[str, str] = {
+    "mean": "Mean of the values in the voxels of the region",
+    "median": "Median of the values in the voxels of the region",
+    "sd": "Standard deviation of the values in the voxels of the region (of a sample: N - 1)",
+    "voxels": "Number of voxels of the region in which the image has a value",
+}
+"""Columns of values, with their descriptions."""
+INVALID = {"NAN_VALUES", "HUGE_VALUES"}
+"""Findings of images with voxels whose values were replaced."""
+T1W_SPACE = "T1w"
+"""Label of ``space-`` of an image that was already moved to the T1w."""
+
+
+def measure(job: Job, name: str, where: str | Path) -> None:
+    """Write the values of an image in the regions of a finished scan, unless this was done before.
+
+    Args:
+        name: name of the measure.
+        where: see ``find_measured``.
+
+    Raises:
+        InputMissing, DataError: the image is missing, cannot be read or does not overlap the T1w.
+        UsageError: SimpleITK is needed and not installed.
+        OutputNotWritable, IOFailure: the tables cannot be written, or a file is of another program.
+    """
+    image = find_measured(job.scan.entities, name, where, bids_dir=job.bids_dir)
+    tables = {
+        protocol: job.output_dir / measure_path(job.scan, job.card.name, protocol, measure=name)
+        for protocol in job.paths.dseg
+    }
+    made_of = {protocol: _made_of(job, protocol, image) for protocol in tables}
+    records = {protocol: read_sidecar(with_extension(path, ".json")) for protocol, path in tables.items()}
+    for protocol, path in tables.items():
+        if path.exists() and not is_record(records[protocol]):
+            raise OutputNotWritable(f"{path} exists and was not written by {TOOL}: choose another OUTPUT_DIR")
+    if all(fingerprints(records[p]) == made_of[p] and tables[p].is_file() for p in tables):
+        return
+    brain = read_labels(job.output_dir / job.paths.brain)
+    labels = {protocol: read_labels(job.output_dir / path).data for protocol, path in job.paths.dseg.items()}
+    inside = np.logical_or.reduce([brain.data > 0, *(each > 0 for each in labels.values())])
+    values, note = sampled(image, job.scan.t1w, inside)
+    for protocol, path in tables.items():
+        rows = list(
+            _rows(head_protocol(job.card, protocol), values, labels=labels[protocol][inside], brain=brain.data[inside])
+        )
+        record: dict[str, Any] = dict(read_sidecar(with_extension(job.output_dir / job.paths.dseg[protocol], ".json")))
+        kept: dict[str, Any] = {key: record[key] for key in ("Models", "SoftwareVersion") if key in record}
+        # Before and after the table: a killed run leaves neither a table without a record nor one that looks finished.
+        content = {**_sidecar(name, protocol, address=_address(image.path, job.bids_dir), note=note), **kept}
+        write_json_atomic(with_extension(path, ".json"), {**content, "InputFingerprints": []})
+        write_table(path, _frame(rows), float_format="%.6g")
+        write_json_atomic(with_extension(path, ".json"), {**content, "InputFingerprints": made_of[protocol]})
+
+
+def sampled(image: Image, t1w: Path, inside: np.ndarray) -> tuple[np.ndarray, str]:
+    """Return the values of an image in voxels of a T1w, and how it was brought there.
+
+    An image on another grid is aligned rigidly, unless ``space-T1w`` in its name says that it is in place.
+
+    Args:
+        inside: booleans on the grid of the T1w, (X, Y, Z).
+
+    Returns:
+        Values (V,) in the order of the voxels of inside, float32, linearly interpolated; NaN outside of the image and
+        where its value is not a number.
+    """
+    fixed, _ = read_image(t1w)
+    moving, findings = read_image(image.path)
+    motion, note = np.eye(4), "on the grid of the T1w"
+    same = moving.on_grid_of(fixed)
+    if not same and image.entities.get("space") == T1W_SPACE:
+        note = "on another grid in the space of the T1w; linearly interpolated"
+    elif not same:
+        _, moved = align(moving, fixed)
+        if moved is not None:
+            motion, note = moved.matrix, f"{moved} to match the T1w; linearly interpolated"
+    data = moving.data
+    if INVALID & {finding.code for finding in findings}:
+        stored = np.asarray(nib.Nifti1Image.from_filename(image.path).dataobj, np.float32).reshape(data.shape)
+        data = np.where(np.isfinite(stored), data, np.float32(np.nan))
+    return (data[inside] if same else _interpolated(Volume(data, moving.affine), fixed, inside, motion=motion)), note
+
+
+def read_measures(result: Result) -> dict[str, dict[str, dict[str, str]]]:
+    """Return the statistics of a result by measure and by the full name of the region."""
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    own = {**result.source, "segmentation": result.protocol, "desc": result.model}
+    for path in sorted(result.path.parent.glob("sub-*_stats.tsv")):
+        parsed = parse_name(path.name)
+        if parsed is None or "meas" not in parsed[0] or not fingerprints(read_sidecar(with_extension(path, ".json"))):
+            continue
+        name = parsed[0].pop("meas")
+        if parsed[0] == own:
+            try:
+                rows = read_table(path)
+                found[name] = {row["name"]: {column: row[column] for column in STATISTICS} for row in rows}
+            except (BidssegError, KeyError):  # as if it had not been measured
+                continue
+    return found
+
+
+def _interpolated(image: Volume, fixed: Volume, inside: np.ndarray, *, motion: np.ndarray) -> np.ndarray:
+    from scipy.ndimage import map_coordinates
+
+    to_voxel = np.linalg.inv(image.affine) @ np.linalg.inv(motion) @ fixed.affine
+    places = apply_affine(to_voxel, np.argwhere(inside)).T
+    values: np.ndarray = map_coordinates(image.data, places, order=1, mode="constant", cval=np.nan, prefilter=False)
+    return values
+
+
+def _rows(
+    protocol: Protocol, values: np.ndarray, *, labels: np.ndarray, brain: np.ndarray
+) -> Iterator[tuple[Any, ...]]:
+    """Yield the row of each region, and of the brain mask; the arrays have one entry for each voxel."""
+    order = np.argsort(labels, kind="stable")
+    ordered, sorted_values = labels[order], values[order]
+    for region in protocol.regions:
+        if region.index != 0:
+            begin, end = np.searchsorted(ordered, [region.index, region.index + 1])
+            yield region.index, region.name, region.abbreviation, *_statistics(sorted_values[begin:end])
+    yield None, INTRACRANIAL, "ICV", *_statistics(values[brain > 0])
+
+
+def _statistics(values: np.ndarray) -> tuple[float, float, float, int]:
+    """Return mean, median, standard deviation and number of the finite values."""
+    known = values[np.isfinite(values)].astype(np.float64)
+    if not known.size:
+        return np.nan, np.nan, np.nan, 0
+    deviation = float(known.std(ddof=1)) if known.size > 1 else np.nan
+    return float(known.mean()), float(np.median(known)), deviation, known.size
+
+
+def _frame(rows: list[tuple[Any, ...]]) -> Any:
+    import pandas as pd
+
+    table = pd.DataFrame(rows, columns=["index", "name", "abbreviation", *STATISTICS])
+    return table.astype({"index": "Int64", "voxels": "int64"})
+
+
+def _sidecar(name: str, protocol: str, *, address: str, note: str) -> Mapping[str, Any]:
+    return {
+        "Description": f"Values of {name} in the regions of the {protocol} protocol and in the brain mask",
+        "Sources": [address],
+        "Alignment": note,
+        "index": {"Description": "Value of the region in the label map; n/a for the brain mask"},
+        "name": {"Description": f"Name of the region; '{INTRACRANIAL}' is the brain mask"},
+        "abbreviation": {"Description": "Short name of the region"},
+        **{column: {"Description": text} for column, text in STATISTICS.items()},
+    }
+
+
+def _address(path: Path, bids_dir: Path) -> str:
+    return bids_uri(path, bids_dir) if path.is_relative_to(bids_dir) else path.absolute().as_uri()
+
+
+def _made_of(job: Job, protocol: str, image: Image) -> list[str]:
+    """Return the checksums of the measured image and of the label map."""
+    return [fingerprint(image.path), fingerprint(job.output_dir / job.paths.dseg[protocol])]

@@ -1,0 +1,243 @@
+"""The tables of a cohort: what the dataset says about people, fractions, asymmetry, outliers and runs."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from recording_console import RecordingConsole
+from trees import MODEL, add_result
+
+from bidsseg.derivative.cohort_numbers import chosen_runs
+from bidsseg.derivative.outliers import FEWEST, robust_z
+from bidsseg.levels.group import group_level
+from bidsseg.settings import Settings
+
+ICV_MM3 = 120.0
+"""Volume of the brain mask of a result with 30 voxels of grey matter, of 60 voxels of 2 mm³."""
+
+
+def table(output: Path, kind: str = "morph", protocol: str = "FAST") -> list[dict[str, str]]:
+    path = output / f"group_seg-{protocol}_desc-{MODEL}_{kind}.tsv"
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream, delimiter="\t"))
+
+
+def dictionary(output: Path, kind: str = "morph") -> dict[str, dict[str, object]]:
+    return dict(json.loads((output / f"group_seg-FAST_desc-{MODEL}_{kind}.json").read_text()))
+
+
+def run(bids: Path, output: Path, **settings: object) -> RecordingConsole:
+    console = RecordingConsole()
+    group_level(Settings(bids, output, report=console, **settings))  # type: ignore[arg-type]
+    return console
+
+
+@pytest.fixture
+def bids(tmp_path: Path) -> Path:
+    folder = tmp_path / "bids"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder
+
+
+# -- participants and sessions -----------------------------------------------------------------------------------------
+
+
+def test_every_column_of_the_participants_is_joined_and_described(bids: Path, output: Path) -> None:
+    table_text = "participant_id\tage\tsex\tstatus\tGM\r\nsub-02\t41\tF\tpatient\tyes\r\n01\t\tM\tcontrol\tno\r\n"
+    (bids / "participants.tsv").write_bytes(b"\xef\xbb\xbf" + table_text.encode())
+    (bids / "participants.json").write_text('{"age": {"Description": "Age at the scan", "Units": "years"}}')
+    for label in ("01", "02", "03"):
+        add_result(output, {"subject": label})
+    console = run(bids, output)
+    rows, columns = table(output), dictionary(output)
+    new = ["age", "sex", "participant_status", "participant_GM"]
+    assert list(rows[0])[-4:] == new and set(rows[0]) <= set(columns)
+    assert [[row[name] for name in new] for row in rows] == [
+        ["n/a", "M", "control", "no"],
+        ["41", "F", "patient", "yes"],
+        ["n/a", "n/a", "n/a", "n/a"],
+    ]
+    assert rows[1]["status"] == "done" and rows[1]["GM"] == "60"
+    assert columns["age"] == {"Description": "Age at the scan", "Units": "years"}
+    assert any("no row for sub-03" in warning for warning in console.warnings)
+
+
+def test_sessions_have_their_own_rows(bids: Path, output: Path) -> None:
+    (bids / "participants.tsv").write_text("participant_id\tage\nsub-01\t40\n")
+    (bids / "sub-01").mkdir()
+    (bids / "sub-01" / "sub-01_sessions.tsv").write_text(
+        "session_id\tacq_time\tage\nses-a\t2020-01-01\t40\nb\t2021-02-01\t41\n"
+    )
+    for session in ("a", "b", "c"):
+        add_result(output, {"subject": "01", "session": session})
+    run(bids, output)
+    cells = [(row["age"], row["acq_time"], row["session_age"]) for row in table(output)]
+    assert cells == [("40", "2020-01-01", "40"), ("40", "2021-02-01", "41"), ("40", "n/a", "n/a")]
+
+
+def test_participants_with_a_row_for_each_session(bids: Path, output: Path) -> None:
+    (bids / "participants.tsv").write_text("participant_id\tsession_id\tscore\nsub-01\tses-1\t5\nsub-01\tses-2\t7\n")
+    for session in ("1", "2"):
+        add_result(output, {"subject": "01", "session": session})
+    run(bids, output)
+    assert [row["score"] for row in table(output)] == ["5", "7"]
+
+
+@pytest.mark.parametrize("content", ["name\tage\nsub-01\t3\n", "\0\0", ""])
+def test_an_unusable_table_is_a_warning(bids: Path, output: Path, content: str) -> None:
+    (bids / "participants.tsv").write_text(content)
+    add_result(output, {"subject": "01"})
+    console = run(bids, output)
+    assert [row["status"] for row in table(output)] == ["done"]
+    assert any("participants.tsv" in warning for warning in console.warnings) == bool(content)
+
+
+# -- fractions, asymmetry, soft volumes --------------------------------------------------------------------------------
+
+
+def test_fractions_are_of_the_brain_mask(bids: Path, output: Path) -> None:
+    add_result(output, {"subject": "01"})
+    run(bids, output)
+    (row,) = table(output, "fraction")
+    assert [float(row[name]) for name in ("CSF", "GM", "WM")] == pytest.approx(
+        [20 / ICV_MM3, 60 / ICV_MM3, 40 / ICV_MM3], abs=1e-7
+    )
+    assert "brain mask" in str(dictionary(output, "fraction")["GM"]["Description"])
+    (row,) = table(output, "softvolume")
+    assert [row[name] for name in ("CSF", "GM", "WM")] == ["0", "0", "0"]
+
+
+def test_asymmetry_is_of_paired_regions(bids: Path, output: Path) -> None:
+    add_result(output, {"subject": "01"}, protocols=("FreeSurfer",))
+    path = output / f"sub-01/anat/sub-01_seg-FreeSurfer_desc-{MODEL}_morph.tsv"
+    lines = path.read_text().splitlines()
+    volumes = {"Left Hippocampus": 330, "Right Hippocampus": 270}
+    cells = [line.split("\t") for line in lines]
+    path.write_text("\n".join("\t".join([*c[:4], str(volumes.get(c[1], c[4])), *c[5:]]) for c in cells) + "\n")
+    run(bids, output, long=True)
+    (row,) = table(output, "asymmetry", "FreeSurfer")
+    assert float(row["HIP"]) == pytest.approx((330 - 270) / 300)
+    assert "BS" not in row and row["AMY"] == "n/a", "no midline; no value where both sides are empty"
+    assert float(row["CWM"]) == 2.0, "the left side alone"
+    found = {row["region"]: row for row in table(output, "long", "FreeSurfer")}
+    assert found["L-HIP"]["asymmetry"] == found["R-HIP"]["asymmetry"] == row["HIP"]
+    assert [found[name]["hemisphere"] for name in ("L-HIP", "R-HIP", "BS")] == ["L", "R", "n/a"]
+    assert found["BS"]["asymmetry"] == "n/a"
+
+
+def test_the_long_table_has_a_row_for_each_scan_and_region(bids: Path, output: Path) -> None:
+    (bids / "participants.tsv").write_text("participant_id\tage\nsub-01\t40\nsub-02\t50\n")
+    for label in ("01", "02"):
+        add_result(output, {"subject": label}, 30 * int(label))
+    run(bids, output, long=True)
+    rows = table(output, "long")
+    assert set(rows[0]) <= set(dictionary(output, "long"))
+    assert [(row["participant_id"], row["region"]) for row in rows] == [
+        (f"sub-{label}", region) for label in ("01", "02") for region in ("ICV", "CSF", "GM", "WM")
+    ]
+    assert [row["volume-mm3"] for row in rows if row["region"] == "GM"] == ["60", "120"]
+    assert {row["age"] for row in rows if row["participant_id"] == "sub-02"} == {"50"}
+    assert rows[0]["brainmask-fraction"] == "1" and rows[0]["softvolume-mm3"] == "n/a"
+
+
+def test_without_the_flag_there_is_no_long_table(bids: Path, output: Path) -> None:
+    add_result(output, {"subject": "01"})
+    run(bids, output)
+    assert not list(output.glob("*_long.*"))
+    run(bids, output, long=True)
+    add_result(output, {"subject": "02"})
+    run(bids, output)
+    assert {row["participant_id"] for row in table(output, "long")} == {"sub-01", "sub-02"}, "it is kept up to date"
+
+
+# -- what to look at ---------------------------------------------------------------------------------------------------
+
+
+def test_the_outlier_is_flagged(bids: Path, output: Path) -> None:
+    grey = {f"{number:02}": 100 + number for number in range(1, FEWEST + 3)}
+    for label, voxels in {**grey, "77": 300}.items():
+        add_result(output, {"subject": label}, voxels)
+    run(bids, output, long=True)
+    rows = {row["participant_id"]: row for row in table(output)}
+    odd = rows.pop("sub-77")
+    assert set(odd["outliers"].split()) == {"ICV", "CSF", "GM", "WM"} and odd["check"] == "outliers"
+    assert {(row["outliers"], row["check"]) for row in rows.values()} == {("n/a", "n/a")}
+    long = [row for row in table(output, "long") if row["outlier"] == "1"]
+    assert {row["participant_id"] for row in long} == {"sub-77"} and len(long) == 4
+    assert abs(float(long[0]["robust-z"])) > 3.5
+    assert "3.5" in str(dictionary(output)["outliers"]["Description"])
+
+
+def test_low_quality_and_findings_are_reasons_to_look(bids: Path, output: Path) -> None:
+    for number in range(FEWEST + 2):
+        add_result(output, {"subject": f"{number:02}"}, quality=0.9 + number / 1000)
+    add_result(output, {"subject": "77"}, quality=0.5)
+    sidecar = output / f"sub-03/anat/sub-03_seg-FAST_desc-{MODEL}_dseg.json"
+    sidecar.write_text(json.dumps({"Quality": 0.9, "ResultFindings": ["SIDES_UNEQUAL: ..."]}))
+    run(bids, output)
+    check = {row["participant_id"]: row["check"] for row in table(output) if row["check"] != "n/a"}
+    assert check == {"sub-03": "findings", "sub-77": "quality"}
+
+
+def test_few_scans_have_no_outliers(bids: Path, output: Path) -> None:
+    for label, voxels in (("01", 30), ("02", 31), ("03", 300)):
+        add_result(output, {"subject": label}, voxels)
+    run(bids, output)
+    assert {row["outliers"] for row in table(output)} == {"n/a"}
+
+
+def test_scores_agree_with_their_definition() -> None:
+    values = np.random.default_rng(0).normal(5, 2, (400, 2))
+    values[:, 1] = 1.0
+    values[0] = 25.0, 9.0
+    found = robust_z(values, np.full(400, True))
+    away = np.abs(values[:, 0] - np.median(values[:, 0]))
+    np.testing.assert_allclose(found[0, 0], away[0] / (1.4826 * np.median(away)), rtol=1e-4)
+    assert np.std(found[1:, 0]) == pytest.approx(1, abs=0.1)
+    assert found[0, 1] > 100 and (found[1:, 1] <= 0).all(), "more than half are equal"
+    few = np.arange(400) < FEWEST - 1
+    assert np.isnan(robust_z(values, few)).all()
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_best_run_counts_and_all_are_listed(bids: Path, output: Path) -> None:
+    for run_label, quality in (("1", 0.8), ("2", 0.9), ("10", 0.85)):
+        add_result(output, {"subject": "01", "run": run_label}, quality=quality)
+    add_result(output, {"subject": "02"}, quality=0.7)
+    run(bids, output, runs="best", long=True)
+    rows = table(output)
+    assert [(row["participant_id"], row["run_id"], row["selected"]) for row in rows] == [
+        ("sub-01", "run-1", "0"), ("sub-01", "run-2", "1"), ("sub-01", "run-10", "0"), ("sub-02", "n/a", "1"),
+    ]  # fmt: skip
+    for kind in ("fraction", "softvolume", "long"):
+        assert {row["run_id"] for row in table(output, kind)} == {"run-2", "n/a"}, kind
+    assert "highest quality" in str(dictionary(output)["selected"]["Description"])
+    run(bids, output, runs="first")
+    assert [row["selected"] for row in table(output)] == ["1", "0", "0", "1"]
+    run(bids, output)
+    assert "selected" not in table(output)[0] and len(table(output, "fraction")) == 4
+
+
+def test_runs_of_other_acquisitions_are_chosen_apart() -> None:
+    sources = [
+        {"subject": "01", "acquisition": "a", "run": "1"},
+        {"subject": "01", "acquisition": "a", "run": "2"},
+        {"subject": "01", "acquisition": "b", "run": "1"},
+        {"subject": "02", "run": "1"},
+        {"subject": "02", "run": "2"},
+    ]
+    quality = np.array([0.5, 0.5, np.nan, np.nan, 0.1])
+    assert chosen_runs(sources, quality, "best").tolist() == [True, False, True, False, True]
+    assert chosen_runs(sources, quality, "first").tolist() == [True, False, True, True, False]
+    assert chosen_runs(sources, quality, "all").all()
