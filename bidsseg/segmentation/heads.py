@@ -22,6 +22,7 @@ from bidsseg.image.resampling import hat_weights, linearly, resample
 from bidsseg.image.volume import Volume
 from bidsseg.labels import load_protocol, load_relation
 from bidsseg.models.library import Model
+from bidsseg.segmentation.expected_dice import calibrated, estimated
 from bidsseg.segmentation.features import Features
 from bidsseg.segmentation.masks import largest_piece, shrunk, without_bridges
 from bidsseg.segmentation.result import Probabilities, Segmentation
@@ -63,6 +64,10 @@ class HeadOutput:
             np.zeros((count, len(indices)), np.float16) if probabilities else None,
             np.zeros(count, np.float32) if entropy else None,
         )
+
+    def expected_dice(self, calibration: Sequence[float]) -> np.ndarray:
+        """Return the Dice (R,) that the labels are expected to have with a reference, see ``expected_dice.py``."""
+        return calibrated(estimated(self.labels, self.certainty, self.soft, indices=self.indices), calibration)
 
     def put(self, start: int, logits: Tensor) -> None:
         """Store the result of logits (N, R), which are overwritten, at N voxels from a start."""
@@ -133,8 +138,8 @@ def read_heads(
     kept = brain.reshape(-1)[place.voxels]
     for output in outputs.values():
         output.labels[~kept] = 0
-    quality = outputs[names[0]].certainty[kept] if names else chance[brain]
-    return answer(outputs, place, model, brain=place.native(brain), quality=float(quality.mean(dtype=np.float64)))
+    certainty = outputs[names[0]].certainty[kept] if names else chance[brain]
+    return answer(outputs, place, model, brain=place.native(brain), certainty=float(certainty.mean(dtype=np.float64)))
 
 
 def brain_of_labels(labelled: np.ndarray, near: np.ndarray, model: Model, *, spacing: np.ndarray) -> np.ndarray:
@@ -192,20 +197,28 @@ class Place:
 
 
 def answer(
-    outputs: Mapping[str, HeadOutput], place: Place, model: Model, *, brain: np.ndarray, quality: float
+    outputs: Mapping[str, HeadOutput], place: Place, model: Model, *, brain: np.ndarray, certainty: float
 ) -> Segmentation:
-    """Return the segmentation on the grid of the scan, for the protocols that the model writes."""
+    """Return the segmentation on the grid of the scan, for the protocols that the model writes.
+
+    Args:
+        certainty: mean probability of the chosen region, the quality if the model has no calibration.
+    """
     volume, lesion = place.volume, None
     if model.card.lesion is not None:
         found = np.isin(outputs[model.card.lesion].labels, model.heads[model.card.lesion].lesions)
         lesion = place.native(place.filled(found))
     written = {name: output for name, output in outputs.items() if name in model.card.protocols}
+    calibrations = model.card.expected_dice
+    expected = {name: written[name].expected_dice(calibrations[name]) for name in written if name in calibrations}
+    means = [float(np.nanmean(dice)) for dice in expected.values() if np.isfinite(dice).any()]
     return Segmentation(
         labels={name: place.native(place.filled(output.labels)) for name, output in written.items()},
         soft_mm3={name: output.soft * volume.voxel_volume_mm3 for name, output in written.items()},
         brain=brain,
         lesion=lesion,
-        quality=quality,
+        quality=means[0] if means else certainty,
+        expected_dice=expected,
         probabilities={
             name: Probabilities(volume.shape, volume.affine, place.positions, output.probabilities)
             for name, output in written.items()
