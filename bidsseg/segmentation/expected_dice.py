@@ -47,7 +47,7 @@ def calibrate(estimate: np.ndarray, dice: np.ndarray) -> tuple[float, float]:
     """Return the offset and slope of the least mean absolute difference from the Dice (N,) of held-out regions."""
 
     def difference(calibration: np.ndarray) -> float:
-        return float(np.abs(calibrated(estimate, calibration) - dice).mean())
+        return float(np.abs(calibrated(estimate, (calibration[0], calibration[1])) - dice).mean())
 
     offset, slope = minimize(difference, [0.0, 1.0], method="Nelder-Mead").x
     return round(float(offset), 3), round(float(slope), 3)
