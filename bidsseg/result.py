@@ -42,7 +42,7 @@ class Result:
 
     @property
     def quality(self) -> float:
-        """Mean probability of the chosen region over the brain, 0 to 1."""
+        """Expected mean Dice of the first protocol, 0 to 1; see ``Segmentation.quality``."""
         return self._segmentation.quality
 
     @property
@@ -100,7 +100,7 @@ class Result:
     def volumes(self, protocol: str) -> pd.DataFrame:
         """Return the volumes of the regions of a protocol, with the intracranial volume in the last row.
 
-        Columns index, name, abbreviation, voxels, volume-mm3, softvolume-mm3, as in ``morph.tsv``.
+        Columns index, name, abbreviation, voxels, volume-mm3, softvolume-mm3, expected-dice, as in ``morph.tsv``.
 
         Raises:
             UsageError: the model has no such protocol.
@@ -110,7 +110,12 @@ class Result:
         found, voxel_mm3 = self._segmentation, self._t1w.voxel_volume_mm3
         labels = found.labels[self._known(protocol)]
         return volume_table(
-            self.model.heads[protocol], labels, found.soft_mm3[protocol], voxel_volume_mm3=voxel_mm3, brain=found.brain
+            self.model.heads[protocol],
+            labels,
+            found.soft_mm3[protocol],
+            voxel_volume_mm3=voxel_mm3,
+            brain=found.brain,
+            expected_dice=found.expected_dice.get(protocol),
         )
 
     def probability(self, protocol: str, index: int) -> nib.Nifti1Image:

@@ -174,8 +174,8 @@ def corrected(
 ) -> Segmentation:
     """Return a segmentation with corrected label maps and masks in the place of the model's.
 
-    There are no probabilities of a corrected label map, so that its soft volumes are NaN. Requested probabilities and
-    uncertainty remain the model's. A lesion mask follows from the corrected label map of the head with lesions.
+    There are no probabilities of a corrected label map, so that its soft volumes are NaN and no Dice is expected.
+    Requested probabilities and uncertainty remain the model's. A lesion mask follows from the corrected label map of the head with lesions.
     Findings about volumes are those of the corrected label maps.
 
     Args:
@@ -198,6 +198,7 @@ def corrected(
         soft_mm3={**result.soft_mm3, **counted},
         brain=new.get(BRAIN, result.brain),
         lesion=lesion,
+        expected_dice={name: values for name, values in result.expected_dice.items() if name not in new},
         quality=float("nan") if maps and maps.keys() <= new.keys() else result.quality,
         notes=[*result.notes, *(_note(name, files[name], is_new=name in new) for name in labels)],
         findings=[finding for finding in result.findings if finding.code not in CODES],

@@ -193,6 +193,7 @@ class Job:
                 result.soft_mm3[name],
                 voxel_volume_mm3=t1w.voxel_volume_mm3,
                 brain=result.brain,
+                expected_dice=result.expected_dice.get(name),
             )
             write_table(self._place(places.morph[name]), table)
             self._sidecar(places.morph[name], sidecars.morph_sidecar(name, origins[name], origins[BRAIN]))

@@ -63,7 +63,7 @@ class Result:
         return names[0] if names and names[0] and self.model.endswith(names[0]) else self.model
 
     def quality(self) -> float | None:
-        """Return the mean confidence of the network in the brain, 0 to 1; None if the sidecar lacks it."""
+        """Return the quality, 0 to 1, see ``Segmentation.quality``; None if the sidecar lacks it."""
         return sidecar_keys.quality(self.sidecar())
 
     def findings(self) -> list[str]:
@@ -76,7 +76,13 @@ class Result:
         try:
             rows = read_table(self.path)
             volumes = [
-                Volume(row["name"], row["abbreviation"], float(row["volume-mm3"]), _number(row["softvolume-mm3"]))
+                Volume(
+                    row["name"],
+                    row["abbreviation"],
+                    float(row["volume-mm3"]),
+                    _number(row["softvolume-mm3"]),
+                    _number(row.get("expected-dice", "")),
+                )
                 for row in rows
             ]
         except (KeyError, BidssegError) as error:
@@ -94,6 +100,7 @@ class Volume:
     abbreviation: str
     volume_mm3: float
     soft_mm3: float | None
+    expected_dice: float | None = None
 
     @property
     def is_intracranial(self) -> bool:

@@ -131,7 +131,7 @@ def software_version(sidecar: Sidecar, unknown: str) -> str:
 
 
 def quality(sidecar: Sidecar) -> float | None:
-    """Return the mean confidence of the network in the brain, 0 to 1; None if it is not recorded."""
+    """Return the quality, 0 to 1, see ``Segmentation.quality``; None if it is not recorded."""
     value: Any = sidecar.get("Quality")
     return float(value) if isinstance(value, int | float) else None
 

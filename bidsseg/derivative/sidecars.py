@@ -174,6 +174,11 @@ def models_used(cards: Iterable[Card]) -> list[ModelUsed]:
     return [{"Name": card.name, "SHA256": card.sha256} for card in cards]
 
 
+QUALITY = (
+    "Expected mean Dice over the regions of the first protocol of the model, from 0 to 1; if the model is not "
+    "calibrated, mean probability of the chosen region in the brain"
+)
+
 # -- of tables ---------------------------------------------------------------------------------------------------------
 
 VOLUMES = {
@@ -185,6 +190,10 @@ VOLUMES = {
     "softvolume-mm3": {
         "Description": "Sum of the probabilities of the region over all voxels times the volume of a voxel",
         "Units": "mm^3",
+    },
+    "expected-dice": {
+        "Description": "Dice that the region is expected to have with a manual label map, from the probabilities of "
+        "the network; calibrated on scans that it was not trained on"
     },
 }
 NO_SOFT_VOLUME = {

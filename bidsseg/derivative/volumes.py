@@ -16,7 +16,13 @@ INTRACRANIAL = "intracranial volume"
 
 
 def volume_table(
-    protocol: Protocol, labels: np.ndarray, soft_mm3: np.ndarray, *, voxel_volume_mm3: float, brain: np.ndarray
+    protocol: Protocol,
+    labels: np.ndarray,
+    soft_mm3: np.ndarray,
+    *,
+    voxel_volume_mm3: float,
+    brain: np.ndarray,
+    expected_dice: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """Return one row for each region except the background, then one for the intracranial volume.
 
@@ -26,23 +32,25 @@ def volume_table(
             region of the protocol including the background. A voxel shared by two regions counts partly
             for each, so that this volume changes less than the hard volume when the grid moves.
         brain: brain mask, shape (X, Y, Z).
+        expected_dice: Dice that each region is expected to have with a reference, shape (R,); None if it is not known.
 
     Returns:
-        Columns index, name, abbreviation, voxels, volume-mm3, softvolume-mm3; volumes in mm³ to three decimals.
+        Columns index, name, abbreviation, voxels, volume-mm3, softvolume-mm3, expected-dice; all to three decimals.
     """
     import pandas as pd
 
     counts = count_voxels(labels, max(protocol.indices) + 1)
+    dice = np.full(len(protocol.regions), np.nan) if expected_dice is None else expected_dice
     rows: list[tuple[Any, ...]] = [
-        (r.index, r.name, r.abbreviation, counts[r.index], counts[r.index] * voxel_volume_mm3, soft)
-        for r, soft in zip(protocol.regions, soft_mm3, strict=True)
+        (r.index, r.name, r.abbreviation, counts[r.index], counts[r.index] * voxel_volume_mm3, soft, expected)
+        for r, soft, expected in zip(protocol.regions, soft_mm3, dice, strict=True)
         if r.index != 0
     ]
     inside = int(np.count_nonzero(brain))
-    rows.append((pd.NA, INTRACRANIAL, "ICV", inside, inside * voxel_volume_mm3, np.nan))
-    columns = ["index", "name", "abbreviation", "voxels", "volume-mm3", "softvolume-mm3"]
+    rows.append((pd.NA, INTRACRANIAL, "ICV", inside, inside * voxel_volume_mm3, np.nan, np.nan))
+    columns = ["index", "name", "abbreviation", "voxels", "volume-mm3", "softvolume-mm3", "expected-dice"]
     table = pd.DataFrame(rows, columns=columns).astype({"index": "Int64", "voxels": "int64"})
-    return table.round({"volume-mm3": 3, "softvolume-mm3": 3})
+    return table.round({"volume-mm3": 3, "softvolume-mm3": 3, "expected-dice": 3})
 
 
 def count_voxels(labels: np.ndarray, size: int) -> np.ndarray:

@@ -85,8 +85,9 @@ class Card:
         pose: for a model that estimates the pose of a head: the network head used for this, and the positions of its
             regions in an average brain, see ``image.pose.Reference``. None for other models.
         heads: protocols that the network predicts.
-        least_quality: mean confidence (see ``Segmentation.quality``) that typical scans reach; None if it was not
-            measured.
+        expected_dice: for each calibrated head, the offset and slope that map the estimate of the Dice of a region to
+            its Dice on held-out scans, see ``segmentation.expected_dice``.
+        least_quality: quality (see ``Segmentation.quality``) that typical scans reach; None if it was not measured.
         bits: bits of each stored weight, 16 or 8.
         lesion: the head with lesions, None if there is none.
         lesion_threshold: least probability of a lesion voxel, unless the user gives another; None where a lesion is the
@@ -114,6 +115,7 @@ class Card:
     lesion_threshold: Share | None = None
     least_lesion_mm3: NonNegativeFloat = 0.0
     pose: Annotated[Mapping[str, Any], Rule("head, half_mm and regions as train writes them", is_pose)] | None = None
+    expected_dice: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     least_quality: Share | None = None
     description: str = ""
     licence: str = "unknown"

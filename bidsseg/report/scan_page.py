@@ -174,6 +174,11 @@ class _Scan:
     sidecar: Sidecar = field(default_factory=Sidecar)
     lesions: ShownLesions | None = None
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether the quality is an expected Dice."""
+        return any(entry.row.expected_dice is not None for rows in self.tables.values() for entry in rows)
+
     def methods(self) -> Methods | None:
         """Return the text about the scan for a paper."""
         protocols = [protocol for protocol in self.tables if protocol not in (BRAIN, LESION)]

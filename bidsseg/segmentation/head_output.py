@@ -13,6 +13,7 @@ from torch import Tensor
 from bidsseg.image.grid import Box, canonical_shape, from_canonical
 from bidsseg.image.volume import Volume
 from bidsseg.models.lesion_rule import LesionRule
+from bidsseg.segmentation.expected_dice import calibrated, estimated
 from bidsseg.segmentation.lesions import without_small
 
 
@@ -105,6 +106,10 @@ class HeadOutput:
         if self.entropy is not None:
             nats = -torch.special.xlogy(chance, chance).sum(1)
             self.entropy[here] = (nats / np.log(chance.shape[1])).clamp(0, 1).numpy()
+
+    def expected_dice(self, calibration: Sequence[float]) -> np.ndarray:
+        """Return the Dice (R,) that the labels are expected to have with a reference, see ``expected_dice.py``."""
+        return calibrated(estimated(self.labels, self.certainty, self.soft, indices=self.indices), calibration)
 
     def marked(self, rule: LesionRule, *, place: Place) -> np.ndarray:
         """Return which voxels (P,) are lesions under a rule, after giving others than these a healthy region.

@@ -99,9 +99,9 @@ def read_heads(
         output.labels[~kept] = 0
         if output.lesion_chance is not None:
             output.lesion_chance[~kept] = 0
-    quality = outputs[names[0]].certainty[kept] if names else chance[brain]
-    mean = float(quality.mean(dtype=np.float64))
-    return answer(outputs, place, model, brain=place.native(brain), quality=mean, lesions=lesions)
+    certainty = outputs[names[0]].certainty[kept] if names else chance[brain]
+    mean = float(certainty.mean(dtype=np.float64))
+    return answer(outputs, place, model, brain=place.native(brain), certainty=mean, lesions=lesions)
 
 
 def brain_of_labels(labelled: np.ndarray, near: np.ndarray, model: Model, *, spacing: np.ndarray) -> np.ndarray:
@@ -132,10 +132,14 @@ def answer(
     model: Model,
     *,
     brain: np.ndarray,
-    quality: float,
+    certainty: float,
     lesions: LesionRule,
 ) -> Segmentation:
-    """Return the segmentation on the grid of the scan, for the protocols that the model writes."""
+    """Return the segmentation on the grid of the scan, for the protocols that the model writes.
+
+    Args:
+        certainty: mean probability of the chosen region, the quality if the model has no calibration.
+    """
     volume, lesion, lesion_chance = place.volume, None, None
     if model.card.lesion is not None:
         output = outputs[model.card.lesion]
@@ -143,13 +147,17 @@ def answer(
         assert output.lesion_chance is not None
         lesion_chance = place.native(place.filled(output.lesion_chance))
     written = {name: output for name, output in outputs.items() if name in model.card.protocols}
+    calibrations = model.card.expected_dice
+    expected = {name: written[name].expected_dice(calibrations[name]) for name in written if name in calibrations}
+    means = [float(np.nanmean(dice)) for dice in expected.values() if np.isfinite(dice).any()]
     return Segmentation(
         labels={name: place.native(place.filled(output.labels)) for name, output in written.items()},
         soft_mm3={name: output.soft * volume.voxel_volume_mm3 for name, output in written.items()},
         brain=brain,
         lesion=lesion,
         lesion_probability=lesion_chance,
-        quality=quality,
+        quality=means[0] if means else certainty,
+        expected_dice=expected,
         probabilities={
             name: Probabilities(volume.shape, volume.affine, place.positions, output.probabilities)
             for name, output in written.items()

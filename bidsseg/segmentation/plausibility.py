@@ -34,8 +34,8 @@ def implausible_findings(result: Segmentation, model: Model, voxel_mm3: float) -
     if least is not None and result.quality < least:
         yield Finding(
             "CONFIDENCE_LOW",
-            f"The confidence of the network is low (quality {result.quality:.2f}, usually at least {least:.2f}): "
-            "check the result before you use it.",
+            f"The result is probably less accurate than usual (quality {result.quality:.2f}, usually at least "
+            f"{least:.2f}): check it before you use it.",
         )
     if any(finding.code == "BRAIN_CUT" for finding in result.findings):
         return

@@ -48,7 +48,10 @@ class Segmentation:
         brain: booleans.
         lesion: booleans, None for a model without lesions.
         lesion_probability: total probability of lesions in each voxel of the brain, float16; None if it is not known.
-        quality: mean probability of the chosen region over the brain, 0..1.
+        quality: mean of the expected Dice over the regions of the first calibrated head, 0..1; without such a head,
+            mean probability of the chosen region over the brain.
+        expected_dice: Dice that each region is expected to have with a reference, for each calibrated head, (R,); NaN
+            for a region that no voxel has, and for the background.
         probabilities: probabilities of every region for each protocol; empty unless requested.
         entropy: uncertainty for each protocol, 0 (certain) to 1 (all equal), float32; empty unless requested.
         notes: notes for the user on how the result was computed.
@@ -66,6 +69,7 @@ class Segmentation:
     lesion_probability: np.ndarray | None = None
     device: str = ""
     precision: str = ""
+    expected_dice: dict[str, np.ndarray] = field(default_factory=dict)
     probabilities: dict[str, Probabilities] = field(default_factory=dict)
     entropy: dict[str, np.ndarray] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

@@ -106,7 +106,8 @@ def test_tables(app: App) -> None:
     stem = app.output / "sub-01/anat/sub-01_seg-FAST_desc-wholebrain"
     table = pd.read_csv(f"{stem}_morph.tsv", sep="\t", keep_default_na=False)
     labels = np.asarray(load_nifti(f"{stem}_dseg.nii.gz").dataobj)
-    assert list(table.columns) == ["index", "name", "abbreviation", "voxels", "volume-mm3", "softvolume-mm3"]
+    columns = ["index", "name", "abbreviation", "voxels", "volume-mm3", "softvolume-mm3", "expected-dice"]
+    assert list(table.columns) == columns
     assert list(table["index"]) == ["1", "2", "3", "n/a"]
     assert list(table["voxels"]) == [*np.bincount(labels.ravel())[1:], np.count_nonzero(labels)]
     assert np.allclose(table["volume-mm3"], table["voxels"] * 64.0)

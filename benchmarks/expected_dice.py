@@ -1,0 +1,165 @@
+"""Calibrate the expected Dice of a model on participants that it was not trained on, and measure it.
+
+    python benchmarks/expected_dice.py BIDS_DIR --labels PROTOCOL=DERIVATIVES_DIR ... [--also BIDS_DIR]
+        --model MODEL_FOLDER [--table TSV] [--card MODEL_FOLDER]
+
+Each labelled participant that the card of the model names as held out is segmented as it is and in worse copies (noise,
+blur, thick slices, shading, contrast), and each label map without an image in several synthetic images, so that Dice
+varies. The script prints for each head the calibration and how far the expected Dice is from the Dice, each participant
+with the calibration of the others: mean absolute difference of regions and of the means of scans, correlation of these
+means, and the area under the curve for finding regions with a Dice below .6. With --card, the calibration of all
+participants, and the quality that 95 % of scans and copies reach, are stored on the card of that model, which may be a
+model of the same recipe trained on all participants.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import ndimage, stats
+from torch import Generator
+
+from bidsseg.arguments import annotation_folders
+from bidsseg.evaluation.agreement import dice
+from bidsseg.execution.machine import cpu_precision
+from bidsseg.image.volume import Volume
+from bidsseg.labels import Protocol
+from bidsseg.learning.augment import Intensity, change_intensity
+from bidsseg.learning.cases import Case
+from bidsseg.learning.datasets import find_sources
+from bidsseg.learning.prepared import opened_cases
+from bidsseg.learning.synthesis import synthesise_each
+from bidsseg.learning.validation import comparable, comparison, indices_of
+from bidsseg.models.card import read_card
+from bidsseg.models.library import Model, load_model, save_card
+from bidsseg.segmentation.expected_dice import calibrate, calibrated
+from bidsseg.segmentation.predict import segment
+from bidsseg.settings import Report, Settings, Training
+
+UNCHANGED = "unchanged"
+POOR = 0.6
+"""Dice below which a region should be found by its expected Dice."""
+DRAWS = 5
+"""Number of synthetic images of a label map."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bids_dir", type=Path)
+    parser.add_argument("--labels", nargs="+", action="extend", required=True, metavar="PROTOCOL=DIR")
+    parser.add_argument("--also", nargs="+", default=[], type=Path, metavar="BIDS_DIR")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--card", type=Path, metavar="MODEL_FOLDER", help="store the calibration on this card")
+    parser.add_argument("--table", type=Path, help="TSV with one row for each scan, copy, head and region")
+    options = parser.parse_args()
+
+    labels = annotation_folders(options.labels, [], options.bids_dir)
+    settings = Settings(options.bids_dir, Path("never-written"), labels=labels, training=Training(also=options.also))
+    sources = find_sources(settings, Report(), unlabelled=False, synthetic=True)
+    model = load_model(options.model)
+    held = model.card.metrics.get("held_out", [])
+    sources = [source for source in sources if source.name in held]
+    if not sources:
+        parser.error(f"no participant is among those held out from {options.model}")
+    plain = replace(model, card=replace(model.card, expected_dice=dict.fromkeys(model.card.protocols, (0.0, 1.0))))
+    rows = [row for case in opened_cases(sources, model.card.inputs, Report()) for row in measured(plain, case)]
+    table = pd.DataFrame(rows)
+    if options.table:
+        table.to_csv(options.table, sep="\t", index=False, float_format="%.4f")
+    found = {}
+    for head, part in table.groupby("head", sort=False):
+        found[str(head)] = calibrate(part.estimate.to_numpy(), part.dice.to_numpy())
+        print(f"{head} ({part['case'].nunique()} participants): offset and slope {found[str(head)]}; {figures(part)}")
+    first = table[table["head"] == model.card.protocols[0]]
+    expected = first.assign(expected=calibrated(first.estimate.to_numpy(), found[model.card.protocols[0]]))
+    usual = float(np.percentile(expected.groupby(["case", "copy"]).expected.mean(), 5))
+    print(f"quality that 95 % of scans and copies reach: {usual:.3f}")
+    if options.card:
+        card = read_card(options.card)
+        save_card(replace(card, expected_dice=found, least_quality=round(usual, 3)))
+
+
+def measured(model: Model, case: Case) -> Iterator[dict[str, object]]:
+    """Yield the estimate and the Dice of each region of a participant, in all copies."""
+    for name, image in copies(case):
+        result = segment({"T1w": Volume(image, np.eye(4))}, model, precision=cpu_precision())
+        means = []
+        for head in (model.heads[name] for name in model.card.protocols):
+            estimates = by_name(head, result.expected_dice[head.name])
+            for annotation, relation in comparable(case.annotations, head):
+                found, truth, sure, regions = comparison(indices_of(result, head), head, annotation, relation=relation)
+                found, truth = (np.where(sure, labels, 0) for labels in (found, truth))
+                values = dice(found, truth, [region.index for region in regions])
+                pairs = [(each.name, value) for each, value in zip(regions, values, strict=True)]
+                known = [(region, value) for region, value in pairs if np.isfinite([value, estimates[region]]).all()]
+                means.append(f"{head.name} {np.mean([value for _, value in known]):.3f}")
+                for region, value in known:
+                    base = {"case": case.name, "copy": name, "head": head.name, "annotation": annotation.protocol.name}
+                    yield {**base, "region": region, "estimate": estimates[region], "dice": value}
+        print(f"{case.name}, {name}: {', '.join(means)}", flush=True)
+
+
+def by_name(head: Protocol, values: np.ndarray) -> dict[str, float]:
+    """Return the values (R,) of a head's regions by their names."""
+    return {region.name: float(value) for region, value in zip(head.regions, values, strict=True)}
+
+
+def copies(case: Case) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield images (X, Y, Z) of a case, each with a name: copies of its T1w, or synthetic images of its label map."""
+    seed = sum(case.name.encode())
+    if case.image is None:
+        first = case.annotations[0]
+        for draw in range(DRAWS):
+            generator = Generator().manual_seed(seed + 1000 * draw)
+            (image,) = synthesise_each(
+                first.values, first.protocol, realistic=True, inputs=("T1w",), generator=generator
+            )
+            plain = Intensity(gamma=0.0, blur=0.0)
+            yield UNCHANGED, 1000 * change_intensity(image, plain, 1.0, generator=generator).numpy()
+        return
+    image = case.image[0].numpy()
+    inside = image > 0
+    bright, random = float(np.percentile(image[inside], 90)), np.random.default_rng(seed)
+
+    def kept(changed: np.ndarray) -> np.ndarray:
+        return np.where(inside, changed, 0).astype(np.float32)
+
+    yield UNCHANGED, image
+    for share in (0.1, 0.2):
+        yield f"noise {share}", kept(np.abs(image + random.normal(0, share * bright, image.shape)))
+    for width in (1.0, 1.7):
+        yield f"blur {width}", kept(ndimage.gaussian_filter(image, width))
+    yield "thick slices", kept(ndimage.gaussian_filter1d(image, 2.0, axis=2))
+    yield "shading", kept(image * (0.5 + np.linspace(0, 1, image.shape[1])[None, :, None]))
+    yield "contrast", kept(bright * (np.clip(image, 0, None) / bright) ** 0.6)
+
+
+def figures(table: pd.DataFrame) -> str:
+    """Return the figures of one head, each participant with the calibration of the others."""
+    parts = []
+    for name, part in table.groupby(table["case"].astype(str)):
+        others = table[table["case"] != name]
+        calibration = calibrate(others.estimate.to_numpy(), others.dice.to_numpy())
+        parts.append(part.assign(expected=calibrated(part.estimate.to_numpy(), calibration)))
+    found = pd.concat(parts)
+    numbered = found.groupby(["case", "copy"], sort=False)[["expected", "dice"]].mean()
+    lines = [
+        f"regions {(found.expected - found.dice).abs().mean():.3f}",
+        f"scans {(numbered.expected - numbered.dice).abs().mean():.3f}",
+        f"r {float(numbered.expected.corr(numbered.dice)):.2f}",
+    ]
+    poor = found.dice < POOR
+    if poor.any():
+        wins = float(stats.mannwhitneyu(-found.expected[poor], -found.expected[~poor]).statistic)
+        area = wins / (poor.sum() * (~poor).sum())
+        lines.append(f"area under the curve {area:.3f} ({poor.sum()} below {POOR})")
+    return ", ".join(lines)
+
+
+if __name__ == "__main__":
+    main()
