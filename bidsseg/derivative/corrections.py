@@ -175,8 +175,8 @@ def corrected(
     """Return a segmentation with corrected label maps and masks in the place of the model's.
 
     There are no probabilities of a corrected label map, so that its soft volumes are NaN and no Dice is expected.
-    Requested probabilities and uncertainty remain the model's. A lesion mask follows from the corrected label map of the head with lesions.
-    Findings about volumes are those of the corrected label maps.
+    Requested probabilities and uncertainty remain the model's. A lesion mask follows from the corrected label map of
+    the head with lesions. Findings about volumes are those of the corrected label maps.
 
     Args:
         labels: corrected label maps (X, Y, Z), see ``read_corrections``. Those equal to the model's are ignored.
