@@ -15,7 +15,7 @@ from bidsseg import arguments
 from bidsseg.errors import UsageError
 from bidsseg.flags import CLUSTER, COMPARISON, LABELS, OUTPUTS, RESOURCES, SCANS, TRAINING, flag
 
-LEVELS = ("participant", "group", "evaluate", "train")
+LEVELS = ("participant", "longitudinal", "group", "evaluate", "train")
 EXECUTORS = ("local", "dask", "slurm", "pbs", "sge", "lsf")
 PRECISIONS = ("auto", "bf16", "fp32")
 LEAST_MEMORY_MB = 500

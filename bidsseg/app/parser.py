@@ -90,7 +90,7 @@ def dataset_parser() -> argparse.ArgumentParser:
     """Return the parser of the command with levels. Its result lacks the settings that were not given."""
     parser = _Parser(
         "bidsseg",
-        usage="bidsseg BIDS_DIR OUTPUT_DIR {participant,group,evaluate,train} [options]\n"
+        usage="bidsseg BIDS_DIR OUTPUT_DIR {participant,longitudinal,group,evaluate,train} [options]\n"
         "       bidsseg file T1W OUTPUT_DIR [options]\n"
         "       bidsseg recipe {show,check} NAME|FILE [--small]\n"
         "       bidsseg convert {nnunet,bids} SOURCE TARGET [--labels [NAME=]DIR]",
@@ -101,7 +101,8 @@ def dataset_parser() -> argparse.ArgumentParser:
     add("bids_dir", metavar="BIDS_DIR", type=Path, nargs="?", help="the BIDS dataset; never modified")
     add("output_dir", metavar="OUTPUT_DIR", type=Path, nargs="?", help="created if missing; earlier results are kept")
     add("level", metavar="LEVEL", nargs="*",
-        help="participant: segment scans; group: tables of all; evaluate: agreement; train: a model")  # fmt: skip
+        help="participant: segment scans; longitudinal: compare sessions; group: tables of all; evaluate: agreement; "
+             "train: a model")  # fmt: skip
 
     groups: dict[str, argparse._ArgumentGroup] = {}
     for name, flag in declared():

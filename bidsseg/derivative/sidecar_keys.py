@@ -33,6 +33,8 @@ class Sidecar(TypedDict, total=False):
         Models: the model, and the model that located the brain for it.
         InputFingerprints: checksums of the sources. A sidecar with this key is a record of this program.
         Fast: whether the pass over the mirror image was omitted.
+        SkullStripped: whether an image shows the brain alone.
+        Years: time of each session since the first, in a comparison of sessions; None where unknown.
         Resolution: resolution of an image whose name has ``res-``.
         OutputSpaces: kind of registration to each template, affine or deformable.
         Quality: mean confidence of the network in the brain, 0 to 1.
@@ -48,6 +50,8 @@ class Sidecar(TypedDict, total=False):
     Models: list[ModelUsed]
     InputFingerprints: list[str]
     Fast: bool
+    SkullStripped: bool
+    Years: list[float | None]
     Resolution: str | dict[str, Any]
     OutputSpaces: dict[str, str]
     Quality: float

@@ -32,7 +32,9 @@ NAME_PREFIX = f"{TOOL}: segmentation of "
 README_MARK = f"# Segmentation of brain MRI by {TOOL}"
 """Beginning of the README of an output."""
 
-BIDSIGNORE = ("*.html", "figures", "*_morph.tsv", "*_morph.json", "group_*", "*_xfm.*", "models", "folds")
+BIDSIGNORE = (
+    "*.html", "figures", "*_morph.tsv", "*_morph.json", "group_*", "*_xfm.*", "models", "folds", "*_longitudinal.*"
+)  # fmt: skip
 """Outputs without a BIDS name. No slash after a folder: otherwise, the validator still reports the folder."""
 
 ENVIRONMENT = {"Type": "BIDSSEG_CONTAINER_TYPE", "Tag": "BIDSSEG_CONTAINER_TAG", "URI": "BIDSSEG_CONTAINER_URI"}

@@ -176,7 +176,7 @@ class _Scan:
         figures = paths.figures
         if paths.viewer is not None and (output_dir / paths.viewer).is_file():
             self.viewer = _address(paths.viewer)
-        present = {name: _embedded(path) for name in figures if (path := output_dir / figures[name]).is_file()}
+        present = {name: embedded(path) for name in figures if (path := output_dir / figures[name]).is_file()}
         self.base = present.pop(BRAIN, "")
         lesion = {LESION: present.pop(LESION)} if LESION in present and result.protocol != LESION else {}
         self.pictures = {**self.pictures, **present, **lesion}
@@ -221,7 +221,7 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def _embedded(picture: Path) -> str:
+def embedded(picture: Path) -> str:
     """Return a picture embedded in the page, as an address without special characters."""
     return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
 

@@ -103,18 +103,9 @@ def read_heads(
     shape = tuple((high - low).tolist())
     grid = grid.moved(-low * spacing)
     chance = brain_chance(brain_logit(features, weights), grid, shape, spacing=spacing)
-    near = (torch.from_numpy(chance) > LIKELY).numpy()  # NumPy is slow with 16-bit numbers
-    near = largest_piece(near) if "brain" in weights else near
+    near = likely(chance, weights)
     place = Place(volume, box, np.flatnonzero(near))
-    names = [name for name in model.card.heads if name != "brain"]
-    outputs = {}
-    for name in names:
-        asked = name in model.card.protocols
-        indices = np.array(model.heads[name].indices)
-        count = len(place.voxels)
-        outputs[name] = HeadOutput.empty(
-            indices, count, probabilities=want_probabilities and asked, entropy=want_entropy and asked
-        )
+    outputs = empty_outputs(model, len(place.voxels), want_probabilities=want_probabilities, want_entropy=want_entropy)
     fill(
         outputs,
         features,
@@ -122,19 +113,28 @@ def read_heads(
         voxels=place.voxels,
         corners_of=lambda some: corners(some, shape, spacing, grid=grid),
     )
-    if "brain" in weights:
-        near &= (torch.from_numpy(chance) > 0.5).numpy()
-        brain = without_bridges(largest_piece(near), spacing)
-    else:
-        labelled = place.filled(np.any([outputs[name].labels > 0 for name in names], 0))
-        brain = brain_of_labels(labelled, near, model, spacing=spacing)
-    if not brain.any():
-        raise DataError("the segmentation is empty: is it a T1w of a head, with the right orientation in its header?")
-    kept = brain.reshape(-1)[place.voxels]
-    for output in outputs.values():
-        output.labels[~kept] = 0
-    quality = outputs[names[0]].certainty[kept] if names else chance[brain]
-    return answer(outputs, place, model, brain=place.native(brain), quality=float(quality.mean(dtype=np.float64)))
+    return answer(outputs, place, model, chance=chance, near=near)
+
+
+def likely(chance: np.ndarray, weights: Mapping[str, tuple[Tensor, Tensor]]) -> np.ndarray:
+    """Return the native voxels in which the heads are applied, booleans, from the brain's probability."""
+    near = (torch.from_numpy(chance) > LIKELY).numpy()  # NumPy is slow with 16-bit numbers
+    return largest_piece(near) if "brain" in weights else near
+
+
+def empty_outputs(
+    model: Model, count: int, *, want_probabilities: bool = False, want_entropy: bool = False
+) -> dict[str, HeadOutput]:
+    """Return background at a number of voxels for each head, except that of the brain."""
+    outputs = {}
+    for name in model.card.heads:
+        if name != "brain":
+            asked = name in model.card.protocols
+            indices = np.array(model.heads[name].indices)
+            outputs[name] = HeadOutput.empty(
+                indices, count, probabilities=want_probabilities and asked, entropy=want_entropy and asked
+            )
+    return outputs
 
 
 def brain_of_labels(labelled: np.ndarray, near: np.ndarray, model: Model, *, spacing: np.ndarray) -> np.ndarray:
@@ -192,10 +192,30 @@ class Place:
 
 
 def answer(
-    outputs: Mapping[str, HeadOutput], place: Place, model: Model, *, brain: np.ndarray, quality: float
+    outputs: Mapping[str, HeadOutput], place: Place, model: Model, *, chance: np.ndarray, near: np.ndarray
 ) -> Segmentation:
-    """Return the segmentation on the grid of the scan, for the protocols that the model writes."""
-    volume, lesion = place.volume, None
+    """Return the segmentation on the grid of the scan, for the protocols that the model writes.
+
+    Args:
+        chance: probability of the brain in the box of the place.
+        near: booleans in that box, the voxels of the place.
+
+    Raises:
+        DataError: no brain is left.
+    """
+    volume, lesion, spacing = place.volume, None, canonical_spacing(place.volume)
+    if "brain" in model.card.heads:
+        near = near & (torch.from_numpy(chance) > 0.5).numpy()
+        brain = without_bridges(largest_piece(near), spacing)
+    else:
+        labelled = place.filled(np.any([output.labels > 0 for output in outputs.values()], 0))
+        brain = brain_of_labels(labelled, near, model, spacing=spacing)
+    if not brain.any():
+        raise DataError("the segmentation is empty: is it a T1w of a head, with the right orientation in its header?")
+    kept = brain.reshape(-1)[place.voxels]
+    for output in outputs.values():
+        output.labels[~kept] = 0
+    certainty = next(iter(outputs.values())).certainty[kept] if outputs else chance[brain]
     if model.card.lesion is not None:
         found = np.isin(outputs[model.card.lesion].labels, model.heads[model.card.lesion].lesions)
         lesion = place.native(place.filled(found))
@@ -203,9 +223,9 @@ def answer(
     return Segmentation(
         labels={name: place.native(place.filled(output.labels)) for name, output in written.items()},
         soft_mm3={name: output.soft * volume.voxel_volume_mm3 for name, output in written.items()},
-        brain=brain,
+        brain=place.native(brain),
         lesion=lesion,
-        quality=quality,
+        quality=float(certainty.mean(dtype=np.float64)),
         probabilities={
             name: Probabilities(volume.shape, volume.affine, place.positions, output.probabilities)
             for name, output in written.items()
