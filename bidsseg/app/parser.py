@@ -33,7 +33,7 @@ NOT_IN_SETTINGS: dict[str, dict[str, Flag]] = {
     },
     "memory_mb": {
         "memory_mb": Flag("--mem-gb SIZE", RESOURCES, "memory limit, GB", read=arguments.gigabytes,
-                          levels="participant evaluate train file"),
+                          levels="participant longitudinal evaluate train file"),
     },
     "labels": {
         "derivatives": Flag("-d --derivatives [NAME=]DIR", LABELS,
@@ -41,7 +41,7 @@ NOT_IN_SETTINGS: dict[str, dict[str, Flag]] = {
     },
 }  # fmt: skip
 """Flags that are no fields of the settings, below the field that they follow in the help text."""
-VERBOSE = Flag("-v --verbose", OTHER, "report every stage", levels="participant evaluate train file")
+VERBOSE = Flag("-v --verbose", OTHER, "report every stage", levels="participant longitudinal evaluate train file")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -179,8 +179,8 @@ def is_command(name: str, words: Sequence[str]) -> bool:
 def _add_questions(group: argparse._ArgumentGroup) -> None:
     """Add the flags that are answered without a run."""
     group.add_argument(
-        "--bids-exec-spec", nargs="?", const="participant", choices=("participant", "evaluate", "train"),
-        help="print the Boutiques descriptor of participant and group, of evaluate or of train, and exit")  # fmt: skip
+        "--bids-exec-spec", nargs="?", const="participant", choices=("participant", "longitudinal", "evaluate", "train"),
+        help="print the Boutiques descriptor of participant and group, or that of another level, and exit")  # fmt: skip
     group.add_argument("--version", action="version", version=f"bidsseg {__version__}")
 
 

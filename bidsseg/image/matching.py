@@ -9,6 +9,8 @@ from scipy import ndimage
 
 SLOW_MM = 20.0
 """Standard deviation of the Gaussian in which shading is measured: anatomy varies faster."""
+ROUNDS = 3
+"""Number of corrections of the shading; each corrects what a wide Gaussian misses near the surface of the brain."""
 STEP = 4
 """Voxels between the places where shading is measured."""
 FAINT = 1e-3
@@ -38,9 +40,11 @@ def matched(images: Sequence[np.ndarray], brain: np.ndarray, spacing_mm: float) 
         images: positive in the brain, 0 around the head, float32.
         brain: booleans (X, Y, Z).
     """
-    scaled = [image / np.float32(max(float(np.median(image[brain])), 1e-6)) for image in images]
-    mean = slow(mean_of(scaled), brain, spacing_mm)
-    return [image / (slow(image, brain, spacing_mm) / mean) for image in scaled]
+    same = [image / np.float32(max(float(np.median(image[brain])), 1e-6)) for image in images]
+    for _ in range(ROUNDS):
+        mean = slow(mean_of(same), brain, spacing_mm)
+        same = [image / (slow(image, brain, spacing_mm) / mean) for image in same]
+    return same
 
 
 def slow(image: np.ndarray, brain: np.ndarray, spacing_mm: float) -> np.ndarray:
