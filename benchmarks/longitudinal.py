@@ -1,11 +1,11 @@
 """Differences between a scan and copies of it, segmented separately and by the level longitudinal.
 
-    python benchmarks/longitudinal.py T1W... [--model NAME] [--table TSV]
+    python benchmarks/longitudinal.py T1W... [--table TSV] [run.py options]
 
-The script makes copies of each scan that are moved by 5 mm and 8°, interpolated by cubic splines and given new noise: one
-unchanged, and others whose hippocampi have shrunk by 2 and 5 % in a smooth deformation. It prints the mean difference of
-the volumes of the unchanged copy (%, over regions, then scans) from separate segmentation and from the level
-longitudinal, and the change of the hippocampi that the level finds.
+The script makes copies of each scan that are moved by 5 mm and 8°, interpolated by cubic splines and given new noise:
+one unchanged, and others whose hippocampi have shrunk by 2 and 5 % in a smooth deformation. It prints the mean
+difference of the volumes of the unchanged copy (%, without sign, over regions, then scans) from separate segmentation
+and from the level longitudinal, and the change of the hippocampi that the level finds.
 """
 
 from __future__ import annotations
@@ -42,13 +42,12 @@ LEAST_MM3 = 50.0
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scans", nargs="+", type=Path, metavar="T1W")
-    parser.add_argument("--model", default="wholebrain")
     parser.add_argument("--table", type=Path, help="TSV with a row for each scan, copy, region and way")
-    options = parser.parse_args()
+    options, more = parser.parse_known_args()
     tables = []
     for number, path in enumerate(options.scans, 1):
         with tempfile.TemporaryDirectory() as name:
-            tables.append(measured(path, f"{number:02d}", Path(name), model=options.model).assign(scan=str(path)))
+            tables.append(measured(path, f"{number:02d}", Path(name), more=more).assign(scan=str(path)))
             print(summary(tables[-1]), file=sys.stderr, flush=True)
     table = pd.concat(tables)
     if options.table:
@@ -65,7 +64,7 @@ def summary(table: pd.DataFrame) -> str:
     return f"{means.round(2).to_string()}\n\nhippocampi (%)\n{found.round(2).to_string()}"
 
 
-def measured(path: Path, label: str, folder: Path, *, model: str) -> pd.DataFrame:
+def measured(path: Path, label: str, folder: Path, *, more: list[str]) -> pd.DataFrame:
     """Return the difference (%) of each region of each copy from the scan, by both ways of segmentation."""
     volume, _ = read_image(path)
     bids, out = folder / "bids", folder / "out"
@@ -74,18 +73,18 @@ def measured(path: Path, label: str, folder: Path, *, model: str) -> pd.DataFram
     (bids / "dataset_description.json").write_text('{"Name": "copies", "BIDSVersion": "1.10.1"}')
     brightness = float(np.median(volume.data[volume.data > np.quantile(volume.data, 0.7)]))
     save(place, "1", noisy(volume.data, NOISE * brightness, seed=1), affine=volume.affine)
-    run(bids, out, "participant", model=model)
+    run(bids, out, "participant", more=more)
     labels = read_labels(next(out.rglob("*_seg-FreeSurfer_*_dseg.nii.gz")))
     table = pd.read_csv(next(out.rglob("*_seg-FreeSurfer_*_dseg.tsv")), sep="\t").set_index("name")
     masks = [labels.data == table.loc[name, "index"] for name in HIPPOCAMPI]
     names = ["moved"]
     save(place, "2", noisy(moved(volume, []), NOISE * brightness, seed=2), affine=volume.affine)
-    run(bids, out, "participant", model=model)
+    run(bids, out, "participant", more=more)
     for number, percent in enumerate(SHRINKAGE, 3):
         names.append(f"shrunk by {percent:g} %")
         inward = [shrinkage(mask, volume, percent) for mask in masks]
         save(place, str(number), noisy(moved(volume, inward), NOISE * brightness, seed=number), affine=volume.affine)
-    run(bids, out, "longitudinal", model=model)
+    run(bids, out, "longitudinal", more=more)
     rows = list[pd.DataFrame]()
     for file in sorted(out.rglob("*_longitudinal.tsv")):
         found = pd.read_csv(file, sep="\t").dropna(subset="index")
@@ -113,9 +112,9 @@ def compared(table: pd.DataFrame, first: str, other: str) -> pd.DataFrame:
     return pd.DataFrame({"mm3": one, "percent": 100 * (two - one) / one}).reset_index()
 
 
-def run(bids: Path, out: Path, level: str, *, model: str) -> None:
+def run(bids: Path, out: Path, level: str, *, more: list[str]) -> None:
     """Run a level of the program."""
-    command = [sys.executable, RUN, bids, out, level, "--model", model, "--skip-bids-validation"]
+    command = [sys.executable, RUN, bids, out, level, "--skip-bids-validation", *more]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)

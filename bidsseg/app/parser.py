@@ -179,7 +179,8 @@ def is_command(name: str, words: Sequence[str]) -> bool:
 def _add_questions(group: argparse._ArgumentGroup) -> None:
     """Add the flags that are answered without a run."""
     group.add_argument(
-        "--bids-exec-spec", nargs="?", const="participant", choices=("participant", "longitudinal", "evaluate", "train"),
+        "--bids-exec-spec", nargs="?", const="participant",
+        choices=("participant", "longitudinal", "evaluate", "train"),
         help="print the Boutiques descriptor of participant and group, or that of another level, and exit")  # fmt: skip
     group.add_argument("--version", action="version", version=f"bidsseg {__version__}")
 

@@ -96,7 +96,9 @@ class SeriesJob:
             return False
         if found.get("Years") != self._years:
             return False
-        return all((self.output_dir / path).is_file() for path in (*self.paths.files, self.paths.page))
+        if not is_own_page(self.output_dir / self.paths.page):
+            return False
+        return all((self.output_dir / path).is_file() for path in self.paths.files)
 
     def check_files(self) -> None:
         """Raise OutputNotWritable if a file of another program would be replaced."""
@@ -199,6 +201,6 @@ def crash_source(series: Series) -> Scan:
     return Scan({"subject": series.source["subject"]}, series.scans[0].t1w)
 
 
-def page_of(subject: str, output_dir: Path) -> list[Path]:
-    """Return the pages of change over time of a participant, by name."""
+def comparisons_of(subject: str, output_dir: Path) -> list[Path]:
+    """Return the pages that compare the sessions of a participant, by name."""
     return sorted(path for path in output_dir.glob(f"sub-{subject}_desc-*_longitudinal.html") if is_own_page(path))

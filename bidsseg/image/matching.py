@@ -102,7 +102,8 @@ def edges(image: np.ndarray, spacing_mm: float) -> np.ndarray:
 def flat_part(image: np.ndarray, brain: np.ndarray, spacing_mm: float) -> np.ndarray:
     """Return the half of the brain with the weaker edges, booleans (X, Y, Z)."""
     edge = edges(image, spacing_mm)
-    return brain & (edge <= np.median(edge[brain]))
+    flat: np.ndarray = brain & (edge <= np.median(edge[brain]))
+    return flat
 
 
 def spread(values: np.ndarray) -> float:

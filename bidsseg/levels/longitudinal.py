@@ -9,9 +9,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from bidsseg.bids import validator
-from bidsseg.bids.outputs import crash_path, series_log_path
+from bidsseg.bids.outputs import crash_path, report_path, series_log_path
 from bidsseg.bids.series import find_series
 from bidsseg.derivative.job import write_root
+from bidsseg.derivative.results import is_own_page
 from bidsseg.derivative.run_log import Entry, RunLog, crash_text, stamp
 from bidsseg.derivative.series import SeriesJob, crash_source
 from bidsseg.errors import (
@@ -124,7 +125,7 @@ def _compare(settings: Settings, jobs: Sequence[SeriesJob], log: RunLog) -> list
 def _process(settings: Settings, job: SeriesJob, entry: Entry, *, machine: Machine, model: Model) -> None:
     """Compare the sessions of one participant, and write the results."""
     from bidsseg.execution.series import compare_sessions
-    from bidsseg.report import longitudinal_page, write_change_figure
+    from bidsseg.report import longitudinal_page, participant_page, write_change_figure
 
     key, report = job.series.key, settings.report
     visits, mean = compare_sessions(
@@ -141,6 +142,9 @@ def _process(settings: Settings, job: SeriesJob, entry: Entry, *, machine: Machi
     write_change_figure(job, visits)
     job.write(visits, mean, model.heads)
     longitudinal_page(job)
+    for scan in job.series.scans:
+        if is_own_page(job.output_dir / report_path(scan)):
+            participant_page(job.output_dir, scan)  # which now has a link to the comparison
 
 
 def _record(settings: Settings, job: SeriesJob, entry: Entry, *, error: Exception) -> None:

@@ -21,6 +21,7 @@ from bidsseg.bids.outputs import group_table, output_paths, report_path
 from bidsseg.bids.scan import Scan
 from bidsseg.derivative.results import Result, find_results
 from bidsseg.derivative.results import Volume as Row
+from bidsseg.derivative.series import comparisons_of
 from bidsseg.derivative.sidecar_keys import MESSAGES, Sidecar, messages
 from bidsseg.errors import BidssegError
 from bidsseg.image.volume import Volume
@@ -85,7 +86,8 @@ def participant_page(output_dir: Path, scan: Scan) -> Path:
             shown.add(result, output_dir)
     page = output_dir / report_path(scan)
     descriptions = {shown.methods() for shown in scans.values()} - {None}
-    content = {"title": page.stem.replace("_", " · "), "scans": list(scans.values())}
+    compared = [path.name for path in comparisons_of(subject, output_dir)] if session else []
+    content = {"title": page.stem.replace("_", " · "), "scans": list(scans.values()), "compared": compared}
     write_page(page, "participant.html", {**content, "methods": sorted(descriptions, key=lambda entry: entry.text)})
     return page
 
