@@ -112,12 +112,14 @@ class SessionPaths:
     Attributes:
         t1w: the T1w, with a ``.json``.
         dseg: label map of each protocol, with a ``.json`` and the look-up table ``.tsv``.
+        brain: brain mask, with a ``.json``.
         lesion: lesion mask, with a ``.json``.
         transform: motion from the T1w to the space, text; without a sidecar.
     """
 
     t1w: Path
     dseg: dict[str, Path]
+    brain: Path
     lesion: Path | None
     transform: Path
 
@@ -147,7 +149,8 @@ class SeriesPaths:
         described = [self.mean, *self.tables.values(), *([self.lesions] if self.lesions else [])]
         others = []
         for session in self.sessions:
-            described += [session.t1w, *session.dseg.values(), *([session.lesion] if session.lesion else [])]
+            described += [session.t1w, session.brain, *session.dseg.values()]
+            described += [session.lesion] if session.lesion else []
             others += [session.transform, *(with_extension(path, ".tsv") for path in session.dseg.values())]
         return [file for path in described for file in (path, with_extension(path, ".json"))] + others
 
@@ -163,6 +166,7 @@ def series_paths(series: Series, model: str, protocols: Sequence[str], *, lesion
         return SessionPaths(
             t1w,
             {p: filled("session", "dseg", scan.entities, model=model, protocol=p) for p in protocols},
+            filled("session", "brain", scan.entities, model=model),
             filled("session", "lesion", scan.entities, model=model) if lesion else None,
             t1w.with_name(f"{name}_from-T1w_to-{SPACE}_mode-image_desc-{desc}{model}_xfm.txt"),
         )

@@ -184,6 +184,8 @@ class SeriesJob:
         write_map(self.output_dir / places.t1w, t1w.data, t1w)
         self._sidecar(places.t1w, sidecars.image_sidecar(text, origin, {"SkullStripped": False}))
         write_text_atomic(self.output_dir / places.transform, as_text(visit.motion))
+        write_labels(self.output_dir / places.brain, result.brain, t1w)
+        self._sidecar(places.brain, sidecars.mask_sidecar("Brain", origin))
         if places.lesion is not None and result.lesion is not None:
             write_labels(self.output_dir / places.lesion, result.lesion, t1w)
             self._sidecar(places.lesion, sidecars.mask_sidecar("Lesion", origin))

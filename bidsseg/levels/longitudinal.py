@@ -79,9 +79,10 @@ def _jobs(settings: Settings, card: Card) -> list[SeriesJob] | None:
     selection = select(settings, card)
     if selection is None:
         return None
-    usable = [scan for scan in selection.scans if not card.lacks(scan.images(card.inputs))]
-    series, notes = find_series(usable, settings.bids_dir)
-    for note in [*selection.notes, *notes]:
+    lacking = [scan for scan in selection.scans if card.lacks(scan.images(card.inputs))]
+    series, notes = find_series([scan for scan in selection.scans if scan not in lacking], settings.bids_dir)
+    unusable = [f"{scan.key} is skipped: {card.name} needs a FLAIR: {scan.flair_reason}" for scan in lacking]
+    for note in [*selection.notes, *selection.closed.values(), *unusable, *notes]:
         settings.report.warn(note)
     if not series:
         raise NothingSelected("no participant has two sessions with images that the model reads")

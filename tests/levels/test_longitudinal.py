@@ -171,6 +171,7 @@ def test_the_files(twice: Path) -> None:
     of_session = [
         "from-T1w_to-halfway_mode-image_desc-tiny_xfm.txt",
         *(f"space-halfway_desc-tiny_T1w.{kind}" for kind in ("json", "nii.gz")),
+        *(f"space-halfway_desc-tinybrain_mask.{kind}" for kind in ("json", "nii.gz")),
         *(f"space-halfway_seg-FAST_desc-tiny_dseg.{kind}" for kind in ("json", "nii.gz", "tsv")),
     ]
     expected = {f"sub-01/ses-{n}/anat/sub-01_ses-{n}_{name}" for n in (1, 2) for name in of_session}
