@@ -71,10 +71,11 @@ def store(model: str, table: pd.DataFrame, dataset: str) -> None:
     if people < FEWEST:
         raise SystemExit(f"{people} people are too few for {RESCAN}: scan at least {FEWEST} twice")
     card, figures = find_card(model), dict[str, dict[str, float]]()
-    for (name, index), rows in table.groupby(["protocol", "index"], sort=True):
+    table = table.assign(index=table["index"].astype(int).astype(str))
+    for (name, index), rows in table.groupby(["protocol", "index"], sort=False):
         if rows["percent"].notna().sum() >= FEWEST:
             smallest = QUANTILE * float(np.sqrt((rows["percent"] ** 2).mean()))
-            figures.setdefault(str(name), {})[str(int(index))] = round(smallest, 2)
+            figures.setdefault(str(name), {})[str(index)] = round(smallest, 2)
     scans = f"{people} people of {dataset}, scanned twice"
     content = {"sha256": card.sha256, "scans": scans, "smallest_change_percent": figures}
     write_json_atomic(card.folder / RESCAN, content)

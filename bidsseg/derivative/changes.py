@@ -97,7 +97,7 @@ def change_table(visits: Visits, protocol: Protocol, smallest_percent: Mapping[i
     """
     import pandas as pd
 
-    tables = []
+    tables: list[pd.DataFrame] = []
     for label, years, result in zip(visits.labels, visits.years, visits.results, strict=True):
         table = volume_table(
             protocol,

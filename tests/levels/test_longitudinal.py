@@ -14,10 +14,10 @@ import phantoms
 import pytest
 import SimpleITK as sitk
 from browser import CONTRAST, needs_chromium, seen
-from nibabel.affines import apply_affine, from_matvec
+from moved_heads import motion
+from nibabel.affines import apply_affine
 from nifti import load_nifti
 from recording_console import RecordingConsole
-from scipy.spatial.transform import Rotation
 from tiny_model import save_tiny
 
 from bidsseg.errors import BidssegError, NothingSelected, OutputNotWritable, UsageError
@@ -35,13 +35,6 @@ AFFINE = phantoms.grid(4.0, "LAS", SHAPE, 5)
 TABLE = "sub-01/anat/sub-01_seg-FAST_desc-tiny_longitudinal.tsv"
 VALIDATOR = Path(sys.executable).with_name("bids-validator-deno")
 DATES = "session_id\tacq_time\nses-1\t2020-01-01T10:00:00\nses-2\t2022-01-01T10:00:00\n"
-
-
-def motion(distance_mm: float, angle_degrees: float) -> np.ndarray:
-    """Return a rigid motion (4, 4) about the centre of the head, with an oblique axis and shift."""
-    turn = Rotation.from_rotvec(angle_degrees * np.array([1.0, -2.0, 2.0]) / 3, degrees=True)
-    rigid: np.ndarray = from_matvec(turn.as_matrix(), distance_mm * np.array([2.0, 1.0, -2.0]) / 3)
-    return rigid
 
 
 def head(*, ventricle: float = 1.0, moved: np.ndarray | None = None) -> np.ndarray:

@@ -3,8 +3,8 @@
 import itertools
 
 import numpy as np
+from moved_heads import FIXED, SHAPE, T1W, blobs, motion
 from nibabel.affines import apply_affine
-from test_align import FIXED, SHAPE, T1W, blobs, motion
 
 from bidsseg.image.volume import Volume
 from bidsseg.registration.align import Motion
