@@ -141,8 +141,8 @@ def _lines(table: Path) -> Iterator[Line]:
             name,
             last["abbreviation"],
             [_number(row[column]) for row in rows],
-            _number(last["change-percent"]),
-            _number(last["change-percent-per-year"]),
+            _rounded(last["change-percent"]),
+            _rounded(last["change-percent-per-year"]),
             _number(last["smallest-change-percent"]),
         )
 
@@ -153,6 +153,12 @@ def _lesions(rows: Sequence[dict[str, str]]) -> list[tuple[dict[str, str], list[
     for row in rows:
         found.setdefault(row["lesion"], (row, []))[1].append((_number(row["volume-mm3"]), row["status"]))
     return list(found.values())
+
+
+def _rounded(text: str) -> float | None:
+    """Return a number to two decimals, without a negative zero."""
+    value = _number(text)
+    return None if value is None else round(value, 2) + 0.0
 
 
 def _number(text: str) -> float | None:
