@@ -38,7 +38,7 @@ class Visit:
     """One session in the halfway space.
 
     Attributes:
-        images: T1w as the network saw it, on the grid of the space; with findings and notes about the scan.
+        images: images in the space, brightness from 0 to 1, by suffix; with findings and notes about the scan.
         motion: (4, 4) from points of the T1w to those of the space, RAS+ mm.
     """
 

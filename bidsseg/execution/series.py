@@ -83,13 +83,17 @@ def compare_sessions(
     results = segment_together(images, model, engine, tie=tie, fast=job.fast, progress=progress)
     for number, result in zip(order, results, strict=True):
         require_brain(result, str(job.series.scans[number].t1w))
-    mean = mean_of([each[first].data for each in images])
-    scale = np.float32(1 / max(float(np.quantile(mean, BRIGHTEST)), 1e-6))
+    shown = [dict[str, Volume]() for _ in images]
+    for suffix in images[0]:
+        mean = mean_of([each[suffix].data for each in images])
+        scale = np.float32(1 / max(float(np.quantile(mean, BRIGHTEST)), 1e-6))
+        for drawn, own in zip(shown, images, strict=True):
+            drawn[suffix] = Volume(np.clip(own[suffix].data * scale, 0, 1), space.affine)
     visits: dict[int, Visit] = {}
-    for number, session, own, motion, result in zip(order, sessions, images, space.motions, results, strict=True):
-        shown = {first: Volume(np.clip(own[first].data * scale, 0, 1), space.affine)}
-        visits[number] = Visit(Images(shown, session.findings, session.notes), motion, result)
-    return [visits[number] for number in sorted(visits)], Volume(np.clip(mean * scale, 0, 1), space.affine)
+    for number, session, drawn, motion, result in zip(order, sessions, shown, space.motions, results, strict=True):
+        visits[number] = Visit(Images(drawn, session.findings, session.notes), motion, result)
+    whole = Volume(mean_of([drawn[first].data for drawn in shown]), space.affine)
+    return [visits[number] for number in sorted(visits)], whole
 
 
 def alike(

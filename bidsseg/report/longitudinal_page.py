@@ -62,8 +62,11 @@ class Line:
 
 
 def write_change_figure(job: SeriesJob, visits: Sequence[Visit]) -> None:
-    """Write the picture of a comparison: a column for each session, and the change from the first to the last."""
-    images = [visit.images.volumes["T1w"] for visit in visits]
+    """Write the picture of a comparison: a column for each session, and the change from the first to the last.
+
+    The slices show most of the change. With lesions, the picture shows the FLAIR, if there is one.
+    """
+    images = [list(visit.images.volumes.values())[-1] for visit in visits]
     first, last, spacing = images[0], images[-1], images[0].spacing_mm
     brain = visits[0].result.brain & visits[-1].result.brain
     if not brain.any():
@@ -72,7 +75,7 @@ def write_change_figure(job: SeriesJob, visits: Sequence[Visit]) -> None:
     lesions = [visit.result.lesion for visit in visits]
     bounds = labelled_bounds([visit.result.brain for visit in visits], first.shape)
     window = grey_window(first.data, bounds)
-    shown = np.abs(far) > VISIBLE
+    shown = np.abs(far) > VISIBLE if lesions[0] is None or lesions[-1] is None else lesions[0] ^ lesions[-1]
     rows = []
     for plane, count in zip(PLANES, SLICES, strict=True):
         weight = shown.sum(plane[1:])
