@@ -47,20 +47,26 @@ class HalfwaySpace:
     affine: np.ndarray
 
     def resampled(self, volume: Volume, motion: np.ndarray) -> np.ndarray:
-        """Return an image on the grid (X, Y, Z), float32, interpolated once by cubic splines; 0 outside of its field.
+        """Return an image on the grid (X, Y, Z), float32, interpolated once by cubic splines; 0 where it is 0 or ends.
 
         Args:
             motion: (4, 4) from the points of the image to those of the space, RAS+ mm.
         """
         spacing = float(np.cbrt(abs(np.linalg.det(self.affine[:3, :3]))))
+        pull = np.linalg.inv(motion @ volume.affine) @ self.affine
+        inside = self.seen(volume, motion)
+        filled = np.asarray(volume.data != 0)
+        if not filled.all():  # a constant background stays constant: splines swing beside an edge
+            share = np.empty(self.shape, np.float32)
+            ndimage.affine_transform(filled.astype(np.float32), pull[:3, :3], pull[:3, 3], output=share, order=1)
+            inside &= share >= 0.5
         data = np.asarray(volume.data, np.float32)
         wider = np.sqrt(np.clip(spacing**2 - volume.spacing_mm**2, 0, None))  # otherwise, fine voxels would be skipped
         data = ndimage.gaussian_filter(data, BLUR * wider / volume.spacing_mm)
-        pull = np.linalg.inv(motion @ volume.affine) @ self.affine
         found = np.empty(self.shape, np.float32)
         ndimage.affine_transform(data, pull[:3, :3], pull[:3, 3], output=found, order=3, mode="nearest")
         np.clip(found, data.min(), data.max(), out=found)
-        return np.where(self.seen(volume, motion), found, np.float32(0))
+        return np.where(inside, found, np.float32(0))
 
     def seen(self, volume: Volume, motion: np.ndarray) -> np.ndarray:
         """Return the voxels of the grid that are in the field of view of an image, booleans (X, Y, Z)."""

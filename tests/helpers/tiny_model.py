@@ -47,12 +47,16 @@ class SecondImage(Brightness):
 
 
 def save_tiny(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, network: type[Network] = Brightness, **values: Any
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    network: type[Network] = Brightness,
+    meaning: dict[str, list[int]] = FAST_HEADS,
+    **values: Any,
 ) -> Path:
     """Write the model, whose network is registered until the end of the test, and return its folder."""
     monkeypatch.setitem(library.NETWORKS, "brightness", network)
-    given = {"spacing_mm": 6.0, "heads": tuple(FAST_HEADS), "inputs": ("T1w",), **values}
-    options = {"name": "brightness", "meaning": FAST_HEADS}
+    given = {"spacing_mm": 6.0, "heads": tuple(meaning), "inputs": ("T1w",), **values}
+    options = {"name": "brightness", "meaning": meaning}
     card = Card(name="tiny", title="By brightness", sha256="", network=options, **given)
     library.save_model(card, library.build(card).state_dict(), folder)
     return folder

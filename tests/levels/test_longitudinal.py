@@ -18,7 +18,7 @@ from moved_heads import motion
 from nibabel.affines import apply_affine
 from nifti import load_nifti
 from recording_console import RecordingConsole
-from tiny_model import save_tiny
+from tiny_model import SecondImage, save_tiny
 
 from bidsseg.errors import BidssegError, NothingSelected, OutputNotWritable, UsageError
 from bidsseg.image.nifti import read_image
@@ -251,3 +251,41 @@ def test_the_page_in_a_browser(twice: Path, tmp_path: Path) -> None:
     shown = seen(twice.parent / "out/sub-01_desc-tiny_longitudinal.html", CONTRAST, tmp_path)
     assert shown["failures"] == ""
     assert shown["pale"] == ""
+
+
+# -- lesions -----------------------------------------------------------------------------------------------------------
+
+
+def flair(*lesions: tuple[int, int, int, int]) -> np.ndarray:
+    """Return a FLAIR of a head without grey matter, with balls of lesion, each with its centre and radius in mm."""
+    image = phantoms.head(AFFINE, SHAPE, phantoms.FLAIR_INTENSITY)
+    image[(image == 140) | (image == 20)] = 0  # scalp and skull
+    image[image > 100] = 80  # grey matter, and the lesion of the phantom
+    points = apply_affine(AFFINE, np.moveaxis(np.indices(SHAPE), 0, -1))
+    for x, y, z, radius in lesions:
+        image[((points - [x, y, z]) ** 2).sum(-1) < radius**2] = 180
+    return np.where(image > 0, noisy(image, sum(map(sum, lesions)) % 7), 0)
+
+
+def test_lesions_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meaning = {"brain": [0, 1, 1, 1], "FASTlesion": [0, 3, 2, 4]}
+    inputs = ("T1w", "FLAIR")
+    model = save_tiny(
+        tmp_path / "m", monkeypatch, SecondImage, meaning, inputs=inputs, lesion="FASTlesion", spacing_mm=4.0
+    )
+    bids = dataset(tmp_path / "bids", noisy(head(), 0), noisy(head(), 1))
+    lesions = {1: [(-26, 10, 20, 18), (28, 20, 20, 18)], 2: [(-26, 10, 20, 23), (28, -28, 20, 18)]}
+    for label, places in lesions.items():
+        phantoms.save(bids / f"sub-01/ses-{label}/anat/sub-01_ses-{label}_FLAIR.nii.gz", flair(*places), AFFINE)
+    phantoms.save(bids / "sub-01/ses-3/anat/sub-01_ses-3_T1w.nii.gz", noisy(head(), 2), AFFINE)
+    console = run(bids, model)
+    assert any("sub-01_ses-3 is skipped: tiny needs a FLAIR" in text for text in console.warnings)
+    rows = pd.read_csv(tmp_path / "out/sub-01/anat/sub-01_label-lesion_desc-tiny_longitudinal.tsv", sep="\t")
+    large = rows[rows.groupby("lesion")["volume-mm3"].transform("max") > 5000]
+    second = large[large.session_id == "ses-2"].set_index("status")
+    assert set(second.index) == {"enlarged", "vanished", "new"}
+    assert second.loc["enlarged", "x-mm"] < 0 < second.loc["new", "x-mm"]
+    assert second.loc["new", "y-mm"] < second.loc["vanished", "y-mm"]
+    mask = load_nifti(tmp_path / "out/sub-01/ses-2/anat/sub-01_ses-2_space-halfway_label-lesion_desc-tiny_mask.nii.gz")
+    assert np.asarray(mask.dataobj).sum() == pytest.approx(rows[rows.session_id == "ses-2"]["volume-mm3"].sum() / 64)
+    assert "vanished" in (tmp_path / "out/sub-01_desc-tiny_longitudinal.html").read_text()
