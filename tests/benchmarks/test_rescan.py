@@ -25,7 +25,8 @@ def write_tables(out: Path, people: int) -> None:
         both = []
         for session, factor in (("a", 1.0), ("b", 1 + percent / 100)):
             table = pd.DataFrame({"index": [1, 2], "name": ["CSF", "GM"], "softvolume-mm3": [200, 1000 * factor]})
-            table.loc[2] = [np.nan, "intracranial volume", np.nan]
+            whole = pd.DataFrame({"index": [np.nan], "name": ["intracranial volume"], "softvolume-mm3": [np.nan]})
+            table = pd.concat([table, whole], ignore_index=True)
             both.append(table.assign(session_id=f"ses-{session}"))
             place = out / label / f"ses-{session}" / "anat"
             place.mkdir(parents=True)
