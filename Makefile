@@ -63,6 +63,7 @@ screenshots: demo
 
 boutiques: $(STAMP)
 	$(PY) run.py --bids-exec-spec > boutiques/bidsseg.json
+	$(PY) run.py --bids-exec-spec longitudinal > boutiques/bidsseg_longitudinal.json
 	$(PY) run.py --bids-exec-spec evaluate > boutiques/bidsseg_evaluate.json
 	$(PY) run.py --bids-exec-spec train > boutiques/bidsseg_train.json
 

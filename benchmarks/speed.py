@@ -185,7 +185,7 @@ def network(scan: Path, model_name: str, precision: str) -> None:
 
     model, engine = load_model(model_name), Engine("cpu", precision)
     images, _ = within_content(rescaled_each({"T1w": read_image(scan)[0]}), "T1w")
-    seen = model_input(images, model, engine, notes=[], progress=lambda stage: None)
+    seen = model_input(images, model, engine, progress=lambda stage: None)
     grid, image, position, wanted = seen.grid, seen.image, seen.position, seen.wanted
     cells = cells_of(torch.ones(grid.shape, dtype=torch.bool) if wanted is None else wanted, model.network.cell)
     seconds = timed(lambda: features_of(model.network, image, position, wanted=wanted, engine=engine, notes=[]))

@@ -55,7 +55,7 @@ class InvalidInputDataset(BidssegError):
 
 
 class UnknownLevel(BidssegError):
-    """The analysis level is not one of participant, group, evaluate and train."""
+    """The analysis level is not one of participant, longitudinal, group, evaluate and train."""
 
     code = 17
 

@@ -22,9 +22,9 @@ class Group:
     levels: str
 
 
-SCANS = Group("selection of scans", "participant evaluate train")
+SCANS = Group("selection of scans", "participant longitudinal evaluate train")
 OUTPUTS = Group("model and outputs", "participant")
-RESOURCES = Group("speed and resources", "participant train file")
+RESOURCES = Group("speed and resources", "participant longitudinal train file")
 CLUSTER = Group("cluster", "participant")
 LABELS = Group("labels (levels evaluate and train)", "evaluate train")
 COMPARISON = Group("comparison (level evaluate)", "evaluate")
@@ -44,7 +44,7 @@ class Flag:
         several: whether the flag takes several texts.
         alone: the value if the flag is given without a text; None if it needs a text.
         levels: the levels for which the flag has a meaning, separated by spaces: ``participant`` (also for ``group``),
-            ``evaluate``, ``train``, and ``file`` for that command. By default, those of the group.
+            ``longitudinal``, ``evaluate``, ``train``, and ``file`` for that command. By default, those of the group.
     """
 
     usage: str

@@ -16,7 +16,7 @@ from bidsseg import arguments
 from bidsseg.errors import UsageError
 from bidsseg.flags import CLUSTER, COMPARISON, LABELS, OUTPUTS, RESOURCES, SCANS, TRAINING, flag
 
-LEVELS = ("participant", "group", "evaluate", "train")
+LEVELS = ("participant", "longitudinal", "group", "evaluate", "train")
 EXECUTORS = ("local", "dask", "slurm", "pbs", "sge", "lsf")
 PRECISIONS = ("auto", "bf16", "fp32")
 LEAST_MEMORY_MB = 500
@@ -158,21 +158,21 @@ class Settings:
         default=(), several=True, read=partial(arguments.labels, "ses"))  # fmt: skip
     shard: tuple[int, int] = flag(
         "--shard I/N", SCANS, "every N-th participant from the I-th, counted from 1: the part of one job",
-        default=(1, 1), read=arguments.shard, levels="participant")  # fmt: skip
+        default=(1, 1), read=arguments.shard, levels="participant longitudinal")  # fmt: skip
     filters: Mapping[str, Mapping[str, Any]] = flag(
         "--bids-filter-file FILE", SCANS,
         "JSON with the entities that t1w and flair must have; null = absent, '*' = any value",
-        default={}, read=Path, levels="participant train")  # fmt: skip
+        default={}, read=Path, levels="participant longitudinal train")  # fmt: skip
     database_dir: Path | None = flag(
         "--bids-database-dir DIR", SCANS, "store the pybids index here for later runs",
-        default=None, read=Path, levels="participant train")  # fmt: skip
+        default=None, read=Path, levels="participant longitudinal train")  # fmt: skip
     skip_validation: bool = flag(
         "--skip-bids-validation --skip-bids-validator", SCANS, "do not run the BIDS validator",
-        default=False, levels="participant train")  # fmt: skip
+        default=False, levels="participant longitudinal train")  # fmt: skip
 
     model: str = flag(
         "--model NAME|DIR", OUTPUTS, "a shipped model or a model folder [%(default)s]",
-        default="wholebrain", levels="participant evaluate file")  # fmt: skip
+        default="wholebrain", levels="participant longitudinal evaluate file")  # fmt: skip
     probseg: bool = flag(
         "--probseg", OUTPUTS, "also write the probability of every region (large files)", default=False)  # fmt: skip
     entropy: bool = flag(
@@ -214,20 +214,21 @@ class Settings:
         default="all", choices=get_args(Runs))  # fmt: skip
     overwrite: bool = flag(
         "--overwrite", OUTPUTS, "recompute finished scans",
-        default=False, levels="participant evaluate train")  # fmt: skip
+        default=False, levels="participant longitudinal evaluate train")  # fmt: skip
     dry_run: bool = flag(
         "--dry-run", OUTPUTS, "list scans, model and outputs; write nothing",
-        default=False, levels="participant evaluate train")  # fmt: skip
+        default=False, levels="participant longitudinal evaluate train")  # fmt: skip
     stop_on_first_crash: bool = flag(
-        "--stop-on-first-crash", OUTPUTS, "stop at the first scan that fails", default=False)  # fmt: skip
+        "--stop-on-first-crash", OUTPUTS, "stop at the first scan that fails",
+        default=False, levels="participant longitudinal")  # fmt: skip
     work_dir: Path | None = flag(
         "-w --work-dir DIR", OUTPUTS,
         "folder for temporary files [the system's folder], and for the prepared scans of train [OUTPUT_DIR]",
-        default=None, read=arguments.absolute, levels="participant evaluate train")  # fmt: skip
+        default=None, read=arguments.absolute, levels="participant longitudinal evaluate train")  # fmt: skip
 
     fast: bool = flag(
         "--fast", RESOURCES, "skip the second pass, over the mirror image; a little less accurate",
-        default=False, levels="participant file")  # fmt: skip
+        default=False, levels="participant longitudinal file")  # fmt: skip
     device: str = flag(
         "--device NAME", RESOURCES, "auto, cpu, cuda, cuda:N or mps [%(default)s]",
         default="auto", read=arguments.device_name)  # fmt: skip
@@ -236,14 +237,14 @@ class Settings:
         default="auto", choices=PRECISIONS)  # fmt: skip
     n_cpus: int | None = flag(
         "--n-cpus --nprocs --nthreads N", RESOURCES, "number of CPUs [all available]",
-        default=None, read=int, levels="participant evaluate train file")  # fmt: skip
+        default=None, read=int, levels="participant longitudinal evaluate train file")  # fmt: skip
     threads: int | None = flag(
         "--omp-nthreads N", RESOURCES,
         "threads of each process; the number of processes follows from CPUs and memory [2 or more]",
         default=None, read=int)  # fmt: skip
     memory_mb: int | None = flag(
         "--mem --mem-mb SIZE", RESOURCES, "memory limit: MB, or a number with K, M, G or T [the free memory]",
-        default=None, read=arguments.megabytes, levels="participant evaluate train file")  # fmt: skip
+        default=None, read=arguments.megabytes, levels="participant longitudinal evaluate train file")  # fmt: skip
 
     executor: str = flag(
         "--executor", CLUSTER,

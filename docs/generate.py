@@ -194,7 +194,13 @@ def model_card(card: Card) -> Iterator[str]:
 def output_patterns() -> str:
     """Return the names and descriptions of outputs.toml."""
     outputs = tomllib.loads((ROOT / "bidsseg" / "bids" / "outputs.toml").read_text(encoding="utf-8"))
-    titles = {"scan": "Of a scan", "group": "Of the cohort", "root": "Of the dataset"}
+    titles = {
+        "scan": "Of a scan",
+        "session": "Of a session, compared with the others",
+        "series": "Of the sessions of a participant",
+        "group": "Of the cohort",
+        "root": "Of the dataset",
+    }
     lines = ["## Name patterns", "", "The program reads these patterns from `bidsseg/bids/outputs.toml`.", ""]
     for table, entries in outputs.items():
         lines += [f"### {titles[table]}", "", *row("Pattern", "File"), *row("---", "---")]

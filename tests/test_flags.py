@@ -41,7 +41,7 @@ def test_a_flag_is_declared_in_one_place(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(("name", "given"), list(declared()), ids=lambda value: value if isinstance(value, str) else "")
 def test_flags_name_levels_that_exist(name: str, given: Flag) -> None:
-    levels = {"participant", "evaluate", "train", "file"}
+    levels = {"participant", "longitudinal", "evaluate", "train", "file"}
     assert {*given.group.levels.split(), *(given.levels or "").split()} <= levels
 
 

@@ -17,9 +17,9 @@ REQUIRED = {"labels"}
 
 
 def descriptor(level: str = "participant") -> dict[str, Any]:
-    """Return the descriptor of the levels participant and group, or that of the level evaluate or train.
+    """Return the descriptor of the levels participant and group, or that of longitudinal, evaluate or train.
 
-    The last two have their own, because launchers know no other levels of a BIDS App than participant and group.
+    The last three have their own, because launchers know no other levels of a BIDS App than participant and group.
     """
     options = [_input(name, flag) for name, flag in declared() if flag.has_meaning(level)]
     alone = level != "participant"

@@ -33,7 +33,7 @@ NOT_IN_SETTINGS: dict[str, dict[str, Flag]] = {
     },
     "memory_mb": {
         "memory_mb": Flag("--mem-gb SIZE", RESOURCES, "memory limit, GB", read=arguments.gigabytes,
-                          levels="participant evaluate train file"),
+                          levels="participant longitudinal evaluate train file"),
     },
     "labels": {
         "derivatives": Flag("-d --derivatives [NAME=]DIR", LABELS,
@@ -41,7 +41,7 @@ NOT_IN_SETTINGS: dict[str, dict[str, Flag]] = {
     },
 }  # fmt: skip
 """Flags that are no fields of the settings, below the field that they follow in the help text."""
-VERBOSE = Flag("-v --verbose", OTHER, "report every stage", levels="participant evaluate train file")
+VERBOSE = Flag("-v --verbose", OTHER, "report every stage", levels="participant longitudinal evaluate train file")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -90,7 +90,7 @@ def dataset_parser() -> argparse.ArgumentParser:
     """Return the parser of the command with levels. Its result lacks the settings that were not given."""
     parser = _Parser(
         "bidsseg",
-        usage="bidsseg BIDS_DIR OUTPUT_DIR {participant,group,evaluate,train} [options]\n"
+        usage="bidsseg BIDS_DIR OUTPUT_DIR {participant,longitudinal,group,evaluate,train} [options]\n"
         "       bidsseg file T1W OUTPUT_DIR [options]\n"
         "       bidsseg recipe {show,check} NAME|FILE [--small]\n"
         "       bidsseg convert {nnunet,bids} SOURCE TARGET [--labels [NAME=]DIR]",
@@ -101,7 +101,8 @@ def dataset_parser() -> argparse.ArgumentParser:
     add("bids_dir", metavar="BIDS_DIR", type=Path, nargs="?", help="the BIDS dataset; never modified")
     add("output_dir", metavar="OUTPUT_DIR", type=Path, nargs="?", help="created if missing; earlier results are kept")
     add("level", metavar="LEVEL", nargs="*",
-        help="participant: segment scans; group: tables of all; evaluate: agreement; train: a model")  # fmt: skip
+        help="participant: segment scans; longitudinal: compare sessions; group: tables of all; evaluate: agreement; "
+             "train: a model")  # fmt: skip
 
     groups: dict[str, argparse._ArgumentGroup] = {}
     for name, flag in declared():
@@ -178,8 +179,9 @@ def is_command(name: str, words: Sequence[str]) -> bool:
 def _add_questions(group: argparse._ArgumentGroup) -> None:
     """Add the flags that are answered without a run."""
     group.add_argument(
-        "--bids-exec-spec", nargs="?", const="participant", choices=("participant", "evaluate", "train"),
-        help="print the Boutiques descriptor of participant and group, of evaluate or of train, and exit")  # fmt: skip
+        "--bids-exec-spec", nargs="?", const="participant",
+        choices=("participant", "longitudinal", "evaluate", "train"),
+        help="print the Boutiques descriptor of participant and group, or that of another level, and exit")  # fmt: skip
     group.add_argument("--version", action="version", version=f"bidsseg {__version__}")
 
 

@@ -156,10 +156,18 @@ def output_paths(
 
 
 def _fill(kind: str, source: Mapping[str, str], **words: str) -> Path:
+    return filled("scan", kind, source, **words)
+
+
+def filled(table: str, kind: str, source: Mapping[str, str], **words: str) -> Path:
+    """Return the path of an output, by the table and key of its pattern, with the entities of its source.
+
+    UsageError if a word is not a BIDS label.
+    """
     folders = {key: source[key] for key in ("subject", "session") if key in source}
     subject = build_name({"subject": source["subject"]})
     folder = "/".join(build_name({key: label}) for key, label in folders.items())
-    pattern = PurePosixPath(_pattern("scan", kind))
+    pattern = PurePosixPath(_pattern(table, kind))
     parsed = parse_name(pattern.name.format(**words))
     if parsed is None:
         labels = " and ".join(f"'{word}'" for word in words.values())
@@ -261,6 +269,11 @@ def viewer_table(kind: str, model_name: str, protocol: str) -> Path:
 def manifest_path(stamp: str) -> Path:
     """Return the manifest of a run; ``stamp`` is its time, e.g. ``20261120T231500``."""
     return root_path("logs") / f"run-{stamp}.json"
+
+
+def series_log_path(stamp: str) -> Path:
+    """Return the manifest of a run of the level longitudinal; ``stamp`` is its time."""
+    return root_path("logs") / f"longitudinal-{stamp}.json"
 
 
 def training_log_path(stamp: str, extension: str) -> Path:

@@ -38,6 +38,8 @@ class Sidecar(TypedDict, total=False):
         LesionThreshold: least probability of a lesion voxel, or ``most probable region``.
         LeastLesionVolume: smallest volume of a lesion (mm³).
         Anatomy: label map that the places of lesions refer to.
+        SkullStripped: whether an image shows the brain alone.
+        Years: time of each session since the first, in a comparison of sessions; None where unknown.
         Resolution: resolution of an image whose name has ``res-``.
         OutputSpaces: kind of registration to each template, affine or deformable.
         Quality: mean confidence of the network in the brain, 0 to 1; absent for corrected label maps.
@@ -57,6 +59,8 @@ class Sidecar(TypedDict, total=False):
     LesionThreshold: float | str
     LeastLesionVolume: float
     Anatomy: str
+    SkullStripped: bool
+    Years: list[float | None]
     Resolution: str | dict[str, Any]
     OutputSpaces: dict[str, str]
     Quality: float

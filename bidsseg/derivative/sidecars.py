@@ -41,6 +41,7 @@ BIDSIGNORE = (
     "*_morph.json",
     "*_stats.tsv",
     "*_stats.json",
+    "*_longitudinal.*",
     "group_*",
     "*_xfm.*",
     "models",

@@ -1,1 +1,1 @@
-"""The analysis levels: ``participant``, ``group``, ``train``."""
+"""The analysis levels: ``participant``, ``longitudinal``, ``group``, ``evaluate``, ``train``."""

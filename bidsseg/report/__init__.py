@@ -3,6 +3,7 @@
 from bidsseg.report.agreement_page import agreement_page
 from bidsseg.report.cohort_page import compare_pages, group_page, read_table
 from bidsseg.report.lesion_pictures import write_lesion_figure
+from bidsseg.report.longitudinal_page import longitudinal_page, write_change_figure
 from bidsseg.report.scan_page import participant_page, write_figures
 from bidsseg.report.training_page import Compared, Pictures, training_page
 from bidsseg.report.viewer import write_viewer
@@ -16,6 +17,8 @@ __all__ = [
     "group_page",
     "compare_pages",
     "agreement_page",
+    "longitudinal_page",
+    "write_change_figure",
     "training_page",
     "Compared",
     "Pictures",

@@ -22,6 +22,7 @@ from bidsseg.bids.scan import Scan
 from bidsseg.derivative.lesion_tables import LesionFiles, find_lesions
 from bidsseg.derivative.results import Result, anat_folders, find_results
 from bidsseg.derivative.results import Volume as Row
+from bidsseg.derivative.series import comparisons_of
 from bidsseg.derivative.sidecar_keys import MESSAGES, Sidecar, messages, quality, read_sidecar
 from bidsseg.errors import BidssegError
 from bidsseg.image.volume import Volume
@@ -94,7 +95,8 @@ def participant_page(output_dir: Path, scan: Scan) -> Path:
                 shown.add_lesions(files, output_dir)
     page = output_dir / report_path(scan)
     descriptions = {shown.methods() for shown in scans.values()} - {None}
-    content = {"title": page.stem.replace("_", " · "), "scans": list(scans.values())}
+    compared = [path.name for path in comparisons_of(subject, output_dir)] if session else []
+    content = {"title": page.stem.replace("_", " · "), "scans": list(scans.values()), "compared": compared}
     write_page(page, "participant.html", {**content, "methods": sorted(descriptions, key=lambda entry: entry.text)})
     return page
 
@@ -197,7 +199,7 @@ class _Scan:
         figures = paths.figures
         if paths.viewer is not None and (output_dir / paths.viewer).is_file():
             self.viewer = _address(paths.viewer)
-        present = {name: _embedded(path) for name in figures if (path := output_dir / figures[name]).is_file()}
+        present = {name: embedded(path) for name in figures if (path := output_dir / figures[name]).is_file()}
         self.base = present.pop(BRAIN, "")
         lesion = {LESION: present.pop(LESION)} if LESION in present and result.protocol != LESION else {}
         self.pictures = {**self.pictures, **present, **lesion}
@@ -224,7 +226,7 @@ class _Scan:
         """Add the lesions, also of a model that has no label map."""
         paths = output_paths(Scan(files.source, Path()), files.model, [BRAIN, LESION])
         figures = {**paths.figures, CLOSE: paths.lesion_figure}
-        present = {name: _embedded(path) for name in figures if (path := output_dir / figures[name]).is_file()}
+        present = {name: embedded(path) for name in figures if (path := output_dir / figures[name]).is_file()}
         self.base = self.base or present.get(BRAIN, "")
         if LESION in present:
             self.pictures.setdefault(LESION, present[LESION])
@@ -263,7 +265,7 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def _embedded(picture: Path) -> str:
+def embedded(picture: Path) -> str:
     """Return a picture embedded in the page, as an address without special characters."""
     return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
 

@@ -63,22 +63,9 @@ def read_heads(
     shape = tuple((high - low).tolist())
     grid = grid.moved(-low * spacing)
     chance = brain_chance(brain_logit(features, weights), grid, shape, spacing=spacing)
-    near = (torch.from_numpy(chance) > LIKELY).numpy()  # NumPy is slow with 16-bit numbers
-    near = largest_piece(near) if "brain" in weights else near
+    near = likely(chance, weights)
     place = Place(volume, box, np.flatnonzero(near))
-    names = [name for name in model.card.heads if name != "brain"]
-    outputs = {}
-    for name in names:
-        asked = name in model.card.protocols
-        indices = np.array(model.heads[name].indices)
-        count = len(place.voxels)
-        outputs[name] = HeadOutput.empty(
-            indices,
-            count,
-            probabilities=want_probabilities and asked,
-            entropy=want_entropy and asked,
-            lesions=model.heads[name].lesions if name == model.card.lesion else (),
-        )
+    outputs = empty_outputs(model, len(place.voxels), want_probabilities=want_probabilities, want_entropy=want_entropy)
     fill(
         outputs,
         features,
@@ -86,22 +73,47 @@ def read_heads(
         voxels=place.voxels,
         corners_of=lambda some: corners(some, shape, spacing, grid=grid),
     )
-    if "brain" in weights:
-        near &= (torch.from_numpy(chance) > 0.5).numpy()
+    return answer(outputs, place, model, chance=chance, near=near, lesions=lesions)
+
+
+def likely(chance: np.ndarray, weights: Mapping[str, tuple[Tensor, Tensor]]) -> np.ndarray:
+    """Return the native voxels in which the heads are applied, booleans, from the brain's probability."""
+    near = (torch.from_numpy(chance) > LIKELY).numpy()  # NumPy is slow with 16-bit numbers
+    return largest_piece(near) if "brain" in weights else near
+
+
+def empty_outputs(
+    model: Model, count: int, *, want_probabilities: bool = False, want_entropy: bool = False
+) -> dict[str, HeadOutput]:
+    """Return background at a number of voxels for each head, except that of the brain."""
+    outputs = {}
+    for name in model.card.heads:
+        if name != "brain":
+            asked = name in model.card.protocols
+            outputs[name] = HeadOutput.empty(
+                np.array(model.heads[name].indices),
+                count,
+                probabilities=want_probabilities and asked,
+                entropy=want_entropy and asked,
+                lesions=model.heads[name].lesions if name == model.card.lesion else (),
+            )
+    return outputs
+
+
+def brain_in(
+    outputs: Mapping[str, HeadOutput], place: Place, model: Model, *, chance: np.ndarray, near: np.ndarray
+) -> np.ndarray:
+    """Return the brain mask in the box of a place, see `answer`. DataError if it is empty."""
+    spacing = canonical_spacing(place.volume)
+    if "brain" in model.card.heads:
+        near = near & (torch.from_numpy(chance) > 0.5).numpy()
         brain = without_bridges(largest_piece(near), spacing)
     else:
-        labelled = place.filled(np.any([outputs[name].labels > 0 for name in names], 0))
+        labelled = place.filled(np.any([output.labels > 0 for output in outputs.values()], 0))
         brain = brain_of_labels(labelled, near, model, spacing=spacing)
     if not brain.any():
         raise DataError("the segmentation is empty: is it a T1w of a head, with the right orientation in its header?")
-    kept = brain.reshape(-1)[place.voxels]
-    for output in outputs.values():
-        output.labels[~kept] = 0
-        if output.lesion_chance is not None:
-            output.lesion_chance[~kept] = 0
-    certainty = outputs[names[0]].certainty[kept] if names else chance[brain]
-    mean = float(certainty.mean(dtype=np.float64))
-    return answer(outputs, place, model, brain=place.native(brain), certainty=mean, lesions=lesions)
+    return brain
 
 
 def brain_of_labels(labelled: np.ndarray, near: np.ndarray, model: Model, *, spacing: np.ndarray) -> np.ndarray:
@@ -131,16 +143,28 @@ def answer(
     place: Place,
     model: Model,
     *,
-    brain: np.ndarray,
-    certainty: float,
-    lesions: LesionRule,
+    chance: np.ndarray,
+    near: np.ndarray,
+    lesions: LesionRule = MOST_PROBABLE,
 ) -> Segmentation:
     """Return the segmentation on the grid of the scan, for the protocols that the model writes.
 
     Args:
-        certainty: mean probability of the chosen region, the quality if the model has no calibration.
+        chance: probability of the brain in the box of the place.
+        near: booleans in that box, the voxels of the place.
+        lesions: which voxels are lesions.
+
+    Raises:
+        DataError: no brain is left.
     """
     volume, lesion, lesion_chance = place.volume, None, None
+    brain = brain_in(outputs, place, model, chance=chance, near=near)
+    kept = brain.reshape(-1)[place.voxels]
+    for output in outputs.values():
+        output.labels[~kept] = 0
+        if output.lesion_chance is not None:
+            output.lesion_chance[~kept] = 0
+    certainty = next(iter(outputs.values())).certainty[kept] if outputs else chance[brain]
     if model.card.lesion is not None:
         output = outputs[model.card.lesion]
         lesion = place.native(place.filled(output.marked(lesions, place=place)))
@@ -153,10 +177,10 @@ def answer(
     return Segmentation(
         labels={name: place.native(place.filled(output.labels)) for name, output in written.items()},
         soft_mm3={name: output.soft * volume.voxel_volume_mm3 for name, output in written.items()},
-        brain=brain,
+        brain=place.native(brain),
         lesion=lesion,
         lesion_probability=lesion_chance,
-        quality=means[0] if means else certainty,
+        quality=means[0] if means else float(certainty.mean(dtype=np.float64)),
         expected_dice=expected,
         probabilities={
             name: Probabilities(volume.shape, volume.affine, place.positions, output.probabilities)

@@ -142,8 +142,32 @@ class ModelInput:
         return ModelInput(self.grid, mirror(self.image), frame, wanted)
 
 
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """The model grid in the canonical frame of a scan, and what is known about the brain on it; see ``ModelInput``.
+
+    Attributes:
+        shown: booleans (D, H, W), the voxels that the network sees; None for all.
+    """
+
+    grid: Grid
+    shown: Tensor | None = None
+    wanted: Tensor | None = None
+    frame: tuple[np.ndarray, np.ndarray] | None = None
+    brain: Brain | None = None
+
+    def input_of(self, images: Mapping[str, Volume], model: Model) -> ModelInput:
+        """Return images, as for ``model_input``, resampled to the grid, each normalised separately."""
+        card = model.card
+        image = stack(images, card.inputs, self.grid, needed=self.shown)
+        if self.brain is not None:
+            image[0] = self.brain.unshaded(image[0], self.grid)
+        image = normalise_each(image, self.shown, card.normalisation)[None]
+        return ModelInput(self.grid, image, self.frame, self.wanted, self.brain)
+
+
 def model_input(
-    images: Mapping[str, Volume], model: Model, engine: Engine, *, notes: list[str], progress: Callable[[str], None]
+    images: Mapping[str, Volume], model: Model, engine: Engine, *, progress: Callable[[str], None]
 ) -> ModelInput:
     """Place the model grid, and resample the images and coordinates to it.
 
@@ -153,33 +177,38 @@ def model_input(
         images: ``rescaled`` and ``within_content``, so that results do not depend on units, background or empty space
             around the head.
     """
+    return place_grid(images, model, engine, progress=progress).input_of(images, model)
+
+
+def place_grid(
+    images: Mapping[str, Volume], model: Model, engine: Engine, *, progress: Callable[[str], None]
+) -> Placement:
+    """Find the brain in the first image, and place the model grid around it; without a locator, over the whole image.
+
+    Args:
+        images: as for ``model_input``.
+    """
     card, multiple = model.card, model.network.multiple
     volume = images[card.inputs[0]]
-    shown, frame, wanted, brain = None, None, None, None
     if model.locator is None:
-        grid = whole_grid(volume, card.spacing_mm, multiple)
-    else:
-        progress("finding the brain")
-        brain = find_brain(images, model.locator, engine)
-        found = brain.probability.numpy() > 0.5
-        native_mm = canonical_spacing(volume)
-        grid = box_grid(
-            brain.grid,
-            found,
-            card.spacing_mm,
-            margin_mm=card.margin_mm,
-            multiple=multiple,
-            native_mm=native_mm,
-            turn=brain.turn,
-        )
-        mask = between(brain.probability, brain.grid, grid) > 0.5
-        shown = dilate(mask, round(card.shown_mm / card.spacing_mm))
-        wanted = dilate(shown, 1)  # features are interpolated: one voxel more than the visible region
-        frame = brain.frame_on(grid, mask)
-    image = stack(images, card.inputs, grid, needed=shown)
-    if brain is not None:
-        image[0] = brain.unshaded(image[0], grid)
-    return ModelInput(grid, normalise_each(image, shown, card.normalisation)[None], frame, wanted, brain)
+        return Placement(whole_grid(volume, card.spacing_mm, multiple))
+    progress("finding the brain")
+    brain = find_brain(images, model.locator, engine)
+    found = brain.probability.numpy() > 0.5
+    native_mm = canonical_spacing(volume)
+    grid = box_grid(
+        brain.grid,
+        found,
+        card.spacing_mm,
+        margin_mm=card.margin_mm,
+        multiple=multiple,
+        native_mm=native_mm,
+        turn=brain.turn,
+    )
+    mask = between(brain.probability, brain.grid, grid) > 0.5
+    shown = dilate(mask, round(card.shown_mm / card.spacing_mm))
+    wanted = dilate(shown, 1)  # features are interpolated: one voxel more than the visible region
+    return Placement(grid, shown, wanted, brain.frame_on(grid, mask), brain)
 
 
 def find_brain(images: Mapping[str, Volume], locator: Model, engine: Engine) -> Brain:
@@ -190,7 +219,7 @@ def find_brain(images: Mapping[str, Volume], locator: Model, engine: Engine) -> 
     Args:
         images: as for ``model_input``.
     """
-    seen = model_input(images, locator, engine, notes=[], progress=lambda stage: None)
+    seen = model_input(images, locator, engine, progress=lambda stage: None)
     probability, features = look(seen, locator, engine)
     if seen.brain is not None:
         return replace(seen.brain, grid=seen.grid, probability=probability)

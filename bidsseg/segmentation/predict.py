@@ -13,8 +13,9 @@ from bidsseg.image.volume import Volume
 from bidsseg.models.lesion_rule import LesionRule
 from bidsseg.models.library import Model
 from bidsseg.segmentation.engine import Engine
+from bidsseg.segmentation.features import Features
 from bidsseg.segmentation.heads import read_heads
-from bidsseg.segmentation.locate import head_weights, model_input
+from bidsseg.segmentation.locate import ModelInput, head_weights, model_input
 from bidsseg.segmentation.plausibility import implausible_findings
 from bidsseg.segmentation.result import Segmentation
 from bidsseg.segmentation.windows import features_of
@@ -47,13 +48,34 @@ def segment(
     notes: list[str] = []
     used = rescaled_each({suffix: image for suffix, image in images.items() if suffix in model.card.inputs})
     used, start_mm = within_content(used, model.card.inputs[0])
-    seen = model_input(used, model, engine, notes=notes, progress=progress)
+    seen = model_input(used, model, engine, progress=progress)
     grid = seen.grid.moved(start_mm)
     findings = list(seen.brain.findings) if seen.brain is not None else []
     del used
     progress("segmenting")
+    features = passes(seen, model, engine, fast=fast, notes=notes)
+    del seen
+    progress("labelling")
+    with torch.inference_mode():
+        result = read_heads(
+            volume,
+            grid,
+            features,
+            weights=pass_weights(model, len(features)),
+            model=model,
+            want_probabilities=want_probabilities,
+            want_entropy=want_entropy,
+            lesions=lesions or model.card.lesion_rule(),
+        )
+    result.device, result.precision, result.notes = device, precision, list(dict.fromkeys(notes))
+    result.findings += findings
+    result.findings += implausible_findings(result, model, volume.voxel_volume_mm3)
+    return result
+
+
+def passes(seen: ModelInput, model: Model, engine: Engine, *, fast: bool, notes: list[str]) -> list[Features]:
+    """Return the features of the pass over a scan, and of the pass over its mirror image if the model has one."""
     features = [features_of(model.network, seen.image, seen.position, wanted=seen.wanted, engine=engine, notes=notes)]
-    weights = head_weights(model)
     one_sided = next((head.one_sided for head in model.heads.values() if head.unpaired), None)
     mirror = model.card.mirror and not fast
     if mirror and one_sided:
@@ -64,24 +86,15 @@ def segment(
         seen = seen.mirrored(steps)
         there = features_of(model.network, seen.image, seen.position, wanted=seen.wanted, engine=engine, notes=notes)
         features.append(there.mirrored(steps))
-        weights = {name: mirrored_head(model, name, w, bias=b) for name, (w, b) in weights.items()}
-    del seen
-    progress("labelling")
-    with torch.inference_mode():
-        result = read_heads(
-            volume,
-            grid,
-            features,
-            weights=weights,
-            model=model,
-            want_probabilities=want_probabilities,
-            want_entropy=want_entropy,
-            lesions=lesions or model.card.lesion_rule(),
-        )
-    result.device, result.precision, result.notes = device, precision, list(dict.fromkeys(notes))
-    result.findings += findings
-    result.findings += implausible_findings(result, model, volume.voxel_volume_mm3)
-    return result
+    return features
+
+
+def pass_weights(model: Model, count: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return weight and bias of each head for the features of one or two passes."""
+    weights = head_weights(model)
+    if count == 1:
+        return weights
+    return {name: mirrored_head(model, name, weight, bias=bias) for name, (weight, bias) in weights.items()}
 
 
 def mirrored_head(model: Model, name: str, weight: Tensor, *, bias: Tensor) -> tuple[Tensor, Tensor]:

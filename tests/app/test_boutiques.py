@@ -17,6 +17,7 @@ from bidsseg.app.parser import dataset_parser
 FOLDER = Path(__file__).parents[2] / "boutiques"
 NAMES = {
     "participant": FOLDER / "bidsseg.json",
+    "longitudinal": FOLDER / "bidsseg_longitudinal.json",
     "evaluate": FOLDER / "bidsseg_evaluate.json",
     "train": FOLDER / "bidsseg_train.json",
 }
@@ -39,6 +40,7 @@ def test_the_bundle_for_nipoppy_has_the_descriptor_and_its_invocation_fits(tmp_p
 
 def test_their_own_validator_accepts_them() -> None:
     bosh(["validate", "--bids", str(NAMES["participant"])])
+    bosh(["validate", str(NAMES["longitudinal"])])
     bosh(["validate", str(NAMES["evaluate"])])
     bosh(["validate", str(NAMES["train"])])
 
@@ -95,6 +97,9 @@ def test_every_flag_of_a_level_is_described(level: str) -> None:
     described = {entry.get("command-line-flag") for entry in descriptor(level)["inputs"]}
     assert {"--participant-label", "--n-cpus", "--mem", "--verbose", "--work-dir", "--overwrite"} <= described
     assert ("--model" in described, "--recipe" in described) == (level != "train", level == "train")
-    assert ("--labels" in described, "--against" in described) == (level != "participant", level == "evaluate")
+    assert ("--labels" in described, "--against" in described) == (level in ("evaluate", "train"), level == "evaluate")
+    assert ("--probseg" in described, "--fast" in described) == (
+        level == "participant", level in ("participant", "longitudinal")
+    )  # fmt: skip
     assert ("--device" in described) == (level != "evaluate")
     assert not described & {"--version", "--help", "--list-models", "--json", "--bids-exec-spec"}

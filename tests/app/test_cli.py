@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Settings]]:
     """The arguments with which the levels are called; no level runs."""
     made: list[tuple[str, Settings]] = []
-    for level in ("participant", "group", "evaluate", "train"):
+    for level in ("participant", "longitudinal", "group", "evaluate", "train"):
         module = ModuleType(level)
         setattr(module, "check_labels", lambda settings: None)  # noqa: B010
         setattr(module, f"{level}_level", lambda settings, level=level: made.append((level, settings)))

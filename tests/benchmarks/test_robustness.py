@@ -36,7 +36,7 @@ COPIES: dict[str, Any] = script("robustness").COPIES
 def shown(image: nib.Nifti1Image) -> ModelInput:
     images = {"T1w": Volume(image.get_fdata(dtype=np.float32), image.affine)}
     inside, start_mm = within_content(rescaled_each(images), "T1w")
-    seen = model_input(inside, load_model("wholebrain"), Engine(), notes=[], progress=lambda stage: None)
+    seen = model_input(inside, load_model("wholebrain"), Engine(), progress=lambda stage: None)
     assert seen.brain is not None
     brain = replace(seen.brain, grid=seen.brain.grid.moved(start_mm))
     return replace(seen, grid=seen.grid.moved(start_mm), brain=brain)

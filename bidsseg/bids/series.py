@@ -1,0 +1,181 @@
+"""The sessions of a participant that are compared, and the files of the comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import groupby
+from pathlib import Path
+
+from bidsseg.bids.names import build_name, with_extension
+from bidsseg.bids.outputs import filled
+from bidsseg.bids.scan import Scan
+from bidsseg.errors import BidssegError
+from bidsseg.reading import read_table
+
+SPACE = "halfway"
+"""The ``space-`` of images between the sessions."""
+DAYS_PER_YEAR = 365.25
+
+
+@dataclass(frozen=True)
+class Series:
+    """One scan of each session of a participant.
+
+    Attributes:
+        scans: two or more, in the order of their dates if all are known, otherwise of their labels.
+        years: since the first scan; None where the date of either is unknown.
+    """
+
+    scans: Sequence[Scan]
+    years: Sequence[float | None]
+
+    @property
+    def source(self) -> dict[str, str]:
+        """The entity of the participant, and a ``desc`` of the T1w."""
+        return {key: self.scans[0].entities[key] for key in ("subject", "desc") if key in self.scans[0].entities}
+
+    @property
+    def key(self) -> str:
+        """The participant as in file names: ``sub-01``."""
+        return build_name({"subject": self.source["subject"]})
+
+    @property
+    def sessions(self) -> list[str]:
+        """The labels of the sessions as in file names: ``ses-1``."""
+        return [build_name({"session": scan.entities["session"]}) for scan in self.scans]
+
+
+def find_series(scans: Iterable[Scan], bids_dir: Path) -> tuple[list[Series], list[str]]:
+    """Return the participants with two or more sessions, and notes on scans that are not compared.
+
+    Args:
+        scans: sorted by participant. The first T1w of each session is used.
+    """
+    found, notes = [], []
+    for subject, group in groupby(scans, key=lambda scan: scan.entities["subject"]):
+        sessions: dict[str, Scan] = {}
+        for scan in group:
+            label = scan.entities.get("session")
+            if label is None:
+                notes.append(f"{scan.key} is skipped: it is in no session")
+            elif label in sessions:
+                notes.append(f"{scan.key} is skipped: {sessions[label].key} is the first T1w of its session")
+            else:
+                sessions[label] = scan
+        if len(sessions) < 2:
+            notes.append(f"sub-{subject} is skipped: it has fewer than two sessions with a usable T1w")
+            continue
+        dates = {label: acquired(scan, bids_dir) for label, scan in sessions.items()}
+        known = {label: date for label, date in dates.items() if date is not None}
+        order = sorted(sessions, key=lambda label: known[label]) if len(known) == len(dates) else list(sessions)
+        start = known.get(order[0])
+        years = [_years(start, known.get(label)) for label in order]
+        found.append(Series([sessions[label] for label in order], years))
+    return found, notes
+
+
+def acquired(scan: Scan, bids_dir: Path) -> datetime | None:
+    """Return when a scan was acquired: ``acq_time`` in its ``scans.tsv``, or in ``sessions.tsv``; None if unknown."""
+    folder, subject = scan.t1w.parent.parent, bids_dir / build_name({"subject": scan.entities["subject"]})
+    session = build_name({"session": scan.entities["session"]})
+    names = {f"{scan.t1w.parent.name}/{scan.t1w.name}", scan.t1w.name}
+    of_scan = _time(folder / f"{subject.name}_{session}_scans.tsv", "filename", names)
+    labels = {session, session.removeprefix("ses-")}
+    return of_scan or _time(subject / f"{subject.name}_sessions.tsv", "session_id", labels)
+
+
+def _time(table: Path, column: str, values: set[str]) -> datetime | None:
+    """Return the date in the row of a table with one of the values in a column; None if it is unknown."""
+    if not table.is_file():
+        return None
+    try:
+        rows = read_table(table)
+        text = next((row["acq_time"] for row in rows if row[column] in values), "")
+        return datetime.fromisoformat(text).replace(tzinfo=None)
+    except (BidssegError, KeyError, ValueError, AttributeError):
+        return None
+
+
+def _years(start: datetime | None, date: datetime | None) -> float | None:
+    return None if start is None or date is None else (date - start).total_seconds() / 86400 / DAYS_PER_YEAR
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SessionPaths:
+    """Files of one session in the halfway space, relative to the output folder.
+
+    Attributes:
+        t1w: the T1w, with a ``.json``.
+        dseg: label map of each protocol, with a ``.json`` and the look-up table ``.tsv``.
+        brain: brain mask, with a ``.json``.
+        lesion: lesion mask, with a ``.json``.
+        transform: motion from the T1w to the space, text; without a sidecar.
+    """
+
+    t1w: Path
+    dseg: dict[str, Path]
+    brain: Path
+    lesion: Path | None
+    transform: Path
+
+
+@dataclass(frozen=True)
+class SeriesPaths:
+    """Files of the comparison of the sessions of a participant, relative to the output folder.
+
+    Attributes:
+        mean: mean of the sessions, with a ``.json``.
+        tables: table of each protocol, with a ``.json``.
+        lesions: table of the lesions, with a ``.json``.
+        sessions: files of each session.
+        figure: picture for the page.
+    """
+
+    mean: Path
+    tables: dict[str, Path]
+    lesions: Path | None
+    figure: Path
+    page: Path
+    sessions: list[SessionPaths] = field(default_factory=list)
+
+    @property
+    def files(self) -> list[Path]:
+        """All images and tables with their sidecars, and the transforms (not figure and page)."""
+        described = [self.mean, *self.tables.values(), *([self.lesions] if self.lesions else [])]
+        others = []
+        for session in self.sessions:
+            described += [session.t1w, session.brain, *session.dseg.values()]
+            described += [session.lesion] if session.lesion else []
+            others += [session.transform, *(with_extension(path, ".tsv") for path in session.dseg.values())]
+        return [file for path in described for file in (path, with_extension(path, ".json"))] + others
+
+
+def series_paths(series: Series, model: str, protocols: Sequence[str], *, lesion: bool) -> SeriesPaths:
+    """Return the paths of all files of a comparison, relative to the output folder."""
+    source = series.source
+
+    def of_session(scan: Scan) -> SessionPaths:
+        t1w = filled("session", "t1w", scan.entities, model=model)
+        name = build_name({key: label for key, label in scan.entities.items() if key != "desc"})
+        desc = scan.entities.get("desc", "")
+        return SessionPaths(
+            t1w,
+            {p: filled("session", "dseg", scan.entities, model=model, protocol=p) for p in protocols},
+            filled("session", "brain", scan.entities, model=model),
+            filled("session", "lesion", scan.entities, model=model) if lesion else None,
+            t1w.with_name(f"{name}_from-T1w_to-{SPACE}_mode-image_desc-{desc}{model}_xfm.txt"),
+        )
+
+    return SeriesPaths(
+        mean=filled("series", "mean", source, model=model),
+        tables={p: filled("series", "table", source, model=model, protocol=p) for p in protocols},
+        lesions=filled("series", "lesions", source, model=model) if lesion else None,
+        figure=filled("series", "figure", source, model=model),
+        page=filled("series", "page", source, model=model),
+        sessions=[of_session(scan) for scan in series.scans],
+    )

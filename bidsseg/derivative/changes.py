@@ -1,0 +1,170 @@
+"""Changes between the sessions of a participant: volumes of regions, and single lesions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from nibabel.affines import apply_affine
+from scipy import ndimage
+
+from bidsseg.derivative.sidecars import VOLUMES
+from bidsseg.derivative.volumes import volume_table
+from bidsseg.labels.protocol import Protocol
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bidsseg.segmentation.result import Segmentation
+
+TOUCHING = np.ones((3, 3, 3), int)
+"""Connectivity: neighbouring voxels of a lesion share a face, an edge or a corner."""
+BORDER_MM = 0.25
+"""A lesion is enlarged or shrunken if its border has moved farther than this on average."""
+SPHERE = (36 * np.pi) ** (1 / 3)
+"""Surface of a sphere with the volume 1."""
+STATUSES = {
+    "first": "present at the first session",
+    "new": "not present at the session before",
+    "enlarged": f"larger than at the session before: its border moved by more than {BORDER_MM} mm on average",
+    "stable": "neither enlarged nor shrunken since the session before",
+    "shrunken": f"smaller than at the session before: its border moved by more than {BORDER_MM} mm on average",
+    "vanished": "present at the session before, and not at this one",
+    "absent": "present neither at this session nor at the one before",
+}
+"""The column ``status`` of the table of lesions."""
+CHANGES = {
+    "session_id": {"Description": "Session"},
+    "years": {"Description": "Time since the first session; n/a without acq_time of both in scans.tsv or sessions.tsv",
+              "Units": "year"},
+    **{name: text for name, text in VOLUMES.items() if name != "voxels"},
+    "change-mm3": {"Description": "Change of softvolume-mm3 (of the intracranial volume: volume-mm3) since the first "
+                   "session", "Units": "mm^3"},
+    "change-percent": {"Description": "The change as a percentage of the volume at the first session", "Units": "%"},
+    "change-percent-per-year": {"Description": "change-percent divided by years", "Units": "%/year"},
+    "smallest-change-percent": {"Description": "Change that two scans of an unchanged head exceed in 5 % of cases "
+                                "(1.96 SD of the differences); n/a where it was not measured", "Units": "%"},
+}  # fmt: skip
+"""Columns of the table of regions."""
+LESION_CHANGES = {
+    "lesion": {"Description": "Number of the lesion: a connected piece of the voxels that are a lesion at any session"},
+    "x-mm": {"Description": "Centre of the lesion in the halfway space, to the right", "Units": "mm"},
+    "y-mm": {"Description": "Centre of the lesion in the halfway space, to the front", "Units": "mm"},
+    "z-mm": {"Description": "Centre of the lesion in the halfway space, upwards", "Units": "mm"},
+    "session_id": {"Description": "Session"},
+    "volume-mm3": {"Description": "Volume of the lesion at this session", "Units": "mm^3"},
+    "change-mm3": {"Description": "Change of the volume since the session before", "Units": "mm^3"},
+    "status": {"Description": "Comparison with the session before", "Levels": STATUSES},
+}
+"""Columns of the table of lesions."""
+
+
+@dataclass(frozen=True, eq=False)
+class Visits:
+    """The segmentations of the sessions of a participant, on one grid.
+
+    Attributes:
+        labels: ``ses-1`` …, in the order of time.
+        years: since the first session; None where unknown.
+        affine: (4, 4) of the grid, RAS+ mm.
+    """
+
+    labels: Sequence[str]
+    years: Sequence[float | None]
+    results: Sequence[Segmentation]
+    affine: np.ndarray
+
+    @property
+    def voxel_mm3(self) -> float:
+        """Volume of a voxel."""
+        return float(abs(np.linalg.det(self.affine[:3, :3])))
+
+
+def change_table(visits: Visits, protocol: Protocol, smallest_percent: Mapping[int, float]) -> pd.DataFrame:
+    """Return a row for each session and region, and one for each session and the intracranial volume.
+
+    Changes are those of the sum of probabilities since the first session; of the intracranial volume, those of the
+    counted voxels.
+
+    Args:
+        smallest_percent: smallest change that noise does not explain, by the index of the region; the others are
+            unknown.
+
+    Returns:
+        The columns of ``CHANGES``, to three decimals.
+    """
+    import pandas as pd
+
+    tables: list[pd.DataFrame] = []
+    for label, years, result in zip(visits.labels, visits.years, visits.results, strict=True):
+        table = volume_table(
+            protocol,
+            result.labels[protocol.name],
+            result.soft_mm3[protocol.name],
+            voxel_volume_mm3=visits.voxel_mm3,
+            brain=result.brain,
+        ).drop(columns="voxels")
+        table.insert(0, "session_id", label)
+        table.insert(1, "years", np.nan if years is None else years)
+        measured = table["softvolume-mm3"].fillna(table["volume-mm3"])
+        start = measured if not tables else tables[0]["measured"]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            percent = (100 * (measured - start) / start).where(start > 0)
+            table["change-mm3"] = measured - start
+            table["change-percent"] = percent
+            table["change-percent-per-year"] = (percent / table["years"]).where(table["years"] > 0)
+        if not tables:
+            table[["change-mm3", "change-percent"]] = np.nan
+        table["smallest-change-percent"] = [
+            np.nan if pd.isna(index) else smallest_percent.get(int(index), np.nan) for index in table["index"]
+        ]
+        tables.append(table.assign(measured=measured))
+    whole: pd.DataFrame = pd.concat(tables, ignore_index=True).drop(columns="measured")
+    return whole.round({name: 3 for name in whole.columns if name.endswith(("mm3", "percent", "year", "years"))})
+
+
+def lesion_table(visits: Visits, masks: Sequence[np.ndarray]) -> pd.DataFrame:
+    """Return a row for each lesion and session, with its volume and its status since the session before.
+
+    A lesion is a connected piece of the voxels that are a lesion at any session, so that pieces which merge keep one
+    number.
+
+    Args:
+        masks: lesions of each session, booleans (X, Y, Z).
+
+    Returns:
+        The columns of ``LESION_CHANGES``. Lesions are sorted by their largest volume.
+    """
+    import pandas as pd
+
+    pieces, count = ndimage.label(np.any(masks, 0), TOUCHING)
+    mm3 = np.array([np.bincount(pieces[mask], minlength=count + 1)[1:] for mask in masks]) * visits.voxel_mm3
+    numbers = np.argsort(-mm3.max(0), kind="stable") if count else np.zeros(0, int)
+    centres = ndimage.center_of_mass(pieces > 0, pieces, numbers + 1) if count else []
+    rows: list[dict[str, Any]] = []
+    for lesion, (number, centre) in enumerate(zip(numbers, centres, strict=True), 1):
+        x, y, z = apply_affine(visits.affine, centre).round(1).tolist()
+        before: float | None = None
+        for label, volume in zip(visits.labels, mm3[:, number].tolist(), strict=True):
+            change = np.nan if before is None else volume - before
+            row = {"lesion": lesion, "x-mm": x, "y-mm": y, "z-mm": z, "session_id": label, "volume-mm3": volume}
+            rows.append({**row, "change-mm3": change, "status": lesion_status(before, volume)})
+            before = volume
+    columns = ["lesion", "x-mm", "y-mm", "z-mm", "session_id", "volume-mm3", "change-mm3", "status"]
+    return pd.DataFrame(rows, columns=columns).round({"volume-mm3": 3, "change-mm3": 3})
+
+
+def lesion_status(before_mm3: float | None, now_mm3: float) -> str:
+    """Return the status of a lesion from its volume at the session before, None at the first session."""
+    if before_mm3 is None:
+        return "first" if now_mm3 else "absent"
+    if not before_mm3:
+        return "new" if now_mm3 else "absent"
+    if not now_mm3:
+        return "vanished"
+    visible = BORDER_MM * SPHERE * before_mm3 ** (2 / 3)
+    if abs(now_mm3 - before_mm3) <= visible:
+        return "stable"
+    return "enlarged" if now_mm3 > before_mm3 else "shrunken"

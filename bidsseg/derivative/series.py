@@ -1,0 +1,208 @@
+"""The comparison of the sessions of a participant: its input, its outputs in the halfway space, and their record."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bidsseg.bids.names import with_extension
+from bidsseg.bids.scan import Scan
+from bidsseg.bids.series import Series, SeriesPaths, SessionPaths, series_paths
+from bidsseg.derivative import sidecars
+from bidsseg.derivative.changes import CHANGES, LESION_CHANGES, Visits, change_table, lesion_table
+from bidsseg.derivative.job import remove, remove_halves
+from bidsseg.derivative.ownership import ELSEWHERE
+from bidsseg.derivative.results import is_own_page
+from bidsseg.derivative.sidecar_keys import Sidecar, is_fast, is_record, read_sidecar
+from bidsseg.errors import OutputNotWritable
+from bidsseg.files import fingerprint, write_json_atomic, write_table, write_text_atomic
+from bidsseg.image.nifti import write_labels, write_map
+from bidsseg.image.volume import Volume
+from bidsseg.labels.protocol import Protocol
+from bidsseg.models.card import Card, find_card
+from bidsseg.models.rescan import smallest_changes
+from bidsseg.registration.align import Images
+
+if TYPE_CHECKING:
+    from bidsseg.segmentation.result import Segmentation
+
+
+@dataclass(frozen=True, eq=False)
+class Visit:
+    """One session in the halfway space.
+
+    Attributes:
+        images: images in the space, brightness from 0 to 1, by suffix; with findings and notes about the scan.
+        motion: (4, 4) from points of the T1w to those of the space, RAS+ mm.
+    """
+
+    images: Images
+    motion: np.ndarray
+    result: Segmentation
+
+
+@dataclass(frozen=True, eq=False)
+class SeriesJob:
+    """The sessions of one participant to be compared by one model.
+
+    Attributes:
+        fast: whether the pass over the mirror image is omitted.
+    """
+
+    series: Series
+    card: Card
+    bids_dir: Path
+    output_dir: Path
+    fast: bool = False
+
+    @cached_property
+    def paths(self) -> SeriesPaths:
+        """Every output, relative to the output folder."""
+        return series_paths(self.series, self.card.name, self.card.protocols, lesion=self.card.lesion is not None)
+
+    @property
+    def sources(self) -> list[list[Path]]:
+        """Images that the model reads at each session, the T1w first."""
+        return [list(scan.images(self.card.inputs).values()) for scan in self.series.scans]
+
+    @cached_property
+    def checksums(self) -> list[list[str]]:
+        """Checksums of the images of each session."""
+        return [[fingerprint(path) for path in paths] for paths in self.sources]
+
+    def provenance(self, checksums: Iterable[str]) -> Sidecar:
+        """Return the model and the images that determine a result."""
+        cards = [self.card, *([find_card(self.card.locator)] if self.card.locator else [])]
+        fast: Sidecar = {"Fast": True} if self.fast else {}
+        return {"Models": sidecars.models_used(cards), "InputFingerprints": list(checksums), **fast}
+
+    @property
+    def record(self) -> Path:
+        """The sidecar written last; its presence marks the comparison as complete."""
+        last = [*self.paths.tables.values(), *([self.paths.lesions] if self.paths.lesions else [])][-1]
+        return self.output_dir / with_extension(last, ".json")
+
+    def is_finished(self) -> bool:
+        """Return whether all outputs are present and were made by this model from these images and dates."""
+        found = read_sidecar(self.record)
+        wanted = self.provenance(checksum for each in self.checksums for checksum in each)
+        if not found or is_fast(found) != self.fast or any(found.get(key) != value for key, value in wanted.items()):
+            return False
+        if found.get("Years") != self._years:
+            return False
+        if not is_own_page(self.output_dir / self.paths.page):
+            return False
+        return all((self.output_dir / path).is_file() for path in self.paths.files)
+
+    def check_files(self) -> None:
+        """Raise OutputNotWritable if a file of another program would be replaced."""
+        for path in self.paths.files:
+            place = self.output_dir / path
+            sidecar = with_extension(place, ".json")
+            if path.suffix == ".json" and os.path.lexists(place) and not is_record(read_sidecar(sidecar)):
+                raise OutputNotWritable(f"{place} exists and was not written by {sidecars.TOOL}: {ELSEWHERE}")
+        page = self.output_dir / self.paths.page
+        if os.path.lexists(page) and not is_own_page(page):
+            raise OutputNotWritable(f"{page} exists and was not written by {sidecars.TOOL}: {ELSEWHERE}")
+
+    def clear(self) -> None:
+        """Remove the record of an earlier run, and files of killed runs."""
+        remove([self.record])
+        names = {path.name for path in (*self.paths.files, self.paths.figure)}
+        remove_halves((self.output_dir / self.series.key).rglob(".*.part"), names)
+
+    def write(self, visits: Sequence[Visit], mean: Volume, protocols: Mapping[str, Protocol]) -> None:
+        """Write images, tables and sidecars; the record comes last.
+
+        Args:
+            visits: the sessions, in their order.
+            mean: mean T1w, brightness from 0 to 1, whose grid is the halfway space.
+            protocols: protocols of the model's heads.
+        """
+        paths, series = self.paths, self.series
+        images = [path for each in self.sources for path in each]
+        details = self.provenance(checksum for each in self.checksums for checksum in each)
+        whole = sidecars.Origin(images, self.bids_dir, {**details, "Years": self._years})
+        write_map(self.output_dir / paths.mean, mean.data, mean)
+        of_mean: Sidecar = {**details, "SpatialReference": self._reference, "SkullStripped": False}
+        text = "Mean T1w of all sessions in the halfway space, brightness from 0 to 1"
+        self._sidecar(paths.mean, sidecars.image_sidecar(text, sidecars.Origin(images, self.bids_dir, of_mean)))
+        for scan, checksums, places, visit in zip(series.scans, self.checksums, paths.sessions, visits, strict=True):
+            self._write_session(scan, checksums, places, visit=visit, protocols=protocols)
+        compared = Visits(series.sessions, series.years, [visit.result for visit in visits], mean.affine)
+        for name, place in paths.tables.items():
+            smallest, scans = smallest_changes(self.card, name)
+            write_table(self.output_dir / place, change_table(compared, protocols[name], smallest))
+            text = f"Volumes of the regions of the {name} protocol at each session, and their changes"
+            noise = {"NoiseMeasuredOn": scans} if scans else {}
+            self._sidecar(place, {"Description": text, "Sources": whole.uris, **CHANGES, **noise, **whole.details})
+        if paths.lesions is not None:
+            masks = [visit.result.lesion for visit in visits if visit.result.lesion is not None]
+            write_table(self.output_dir / paths.lesions, lesion_table(compared, masks))
+            text = "Lesions at each session"
+            self._sidecar(
+                paths.lesions, {"Description": text, "Sources": whole.uris, **LESION_CHANGES, **whole.details}
+            )
+
+    @property
+    def _reference(self) -> str:
+        """URI of the image that defines the grid of the space."""
+        return f"bids::{self.paths.mean.as_posix()}"
+
+    @property
+    def _years(self) -> list[float | None]:
+        return [None if years is None else round(years, 4) for years in self.series.years]
+
+    def _write_session(
+        self,
+        scan: Scan,
+        checksums: Sequence[str],
+        places: SessionPaths,
+        *,
+        visit: Visit,
+        protocols: Mapping[str, Protocol],
+    ) -> None:
+        """Write the images of one session."""
+        from bidsseg.registration.linear import as_text
+
+        t1w, result = visit.images.volumes["T1w"], visit.result
+        details: Sidecar = {
+            **self.provenance(checksums),
+            **sidecars.carried_over(scan.t1w, self.bids_dir),
+            **sidecars.result_details(visit.images, result),
+            "SpatialReference": self._reference,
+        }
+        sources = list(scan.images(self.card.inputs).values())
+        origin = sidecars.Origin(sources, self.bids_dir, details)
+        text = "T1w in the halfway space of all sessions, with the brightness of their mean, from 0 to 1"
+        write_map(self.output_dir / places.t1w, t1w.data, t1w)
+        self._sidecar(places.t1w, sidecars.image_sidecar(text, origin, {"SkullStripped": False}))
+        write_text_atomic(self.output_dir / places.transform, as_text(visit.motion))
+        write_labels(self.output_dir / places.brain, result.brain, t1w)
+        self._sidecar(places.brain, sidecars.mask_sidecar("Brain", origin))
+        if places.lesion is not None and result.lesion is not None:
+            write_labels(self.output_dir / places.lesion, result.lesion, t1w)
+            self._sidecar(places.lesion, sidecars.mask_sidecar("Lesion", origin))
+        for name, place in places.dseg.items():
+            write_labels(self.output_dir / place, result.labels[name], t1w)
+            write_text_atomic(self.output_dir / with_extension(place, ".tsv"), protocols[name].to_tsv())
+            self._sidecar(place, sidecars.dseg_sidecar(name, origin))
+
+    def _sidecar(self, path: Path, content: Mapping[str, Any]) -> None:
+        write_json_atomic(self.output_dir / with_extension(path, ".json"), content)
+
+
+def crash_source(series: Series) -> Scan:
+    """Return the participant as a scan, for the name of the file of a crash."""
+    return Scan({"subject": series.source["subject"]}, series.scans[0].t1w)
+
+
+def comparisons_of(subject: str, output_dir: Path) -> list[Path]:
+    """Return the pages that compare the sessions of a participant, by name."""
+    return sorted(path for path in output_dir.glob(f"sub-{subject}_desc-*_longitudinal.html") if is_own_page(path))

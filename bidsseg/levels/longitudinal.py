@@ -1,0 +1,183 @@
+"""The level ``longitudinal``: compare the sessions of each participant in the space halfway between them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from bidsseg.bids import validator
+from bidsseg.bids.outputs import crash_path, report_path, series_log_path
+from bidsseg.bids.series import find_series
+from bidsseg.derivative.job import write_root
+from bidsseg.derivative.results import is_own_page
+from bidsseg.derivative.run_log import Entry, RunLog, crash_text, stamp
+from bidsseg.derivative.series import SeriesJob, crash_source
+from bidsseg.errors import (
+    BidssegError,
+    DataError,
+    InputMissing,
+    IOFailure,
+    NothingSelected,
+    OutputNotWritable,
+    UsageError,
+    explained,
+)
+from bidsseg.execution.agenda import check_request, select
+from bidsseg.execution.machine import keep_freed_memory, peak_memory_mb, release_freed_memory
+from bidsseg.files import write_text_atomic
+from bidsseg.models.card import Card
+from bidsseg.settings import Settings
+
+if TYPE_CHECKING:
+    from bidsseg.execution.machine import Machine
+    from bidsseg.models.library import Model
+
+
+def longitudinal_level(settings: Settings) -> None:
+    """Compare the sessions of every selected participant who has two or more, and write tables and pages.
+
+    Raises:
+        NothingSelected: no participant has two sessions.
+        BidssegError: with exit code 1 if some participants failed, 65 if all failed because of their data.
+    """
+    if settings.executor != "local":
+        raise UsageError("the level longitudinal runs on this machine: leave --executor out, and give --shard I/N")
+    card, _ = check_request(settings)
+    jobs = _jobs(settings, card)
+    if jobs is None:
+        return
+    done = [] if settings.overwrite else [job for job in jobs if job.is_finished()]
+    todo = [job for job in jobs if job not in done]
+    for job in todo:
+        job.check_files()
+    if settings.dry_run:
+        _list(settings, card, jobs, done=done)
+        return
+    if todo and not settings.skip_validation:
+        for issue in validator.validate(settings.bids_dir, [s for job in todo for s in job.series.scans], None):
+            settings.report.warn(str(issue))
+    write_root(settings, card)
+    log = RunLog(
+        settings.output_dir / series_log_path(stamp()),
+        settings.command,
+        {"name": card.name, "sha256": card.sha256, "folder": str(card.folder)},
+        planned=[job.series.key for job in todo],
+        entries=[Entry(job.series.key, "skipped") for job in done],
+    )
+    try:
+        failures = _compare(settings, todo, log)
+    finally:
+        log.finish()
+    _conclude(settings, len(jobs), len(done), failures=failures)
+
+
+def _jobs(settings: Settings, card: Card) -> list[SeriesJob] | None:
+    """Return a job for each participant with two sessions; None if this shard is empty."""
+    selection = select(settings, card)
+    if selection is None:
+        return None
+    lacking = [scan for scan in selection.scans if card.lacks(scan.images(card.inputs))]
+    series, notes = find_series([scan for scan in selection.scans if scan not in lacking], settings.bids_dir)
+    unusable = [f"{scan.key} is skipped: {card.name} needs a FLAIR: {scan.flair_reason}" for scan in lacking]
+    for note in [*selection.notes, *selection.closed.values(), *unusable, *notes]:
+        settings.report.warn(note)
+    if not series:
+        raise NothingSelected("no participant has two sessions with images that the model reads")
+    return [SeriesJob(each, card, settings.bids_dir, settings.output_dir, settings.fast) for each in series]
+
+
+def _compare(settings: Settings, jobs: Sequence[SeriesJob], log: RunLog) -> list[tuple[Entry, Exception]]:
+    """Run every job, write what it returns, and return the failures."""
+    from bidsseg.execution.machine import choose_machine
+    from bidsseg.models.library import load_model
+
+    failures: list[tuple[Entry, Exception]] = []
+    if not jobs:
+        return failures
+    keep_freed_memory()
+    machine, model = choose_machine(settings), load_model(settings.model)
+    log.machine = asdict(machine)
+    settings.report.start(len(jobs), "participant")
+    for job in jobs:
+        entry, start = Entry(job.series.key, "done"), time.perf_counter()
+        try:
+            _process(settings, job, entry, machine=machine, model=model)
+        except Exception as raised:  # an error of one participant must not affect the others
+            error = explained(raised) or raised
+            _record(settings, job, entry, error=error)
+            failures.append((entry, error))
+            if isinstance(error, OutputNotWritable | IOFailure):
+                raise error from error.__cause__
+            if settings.stop_on_first_crash:
+                kind = type(error) if isinstance(error, BidssegError) else BidssegError
+                raise kind(f"stopped at {entry.scan}: {entry.reason}") from error
+        entry.seconds = {"whole": round(time.perf_counter() - start, 2)}
+        entry.peak_memory_mb = peak_memory_mb()
+        log.add(entry)
+        release_freed_memory()
+        settings.report.advance(entry.scan, entry.outcome if not entry.reason else f"failed: {entry.reason}")
+    settings.report.stop()
+    return failures
+
+
+def _process(settings: Settings, job: SeriesJob, entry: Entry, *, machine: Machine, model: Model) -> None:
+    """Compare the sessions of one participant, and write the results."""
+    from bidsseg.execution.series import compare_sessions
+    from bidsseg.report import longitudinal_page, participant_page, write_change_figure
+
+    key, report = job.series.key, settings.report
+    visits, mean = compare_sessions(
+        job, model, machine, strict=settings.memory_mb is not None, progress=lambda stage: report.stage(key, stage)
+    )
+    for label, visit in zip(job.series.sessions, visits, strict=True):
+        findings = [*visit.images.findings, *visit.result.findings]
+        entry.findings += [asdict(finding) for finding in findings]
+        entry.notes += [*visit.images.notes, *visit.result.notes]
+        for finding in findings:
+            report.warn(f"{key} {label}: {finding.message} [{finding.code}]")
+    report.stage(key, "writing")
+    job.clear()
+    write_change_figure(job, visits)
+    job.write(visits, mean, model.heads)
+    longitudinal_page(job)
+    for scan in job.series.scans:
+        if is_own_page(job.output_dir / report_path(scan)):
+            participant_page(job.output_dir, scan)  # which now has a link to the comparison
+
+
+def _record(settings: Settings, job: SeriesJob, entry: Entry, *, error: Exception) -> None:
+    """Record a failure, with its full traceback in a file."""
+    known = isinstance(error, BidssegError)
+    entry.outcome = "failed"
+    entry.reason = " ".join(str(error).split()) if known else f"internal error: {error!r}"
+    path = crash_path(crash_source(job.series), stamp())
+    with suppress(BidssegError):  # the disk may be full, which is reported anyway
+        write_text_atomic(settings.output_dir / path, crash_text(error))
+        entry.crash_file = str(path)
+
+
+def _list(settings: Settings, card: Card, jobs: Sequence[SeriesJob], *, done: Sequence[SeriesJob]) -> None:
+    """Report the plan of a dry run."""
+    settings.report.say(f"model {card.name}: {card.title}")
+    for job in jobs:
+        sessions = ", ".join(job.series.sessions)
+        settings.report.say(f"{job.series.key} ({sessions}): {'done' if job in done else 'to do'}")
+        for path in (*job.paths.files, job.paths.page):
+            settings.report.say(f"  {settings.output_dir / path}")
+
+
+def _conclude(settings: Settings, total: int, done: int, *, failures: Sequence[tuple[Entry, Exception]]) -> None:
+    """Summarise the run; raise if any participant failed."""
+    compared = total - done - len(failures)
+    settings.report.say(f"compared the sessions of {compared} of {total} participants, {done} were finished before")
+    for entry, _ in failures:
+        trace = f" ({entry.crash_file})" if entry.crash_file else ""
+        settings.report.warn(f"{entry.scan} failed: {entry.reason}{trace}")
+    if not failures:
+        return
+    if len(failures) == total and all(isinstance(error, DataError | InputMissing) for _, error in failures):
+        raise DataError(f"none of the {total} participants can be used; see the reasons above")
+    raise BidssegError(f"{len(failures)} of {total} participants failed; see the reasons above")

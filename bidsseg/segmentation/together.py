@@ -1,0 +1,169 @@
+"""Several scans of one head on one grid, shown to the network alike: the same box and pose, tied where nothing changed.
+
+Differences between their segmentations then come from the images, not from how each head lies in its grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bidsseg.image.brightness import rescaled, rescaled_each
+from bidsseg.image.grid import Grid, canonical_shape, canonical_spacing, from_canonical, within_content
+from bidsseg.image.matching import mean_of
+from bidsseg.image.resampling import linearly
+from bidsseg.image.volume import Volume
+from bidsseg.models.library import Model
+from bidsseg.segmentation.engine import Engine
+from bidsseg.segmentation.features import Features
+from bidsseg.segmentation.head_output import HeadOutput, Place
+from bidsseg.segmentation.heads import (
+    CHUNK,
+    READ,
+    answer,
+    brain_chance,
+    brain_logit,
+    corners,
+    covered,
+    empty_outputs,
+    interpolated,
+    likely,
+)
+from bidsseg.segmentation.locate import find_brain, place_grid
+from bidsseg.segmentation.plausibility import implausible_findings
+from bidsseg.segmentation.predict import pass_weights, passes
+from bidsseg.segmentation.result import Segmentation
+
+LEAST_SHARE = 1e-12
+"""Smallest probability whose logarithm is computed."""
+
+
+def located_brain(images: Mapping[str, Volume], model: Model, engine: Engine) -> np.ndarray:
+    """Return the brain found by the locator of a model, booleans (X, Y, Z) on the grid of the first image.
+
+    Without a locator, all voxels but the background are brain. DataError if no brain is found.
+
+    Args:
+        images: by suffix, all on one grid.
+    """
+    volume = images[model.card.inputs[0]]
+    used, start_mm = within_content(rescaled_each(images), model.card.inputs[0])
+    if model.locator is None:
+        return rescaled(volume).data > 0
+    found = find_brain(used, model.locator, engine)
+    grid = found.grid.moved(start_mm)
+    matrix = np.asarray(grid.turn).T * canonical_spacing(volume) / grid.spacing_mm
+    start = grid.voxels(np.zeros((1, 3)))[0]
+    chance = linearly(found.probability, matrix, start, shape=canonical_shape(volume))
+    return from_canonical((chance > 0.5).numpy(), volume.affine)
+
+
+def segment_together(
+    sessions: Sequence[Mapping[str, Volume]],
+    model: Model,
+    engine: Engine,
+    *,
+    tie: np.ndarray | None = None,
+    fast: bool = False,
+    progress: Callable[[str], None] = lambda stage: None,
+) -> list[Segmentation]:
+    """Segment several scans of one head, all on one grid. DataError if no brain is found.
+
+    Args:
+        sessions: images by suffix of each scan, with the same suffixes.
+        tie: from 0 to 1 for each voxel (X, Y, Z), how far the probabilities of each scan are replaced by their mean
+            over all scans.
+        fast: omit the pass over the mirror image, if the model has one.
+    """
+    first = model.card.inputs[0]
+    volume = sessions[0][first]
+    mean = {name: Volume(mean_of([images[name].data for images in sessions]), volume.affine) for name in sessions[0]}
+    used = rescaled_each(mean)
+    for number, images in enumerate(sessions):
+        used |= {f"{name} {number}": rescaled(image) for name, image in images.items()}
+    used, start_mm = within_content(used, first)  # the box of the mean
+    placed = place_grid({name: used[name] for name in mean}, model, engine, progress=progress)
+    features, notes = [], list[str]()
+    for number in range(len(sessions)):
+        progress(f"segmenting {number + 1} of {len(sessions)}")
+        seen = placed.input_of({name: used[f"{name} {number}"] for name in mean}, model)
+        features.append(passes(seen, model, engine, fast=fast, notes=notes))
+    progress("labelling")
+    with torch.inference_mode():
+        results = read_together(volume, placed.grid.moved(start_mm), features, model=model, tie=tie)
+    for result in results:
+        result.device, result.precision, result.notes = engine.device, engine.precision, list(dict.fromkeys(notes))
+        result.findings += placed.brain.findings if placed.brain is not None else ()
+        result.findings += implausible_findings(result, model, volume.voxel_volume_mm3)
+    return results
+
+
+def read_together(
+    volume: Volume, grid: Grid, sessions: Sequence[Sequence[Features]], *, model: Model, tie: np.ndarray | None
+) -> list[Segmentation]:
+    """Return the segmentation of each scan by all heads, from the features of its passes, as ``heads.read_heads``.
+
+    Args:
+        volume: any of the scans; its axes point to the right, anterior and superior.
+        tie: as for ``segment_together``.
+    """
+    spacing, weights = canonical_spacing(volume), pass_weights(model, len(sessions[0]))
+    box = covered(grid, canonical_shape(volume), spacing)
+    low, high = np.array(box).T
+    shape = tuple((high - low).tolist())
+    grid = grid.moved(-low * spacing)
+    shared = np.zeros(shape, np.float32) if tie is None else tie[tuple(slice(*ends) for ends in box)]
+    chances = [brain_chance(brain_logit(f, weights), grid, shape, spacing=spacing).astype(np.float32) for f in sessions]
+    mean = mean_of(chances)
+    chances = [(chance + shared * (mean - chance)).astype(np.float16) for chance in chances]
+    near = likely(np.max(chances, 0), weights)
+    place = Place(volume, box, np.flatnonzero(near))
+    outputs = [empty_outputs(model, len(place.voxels)) for _ in sessions]
+    fill_together(
+        outputs,
+        sessions,
+        weights,
+        voxels=place.voxels,
+        tie=torch.from_numpy(shared.reshape(-1)[place.voxels]),
+        corners_of=lambda some: corners(some, shape, spacing, grid=grid),
+    )
+    rule = model.card.lesion_rule(None, None)
+    return [
+        answer(output, place, model, chance=chance, near=near, lesions=rule)
+        for output, chance in zip(outputs, chances, strict=True)
+    ]
+
+
+def fill_together(
+    outputs: Sequence[Mapping[str, HeadOutput]],
+    sessions: Sequence[Sequence[Features]],
+    weights: Mapping[str, tuple[Tensor, Tensor]],
+    *,
+    voxels: np.ndarray,
+    tie: Tensor,
+    corners_of: Callable[[np.ndarray], tuple[Tensor, Tensor]],
+) -> None:
+    """Apply each head to each scan at native voxels (P,), tied by (P,), as ``heads.fill`` does."""
+    linear = {name: torch.cat([weights[name][0].T, weights[name][1][None]]) for name in outputs[0]}
+    for start in range(0, len(voxels) if linear else 0, CHUNK):
+        around = corners_of(voxels[start : start + CHUNK])
+        inside = [interpolated(features, *around).split(READ) for features in sessions]
+        for number, parts in enumerate(zip(*inside, strict=True)):
+            first = start + number * READ
+            share = tie[first : first + len(parts[0]), None]
+            for name, matrix in linear.items():
+                tied = tied_logits([part @ matrix for part in parts], share)
+                for output, logits in zip(outputs, tied, strict=True):
+                    output[name].put(first, logits)
+
+
+def tied_logits(logits: Sequence[Tensor], share: Tensor) -> list[Tensor]:
+    """Return logits (N, R) of each scan, whose probabilities are shared with the mean of all scans by (N, 1)."""
+    if not share.any():
+        return list(logits)
+    chances = [torch.softmax(each, 1) for each in logits]
+    mean = torch.stack(chances).mean(0)
+    return [torch.lerp(chance, mean, share).clamp(min=LEAST_SHARE).log() for chance in chances]

@@ -1,0 +1,292 @@
+"""The level longitudinal with a tiny model: what is written, and that only real changes are found."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import phantoms
+import pytest
+import SimpleITK as sitk
+from browser import CONTRAST, needs_chromium, seen
+from moved_heads import motion
+from nibabel.affines import apply_affine
+from nifti import load_nifti
+from recording_console import RecordingConsole
+from tiny_model import SecondImage, save_tiny
+
+from bidsseg.errors import BidssegError, NothingSelected, OutputNotWritable, UsageError
+from bidsseg.image.nifti import read_image
+from bidsseg.image.volume import Volume
+from bidsseg.levels.longitudinal import longitudinal_level
+from bidsseg.models.library import load_model
+from bidsseg.registration.align import Motion
+from bidsseg.registration.linear import motion_of
+from bidsseg.segmentation.predict import segment
+from bidsseg.settings import Settings
+
+SHAPE = (50, 58, 52)
+AFFINE = phantoms.grid(4.0, "LAS", SHAPE, 5)
+TABLE = "sub-01/anat/sub-01_seg-FAST_desc-tiny_longitudinal.tsv"
+VALIDATOR = Path(sys.executable).with_name("bids-validator-deno")
+DATES = "session_id\tacq_time\nses-1\t2020-01-01T10:00:00\nses-2\t2022-01-01T10:00:00\n"
+
+
+def head(*, ventricle: float = 1.0, moved: np.ndarray | None = None) -> np.ndarray:
+    """Return a smooth head (X, Y, Z) whose ventricle is enlarged along each axis, after a motion; no noise."""
+    back = np.eye(4) if moved is None else np.linalg.inv(moved)
+    points = apply_affine(back @ AFFINE, np.moveaxis(np.indices(SHAPE), 0, -1))
+    brightness = np.zeros(SHAPE)
+    for name, tissue in phantoms.TISSUES.items():
+        if name not in ("lesion", "scalp", "skull"):
+            half = np.array(tissue[0]) * (ventricle if name == "ventricle" else 1)
+            away = (np.sqrt((((points - np.array(tissue[1])) / half) ** 2).sum(-1)) - 1) * half.mean()
+            inside = 1 / (1 + np.exp(np.clip(away / 1.5, -50, 50)))  # borders of 3 mm, as in a scan
+            brightness += inside * (tissue[2] - brightness)
+    x, y, z = np.moveaxis(points, -1, 0)
+    folds = 6 * np.sin(x / 9) * np.sin(y / 11 + 1) * np.sin(z / 10 + x / 17)  # without them, poses look alike
+    found: np.ndarray = np.where(brightness > 20, brightness + folds, brightness).astype(np.float32)
+    return found
+
+
+def noisy(data: np.ndarray, seed: int) -> np.ndarray:
+    image: np.ndarray = np.abs(data + np.random.default_rng(seed).normal(0, 1.5, data.shape)).astype(np.float32)
+    return image
+
+
+def dataset(root: Path, *sessions: np.ndarray, participant: str = "01") -> Path:
+    """Write a dataset of one participant, with the given images as sessions, and return its folder."""
+    for label, data in enumerate(sessions, 1):
+        stem = f"sub-{participant}_ses-{label}"
+        phantoms.save(root / f"sub-{participant}/ses-{label}/anat/{stem}_T1w.nii.gz", data, AFFINE)
+    (root / "dataset_description.json").write_text('{"Name": "heads", "BIDSVersion": "1.10.0"}')
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield save_tiny(tmp_path_factory.mktemp("tiny"), patch)
+
+
+def run(bids: Path, model: Path, **more: Any) -> RecordingConsole:
+    """Run the level and return the recorded messages."""
+    console = RecordingConsole()
+    given = {"skip_validation": True, "precision": "fp32", "n_cpus": 1, "report": console, **more}
+    longitudinal_level(Settings(bids, bids.parent / "out", model=str(model), **given))
+    return console
+
+
+def table(bids: Path) -> pd.DataFrame:
+    return pd.read_csv(bids.parent / "out" / TABLE, sep="\t")
+
+
+def volumes(bids: Path, session: str) -> pd.Series:
+    """Return the soft volume of each region at a session."""
+    rows = table(bids).set_index("name")
+    return rows[rows.session_id == session]["softvolume-mm3"].dropna()
+
+
+@pytest.fixture(scope="module")
+def twice(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
+    """A dataset in which a head was scanned twice, in another pose, compared by the level."""
+    heads = noisy(head(), 0), noisy(head(moved=motion(5, 8)), 1)
+    bids = dataset(tmp_path_factory.mktemp("twice") / "bids", *heads)
+    phantoms.save(bids / "sub-02/ses-1/anat/sub-02_ses-1_T1w.nii.gz", heads[0], AFFINE)
+    (bids / "sub-01/sub-01_sessions.tsv").write_text(DATES)
+    console = run(bids, model)
+    assert "sub-02 is skipped: it has fewer than two sessions with a usable T1w" in console.warnings
+    return bids
+
+
+# -- what is measured --------------------------------------------------------------------------------------------------
+
+
+def test_identical_scans_do_not_change(tmp_path: Path, model: Path) -> None:
+    image = noisy(head(), 0)
+    bids = dataset(tmp_path / "bids", image, image)
+    run(bids, model)
+    second = table(bids).query("session_id == 'ses-2'")
+    assert len(second) == 4
+    assert (second["change-mm3"] == 0).all() and (second["change-percent"] == 0).all()
+    one, other = (
+        load_nifti(tmp_path / f"out/sub-01/ses-{n}/anat/sub-01_ses-{n}_space-halfway_seg-FAST_desc-tiny_dseg.nii.gz")
+        for n in (1, 2)
+    )
+    assert (np.asarray(one.dataobj) == np.asarray(other.dataobj)).all()
+    assert np.asarray(one.dataobj).max() == 3
+
+
+def test_a_moved_copy_differs_less_than_half_as_much_as_two_separate_scans(twice: Path, model: Path) -> None:
+    one, other = (volumes(twice, f"ses-{n}").to_numpy() for n in (1, 2))
+    scans = sorted(twice.rglob("sub-01*_T1w.nii.gz"))
+    tiny = load_model(str(model))
+    apart = [segment({"T1w": read_image(scan)[0]}, tiny).soft_mm3["FAST"][1:] for scan in scans]
+    together, separate = np.abs(other / one - 1).mean(), np.abs(apart[1] / apart[0] - 1).mean()
+    assert together < separate / 2
+
+
+def test_a_known_change_is_found(tmp_path: Path, model: Path) -> None:
+    bids = dataset(tmp_path / "bids", noisy(head(), 0), noisy(head(ventricle=1.15, moved=motion(3, 4)), 1))
+    run(bids, model)
+    grown = 4 / 3 * np.pi * np.prod(phantoms.TISSUES["ventricle"][0]) * (1.15**3 - 1)
+    found = float((volumes(bids, "ses-2") - volumes(bids, "ses-1"))["Cerebrospinal Fluid"])
+    assert found == pytest.approx(grown, rel=1 / 3)
+
+
+def test_the_order_of_the_sessions_does_not_matter(twice: Path, tmp_path: Path, model: Path) -> None:
+    bids = tmp_path / "bids"
+    for label, other in ((1, 2), (2, 1)):
+        target = bids / f"sub-01/ses-{other}/anat/sub-01_ses-{other}_T1w.nii.gz"
+        target.parent.mkdir(parents=True)
+        shutil.copy(twice / f"sub-01/ses-{label}/anat/sub-01_ses-{label}_T1w.nii.gz", target)
+    shutil.copy(twice / "dataset_description.json", bids)
+    run(bids, model)
+    assert (volumes(bids, "ses-1") == volumes(twice, "ses-2")).all()
+    for label, other in ((1, 2), (2, 1)):
+        name = "sub-01/ses-{0}/anat/sub-01_ses-{0}_space-halfway_{1}"
+        for kind in ("seg-FAST_desc-tiny_dseg.nii.gz", "desc-tiny_T1w.nii.gz"):
+            swapped = (tmp_path / "out" / name.format(other, kind)).read_bytes()
+            assert swapped == (twice.parent / "out" / name.format(label, kind)).read_bytes()
+
+
+# -- what is written ---------------------------------------------------------------------------------------------------
+
+
+def test_the_files(twice: Path) -> None:
+    out = twice.parent / "out"
+    found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file() and "logs" not in path.parts}
+    of_session = [
+        "from-T1w_to-halfway_mode-image_desc-tiny_xfm.txt",
+        *(f"space-halfway_desc-tiny_T1w.{kind}" for kind in ("json", "nii.gz")),
+        *(f"space-halfway_desc-tinybrain_mask.{kind}" for kind in ("json", "nii.gz")),
+        *(f"space-halfway_seg-FAST_desc-tiny_dseg.{kind}" for kind in ("json", "nii.gz", "tsv")),
+    ]
+    expected = {f"sub-01/ses-{n}/anat/sub-01_ses-{n}_{name}" for n in (1, 2) for name in of_session}
+    expected |= {f"sub-01/anat/sub-01_seg-FAST_desc-tiny_longitudinal.{kind}" for kind in ("json", "tsv")}
+    expected |= {f"sub-01/anat/sub-01_space-halfway_desc-tiny_T1w.{kind}" for kind in ("json", "nii.gz")}
+    expected |= {"sub-01/figures/sub-01_desc-tiny_longitudinal.png", "sub-01_desc-tiny_longitudinal.html"}
+    assert found == expected | {"dataset_description.json", "descriptions.tsv", "README.md", ".bidsignore"}
+
+
+def test_the_table_has_dates_and_a_dictionary(twice: Path) -> None:
+    rows = table(twice)
+    dictionary = json.loads((twice.parent / "out" / TABLE).with_suffix(".json").read_text())
+    assert set(rows.columns) <= set(dictionary)
+    assert list(rows.session_id) == ["ses-1"] * 4 + ["ses-2"] * 4
+    assert rows["years"].tolist() == [0.0] * 4 + [2.001] * 4
+    first, second = rows[:4], rows[4:]
+    assert first["change-mm3"].isna().all() and rows["smallest-change-percent"].isna().all()
+    assert np.allclose(second["change-percent-per-year"], second["change-percent"] / 2.001, atol=0.002)
+    assert rows["name"].iloc[-1] == "intracranial volume"
+
+
+@pytest.mark.skipif(not VALIDATOR.is_file(), reason="the BIDS validator is not installed")
+def test_the_output_passes_the_validator(twice: Path) -> None:
+    done = subprocess.run([VALIDATOR, twice.parent / "out", "--format", "json"], capture_output=True, text=True)
+    issues = json.loads(done.stdout)["issues"]["issues"]
+    assert [issue for issue in issues if issue["severity"] == "error"] == []
+
+
+def test_the_transform_leads_to_the_halfway_space(twice: Path) -> None:
+    moved = [motion_in(twice, label) for label in (1, 2)]
+    assert np.allclose(moved[0] @ moved[1], np.eye(4), atol=1e-6)  # as far from either session
+    between = np.linalg.inv(moved[1]) @ moved[0]
+    assert Motion.of(between @ np.linalg.inv(motion(5, 8)), Volume(np.zeros(SHAPE), AFFINE)).distance_mm < 1
+
+
+def motion_in(bids: Path, label: int) -> np.ndarray:
+    """Return the motion (4, 4) of a session, RAS+ mm, from its file."""
+    name = f"sub-01_ses-{label}_from-T1w_to-halfway_mode-image_desc-tiny_xfm.txt"
+    transform = sitk.ReadTransform(bids.parent / f"out/sub-01/ses-{label}/anat" / name)
+    return motion_of(transform)
+
+
+def test_finished_participants_are_skipped_until_a_date_changes(twice: Path, model: Path) -> None:
+    copy = twice.parent.parent / "copy"
+    shutil.copytree(twice.parent, copy, dirs_exist_ok=True)
+    bids = copy / "bids"
+    assert "compared the sessions of 0 of 1 participants, 1 were finished before" in run(bids, model).messages
+    (bids / "sub-01/sub-01_sessions.tsv").write_text(DATES.replace("2022", "2018"))
+    console = run(bids, model, dry_run=True)
+    assert "sub-01 (ses-2, ses-1): to do" in console.messages
+
+
+def test_a_page_of_another_program_is_kept(twice: Path, model: Path, tmp_path: Path) -> None:
+    shutil.copytree(twice.parent, tmp_path / "copy")
+    page = tmp_path / "copy/out/sub-01_desc-tiny_longitudinal.html"
+    page.write_text("mine")
+    with pytest.raises(OutputNotWritable, match="was not written by bidsseg"):
+        run(tmp_path / "copy/bids", model)
+    assert page.read_text() == "mine"
+
+
+def test_one_bad_session_does_not_stop_the_others(twice: Path, model: Path, tmp_path: Path) -> None:
+    shutil.copytree(twice.parent, tmp_path / "copy")
+    bids = dataset(tmp_path / "copy/bids", noisy(head(), 0), noisy(head(), 0), participant="00")
+    (bids / "sub-00/ses-2/anat/sub-00_ses-2_T1w.nii.gz").write_bytes(b"no image")
+    with pytest.raises(BidssegError, match="1 of 2 participants failed") as raised:
+        run(bids, model)
+    assert raised.value.code == 1
+    assert [path.read_text().count("DataError") > 0 for path in (tmp_path / "copy/out/logs").glob("crash-*.txt")] == [
+        True
+    ]
+
+
+def test_what_cannot_be_compared(tmp_path: Path, model: Path) -> None:
+    bids = dataset(tmp_path / "bids", noisy(head(), 0))
+    with pytest.raises(NothingSelected, match="no participant has two sessions"):
+        run(bids, model)
+    with pytest.raises(UsageError, match="--shard"):
+        run(bids, model, executor="slurm")
+
+
+@needs_chromium
+def test_the_page_in_a_browser(twice: Path, tmp_path: Path) -> None:
+    shown = seen(twice.parent / "out/sub-01_desc-tiny_longitudinal.html", CONTRAST, tmp_path)
+    assert shown["failures"] == ""
+    assert shown["pale"] == ""
+
+
+# -- lesions -----------------------------------------------------------------------------------------------------------
+
+
+def flair(*lesions: tuple[int, int, int, int]) -> np.ndarray:
+    """Return a FLAIR of a head without grey matter, with balls of lesion, each with its centre and radius in mm."""
+    image = phantoms.head(AFFINE, SHAPE, phantoms.FLAIR_INTENSITY)
+    image[(image == 140) | (image == 20)] = 0  # scalp and skull
+    image[image > 100] = 80  # grey matter, and the lesion of the phantom
+    points = apply_affine(AFFINE, np.moveaxis(np.indices(SHAPE), 0, -1))
+    for x, y, z, radius in lesions:
+        image[((points - [x, y, z]) ** 2).sum(-1) < radius**2] = 180
+    return np.where(image > 0, noisy(image, sum(map(sum, lesions)) % 7), 0)
+
+
+def test_lesions_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meaning = {"brain": [0, 1, 1, 1], "FASTlesion": [0, 3, 2, 4]}
+    inputs = ("T1w", "FLAIR")
+    model = save_tiny(
+        tmp_path / "m", monkeypatch, SecondImage, meaning, inputs=inputs, lesion="FASTlesion", spacing_mm=4.0
+    )
+    bids = dataset(tmp_path / "bids", noisy(head(), 0), noisy(head(), 1))
+    lesions = {1: [(-26, 10, 20, 18), (28, 20, 20, 18)], 2: [(-26, 10, 20, 23), (28, -28, 20, 18)]}
+    for label, places in lesions.items():
+        phantoms.save(bids / f"sub-01/ses-{label}/anat/sub-01_ses-{label}_FLAIR.nii.gz", flair(*places), AFFINE)
+    phantoms.save(bids / "sub-01/ses-3/anat/sub-01_ses-3_T1w.nii.gz", noisy(head(), 2), AFFINE)
+    console = run(bids, model)
+    assert any("sub-01_ses-3 is skipped: tiny needs a FLAIR" in text for text in console.warnings)
+    rows = pd.read_csv(tmp_path / "out/sub-01/anat/sub-01_label-lesion_desc-tiny_longitudinal.tsv", sep="\t")
+    large = rows[rows.groupby("lesion")["volume-mm3"].transform("max") > 5000]
+    second = large[large.session_id == "ses-2"]
+    centres = {str(row["status"]): (float(row["x-mm"]), float(row["y-mm"])) for _, row in second.iterrows()}
+    assert centres.keys() == {"enlarged", "vanished", "new"}
+    assert centres["enlarged"][0] < 0 < centres["new"][0]
+    assert centres["new"][1] < centres["vanished"][1]
+    mask = load_nifti(tmp_path / "out/sub-01/ses-2/anat/sub-01_ses-2_space-halfway_label-lesion_desc-tiny_mask.nii.gz")
+    assert np.asarray(mask.dataobj).sum() == pytest.approx(rows[rows.session_id == "ses-2"]["volume-mm3"].sum() / 64)
+    assert "vanished" in (tmp_path / "out/sub-01_desc-tiny_longitudinal.html").read_text()
