@@ -8,8 +8,7 @@ blur, thick slices, shading, contrast), and each label map without an image in s
 varies. The script prints for each head the calibration and how far the expected Dice is from the Dice, each participant
 with the calibration of the others: mean absolute difference of regions and of the means of scans, correlation of these
 means, and the area under the curve for finding regions with a Dice below .6. With --card, the calibration of all
-participants, and the quality that 95 % of scans and copies reach, are stored on the card of that model, which may be a
-model of the same recipe trained on all participants.
+participants is stored on the card of that model, which may be a model of the same recipe trained on all participants.
 """
 
 from __future__ import annotations
@@ -75,13 +74,8 @@ def main() -> None:
     for head, part in table.groupby("head", sort=False):
         found[str(head)] = calibrate(part.estimate.to_numpy(), part.dice.to_numpy())
         print(f"{head} ({part['case'].nunique()} participants): offset and slope {found[str(head)]}; {figures(part)}")
-    first = table[table["head"] == model.card.protocols[0]]
-    expected = first.assign(expected=calibrated(first.estimate.to_numpy(), found[model.card.protocols[0]]))
-    usual = float(np.percentile(expected.groupby(["case", "copy"]).expected.mean(), 5))
-    print(f"quality that 95 % of scans and copies reach: {usual:.3f}")
     if options.card:
-        card = read_card(options.card)
-        save_card(replace(card, expected_dice=found, least_quality=round(usual, 3)))
+        save_card(replace(read_card(options.card), expected_dice=found))
 
 
 def measured(model: Model, case: Case) -> Iterator[dict[str, object]]:

@@ -17,7 +17,7 @@ from recording_console import RecordingConsole
 from bidsseg.settings import Settings, Training
 
 SLOWEST = (
-    "test_partial.py", "test_dask.py", "test_train.py", "test_participant.py", "test_finished.py",
+    "test_partial.py", "test_cluster.py", "test_dask.py", "test_train.py", "test_participant.py", "test_finished.py",
     "test_crossvalidate.py", "test_registration.py", "test_learning_segnet.py", "test_system_errors.py",
     "test_eneuronet.py", "test_wheel.py",
 )  # fmt: skip
@@ -27,6 +27,11 @@ SLOWEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the slowest files first and keep the order of the others."""
     items.sort(key=lambda item: SLOWEST.index(item.path.name) if item.path.name in SLOWEST else len(SLOWEST))
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return one process more than there are cores: tests of batch systems and of several processes mostly wait."""
+    return len(os.sched_getaffinity(0)) + 1
 
 
 def _one_thread() -> None:
