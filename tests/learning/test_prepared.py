@@ -109,8 +109,8 @@ def test_arrays_are_mapped_and_not_copied(tmp_path: Path) -> None:
     store.read("large", never)
     before = memory_used_mb()
     kept = [store.read("large", never).arrays["ones"] for _ in range(5)]
-    assert all(int(array.sum()) == size for array in kept)
-    assert memory_used_mb() - before < 3 * size / 1e6  # five copies would need 5 times the size
+    assert all(array[::1024].all() for array in kept)  # a value of every page; a sum would need memory of its own
+    assert memory_used_mb() - before < 2 * size / 1e6
 
 
 # -- once --------------------------------------------------------------------------------------------------------------

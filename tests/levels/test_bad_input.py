@@ -102,7 +102,7 @@ def test_a_cluster_has_devices_of_its_own(app: App) -> None:
 
 def test_an_unknown_level(app: App, stream: ErrorStream) -> None:
     assert app(level="preprocess") == 17
-    assert "participant, group, evaluate, train" in stream.err
+    assert "participant, longitudinal, group, evaluate, train" in stream.err
 
 
 def test_problems_of_other_files_are_warnings(app: App, stream: ErrorStream) -> None:

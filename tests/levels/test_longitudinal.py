@@ -171,6 +171,7 @@ def test_the_files(twice: Path) -> None:
     expected |= {f"sub-01/anat/sub-01_seg-FAST_desc-tiny_longitudinal.{kind}" for kind in ("json", "tsv")}
     expected |= {f"sub-01/anat/sub-01_space-halfway_desc-tiny_T1w.{kind}" for kind in ("json", "nii.gz")}
     expected |= {"sub-01/figures/sub-01_desc-tiny_longitudinal.png", "sub-01_desc-tiny_longitudinal.html"}
+    expected |= {f"labels/seg-FAST_desc-tiny.{kind}" for kind in ("ctbl", "label")}
     assert found == expected | {"dataset_description.json", "descriptions.tsv", "README.md", ".bidsignore"}
 
 
