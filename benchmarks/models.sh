@@ -67,6 +67,10 @@ run wholebrain-final "$oasis" "$out/final" train --recipe wholebrain-finetune --
 script wholebrain-figures accuracy "$oasis" --labels "$manual" "$fast" "$heads" --folds 5 --fold 0 \
     --model "$out/models/wholebrainfinetune" --final "$out/final/models/wholebrainfinetune"
 
+# The model for any use and its locator, from label maps of heads alone.
+run openlocator "$data/heads" "$out" train --recipe openlocator --folds 5 --time-budget "$(minutes 150)" --resume --labels "$heads"
+run open "$data/heads" "$out" train --recipe open --folds 5 --time-budget "$(minutes 240)" --resume --labels "$heads"
+
 # The five published systems, each evaluated by cross-validation: see docs/results.md.
 validate eneuronet --recipe eneuronet --also "$data/heads" --labels "$manual" "$fast" "$heads"
 
