@@ -191,10 +191,10 @@ class Settings:
     lesion_threshold: float | None = flag(
         "--lesion-threshold P", OUTPUTS,
         "least probability of a lesion [of the model; else where a lesion is the most probable region]",
-        default=None, read=float, levels="participant file")  # fmt: skip
+        default=None, read=float, levels="participant longitudinal file")  # fmt: skip
     least_lesion_mm3: float | None = flag(
         "--min-lesion-volume MM3", OUTPUTS, "omit lesions that are smaller, in mm³ [of the model; else 0]",
-        default=None, read=float, levels="participant file")  # fmt: skip
+        default=None, read=float, levels="participant longitudinal file")  # fmt: skip
     freesurfer: Path | None = flag(
         "--freesurfer DIR", OUTPUTS,
         "also write a folder for each scan as FreeSurfer's tools read it (mri/aseg.mgz, stats/aseg.stats, …) in this "

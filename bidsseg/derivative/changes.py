@@ -39,7 +39,7 @@ CHANGES = {
     "session_id": {"Description": "Session"},
     "years": {"Description": "Time since the first session; n/a without acq_time of both in scans.tsv or sessions.tsv",
               "Units": "year"},
-    **{name: text for name, text in VOLUMES.items() if name != "voxels"},
+    **{name: text for name, text in VOLUMES.items() if name not in ("voxels", "expected-dice")},
     "change-mm3": {"Description": "Change of softvolume-mm3 (of the intracranial volume: volume-mm3) since the first "
                    "session", "Units": "mm^3"},
     "change-percent": {"Description": "The change as a percentage of the volume at the first session", "Units": "%"},
@@ -105,7 +105,7 @@ def change_table(visits: Visits, protocol: Protocol, smallest_percent: Mapping[i
             result.soft_mm3[protocol.name],
             voxel_volume_mm3=visits.voxel_mm3,
             brain=result.brain,
-        ).drop(columns="voxels")
+        ).drop(columns=["voxels", "expected-dice"])
         table.insert(0, "session_id", label)
         table.insert(1, "years", np.nan if years is None else years)
         measured = table["softvolume-mm3"].fillna(table["volume-mm3"])

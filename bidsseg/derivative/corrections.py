@@ -18,7 +18,7 @@ from bidsseg.derivative.volumes import count_voxels
 from bidsseg.errors import DataError, UsageError
 from bidsseg.files import fingerprint
 from bidsseg.labels.protocol import Protocol, load_protocol
-from bidsseg.models.card import BRAIN, LESION, Card, head_protocol
+from bidsseg.models.card import BRAIN, LESION, Card, head_protocol, shipped
 from bidsseg.registration.align import Images
 
 if TYPE_CHECKING:
@@ -62,7 +62,9 @@ def find_corrections(folder: Path, scan: Scan, card: Card) -> Corrections:
     """
     found = {}
     for name in correctable(card):
-        fitting = annotations_of_scan(folder, scan, name)
+        fitting = [
+            path for path in annotations_of_scan(folder, scan, name) if not _is_of_another_model(path, scan, card)
+        ]
         own = scan.entities.get("desc", "") + (BRAIN if name == BRAIN else card.name)
         if len(fitting) > 1:
             fitting = [path for path in fitting if _desc(path) == own] or fitting
@@ -71,6 +73,12 @@ def find_corrections(folder: Path, scan: Scan, card: Card) -> Corrections:
         if fitting:
             found[name] = fitting[0]
     return Corrections(folder, found)
+
+
+def _is_of_another_model(path: Path, scan: Scan, card: Card) -> bool:
+    """Return whether the ``desc-`` of a label map names another shipped model."""
+    desc = _desc(path).removeprefix(scan.entities.get("desc", ""))
+    return desc != card.name and desc in {other.name for other in shipped()}
 
 
 def _desc(path: Path) -> str:
@@ -112,22 +120,33 @@ class Search:
     def _used(self) -> set[Path]:
         return {path for _, corrections in self.found for path in corrections.files.values()}
 
+    @cached_property
+    def _others(self) -> set[str]:
+        """Names of the other shipped models."""
+        return {card.name for card in shipped()} - {self.card.name}
+
     def _unused(self) -> Iterator[tuple[Image, str]]:
         """Yield the label maps that are not used, each with the reason."""
         keys = {_source_key(scan.entities) for scan, _ in self.found}
         others = {_source_key(scan.entities) for scan in self.other}
-        people = {scan.entities["subject"] for scan, _ in self.found}
+        places = {_place(scan.entities) for scan, _ in self.found}
         for image in _label_maps(self.folder):
             key = _source_key(image.entities)
             if image.path in self._used or key in others:
                 continue
             if key not in keys:
-                if self.all_selected or image.entities["subject"] in people:
+                if self.all_selected or _place(image.entities) in places:
                     yield image, "there is no scan of this name"
+            elif image.entities.get("desc", "").endswith(tuple(self._others)):
+                yield image, f"it is a label map of another model than {self.card.name} (desc-)"
             elif any(annotates(image, name) for name in correctable(self.card)):
                 yield image, "another file of the scan is used"
             else:
                 yield image, f"the model {self.card.name} writes no such label map"
+
+
+def _place(entities: Mapping[str, str]) -> tuple[str, str]:
+    return entities["subject"], entities.get("session", "")
 
 
 def _source_key(entities: Mapping[str, str]) -> str:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from bidsseg.bids.index import folders
-from bidsseg.bids.names import build_name, entity_column, entity_names
+from bidsseg.bids.names import build_name, entity_column, entity_names, with_extension
 from bidsseg.bids.outputs import group_lesion_regions, group_lesions
-from bidsseg.derivative.cohort import MISSING, NOT_AVAILABLE, STATUS, STATUSES, UNREADABLE
+from bidsseg.derivative.cohort import CORRECTED, MISSING, NOT_AVAILABLE, STATUS, STATUSES, UNREADABLE
 from bidsseg.derivative.lesion_tables import PLACES, REGIONS, LesionFiles, find_lesions
 from bidsseg.derivative.results import Fate, anat_folders, natural
-from bidsseg.derivative.sidecar_keys import models, read_sidecar
+from bidsseg.derivative.sidecar_keys import Sidecar, is_manual, models, read_sidecar
 from bidsseg.errors import BidssegError
 from bidsseg.files import replacing
 from bidsseg.reading import read_table
@@ -162,13 +162,25 @@ def column_of(place: str) -> str:
     return place.replace(" ", "-")
 
 
+def rules_differ(cohort: LesionCohort) -> list[str]:
+    """Return a problem if scans differ in the threshold or in the smallest volume of lesions."""
+    about: list[Sidecar] = [read_sidecar(with_extension(files.table, ".json")) for files in cohort.scans]
+    if len({(str(each.get("LesionThreshold")), str(each.get("LeastLesionVolume"))) for each in about}) < 2:
+        return []
+    return [
+        f"{cohort.model}: the lesions of the scans cannot be compared, since --lesion-threshold or --min-lesion-volume "
+        "differed: run the level participant on all scans with the same values"
+    ]
+
+
 def _rows(cohort: LesionCohort, problems: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the row of each scan with its key."""
     for source, fate in cohort.absent:
         yield build_name(source), {**_ids(source), STATUS: fate.outcome}
     for files in cohort.scans:
         try:
-            yield files.key, {**_ids(files.source), STATUS: "done", **totals(files)}
+            status = CORRECTED if is_manual(read_sidecar(with_extension(files.table, ".json"))) else "done"
+            yield files.key, {**_ids(files.source), STATUS: status, **totals(files)}
         except (BidssegError, KeyError, ValueError) as error:
             problems.append(f"{files.table.name}: not a table of lesions: {error}")
             yield files.key, {**_ids(files.source), STATUS: UNREADABLE}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from bidsseg.image.nifti import write_labels, write_map
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol
 from bidsseg.models.card import Card, find_card
+from bidsseg.models.lesion_rule import LesionRule
 from bidsseg.models.rescan import smallest_changes
 from bidsseg.registration.align import Images
 
@@ -53,6 +54,7 @@ class SeriesJob:
 
     Attributes:
         fast: whether the pass over the mirror image is omitted.
+        lesions: which voxels are lesions.
     """
 
     series: Series
@@ -60,6 +62,7 @@ class SeriesJob:
     bids_dir: Path
     output_dir: Path
     fast: bool = False
+    lesions: LesionRule = field(default_factory=LesionRule)
 
     @cached_property
     def paths(self) -> SeriesPaths:
@@ -80,7 +83,16 @@ class SeriesJob:
         """Return the model and the images that determine a result."""
         cards = [self.card, *([find_card(self.card.locator)] if self.card.locator else [])]
         fast: Sidecar = {"Fast": True} if self.fast else {}
-        return {"Models": sidecars.models_used(cards), "InputFingerprints": list(checksums), **fast}
+        lesions: Sidecar = {
+            "LesionThreshold": self.lesions.recorded_threshold,
+            "LeastLesionVolume": self.lesions.least_mm3,
+        }
+        return {
+            "Models": sidecars.models_used(cards),
+            "InputFingerprints": list(checksums),
+            **fast,
+            **(lesions if self.card.lesion else {}),
+        }
 
     @property
     def record(self) -> Path:

@@ -125,6 +125,8 @@ def plan(settings: Settings, card: Card, selection: Selection, *, spaces: Sequen
     if settings.freesurfer is not None:
         check_subjects(settings.freesurfer, jobs)
     warnings = [*selection.notes, *(f"{entry.scan} is skipped: {entry.reason}" for entry in passed_over)]
+    if card.lesion is None and (settings.lesion_threshold, settings.least_lesion_mm3) != (None, None):
+        warnings.append(f"{card.name} finds no lesions: --lesion-threshold and --min-lesion-volume have no effect")
     warnings += _about_corrections(settings, card, jobs, scans=selection.scans)
     warnings += [warning for job in jobs if job not in done for warning in _lost_corrections(job)]
     todo = [job.scan for job in jobs if job not in done]

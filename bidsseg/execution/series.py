@@ -80,7 +80,7 @@ def compare_sessions(
     space = halfway_space([s.volumes[first] for s in sessions], [s.brain for s in sessions], spacing)
     images, tie = alike(sessions, space, spacing)
     engine = _within_memory(engine, model, machine, voxels=2 * len(images) * tie.size, strict=strict)
-    results = segment_together(images, model, engine, tie=tie, fast=job.fast, progress=progress)
+    results = segment_together(images, model, engine, tie=tie, fast=job.fast, lesions=job.lesions, progress=progress)
     for number, result in zip(order, results, strict=True):
         require_brain(result, str(job.series.scans[number].t1w))
     shown = [dict[str, Volume]() for _ in images]

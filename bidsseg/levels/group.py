@@ -20,6 +20,7 @@ from bidsseg.derivative.lesion_cohort import (
     find_all_lesions,
     lesion_dictionary,
     region_dictionary,
+    rules_differ,
     write_lesion_table,
     write_region_table,
 )
@@ -135,7 +136,7 @@ def _write_lesions(settings: Settings, cohort: LesionCohort) -> None:
     """Update the tables of the lesions of each scan, and write those of the cohort."""
     output_dir = settings.output_dir
     if not settings.dry_run:
-        problems = _update_lesions(settings, cohort)
+        problems = [*rules_differ(cohort), *_update_lesions(settings, cohort)]
         problems += write_lesion_table(output_dir / cohort.table, cohort)
         write_json_atomic(with_extension(output_dir / cohort.table, ".json"), lesion_dictionary(cohort))
         for other in sorted(cohort.others):

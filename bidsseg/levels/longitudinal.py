@@ -46,6 +46,8 @@ def longitudinal_level(settings: Settings) -> None:
     if settings.executor != "local":
         raise UsageError("the level longitudinal runs on this machine: leave --executor out, and give --shard I/N")
     card, _ = check_request(settings)
+    if settings.corrections is not None:
+        settings.report.warn("longitudinal: --corrections is not used: it compares what the model labels")
     jobs = _jobs(settings, card)
     if jobs is None:
         return
@@ -86,7 +88,8 @@ def _jobs(settings: Settings, card: Card) -> list[SeriesJob] | None:
         settings.report.warn(note)
     if not series:
         raise NothingSelected("no participant has two sessions with images that the model reads")
-    return [SeriesJob(each, card, settings.bids_dir, settings.output_dir, settings.fast) for each in series]
+    lesions = card.lesion_rule(settings.lesion_threshold, settings.least_lesion_mm3)
+    return [SeriesJob(each, card, settings.bids_dir, settings.output_dir, settings.fast, lesions) for each in series]
 
 
 def _compare(settings: Settings, jobs: Sequence[SeriesJob], log: RunLog) -> list[tuple[Entry, Exception]]:

@@ -95,7 +95,8 @@ def participant_page(output_dir: Path, scan: Scan) -> Path:
                 shown.add_lesions(files, output_dir)
     page = output_dir / report_path(scan)
     descriptions = {shown.methods() for shown in scans.values()} - {None}
-    compared = [path.name for path in comparisons_of(subject, output_dir)] if session else []
+    pages = comparisons_of(subject, output_dir) if session else []
+    compared = [(path.name, path.stem.split("_desc-")[1].removesuffix("_longitudinal")) for path in pages]
     content = {"title": page.stem.replace("_", " · "), "scans": list(scans.values()), "compared": compared}
     write_page(page, "participant.html", {**content, "methods": sorted(descriptions, key=lambda entry: entry.text)})
     return page

@@ -16,12 +16,14 @@ from bidsseg.image.grid import Grid, canonical_shape, canonical_spacing, from_ca
 from bidsseg.image.matching import mean_of
 from bidsseg.image.resampling import linearly
 from bidsseg.image.volume import Volume
+from bidsseg.models.lesion_rule import LesionRule
 from bidsseg.models.library import Model
 from bidsseg.segmentation.engine import Engine
 from bidsseg.segmentation.features import Features
 from bidsseg.segmentation.head_output import HeadOutput, Place
 from bidsseg.segmentation.heads import (
     CHUNK,
+    MOST_PROBABLE,
     READ,
     answer,
     brain_chance,
@@ -68,6 +70,7 @@ def segment_together(
     *,
     tie: np.ndarray | None = None,
     fast: bool = False,
+    lesions: LesionRule = MOST_PROBABLE,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> list[Segmentation]:
     """Segment several scans of one head, all on one grid. DataError if no brain is found.
@@ -77,6 +80,7 @@ def segment_together(
         tie: from 0 to 1 for each voxel (X, Y, Z), how far the probabilities of each scan are replaced by their mean
             over all scans.
         fast: omit the pass over the mirror image, if the model has one.
+        lesions: which voxels are lesions.
     """
     first = model.card.inputs[0]
     volume = sessions[0][first]
@@ -93,7 +97,7 @@ def segment_together(
         features.append(passes(seen, model, engine, fast=fast, notes=notes))
     progress("labelling")
     with torch.inference_mode():
-        results = read_together(volume, placed.grid.moved(start_mm), features, model=model, tie=tie)
+        results = read_together(volume, placed.grid.moved(start_mm), features, model=model, tie=tie, lesions=lesions)
     for result in results:
         result.device, result.precision, result.notes = engine.device, engine.precision, list(dict.fromkeys(notes))
         result.findings += placed.brain.findings if placed.brain is not None else ()
@@ -102,13 +106,19 @@ def segment_together(
 
 
 def read_together(
-    volume: Volume, grid: Grid, sessions: Sequence[Sequence[Features]], *, model: Model, tie: np.ndarray | None
+    volume: Volume,
+    grid: Grid,
+    sessions: Sequence[Sequence[Features]],
+    *,
+    model: Model,
+    tie: np.ndarray | None,
+    lesions: LesionRule = MOST_PROBABLE,
 ) -> list[Segmentation]:
     """Return the segmentation of each scan by all heads, from the features of its passes, as ``heads.read_heads``.
 
     Args:
         volume: any of the scans; its axes point to the right, anterior and superior.
-        tie: as for ``segment_together``.
+        tie, lesions: as for ``segment_together``.
     """
     spacing, weights = canonical_spacing(volume), pass_weights(model, len(sessions[0]))
     box = covered(grid, canonical_shape(volume), spacing)
@@ -130,9 +140,8 @@ def read_together(
         tie=torch.from_numpy(shared.reshape(-1)[place.voxels]),
         corners_of=lambda some: corners(some, shape, spacing, grid=grid),
     )
-    rule = model.card.lesion_rule(None, None)
     return [
-        answer(output, place, model, chance=chance, near=near, lesions=rule)
+        answer(output, place, model, chance=chance, near=near, lesions=lesions)
         for output, chance in zip(outputs, chances, strict=True)
     ]
 

@@ -219,7 +219,7 @@ def test_files_that_are_not_used_are_named(make: Callable[..., App], capsys: pyt
     assert "sub-01: to do, corrected: FAST" in out and "sub-02: to do\n" in out
     assert "sub-09_seg-FAST_dseg.nii.gz not used: there is no scan of this name" in err
     assert "sub-01_seg-Mine_dseg.nii.gz not used: the model wholebrain writes no such label map" in err
-    assert "sub-01_seg-FAST_desc-ace_dseg.nii.gz not used: another file of the scan is used" in err
+    assert "sub-01_seg-FAST_desc-ace_dseg.nii.gz not used: it is a label map of another model than wholebrain" in err
 
 
 @pytest.mark.parametrize("selected", [["--participant-label", "02"], ["--shard", "2/2"]])
@@ -259,3 +259,24 @@ def test_train_takes_the_same_folder(make: Callable[..., App]) -> None:
     correct(app)
     (source,) = label_sources({"": [folder(app)]})
     assert source.protocol.name == "FAST" and source.label_maps()[0].key == "sub-01"
+
+
+def test_label_maps_of_another_shipped_model_are_no_corrections(
+    make: Callable[..., App], capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = make()
+    correct(app)
+    correct(app, FAST.replace("desc-wholebrain", "desc-open"), lambda labels: labels // 2)
+    assert app(*words(app)) == 0
+    err = capsys.readouterr().err
+    assert "sub-01_seg-FAST_desc-open_dseg.nii.gz not used: it is a label map of another model" in err
+    assert sidecar(app, FAST)["Sources"][-1].endswith("desc-wholebrain_dseg.nii.gz")
+
+
+def test_corrections_of_participants_that_are_not_selected_are_left_alone(
+    make: Callable[..., App], capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = make(people=2)
+    correct(app)
+    assert app("--participant-label", "02", *words(app)) == 0
+    assert "not used" not in capsys.readouterr().err and not manual(app)

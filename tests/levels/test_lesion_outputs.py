@@ -175,7 +175,9 @@ def test_no_lesions(run: Callable[..., Path]) -> None:
     assert "Lesions: 0, 0.00 ml" in (output / "sub-01.html").read_text()
 
 
-def test_the_threshold_changes_mask_and_label_map_and_recomputes(run: Callable[..., Path]) -> None:
+def test_the_threshold_changes_mask_and_label_map_and_recomputes(
+    run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     output = run("--participant-label", "01")
     folder = output / "sub-01" / "anat"
 
@@ -197,6 +199,9 @@ def test_the_threshold_changes_mask_and_label_map_and_recomputes(run: Callable[.
         assert mask == counted and brain == usual[2]  # voxels that are no longer a lesion have another region
     run("--participant-label", "01")
     assert voxels() == usual
+    run("--participant-label", "02", "--lesion-threshold", "0.999")
+    run(levels=("group",))
+    assert "the lesions of the scans cannot be compared, since --lesion-threshold or" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

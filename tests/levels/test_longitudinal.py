@@ -291,3 +291,7 @@ def test_lesions_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     mask = load_nifti(tmp_path / "out/sub-01/ses-2/anat/sub-01_ses-2_space-halfway_label-lesion_desc-tiny_mask.nii.gz")
     assert np.asarray(mask.dataobj).sum() == pytest.approx(rows[rows.session_id == "ses-2"]["volume-mm3"].sum() / 64)
     assert "vanished" in (tmp_path / "out/sub-01_desc-tiny_longitudinal.html").read_text()
+    assert rows.groupby("lesion")["volume-mm3"].max().min() < 20000
+    run(bids, model, least_lesion_mm3=20000.0)
+    rows = pd.read_csv(tmp_path / "out/sub-01/anat/sub-01_label-lesion_desc-tiny_longitudinal.tsv", sep="\t")
+    assert len(rows) and rows.groupby("lesion")["volume-mm3"].max().min() >= 20000
