@@ -21,19 +21,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy import ndimage, stats
-from torch import Generator
 
 from bidsseg.arguments import annotation_folders
 from bidsseg.evaluation.agreement import dice
 from bidsseg.execution.machine import cpu_precision
 from bidsseg.image.volume import Volume
 from bidsseg.labels import Protocol
-from bidsseg.learning.augment import Intensity, change_intensity
 from bidsseg.learning.cases import Case
 from bidsseg.learning.datasets import find_sources
 from bidsseg.learning.prepared import opened_cases
-from bidsseg.learning.synthesis import synthesise_each
-from bidsseg.learning.validation import comparable, comparison, indices_of
+from bidsseg.learning.validation import comparable, comparison, indices_of, synthetic_scan
 from bidsseg.models.card import read_card
 from bidsseg.models.library import Model, load_model, save_card
 from bidsseg.segmentation.expected_dice import calibrate, calibrated
@@ -105,20 +102,13 @@ def by_name(head: Protocol, values: np.ndarray) -> dict[str, float]:
 
 def copies(case: Case) -> Iterator[tuple[str, np.ndarray]]:
     """Yield images (X, Y, Z) of a case, each with a name: copies of its T1w, or synthetic images of its label map."""
-    seed = sum(case.name.encode())
     if case.image is None:
-        first = case.annotations[0]
         for draw in range(DRAWS):
-            generator = Generator().manual_seed(seed + 1000 * draw)
-            (image,) = synthesise_each(
-                first.values, first.protocol, realistic=True, inputs=("T1w",), generator=generator
-            )
-            plain = Intensity(gamma=0.0, blur=0.0)
-            yield UNCHANGED, 1000 * change_intensity(image, plain, 1.0, generator=generator).numpy()
+            yield UNCHANGED, synthetic_scan(case, ("T1w",), draw)[0].numpy()
         return
     image = case.image[0].numpy()
     inside = image > 0
-    bright, random = float(np.percentile(image[inside], 90)), np.random.default_rng(seed)
+    bright, random = float(np.percentile(image[inside], 90)), np.random.default_rng(sum(case.name.encode()))
 
     def kept(changed: np.ndarray) -> np.ndarray:
         return np.where(inside, changed, 0).astype(np.float32)

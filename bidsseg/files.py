@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -90,6 +92,18 @@ def write_table(path: Path, table: pd.DataFrame, *, float_format: str | None = N
     """
     text = table.to_csv(sep="\t", index=False, na_rep=missing, float_format=float_format, lineterminator="\n")
     write_text_atomic(path, text)
+
+
+@contextmanager
+def table_writer(path: Path, columns: Sequence[str], missing: str = "n/a") -> Iterator[csv.DictWriter[str]]:
+    """Yield a writer of the rows of a table, which is written whole or not at all; missing cells are filled."""
+    with replacing(path) as stream:
+        text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
+        writer = csv.DictWriter(text, columns, restval=missing, delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        yield writer
+        text.flush()
+        text.detach()
 
 
 def write_json_atomic(path: Path, content: Mapping[str, Any]) -> None:

@@ -20,6 +20,9 @@ from bidsseg.errors import BidssegError, DataError, InputMissing, IOFailure
 NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 """Error codes of the system for a path that does not exist."""
 
+NOT_AVAILABLE = "n/a"
+"""A missing value in a table of BIDS."""
+
 NOT_ALLOWED = {errno.EACCES, errno.EPERM}
 
 ANNEX = "annex/objects/"
@@ -136,3 +139,8 @@ def is_web_page(start: bytes) -> bool:
 def _not_fetched(path: Path, what: str, command: str = "datalad get") -> InputMissing:
     hint = f"`{command} {path}`" if command == "datalad get" else f"`{command}` in its folder"
     return InputMissing(f"{path}: its content was not downloaded, this is {what}: run {hint} [NOT_FETCHED]")
+
+
+def number_or_none(text: str) -> float | None:
+    """Return the number in a cell of a table; None where it is missing."""
+    return None if text in ("", NOT_AVAILABLE) else float(text)

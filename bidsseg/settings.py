@@ -22,7 +22,7 @@ PRECISIONS = ("auto", "bf16", "fp32")
 LEAST_MEMORY_MB = 500
 DEFAULT_FOLDS = 5
 Runs = Literal["all", "best", "first"]
-"""Runs of a session that count in the tables of a cohort, see ``derivative.numbers.chosen_runs``."""
+"""Runs of a session that count in the tables of a cohort, see ``derivative.cohort_numbers.chosen_runs``."""
 Mask = Literal["own", "reference"]
 """Voxels that count in ``evaluate``, see ``evaluation.agreement.counted``."""
 

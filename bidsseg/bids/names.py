@@ -83,6 +83,11 @@ def entity_column(entity: str) -> str:
     return "participant_id" if entity == "subject" else f"{entity}_id"
 
 
+def entity_cells(source: Mapping[str, str]) -> dict[str, str]:
+    """Return the cells that identify a scan in a table, by column: ``{"participant_id": "sub-01"}``."""
+    return {entity_column(name): build_name({name: label}) for name, label in source.items()}
+
+
 def with_extension(path: Path, extension: str) -> Path:
     """Return the path with another extension: ``with_extension(dseg, '.json')`` is its sidecar."""
     return path.with_name(path.name.partition(".")[0] + extension)

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from bidsseg.errors import BidssegError, DataError
-from bidsseg.reading import object_or_empty, read_table
+from bidsseg.reading import NOT_AVAILABLE, object_or_empty, read_table
 
 PARTICIPANT, SESSION = "participant_id", "session_id"
-NOT_AVAILABLE = "n/a"
 Cells = dict[str, str]
 """The cells of a row, by column."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bidsseg import __version__
+from bidsseg.derivative.volumes import values_by_region
 from bidsseg.labels.protocol import Protocol
 
 VENTRICLES = (4, 5, 14, 15, 31, 43, 44, 63, 72)
@@ -94,7 +95,7 @@ def color_table(protocol: Protocol) -> str:
     """Return the regions in the form of ``FreeSurferColorLUT.txt``."""
     lines = ["#No. Label Name:                            R   G   B   A"]
     for region in protocol.regions:
-        red, green, blue = bytes.fromhex(region.color[1:])
+        red, green, blue = region.rgb
         name = "Unknown" if region.index == 0 else region.abbreviation
         lines.append(f"{region.index:<4}{name:<40}{red:>4}{green:>4}{blue:>4}   0")
     return "".join(f"{line}\n" for line in lines)
@@ -135,20 +136,16 @@ def _measures(about: Segmented) -> Iterable[str]:
 def _rows(about: Segmented) -> Iterable[str]:
     """Yield the row of each region that is not empty, on either grid."""
     inside = about.labels > 0
-    labels, values = about.labels[inside], about.intensities[inside]
-    order = np.argsort(labels, kind="stable")
-    labels, values = labels[order], values[order]
     number = 0
-    for region in about.protocol.regions:
-        begin, end = np.searchsorted(labels, [region.index, region.index + 1])
-        if region.index == 0 or begin == end:
+    for region, values in values_by_region(about.intensities[inside], about.labels[inside], about.protocol):
+        if not values.size:
             continue
         number += 1
-        here = values[begin:end].astype(np.float64)
+        here = values.astype(np.float64)
         low, high = here.min(), here.max()
         figures = f"{here.mean():10.4f} {here.std(ddof=1) if here.size > 1 else 0:10.4f} {low:10.4f} {high:10.4f}"
         volume = about.volumes.get(region.index, 0.0)
         yield (
-            f"{number:3} {region.index:3}  {end - begin:8} {volume:9.1f}  {region.abbreviation:<30} {figures} "
+            f"{number:3} {region.index:3}  {here.size:8} {volume:9.1f}  {region.abbreviation:<30} {figures} "
             f"{high - low:10.4f} "
         )

@@ -13,14 +13,13 @@ from scipy import ndimage
 from bidsseg.derivative.sidecars import VOLUMES
 from bidsseg.derivative.volumes import volume_table
 from bidsseg.labels.protocol import Protocol
+from bidsseg.segmentation.lesions import TOUCHING
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from bidsseg.segmentation.result import Segmentation
 
-TOUCHING = np.ones((3, 3, 3), int)
-"""Connectivity: neighbouring voxels of a lesion share a face, an edge or a corner."""
 BORDER_MM = 0.25
 """A lesion is enlarged or shrunken if its border has moved farther than this on average."""
 SPHERE = (36 * np.pi) ** (1 / 3)

@@ -5,21 +5,19 @@ Rows are streamed from the files of the scans to the table. Only the names of sc
 
 from __future__ import annotations
 
-import csv
 import heapq
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from bidsseg.bids.names import build_name, entity_column, entity_names
+from bidsseg.bids.names import build_name, entity_cells, entity_column, entity_names
 from bidsseg.derivative.results import Fate, Result, natural
 from bidsseg.derivative.sidecars import group_sidecar
-from bidsseg.files import replacing
+from bidsseg.files import table_writer
+from bidsseg.reading import NOT_AVAILABLE
 
 STATUS, QUALITY, FINDINGS = "status", "quality", "findings"
-NOT_AVAILABLE = "n/a"
 MISSING = Fate("missing", "not processed yet")
 UNREADABLE = "unreadable"
 CORRECTED = "corrected"
@@ -130,17 +128,17 @@ def write_table(path: Path, cohort: Cohort, results: Iterable[Result]) -> list[s
     problems: list[str] = []
     columns = [*cohort.ids, STATUS, QUALITY, FINDINGS, *cohort.regions]
     columns += [name for joined in cohort.joined for name in joined.columns]
-    with replacing(path) as stream:
-        text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
-        writer = csv.DictWriter(text, columns, restval=NOT_AVAILABLE, delimiter="\t", lineterminator="\n")
-        writer.writeheader()
+    with table_writer(path, columns) as writer:
         streams: tuple[Iterable[Result | Absent], ...] = (results, cohort.absent)
         for item in heapq.merge(*streams, key=lambda item: natural(item.key)):
             more = {name: cell for joined in cohort.joined for name, cell in joined.cells(item).items()}
             writer.writerow({**_row(item, cohort, problems), **more})
-        text.flush()
-        text.detach()
     return problems
+
+
+def status_of(result: Result) -> str:
+    """Return the status of a scan with a result."""
+    return CORRECTED if result.manual else "done"
 
 
 def _regions(result: Result) -> dict[str, str]:
@@ -166,7 +164,7 @@ def _absent(
 
 
 def _row(item: Result | Absent, cohort: Cohort, problems: list[str]) -> dict[str, Any]:
-    ids = {entity_column(name): build_name({name: label}) for name, label in item.source.items()}
+    ids = entity_cells(item.source)
     if isinstance(item, Absent):
         return {**ids, STATUS: item.fate.outcome}
     try:
@@ -181,7 +179,7 @@ def _row(item: Result | Absent, cohort: Cohort, problems: list[str]) -> dict[str
     shown = NOT_AVAILABLE if quality is None else f"{quality:.4g}"
     return {
         **ids,
-        STATUS: CORRECTED if item.manual else "done",
+        STATUS: status_of(item),
         QUALITY: shown,
         FINDINGS: " ".join(item.findings()) or NOT_AVAILABLE,
         **row,

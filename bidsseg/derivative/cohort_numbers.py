@@ -11,12 +11,13 @@ import numpy as np
 
 from bidsseg.bids.names import build_name, with_extension
 from bidsseg.bids.particulars import Particulars
-from bidsseg.derivative.cohort import NOT_AVAILABLE, Absent, Cohort
+from bidsseg.derivative.cohort import Absent, Cohort
 from bidsseg.derivative.outliers import FAR, FEWEST, robust_z
 from bidsseg.derivative.results import Result
 from bidsseg.errors import BidssegError
 from bidsseg.labels.protocol import read_protocol
 from bidsseg.labels.sides import LEFT, partners, side_of, without_side
+from bidsseg.reading import NOT_AVAILABLE
 from bidsseg.settings import Runs
 
 OUTLIERS, CHECK, SELECTED = "outliers", "check", "selected"

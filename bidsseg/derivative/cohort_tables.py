@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bidsseg.bids.names import build_name, entity_column, with_extension
+from bidsseg.bids.names import entity_cells, with_extension
 from bidsseg.bids.outputs import group_table
-from bidsseg.derivative.cohort import FINDINGS, NOT_AVAILABLE, QUALITY, STATUS, Cohort
+from bidsseg.derivative.cohort import FINDINGS, QUALITY, STATUS, Cohort, status_of
 from bidsseg.derivative.cohort_numbers import LONG, Numbers
 from bidsseg.derivative.measures import STATISTICS, read_measures
 from bidsseg.derivative.outliers import FAR
-from bidsseg.files import replacing, write_json_atomic
+from bidsseg.files import table_writer, write_json_atomic
+from bidsseg.reading import NOT_AVAILABLE
 
 MASK_FRACTION = str(LONG["brainmask-fraction"]["Description"])
 
@@ -61,10 +59,10 @@ def wide_tables(numbers: Numbers) -> list[Wide]:
 def write_wide(output_dir: Path, cohort: Cohort, numbers: Numbers, *, table: Wide) -> Path:
     """Write a table and its data dictionary, and return its path relative to the output folder."""
     path = group_table(cohort.model, cohort.protocol, table.kind)
-    with _writer(output_dir / path, [*cohort.ids, STATUS, QUALITY, *table.columns]) as writer:
+    with table_writer(output_dir / path, [*cohort.ids, STATUS, QUALITY, *table.columns]) as writer:
         for row in np.flatnonzero(numbers.selected).tolist():
             cells = {name: _shown(value) for name, value in zip(table.columns, table.values[row], strict=True)}
-            writer.writerow({**_scan(numbers, row), STATUS: "done", **cells})
+            writer.writerow({**_scan(numbers, row), STATUS: status_of(numbers.results[row]), **cells})
     described = {name: {"LongName": full, **_filled(table.entry, full)} for name, full in table.columns.items()}
     text = f"{table.text} in the {cohort.protocol} protocol, one row for each scan with a result"
     content = {"Description": text, **_of_scan(cohort, STATUS, QUALITY), **described}
@@ -76,18 +74,18 @@ def write_long(output_dir: Path, cohort: Cohort, numbers: Numbers) -> Path:
     """Write the table with a row for each scan and region, and its data dictionary; return its path as write_wide."""
     path = group_table(cohort.model, cohort.protocol, "long")
     joined = {name: entry for joined in cohort.joined for name, entry in joined.columns.items()}
-    measured = _measured(numbers)
+    values = [read_measures(result) for result in numbers.results]
+    measured = _measured(values)
     columns = [*cohort.ids, *LONG, *measured, QUALITY, FINDINGS, *joined]
-    with _writer(output_dir / path, columns) as writer:
+    with table_writer(output_dir / path, columns) as writer:
         for row in np.flatnonzero(numbers.selected).tolist():
             result = numbers.results[row]
             more = {name: cell for joined in cohort.joined for name, cell in joined.cells(result).items()}
             shared = {**_scan(numbers, row), FINDINGS: " ".join(numbers.findings[row]) or NOT_AVAILABLE, **more}
-            values = read_measures(result)
             for cells in _regions(numbers, row):
                 here = {
                     f"{measure}-{statistic}": cell
-                    for measure, regions in values.items()
+                    for measure, regions in values[row].items()
                     for statistic, cell in regions.get(cells["name"], {}).items()
                 }
                 writer.writerow({**shared, **cells, **here})
@@ -97,9 +95,9 @@ def write_long(output_dir: Path, cohort: Cohort, numbers: Numbers) -> Path:
     return path
 
 
-def _measured(numbers: Numbers) -> dict[str, dict[str, str]]:
-    """Return the columns of the measures of all scans, with their entries in the data dictionary."""
-    names = {name for result in numbers.results for name in read_measures(result)}
+def _measured(values: Iterable[Iterable[str]]) -> dict[str, dict[str, str]]:
+    """Return the columns of the measures of all scans, given by name, with their entries in the data dictionary."""
+    names = {name for measures in values for name in measures}
     return {
         f"{name}-{statistic}": {"Description": f"{name}: {text}"}
         for name in sorted(names)
@@ -129,8 +127,7 @@ def _regions(numbers: Numbers, row: int) -> Iterator[dict[str, str]]:
 def _scan(numbers: Numbers, row: int) -> dict[str, str]:
     """Return the cells that identify a scan, and its quality."""
     source = numbers.results[row].source
-    ids = {entity_column(name): build_name({name: label}) for name, label in source.items()}
-    return {**ids, QUALITY: _shown(numbers.quality[row], 4)}
+    return {**entity_cells(source), QUALITY: _shown(numbers.quality[row], 4)}
 
 
 def _of_scan(cohort: Cohort, *columns: str) -> dict[str, Any]:
@@ -145,15 +142,3 @@ def _filled(entry: Mapping[str, str], name: str) -> dict[str, str]:
 
 def _shown(value: float, digits: int = 8) -> str:
     return NOT_AVAILABLE if math.isnan(value) else f"{value:.{digits}g}"
-
-
-@contextmanager
-def _writer(path: Path, columns: Sequence[str]) -> Iterator[csv.DictWriter[str]]:
-    """Yield a writer of the rows of a table, which is written whole or not at all."""
-    with replacing(path) as stream:
-        text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
-        writer = csv.DictWriter(text, columns, restval=NOT_AVAILABLE, delimiter="\t", lineterminator="\n")
-        writer.writeheader()
-        yield writer
-        text.flush()
-        text.detach()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +14,10 @@ from bidsseg.bids.annotations import annotates, annotations_of_scan
 from bidsseg.bids.label_kinds import kinds_of
 from bidsseg.bids.names import build_name, parse_name
 from bidsseg.bids.scan import Image, Scan, without_added
-from bidsseg.derivative.volumes import count_voxels
+from bidsseg.derivative.volumes import volumes_mm3
 from bidsseg.errors import DataError, UsageError
 from bidsseg.files import fingerprint
-from bidsseg.labels.protocol import Protocol, load_protocol
+from bidsseg.labels.protocol import load_protocol
 from bidsseg.models.card import BRAIN, LESION, Card, head_protocol, shipped
 from bidsseg.registration.align import Images
 
@@ -62,9 +62,8 @@ def find_corrections(folder: Path, scan: Scan, card: Card) -> Corrections:
     """
     found = {}
     for name in correctable(card):
-        fitting = [
-            path for path in annotations_of_scan(folder, scan, name) if not _is_of_another_model(path, scan, card)
-        ]
+        fitting = annotations_of_scan(folder, scan, name)
+        fitting = [path for path in fitting if not _is_of_another_model(_desc(path), scan, card)]
         own = scan.entities.get("desc", "") + (BRAIN if name == BRAIN else card.name)
         if len(fitting) > 1:
             fitting = [path for path in fitting if _desc(path) == own] or fitting
@@ -75,10 +74,15 @@ def find_corrections(folder: Path, scan: Scan, card: Card) -> Corrections:
     return Corrections(folder, found)
 
 
-def _is_of_another_model(path: Path, scan: Scan, card: Card) -> bool:
+def _is_of_another_model(desc: str, scan: Scan, card: Card) -> bool:
     """Return whether the ``desc-`` of a label map names another shipped model."""
-    desc = _desc(path).removeprefix(scan.entities.get("desc", ""))
-    return desc != card.name and desc in {other.name for other in shipped()}
+    name = desc.removeprefix(scan.entities.get("desc", ""))
+    return name != card.name and name in _shipped_names()
+
+
+@cache
+def _shipped_names() -> set[str]:
+    return {card.name for card in shipped()}
 
 
 def _desc(path: Path) -> str:
@@ -120,24 +124,19 @@ class Search:
     def _used(self) -> set[Path]:
         return {path for _, corrections in self.found for path in corrections.files.values()}
 
-    @cached_property
-    def _others(self) -> set[str]:
-        """Names of the other shipped models."""
-        return {card.name for card in shipped()} - {self.card.name}
-
     def _unused(self) -> Iterator[tuple[Image, str]]:
         """Yield the label maps that are not used, each with the reason."""
-        keys = {_source_key(scan.entities) for scan, _ in self.found}
+        scans = {_source_key(scan.entities): scan for scan, _ in self.found}
         others = {_source_key(scan.entities) for scan in self.other}
         places = {_place(scan.entities) for scan, _ in self.found}
         for image in _label_maps(self.folder):
             key = _source_key(image.entities)
             if image.path in self._used or key in others:
                 continue
-            if key not in keys:
+            if key not in scans:
                 if self.all_selected or _place(image.entities) in places:
                     yield image, "there is no scan of this name"
-            elif image.entities.get("desc", "").endswith(tuple(self._others)):
+            elif _is_of_another_model(image.entities.get("desc", ""), scans[key], self.card):
                 yield image, f"it is a label map of another model than {self.card.name} (desc-)"
             elif any(annotates(image, name) for name in correctable(self.card)):
                 yield image, "another file of the scan is used"
@@ -210,7 +209,7 @@ def corrected(
     if head is not None and head in new and LESION not in labels:
         lesion, manual[LESION] = np.isin(new[head], model.heads[head].lesions), head
     maps = {name: new.get(name, values) for name, values in result.labels.items()}
-    counted = {name: _volumes_mm3(maps[name], model.heads[name], voxel_mm3) for name in maps if name in new}
+    counted = {name: volumes_mm3(maps[name], model.heads[name], voxel_mm3) for name in maps if name in new}
     found = replace(
         result,
         labels=maps,
@@ -230,11 +229,6 @@ def corrected(
 
 def _equal(ours: np.ndarray | None, theirs: np.ndarray) -> bool:
     return ours is not None and np.array_equal(ours, theirs)
-
-
-def _volumes_mm3(labels: np.ndarray, protocol: Protocol, voxel_mm3: float) -> np.ndarray:
-    """Return the counted volume (R,) of each region of a label map (X, Y, Z)."""
-    return count_voxels(labels, max(protocol.indices) + 1)[list(protocol.indices)] * voxel_mm3
 
 
 def _note(name: str, path: Path, *, is_new: bool) -> str:

@@ -17,7 +17,7 @@ from bidsseg.derivative.aseg_stats import Segmented, aseg_stats, color_table
 from bidsseg.derivative.job import Job, remove
 from bidsseg.derivative.sidecar_keys import is_record, read_sidecar
 from bidsseg.derivative.sidecars import TOOL
-from bidsseg.derivative.volumes import count_voxels
+from bidsseg.derivative.volumes import volumes_mm3
 from bidsseg.errors import OutputNotWritable, UsageError
 from bidsseg.files import fingerprint, write_json_atomic, write_text_atomic
 from bidsseg.image.conformed import ConformedGrid, write_mgh
@@ -100,8 +100,7 @@ def export(job: Job, subjects_dir: Path) -> None:
     write_mgh(folder / "mri/aseg.mgz", aseg, grid.affine)
     write_text_atomic(folder / "label/aseg.ctab", color_table(protocol))
     voxel = labels.voxel_volume_mm3
-    counts = count_voxels(labels.data, max(protocol.indices) + 1)
-    volumes = {region.index: float(counts[region.index]) * voxel for region in protocol.regions}
+    volumes = dict(zip(protocol.indices, volumes_mm3(labels.data, protocol, voxel).tolist(), strict=True))
     mask_mm3 = float((brain.data > 0).sum()) * voxel
     write_text_atomic(
         folder / STATS, aseg_stats(Segmented(job.scan.key, volumes, mask_mm3, aseg, orig, protocol=protocol))

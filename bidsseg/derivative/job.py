@@ -25,7 +25,7 @@ from bidsseg.image.nifti import write_field, write_labels, write_map, write_maps
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol
 from bidsseg.labels.viewer_tables import MARK, itksnap_labels, slicer_colors
-from bidsseg.models.card import BRAIN, LESION, Card, find_card, head_protocol
+from bidsseg.models.card import BRAIN, LESION, Card, head_protocol
 from bidsseg.models.lesion_rule import LesionRule
 from bidsseg.registration.align import Images, read_aligned
 from bidsseg.registration.spaces import Fit, Space, fit_to, labels_at, template_brain
@@ -88,21 +88,10 @@ class Job:
     @cached_property
     def provenance(self) -> Sidecar:
         """The model, images and corrections that determine the result; when they change, the scan is recomputed."""
-        cards = [self.card, *([find_card(self.card.locator)] if self.card.locator else [])]
-        fast: Sidecar = {"Fast": True} if self.fast else {}
         checksums = self.corrections.fingerprints()
         corrections: Sidecar = {"CorrectionFingerprints": checksums} if checksums else {}
-        lesions: Sidecar = {
-            "LesionThreshold": self.lesions.recorded_threshold,
-            "LeastLesionVolume": self.lesions.least_mm3,
-        }
-        return {
-            "Models": sidecars.models_used(cards),
-            "InputFingerprints": [fingerprint(path) for path in self.sources],
-            **corrections,
-            **fast,
-            **(lesions if self.card.lesion else {}),
-        }
+        images = [fingerprint(path) for path in self.sources]
+        return {**sidecars.provenance(self.card, images, fast=self.fast, lesions=self.lesions), **corrections}
 
     @property
     def record(self) -> Path:

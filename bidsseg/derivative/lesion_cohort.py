@@ -5,23 +5,20 @@ Rows by region are streamed from the tables of the scans, since there are a hund
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bidsseg.bids.index import folders
-from bidsseg.bids.names import build_name, entity_column, entity_names, with_extension
+from bidsseg.bids.names import build_name, entity_cells, entity_column, entity_names, with_extension
 from bidsseg.bids.outputs import group_lesion_regions, group_lesions
-from bidsseg.derivative.cohort import CORRECTED, MISSING, NOT_AVAILABLE, STATUS, STATUSES, UNREADABLE
+from bidsseg.derivative.cohort import CORRECTED, MISSING, STATUS, STATUSES, UNREADABLE
 from bidsseg.derivative.lesion_tables import PLACES, REGIONS, LesionFiles, find_lesions
-from bidsseg.derivative.results import Fate, anat_folders, natural
+from bidsseg.derivative.results import Fate, anat_folders, natural, participant_folders
 from bidsseg.derivative.sidecar_keys import Sidecar, is_manual, models, read_sidecar
 from bidsseg.errors import BidssegError
-from bidsseg.files import replacing
-from bidsseg.reading import read_table
+from bidsseg.files import table_writer
+from bidsseg.reading import NOT_AVAILABLE, read_table
 
 TOTALS: dict[str, dict[str, Any]] = {
     "lesions": {"Description": "Number of lesions"},
@@ -74,10 +71,8 @@ def find_all_lesions(
     output_dir: Path, participants: Iterable[str] = (), sessions: Iterable[str] = ()
 ) -> Iterator[LesionFiles]:
     """Yield every result about lesions in an output folder, in natural order; no labels mean all."""
-    wanted, wanted_sessions = {f"sub-{label}" for label in participants}, set(sessions)
-    for participant in sorted(folders(output_dir, "sub-"), key=lambda folder: natural(folder.name)):
-        if wanted and participant.name not in wanted:
-            continue
+    wanted_sessions = set(sessions)
+    for participant in participant_folders(output_dir, participants):
         found = [files for folder in anat_folders(participant) for files in find_lesions(folder)]
         for files in sorted(found, key=lambda files: natural(files.table.name)):
             if not wanted_sessions or files.source.get("session") in wanted_sessions:
@@ -116,7 +111,8 @@ def write_lesion_table(path: Path, cohort: LesionCohort) -> list[str]:
     """Write the table with a row for each scan, and return the problems of single results, one line each."""
     problems: list[str] = []
     columns = [*map(entity_column, cohort.entities), STATUS, *_totals()]
-    _write(path, columns, (row for _, row in sorted(_rows(cohort, problems), key=lambda pair: natural(pair[0]))))
+    with table_writer(path, columns) as writer:
+        writer.writerows(row for _, row in sorted(_rows(cohort, problems), key=lambda pair: natural(pair[0])))
     return problems
 
 
@@ -124,7 +120,8 @@ def write_region_table(path: Path, cohort: LesionCohort, other: tuple[str, str])
     """Write the table with a row for each scan and region of a label map, and return the problems of single results."""
     problems: list[str] = []
     columns = [*map(entity_column, cohort.entities), *OF_REGION]
-    _write(path, columns, _region_rows(cohort, other, problems))
+    with table_writer(path, columns) as writer:
+        writer.writerows(_region_rows(cohort, other, problems))
     return problems
 
 
@@ -176,14 +173,14 @@ def rules_differ(cohort: LesionCohort) -> list[str]:
 def _rows(cohort: LesionCohort, problems: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the row of each scan with its key."""
     for source, fate in cohort.absent:
-        yield build_name(source), {**_ids(source), STATUS: fate.outcome}
+        yield build_name(source), {**entity_cells(source), STATUS: fate.outcome}
     for files in cohort.scans:
         try:
             status = CORRECTED if is_manual(read_sidecar(with_extension(files.table, ".json"))) else "done"
-            yield files.key, {**_ids(files.source), STATUS: status, **totals(files)}
+            yield files.key, {**entity_cells(files.source), STATUS: status, **totals(files)}
         except (BidssegError, KeyError, ValueError) as error:
             problems.append(f"{files.table.name}: not a table of lesions: {error}")
-            yield files.key, {**_ids(files.source), STATUS: UNREADABLE}
+            yield files.key, {**entity_cells(files.source), STATUS: UNREADABLE}
 
 
 def totals(files: LesionFiles) -> dict[str, int | float]:
@@ -209,26 +206,11 @@ def totals(files: LesionFiles) -> dict[str, int | float]:
 
 def _region_rows(cohort: LesionCohort, other: tuple[str, str], problems: list[str]) -> Iterator[dict[str, Any]]:
     for files in cohort.scans:
-        label_map = next((one for one in files.others() if (one.protocol.name, one.desc) == other), None)
-        if label_map is None:
+        path = files.region_table(*other)
+        if not path.is_file():
             continue
-        path = files.region_table(label_map)
         try:
             for row in read_table(path):
-                yield {**_ids(files.source), **{column: row[column] for column in OF_REGION}}
+                yield {**entity_cells(files.source), **{column: row[column] for column in OF_REGION}}
         except (BidssegError, KeyError) as error:
             problems.append(f"{path.name}: not a table of lesions by region: {error}")
-
-
-def _ids(source: Mapping[str, str]) -> dict[str, str]:
-    return {entity_column(name): build_name({name: label}) for name, label in source.items()}
-
-
-def _write(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    with replacing(path) as stream:
-        text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
-        writer = csv.DictWriter(text, columns, restval=NOT_AVAILABLE, delimiter="\t", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        text.flush()
-        text.detach()

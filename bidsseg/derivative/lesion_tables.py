@@ -194,9 +194,9 @@ class LesionFiles:
         name = build_name({**self.source, "desc": f"{self.model}lesions"}, "dseg", ".nii.gz")
         return self.table.with_name(name)
 
-    def region_table(self, other: LabelFile) -> Path:
-        """Return the table of lesions by region of a label map."""
-        return self.table.with_name(lesion_regions(self.source, self.model, other.desc, protocol=other.protocol.name))
+    def region_table(self, protocol: str, desc: str) -> Path:
+        """Return the table of lesions by region of a label map, given by its protocol and ``desc-``."""
+        return self.table.with_name(lesion_regions(self.source, self.model, desc, protocol=protocol))
 
     def label_maps(self) -> list[LabelFile]:
         """Return the label maps of the scan on its own grid, those of the same model first."""
@@ -267,7 +267,11 @@ def _update(files: LesionFiles, update: Update) -> None:
     """Update the tables of one model."""
     maps = files.label_maps()
     anatomy = next((one for one in maps if one.anatomy), None)
-    others = [one for one in files.others() if _is_old(files.region_table(one), files.lesion_map, one.path)]
+    others = [
+        one
+        for one in files.others()
+        if _is_old(files.region_table(one.protocol.name, one.desc), files.lesion_map, one.path)
+    ]
     before = object_or_empty(with_extension(files.table, ".json"))
     is_known = anatomy is None or before.get("Anatomy") == anatomy.path.name
     if anatomy is not None and is_known and not _is_old(files.table, files.lesion_map, anatomy.path):
@@ -335,7 +339,7 @@ def _write_regions(
         nearest=nearest,
         voxel_mm3=lesions.voxel_volume_mm3,
     )
-    path = files.region_table(other)
+    path = files.region_table(other.protocol.name, other.desc)
     write_table(path, table)
     kept = {key: value for key, value in before.items() if key not in LESIONS and key != "Anatomy"}
     text = f"Lesions in each region of the {other.protocol.name} protocol, from {other.path.name}"

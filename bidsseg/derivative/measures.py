@@ -18,7 +18,7 @@ from bidsseg.derivative.job import Job
 from bidsseg.derivative.results import Result
 from bidsseg.derivative.sidecar_keys import fingerprints, is_record, read_sidecar
 from bidsseg.derivative.sidecars import TOOL, bids_uri
-from bidsseg.derivative.volumes import INTRACRANIAL
+from bidsseg.derivative.volumes import INTRACRANIAL, values_by_region
 from bidsseg.errors import BidssegError, OutputNotWritable
 from bidsseg.files import fingerprint, write_json_atomic, write_table
 from bidsseg.image.nifti import read_image, read_labels
@@ -142,12 +142,8 @@ def _rows(
     protocol: Protocol, values: np.ndarray, *, labels: np.ndarray, brain: np.ndarray
 ) -> Iterator[tuple[Any, ...]]:
     """Yield the row of each region, and of the brain mask; the arrays have one entry for each voxel."""
-    order = np.argsort(labels, kind="stable")
-    ordered, sorted_values = labels[order], values[order]
-    for region in protocol.regions:
-        if region.index != 0:
-            begin, end = np.searchsorted(ordered, [region.index, region.index + 1])
-            yield region.index, region.name, region.abbreviation, *_statistics(sorted_values[begin:end])
+    for region, here in values_by_region(values, labels, protocol):
+        yield region.index, region.name, region.abbreviation, *_statistics(here)
     yield None, INTRACRANIAL, "ICV", *_statistics(values[brain > 0])
 
 

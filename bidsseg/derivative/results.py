@@ -16,7 +16,7 @@ from bidsseg.bids.scan import Scan, without_added
 from bidsseg.derivative import sidecar_keys
 from bidsseg.derivative.volumes import INTRACRANIAL
 from bidsseg.errors import BidssegError
-from bidsseg.reading import object_or_empty, read_table
+from bidsseg.reading import number_or_none, object_or_empty, read_table
 
 PAGE_MARK = b'<meta name="generator" content="bidsseg'
 PAGE_HEAD = 4096
@@ -80,8 +80,8 @@ class Result:
                     row["name"],
                     row["abbreviation"],
                     float(row["volume-mm3"]),
-                    _number(row["softvolume-mm3"]),
-                    _number(row.get("expected-dice", "")),
+                    number_or_none(row["softvolume-mm3"]),
+                    number_or_none(row.get("expected-dice", "")),
                 )
                 for row in rows
             ]
@@ -116,6 +116,13 @@ class Fate:
     reason: str
 
 
+def participant_folders(output_dir: Path, participants: Iterable[str] = ()) -> list[Path]:
+    """Return the folders of participants in an output folder, in natural order; no labels mean all."""
+    wanted = [output_dir / f"sub-{label}" for label in dict.fromkeys(participants)]
+    existing = [folder for folder in wanted if folder.is_dir()] if wanted else folders(output_dir, "sub-")
+    return sorted(existing, key=lambda folder: natural(folder.name))
+
+
 def find_results(output_dir: Path, participants: Iterable[str] = (), sessions: Iterable[str] = ()) -> Iterator[Result]:
     """Yield every result in an output folder, one participant at a time in natural order.
 
@@ -123,10 +130,8 @@ def find_results(output_dir: Path, participants: Iterable[str] = (), sessions: I
         participants: labels; none means all.
         sessions: labels; none means all.
     """
-    wanted = [output_dir / f"sub-{label}" for label in dict.fromkeys(participants)]
     wanted_sessions = set(sessions)
-    existing = [folder for folder in wanted if folder.is_dir()] if wanted else folders(output_dir, "sub-")
-    for participant in sorted(existing, key=lambda folder: natural(folder.name)):
+    for participant in participant_folders(output_dir, participants):
         found = [result for folder in anat_folders(participant) for result in _in_folder(folder)]
         for result in sorted(found, key=lambda result: natural(result.path.name)):
             if not wanted_sessions or result.source.get("session") in wanted_sessions:
@@ -210,7 +215,3 @@ def _in_folder(folder: Path) -> Iterator[Result]:
         # Sidecars are written last: without this one, the run was killed earlier.
         if protocol and model and with_extension(result.dseg, ".json").is_file():
             yield result
-
-
-def _number(text: str) -> float | None:
-    return None if text in ("", "n/a") else float(text)

@@ -25,7 +25,7 @@ from bidsseg.files import fingerprint, write_json_atomic, write_table, write_tex
 from bidsseg.image.nifti import write_labels, write_map
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol
-from bidsseg.models.card import Card, find_card
+from bidsseg.models.card import Card
 from bidsseg.models.lesion_rule import LesionRule
 from bidsseg.models.rescan import smallest_changes
 from bidsseg.registration.align import Images
@@ -81,18 +81,7 @@ class SeriesJob:
 
     def provenance(self, checksums: Iterable[str]) -> Sidecar:
         """Return the model and the images that determine a result."""
-        cards = [self.card, *([find_card(self.card.locator)] if self.card.locator else [])]
-        fast: Sidecar = {"Fast": True} if self.fast else {}
-        lesions: Sidecar = {
-            "LesionThreshold": self.lesions.recorded_threshold,
-            "LeastLesionVolume": self.lesions.least_mm3,
-        }
-        return {
-            "Models": sidecars.models_used(cards),
-            "InputFingerprints": list(checksums),
-            **fast,
-            **(lesions if self.card.lesion else {}),
-        }
+        return sidecars.provenance(self.card, checksums, fast=self.fast, lesions=self.lesions)
 
     @property
     def record(self) -> Path:

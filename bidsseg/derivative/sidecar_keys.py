@@ -42,7 +42,7 @@ class Sidecar(TypedDict, total=False):
         Years: time of each session since the first, in a comparison of sessions; None where unknown.
         Resolution: resolution of an image whose name has ``res-``.
         OutputSpaces: kind of registration to each template, affine or deformable.
-        Quality: mean confidence of the network in the brain, 0 to 1; absent for corrected label maps.
+        Quality: see ``Segmentation.quality``, 0 to 1; absent for corrected label maps.
         Notes, InputFindings, ResultFindings: messages for the user; findings begin with their code.
     """
 

@@ -17,10 +17,12 @@ from bidsseg.bids.outputs import root_path
 from bidsseg.derivative.sidecar_keys import CORRECTIONS, ModelUsed, Sidecar
 from bidsseg.errors import InputMissing, OutputNotWritable
 from bidsseg.files import locked, replacing, write_json_atomic, write_text_atomic
+from bidsseg.models.card import find_card
 from bidsseg.reading import object_or_empty, read_table
 
 if TYPE_CHECKING:
     from bidsseg.models.card import Card
+    from bidsseg.models.lesion_rule import LesionRule
     from bidsseg.registration.align import Images
     from bidsseg.segmentation.result import Segmentation
 
@@ -51,6 +53,11 @@ BIDSIGNORE = (
 )
 """Outputs without a BIDS name. No slash after a folder: otherwise, the validator still reports the folder."""
 
+QUALITY = (
+    "Expected mean Dice over the regions of the first protocol of the model, from 0 to 1; if the model is not "
+    "calibrated, mean probability of the chosen region in the brain; n/a if the label map was corrected"
+)
+"""Meaning of the quality of a scan, see ``Segmentation.quality``."""
 ENVIRONMENT = {"Type": "BIDSSEG_CONTAINER_TYPE", "Tag": "BIDSSEG_CONTAINER_TAG", "URI": "BIDSSEG_CONTAINER_URI"}
 """Variables that a container image sets to name itself in ``GeneratedBy``."""
 
@@ -170,15 +177,25 @@ def result_details(images: Images, result: Segmentation) -> Sidecar:
     }
 
 
+def provenance(card: Card, checksums: Iterable[str], *, fast: bool, lesions: LesionRule) -> Sidecar:
+    """Return the entries of a sidecar about what determines a result: model, images, passes and rule of lesions.
+
+    Args:
+        checksums: of the images that the model reads.
+    """
+    cards = [card, *([find_card(card.locator)] if card.locator else [])]
+    found: Sidecar = {"Models": models_used(cards), "InputFingerprints": list(checksums)}
+    if fast:
+        found["Fast"] = True
+    if card.lesion is not None:
+        found["LesionThreshold"], found["LeastLesionVolume"] = lesions.recorded_threshold, lesions.least_mm3
+    return found
+
+
 def models_used(cards: Iterable[Card]) -> list[ModelUsed]:
     """Return the entry ``Models`` of a sidecar, from the cards of a model and of its locator."""
     return [{"Name": card.name, "SHA256": card.sha256} for card in cards]
 
-
-QUALITY = (
-    "Expected mean Dice over the regions of the first protocol of the model, from 0 to 1; if the model is not "
-    "calibrated, mean probability of the chosen region in the brain"
-)
 
 # -- of tables ---------------------------------------------------------------------------------------------------------
 
@@ -229,7 +246,7 @@ def group_sidecar(protocol: str, entities: Iterable[str], regions: Mapping[str, 
     return {
         "Description": f"Volumes in the {protocol} protocol, one row for each scan",
         **{name: {"Description": f"{name.removesuffix('_id')} of the scan"} for name in entities},
-        "quality": {"Description": "Mean confidence of the network in the brain, from 0 to 1; n/a if corrected"},
+        "quality": {"Description": QUALITY},
         "findings": {"Description": "Codes of the findings in the scan and its result; the sidecars explain them"},
         **{
             column: {"LongName": name, "Description": f"Volume of: {name}", "Units": "mm^3"}

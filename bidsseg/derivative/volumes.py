@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bidsseg.labels.protocol import Protocol
+from bidsseg.labels.protocol import Protocol, Region
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,6 +52,25 @@ def volume_table(
     columns = ["index", "name", "abbreviation", "voxels", "volume-mm3", "softvolume-mm3", "expected-dice"]
     table = pd.DataFrame(rows, columns=columns).astype({"index": "Int64", "voxels": "int64"})
     return table.round({"volume-mm3": 3, "softvolume-mm3": 3, "expected-dice": 3})
+
+
+def volumes_mm3(labels: np.ndarray, protocol: Protocol, voxel_mm3: float) -> np.ndarray:
+    """Return the counted volume (mm³) of each region, also of the background, of a label map (X, Y, Z), shape (R,)."""
+    return count_voxels(labels, max(protocol.indices) + 1)[list(protocol.indices)] * voxel_mm3
+
+
+def values_by_region(values: np.ndarray, labels: np.ndarray, protocol: Protocol) -> Iterator[tuple[Region, np.ndarray]]:
+    """Yield each region except the background with the values of its voxels.
+
+    Args:
+        values, labels: values and labels of N voxels.
+    """
+    order = np.argsort(labels, kind="stable")
+    labels, values = labels[order], values[order]
+    for region in protocol.regions:
+        if region.index != 0:
+            begin, end = np.searchsorted(labels, [region.index, region.index + 1])
+            yield region, values[begin:end]
 
 
 def count_voxels(labels: np.ndarray, size: int) -> np.ndarray:

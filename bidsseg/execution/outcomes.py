@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -50,12 +51,21 @@ class Outcomes:
         done_now = total - len(agenda.done)
         report.stop()
         report.say(f"segmented {done_now - len(failures)} of {total} scans, {len(agenda.done)} were finished before")
-        for entry, _ in failures:
-            trace = f" ({entry.crash_file})" if entry.crash_file else ""
-            report.warn(f"{entry.scan} failed: {entry.reason}{trace}")
-        if not failures:
-            return
-        of_data = all(isinstance(error, DataError | InputMissing) for _, error in failures)
-        if len(failures) == total and of_data:
-            raise DataError(f"none of the {total} scans can be used; see the reasons above")
-        raise BidssegError(f"{len(failures)} of {total} scans failed; see the reasons above")
+        raise_if_failed(self.settings, failures, total=total, what="scans")
+
+
+def raise_if_failed(settings: Settings, failures: Sequence[Failure], *, total: int, what: str) -> None:
+    """Report the failures of a run again, and raise if there are any.
+
+    Args:
+        what: what the run counts: scans or participants.
+    """
+    for entry, _ in failures:
+        trace = f" ({entry.crash_file})" if entry.crash_file else ""
+        settings.report.warn(f"{entry.scan} failed: {entry.reason}{trace}")
+    if not failures:
+        return
+    of_data = all(isinstance(error, DataError | InputMissing) for _, error in failures)
+    if len(failures) == total and of_data:
+        raise DataError(f"none of the {total} {what} can be used; see the reasons above")
+    raise BidssegError(f"{len(failures)} of {total} {what} failed; see the reasons above")

@@ -44,6 +44,15 @@ class Region:
     hemisphere: str = ""
     partner: int | None = None
 
+    @property
+    def rgb(self) -> tuple[int, int, int]:
+        """Red, green and blue, 0 to 255; grey for a colour that is not written as ``#rrggbb``."""
+        try:
+            red, green, blue = bytes.fromhex(self.color.removeprefix("#"))
+        except ValueError:
+            return 128, 128, 128
+        return red, green, blue
+
 
 BACKGROUND = Region(0, "Background", "BG", "#000000", 0)
 

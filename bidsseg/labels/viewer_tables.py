@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bidsseg.labels.protocol import Protocol, Region
+from bidsseg.labels.protocol import Protocol
 
 MARK = "bidsseg"
 """Word in the first lines of both files, by which this program recognises its own."""
@@ -21,7 +21,7 @@ def itksnap_labels(protocol: Protocol) -> str:
         "################################################",
     ]
     for region in protocol.regions:
-        red, green, blue = _color(region)
+        red, green, blue = region.rgb
         shown = int(region.index != 0)
         name = "Clear Label" if region.index == 0 else region.name.replace('"', "'")
         lines.append(f'{region.index:>5} {red:>5}{green:>5}{blue:>5} {shown:>8}{shown:>4}{shown:>4}    "{name}"')
@@ -35,17 +35,7 @@ def slicer_colors(protocol: Protocol) -> str:
         f"# {len(protocol.regions)} values",
     ]
     for region in protocol.regions:
-        red, green, blue = _color(region)
+        red, green, blue = region.rgb
         name = "_".join(region.name.split())
         lines.append(f"{region.index} {name} {red} {green} {blue} {255 if region.index else 0}")
     return "".join(f"{line}\n" for line in lines)
-
-
-def _color(region: Region) -> tuple[int, int, int]:
-    """Return red, green and blue, 0 to 255; grey for a colour that is not written as ``#rrggbb``."""
-    digits = region.color.removeprefix("#")
-    try:
-        red, green, blue = bytes.fromhex(digits)
-    except ValueError:
-        return 128, 128, 128
-    return red, green, blue

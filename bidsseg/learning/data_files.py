@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from bidsseg.errors import DataError
-from bidsseg.files import fingerprint
 from bidsseg.learning.case_reading import Source
+from bidsseg.learning.prepared import identity
 from bidsseg.models.card import read_card
 
 NAMED = 5
@@ -32,7 +32,7 @@ def files_of(sources: Iterable[Source], inputs: Sequence[str]) -> dict[str, Path
 
 def fingerprints(files: Mapping[str, Path]) -> dict[str, str]:
     """Return the checksum of the content of each file."""
-    return {name: fingerprint(path) for name, path in files.items()}
+    return {name: identity(path)[1] for name, path in files.items()}
 
 
 def digest(now: Mapping[str, str]) -> str:

@@ -10,6 +10,8 @@ import signal
 import time
 from types import FrameType
 
+INTERRUPTED = "interrupted before the training began: run the same command again"
+
 
 class Interruption:
     """Turn SIGTERM and Ctrl-C into a flag that the training loop reads after each step."""

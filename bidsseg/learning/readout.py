@@ -18,6 +18,7 @@ from bidsseg.errors import TemporaryFailure
 from bidsseg.labels import Protocol
 from bidsseg.learning.cases import ListedCase, Sample
 from bidsseg.learning.clock import Clock
+from bidsseg.learning.interruption import INTERRUPTED
 from bidsseg.learning.objective import Relations, loss_of
 from bidsseg.learning.optimiser import rate_factor
 from bidsseg.learning.processes import Processes
@@ -88,7 +89,7 @@ def share_used(clock: Clock) -> float:
     """Return the used share (0..1) of the steps or of the time. TemporaryFailure if the run is interrupted."""
     share = clock.progress()
     if clock.stopped:
-        raise TemporaryFailure("interrupted before the training began: run the same command again")
+        raise TemporaryFailure(INTERRUPTED)
     return share
 
 

@@ -23,7 +23,7 @@ from bidsseg.learning.cases import ListedCase
 from bidsseg.learning.checks import check_labels, check_sides
 from bidsseg.learning.datasets import find_sources
 from bidsseg.learning.folds import divided, held_out, person, split
-from bidsseg.learning.interruption import Interruption
+from bidsseg.learning.interruption import INTERRUPTED, Interruption
 from bidsseg.learning.loop import fit
 from bidsseg.learning.prepared import prepared_cases
 from bidsseg.learning.readout import fit_readout
@@ -41,7 +41,6 @@ from bidsseg.networks.network import Network
 from bidsseg.networks.segnet.staged import StagedSegNet
 from bidsseg.settings import Training
 
-INTERRUPTED = "interrupted before the training began: run the same command again"
 NOBODY_LEFT = "no labelled participant is left for training: give fewer --folds or more data"
 
 

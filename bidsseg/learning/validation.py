@@ -131,9 +131,9 @@ def described(table: pd.DataFrame) -> list[str]:
     return lines
 
 
-def synthetic_scan(case: Case, inputs: Sequence[str]) -> torch.Tensor:
-    """Return synthetic whole-head images (C, X, Y, Z) of a label map, always the same for a case."""
-    generator = Generator().manual_seed(sum(case.name.encode()))
+def synthetic_scan(case: Case, inputs: Sequence[str], draw: int = 0) -> torch.Tensor:
+    """Return synthetic whole-head images (C, X, Y, Z) of a label map, always the same for a case and a draw."""
+    generator = Generator().manual_seed(sum(case.name.encode()) + 1000 * draw)
     first = case.annotations[0]
     channels = synthesise_each(first.values, first.protocol, realistic=True, inputs=inputs, generator=generator)
     plain = Intensity(gamma=0.0, blur=0.0)

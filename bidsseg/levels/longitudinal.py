@@ -17,8 +17,6 @@ from bidsseg.derivative.run_log import Entry, RunLog, crash_text, stamp
 from bidsseg.derivative.series import SeriesJob, crash_source
 from bidsseg.errors import (
     BidssegError,
-    DataError,
-    InputMissing,
     IOFailure,
     NothingSelected,
     OutputNotWritable,
@@ -27,6 +25,7 @@ from bidsseg.errors import (
 )
 from bidsseg.execution.agenda import check_request, select
 from bidsseg.execution.machine import keep_freed_memory, peak_memory_mb, release_freed_memory
+from bidsseg.execution.outcomes import raise_if_failed
 from bidsseg.files import write_text_atomic
 from bidsseg.models.card import Card
 from bidsseg.settings import Settings
@@ -73,7 +72,11 @@ def longitudinal_level(settings: Settings) -> None:
         failures = _compare(settings, todo, log)
     finally:
         log.finish()
-    _conclude(settings, len(jobs), len(done), failures=failures)
+    compared = len(jobs) - len(done) - len(failures)
+    settings.report.say(
+        f"compared the sessions of {compared} of {len(jobs)} participants, {len(done)} were finished before"
+    )
+    raise_if_failed(settings, failures, total=len(jobs), what="participants")
 
 
 def _jobs(settings: Settings, card: Card) -> list[SeriesJob] | None:
@@ -170,17 +173,3 @@ def _list(settings: Settings, card: Card, jobs: Sequence[SeriesJob], *, done: Se
         settings.report.say(f"{job.series.key} ({sessions}): {'done' if job in done else 'to do'}")
         for path in (*job.paths.files, job.paths.page):
             settings.report.say(f"  {settings.output_dir / path}")
-
-
-def _conclude(settings: Settings, total: int, done: int, *, failures: Sequence[tuple[Entry, Exception]]) -> None:
-    """Summarise the run; raise if any participant failed."""
-    compared = total - done - len(failures)
-    settings.report.say(f"compared the sessions of {compared} of {total} participants, {done} were finished before")
-    for entry, _ in failures:
-        trace = f" ({entry.crash_file})" if entry.crash_file else ""
-        settings.report.warn(f"{entry.scan} failed: {entry.reason}{trace}")
-    if not failures:
-        return
-    if len(failures) == total and all(isinstance(error, DataError | InputMissing) for _, error in failures):
-        raise DataError(f"none of the {total} participants can be used; see the reasons above")
-    raise BidssegError(f"{len(failures)} of {total} participants failed; see the reasons above")

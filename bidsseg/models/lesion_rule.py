@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-MOST_PROBABLE = "most probable region"
+NO_THRESHOLD = "most probable region"
 """The rule without a threshold, as it is recorded in sidecars."""
 
 
@@ -23,4 +23,8 @@ class LesionRule:
     @property
     def recorded_threshold(self) -> float | str:
         """The threshold as it is recorded in sidecars."""
-        return MOST_PROBABLE if self.threshold is None else self.threshold
+        return NO_THRESHOLD if self.threshold is None else self.threshold
+
+
+MOST_PROBABLE = LesionRule()
+"""The rule that a lesion is where it is the most probable region."""

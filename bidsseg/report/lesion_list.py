@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bidsseg.bids.names import with_extension
-from bidsseg.derivative.cohort import NOT_AVAILABLE
 from bidsseg.derivative.lesion_cohort import column_of, totals
 from bidsseg.derivative.lesion_tables import PLACES, LesionFiles
-from bidsseg.reading import object_or_empty, read_table
+from bidsseg.reading import NOT_AVAILABLE, object_or_empty, read_table
 
 LISTED = 30
 """Largest number of lesions in the table on the page; the file contains all."""
-REGIONS = 12
+LISTED_REGIONS = 12
 """Largest number of regions of a label map on the page, those with most lesion volume."""
 
 
@@ -52,10 +51,10 @@ def shown_lesions(files: LesionFiles, picture: str) -> ShownLesions:
     anatomy = str(object_or_empty(with_extension(files.table, ".json")).get("Anatomy", ""))
     regions = {}
     for other in files.others():
-        path = files.region_table(other)
+        path = files.region_table(other.protocol.name, other.desc)
         if path.is_file() and (hit := [row for row in read_table(path) if float(row["volume-mm3"]) > 0]):
             name = f"{other.protocol.name} · {other.desc}"
-            regions[name] = sorted(hit, key=lambda row: -float(row["volume-mm3"]))[:REGIONS]
+            regions[name] = sorted(hit, key=lambda row: -float(row["volume-mm3"]))[:LISTED_REGIONS]
     listed = [{**row, "probability": _short(row["probability"])} for row in rows[:LISTED]]
     return ShownLesions(
         listed, len(rows), float(found["volume-mm3"]), places if anatomy else [], anatomy, regions, picture

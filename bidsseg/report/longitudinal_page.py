@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,11 +16,10 @@ from bidsseg.derivative.results import is_own_page
 from bidsseg.derivative.series import SeriesJob, Visit
 from bidsseg.derivative.sidecar_keys import messages, read_sidecar
 from bidsseg.derivative.volumes import INTRACRANIAL
-from bidsseg.files import replacing
 from bidsseg.image.matching import changes
-from bidsseg.reading import object_or_empty, read_table
+from bidsseg.reading import number_or_none, object_or_empty, read_table
 from bidsseg.report.difference import outline
-from bidsseg.report.mosaic import DIRECTIONS, PLANES, Row, grey_window, labelled_bounds
+from bidsseg.report.mosaic import DIRECTIONS, PLANES, Row, grey_window, labelled_bounds, write_png
 from bidsseg.report.page import write_page
 from bidsseg.report.scan_page import embedded
 
@@ -94,11 +92,7 @@ def write_change_figure(job: SeriesJob, visits: Sequence[Visit]) -> None:
         _colour(columns[-1], row, far, before=lesions[0], after=lesions[-1])
         rows += [(row, list(cells)) for cells in zip(*columns, strict=True)]
     titles = [*_titles(job), "change"]
-    picture = Image.fromarray(_assembled(rows, titles)).quantize(200)
-    stream = io.BytesIO()
-    picture.save(stream, format="PNG", optimize=True)
-    with replacing(job.output_dir / job.paths.figure) as file:
-        file.write(stream.getvalue())
+    write_png(_assembled(rows, titles), job.output_dir / job.paths.figure)
 
 
 def longitudinal_page(job: SeriesJob) -> Path:
@@ -143,10 +137,10 @@ def _lines(table: Path) -> Iterator[Line]:
         yield Line(
             name,
             last["abbreviation"],
-            [_number(row[column]) for row in rows],
+            [number_or_none(row[column]) for row in rows],
             _rounded(last["change-percent"]),
             _rounded(last["change-percent-per-year"]),
-            _number(last["smallest-change-percent"]),
+            number_or_none(last["smallest-change-percent"]),
         )
 
 
@@ -154,18 +148,14 @@ def _lesions(rows: Sequence[dict[str, str]]) -> list[tuple[dict[str, str], list[
     """Return each lesion with its volume and status at each session."""
     found: dict[str, tuple[dict[str, str], list[tuple[float | None, str]]]] = {}
     for row in rows:
-        found.setdefault(row["lesion"], (row, []))[1].append((_number(row["volume-mm3"]), row["status"]))
+        found.setdefault(row["lesion"], (row, []))[1].append((number_or_none(row["volume-mm3"]), row["status"]))
     return list(found.values())
 
 
 def _rounded(text: str) -> float | None:
     """Return a number to two decimals, without a negative zero."""
-    value = _number(text)
+    value = number_or_none(text)
     return None if value is None else round(value, 2) + 0.0
-
-
-def _number(text: str) -> float | None:
-    return None if text in ("", "n/a") else float(text)
 
 
 # -- the picture -------------------------------------------------------------------------------------------------------

@@ -240,7 +240,11 @@ class _Scan:
             self.lesions = shown_lesions(files, present.get(CLOSE, ""))
         except (BidssegError, KeyError, ValueError) as error:
             self.warnings.append(f"{files.table.name}: {error}")
-        for path in (files.lesion_map, files.table, *map(files.region_table, files.others())):
+        for path in (
+            files.lesion_map,
+            files.table,
+            *(files.region_table(one.protocol.name, one.desc) for one in files.others()),
+        ):
             if path.is_file():
                 self.files[path.name] = _address(Path(os.path.relpath(path, output_dir)))
 

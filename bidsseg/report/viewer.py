@@ -63,7 +63,7 @@ def _overlay(labels: np.ndarray, affine: np.ndarray, protocol: Protocol) -> dict
     position = np.zeros(max(int(labels.max()), *protocol.indices) + 1, np.uint16)
     position[list(protocol.indices)] = range(len(protocol.indices))
     small = np.uint8 if len(protocol.indices) <= 256 else np.uint16
-    channels = zip(*(bytes.fromhex(region.color[1:]) for region in protocol.regions), strict=True)
+    channels = zip(*(region.rgb for region in protocol.regions), strict=True)
     colors = dict(zip("RGB", map(list, channels), strict=True))
     names = [region.name for region in protocol.regions]
     data = _nifti(position[labels.astype(np.uint16)].astype(small), affine, "label")

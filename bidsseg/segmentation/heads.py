@@ -19,7 +19,7 @@ from bidsseg.image.grid import UPRIGHT, Box, Grid, canonical_shape, canonical_sp
 from bidsseg.image.resampling import hat_weights, linearly, resample
 from bidsseg.image.volume import Volume
 from bidsseg.labels import load_protocol, load_relation
-from bidsseg.models.lesion_rule import LesionRule
+from bidsseg.models.lesion_rule import MOST_PROBABLE, LesionRule
 from bidsseg.models.library import Model
 from bidsseg.segmentation.features import Features
 from bidsseg.segmentation.head_output import HeadOutput, Place
@@ -38,8 +38,6 @@ ELSEWHERE = -10.0
 """Logit of the brain where no features were computed."""
 LIKELY = 0.05
 """Least probability of the brain where the other heads are applied."""
-MOST_PROBABLE = LesionRule()
-"""The rule that a lesion is where it is the most probable region."""
 
 
 def read_heads(

@@ -16,14 +16,13 @@ from bidsseg.image.grid import Grid, canonical_shape, canonical_spacing, from_ca
 from bidsseg.image.matching import mean_of
 from bidsseg.image.resampling import linearly
 from bidsseg.image.volume import Volume
-from bidsseg.models.lesion_rule import LesionRule
+from bidsseg.models.lesion_rule import MOST_PROBABLE, LesionRule
 from bidsseg.models.library import Model
 from bidsseg.segmentation.engine import Engine
 from bidsseg.segmentation.features import Features
 from bidsseg.segmentation.head_output import HeadOutput, Place
 from bidsseg.segmentation.heads import (
     CHUNK,
-    MOST_PROBABLE,
     READ,
     answer,
     brain_chance,
