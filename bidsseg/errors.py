@@ -6,7 +6,7 @@ common to BIDS Apps.
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 EXIT_CODES = {
@@ -150,3 +150,9 @@ def _of_the_system(error: OSError) -> BidssegError:
     if error.errno in FULL:
         return IOFailure(f"{text}; free some space there or choose another folder, and run again")
     return IOFailure(f"{text}; check the disk or the network, and run again")
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Return the first names for a message, and the number of the others."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bidsseg.errors import BidssegError, DataError
+from bidsseg.errors import BidssegError, DataError, listed
 from bidsseg.reading import NOT_AVAILABLE, object_or_empty, read_table
 
 PARTICIPANT, SESSION = "participant_id", "session_id"
@@ -74,9 +74,7 @@ def read_particulars(bids_dir: Path, participants: Iterable[str]) -> Particulars
     _read(bids_dir / "participants.tsv", "", found)
     known = {label for label, _ in found.participants}
     if known and (without := [label for label in wanted if label not in known]):
-        more = f" and {len(without) - 3} more" if len(without) > 3 else ""
-        named = ", ".join(f"sub-{label}" for label in without[:3])
-        found.problems.append(f"participants.tsv has no row for {named}{more}")
+        found.problems.append(f"participants.tsv has no row for {listed([f'sub-{label}' for label in without], 3)}")
     for label in wanted:
         _read(bids_dir / f"sub-{label}" / f"sub-{label}_sessions.tsv", label, found)
     for path in (bids_dir / "sessions.json", *(bids_dir.glob("sub-*/sub-*_sessions.json") if found.sessions else ())):

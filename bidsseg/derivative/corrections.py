@@ -15,7 +15,7 @@ from bidsseg.bids.label_kinds import kinds_of
 from bidsseg.bids.names import build_name, parse_name
 from bidsseg.bids.scan import Image, Scan, without_added
 from bidsseg.derivative.volumes import volumes_mm3
-from bidsseg.errors import DataError, UsageError
+from bidsseg.errors import DataError, UsageError, listed
 from bidsseg.files import fingerprint
 from bidsseg.labels.protocol import load_protocol
 from bidsseg.models.card import BRAIN, LESION, Card, head_protocol, shipped
@@ -24,9 +24,6 @@ from bidsseg.registration.align import Images
 if TYPE_CHECKING:
     from bidsseg.models.library import Model
     from bidsseg.segmentation.result import Segmentation
-
-NAMED = 5
-"""Largest number of files in a message."""
 
 
 @dataclass(frozen=True)
@@ -113,12 +110,12 @@ class Search:
             left.setdefault(reason, []).append(image.path.name)
         if not self._used and not self.other and (left or self.all_selected):
             wanted = " or ".join(correctable(self.card).values())
-            names = _listed([name for files in left.values() for name in files]) or "no label maps"
+            names = listed([name for files in left.values() for name in files]) or "no label maps"
             raise UsageError(
                 f"--corrections {self.folder}: no file fits a scan: looked for sub-*/[ses-*/]anat/<T1w>_X.nii.gz, "
                 f"where <T1w> is e.g. {self.found[0][0].key} and X is {wanted}; found {names}"
             )
-        return [f"--corrections: {_listed(names)} not used: {reason}" for reason, names in left.items()]
+        return [f"--corrections: {listed(names)} not used: {reason}" for reason, names in left.items()]
 
     @cached_property
     def _used(self) -> set[Path]:
@@ -154,11 +151,6 @@ def _source_key(entities: Mapping[str, str]) -> str:
 
 def _label_maps(folder: Path) -> list[Image]:
     return [image for kind, images in kinds_of(folder).items() if kind.suffix != "probseg" for image in images]
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"{', '.join(names[:NAMED])}{more}"
 
 
 def read_corrections(corrections: Corrections, images: Images, *, scan: Scan, card: Card) -> dict[str, np.ndarray]:

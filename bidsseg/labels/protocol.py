@@ -10,7 +10,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from bidsseg.errors import DataError
+from bidsseg.errors import DataError, listed
 from bidsseg.labels import sides
 from bidsseg.reading import read_table, read_text
 
@@ -136,9 +136,7 @@ class Protocol:
     @property
     def one_sided(self) -> str:
         """Description of the problem with ``unpaired`` regions."""
-        more = f" and {len(self.unpaired) - 3} more" if len(self.unpaired) > 3 else ""
-        regions = ", ".join(self.unpaired[:3]) + more
-        return f"protocol {self.name}: no region of the other side is known for {regions}"
+        return f"protocol {self.name}: no region of the other side is known for {listed(self.unpaired, 3)}"
 
     def to_tsv(self, *, scored: bool = False) -> str:
         """Return the look-up table in the form that BIDS requires beside a label map.

@@ -9,13 +9,10 @@ from typing import Any
 
 import torch
 
-from bidsseg.errors import DataError
+from bidsseg.errors import DataError, listed
 from bidsseg.learning.case_reading import Source
 from bidsseg.learning.prepared import identity
 from bidsseg.models.card import read_card
-
-NAMED = 5
-"""Largest number of files in a message."""
 
 
 def files_of(sources: Iterable[Source], inputs: Sequence[str]) -> dict[str, Path]:
@@ -67,9 +64,8 @@ def check_unchanged(checkpoint: Path, files: Mapping[str, Path], now: Mapping[st
     changed = [str(files[name]) for name in now if case_of(name) in shared and before.get(name) != now[name]]
     changed += [f"{name}, which is missing" for name in before if case_of(name) in shared and name not in now]
     if changed:
-        more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
         raise DataError(
-            f"{checkpoint}: the data changed since: {', '.join(changed[:NAMED])}{more}: restore the files, or give "
+            f"{checkpoint}: the data changed since: {listed(changed)}: restore the files, or give "
             "--overwrite instead of --resume to train on the present ones from the beginning"
         )
 

@@ -17,10 +17,8 @@ from bidsseg.derivative.ownership import CHECKPOINT
 from bidsseg.errors import DataError, IOFailure
 from bidsseg.files import replacing
 from bidsseg.learning.processes import Processes
+from bidsseg.learning.recipe import DESCRIBING
 from bidsseg.networks.network import Network
-
-TEXTS = ("title", "description", "licence", "citation")
-"""Entries of a run in checkpoints of older versions, which do not change the training."""
 
 
 def derived(seed: int, *numbers: int) -> int:
@@ -134,7 +132,7 @@ def continuing(conditions: Conditions) -> Iterator[dict[str, Any]]:
 def same_run(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
     """Raise DataError unless a checkpoint was made by the same run."""
     before, now = (json.loads(json.dumps(run)) for run in (before, now))
-    names = [name for name in {**before, **now} if name not in TEXTS]
+    names = [name for name in {**before, **now} if name not in DESCRIBING]  # older checkpoints have them
     differing = [name for name in names if before.get(name) != now.get(name)]
     if differing:
         raise DataError(

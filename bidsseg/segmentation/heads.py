@@ -55,18 +55,14 @@ def read_heads(
 
     DataError if no brain is left.
     """
-    spacing = canonical_spacing(volume)
-    box = covered(grid, canonical_shape(volume), spacing)
-    low, high = np.array(box).T
-    shape = tuple((high - low).tolist())
-    grid = grid.moved(-low * spacing)
+    box, shape, spacing, grid = in_box(volume, grid)
     chance = brain_chance(brain_logit(features, weights), grid, shape, spacing=spacing)
     near = likely(chance, weights)
     place = Place(volume, box, np.flatnonzero(near))
     outputs = empty_outputs(model, len(place.voxels), want_probabilities=want_probabilities, want_entropy=want_entropy)
     fill(
-        outputs,
-        features,
+        [outputs],
+        [features],
         weights,
         voxels=place.voxels,
         corners_of=lambda some: corners(some, shape, spacing, grid=grid),
@@ -189,21 +185,45 @@ def answer(
     )
 
 
+Mix = Callable[[int, Sequence[Tensor]], Sequence[Tensor]]
+"""Changes the logits (N, R) of each scan at N voxels from a position on."""
+
+
 def fill(
-    outputs: Mapping[str, HeadOutput],
-    features: Sequence[Features],
+    outputs: Sequence[Mapping[str, HeadOutput]],
+    scans: Sequence[Sequence[Features]],
     weights: Mapping[str, tuple[Tensor, Tensor]],
     *,
     voxels: np.ndarray,
     corners_of: Callable[[np.ndarray], tuple[Tensor, Tensor]],
+    mix: Mix = lambda first, logits: logits,
 ) -> None:
-    """Apply each head at native voxels (P,), given the surrounding model voxels and their weights."""
-    linear = {name: torch.cat([weights[name][0].T, weights[name][1][None]]) for name in outputs}
-    for start in range(0, len(voxels) if outputs else 0, CHUNK):
-        inside = interpolated(features, *corners_of(voxels[start : start + CHUNK]))
-        for first, part in zip(range(start, len(voxels), READ), inside.split(READ), strict=False):
-            for name, output in outputs.items():
-                output.put(first, part @ linear[name])
+    """Apply each head at native voxels (P,) to each of some scans on one grid.
+
+    Args:
+        scans: the features of the passes of each scan.
+        corners_of: returns the surrounding model voxels of native ones, and their weights.
+        mix: combines the logits of the scans, see ``together.py``.
+    """
+    linear = {name: torch.cat([weights[name][0].T, weights[name][1][None]]) for name in outputs[0]}
+    for start in range(0, len(voxels) if linear else 0, CHUNK):
+        around = corners_of(voxels[start : start + CHUNK])
+        inside = [interpolated(features, *around).split(READ) for features in scans]
+        for first, parts in zip(range(start, len(voxels), READ), zip(*inside, strict=True), strict=False):
+            for name, matrix in linear.items():
+                for output, logits in zip(outputs, mix(first, [part @ matrix for part in parts]), strict=True):
+                    output[name].put(first, logits)
+
+
+def in_box(volume: Volume, grid: Grid) -> tuple[Box, tuple[int, ...], np.ndarray, Grid]:
+    """Return the canonical voxels of a scan that a model grid covers, their shape and spacing (mm), and the grid there.
+
+    The origin of the returned grid refers to the first voxel of the box.
+    """
+    spacing = canonical_spacing(volume)
+    box = covered(grid, canonical_shape(volume), spacing)
+    low, high = np.array(box).T
+    return box, tuple((high - low).tolist()), spacing, grid.moved(-low * spacing)
 
 
 def covered(grid: Grid, shape: tuple[int, ...], spacing: np.ndarray) -> Box:

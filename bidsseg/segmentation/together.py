@@ -20,19 +20,8 @@ from bidsseg.models.lesion_rule import MOST_PROBABLE, LesionRule
 from bidsseg.models.library import Model
 from bidsseg.segmentation.engine import Engine
 from bidsseg.segmentation.features import Features
-from bidsseg.segmentation.head_output import HeadOutput, Place
-from bidsseg.segmentation.heads import (
-    CHUNK,
-    READ,
-    answer,
-    brain_chance,
-    brain_logit,
-    corners,
-    covered,
-    empty_outputs,
-    interpolated,
-    likely,
-)
+from bidsseg.segmentation.head_output import Place
+from bidsseg.segmentation.heads import answer, brain_chance, brain_logit, corners, empty_outputs, fill, in_box, likely
 from bidsseg.segmentation.locate import find_brain, place_grid
 from bidsseg.segmentation.plausibility import implausible_findings
 from bidsseg.segmentation.predict import pass_weights, passes
@@ -119,11 +108,8 @@ def read_together(
         volume: any of the scans; its axes point to the right, anterior and superior.
         tie, lesions: as for ``segment_together``.
     """
-    spacing, weights = canonical_spacing(volume), pass_weights(model, len(sessions[0]))
-    box = covered(grid, canonical_shape(volume), spacing)
-    low, high = np.array(box).T
-    shape = tuple((high - low).tolist())
-    grid = grid.moved(-low * spacing)
+    weights = pass_weights(model, len(sessions[0]))
+    box, shape, spacing, grid = in_box(volume, grid)
     shared = np.zeros(shape, np.float32) if tie is None else tie[tuple(slice(*ends) for ends in box)]
     chances = [brain_chance(brain_logit(f, weights), grid, shape, spacing=spacing).astype(np.float32) for f in sessions]
     mean = mean_of(chances)
@@ -131,41 +117,19 @@ def read_together(
     near = likely(np.max(chances, 0), weights)
     place = Place(volume, box, np.flatnonzero(near))
     outputs = [empty_outputs(model, len(place.voxels)) for _ in sessions]
-    fill_together(
+    share = torch.from_numpy(shared.reshape(-1)[place.voxels])[:, None]
+    fill(
         outputs,
         sessions,
         weights,
         voxels=place.voxels,
-        tie=torch.from_numpy(shared.reshape(-1)[place.voxels]),
         corners_of=lambda some: corners(some, shape, spacing, grid=grid),
+        mix=lambda first, logits: tied_logits(logits, share[first : first + len(logits[0])]),
     )
     return [
         answer(output, place, model, chance=chance, near=near, lesions=lesions)
         for output, chance in zip(outputs, chances, strict=True)
     ]
-
-
-def fill_together(
-    outputs: Sequence[Mapping[str, HeadOutput]],
-    sessions: Sequence[Sequence[Features]],
-    weights: Mapping[str, tuple[Tensor, Tensor]],
-    *,
-    voxels: np.ndarray,
-    tie: Tensor,
-    corners_of: Callable[[np.ndarray], tuple[Tensor, Tensor]],
-) -> None:
-    """Apply each head to each scan at native voxels (P,), tied by (P,), as ``heads.fill`` does."""
-    linear = {name: torch.cat([weights[name][0].T, weights[name][1][None]]) for name in outputs[0]}
-    for start in range(0, len(voxels) if linear else 0, CHUNK):
-        around = corners_of(voxels[start : start + CHUNK])
-        inside = [interpolated(features, *around).split(READ) for features in sessions]
-        for number, parts in enumerate(zip(*inside, strict=True)):
-            first = start + number * READ
-            share = tie[first : first + len(parts[0]), None]
-            for name, matrix in linear.items():
-                tied = tied_logits([part @ matrix for part in parts], share)
-                for output, logits in zip(outputs, tied, strict=True):
-                    output[name].put(first, logits)
 
 
 def tied_logits(logits: Sequence[Tensor], share: Tensor) -> list[Tensor]:
