@@ -1,9 +1,11 @@
 """Output folders with all that tables and pages read of the results of the participant level."""
 
+import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from recording_console import RecordingConsole
 
 from bidsseg.bids.names import with_extension
 from bidsseg.bids.outputs import output_paths
@@ -11,6 +13,8 @@ from bidsseg.bids.scan import Scan
 from bidsseg.derivative.volumes import volume_table
 from bidsseg.files import write_json_atomic
 from bidsseg.labels.protocol import load_protocol
+from bidsseg.levels.group import group_level
+from bidsseg.settings import Settings
 
 MODEL = "wholebrain"
 
@@ -41,3 +45,16 @@ def add_run(output: Path, stamp: str, fates: Mapping[str, tuple[str, str]]) -> N
     """Write the manifest of a run, with outcome and reason for the key of each scan."""
     scans = [{"scan": key, "outcome": outcome, "reason": reason} for key, (outcome, reason) in fates.items()]
     write_json_atomic(output / "logs" / f"run-{stamp}.json", {"model": {"name": MODEL}, "scans": scans})
+
+
+def run_group(bids: Path, output: Path, **settings: object) -> RecordingConsole:
+    """Run the level group and return what it reported."""
+    console = RecordingConsole()
+    group_level(Settings(bids, output, report=console, **settings))  # type: ignore[arg-type]
+    return console
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a table, by column."""
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream, delimiter="\t"))

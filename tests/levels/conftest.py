@@ -18,3 +18,11 @@ def stream(capfd: pytest.CaptureFixture[str]) -> Iterator[ErrorStream]:
     """The error stream; the test may print no traceback."""
     with no_traceback(capfd) as stream:
         yield stream
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """An empty output folder."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder

@@ -1,18 +1,14 @@
 """The tables of a cohort: what the dataset says about people, fractions, asymmetry, outliers and runs."""
 
-import csv
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from recording_console import RecordingConsole
-from trees import MODEL, add_result
+from trees import MODEL, add_result, rows_of, run_group
 
 from bidsseg.derivative.cohort_numbers import chosen_runs
 from bidsseg.derivative.outliers import FEWEST, robust_z
-from bidsseg.levels.group import group_level
-from bidsseg.settings import Settings
 
 ICV_MM3 = 120.0
 """Volume of the brain mask of a result with 30 voxels of grey matter, of 60 voxels of 2 mm³."""
@@ -20,30 +16,16 @@ ICV_MM3 = 120.0
 
 def table(output: Path, kind: str = "morph", protocol: str = "FAST") -> list[dict[str, str]]:
     path = output / f"group_seg-{protocol}_desc-{MODEL}_{kind}.tsv"
-    with path.open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream, delimiter="\t"))
+    return rows_of(path)
 
 
 def dictionary(output: Path, kind: str = "morph") -> dict[str, dict[str, object]]:
     return dict(json.loads((output / f"group_seg-FAST_desc-{MODEL}_{kind}.json").read_text()))
 
 
-def run(bids: Path, output: Path, **settings: object) -> RecordingConsole:
-    console = RecordingConsole()
-    group_level(Settings(bids, output, report=console, **settings))  # type: ignore[arg-type]
-    return console
-
-
 @pytest.fixture
 def bids(tmp_path: Path) -> Path:
     folder = tmp_path / "bids"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
-    folder = tmp_path / "out"
     folder.mkdir()
     return folder
 
@@ -57,7 +39,7 @@ def test_every_column_of_the_participants_is_joined_and_described(bids: Path, ou
     (bids / "participants.json").write_text('{"age": {"Description": "Age at the scan", "Units": "years"}}')
     for label in ("01", "02", "03"):
         add_result(output, {"subject": label})
-    console = run(bids, output)
+    console = run_group(bids, output)
     rows, columns = table(output), dictionary(output)
     new = ["age", "sex", "participant_status", "participant_GM"]
     assert list(rows[0])[-4:] == new and set(rows[0]) <= set(columns)
@@ -79,7 +61,7 @@ def test_sessions_have_their_own_rows(bids: Path, output: Path) -> None:
     )
     for session in ("a", "b", "c"):
         add_result(output, {"subject": "01", "session": session})
-    run(bids, output)
+    run_group(bids, output)
     cells = [(row["age"], row["acq_time"], row["session_age"]) for row in table(output)]
     assert cells == [("40", "2020-01-01", "40"), ("40", "2021-02-01", "41"), ("40", "n/a", "n/a")]
 
@@ -88,7 +70,7 @@ def test_participants_with_a_row_for_each_session(bids: Path, output: Path) -> N
     (bids / "participants.tsv").write_text("participant_id\tsession_id\tscore\nsub-01\tses-1\t5\nsub-01\tses-2\t7\n")
     for session in ("1", "2"):
         add_result(output, {"subject": "01", "session": session})
-    run(bids, output)
+    run_group(bids, output)
     assert [row["score"] for row in table(output)] == ["5", "7"]
 
 
@@ -96,7 +78,7 @@ def test_participants_with_a_row_for_each_session(bids: Path, output: Path) -> N
 def test_an_unusable_table_is_a_warning(bids: Path, output: Path, content: str) -> None:
     (bids / "participants.tsv").write_text(content)
     add_result(output, {"subject": "01"})
-    console = run(bids, output)
+    console = run_group(bids, output)
     assert [row["status"] for row in table(output)] == ["done"]
     assert any("participants.tsv" in warning for warning in console.warnings) == bool(content)
 
@@ -106,7 +88,7 @@ def test_an_unusable_table_is_a_warning(bids: Path, output: Path, content: str) 
 
 def test_fractions_are_of_the_brain_mask(bids: Path, output: Path) -> None:
     add_result(output, {"subject": "01"})
-    run(bids, output)
+    run_group(bids, output)
     (row,) = table(output, "fraction")
     assert [float(row[name]) for name in ("CSF", "GM", "WM")] == pytest.approx(
         [20 / ICV_MM3, 60 / ICV_MM3, 40 / ICV_MM3], abs=1e-7
@@ -123,7 +105,7 @@ def test_asymmetry_is_of_paired_regions(bids: Path, output: Path) -> None:
     volumes = {"Left Hippocampus": 330, "Right Hippocampus": 270}
     cells = [line.split("\t") for line in lines]
     path.write_text("\n".join("\t".join([*c[:4], str(volumes.get(c[1], c[4])), *c[5:]]) for c in cells) + "\n")
-    run(bids, output, long=True)
+    run_group(bids, output, long=True)
     (row,) = table(output, "asymmetry", "FreeSurfer")
     assert float(row["HIP"]) == pytest.approx((330 - 270) / 300)
     assert "BS" not in row and row["AMY"] == "n/a", "no midline; no value where both sides are empty"
@@ -138,7 +120,7 @@ def test_the_long_table_has_a_row_for_each_scan_and_region(bids: Path, output: P
     (bids / "participants.tsv").write_text("participant_id\tage\nsub-01\t40\nsub-02\t50\n")
     for label in ("01", "02"):
         add_result(output, {"subject": label}, 30 * int(label))
-    run(bids, output, long=True)
+    run_group(bids, output, long=True)
     rows = table(output, "long")
     assert set(rows[0]) <= set(dictionary(output, "long"))
     assert [(row["participant_id"], row["region"]) for row in rows] == [
@@ -151,12 +133,23 @@ def test_the_long_table_has_a_row_for_each_scan_and_region(bids: Path, output: P
 
 def test_without_the_flag_there_is_no_long_table(bids: Path, output: Path) -> None:
     add_result(output, {"subject": "01"})
-    run(bids, output)
+    run_group(bids, output)
     assert not list(output.glob("*_long.*"))
-    run(bids, output, long=True)
+    run_group(bids, output, long=True)
     add_result(output, {"subject": "02"})
-    run(bids, output)
+    run_group(bids, output)
     assert {row["participant_id"] for row in table(output, "long")} == {"sub-01", "sub-02"}, "it is kept up to date"
+
+
+def test_a_corrected_scan_is_marked_in_every_table_of_scans(bids: Path, output: Path) -> None:
+    for label in ("01", "02"):
+        add_result(output, {"subject": label})
+    sidecar = output / f"sub-02/anat/sub-02_seg-FAST_desc-{MODEL}_dseg.json"
+    sidecar.write_text(json.dumps({"Manual": True}))
+    run_group(bids, output)
+    for kind in ("morph", "fraction", "softvolume"):
+        assert [row["status"] for row in table(output, kind)] == ["done", "corrected"]
+        assert str(dictionary(output, kind)["quality"]["Description"]).startswith("Expected mean Dice")
 
 
 # -- what to look at ---------------------------------------------------------------------------------------------------
@@ -166,7 +159,7 @@ def test_the_outlier_is_flagged(bids: Path, output: Path) -> None:
     grey = {f"{number:02}": 100 + number for number in range(1, FEWEST + 3)}
     for label, voxels in {**grey, "77": 300}.items():
         add_result(output, {"subject": label}, voxels)
-    run(bids, output, long=True)
+    run_group(bids, output, long=True)
     rows = {row["participant_id"]: row for row in table(output)}
     odd = rows.pop("sub-77")
     assert set(odd["outliers"].split()) == {"ICV", "CSF", "GM", "WM"} and odd["check"] == "outliers"
@@ -183,7 +176,7 @@ def test_low_quality_and_findings_are_reasons_to_look(bids: Path, output: Path) 
     add_result(output, {"subject": "77"}, quality=0.5)
     sidecar = output / f"sub-03/anat/sub-03_seg-FAST_desc-{MODEL}_dseg.json"
     sidecar.write_text(json.dumps({"Quality": 0.9, "ResultFindings": ["SIDES_UNEQUAL: ..."]}))
-    run(bids, output)
+    run_group(bids, output)
     check = {row["participant_id"]: row["check"] for row in table(output) if row["check"] != "n/a"}
     assert check == {"sub-03": "findings", "sub-77": "quality"}
 
@@ -191,7 +184,7 @@ def test_low_quality_and_findings_are_reasons_to_look(bids: Path, output: Path) 
 def test_few_scans_have_no_outliers(bids: Path, output: Path) -> None:
     for label, voxels in (("01", 30), ("02", 31), ("03", 300)):
         add_result(output, {"subject": label}, voxels)
-    run(bids, output)
+    run_group(bids, output)
     assert {row["outliers"] for row in table(output)} == {"n/a"}
 
 
@@ -215,7 +208,7 @@ def test_the_best_run_counts_and_all_are_listed(bids: Path, output: Path) -> Non
     for run_label, quality in (("1", 0.8), ("2", 0.9), ("10", 0.85)):
         add_result(output, {"subject": "01", "run": run_label}, quality=quality)
     add_result(output, {"subject": "02"}, quality=0.7)
-    run(bids, output, runs="best", long=True)
+    run_group(bids, output, runs="best", long=True)
     rows = table(output)
     assert [(row["participant_id"], row["run_id"], row["selected"]) for row in rows] == [
         ("sub-01", "run-1", "0"), ("sub-01", "run-2", "1"), ("sub-01", "run-10", "0"), ("sub-02", "n/a", "1"),
@@ -223,9 +216,9 @@ def test_the_best_run_counts_and_all_are_listed(bids: Path, output: Path) -> Non
     for kind in ("fraction", "softvolume", "long"):
         assert {row["run_id"] for row in table(output, kind)} == {"run-2", "n/a"}, kind
     assert "highest quality" in str(dictionary(output)["selected"]["Description"])
-    run(bids, output, runs="first")
+    run_group(bids, output, runs="first")
     assert [row["selected"] for row in table(output)] == ["1", "0", "0", "1"]
-    run(bids, output)
+    run_group(bids, output)
     assert "selected" not in table(output)[0] and len(table(output, "fraction")) == 4
 
 

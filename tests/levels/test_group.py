@@ -1,6 +1,5 @@
 """The group level on small output folders with known volumes."""
 
-import csv
 import json
 from pathlib import Path
 
@@ -8,27 +7,13 @@ import numpy as np
 import phantoms
 import pytest
 from browser import CONTRAST, needs_chromium, photographed, seen
-from recording_console import RecordingConsole
-from trees import MODEL, add_result, add_run
+from trees import MODEL, add_result, add_run, rows_of, run_group
 
 from bidsseg.bids.scan import Scan
 from bidsseg.derivative.cohort import STATUSES
 from bidsseg.errors import InputMissing, NothingSelected
-from bidsseg.levels.group import group_level
 from bidsseg.report import participant_page
 from bidsseg.report.distributions import FAR, FEWEST, distributions, lines
-from bidsseg.settings import Settings
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream, delimiter="\t"))
-
-
-def run(bids: Path, output: Path, **settings: object) -> RecordingConsole:
-    console = RecordingConsole()
-    group_level(Settings(bids, output, report=console, **settings))  # type: ignore[arg-type]
-    return console
 
 
 @pytest.fixture
@@ -43,17 +28,10 @@ def bids(tmp_path: Path) -> Path:
     return root
 
 
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
-    folder = tmp_path / "out"
-    folder.mkdir()
-    return folder
-
-
 def test_a_row_for_each_scan_and_a_column_for_each_region(bids: Path, output: Path) -> None:
     add_result(output, {"subject": "01"}, 30, quality=0.91)
     add_result(output, {"subject": "02"}, 45)
-    run(bids, output)
+    run_group(bids, output)
     rows = rows_of(output / f"group_seg-FAST_desc-{MODEL}_morph.tsv")
     first = ["participant_id", "status", "quality", "findings", "ICV", "CSF", "GM", "WM"]
     assert list(rows[0]) == [*first, "outliers", "check"]
@@ -66,7 +44,7 @@ def test_scans_without_a_result_have_a_row_with_the_reason_in_its_status(bids: P
     add_result(output, {"subject": "02"})
     add_run(output, "1", {"sub-01": ("failed", "damaged"), "sub-03": ("failed", "full disk")})
     add_run(output, "2", {"sub-01": ("done", ""), "sub-03": ("failed", "still full")})
-    console = run(bids, output)
+    console = run_group(bids, output)
     rows = rows_of(output / f"group_seg-FAST_desc-{MODEL}_morph.tsv")
     assert [(row["participant_id"], row["status"]) for row in rows] == [
         ("sub-01", "missing"),
@@ -83,7 +61,7 @@ def test_scans_without_a_result_have_a_row_with_the_reason_in_its_status(bids: P
 def test_the_fate_counts_for_its_own_model_only(bids: Path, output: Path) -> None:
     add_result(output, {"subject": "01"}, model="other")
     add_run(output, "1", {"sub-02": ("failed", "damaged")})
-    run(bids, output)
+    run_group(bids, output)
     rows = rows_of(output / "group_seg-FAST_desc-other_morph.tsv")
     assert [row["status"] for row in rows] == ["done", "missing", "missing", "missing"]
 
@@ -92,7 +70,7 @@ def test_entities_have_a_column_where_they_are_used(bids: Path, output: Path) ->
     add_result(output, {"subject": "01", "session": "1", "run": "10"})
     add_result(output, {"subject": "01", "session": "1", "run": "2"})
     add_result(output, {"subject": "01", "session": "2", "acquisition": "mprage"})
-    run(bids, output)
+    run_group(bids, output)
     rows = [row for row in rows_of(output / f"group_seg-FAST_desc-{MODEL}_morph.tsv") if row["status"] == "done"]
     ids = ["participant_id", "session_id", "acquisition_id", "run_id"]
     assert list(rows[0])[:4] == ids
@@ -106,7 +84,7 @@ def test_entities_have_a_column_where_they_are_used(bids: Path, output: Path) ->
 def test_a_table_for_each_protocol_of_each_model(bids: Path, output: Path) -> None:
     add_result(output, {"subject": "01"}, protocols=("FAST", "FreeSurfer"))
     add_result(output, {"subject": "01"}, model="other")
-    run(bids, output)
+    run_group(bids, output)
     assert sorted(path.name for path in output.glob("group_*_morph.tsv")) == [
         "group_seg-FAST_desc-other_morph.tsv",
         f"group_seg-FAST_desc-{MODEL}_morph.tsv",
@@ -116,7 +94,7 @@ def test_a_table_for_each_protocol_of_each_model(bids: Path, output: Path) -> No
 
 def test_every_column_is_in_the_data_dictionary(bids: Path, output: Path) -> None:
     add_result(output, {"subject": "01", "session": "1"})
-    run(bids, output)
+    run_group(bids, output)
     table = output / f"group_seg-FAST_desc-{MODEL}_morph.tsv"
     dictionary = json.loads(table.with_suffix(".json").read_text())
     rows = rows_of(table)
@@ -129,7 +107,7 @@ def test_only_the_selected_participants_and_sessions(bids: Path, output: Path) -
     for label in ("01", "02"):
         for session in ("1", "2"):
             add_result(output, {"subject": label, "session": session})
-    run(bids, output, participants=["02"], sessions=["1"])
+    run_group(bids, output, participants=["02"], sessions=["1"])
     rows = rows_of(output / f"group_seg-FAST_desc-{MODEL}_morph.tsv")
     assert [(row["participant_id"], row["session_id"]) for row in rows] == [("sub-02", "ses-1")]
 
@@ -139,7 +117,7 @@ def test_an_output_folder_is_enough(tmp_path: Path, output: Path) -> None:
     empty.mkdir()
     add_result(output, {"subject": "01"})
     add_run(output, "1", {"sub-07_run-1": ("passed over", "no FLAIR")})
-    console = run(empty, output)
+    console = run_group(empty, output)
     rows = rows_of(output / f"group_seg-FAST_desc-{MODEL}_morph.tsv")
     assert [(row["participant_id"], row["status"]) for row in rows] == [("sub-01", "done"), ("sub-07", "passed over")]
     assert len(console.warnings) == 1
@@ -149,7 +127,7 @@ def test_a_result_without_its_sidecar_is_half_written(bids: Path, output: Path) 
     add_result(output, {"subject": "01"})
     add_result(output, {"subject": "02"})
     (output / f"sub-02/anat/sub-02_seg-FAST_desc-{MODEL}_dseg.json").unlink()
-    run(bids, output)
+    run_group(bids, output)
     rows = rows_of(output / f"group_seg-FAST_desc-{MODEL}_morph.tsv")
     assert [row["status"] for row in rows] == ["done", "missing", "missing", "missing"]
 
@@ -159,7 +137,7 @@ def test_an_unreadable_table_is_a_warning_and_the_others_are_read(bids: Path, ou
     add_result(output, {"subject": "01"})
     add_result(output, {"subject": "02"})
     (output / f"sub-02/anat/sub-02_seg-FAST_desc-{MODEL}_morph.tsv").write_text(content)
-    console = run(bids, output)
+    console = run_group(bids, output)
     rows = rows_of(output / f"group_seg-FAST_desc-{MODEL}_morph.tsv")
     assert [row["status"] for row in rows] == ["done", "unreadable", "missing", "missing"]
     assert len(console.warnings) == 1 and "sub-02" in console.warnings[0]
@@ -167,15 +145,15 @@ def test_an_unreadable_table_is_a_warning_and_the_others_are_read(bids: Path, ou
 
 def test_nothing_to_gather(bids: Path, output: Path, tmp_path: Path) -> None:
     with pytest.raises(NothingSelected):
-        run(bids, output)
+        run_group(bids, output)
     with pytest.raises(InputMissing):
-        run(bids, tmp_path / "nowhere")
+        run_group(bids, tmp_path / "nowhere")
 
 
 def test_a_dry_run_writes_nothing(bids: Path, output: Path) -> None:
     add_result(output, {"subject": "01"})
     before = sorted(output.rglob("*"))
-    console = run(bids, output, dry_run=True)
+    console = run_group(bids, output, dry_run=True)
     assert sorted(output.rglob("*")) == before
     assert console.messages[-1].endswith("group.html")
 
@@ -184,7 +162,7 @@ def test_the_same_results_give_the_same_bytes(bids: Path, output: Path) -> None:
     add_result(output, {"subject": "01"})
     contents = []
     for _ in range(2):
-        run(bids, output)
+        run_group(bids, output)
         contents.append({path.name: path.read_bytes() for path in output.glob("group*")})
     assert contents[0] == contents[1] and len(contents[0]) == 7
 
@@ -215,7 +193,7 @@ def test_the_unusual_scan_comes_first_when_not_all_are_listed(tmp_path: Path) ->
 def test_phantom_datasets_are_understood(tmp_path: Path, output: Path) -> None:
     root = phantoms.make_bids(tmp_path / "phantoms", participants=1, sessions=2, runs=2)
     add_result(output, {"subject": "01", "session": "2", "run": "1"})
-    run(root, output)
+    run_group(root, output)
     rows = rows_of(output / f"group_seg-FAST_desc-{MODEL}_morph.tsv")
     assert [row["status"] for row in rows] == ["missing", "missing", "done", "missing"]
 
@@ -231,7 +209,7 @@ def test_pages_show_the_cohort_beside_their_volumes(tmp_path: Path, output: Path
     (output / "sub-05.html").unlink()
     empty = tmp_path / "bids"
     empty.mkdir()
-    run(empty, output)
+    run_group(empty, output)
     unusual, usual = ((output / f"sub-{label}.html").read_text() for label in ("04", "02"))
     volumes = [2 * (300 if label == "04" else 30 + int(label)) for label in [*labels, "01"]]
     distance = (600 - np.mean(volumes)) / np.std(volumes, ddof=1)
@@ -251,7 +229,7 @@ def test_a_few_scans_are_no_cohort_to_compare_with(bids: Path, output: Path) -> 
     add_result(output, {"subject": "01"})
     page = participant_page(output, Scan({"subject": "01"}, Path()))
     before = page.stat()
-    run(bids, output)
+    run_group(bids, output)
     assert page.stat().st_ino == before.st_ino
 
 
@@ -286,7 +264,7 @@ def test_the_page_of_the_cohort_works_in_a_browser(tmp_path: Path) -> None:
         (output / f"{name}.html").write_text(f"<title>{name}</title>")
     empty = tmp_path / "bids"
     empty.mkdir()
-    run(empty, output)
+    run_group(empty, output)
     assert seen(output / "group.html", GROUP_STEPS, tmp_path) == {
         "farthest": "sub-04", "page": "sub-04.html", "found": "sub-03", "up": ",".join(everyone),
         "down": ",".join(reversed(everyone)), "named": "true", "failures": "",
@@ -306,7 +284,7 @@ def test_text_has_enough_contrast_in_light_and_dark_mode(dark: bool, tmp_path: P
         add_result(tmp_path, {"subject": f"{number:02}"}, grey_voxels=300 if number == 4 else 30 + number % 2)
         participant_page(tmp_path, Scan({"subject": f"{number:02}"}, Path()))
     (tmp_path / "bids").mkdir()
-    run(tmp_path / "bids", tmp_path)
+    run_group(tmp_path / "bids", tmp_path)
     for page in ("group.html", "sub-04.html"):
         found = seen(tmp_path / page, CONTRAST, tmp_path, dark)
         assert found.pop("dark") == str(dark).lower()

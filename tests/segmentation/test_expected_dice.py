@@ -1,10 +1,17 @@
 """The expected Dice of regions: the estimate, its calibration, and the quality of a scan."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.special import expit, logit
+from tiny_model import save_tiny
 
+from bidsseg.image.nifti import read_image
+from bidsseg.models.library import load_model
 from bidsseg.segmentation.expected_dice import calibrate, calibrated, estimated
+from bidsseg.segmentation.predict import segment
 
 INDICES = np.array([0, 5, 9])
 
@@ -39,3 +46,17 @@ def test_calibration_finds_how_far_the_estimates_are_off() -> None:
     assert calibrate(estimate, dice) == pytest.approx((-0.8, 1.3), abs=0.02)
     assert np.abs(calibrated(estimate, calibrate(estimate, dice)) - dice).max() < 0.01
     assert calibrated(np.array([1.0]), (0.0, 1.0))[0] < 1
+
+
+def test_the_quality_is_the_mean_over_the_regions_of_a_calibrated_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_bids: Callable[..., Path]
+) -> None:
+    t1w = read_image(make_bids(1) / "sub-01" / "anat" / "sub-01_T1w.nii.gz")[0]
+    plain = segment({"T1w": t1w}, load_model(str(save_tiny(tmp_path / "plain", monkeypatch))))
+    assert plain.expected_dice == {}
+    folder = save_tiny(tmp_path / "calibrated", monkeypatch, expected_dice={"FAST": (-1.0, 1.0)})
+    result = segment({"T1w": t1w}, load_model(str(folder)))
+    dice = result.expected_dice["FAST"]
+    assert np.isnan(dice[0]) and (dice[1:] > 0).all() and (dice[1:] < 1).all()
+    assert result.quality == pytest.approx(dice[1:].mean()) and result.quality < plain.quality
+    assert all((result.labels[name] == plain.labels[name]).all() for name in plain.labels)
