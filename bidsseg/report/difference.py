@@ -7,17 +7,16 @@ from collections.abc import Sequence
 
 import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from bidsseg.image.volume import Volume
-from bidsseg.report.mosaic import DIRECTIONS, PLANES, Row, grey_window, labelled_bounds
+from bidsseg.report.mosaic import PLANES, Row, grey_window, labelled_bounds, name_sides
 
 PIXELS_PER_MM = 2.5
 FOUND, REFERENCE, BOTH = (255, 140, 26), (51, 187, 255), (255, 255, 255)
 """Colours of the outlines of the found map, of the reference, and of voxels where both coincide."""
 GAP = 14
 """Pixels between slices."""
-SIDES = "#ffd060"
 
 
 def difference_picture(found: Volume, reference: Volume, image: Volume | None) -> bytes:
@@ -44,7 +43,7 @@ def difference_picture(found: Volume, reference: Volume, image: Volume | None) -
         outlines = [outline(row.enlarged(labels)[0]) for labels in (one, other)]
         picture[outlines[0]], picture[outlines[1]] = FOUND, REFERENCE
         picture[outlines[0] & outlines[1]] = BOTH
-        pictures.append(_with_sides(picture, DIRECTIONS[plane[1]]))
+        pictures.append(_with_sides(picture, plane))
     stream = io.BytesIO()
     Image.fromarray(_side_by_side(pictures)).quantize(128).save(stream, format="PNG", optimize=True)
     return stream.getvalue()
@@ -58,12 +57,10 @@ def outline(labels: np.ndarray) -> np.ndarray:
     return border
 
 
-def _with_sides(picture: np.ndarray, sides: tuple[str, str]) -> np.ndarray:
-    """Write the names of both sides into the upper corners of a picture."""
+def _with_sides(picture: np.ndarray, plane: tuple[int, int, int]) -> np.ndarray:
+    """Return a picture (height, width, 3) with the names of both sides in its upper corners."""
     image = Image.fromarray(picture)
-    pen, font = ImageDraw.Draw(image), ImageFont.load_default(14)
-    pen.text((4, 4), sides[0], fill=SIDES, font=font, anchor="lt")
-    pen.text((picture.shape[1] - 4, 4), sides[1], fill=SIDES, font=font, anchor="rt")
+    name_sides(ImageDraw.Draw(image), plane, (4, image.width - 4), top=4, size=14)
     return np.asarray(image)
 
 

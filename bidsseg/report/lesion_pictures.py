@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from bidsseg.derivative.job import remove
 from bidsseg.image.volume import Volume
-from bidsseg.report.mosaic import DIRECTIONS, PLANES, Overlay, Row, grey_window, labelled_bounds, write_png
+from bidsseg.report.mosaic import PLANES, Overlay, Row, grey_window, labelled_bounds, name_sides, write_png
 from bidsseg.segmentation.lesions import numbered
 
 SHOWN = 6
@@ -56,9 +56,7 @@ def _tile(grey: np.ndarray, drawn: np.ndarray, index: int) -> np.ndarray:
     opacity = drawn[..., 3:] / 255
     picture = Image.fromarray((grey * (1 - opacity) + drawn[..., :3] * opacity).astype(np.uint8))
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
-    left, right = DIRECTIONS[0]
-    pen.text((4, 4), left, fill="#ffd060", font=font, anchor="lt")
-    pen.text((picture.width - 4, 4), right, fill="#ffd060", font=font, anchor="rt")
+    name_sides(pen, PLANES[0], (4, picture.width - 4), top=4, size=14)
     pen.text((4, picture.height - 4), f"lesion {index}", fill=COLORS[CHOSEN], font=font, anchor="ls")
     return np.asarray(picture)
 

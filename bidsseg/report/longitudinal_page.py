@@ -19,7 +19,7 @@ from bidsseg.derivative.volumes import INTRACRANIAL
 from bidsseg.image.matching import changes
 from bidsseg.reading import number_or_none, object_or_empty, read_table
 from bidsseg.report.difference import outline
-from bidsseg.report.mosaic import DIRECTIONS, PLANES, Row, grey_window, labelled_bounds, write_png
+from bidsseg.report.mosaic import PLANES, Row, grey_window, labelled_bounds, name_sides, write_png
 from bidsseg.report.page import write_page
 from bidsseg.report.scan_page import embedded
 
@@ -223,8 +223,6 @@ def _assembled(rows: Sequence[tuple[Row, list[np.ndarray]]], titles: Sequence[st
         pen.text((column * width + width / 2, TITLE / 2), title, fill="#ffffff", font=font, anchor="mm")
     top = TITLE
     for row, _ in rows:
-        low, high = DIRECTIONS[row.plane[1]]
-        pen.text((4, top + 4), low, fill="#ffd060", font=font, anchor="lt")
-        pen.text((width - GAP - 4, top + 4), high, fill="#ffd060", font=font, anchor="rt")
+        name_sides(pen, row.plane, (4, width - GAP - 4), top=top + 4, size=14)
         top += row.size[1] + GAP
     return np.asarray(picture)

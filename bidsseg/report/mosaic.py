@@ -22,6 +22,8 @@ FILL = 0.45
 PLANES = ((2, 0, 1), (1, 0, 2), (0, 1, 2))
 """Axial, coronal, sagittal: the axis normal to the slice, then the axes to the right and upwards, in RAS+."""
 DIRECTIONS = (("L", "R"), ("P", "A"), ("I", "S"))
+SIDES = "#ffd060"
+"""Colour of the names of the sides."""
 GREY_STEP = 4
 """Step between shades of grey: smaller steps are invisible and make larger files."""
 UNLISTED = (128, 128, 128)
@@ -215,10 +217,23 @@ def _captioned(picture: np.ndarray, rows: Sequence[Row]) -> np.ndarray:
         caption = row.caption(row.positions[i])
         pen.text((left + 3, top + height - 3), caption, fill="#c8c8c8", font=font, anchor="ls")
         if i == 0:
-            low, high = DIRECTIONS[row.plane[1]]
-            pen.text((left + 3, top + 3), low, fill="#ffd060", font=font, anchor="lt")
-            pen.text((left + width - 3, top + 3), high, fill="#ffd060", font=font, anchor="rt")
+            name_sides(pen, row.plane, (left + 3, left + width - 3), top=top + 3, size=12)
     return np.asarray(image)
+
+
+def name_sides(
+    pen: ImageDraw.ImageDraw, plane: tuple[int, int, int], ends: tuple[int, int], *, top: int, size: int
+) -> None:
+    """Write the names of the left and right side of a slice at its upper corners.
+
+    Args:
+        plane: one of PLANES.
+        ends: left and right end of the names (pixels).
+        size: of the letters (pixels).
+    """
+    font = ImageFont.load_default(size)
+    for name, x, anchor in zip(DIRECTIONS[plane[1]], ends, ("lt", "rt"), strict=True):
+        pen.text((x, top), name, fill=SIDES, font=font, anchor=anchor)
 
 
 def write_png(picture: np.ndarray, path: Path) -> None:
