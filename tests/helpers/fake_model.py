@@ -20,6 +20,7 @@ import phantoms
 import pytest
 
 from bidsseg.app import cli
+from bidsseg.bids import validator
 from bidsseg.execution import machine as this_machine
 from bidsseg.execution.machine import Machine
 from bidsseg.labels import load_protocol
@@ -118,6 +119,24 @@ def machine(settings: Any = None) -> Machine:
     return Machine("cpu", os.environ.get("FAKE_MODEL_PRECISION", "fp32"), 1, limit)
 
 
+Report = tuple[list[dict[str, Any]], dict[str, str]]
+VALIDATED: dict[tuple[object, ...], Report] = {}
+"""What the validator reported on each view of a dataset in this process."""
+_run = validator._run
+
+
+def validate_once(program: str, view: Path) -> Report:
+    """Run the validator if it has not yet been run on a view with the same names and contents: a start takes .5 s."""
+    try:
+        contents = sorted((str(path.relative_to(view)), path.is_file() and path.read_bytes()) for path in view.rglob("*"))
+    except OSError:
+        return _run(program, view)
+    key = (program, *contents)
+    if key not in VALIDATED:
+        VALIDATED[key] = _run(program, view)
+    return VALIDATED[key]
+
+
 def heed_interrupts() -> None:
     """Restore the handling of SIGINT, which processes inherit as ignored if tests run in the background of a shell."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -173,6 +192,7 @@ def make_app(folder: Path, bids: Path, monkeypatch: pytest.MonkeyPatch) -> App:
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr("bidsseg.execution.machine.choose_machine", machine)
     monkeypatch.setattr("bidsseg.execution.machine.available_memory_mb", memory_mb)
+    monkeypatch.setattr(validator, "_run", validate_once)
     return App(bids, folder / "out", save_card(folder / "model"), fake)
 
 
