@@ -60,7 +60,7 @@ def write_mosaics(image: Volume, overlays: Mapping[Path, Overlay]) -> None:
     data = apply_orientation(image.data, orientation)
     labels = {path: apply_orientation(overlay.labels, orientation) for path, overlay in overlays.items()}
     bounds = labelled_bounds(list(labels.values()), data.shape)
-    rows = [Row.make(plane, data.shape, spacing, bounds=bounds) for plane in PLANES]
+    rows = [Row.make(plane, data.shape, spacing, bounds=bounds, pixels_per_mm=PIXELS_PER_MM) for plane in PLANES]
     greys: list[list[np.ndarray]] = []
     for path, overlay in overlays.items():
         drawn = [row.drawn(labels[path], overlay) for row in rows]
@@ -98,8 +98,8 @@ class Row:
         spacing: np.ndarray,
         *,
         bounds: Sequence[tuple[int, int]],
+        pixels_per_mm: float,
         positions: Sequence[int] = (),
-        pixels_per_mm: float = PIXELS_PER_MM,
     ) -> Row:
         """Return equally spaced slices through the bounds, with a margin in the plane."""
         box = [slice(None)] * 3

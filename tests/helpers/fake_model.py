@@ -21,7 +21,6 @@ import pytest
 
 from bidsseg.app import cli
 from bidsseg.bids import validator
-from bidsseg.execution import machine as this_machine
 from bidsseg.execution.machine import Machine
 from bidsseg.labels import load_protocol
 from bidsseg.models.card import CARD, Card, find_card
@@ -128,13 +127,24 @@ _run = validator._run
 def validate_once(program: str, view: Path) -> Report:
     """Run the validator if it has not yet been run on a view with the same names and contents: a start takes .5 s."""
     try:
-        contents = sorted((str(path.relative_to(view)), path.is_file() and path.read_bytes()) for path in view.rglob("*"))
+        files = {str(path.relative_to(view)): path.is_file() and path.read_bytes() for path in view.rglob("*")}
     except OSError:
         return _run(program, view)
-    key = (program, *contents)
+    key = (program, *sorted(files.items()))
     if key not in VALIDATED:
         VALIDATED[key] = _run(program, view)
     return VALIDATED[key]
+
+
+def use_fakes(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
+    """Replace the network, the machine and the size of pictures, whose drawing would take most of the time of a run."""
+    fake = FakeModel()
+    for name, module in fake.modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr("bidsseg.execution.machine.choose_machine", machine)
+    monkeypatch.setattr("bidsseg.execution.machine.available_memory_mb", memory_mb)
+    monkeypatch.setattr("bidsseg.report.mosaic.PIXELS_PER_MM", 0.25)
+    return fake
 
 
 def heed_interrupts() -> None:
@@ -187,11 +197,7 @@ class App:
 
 def make_app(folder: Path, bids: Path, monkeypatch: pytest.MonkeyPatch) -> App:
     """Return an app whose network is fake until the end of the test."""
-    fake = FakeModel()
-    for name, module in fake.modules().items():
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr("bidsseg.execution.machine.choose_machine", machine)
-    monkeypatch.setattr("bidsseg.execution.machine.available_memory_mb", memory_mb)
+    fake = use_fakes(monkeypatch)
     monkeypatch.setattr(validator, "_run", validate_once)
     return App(bids, folder / "out", save_card(folder / "model"), fake)
 
@@ -215,7 +221,5 @@ def app_for_everybody(monkeypatch: pytest.MonkeyPatch, *people: int) -> Iterator
 
 
 if __name__ == "__main__":  # the command line with the fake model in a separate process
-    sys.modules.update(FakeModel().modules())
-    this_machine.choose_machine = machine
-    this_machine.available_memory_mb = memory_mb
+    use_fakes(pytest.MonkeyPatch())
     sys.exit(cli.main())
