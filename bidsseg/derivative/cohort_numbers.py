@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -217,10 +217,14 @@ class Flags:
 
 
 class People:
-    """Columns with what the dataset says about participants and sessions."""
+    """Columns with what the dataset says about participants and sessions.
 
-    def __init__(self, particulars: Particulars, cohort: Cohort) -> None:
-        taken = {*cohort.data_dictionary(), *RESERVED}
+    Args:
+        measured: columns of the values of other images, in the long table.
+    """
+
+    def __init__(self, particulars: Particulars, cohort: Cohort, measured: Iterable[str] = ()) -> None:
+        taken = {*cohort.data_dictionary(), *RESERVED, *measured}
         self.particulars, self.names = particulars, particulars.columns(taken)
 
     @property

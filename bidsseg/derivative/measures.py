@@ -114,19 +114,24 @@ def sampled(image: Image, t1w: Path, inside: np.ndarray) -> tuple[np.ndarray, st
 def read_measures(result: Result) -> dict[str, dict[str, dict[str, str]]]:
     """Return the statistics of a result by measure and by the full name of the region."""
     found: dict[str, dict[str, dict[str, str]]] = {}
+    for name, path in find_measures(result):
+        if not fingerprints(read_sidecar(with_extension(path, ".json"))):
+            continue
+        try:
+            rows = read_table(path)
+            found[name] = {row["name"]: {column: row[column] for column in STATISTICS} for row in rows}
+        except (BidssegError, KeyError):  # as if it had not been measured
+            continue
+    return found
+
+
+def find_measures(result: Result) -> Iterator[tuple[str, Path]]:
+    """Yield the name and the table of each measure of a result."""
     own = {**result.source, "segmentation": result.protocol, "desc": result.model}
     for path in sorted(result.path.parent.glob("sub-*_stats.tsv")):
         parsed = parse_name(path.name)
-        if parsed is None or "meas" not in parsed[0] or not fingerprints(read_sidecar(with_extension(path, ".json"))):
-            continue
-        name = parsed[0].pop("meas")
-        if parsed[0] == own:
-            try:
-                rows = read_table(path)
-                found[name] = {row["name"]: {column: row[column] for column in STATISTICS} for row in rows}
-            except (BidssegError, KeyError):  # as if it had not been measured
-                continue
-    return found
+        if parsed is not None and (name := parsed[0].pop("meas", "")) and parsed[0] == own:
+            yield name, path
 
 
 def _interpolated(image: Volume, fixed: Volume, inside: np.ndarray, *, motion: np.ndarray) -> np.ndarray:

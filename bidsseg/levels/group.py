@@ -13,7 +13,7 @@ from bidsseg.bids.query import find_scans
 from bidsseg.bids.scan import Scan
 from bidsseg.derivative.cohort import Cohort, collect, write_table
 from bidsseg.derivative.cohort_numbers import Flags, People, gather
-from bidsseg.derivative.cohort_tables import wide_tables, write_long, write_wide
+from bidsseg.derivative.cohort_tables import measured_columns, wide_tables, write_long, write_wide
 from bidsseg.derivative.lesion_cohort import (
     LesionCohort,
     collect_lesions,
@@ -25,6 +25,7 @@ from bidsseg.derivative.lesion_cohort import (
     write_region_table,
 )
 from bidsseg.derivative.lesion_tables import LesionFiles, update_lesion_tables
+from bidsseg.derivative.measures import find_measures
 from bidsseg.derivative.ownership import check_folder, check_group_files, check_lesion_files, check_source
 from bidsseg.derivative.results import Result, find_fates, find_results, is_own_page
 from bidsseg.derivative.sidecar_keys import corrections
@@ -101,7 +102,8 @@ def _write(settings: Settings, cohort: Cohort, particulars: Particulars) -> None
     results = list(_of(cohort, settings))
     numbers = gather(cohort, results, settings.runs)
     cohort.joined.append(Flags(numbers, settings.runs))
-    cohort.joined.append(People(particulars, cohort))
+    measured = measured_columns({name for result in results for name, _ in find_measures(result)})
+    cohort.joined.append(People(particulars, cohort, measured))
     path = settings.output_dir / group_table(cohort.model, cohort.protocol)
     _warn(settings, write_table(path, cohort, results))
     for table in wide_tables(numbers):

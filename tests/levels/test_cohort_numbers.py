@@ -74,6 +74,28 @@ def test_participants_with_a_row_for_each_session(bids: Path, output: Path) -> N
     assert [row["score"] for row in table(output)] == ["5", "7"]
 
 
+def test_columns_named_like_those_of_a_measure_are_kept(bids: Path, output: Path) -> None:
+    (bids / "participants.tsv").write_text("participant_id\tFLAIR-mean\tT1-mean\nsub-01\thigh\tlow\n")
+    add_result(output, {"subject": "01"})
+    path = output / f"sub-01/anat/sub-01_meas-FLAIR_seg-FAST_desc-{MODEL}_stats.tsv"
+    path.write_text("name\tmean\tmedian\tsd\tvoxels\nGray Matter\t7\t7\t1\t30\n")
+    path.with_suffix(".json").write_text('{"InputFingerprints": ["0"]}')
+    run_group(bids, output, long=True)
+    (row,) = [row for row in table(output, "long") if row["region"] == "GM"]
+    assert (row["FLAIR-mean"], row["participant_FLAIR-mean"], row["T1-mean"]) == ("7", "high", "low")
+    assert table(output)[0]["participant_FLAIR-mean"] == "high", "one name in all tables"
+
+
+def test_columns_that_are_not_joined_are_reported(bids: Path, output: Path) -> None:
+    rows = ["participant_id\tage\tage \t\tsex\t", "sub-01\t40\t41\tx\tF\t", "sub-02\t\t\t\t\t\ty"]
+    (bids / "participants.tsv").write_text("\n".join(rows) + "\n")
+    add_result(output, {"subject": "01"})
+    warnings = [warning for warning in run_group(bids, output).warnings if "participants.tsv" in warning]
+    assert (table(output)[0]["age"], table(output)[0]["sex"]) == ("41", "F")
+    assert len(warnings) == 2 and "2 columns are named age, only the last" in warnings[0]
+    assert "2 columns without a name" in warnings[1], "the last of the first line is empty everywhere"
+
+
 @pytest.mark.parametrize("content", ["name\tage\nsub-01\t3\n", "\0\0", ""])
 def test_an_unusable_table_is_a_warning(bids: Path, output: Path, content: str) -> None:
     (bids / "participants.tsv").write_text(content)
