@@ -22,7 +22,7 @@ from bidsseg.app.convert import convert
 from bidsseg.app.parser import dataset_parser, file_parser, given_values, is_command
 from bidsseg.app.recipes import recipe_command
 from bidsseg.app.terminal import Terminal, prepare_streams, write_line
-from bidsseg.errors import BidssegError, UnknownLevel, UsageError, explained
+from bidsseg.errors import BidssegError, NothingToCompare, UnknownLevel, UsageError, explained
 from bidsseg.execution.machine import prepare_environment
 from bidsseg.models.card import located
 from bidsseg.settings import LEVELS, Evaluation, Settings, Training
@@ -98,7 +98,7 @@ def repeated_interrupts() -> Iterator[None]:
 
 
 def _run(levels: Sequence[str], settings: Settings) -> int:
-    """Run the levels in order. Failed scans of one level do not stop the next level."""
+    """Run the levels in order. Failed scans of one level, or none to compare, do not stop the next level."""
     code = 0
     if "evaluate" in levels[1:]:  # a wrong --labels is known before other levels work for hours
         from bidsseg.levels.evaluate import check_labels
@@ -107,6 +107,10 @@ def _run(levels: Sequence[str], settings: Settings) -> int:
     for level in levels:
         try:
             getattr(import_module(f"bidsseg.levels.{level}"), f"{level}_level")(settings)
+        except NothingToCompare as error:
+            if len(levels) == 1:
+                raise
+            settings.report.warn(f"{level} is skipped: {error}")
         except BidssegError as error:
             if error.code != BidssegError.code or settings.stop_on_first_crash:
                 raise
