@@ -280,3 +280,38 @@ def test_corrections_of_participants_that_are_not_selected_are_left_alone(
     correct(app)
     assert app("--participant-label", "02", *words(app)) == 0
     assert "not used" not in capsys.readouterr().err and not manual(app)
+
+
+def test_outputs_on_request_of_the_earlier_result_are_removed_and_named(
+    make: Callable[..., App], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bidsseg.image.conformed.SIZE", 64)
+    app = make(2, heads=("brain", "FAST", "FreeSurfer"))
+    grid = load_nifti(app.bids / f"{STEM}_T1w.nii.gz").affine
+    phantoms.save(app.bids / f"{STEM}_T2map.nii.gz", phantoms.head(grid, SHAPE), grid)
+    given = ("--freesurfer", str(app.output.parent / "subjects"), "--measure", "T2=T2map")
+    more = ("--probseg", "--entropy", "--viewer")
+    assert app("--skip-bids-validation", "--participant-label", "01", *given, *more) == 0
+    of_space = app.output / f"{STEM}_space-MNI152NLin6Asym_seg-FAST_res-2_desc-wholebrain_dseg.json"
+    of_space.write_text((app.output / FAST.replace(".nii.gz", ".json")).read_text())
+    of_space.with_suffix(".tsv").write_text("")
+    on_request = ("_meas-", "desc-aseg", "_probseg.", "_viewer.html", "_space-")
+    before = {name for name in app.files() if any(part in name for part in on_request)}
+    assert len(before) == 4 + 3 + 8 + 1 + 2
+    assert app("--skip-bids-validation", "--participant-label", "01", "--overwrite", *given) == 0
+    assert "recomputed without" not in capsys.readouterr().err
+    assert before <= set(app.files()), "the label maps are the same"
+
+    correct(app)
+    assert app(*words(app), "--dry-run") == 0
+    assert before <= set(app.files())
+    assert app(*words(app), "--entropy", "--measure", "T2=T2map") == 0
+    left = {name for name in before if "_meas-T2" in name or "entropy" in name}
+    assert before & set(app.files()) == left
+    warnings = capsys.readouterr().err
+    for flag in ("--freesurfer", "--probseg", "--viewer", "--output-spaces MNI152NLin6Asym"):
+        assert f"sub-01: recomputed without {flag}: the files" in warnings, flag
+    assert warnings.count("without --measure T2:") == warnings.count("without --entropy:") == 1, "in the dry run alone"
+    assert "SUBJECTS_DIR remains" in warnings
+    assert app("--skip-bids-validation") == 0
+    assert "sub-01: recomputed without --measure T2" in capsys.readouterr().err
