@@ -16,7 +16,7 @@ from bidsseg.bids.outputs import measure_path
 from bidsseg.bids.scan import Image
 from bidsseg.derivative.job import Job
 from bidsseg.derivative.results import Result
-from bidsseg.derivative.sidecar_keys import fingerprints, is_record, read_sidecar
+from bidsseg.derivative.sidecar_keys import Sidecar, fingerprints, is_manual, is_record, read_sidecar
 from bidsseg.derivative.sidecars import TOOL, bids_uri
 from bidsseg.derivative.volumes import INTRACRANIAL, values_by_region
 from bidsseg.errors import BidssegError, OutputNotWritable
@@ -66,6 +66,7 @@ def measure(job: Job, name: str, where: str | Path) -> None:
     if all(fingerprints(records[p]) == made_of[p] and tables[p].is_file() for p in tables):
         return
     brain = read_labels(job.output_dir / job.paths.brain)
+    brain_record = read_sidecar(with_extension(job.output_dir / job.paths.brain, ".json"))
     labels = {protocol: read_labels(job.output_dir / path).data for protocol, path in job.paths.dseg.items()}
     inside = np.logical_or.reduce([brain.data > 0, *(each > 0 for each in labels.values())])
     values, note = sampled(image, job.scan.t1w, inside)
@@ -73,10 +74,12 @@ def measure(job: Job, name: str, where: str | Path) -> None:
         rows = list(
             _rows(head_protocol(job.card, protocol), values, labels=labels[protocol][inside], brain=brain.data[inside])
         )
-        record: dict[str, Any] = dict(read_sidecar(with_extension(job.output_dir / job.paths.dseg[protocol], ".json")))
-        kept: dict[str, Any] = {key: record[key] for key in ("Models", "SoftwareVersion") if key in record}
+        record = read_sidecar(with_extension(job.output_dir / job.paths.dseg[protocol], ".json"))
+        kept: dict[str, Any] = {key: value for key, value in record.items() if key in ("Models", "SoftwareVersion")}
+        kept |= {"Manual": True} if is_manual(record) else {}
         # Before and after the table: a killed run leaves neither a table without a record nor one that looks finished.
-        content = {**_sidecar(name, protocol, address=_address(image.path, job.bids_dir), note=note), **kept}
+        address = _address(image.path, job.bids_dir)
+        content = {**_sidecar(name, protocol, address=address, note=note, brain=brain_record), **kept}
         write_json_atomic(with_extension(path, ".json"), {**content, "InputFingerprints": []})
         write_table(path, _frame(rows), float_format="%.6g")
         write_json_atomic(with_extension(path, ".json"), {**content, "InputFingerprints": made_of[protocol]})
@@ -168,9 +171,10 @@ def _frame(rows: list[tuple[Any, ...]]) -> Any:
     return table.astype({"index": "Int64", "voxels": "int64"})
 
 
-def _sidecar(name: str, protocol: str, *, address: str, note: str) -> Mapping[str, Any]:
+def _sidecar(name: str, protocol: str, *, address: str, note: str, brain: Sidecar) -> Mapping[str, Any]:
+    by_hand = ", which was corrected by hand" if is_manual(brain) else ""
     return {
-        "Description": f"Values of {name} in the regions of the {protocol} protocol and in the brain mask",
+        "Description": f"Values of {name} in the regions of the {protocol} protocol and in the brain mask{by_hand}",
         "Sources": [address],
         "Alignment": note,
         "index": {"Description": "Value of the region in the label map; n/a for the brain mask"},

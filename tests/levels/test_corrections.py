@@ -313,5 +313,8 @@ def test_outputs_on_request_of_the_earlier_result_are_removed_and_named(
         assert f"sub-01: recomputed without {flag}: the files" in warnings, flag
     assert warnings.count("without --measure T2:") == warnings.count("without --entropy:") == 1, "in the dry run alone"
     assert "SUBJECTS_DIR remains" in warnings
+    measured = sidecar(app, f"{STEM}_meas-T2_seg-FAST_desc-wholebrain_stats.tsv")
+    assert measured["Manual"] is True and "by hand" not in measured["Description"], "the brain mask is the model's"
+    assert "Manual" not in sidecar(app, f"{STEM}_meas-T2_seg-FreeSurfer_desc-wholebrain_stats.tsv")
     assert app("--skip-bids-validation") == 0
     assert "sub-01: recomputed without --measure T2" in capsys.readouterr().err
