@@ -16,7 +16,7 @@ from bidsseg.bids.outputs import measure_path
 from bidsseg.bids.scan import Image
 from bidsseg.derivative.job import Job
 from bidsseg.derivative.results import Result
-from bidsseg.derivative.sidecar_keys import Sidecar, fingerprints, is_manual, is_record, read_sidecar
+from bidsseg.derivative.sidecar_keys import Sidecar, fingerprints, is_manual, is_record, models, read_sidecar
 from bidsseg.derivative.sidecars import TOOL, bids_uri
 from bidsseg.derivative.volumes import INTRACRANIAL, values_by_region
 from bidsseg.errors import BidssegError, OutputNotWritable
@@ -79,7 +79,9 @@ def measure(job: Job, name: str, where: str | Path) -> None:
         kept |= {"Manual": True} if is_manual(record) else {}
         # Before and after the table: a killed run leaves neither a table without a record nor one that looks finished.
         address = _address(image.path, job.bids_dir)
-        content = {**_sidecar(name, protocol, address=address, note=note, brain=brain_record), **kept}
+        text = f"Values of {name} in the regions of the {protocol} protocol and in the brain mask"
+        text += _about_mask(brain_record, job.card.name)
+        content = {"Description": text, **_sidecar(address=address, note=note), **kept}
         write_json_atomic(with_extension(path, ".json"), {**content, "InputFingerprints": []})
         write_table(path, _frame(rows), float_format="%.6g")
         write_json_atomic(with_extension(path, ".json"), {**content, "InputFingerprints": made_of[protocol]})
@@ -171,10 +173,15 @@ def _frame(rows: list[tuple[Any, ...]]) -> Any:
     return table.astype({"index": "Int64", "voxels": "int64"})
 
 
-def _sidecar(name: str, protocol: str, *, address: str, note: str, brain: Sidecar) -> Mapping[str, Any]:
+def _about_mask(brain: Sidecar, model: str) -> str:
+    """Return what is unusual about the brain mask in the folder, which all models write under the same name."""
+    others = [used["Name"] for used in models(brain)[:1] if used["Name"] != model]
     by_hand = ", which was corrected by hand" if is_manual(brain) else ""
+    return f"{''.join(f' of the model {name}' for name in others)}{by_hand}"
+
+
+def _sidecar(*, address: str, note: str) -> Mapping[str, Any]:
     return {
-        "Description": f"Values of {name} in the regions of the {protocol} protocol and in the brain mask{by_hand}",
         "Sources": [address],
         "Alignment": note,
         "index": {"Description": "Value of the region in the label map; n/a for the brain mask"},
