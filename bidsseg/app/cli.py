@@ -22,7 +22,15 @@ from bidsseg.app.convert import convert
 from bidsseg.app.parser import dataset_parser, file_parser, given_values, is_command
 from bidsseg.app.recipes import recipe_command
 from bidsseg.app.terminal import Terminal, prepare_streams, write_line
-from bidsseg.errors import BidssegError, NothingToCompare, UnknownLevel, UsageError, explained
+from bidsseg.errors import (
+    BidssegError,
+    InputMissing,
+    NothingSelected,
+    NothingToCompare,
+    UnknownLevel,
+    UsageError,
+    explained,
+)
 from bidsseg.execution.machine import prepare_environment
 from bidsseg.models.card import located
 from bidsseg.settings import LEVELS, Evaluation, Settings, Training
@@ -112,6 +120,10 @@ def _run(levels: Sequence[str], settings: Settings) -> int:
                 raise
             settings.report.warn(f"{level} is skipped: {error}")
         except BidssegError as error:
+            follows = level in ("group", "evaluate") and "participant" in levels
+            if settings.dry_run and follows and isinstance(error, InputMissing | NothingSelected):
+                settings.report.say(f"{level}: of the results of participant, which a dry run does not write")
+                continue
             if error.code != BidssegError.code or settings.stop_on_first_crash:
                 raise
             code = _fail(str(error), error.code)

@@ -282,6 +282,27 @@ def test_corrections_of_participants_that_are_not_selected_are_left_alone(
     assert "not used" not in capsys.readouterr().err and not manual(app)
 
 
+def test_a_dry_run_lists_exports_and_warns_of_nothing_that_the_run_will_do(
+    make: Callable[..., App], capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = make(heads=("brain", "FAST", "FreeSurfer"))
+    correct(app)
+    subjects = app.output.parent / "subjects"
+    given = [*words(app), "group", "--dry-run", "--freesurfer", str(subjects), "--measure", "T1w", "--long"]
+    assert app(*given) == 0, "there are no results yet"
+    listed, err = capsys.readouterr()
+    assert f"  {subjects / 'sub-01'}\n" in listed and f"{STEM}_desc-aseg_dseg.nii.gz" in listed
+    assert f"{STEM}_meas-T1w_seg-FAST_desc-wholebrain_stats.tsv" in listed
+    assert "group: of the results of participant" in listed and not app.output.exists() and err == ""
+    assert app("--skip-bids-validation") == 0
+    capsys.readouterr()
+    assert app(*given) == 0
+    listed, err = capsys.readouterr()
+    assert "group_seg-FAST_desc-wholebrain_long.tsv" in listed and "is not in the tables" not in err
+    assert app(*words(app), level="group") == 0
+    assert "is not in the tables" in capsys.readouterr().err
+
+
 def test_outputs_on_request_of_the_earlier_result_are_removed_and_named(
     make: Callable[..., App], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
