@@ -73,20 +73,20 @@ def group_level(settings: Settings) -> None:
     for of_model in lesions:
         _write_lesions(settings, of_model)
     if not settings.dry_run:
-        _write_pages(settings, cohorts)
+        _write_pages(settings, cohorts, lesions)
     report.say(str(output_dir / group_report()))
 
 
-def _write_pages(settings: Settings, cohorts: list[Cohort]) -> None:
+def _write_pages(settings: Settings, cohorts: list[Cohort], lesions: list[LesionCohort]) -> None:
     """Write the page of the cohort, and the cohort beside the volumes on the pages of the scans."""
-    from bidsseg.report import compare_pages, group_page, read_table
+    from bidsseg.report import compare_pages, group_page, read_lesions, read_table
 
     output_dir, report = settings.output_dir, settings.report
     report.stage(group_report().name, "page")
     tables = [read_table(output_dir, cohort) for cohort in cohorts]
     for table in tables:
         write_json_atomic(with_extension(output_dir / table.address, ".json"), table.data_dictionary())
-    group_page(output_dir, tables)
+    group_page(output_dir, tables, [read_lesions(output_dir, cohort) for cohort in lesions])
     report.advance(group_report().name, "done")
     report.stage("pages of the scans", "the cohort beside their volumes")
     report.advance("pages of the scans", f"{compare_pages(output_dir, tables)} with the cohort beside their volumes")
@@ -106,6 +106,12 @@ def _write(settings: Settings, cohort: Cohort, particulars: Particulars) -> None
     """Write the tables of a cohort; the data dictionary of the first is written with the page."""
     results = list(_of(cohort, settings))
     numbers = gather(cohort, results, settings.runs)
+    cohort.quality = numbers.quality_names
+    if len(cohort.quality) > 1:
+        settings.report.warn(
+            f"{cohort.model}, {cohort.protocol}: the quality of some scans is the {cohort.quality[0]}, that of others, "
+            f"from an earlier version, the {cohort.quality[1]}: recompute these (--overwrite) to compare them"
+        )
     cohort.joined.append(Flags(numbers, settings.runs))
     measured = measured_columns({name for result in results for name, _ in find_measures(result)})
     cohort.joined.append(People(particulars, cohort, measured))

@@ -203,6 +203,30 @@ def test_low_quality_and_findings_are_reasons_to_look(bids: Path, output: Path) 
     assert check == {"sub-03": "findings", "sub-77": "quality"}
 
 
+def add_expected_dice(output: Path, label: str) -> None:
+    """Add an expected Dice to the table of FreeSurfer's regions, as if only that head were calibrated."""
+    path = output / f"sub-{label}/anat/sub-{label}_seg-FreeSurfer_desc-{MODEL}_morph.tsv"
+    header, first, *others = path.read_text().splitlines()
+    assert header.endswith("expected-dice") and first.endswith("n/a")
+    path.write_text("\n".join([header, first.removesuffix("n/a") + "0.9", *others]) + "\n")
+
+
+def test_both_kinds_of_quality_are_named_apart(bids: Path, output: Path) -> None:
+    for label in ("01", "02"):
+        add_result(output, {"subject": label}, protocols=("FAST", "FreeSurfer"))
+    console = run_group(bids, output)
+    names = ("Quality: expected mean Dice", "Quality: mean confidence in the brain")
+    page = (output / "group.html").read_text()
+    assert names[1] in page and names[0] not in page
+    add_expected_dice(output, "01")
+    console = run_group(bids, output)
+    assert any(f"{MODEL}, FAST: the quality of some scans is the expected" in text for text in console.warnings)
+    add_expected_dice(output, "02")
+    console = run_group(bids, output)
+    page = (output / "group.html").read_text()
+    assert names[0] in page and names[1] not in page and not any("quality of" in text for text in console.warnings)
+
+
 def test_few_scans_have_no_outliers(bids: Path, output: Path) -> None:
     for label, voxels in (("01", 30), ("02", 31), ("03", 300)):
         add_result(output, {"subject": label}, voxels)
