@@ -174,8 +174,11 @@ def _file_settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
     """Return the settings of the command ``file``."""
     images = {"T1w": given.t1w, **({"FLAIR": given.flair} if given.flair else {})}
     images = {suffix: arguments.image(path) for suffix, path in images.items()}
+    values = _values(given, words)
+    if "measures" in values:
+        values["measures"] = arguments.measured_images(values["measures"])
     return Settings(
-        **_values(given, words),
+        **values,
         bids_dir=Path(os.path.commonpath([path.parent for path in images.values()])),
         images=images,
         stop_on_first_crash=True,  # so that the run ends with the error of the image
