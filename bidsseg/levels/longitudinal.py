@@ -47,6 +47,8 @@ def longitudinal_level(settings: Settings) -> None:
     card, _ = check_request(settings)
     if settings.corrections is not None:
         settings.report.warn("longitudinal: --corrections is not used: it compares what the model labels")
+    if settings.lesions is not None:
+        settings.report.warn("longitudinal: --lesions is not used: it compares what the model labels")
     jobs = _jobs(settings, card)
     if jobs is None:
         return
