@@ -28,7 +28,7 @@ from scipy import ndimage
 from bidsseg.image.nifti import read_image, read_labels
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol
-from bidsseg.models.library import Model, load_model
+from bidsseg.models.library import load_model
 from bidsseg.segmentation.filling import fill_lesions
 from bidsseg.segmentation.predict import segment
 
@@ -96,13 +96,8 @@ def agreement(
     touched = [dice[i] for i in dice if (near & (before == i)).any()]
     tissue = {kind: [r.index for r in protocol.regions if is_tissue(r.name, r.mapping, kind)] for kind in (1, 2)}
     white, grey = ([np.isin(labels, tissue[kind]) for labels in (before, now)] for kind in (2, 1))
-    return dict(
-        zip(
-            COLUMNS,
-            [float(np.mean(list(dice.values()))), float(np.mean(touched)), overlap(*white), change(*white), change(*grey)],
-            strict=True,
-        )
-    )
+    means = [float(np.mean(list(dice.values()))), float(np.mean(touched))]
+    return dict(zip(COLUMNS, [*means, overlap(*white), change(*white), change(*grey)], strict=True))
 
 
 def is_tissue(name: str, mapping: int | None, kind: int) -> bool:
@@ -114,7 +109,8 @@ def is_tissue(name: str, mapping: int | None, kind: int) -> bool:
 
 def overlap(one: np.ndarray, other: np.ndarray) -> float:
     """Return the Dice of two masks."""
-    return float(2 * np.count_nonzero(one & other) / max(np.count_nonzero(one) + np.count_nonzero(other), 1))
+    both = int(np.count_nonzero(one & other))
+    return 2 * both / max(int(np.count_nonzero(one)) + int(np.count_nonzero(other)), 1)
 
 
 def change(before: np.ndarray, now: np.ndarray) -> float:

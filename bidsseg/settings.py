@@ -183,8 +183,8 @@ class Settings:
         default=None)  # fmt: skip
     lesions: Path | None = flag(
         "--lesions DIR", OUTPUTS,
-        "derivative dataset with masks of lesions that were drawn by hand or by another tool: the lesions of the scans; "
-        "anatomy is segmented after they are filled in the T1w",
+        "derivative dataset with masks of lesions, drawn by hand or by another tool, in the place of the model's; they "
+        "are filled in the T1w before the anatomy is segmented",
         default=None)  # fmt: skip
     filled: bool = flag(
         "--filled", OUTPUTS, "also write the T1w with filled lesions, given or found by the model",

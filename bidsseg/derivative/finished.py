@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from bidsseg.derivative.job import Job
-from bidsseg.derivative.sidecar_keys import corrections, is_fast, read_sidecar
+from bidsseg.derivative.sidecar_keys import corrections, is_fast, lesion_mask, read_sidecar
 
 
 def is_finished(job: Job) -> bool:
     """Return whether all outputs of a scan are present and were made by this model from these images.
 
-    The record of the scan, which is written last, must name the same model, images, corrections and pass over the
-    mirror image.
+    The record of the scan, which is written last, must name the same model, images, corrections, mask of lesions and
+    pass over the mirror image.
     """
     found = read_sidecar(job.record)
     if not found or is_fast(found) != job.fast or corrections(found).keys() != job.corrections.files.keys():
+        return False
+    if lesion_mask(found) != job.given.checksum:
         return False
     if any(found.get(key) != value for key, value in job.provenance.items()):
         return False

@@ -1,4 +1,4 @@
-"""Masks of lesions that were drawn by hand or by another tool (``--lesions``): found, and read on the grid of the T1w."""
+"""Masks of lesions drawn by hand or by another tool (``--lesions``): found, and read on the grid of the T1w."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def about_given_lesions(
     lacking = [scan.key for scan, given in found if given.file is None]
     if found and len(lacking) == len(found) and (all_selected or not _any_mask(folder)):
         raise UsageError(
-            f"{FLAG} {folder}: no mask fits a scan: looked for sub-*/[ses-*/]anat/<T1w>_label-lesion_mask.nii.gz, where "
-            f"<T1w> is e.g. {found[0][0].key}"
+            f"{FLAG} {folder}: no mask fits a scan: looked for sub-*/[ses-*/]anat/<T1w>_label-lesion_mask.nii.gz, "
+            f"where <T1w> is e.g. {found[0][0].key}"
         )
     return [f"{key}: no mask of lesions in {folder}, segmented as without {FLAG}" for key in lacking]
 

@@ -45,10 +45,9 @@ def longitudinal_level(settings: Settings) -> None:
     if settings.executor != "local":
         raise UsageError("the level longitudinal runs on this machine: leave --executor out, and give --shard I/N")
     card, _ = check_request(settings)
-    if settings.corrections is not None:
-        settings.report.warn("longitudinal: --corrections is not used: it compares what the model labels")
-    if settings.lesions is not None:
-        settings.report.warn("longitudinal: --lesions is not used: it compares what the model labels")
+    for name, folder in (("corrections", settings.corrections), ("lesions", settings.lesions)):
+        if folder is not None:
+            settings.report.warn(f"longitudinal: --{name} is not used: it compares what the model labels")
     jobs = _jobs(settings, card)
     if jobs is None:
         return

@@ -99,6 +99,7 @@ def _list(settings: Settings, card: Card, agenda: Agenda) -> None:
 
 
 def _corrected(job: Job) -> str:
-    """Return the corrected outputs of a scan, for its line in a dry run."""
+    """Return what is given of a scan, for its line in a dry run."""
     names = ", ".join(job.corrections.files)
-    return f", corrected: {names}" if names else ""
+    given = f", lesions: {job.given.file.name}" if job.given.file is not None else ""
+    return (f", corrected: {names}" if names else "") + given

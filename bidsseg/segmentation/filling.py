@@ -1,11 +1,11 @@
 """Lesions of the white matter filled in a T1w, so that programs which know healthy brains alone can segment it.
 
-Filling with brightness like that of white matter makes volumes of tissues nearly independent of the lesions (Battaglini
-et al. 2012, doi:10.1002/hbm.21344). As in the method of Valverde et al. 2014 (doi:10.1016/j.nicl.2014.08.016), the
-brightness comes from the normal white matter near each voxel instead of that of the whole brain; as in that of Prados et
-al. 2016 (PMC4988790), the texture of the image continues in the lesion. Here, the mean is an
-average in which near voxels weigh most, and the noise has the local standard deviation and the correlation of
-neighbouring voxels. The white matter is found by its brightness, since no label map exists before the lesions are filled.
+With the brightness of white matter in lesions, volumes of tissues hardly depend on the lesions (Battaglini et al. 2012,
+doi:10.1002/hbm.21344). As in the method of Valverde et al. 2014 (doi:10.1016/j.nicl.2014.08.016), the brightness comes
+from the normal white matter nearby instead of that of the whole brain; as in that of Prados et al. 2016 (PMC4988790),
+the texture of the image continues in the lesion. Here, the mean is an average in which near voxels weigh most, and the
+noise has the local standard deviation and the correlation of neighbouring voxels. The white matter is found by its
+brightness, since the anatomy is segmented after the lesions are filled.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scipy import ndimage
 from bidsseg.errors import DataError
 from bidsseg.image.volume import Volume
 
-NEAR_MM, REACH_MM = 12.0, 30.0
+NEAR_MM, REACH_MM = 25.0, 30.0
 """Distances from a lesion up to which tissues are distinguished, and white matter is used."""
 BORDER_MM = 1.0
 """Distance from a lesion up to which voxels do not count as normal white matter."""
@@ -27,6 +27,8 @@ EVEN = 0.5
 """Share of the voxels, those that differ least from their neighbours, in which tissues are distinguished."""
 UNEVEN = 2.0
 """Largest standard deviation within 3³ voxels of white matter, as a multiple of the median."""
+LEAST_CONTRAST = 0.12
+"""Smallest difference of white and grey matter, as a share of the brightness of white matter above the darkest place."""
 NEARER = 0.85
 """Share of the half way to grey matter within which white matter is."""
 FEWEST_VOXELS = 30
@@ -141,11 +143,15 @@ def _tissues(means: np.ndarray, spreads: np.ndarray) -> tuple[float, float]:
         size = mass[end] - mass[start]
         score += np.divide((total[end] - total[start]) ** 2, size, out=np.zeros(len(first)), where=size > 0)
     best = int(score.argmax())
-    grey, white = (
-        (total[end] - total[start]) / max(mass[end] - mass[start], 1)
-        for start, end in ((first[best], second[best]), (second[best], BINS))
-    )
-    return float(white), NEARER * float(white - grey) / 2
+    cuts = [0, int(first[best]), int(second[best]), BINS]
+
+    def mean(start: int, end: int) -> float:
+        return float((total[end] - total[start]) / max(mass[end] - mass[start], 1))
+
+    dark, grey, white = (mean(*pair) for pair in zip(cuts, cuts[1:], strict=False))
+    if white - grey < LEAST_CONTRAST * (white - float(means.min())):  # two parts of the white matter
+        white, grey = mean(cuts[1], BINS), dark
+    return white, NEARER * (white - grey) / 2
 
 
 def _no_white_matter() -> DataError:

@@ -33,8 +33,8 @@ def with_given_lesions(
     Raises:
         DataError: there are lesions, and none of them is in the brain.
     """
-    count = np.count_nonzero(lesion)
-    inside = np.count_nonzero(lesion & result.brain) / max(count, 1)
+    count = int(np.count_nonzero(lesion))
+    inside = int(np.count_nonzero(lesion & result.brain)) / max(count, 1)
     if count and not inside:
         raise DataError("no lesion of the mask is in the brain: do the mask and the T1w match?")
     labels, soft, dice = dict(result.labels), dict(result.soft_mm3), dict(result.expected_dice)

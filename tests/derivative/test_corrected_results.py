@@ -33,7 +33,8 @@ def codes(found: Segmentation) -> list[str]:
 
 def test_findings_are_those_of_the_corrected_label_maps() -> None:
     tissue = np.digitize(np.arange(1000), (150, 600)).reshape(LITRE.shape).astype(np.uint8) + 1
-    found = corrected(result(), {"FAST": tissue}, MODEL, protocols=MODEL.heads, files={"FAST": Path("a.nii")}, voxel_mm3=1000.0)
+    files = {"FAST": Path("a.nii")}
+    found = corrected(result(), {"FAST": tissue}, MODEL, protocols=MODEL.heads, files=files, voxel_mm3=1000.0)
     assert codes(found) == ["UNITS_MISSING", "CONFIDENCE_LOW", "SIDES_UNEQUAL"]
     assert np.isnan(found.soft_mm3["FAST"]).all() and not np.isnan(found.soft_mm3["FreeSurfer"]).any()
     assert found.manual == {"FAST": "FAST"} and found.quality == 0.5
