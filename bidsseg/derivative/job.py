@@ -11,27 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bidsseg.bids.names import build_name, parse_name, with_extension
-from bidsseg.bids.outputs import OutputPaths, SpacePaths, aseg_path, output_paths, viewer_table
+from bidsseg.bids.names import parse_name, with_extension
+from bidsseg.bids.outputs import OutputPaths, SpacePaths, aseg_path, output_paths
 from bidsseg.bids.scan import Scan
 from bidsseg.derivative import sidecars
 from bidsseg.derivative.corrections import Corrections, read_corrections
-from bidsseg.derivative.given_lesions import GivenLesions, read_given_lesions
+from bidsseg.derivative.given_lesions import GivenLesions, former_lesions, read_given_lesions
 from bidsseg.derivative.lesion_tables import lesion_lookup, lesion_sidecar, lesion_table, update_lesion_tables
-from bidsseg.derivative.sidecar_keys import CORRECTIONS, LESIONS, Sidecar, is_record, models, read_sidecar
+from bidsseg.derivative.sidecar_keys import LESIONS, Sidecar, is_record, models, read_sidecar
 from bidsseg.derivative.volumes import volume_table
 from bidsseg.errors import DataError, OutputNotWritable, UsageError
 from bidsseg.files import fingerprint, is_being_written, write_json_atomic, write_table, write_text_atomic
-from bidsseg.image.brightness import is_stripped
 from bidsseg.image.nifti import write_changed, write_field, write_labels, write_map, write_maps
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol
-from bidsseg.labels.viewer_tables import MARK, itksnap_labels, slicer_colors
 from bidsseg.models.card import BRAIN, LESION, Card, head_protocol, protocol_with_lesions
 from bidsseg.models.lesion_rule import LesionRule
 from bidsseg.registration.align import Images, read_aligned
 from bidsseg.registration.spaces import Fit, Space, fit_to, labels_at, template_brain
-from bidsseg.settings import Settings
 
 if TYPE_CHECKING:
     from bidsseg.segmentation.result import Segmentation
@@ -144,7 +141,9 @@ class Job:
         subject = self.output_dir / f"sub-{self.scan.entities['subject']}"
         remove([self.record])
         remove(self._exports())
-        remove(self._former_lesions())
+        remove(
+            former_lesions(self.output_dir, self.scan, self.card, kept=self.paths.files, keep_tables=self.has_lesions)
+        )
         remove_halves(
             subject.rglob(".*.part"), {path.name for path in (*self.paths.files, *self.paths.figures.values())}
         )
@@ -165,22 +164,6 @@ class Job:
         found = read_sidecar(with_extension(aseg, ".json"))
         if [model["Name"] for model in models(found)[:1]] == [self.card.name]:
             yield from (with_extension(aseg, extension) for extension in (".nii.gz", ".tsv", ".json"))
-
-    def _former_lesions(self) -> Iterator[Path]:
-        """Yield the files about lesions of an earlier run with ``--lesions`` or ``--filled`` that are not replaced."""
-        every = output_paths(self.scan, self.card.name, [LESION], lesion=True, filled=True)
-        kept, folder = self.paths.files, (self.output_dir / self.paths.brain).parent
-        for path in (every.lesion, every.lesions, every.lesion_table, every.filled):
-            if path is None or path in kept:
-                continue
-            found = read_sidecar(self._place(with_extension(path, ".json")))
-            if is_record(found) and [model["Name"] for model in models(found)[:1]] == [self.card.name]:
-                yield from (self._place(with_extension(path, end)) for end in (".nii.gz", ".tsv", ".json"))
-        if not self.has_lesions:
-            yield from (self._place(path) for path in (every.lesion_figure, every.figures[LESION]))
-            source = build_name({name: label for name, label in self.scan.entities.items() if name != "desc"})
-            desc = self.scan.entities.get("desc", "") + self.card.name
-            yield from folder.glob(f"{glob.escape(source)}_seg-*_label-lesion_desc-{desc}+*_morph.*")
 
     def write(self, images: Images, result: Segmentation, filled: Volume | None = None) -> None:
         """Write images, tables and sidecars; the record comes last.
@@ -206,10 +189,7 @@ class Job:
             self._sidecar(places.lesion, sidecars.mask_sidecar("Lesion", origins[LESION]))
             self._write_lesions(result.lesion, result.lesion_probability, t1w, origin=origins[LESION])
             if places.filled is not None and filled is not None:
-                write_changed(self._place(places.filled), self.scan.t1w, filled, changed=result.lesion)
-                stripped, voxels = is_stripped(t1w.data, result.brain), int(np.count_nonzero(result.lesion))
-                of_filled = sidecars.filled_sidecar(origin, voxels=voxels, skull_stripped=stripped)
-                self._sidecar(places.filled, of_filled)
+                self._write_filled(places.filled, filled, t1w, result=result, origin=origins[LESION])
         for name, place in places.probseg.items():
             regions = [region.abbreviation for region in protocols[name].scored().regions]
             write_maps(self._place(place), result.probabilities[name].maps(), len(regions), like=t1w)
@@ -274,6 +254,17 @@ class Job:
         self._sidecar(lesion_map, sidecars.lesions_sidecar(origin))
         write_table(self._place(table), lesion_table(found))
         self._sidecar(table, lesion_sidecar(origin))
+
+    def _write_filled(
+        self, place: Path, filled: Volume, t1w: Volume, *, result: Segmentation, origin: sidecars.Origin
+    ) -> None:
+        """Write the T1w with filled lesions; its voxels outside of lesions are those of the source, bit by bit."""
+        from bidsseg.image.brightness import is_stripped
+
+        assert result.lesion is not None
+        write_changed(self._place(place), self.scan.t1w, filled, changed=result.lesion)
+        stripped, voxels = is_stripped(t1w.data, result.brain), int(np.count_nonzero(result.lesion))
+        self._sidecar(place, sidecars.filled_sidecar(origin, voxels=voxels, skull_stripped=stripped))
 
     def _write_in(
         self,
@@ -346,29 +337,3 @@ def remove(files: Iterable[Path]) -> None:
 def remove_halves(parts: Iterable[Path], names: Container[str]) -> None:
     """Remove temporary files of killed runs with these names, except files that another process is writing."""
     remove(part for part in parts if part.name[1:].rsplit(".", 2)[0] in names and not is_being_written(part))
-
-
-def write_root(settings: Settings, card: Card) -> None:
-    """Write the files at the top of the output, keeping the entries of other models, and the tables for viewers."""
-    has_lesions = card.lesion is not None or settings.lesions is not None
-    descriptions, lesions = {card.name: card.description or card.title}, [card.name] if has_lesions else []
-    others = {CORRECTIONS: settings.corrections, LESIONS: settings.lesions}
-    links = {name: folder for name, folder in others.items() if folder is not None}
-    sidecars.write_root_files(settings.output_dir, settings.bids_dir, descriptions, lesions=lesions, links=links)
-    for name in card.protocols:
-        protocol = protocol_with_lesions(card, name)
-        for kind, text in (("itksnap", itksnap_labels(protocol)), ("slicer", slicer_colors(protocol))):
-            path = settings.output_dir / viewer_table(kind, card.name, name)
-            if _is_due(path, text):
-                write_text_atomic(path, text)
-
-
-def _is_due(path: Path, text: str) -> bool:
-    """Return whether a table for a viewer is missing, or is an older one of this program that can be read."""
-    try:
-        found = path.read_bytes()
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return MARK.encode() in found[:1000] and found != text.encode()

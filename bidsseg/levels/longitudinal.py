@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from bidsseg.bids import validator
 from bidsseg.bids.outputs import crash_path, report_path, series_log_path
 from bidsseg.bids.series import find_series
-from bidsseg.derivative.job import write_root
 from bidsseg.derivative.results import is_own_page
+from bidsseg.derivative.root import write_root
 from bidsseg.derivative.run_log import Entry, RunLog, crash_text, stamp
 from bidsseg.derivative.series import SeriesJob, crash_source
 from bidsseg.errors import (

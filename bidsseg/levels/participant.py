@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from bidsseg.bids import outputs
 from bidsseg.derivative.finished import has_page
-from bidsseg.derivative.job import Job, remove_halves, write_root
+from bidsseg.derivative.job import Job, remove_halves
+from bidsseg.derivative.root import write_root
 from bidsseg.derivative.run_log import Entry, RunLog, stamp
 from bidsseg.derivative.sidecars import lists_model
 from bidsseg.execution.agenda import Agenda, check_request, plan, select

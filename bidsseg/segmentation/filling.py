@@ -10,6 +10,7 @@ brightness, since the anatomy is segmented after the lesions are filled.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -148,7 +149,7 @@ def _tissues(means: np.ndarray, spreads: np.ndarray) -> tuple[float, float]:
     def mean(start: int, end: int) -> float:
         return float((total[end] - total[start]) / max(mass[end] - mass[start], 1))
 
-    dark, grey, white = (mean(*pair) for pair in zip(cuts, cuts[1:], strict=False))
+    dark, grey, white = (mean(*pair) for pair in itertools.pairwise(cuts))
     if white - grey < LEAST_CONTRAST * (white - float(means.min())):  # two parts of the white matter
         white, grey = mean(cuts[1], BINS), dark
     return white, NEARER * (white - grey) / 2

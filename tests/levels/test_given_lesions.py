@@ -193,7 +193,7 @@ def test_names_and_values_of_other_tools(make: Callable[..., App], name: str, va
 def test_a_mask_on_the_grid_of_the_flair_is_moved_as_the_flair(make: Callable[..., App]) -> None:
     app = make(flair=True)
     flair = load_nifti(app.bids / f"{STEM}_FLAIR.nii.gz")
-    labels = phantoms.head(flair.affine, flair.shape, phantoms.LABEL)
+    labels = phantoms.head(flair.affine, (48, 56, 24), phantoms.LABEL)
     phantoms.save(folder(app) / f"{STEM}_label-lesion_mask.nii.gz", (labels == 4).astype(np.uint8), flair.affine)
     assert app(*words(app)) == 0
     found = voxels(app, MASK) > 0
