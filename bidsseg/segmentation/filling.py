@@ -29,7 +29,7 @@ EVEN = 0.5
 UNEVEN = 2.0
 """Largest standard deviation within 3³ voxels of white matter, as a multiple of the median."""
 LEAST_CONTRAST = 0.12
-"""Smallest difference of white and grey matter, as a share of the brightness of white matter above the darkest place."""
+"""Smallest difference of white and grey matter, as a share of that of white matter and the darkest place."""
 NEARER = 0.85
 """Share of the half way to grey matter within which white matter is."""
 FEWEST_VOXELS = 30

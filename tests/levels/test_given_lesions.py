@@ -97,7 +97,7 @@ def test_a_given_mask_is_in_masks_label_maps_tables_and_pages(make: Callable[...
     links = json.loads((app.output / "dataset_description.json").read_text())["DatasetLinks"]
     assert links["lesions"] == folder(app).as_uri()
     page = (app.output / "sub-01.html").read_text()
-    assert "Lesions: 2," in page
+    assert "Lesions: 2," in page and "Lesions are those of given masks." in page and "hbm.21344" in page
     cohort = table(app, "group_label-lesion_desc-wholebrain_morph.tsv")
     assert list(cohort["status"]) == ["given", "no mask"] and list(cohort["lesions"]) == ["2", "n/a"]
     volumes = table(app, "group_seg-FreeSurfer_desc-wholebrain_morph.tsv")
