@@ -64,8 +64,8 @@ def methods(sidecar: Sidecar, protocols: Sequence[str], corrected: Sequence[str]
         sentences.append(f"The brain was found by the model {others[0]}.")
     if lesion_mask(sidecar):
         sentences.append(
-            "Lesions are those of given masks. Before the segmentation, they were filled in the T1w with the brightness "
-            "of the white matter around them (an approach of Battaglini et al. 2012)."
+            "Lesions are those of given masks. Before the segmentation, they were filled in the T1w with the "
+            "brightness of the white matter around them (an approach of Battaglini et al. 2012)."
         )
     labelled = f"Label maps of {_listed(protocols)} are" if protocols else "The masks are"
     sentences.append(f"{labelled} on the grid of the T1w; volumes were computed by counting voxels.")
