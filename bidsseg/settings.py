@@ -189,6 +189,14 @@ class Settings:
         "--corrections DIR", OUTPUTS,
         "derivative dataset with label maps or masks that were corrected by hand, in the place of the model's",
         default=None)  # fmt: skip
+    lesions: Path | None = flag(
+        "--lesions DIR", OUTPUTS,
+        "derivative dataset with masks of lesions, drawn by hand or by another tool, in the place of the model's; they "
+        "are filled in the T1w before the anatomy is segmented",
+        default=None)  # fmt: skip
+    filled: bool = flag(
+        "--filled", OUTPUTS, "also write the T1w with filled lesions, given or found by the model",
+        default=False, levels="participant file")  # fmt: skip
     output_spaces: Sequence[str] = flag(
         "--output-spaces SPACE", OUTPUTS,
         "also write label maps in these TemplateFlow spaces, e.g. MNI152NLin2009cAsym:res-1",
@@ -308,6 +316,8 @@ class Settings:
             raise UsageError(
                 "--corrections is OUTPUT_DIR, where corrected files are replaced: copy them to another folder"
             )
+        if self.lesions is not None and self.lesions.resolve() == out:
+            raise UsageError("--lesions is OUTPUT_DIR, where masks are replaced: copy them to another folder")
         if self.freesurfer is not None:
             subjects = self.freesurfer.resolve()
             if subjects.is_relative_to(raw) and not subjects.is_relative_to(raw / "derivatives"):

@@ -200,10 +200,9 @@ def _settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
         values["filters"] = _filters(values["filters"])
     if values.get("dask_scheduler") and values.get("executor", Settings.executor) == Settings.executor:
         values["executor"] = "dask"
-    if where := values.get("corrections"):
-        values["corrections"] = arguments.derivative(
-            where, given.derivatives, bids_dir, flag="--corrections"
-        ).absolute()
+    for name in ("corrections", "lesions"):
+        if where := values.get(name):
+            values[name] = arguments.derivative(where, given.derivatives, bids_dir, flag=f"--{name}").absolute()
     if "labels" in values:
         values["labels"] = arguments.annotation_folders(values["labels"], given.derivatives, bids_dir)
     if "measures" in values:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
 BRAIN = "brain"
 """The protocol of brain masks."""
+LESION = "lesion"
+"""Beginning of the labels of masks of lesions."""
+LESION_SUFFIXES = ("mask", "dseg", "roi", "probseg")
+"""Suffixes of masks of lesions, the preferred one first."""
 
 
 def find_annotations(derivatives_dir: Path, scan: Scan, wanted: str | Kind) -> Path | None:
@@ -43,19 +48,49 @@ def annotations_of_scan(derivatives_dir: Path, scan: Scan, wanted: str | Kind) -
     Raises:
         InputMissing: the folder does not exist.
     """
+    fitting = sorted(_of_scan(derivatives_dir, scan, lambda image: annotates(image, wanted)), key=_rank)
+    return [image.path for image in fitting if _rank(image) == _rank(fitting[0])]
+
+
+def find_lesion_mask(derivatives_dir: Path, scan: Scan) -> Path | None:
+    """Return the mask of the lesions of a scan; None if there is none.
+
+    Its ``label-``, its ``seg-`` or, without these, its ``desc-`` begins with ``lesion``, and its suffix is ``mask``,
+    ``dseg``, ``roi`` or ``probseg``. Otherwise, the rules are those of `annotations_of_scan`.
+
+    Raises:
+        InputMissing: the folder does not exist.
+        DataError: several masks match equally well.
+    """
+
+    def rank(image: Image) -> tuple[int, int]:
+        return LESION_SUFFIXES.index(image.suffix), sum(name in ADDED for name in image.entities)
+
+    fitting = sorted(_of_scan(derivatives_dir, scan, shows_lesions), key=rank)
+    if len(fitting) > 1 and rank(fitting[0]) == rank(fitting[1]):
+        raise DataError(f"{fitting[0].path} and {fitting[1].path.name} both show lesions of {scan.key}: keep only one")
+    return fitting[0].path if fitting else None
+
+
+def shows_lesions(image: Image) -> bool:
+    """Return whether a file is a mask of lesions by its name."""
+    named = [image.entities[name] for name in ("label", "segmentation", "desc") if name in image.entities]
+    return image.suffix in LESION_SUFFIXES and any(label.lower().startswith(LESION) for label in named[:1])
+
+
+def _of_scan(derivatives_dir: Path, scan: Scan, accepted: Callable[[Image], bool]) -> list[Image]:
+    """Return the accepted files that belong to a scan. InputMissing if the folder does not exist."""
     if not derivatives_dir.is_dir():
         raise InputMissing(f"no folder {derivatives_dir} with annotations")
     source = without_added(scan.entities)
     place = derivatives_dir / build_name({"subject": source["subject"]})
     if "session" in source:
         place /= build_name({"session": source["session"]})
-    fitting = [
+    return [
         image
         for image in anat_images(derivatives_dir, place)
-        if annotates(image, wanted) and without_added(image.entities) == source and _on_grid(image, scan)
+        if accepted(image) and without_added(image.entities) == source and _on_grid(image, scan)
     ]
-    fitting.sort(key=_rank)
-    return [image.path for image in fitting if _rank(image) == _rank(fitting[0])]
 
 
 def find_label_maps(dataset_dir: Path, wanted: str | Kind) -> list[LabelMap]:

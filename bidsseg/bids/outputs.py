@@ -63,6 +63,7 @@ class OutputPaths:
         lesions: map of lesions, with a ``.json`` and the look-up table ``.tsv``; None for a model without lesions.
         lesion_table: table of lesions, with a ``.json``; None for a model without lesions.
         lesion_figure: picture of the largest lesions for the report.
+        filled: T1w with filled lesions, with a ``.json``; None unless requested.
         probseg: probabilities, with a ``.json``; empty unless requested.
         entropy: maps of uncertainty, with a ``.json``; empty unless requested.
         spaces: files in each requested standard space.
@@ -80,6 +81,7 @@ class OutputPaths:
     lesion_figure: Path
     probseg: dict[str, Path]
     entropy: dict[str, Path]
+    filled: Path | None = None
     spaces: list[SpacePaths] = field(default_factory=list)
     figures: dict[str, Path] = field(default_factory=dict)
     viewer: Path | None = None
@@ -88,7 +90,7 @@ class OutputPaths:
     @property
     def files(self) -> list[Path]:
         """All images and tables with their sidecars, and the viewer (not figures and report)."""
-        lesion = [path for path in (self.lesion, self.lesions, self.lesion_table) if path]
+        lesion = [path for path in (self.lesion, self.lesions, self.lesion_table, self.filled) if path]
         main = [*self.dseg.values(), self.brain, *lesion, *self.probseg.values(), *self.entropy.values()]
         main += self.morph.values()
         more = [file for space in self.spaces for file in space.files] + ([self.viewer] if self.viewer else [])
@@ -110,6 +112,7 @@ def output_paths(
     probseg: bool = False,
     entropy: bool = False,
     lesion: bool = False,
+    filled: bool = False,
     spaces: Iterable[Mapping[str, str]] = (),
     viewer: bool = False,
 ) -> OutputPaths:
@@ -148,6 +151,7 @@ def output_paths(
         lesion_figure=one("lesion_figure"),
         probseg=each("probseg") if probseg else {},
         entropy=each("entropy") if entropy else {},
+        filled=one("filled") if filled else None,
         spaces=[in_space(space) for space in spaces],
         figures=each("figure"),
         viewer=one("viewer") if viewer else None,

@@ -23,9 +23,13 @@ EXPECTED_DICE, CONFIDENCE = "expected mean Dice", "mean confidence in the brain"
 MISSING = Fate("missing", "not processed yet")
 UNREADABLE = "unreadable"
 CORRECTED = "corrected"
+GIVEN = "given"
+NO_MASK = Fate("no mask", "no mask of lesions was given")
 STATUSES = {
     "done": "the scan was segmented",
     CORRECTED: "the label map of the scan was corrected by hand",
+    GIVEN: "the lesions are those of a given mask",
+    NO_MASK.outcome: "the scan was segmented, but no mask of its lesions was given",
     "failed": "the last run could not segment the scan",
     "passed over": "an image that the model needs is missing",
     "missing": "the scan is in the dataset, but was not processed",
@@ -106,13 +110,18 @@ def collect(
     """
     cohorts: dict[tuple[str, str], Cohort] = {}
     used: dict[tuple[str, str], set[str]] = {}
+    with_lesions: set[tuple[str, str]] = set()
     for result in results:
         place = (result.model, result.protocol)
         if place not in cohorts:
             cohorts[place] = Cohort(*place, desc=result.model.removesuffix(result.model_name()))
         cohort = cohorts[place]
         cohort.done.add(result.key)
-        cohort.regions = cohort.regions or _regions(result)
+        has_lesions = has_lesion_table(result)
+        if not cohort.regions or (has_lesions and place not in with_lesions):
+            cohort.regions |= _regions(result)
+        if has_lesions:
+            with_lesions.add(place)
         used.setdefault(place, set()).update(result.source)
     sources = [dict(source) for source in expected]
     for place, cohort in cohorts.items():
@@ -143,6 +152,12 @@ def write_table(path: Path, cohort: Cohort, results: Iterable[Result]) -> list[s
 def status_of(result: Result) -> str:
     """Return the status of a scan with a result."""
     return CORRECTED if result.manual else "done"
+
+
+def has_lesion_table(result: Result) -> bool:
+    """Return whether there are lesions beside a result: if they are given, its label map may have a region more."""
+    table = {**result.source, "label": "lesion", "desc": result.model}
+    return result.path.with_name(build_name(table, "morph", ".tsv")).is_file()
 
 
 def _regions(result: Result) -> dict[str, str]:

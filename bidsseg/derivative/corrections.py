@@ -17,8 +17,8 @@ from bidsseg.bids.scan import Image, Scan, without_added
 from bidsseg.derivative.volumes import volumes_mm3
 from bidsseg.errors import DataError, UsageError, listed
 from bidsseg.files import fingerprint
-from bidsseg.labels.protocol import load_protocol
-from bidsseg.models.card import BRAIN, LESION, Card, head_protocol, shipped
+from bidsseg.labels.protocol import Protocol, load_protocol
+from bidsseg.models.card import BRAIN, LESION, Card, shipped
 from bidsseg.registration.align import Images
 
 if TYPE_CHECKING:
@@ -153,10 +153,15 @@ def _label_maps(folder: Path) -> list[Image]:
     return [image for kind, images in kinds_of(folder).items() if kind.suffix != "probseg" for image in images]
 
 
-def read_corrections(corrections: Corrections, images: Images, *, scan: Scan, card: Card) -> dict[str, np.ndarray]:
+def read_corrections(
+    corrections: Corrections, images: Images, *, scan: Scan, protocols: Mapping[str, Protocol]
+) -> dict[str, np.ndarray]:
     """Return the corrected label maps (X, Y, Z) on the grid of the T1w, by output; masks are booleans.
 
     Differences are accepted, with a note among those of the images, as in training (``read_on_grid``).
+
+    Args:
+        protocols: protocol of each label map.
 
     Raises:
         DataError: a file is not a label map, is on another grid, is empty or has unknown values.
@@ -170,7 +175,7 @@ def read_corrections(corrections: Corrections, images: Images, *, scan: Scan, ca
 
     for name, path in corrections.files.items():
         is_mask = name in (BRAIN, LESION)
-        protocol = load_protocol(name).scored() if is_mask else head_protocol(card, name)
+        protocol = load_protocol(name).scored() if is_mask else protocols[name]
         volume = read_on_grid(path, images, t1w=scan.t1w, flair=scan.flair, note=note)
         values = with_known_values(volume.data, protocol, path, note=note)
         if name != LESION and not values.any():
@@ -180,7 +185,13 @@ def read_corrections(corrections: Corrections, images: Images, *, scan: Scan, ca
 
 
 def corrected(
-    result: Segmentation, labels: Mapping[str, np.ndarray], model: Model, *, files: Mapping[str, Path], voxel_mm3: float
+    result: Segmentation,
+    labels: Mapping[str, np.ndarray],
+    model: Model,
+    *,
+    protocols: Mapping[str, Protocol],
+    files: Mapping[str, Path],
+    voxel_mm3: float,
 ) -> Segmentation:
     """Return a segmentation with corrected label maps and masks in the place of the model's.
 
@@ -190,6 +201,7 @@ def corrected(
 
     Args:
         labels: corrected label maps (X, Y, Z), see ``read_corrections``. Those equal to the model's are ignored.
+        protocols: protocol of each label map.
         files: the file of each.
         voxel_mm3: volume of a voxel.
     """
@@ -199,9 +211,9 @@ def corrected(
     new = {name: values for name, values in labels.items() if not _equal(before[name], values)}
     lesion, head, manual = new.get(LESION, result.lesion), model.card.lesion, {name: name for name in new}
     if head is not None and head in new and LESION not in labels:
-        lesion, manual[LESION] = np.isin(new[head], model.heads[head].lesions), head
+        lesion, manual[LESION] = np.isin(new[head], protocols[head].lesions), head
     maps = {name: new.get(name, values) for name, values in result.labels.items()}
-    counted = {name: volumes_mm3(maps[name], model.heads[name], voxel_mm3) for name in maps if name in new}
+    counted = {name: volumes_mm3(maps[name], protocols[name], voxel_mm3) for name in maps if name in new}
     found = replace(
         result,
         labels=maps,
@@ -214,7 +226,7 @@ def corrected(
         findings=[finding for finding in result.findings if finding.code not in CODES],
         manual=manual,
     )
-    found.findings.extend(implausible_findings(found, model, voxel_mm3))
+    found.findings.extend(implausible_findings(found, model, voxel_mm3, protocols=protocols))
     unknown = {name: np.full_like(volumes, np.nan) for name, volumes in counted.items()}
     return replace(found, soft_mm3={**found.soft_mm3, **unknown})
 

@@ -9,8 +9,8 @@ from bidsseg.derivative.sidecar_keys import read_sidecar
 def is_finished(job: Job) -> bool:
     """Return whether all outputs of a scan are present and were made by this model from these images.
 
-    The record of the scan, which is written last, must name the same model, images, corrections and pass over the
-    mirror image.
+    The record of the scan, which is written last, must name the same model, images, corrections, mask of lesions and
+    pass over the mirror image.
     """
     found = read_sidecar(job.record)
     if not found or not job.agrees_with(found):

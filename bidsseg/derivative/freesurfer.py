@@ -25,7 +25,7 @@ from bidsseg.image.conformed import ConformedGrid, write_mgh
 from bidsseg.image.nifti import read_image, read_labels, write_labels
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol, load_protocol
-from bidsseg.models.card import Card, head_protocol
+from bidsseg.models.card import Card
 from bidsseg.reading import object_or_empty
 
 WITH_VALUES = ("aseg", "FreeSurfer")
@@ -87,7 +87,7 @@ def export(job: Job, subjects_dir: Path) -> None:
     folder, source = subjects_dir / job.scan.key, job.output_dir / job.paths.dseg[own]
     remove([folder / STATS])  # written last: an export without it is repeated
     labels = read_labels(source)
-    protocol = _named(head_protocol(job.card, own))
+    protocol = _named(job.protocols[own])
     _write_aseg(job, labels, protocol, record=with_extension(source, ".json"))
 
     about = {"Name": TOOL, "Version": __version__, "Model": job.card.name, "Protocol": own}

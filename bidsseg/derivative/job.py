@@ -12,26 +12,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bidsseg.bids.names import with_extension
-from bidsseg.bids.outputs import OutputPaths, SpacePaths, output_paths, viewer_table
+from bidsseg.bids.outputs import OutputPaths, SpacePaths, output_paths
 from bidsseg.bids.scan import Scan
 from bidsseg.derivative import sidecars
 from bidsseg.derivative.corrections import Corrections, read_corrections
+from bidsseg.derivative.given_lesions import GivenLesions, former_lesions, read_given_lesions
 from bidsseg.derivative.lesion_tables import lesion_lookup, lesion_sidecar, lesion_table, update_lesion_tables
 from bidsseg.derivative.on_request import Earlier, earlier_outputs
-from bidsseg.derivative.sidecar_keys import Sidecar, is_fast
+from bidsseg.derivative.sidecar_keys import LESIONS, Sidecar, is_fast, lesion_mask
 from bidsseg.derivative.sidecar_keys import corrections as corrections_in
 from bidsseg.derivative.volumes import volume_table
 from bidsseg.errors import DataError, OutputNotWritable, UsageError
 from bidsseg.files import fingerprint, is_being_written, write_json_atomic, write_table, write_text_atomic
-from bidsseg.image.nifti import write_field, write_labels, write_map, write_maps
+from bidsseg.image.nifti import write_changed, write_field, write_labels, write_map, write_maps
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol
-from bidsseg.labels.viewer_tables import MARK, itksnap_labels, slicer_colors
-from bidsseg.models.card import BRAIN, LESION, Card, head_protocol
+from bidsseg.models.card import BRAIN, LESION, Card, head_protocol, protocol_with_lesions
 from bidsseg.models.lesion_rule import LesionRule
 from bidsseg.registration.align import Images, read_aligned
 from bidsseg.registration.spaces import Fit, Space, fit_to, labels_at, template_brain
-from bidsseg.settings import Settings
 
 if TYPE_CHECKING:
     from bidsseg.segmentation.result import Segmentation
@@ -53,7 +52,9 @@ class Job:
         viewer: whether the 3-D page is requested.
         fast: whether the pass over the mirror image is omitted.
         corrections: label maps of this scan that were corrected by hand.
-        lesions: which voxels are lesions.
+        lesions: which voxels are lesions, if the model finds them.
+        given: the given mask of the lesions of this scan.
+        filled: whether the T1w with filled lesions is requested.
     """
 
     scan: Scan
@@ -67,6 +68,8 @@ class Job:
     fast: bool = False
     corrections: Corrections = field(default_factory=Corrections)
     lesions: LesionRule = field(default_factory=LesionRule)
+    given: GivenLesions = field(default_factory=GivenLesions)
+    filled: bool = False
 
     @cached_property
     def paths(self) -> OutputPaths:
@@ -77,10 +80,22 @@ class Job:
             self.card.protocols,
             probseg=self.probseg,
             entropy=self.entropy,
-            lesion=self.card.lesion is not None,
+            lesion=self.has_lesions,
+            filled=self.filled and self.has_lesions,
             spaces=[space.words for space in self.spaces],
             viewer=self.viewer,
         )
+
+    @property
+    def has_lesions(self) -> bool:
+        """Whether there is a mask of lesions, given or found by the model."""
+        return self.card.lesion is not None or self.given.file is not None
+
+    @cached_property
+    def protocols(self) -> dict[str, Protocol]:
+        """The protocol of each label map: the regions of the head and, with given lesions, the region of lesions."""
+        of = head_protocol if self.given.file is None else protocol_with_lesions
+        return {name: of(self.card, name) for name in self.card.protocols}
 
     @property
     def sources(self) -> list[Path]:
@@ -89,11 +104,12 @@ class Job:
 
     @cached_property
     def provenance(self) -> Sidecar:
-        """The model, images and corrections that determine the result; when they change, the scan is recomputed."""
-        checksums = self.corrections.fingerprints()
+        """The model, images and masks that determine the result; when they change, the scan is recomputed."""
+        checksums, given = self.corrections.fingerprints(), self.given.checksum
         corrections: Sidecar = {"CorrectionFingerprints": checksums} if checksums else {}
-        images = [fingerprint(path) for path in self.sources]
-        return {**sidecars.provenance(self.card, images, fast=self.fast, lesions=self.lesions), **corrections}
+        mask: Sidecar = {"LesionMaskFingerprint": given} if given else {}
+        images, rule = [fingerprint(path) for path in self.sources], None if given else self.lesions
+        return {**sidecars.provenance(self.card, images, fast=self.fast, lesions=rule), **corrections, **mask}
 
     @property
     def record(self) -> Path:
@@ -113,11 +129,17 @@ class Job:
 
     def read_corrections(self, images: Images) -> dict[str, np.ndarray]:
         """Return the corrected label maps (X, Y, Z) of the scan, by output, see ``corrections.read_corrections``."""
-        return read_corrections(self.corrections, images, scan=self.scan, card=self.card)
+        return read_corrections(self.corrections, images, scan=self.scan, protocols=self.protocols)
+
+    def read_given_lesions(self, images: Images) -> np.ndarray | None:
+        """Return the given lesions (X, Y, Z), booleans; None if there is no mask."""
+        return read_given_lesions(self.given, images, scan=self.scan)
 
     def agrees_with(self, found: Sidecar) -> bool:
-        """Return whether a sidecar names the same model, images, corrections and passes as those of this job."""
+        """Return whether a sidecar names the model, images, corrections, mask of lesions and passes of this job."""
         if is_fast(found) != self.fast or corrections_in(found).keys() != self.corrections.files.keys():
+            return False
+        if lesion_mask(found) != self.given.checksum:
             return False
         return all(found.get(key) == value for key, value in self.provenance.items())
 
@@ -144,17 +166,20 @@ class Job:
         outdated = self.outdated()
         remove([self.record])
         remove(file for each in outdated for file in each.files)
+        remove(
+            former_lesions(self.output_dir, self.scan, self.card, kept=self.paths.files, keep_tables=self.has_lesions)
+        )
         remove_halves(
             subject.rglob(".*.part"), {path.name for path in (*self.paths.files, *self.paths.figures.values())}
         )
 
-    def write(self, images: Images, result: Segmentation, protocols: Mapping[str, Protocol]) -> None:
+    def write(self, images: Images, result: Segmentation, filled: Volume | None = None) -> None:
         """Write images, tables and sidecars; the record comes last.
 
         Args:
-            protocols: protocols of the model's heads.
+            filled: the T1w with filled lesions, if it is requested.
         """
-        t1w, places = images.volumes["T1w"], self.paths
+        t1w, places, protocols = images.volumes["T1w"], self.paths, self.protocols
         ways = {space.template: "affine" if space.affine else "deformable" for space in self.spaces}
         spaces: Sidecar = {"OutputSpaces": ways} if ways else {}
         details: Sidecar = {
@@ -163,7 +188,7 @@ class Job:
             **spaces,
             **sidecars.result_details(images, result),
         }
-        origin = sidecars.Origin(self.sources, self.bids_dir, details)
+        origin = self._origin(details)
         origins = self._origins(origin, result)
         write_labels(self._place(places.brain), result.brain, t1w)
         self._sidecar(places.brain, sidecars.mask_sidecar("Brain", origins[BRAIN]))
@@ -171,8 +196,10 @@ class Job:
             write_labels(self._place(places.lesion), result.lesion, t1w)
             self._sidecar(places.lesion, sidecars.mask_sidecar("Lesion", origins[LESION]))
             self._write_lesions(result.lesion, result.lesion_probability, t1w, origin=origins[LESION])
+            if places.filled is not None and filled is not None:
+                self._write_filled(places.filled, filled, t1w, result=result, origin=origins[LESION])
         for name, place in places.probseg.items():
-            regions = [region.abbreviation for region in protocols[name].regions]
+            regions = [region.abbreviation for region in protocols[name].scored().regions]
             write_maps(self._place(place), result.probabilities[name].maps(), len(regions), like=t1w)
             self._sidecar(place, sidecars.probseg_sidecar(name, regions, origin))
         for name, place in places.entropy.items():
@@ -199,16 +226,26 @@ class Job:
             if not known:
                 self._write_transform(in_space.transform, fit)
             fits[space.template] = fit
-            self._write_in(space, in_space, fit, t1w=t1w, result=result, protocols=protocols, details=details)
+            self._write_in(space, in_space, fit, t1w=t1w, result=result, details=details)
         update_lesion_tables((self.output_dir / places.brain).parent, self.scan.entities)
         for name, place in places.dseg.items():
             self._sidecar(place, sidecars.dseg_sidecar(name, origins[name]))
 
+    def _origin(self, details: Sidecar) -> sidecars.Origin:
+        given = self.given.file
+        mask = "" if given is None else sidecars.bids_uri(given, self.given.folder, LESIONS)
+        return sidecars.Origin(self.sources, self.bids_dir, details, lesions=mask)
+
     def _origins(self, origin: sidecars.Origin, result: Segmentation) -> dict[str, sidecars.Origin]:
-        """Return the origin of each output: that of the model's, or one that names the corrected label map."""
+        """Return the origin of each output: that of the model's, or one that names what was given instead."""
+        origins = dict.fromkeys([BRAIN, LESION, *result.labels], origin)
+        if self.given.file is not None:
+            of_model = {name: False for name in result.labels if self.protocols[name].scored().lesions}
+            origins |= {name: origin.given(is_drawn=drawn) for name, drawn in of_model.items()}
+            origins[LESION] = origin.given(is_drawn=self.given.manual)
         files, folder = self.corrections.files, self.corrections.folder
-        manual = {name: origin.corrected(files[other], folder) for name, other in result.manual.items()}
-        return {**dict.fromkeys([BRAIN, LESION, *result.labels], origin), **manual}
+        manual = {name: origins[name].corrected(files[other], folder) for name, other in result.manual.items()}
+        return {**origins, **manual}
 
     def _write_lesions(
         self, mask: np.ndarray, probability: np.ndarray | None, t1w: Volume, *, origin: sidecars.Origin
@@ -226,6 +263,17 @@ class Job:
         write_table(self._place(table), lesion_table(found))
         self._sidecar(table, lesion_sidecar(origin))
 
+    def _write_filled(
+        self, place: Path, filled: Volume, t1w: Volume, *, result: Segmentation, origin: sidecars.Origin
+    ) -> None:
+        """Write the T1w with filled lesions; its voxels outside of lesions are those of the source, bit by bit."""
+        from bidsseg.image.brightness import is_stripped
+
+        assert result.lesion is not None
+        write_changed(self._place(place), self.scan.t1w, filled, changed=result.lesion)
+        stripped, voxels = is_stripped(t1w.data, result.brain), int(np.count_nonzero(result.lesion))
+        self._sidecar(place, sidecars.filled_sidecar(origin, voxels=voxels, skull_stripped=stripped))
+
     def _write_in(
         self,
         space: Space,
@@ -234,20 +282,18 @@ class Job:
         *,
         t1w: Volume,
         result: Segmentation,
-        protocols: Mapping[str, Protocol],
         details: Sidecar,
     ) -> None:
         """Write label maps and masks on the grid of a standard space."""
         resolution = f"resolution {space.resolution} of the template in TemplateFlow"
         more: Sidecar = {**details, "SpatialReference": space.reference, "Resolution": resolution}
-        origin = sidecars.Origin(self.sources, self.bids_dir, more)
-        origins = self._origins(origin, result)
+        origins = self._origins(self._origin(more), result)
         images = [(places.brain, result.brain, sidecars.mask_sidecar("Brain", origins[BRAIN]))]
         if places.lesion is not None and result.lesion is not None:
             images.append((places.lesion, result.lesion, sidecars.mask_sidecar("Lesion", origins[LESION])))
         for name, place in places.dseg.items():
             images.append((place, result.labels[name], sidecars.dseg_sidecar(name, origins[name])))
-            write_text_atomic(self._place(with_extension(place, ".tsv")), protocols[name].to_tsv())
+            write_text_atomic(self._place(with_extension(place, ".tsv")), self.protocols[name].to_tsv())
         for place, labels, sidecar in images:
             in_space = labels_at(np.asarray(labels, np.uint16), t1w.affine, fit.points)
             write_labels(self._place(place), in_space, fit.grid)
@@ -299,28 +345,3 @@ def remove(files: Iterable[Path]) -> None:
 def remove_halves(parts: Iterable[Path], names: Container[str]) -> None:
     """Remove temporary files of killed runs with these names, except files that another process is writing."""
     remove(part for part in parts if part.name[1:].rsplit(".", 2)[0] in names and not is_being_written(part))
-
-
-def write_root(settings: Settings, card: Card) -> None:
-    """Write the files at the top of the output, keeping the entries of other models, and the tables for viewers."""
-    descriptions, lesions = {card.name: card.description or card.title}, [card.name] if card.lesion else []
-    sidecars.write_root_files(
-        settings.output_dir, settings.bids_dir, descriptions, lesions=lesions, corrections=settings.corrections
-    )
-    for name in card.protocols:
-        protocol = head_protocol(card, name)
-        for kind, text in (("itksnap", itksnap_labels(protocol)), ("slicer", slicer_colors(protocol))):
-            path = settings.output_dir / viewer_table(kind, card.name, name)
-            if _is_due(path, text):
-                write_text_atomic(path, text)
-
-
-def _is_due(path: Path, text: str) -> bool:
-    """Return whether a table for a viewer is missing, or is an older one of this program that can be read."""
-    try:
-        found = path.read_bytes()
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return MARK.encode() in found[:1000] and found != text.encode()

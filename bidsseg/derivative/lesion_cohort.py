@@ -5,17 +5,17 @@ Rows by region are streamed from the tables of the scans, since there are a hund
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bidsseg.bids.names import build_name, entity_cells, entity_column, entity_names, with_extension
 from bidsseg.bids.outputs import group_lesion_regions, group_lesions
-from bidsseg.derivative.cohort import CORRECTED, MISSING, STATUS, STATUSES, UNREADABLE
+from bidsseg.derivative.cohort import CORRECTED, GIVEN, MISSING, NO_MASK, STATUS, STATUSES, UNREADABLE
 from bidsseg.derivative.lesion_tables import PLACES, REGIONS, LesionFiles, find_lesions
 from bidsseg.derivative.results import Fate, anat_folders, natural, participant_folders
-from bidsseg.derivative.sidecar_keys import Sidecar, is_manual, models, read_sidecar
+from bidsseg.derivative.sidecar_keys import Sidecar, has_given_lesions, is_manual, models, read_sidecar
 from bidsseg.errors import BidssegError
 from bidsseg.files import table_writer
 from bidsseg.reading import NOT_AVAILABLE, read_table
@@ -80,13 +80,18 @@ def find_all_lesions(
 
 
 def collect_lesions(
-    found: Iterable[LesionFiles], expected: Sequence[Mapping[str, str]], fates: Mapping[tuple[str, str], Fate]
+    found: Iterable[LesionFiles],
+    expected: Sequence[Mapping[str, str]],
+    fates: Mapping[tuple[str, str], Fate],
+    *,
+    segmented: Container[tuple[str, str]] = (),
 ) -> list[LesionCohort]:
     """Return the cohorts of the results about lesions, one for each model.
 
     Args:
         expected: source entities of the scans that should have a result.
         fates: outcomes of scans without a result, by model name and key.
+        segmented: scans with a label map: ``desc-`` label of the results, and key of the scan without ``desc``.
     """
     cohorts: dict[str, LesionCohort] = {}
     desc_of: dict[str, str] = {}
@@ -102,6 +107,7 @@ def collect_lesions(
         for source in expected:
             fate = fates.get((model.removeprefix(desc), build_name(source)), MISSING)
             own = {name: label for name, label in source.items() if name != "desc"}
+            fate = NO_MASK if (model, build_name(own)) in segmented else fate
             if source.get("desc", "") == desc and build_name(own) not in done:
                 cohort.absent.append((own, fate))
     return [cohorts[model] for model in sorted(cohorts)]
@@ -160,8 +166,11 @@ def column_of(place: str) -> str:
 
 
 def rules_differ(cohort: LesionCohort) -> list[str]:
-    """Return a problem if scans differ in the threshold or in the smallest volume of lesions."""
-    about: list[Sidecar] = [read_sidecar(with_extension(files.table, ".json")) for files in cohort.scans]
+    """Return a problem if scans differ in the threshold or the smallest volume of lesions, or in who found them."""
+    every: list[Sidecar] = [read_sidecar(with_extension(files.table, ".json")) for files in cohort.scans]
+    about = [each for each in every if not has_given_lesions(each)]
+    if 0 < len(about) < len(every):
+        return [f"{cohort.model}: the lesions of {len(about)} scans were found by the model, those of the others given"]
     if len({(str(each.get("LesionThreshold")), str(each.get("LeastLesionVolume"))) for each in about}) < 2:
         return []
     return [
@@ -176,11 +185,17 @@ def _rows(cohort: LesionCohort, problems: list[str]) -> Iterator[tuple[str, dict
         yield build_name(source), {**entity_cells(source), STATUS: fate.outcome}
     for files in cohort.scans:
         try:
-            status = CORRECTED if is_manual(read_sidecar(with_extension(files.table, ".json"))) else "done"
-            yield files.key, {**entity_cells(files.source), STATUS: status, **totals(files)}
+            yield files.key, {**entity_cells(files.source), STATUS: _status(files), **totals(files)}
         except (BidssegError, KeyError, ValueError) as error:
             problems.append(f"{files.table.name}: not a table of lesions: {error}")
             yield files.key, {**entity_cells(files.source), STATUS: UNREADABLE}
+
+
+def _status(files: LesionFiles) -> str:
+    about = read_sidecar(with_extension(files.table, ".json"))
+    if has_given_lesions(about):
+        return GIVEN
+    return CORRECTED if is_manual(about) else "done"
 
 
 def totals(files: LesionFiles) -> dict[str, int | float]:

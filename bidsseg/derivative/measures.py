@@ -24,7 +24,6 @@ from bidsseg.files import fingerprint, write_json_atomic, write_table
 from bidsseg.image.nifti import read_image, read_labels
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol
-from bidsseg.models.card import head_protocol
 from bidsseg.reading import read_table
 from bidsseg.registration.align import align
 
@@ -71,9 +70,7 @@ def measure(job: Job, name: str, where: str | Path) -> None:
     inside = np.logical_or.reduce([brain.data > 0, *(each > 0 for each in labels.values())])
     values, note = sampled(image, job.scan.t1w, inside)
     for protocol, path in tables.items():
-        rows = list(
-            _rows(head_protocol(job.card, protocol), values, labels=labels[protocol][inside], brain=brain.data[inside])
-        )
+        rows = list(_rows(job.protocols[protocol], values, labels=labels[protocol][inside], brain=brain.data[inside]))
         record = read_sidecar(with_extension(job.output_dir / job.paths.dseg[protocol], ".json"))
         kept: dict[str, Any] = {key: value for key, value in record.items() if key in ("Models", "SoftwareVersion")}
         kept |= {"Manual": True} if is_manual(record) else {}

@@ -171,7 +171,7 @@ class NativeMap:
     Attributes:
         model: name of the model.
         scan: entities of the T1w that the sidecar names, and the map in place of the image.
-        manual: whether the map was corrected by hand, so that it is not the model's.
+        manual: whether the map was corrected by hand, or its lesions were given, so that it is not the model's.
     """
 
     model: str
@@ -189,7 +189,8 @@ def find_native_maps(output_dir: Path, protocol: str) -> Iterator[NativeMap]:
         parsed = parse_name(unquote(images[0]).rpartition("/")[2])
         if models:
             source = parsed[0] if parsed and "subject" in parsed[0] else without_added(found.entities)
-            yield NativeMap(str(models[0]["Name"]), Scan(source, found.path), sidecar_keys.is_manual(about))
+            manual = sidecar_keys.is_manual(about) or sidecar_keys.has_given_lesions(about)
+            yield NativeMap(str(models[0]["Name"]), Scan(source, found.path), manual)
 
 
 def find_fates(output_dir: Path) -> dict[tuple[str, str], Fate]:

@@ -33,6 +33,9 @@ class Sidecar(TypedDict, total=False):
         Models: the model, and the model that located the brain for it.
         InputFingerprints: checksums of the sources. A sidecar with this key is a record of this program.
         Manual: whether a person drew or corrected the labels.
+        LesionMaskFingerprint: checksum of the given mask of lesions, which were filled before the scan was segmented.
+        LesionsGiven: whether the lesions of this image are those of the given mask.
+        FilledVoxels: number of voxels whose brightness was replaced.
         CorrectionFingerprints: checksums of the corrected label maps of the scan, by protocol, ``brain`` or ``lesion``.
         Fast: whether the pass over the mirror image was omitted.
         LesionThreshold: least probability of a lesion voxel, or ``most probable region``.
@@ -55,6 +58,9 @@ class Sidecar(TypedDict, total=False):
     Models: list[ModelUsed]
     InputFingerprints: list[str]
     CorrectionFingerprints: dict[str, str]
+    LesionMaskFingerprint: str
+    LesionsGiven: bool
+    FilledVoxels: int
     Fast: bool
     LesionThreshold: float | str
     LeastLesionVolume: float
@@ -76,6 +82,8 @@ FINDINGS = ("ResultFindings", "InputFindings")
 """Keys whose texts begin with the code of a finding."""
 CORRECTIONS = "corrections"
 """Name of the dataset of corrected label maps in BIDS URIs."""
+LESIONS = "lesions"
+"""Name of the dataset of given masks of lesions in BIDS URIs."""
 MESSAGES = (*FINDINGS, "Notes")
 """Keys with messages for the user, the most important first."""
 
@@ -106,10 +114,20 @@ def corrections(sidecar: Sidecar) -> dict[str, str]:
     return found if isinstance(found, dict) else {}
 
 
+def lesion_mask(sidecar: Sidecar) -> str:
+    """Return the checksum of the given mask of lesions of the scan; empty if none was given."""
+    return str(sidecar.get("LesionMaskFingerprint", ""))
+
+
+def has_given_lesions(sidecar: Sidecar) -> bool:
+    """Return whether the lesions of an image or table are given, and not found by the model."""
+    return bool(sidecar.get("LesionsGiven"))
+
+
 def sources(sidecar: Sidecar) -> list[str]:
     """Return the BIDS URIs of the images that the model read, the T1w first."""
     uris = [str(uri) for uri in _list(sidecar.get("Sources"))]
-    return [uri for uri in uris if not uri.startswith(f"bids:{CORRECTIONS}:")]
+    return [uri for uri in uris if not uri.startswith((f"bids:{CORRECTIONS}:", f"bids:{LESIONS}:"))]
 
 
 def fingerprints(sidecar: Sidecar) -> list[str]:

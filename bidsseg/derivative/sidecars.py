@@ -79,28 +79,49 @@ class Origin:
         bids_dir: the dataset that they are in.
         details: further keys, e.g. ``Models`` and ``InputFindings``.
         correction: URI of the label map by which a person has corrected this output; empty for an output of the model.
+        lesions: URI of the given mask of the lesions of the scan; empty if the model finds them.
+        has_given_lesions: whether this output shows lesions, and they are given.
+        is_drawn: whether a person drew this output; None if it is not known.
     """
 
     sources: Sequence[Path] = ()
     bids_dir: Path = Path()
     details: Sidecar = field(default_factory=Sidecar)
     correction: str = ""
+    lesions: str = ""
+    has_given_lesions: bool = False
+    is_drawn: bool | None = False
 
     @property
     def uris(self) -> list[str]:
-        """The BIDS URIs of the sources, and of the correction."""
-        correction = [self.correction] if self.correction else []
-        return [*(bids_uri(path, self.bids_dir) for path in self.sources), *correction]
+        """The BIDS URIs of the sources, of the given lesions and of the correction."""
+        more = [uri for uri in (self.lesions, self.correction) if uri]
+        return [*(bids_uri(path, self.bids_dir) for path in self.sources), *more]
 
     @property
     def manual(self) -> bool:
         """Whether a person has corrected this output."""
         return bool(self.correction)
 
+    @property
+    def made(self) -> Sidecar:
+        """The entries of a sidecar about who made the labels."""
+        drawn = True if self.manual else self.is_drawn
+        manual: Sidecar = {} if drawn is None else {"Manual": drawn}
+        given: Sidecar = {"LesionsGiven": True} if self.has_given_lesions else {}
+        return {**manual, **given}
+
     def corrected(self, path: Path, folder: Path) -> Origin:
         """Return the origin of an output that is corrected by a file in a derivative dataset, without a confidence."""
+        return replace(self._without_quality(), correction=bids_uri(path, folder, CORRECTIONS), has_given_lesions=False)
+
+    def given(self, *, is_drawn: bool | None) -> Origin:
+        """Return the origin of lesions that are given, without a confidence."""
+        return replace(self._without_quality(), has_given_lesions=True, is_drawn=is_drawn)
+
+    def _without_quality(self) -> Origin:
         details = cast(Sidecar, {key: value for key, value in self.details.items() if key != "Quality"})
-        return replace(self, details=details, correction=bids_uri(path, folder, CORRECTIONS))
+        return replace(self, details=details)
 
 
 def image_sidecar(description: str, origin: Origin, own: Sidecar | None = None) -> Sidecar:
@@ -133,19 +154,25 @@ def carried_over(image: Path, bids_dir: Path) -> Sidecar:
 def dseg_sidecar(protocol: str, origin: Origin) -> Sidecar:
     """Return the sidecar of a label map and of its look-up table."""
     text = f"Label map of the {protocol} protocol; the table of the same name lists the regions"
-    return image_sidecar(text, origin, {"Manual": origin.manual})
+    return image_sidecar(text, origin, origin.made)
 
 
 def mask_sidecar(kind: Literal["Brain", "Lesion"], origin: Origin) -> Sidecar:
     """Return the sidecar of a brain or lesion mask."""
     text = f"{kind} mask: 1 inside, 0 outside"
-    return image_sidecar(text, origin, {"Type": kind, "Manual": origin.manual})
+    return image_sidecar(text, origin, {"Type": kind, **origin.made})
 
 
 def lesions_sidecar(origin: Origin) -> Sidecar:
     """Return the sidecar of a map of lesions and of its look-up table."""
     text = "Map of lesions: 1 in the largest, 2 in the second and so on, as in the table with label-lesion"
-    return image_sidecar(text, origin, {"Manual": origin.manual})
+    return image_sidecar(text, origin, origin.made)
+
+
+def filled_sidecar(origin: Origin, *, voxels: int, skull_stripped: bool) -> Sidecar:
+    """Return the sidecar of a T1w with filled lesions; ``voxels`` is the number of voxels of the lesions."""
+    text = "T1w in which lesions have the brightness and noise of the white matter around them"
+    return image_sidecar(text, origin, {"SkullStripped": skull_stripped, "FilledVoxels": voxels})
 
 
 def probseg_sidecar(protocol: str, labels: Sequence[str], origin: Origin) -> Sidecar:
@@ -177,17 +204,18 @@ def result_details(images: Images, result: Segmentation) -> Sidecar:
     }
 
 
-def provenance(card: Card, checksums: Iterable[str], *, fast: bool, lesions: LesionRule) -> Sidecar:
+def provenance(card: Card, checksums: Iterable[str], *, fast: bool, lesions: LesionRule | None) -> Sidecar:
     """Return the entries of a sidecar about what determines a result: model, images, passes and rule of lesions.
 
     Args:
         checksums: of the images that the model reads.
+        lesions: which voxels are lesions; None if they are given.
     """
     cards = [card, *([find_card(card.locator)] if card.locator else [])]
     found: Sidecar = {"Models": models_used(cards), "InputFingerprints": list(checksums)}
     if fast:
         found["Fast"] = True
-    if card.lesion is not None:
+    if card.lesion is not None and lesions is not None:
         found["LesionThreshold"], found["LeastLesionVolume"] = lesions.recorded_threshold, lesions.least_mm3
     return found
 
@@ -264,19 +292,19 @@ def write_root_files(
     descriptions: Mapping[str, str],
     *,
     lesions: Iterable[str] = (),
-    corrections: Path | None = None,
+    links: Mapping[str, Path] = MappingProxyType({}),
 ) -> None:
     """Write ``dataset_description.json``, ``descriptions.tsv``, ``README.md`` and ``.bidsignore``.
 
     Args:
         descriptions: description of each model of this run, by its name; those of earlier runs are kept.
         lesions: names of the models with lesions.
-        corrections: the dataset of corrected label maps.
+        links: other datasets in BIDS URIs, by name.
     """
-    links = {} if corrections is None else {CORRECTIONS: corrections}
     with locked(output_dir):  # other runs may add their models at the same time
         table = output_dir / root_path("descriptions")
-        numbered = {f"{name}lesions": f"Lesions found by {name}, numbered by volume" for name in lesions}
+        numbered = {f"{name}lesions": f"Lesions found by {name} or given, numbered by volume" for name in lesions}
+        numbered |= {"filled": "T1w with filled lesions (--filled)"} if numbered else {}
         rows = {**_read_descriptions(table), **_desc_labels(descriptions), **numbered}
         description = _kept(_description(output_dir), dataset_description(output_dir, bids_dir, links=links))
         write_json_atomic(output_dir / root_path("description"), description)

@@ -12,11 +12,12 @@ from bidsseg.bids.scan import Scan, Selection
 from bidsseg.derivative.corrections import Corrections, Search, find_corrections
 from bidsseg.derivative.finished import is_finished
 from bidsseg.derivative.freesurfer import check_subjects, values_of
+from bidsseg.derivative.given_lesions import about_given_lesions, find_given_lesions
 from bidsseg.derivative.job import Job, check_apart
 from bidsseg.derivative.ownership import check_files, check_folder, check_same_scan, check_source
 from bidsseg.derivative.run_log import Entry
 from bidsseg.derivative.sidecar_keys import corrections as corrections_in
-from bidsseg.derivative.sidecar_keys import read_sidecar
+from bidsseg.derivative.sidecar_keys import lesion_mask, read_sidecar
 from bidsseg.errors import BidssegError, DataError, InputMissing, NothingSelected, UsageError, listed
 from bidsseg.execution.cluster_config import CONFIGS, read_config
 from bidsseg.execution.machine import check_device
@@ -128,7 +129,11 @@ def plan(settings: Settings, card: Card, selection: Selection, *, spaces: Sequen
     warnings = [*selection.notes, *(f"{entry.scan} is skipped: {entry.reason}" for entry in passed_over)]
     if card.lesion is None and (settings.lesion_threshold, settings.least_lesion_mm3) != (None, None):
         warnings.append(f"{card.name} finds no lesions: --lesion-threshold and --min-lesion-volume have no effect")
+    if settings.filled and card.lesion is None and settings.lesions is None:
+        warnings.append(f"{card.name} finds no lesions: --filled has no effect without --lesions")
     warnings += _about_corrections(settings, card, jobs, scans=selection.scans)
+    found = [(job.scan, job.given) for job in jobs]
+    warnings += about_given_lesions(settings.lesions, found, all_selected=_all_selected(settings))
     warnings += [warning for job in jobs if job not in done for warning in _lost_corrections(job)]
     warnings += _lost_outputs(settings, [job for job in jobs if job not in done])
     todo = [job.scan for job in jobs if job not in done]
@@ -158,7 +163,7 @@ def _jobs(
 
 
 def _job(settings: Settings, card: Card, scan: Scan, *, spaces: Sequence[Space]) -> Job:
-    """Return the job of a scan. DataError if its file names would be too long, or its corrections are ambiguous."""
+    """Return the job of a scan. DataError if its file names would be too long, or what is given is ambiguous."""
     folder = settings.corrections
     job = Job(
         scan,
@@ -172,6 +177,8 @@ def _job(settings: Settings, card: Card, scan: Scan, *, spaces: Sequence[Space])
         fast=settings.fast,
         lesions=card.lesion_rule(settings.lesion_threshold, settings.least_lesion_mm3),
         corrections=find_corrections(folder, scan, card) if folder is not None else Corrections(),
+        given=find_given_lesions(settings.lesions, scan),
+        filled=settings.filled,
     )
     job.check_names()
     return job
@@ -181,18 +188,24 @@ def _about_corrections(settings: Settings, card: Card, jobs: Sequence[Job], *, s
     """Return warnings about corrections that are not used. UsageError if none is."""
     if settings.corrections is None:
         return []
-    chosen = settings.participants or settings.sessions or settings.filters or settings.shard[1] > 1
     found = [(job.scan, job.corrections) for job in jobs]
     other = [scan for scan in scans if scan.key not in {job.scan.key for job in jobs}]
-    return Search(settings.corrections, card, found, other, all_selected=not chosen).warnings()
+    return Search(settings.corrections, card, found, other, all_selected=_all_selected(settings)).warnings()
+
+
+def _all_selected(settings: Settings) -> bool:
+    """Return whether the run has all scans of the dataset."""
+    return not (settings.participants or settings.sessions or settings.filters or settings.shard[1] > 1)
 
 
 def _lost_corrections(job: Job) -> list[str]:
-    """Return a warning if a result was corrected and is recomputed without the correction."""
-    lost = corrections_in(read_sidecar(job.record)).keys() - job.corrections.files.keys()
-    if not lost:
-        return []
-    return [f"{job.scan.key}: recomputed without the correction of {', '.join(sorted(lost))} (see --corrections)"]
+    """Return a warning if a result had corrections or given lesions and is recomputed without them."""
+    found = read_sidecar(job.record)
+    lost = ", ".join(sorted(corrections_in(found).keys() - job.corrections.files.keys()))
+    warnings = [f"{job.scan.key}: recomputed without the correction of {lost} (see --corrections)"] if lost else []
+    if lesion_mask(found) and job.given.file is None:
+        warnings.append(f"{job.scan.key}: recomputed without the given mask of lesions (see --lesions)")
+    return warnings
 
 
 def _lost_outputs(settings: Settings, jobs: Iterable[Job]) -> list[str]:

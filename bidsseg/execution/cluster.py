@@ -323,7 +323,7 @@ def in_image(image: str, settings: Settings) -> str:
     """Return the command that runs Python in the image, with the folders of the run mounted at the same paths."""
     read = [
         settings.bids_dir,
-        *([settings.corrections] if settings.corrections else []),
+        *(folder for folder in (settings.corrections, settings.lesions) if folder),
         *([Path(settings.model)] if Path(settings.model).is_absolute() else []),
     ]
     read += [folder for folder in caches() if settings.output_spaces and folder.is_dir()]

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from bidsseg.bids.outputs import crash_path
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from bidsseg.execution.machine import Machine
+    from bidsseg.image.volume import Volume
     from bidsseg.models.library import Model
     from bidsseg.segmentation.result import Segmentation
 
@@ -123,11 +124,19 @@ def write_page(job: Job) -> None:
 
 @dataclass
 class _Task:
-    """A job, its outcome so far, and the corrected label maps (X, Y, Z) of its scan."""
+    """A job, its outcome so far, and what is given of its scan.
+
+    Attributes:
+        corrections: corrected label maps (X, Y, Z).
+        given: lesions, booleans (X, Y, Z); None if the model finds them.
+        filled: the T1w in which they are filled.
+    """
 
     job: Job
     entry: Entry
     corrections: Mapping[str, np.ndarray] = field(default_factory=dict)
+    given: np.ndarray | None = None
+    filled: Volume | None = None
 
 
 @dataclass
@@ -182,9 +191,7 @@ class Pipeline:
                     writing.result()
                 if result is not None:
                     asked.report.stage(task.entry.scan, "writing")
-                    writing = writer.submit(
-                        self._attempt, "write", task, self._write, task, images, result, model=model
-                    )
+                    writing = writer.submit(self._attempt, "write", task, self._write, task, images, result)
                 del images, result  # only the writer still needs them, and frees them before the scan after the next
             if writing is not None:
                 writing.result()
@@ -192,29 +199,51 @@ class Pipeline:
     def _read(self, task: _Task) -> Images:
         images = task.job.read()
         task.corrections = task.job.read_corrections(images)
+        task.given = task.job.read_given_lesions(images)
+        if task.given is not None:
+            task.filled = self._filled(task, images, task.given)
         task.entry.findings = [asdict(finding) for finding in images.findings]
         task.entry.notes = list(images.notes)
         for finding in images.findings:
             self.settings.report.warn(f"{task.entry.scan}: {finding.message} [{finding.code}]")
         return images
 
+    def _filled(self, task: _Task, images: Images, lesion: np.ndarray) -> Volume:
+        """Return the T1w with filled lesions. DataError, with the name of the given mask, if this is impossible."""
+        from bidsseg.segmentation.filling import fill_lesions
+
+        try:
+            return fill_lesions(images.volumes["T1w"], lesion)
+        except DataError as error:
+            raise DataError(f"{task.job.given.file or task.job.scan.t1w}: {error}") from error
+
     def _segment(self, task: _Task, images: Images, model: Model, *, machine: Machine) -> Segmentation:
+        from bidsseg.segmentation.given_lesions import with_given_lesions
+
         asked, scan = self.settings, task.job.scan
+        given, protocols, voxel_mm3 = task.given, task.job.protocols, images.volumes["T1w"].voxel_volume_mm3
+        seen = images if task.filled is None else replace(images, volumes={**images.volumes, "T1w": task.filled})
         result = segment_images(
-            images,
+            seen,
             model,
             machine,
             strict=asked.memory_mb is not None,
             fast=asked.fast,
             lesions=task.job.lesions,
+            given=given,
             want_probabilities=asked.probseg,
             want_entropy=asked.entropy,
             progress=lambda stage: asked.report.stage(scan.key, stage),
         )
         release_freed_memory()
+        if given is not None:
+            try:
+                result = with_given_lesions(result, given, protocols, voxel_mm3=voxel_mm3)
+            except DataError as error:
+                raise DataError(f"{task.job.given.file}: {error}") from error
         if task.corrections:
-            files, voxel_mm3 = task.job.corrections.files, images.volumes["T1w"].voxel_volume_mm3
-            result = corrected(result, task.corrections, model, files=files, voxel_mm3=voxel_mm3)
+            files = task.job.corrections.files
+            result = corrected(result, task.corrections, model, protocols=protocols, files=files, voxel_mm3=voxel_mm3)
             task.corrections = {}
         task.entry.findings += [asdict(finding) for finding in result.findings]
         for finding in result.findings:
@@ -225,19 +254,21 @@ class Pipeline:
         require_brain(result, str(scan.t1w))
         return result
 
-    def _write(self, task: _Task, images: Images, result: Segmentation, *, model: Model) -> bool:
+    def _write(self, task: _Task, images: Images, result: Segmentation) -> bool:
         from bidsseg.report import write_figures, write_lesion_figure, write_viewer
 
         job = task.job
         job.clear()
-        t1w, labels, heads = images.volumes["T1w"], result.labels, model.heads
+        t1w, labels, filled = images.volumes["T1w"], result.labels, None
+        if job.paths.filled is not None and result.lesion is not None:
+            filled = self._filled(task, images, result.lesion) if result.lesion is not task.given else task.filled
         write_figures(
             job.output_dir,
             job.scan,
             job.card.name,
             image=t1w,
             labels=labels,
-            protocols=heads,
+            protocols=job.protocols,
             brain=result.brain,
             lesion=result.lesion,
         )
@@ -251,10 +282,10 @@ class Pipeline:
                 job.scan.key,
                 t1w,
                 labels=labels,
-                protocols=heads,
+                protocols=job.protocols,
                 lesion=result.lesion,
             )
-        job.write(images, result, heads)
+        job.write(images, result, filled)
         if self.pages:
             write_page(job)
         export(job, self.settings)

@@ -15,6 +15,8 @@ SAMPLE = 60_000
 """Number of brain voxels that is enough to estimate a percentile."""
 CONSTANT = 1 / 3
 """Smallest share of the faces of an image that a constant background covers."""
+BRAIN_ALONE = 1.5
+"""Volume that an image of the brain alone shows at most, in volumes of the brain."""
 DARKEST = 1e-3
 """Lowest brightness outside of the background, as a share of the range of an image."""
 STEPS = np.float32(1 << 14)
@@ -29,6 +31,17 @@ def background(data: np.ndarray) -> float | None:
     faces = np.concatenate([np.moveaxis(data, axis, 0)[side].ravel() for axis in range(3) for side in (0, -1)])
     values, counts = np.unique(faces, return_counts=True)
     return float(values[counts.argmax()]) if counts.max() >= CONSTANT * len(faces) else None
+
+
+def is_stripped(data: np.ndarray, brain: np.ndarray) -> bool:
+    """Return whether an image (X, Y, Z) shows the brain alone: little else is outside of a constant background.
+
+    Args:
+        brain: mask (X, Y, Z).
+    """
+    constant = background(data)
+    shown = int(np.count_nonzero(data != constant))
+    return constant is not None and shown < BRAIN_ALONE * int(np.count_nonzero(brain))
 
 
 def rescaled(volume: Volume) -> Volume:

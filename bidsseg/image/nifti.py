@@ -30,6 +30,7 @@ __all__ = [
     "read_image",
     "read_labels",
     "read_mask",
+    "write_changed",
     "write_field",
     "write_labels",
     "write_map",
@@ -156,6 +157,29 @@ def write_map(path: Path, values: np.ndarray, like: Volume) -> None:
         IOFailure: writing failed, e.g. the disk is full.
     """
     _write_scaled(path, like.shape, [values], like=like)
+
+
+def write_changed(path: Path, source: Path, image: Volume, *, changed: np.ndarray) -> None:
+    """Write a copy of an image in its own type and scale, in which some voxels have the values of another image.
+
+    Args:
+        image: the other image, on the same grid.
+        changed: booleans (X, Y, Z).
+
+    Raises:
+        InputMissing, DataError: as `read_image`.
+        OutputNotWritable, IOFailure: as `write_labels`.
+    """
+    with _named(source):
+        _, proxy, _ = _load(source)
+        stored = np.array(proxy.get_unscaled()).reshape(image.shape, order="F")
+    values, dtype = (image.data[changed].astype(np.float64) - proxy.inter) / proxy.slope, stored.dtype.newbyteorder("=")
+    if dtype.kind in "iu":
+        values = np.rint(values).clip(np.iinfo(dtype).min, np.iinfo(dtype).max)
+    stored[changed] = values
+    header = _fresh_header(image, image.shape, dtype)
+    header.set_slope_inter(proxy.slope, proxy.inter)
+    _write(path, header, (stored[..., k].astype(dtype) for k in range(stored.shape[-1])))
 
 
 def write_maps(path: Path, maps: Iterable[np.ndarray], count: int, *, like: Volume) -> None:

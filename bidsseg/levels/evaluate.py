@@ -24,7 +24,7 @@ from bidsseg.models.card import find_card, head_protocol, name_of
 from bidsseg.models.participants import participants
 from bidsseg.settings import Settings
 
-CORRECTED = "its label map was corrected by hand, and is not the model's"
+CORRECTED = "its label map was corrected by hand, or its lesions were given: it is not the model's"
 NAMED = 5
 """Largest number of participants in a warning."""
 

@@ -51,7 +51,8 @@ def group_level(settings: Settings) -> None:
     fates = find_fates(output_dir)
     expected = _expected(settings, {key for _, key in fates})
     cohorts = collect(_results(settings), expected, fates)
-    lesions = collect_lesions(_lesions(settings), expected, fates)
+    segmented = {(cohort.model, key) for cohort in cohorts for key in cohort.done}
+    lesions = collect_lesions(_lesions(settings), expected, fates, segmented=segmented)
     if not (cohorts or lesions):
         raise NothingSelected(f"no result of the selected scans in {output_dir}: run the level participant first")
     check_group_files(output_dir, cohorts)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from bidsseg.bids import validator
 from bidsseg.bids.outputs import crash_path, report_path, series_log_path
 from bidsseg.bids.series import find_series
-from bidsseg.derivative.job import write_root
 from bidsseg.derivative.results import is_own_page
+from bidsseg.derivative.root import write_root
 from bidsseg.derivative.run_log import Entry, RunLog, crash_text, stamp
 from bidsseg.derivative.series import SeriesJob, crash_source
 from bidsseg.errors import (
@@ -45,8 +45,9 @@ def longitudinal_level(settings: Settings) -> None:
     if settings.executor != "local":
         raise UsageError("the level longitudinal runs on this machine: leave --executor out, and give --shard I/N")
     card, _ = check_request(settings)
-    if settings.corrections is not None:
-        settings.report.warn("longitudinal: --corrections is not used: it compares what the model labels")
+    for name, folder in (("corrections", settings.corrections), ("lesions", settings.lesions)):
+        if folder is not None:
+            settings.report.warn(f"longitudinal: --{name} is not used: it compares what the model labels")
     jobs = _jobs(settings, card)
     if jobs is None:
         return

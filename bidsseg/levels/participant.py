@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from bidsseg.bids import outputs
 from bidsseg.derivative.finished import has_page
-from bidsseg.derivative.job import Job, remove_halves, write_root
+from bidsseg.derivative.job import Job, remove_halves
+from bidsseg.derivative.root import write_root
 from bidsseg.derivative.run_log import Entry, RunLog, stamp
 from bidsseg.derivative.sidecars import lists_model
 from bidsseg.execution.agenda import Agenda, check_request, plan, select
@@ -101,6 +102,7 @@ def _list(settings: Settings, card: Card, agenda: Agenda) -> None:
 
 
 def _corrected(job: Job) -> str:
-    """Return the corrected outputs of a scan, for its line in a dry run."""
+    """Return what is given of a scan, for its line in a dry run."""
     names = ", ".join(job.corrections.files)
-    return f", corrected: {names}" if names else ""
+    given = f", lesions: {job.given.file.name}" if job.given.file is not None else ""
+    return (f", corrected: {names}" if names else "") + given

@@ -244,10 +244,30 @@ def _with_protocols(card: Card) -> Card:
 
 def head_protocol(card: Card, name: str) -> Protocol:
     """Return the scored regions of a head, from the table in the model's folder or from the shipped protocol."""
+    return _complete_protocol(card, name).scored()
+
+
+def protocol_with_lesions(card: Card, name: str) -> Protocol:
+    """Return the regions of a head and, if lesions are not among them, the lesion region of its complete protocol.
+
+    Of several such regions, it is the first that is on no side, such as the white matter hypointensities of
+    FreeSurfer. A protocol without lesions is returned as it is.
+    """
+    whole, head = _complete_protocol(card, name), head_protocol(card, name)
+    sides = dict(zip(whole.indices, whole.hemispheres, strict=True))
+    lesions = sorted(whole.lesions, key=lambda index: sides[index] != "")
+    if head.lesions or not lesions:
+        return head
+    regions = sorted([*head.regions, whole.region(lesions[0])], key=lambda region: region.index)
+    return replace(head, regions=tuple(regions))
+
+
+def _complete_protocol(card: Card, name: str) -> Protocol:
+    """Return the protocol of a head, also with regions that it does not predict."""
     from bidsseg.labels.protocol import load_protocol
 
     own = card.folder / table_name(name)
-    return load_protocol(str(own) if own.is_file() else name).scored()
+    return load_protocol(str(own) if own.is_file() else name)
 
 
 def table_name(head: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bidsseg import __version__
-from bidsseg.derivative.sidecar_keys import ModelUsed, Sidecar, output_spaces, software_version, sources
+from bidsseg.derivative.sidecar_keys import ModelUsed, Sidecar, lesion_mask, output_spaces, software_version, sources
 from bidsseg.derivative.sidecar_keys import models as models_of
 from bidsseg.errors import BidssegError
 from bidsseg.models.card import Card, find_card
@@ -22,6 +22,10 @@ TEMPLATEFLOW = (
 MATTES = (
     "Mattes et al. 2003, PET-CT image registration in the chest using free-form deformations, "
     "doi:10.1109/TMI.2003.809072"
+)
+FILLING = (
+    "Battaglini et al. 2012, Evaluating and reducing the impact of white matter lesions on brain volume measurements, "
+    "doi:10.1002/hbm.21344"
 )
 DEMONS = "Vercauteren et al. 2009, Diffeomorphic demons, doi:10.1016/j.neuroimage.2008.10.040"
 
@@ -58,11 +62,18 @@ def methods(sidecar: Sidecar, protocols: Sequence[str], corrected: Sequence[str]
         sentences.append(cards[0].description.strip() or f"{cards[0].title}.")
     if others:
         sentences.append(f"The brain was found by the model {others[0]}.")
+    if lesion_mask(sidecar):
+        sentences.append(
+            "Lesions are those of given masks. Before the segmentation, they were filled in the T1w with the "
+            "brightness of the white matter around them (an approach of Battaglini et al. 2012)."
+        )
     labelled = f"Label maps of {_listed(protocols)} are" if protocols else "The masks are"
     sentences.append(f"{labelled} on the grid of the T1w; volumes were computed by counting voxels.")
     if corrected:
         sentences.append(f"The label maps of {_listed(corrected)} were corrected by hand.")
     references = dict.fromkeys([BIDS_APPS, *(entry for card in cards for entry in card.citation)])
+    if lesion_mask(sidecar):
+        references[FILLING] = None
     if spaces := output_spaces(sidecar):
         bent = "deformable" in spaces.values()
         way = "affine registration (mutual information, Mattes et al. 2003)"

@@ -54,6 +54,12 @@ class HeadOutput:
     """Predictions of one head at P voxels of the canonical native grid, filled chunk by chunk.
 
     A head with lesions also stores their total probability and the most probable region that is no lesion.
+
+    Attributes:
+        given: booleans (P,), voxels of lesions that are given; None if the network finds lesions. A head with lesions
+            then has a lesion as its region there, and no lesion elsewhere.
+        is_marked: whether a head without lesions gets a region for the given lesions later. Their voxels then do not
+            count in the sums of probabilities.
     """
 
     indices: np.ndarray
@@ -65,6 +71,8 @@ class HeadOutput:
     lesions: Sequence[int] = ()
     lesion_chance: np.ndarray | None = None
     healthy: np.ndarray | None = None
+    given: np.ndarray | None = None
+    is_marked: bool = False
 
     @staticmethod
     def empty(
@@ -86,13 +94,19 @@ class HeadOutput:
 
     def put(self, start: int, logits: Tensor) -> None:
         """Store the result of logits (N, R), which are overwritten, at N voxels from a start."""
+        here = slice(start, start + len(logits))
+        inside = None if self.given is None else torch.from_numpy(self.given[here])
+        if inside is not None and self.lesions:
+            is_lesion = torch.zeros(logits.shape[1], dtype=torch.bool)
+            is_lesion[list(self.lesions)] = True
+            logits.masked_fill_(inside[:, None] != is_lesion, -torch.inf)
         best = logits.max(1)
         chance = logits.sub_(best.values[:, None]).exp_()
         certainty = 1 / chance.sum(1)
-        here = slice(start, start + len(chance))
         self.labels[here] = self.indices[best.indices.numpy()]
         self.certainty[here] = certainty.numpy()
-        self.soft += (certainty @ chance).double().numpy()
+        counted = certainty * ~inside if inside is not None and self.is_marked else certainty
+        self.soft += (counted @ chance).double().numpy()
         if self.probabilities is None and self.entropy is None and self.lesion_chance is None:
             return
         chance *= certainty[:, None]

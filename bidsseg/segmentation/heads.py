@@ -17,8 +17,9 @@ from torch import Tensor
 from bidsseg.errors import DataError
 from bidsseg.image.grid import UPRIGHT, Box, Grid, canonical_shape, canonical_spacing
 from bidsseg.image.resampling import hat_weights, linearly, resample
-from bidsseg.image.volume import Volume
+from bidsseg.image.volume import Volume, canonical
 from bidsseg.labels import load_protocol, load_relation
+from bidsseg.models.card import protocol_with_lesions
 from bidsseg.models.lesion_rule import MOST_PROBABLE, LesionRule
 from bidsseg.models.library import Model
 from bidsseg.segmentation.features import Features
@@ -50,16 +51,22 @@ def read_heads(
     want_probabilities: bool,
     want_entropy: bool,
     lesions: LesionRule = MOST_PROBABLE,
+    given: np.ndarray | None = None,
 ) -> Segmentation:
     """Return the segmentation by all heads, from the features of one or two passes and each head's weight and bias.
 
     DataError if no brain is left.
+
+    Args:
+        given: booleans (X, Y, Z), lesions that are given.
     """
     box, shape, spacing, grid = in_box(volume, grid)
     chance = brain_chance(brain_logit(features, weights), grid, shape, spacing=spacing)
     near = likely(chance, weights)
     place = Place(volume, box, np.flatnonzero(near))
     outputs = empty_outputs(model, len(place.voxels), want_probabilities=want_probabilities, want_entropy=want_entropy)
+    if given is not None:
+        give_lesions(outputs, model, canonical(given, volume.affine).reshape(-1)[place.positions])
     fill(
         [outputs],
         [features],
@@ -92,6 +99,14 @@ def empty_outputs(
                 lesions=model.heads[name].lesions if name == model.card.lesion else (),
             )
     return outputs
+
+
+def give_lesions(outputs: Mapping[str, HeadOutput], model: Model, given: np.ndarray) -> None:
+    """Give the heads the lesions in the voxels of a place, booleans (P,)."""
+    for name, output in outputs.items():
+        output.given, head = given, model.heads[name]
+        output.lesions = [head.indices.index(index) for index in head.lesions]
+        output.is_marked = not head.lesions and bool(protocol_with_lesions(model.card, name).lesions)
 
 
 def brain_in(
@@ -158,6 +173,8 @@ def answer(
         output.labels[~kept] = 0
         if output.lesion_chance is not None:
             output.lesion_chance[~kept] = 0
+        if output.is_marked and output.given is not None:
+            output.labels[output.given] = 0  # until the region of lesions takes its place
     certainty = next(iter(outputs.values())).certainty[kept] if outputs else chance[brain]
     if model.card.lesion is not None:
         output = outputs[model.card.lesion]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,12 +24,16 @@ UNEQUAL = 0.25
 """Largest sum of the differences between sides, relative to the sum of volumes; in healthy people about .05."""
 
 
-def implausible_findings(result: Segmentation, model: Model, voxel_mm3: float) -> Iterator[Finding]:
+def implausible_findings(
+    result: Segmentation, model: Model, voxel_mm3: float, *, protocols: Mapping[str, Protocol] | None = None
+) -> Iterator[Finding]:
     """Yield findings on a doubtful result. The volumes of a brain that is known to be cut are not checked.
 
     Args:
         voxel_mm3: volume of a voxel of the native grid.
+        protocols: protocols of the label maps, if they are not those of the heads.
     """
+    protocols = model.heads if protocols is None else protocols
     least = model.card.least_quality
     if least is not None and result.quality < least:
         yield Finding(
@@ -43,8 +47,8 @@ def implausible_findings(result: Segmentation, model: Model, voxel_mm3: float) -
     if not BRAIN_CM3[0] <= brain_cm3 <= BRAIN_CM3[1]:
         yield Finding("BRAIN_VOLUME_UNUSUAL", f"The brain volume of {brain_cm3:.0f} ml is unusual: check the mask.")
     for name, volumes in result.soft_mm3.items():
-        yield from _unusual_shares(volumes, model.heads[name])
-    pairs = {name: difference_of_sides(volumes, model.heads[name]) for name, volumes in result.soft_mm3.items()}
+        yield from _unusual_shares(volumes, protocols[name])
+    pairs = {name: difference_of_sides(volumes, protocols[name]) for name, volumes in result.soft_mm3.items()}
     name, most = max(pairs.items(), key=lambda pair: pair[1], default=("", 0.0))
     if most > UNEQUAL:
         yield Finding(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bidsseg.image.brightness import rescaled_each
 from bidsseg.image.grid import within_content
 from bidsseg.image.volume import Volume
-from bidsseg.models.lesion_rule import LesionRule
+from bidsseg.models.lesion_rule import MOST_PROBABLE, LesionRule
 from bidsseg.models.library import Model
 from bidsseg.segmentation.engine import Engine
 from bidsseg.segmentation.features import Features
@@ -30,6 +31,7 @@ def segment(
     memory_mb: int | None = None,
     fast: bool = False,
     lesions: LesionRule | None = None,
+    given: np.ndarray | None = None,
     want_probabilities: bool = False,
     want_entropy: bool = False,
     progress: Callable[[str], None] = lambda stage: None,
@@ -42,6 +44,8 @@ def segment(
         memory_mb: memory limit of the network, None for no limit.
         fast: omit the pass over the mirror image, if the model has one.
         lesions: which voxels are lesions; None for the rule on the card.
+        given: booleans (X, Y, Z), lesions that are given instead: the label map of a head with lesions has them where
+            these are and nowhere else. See ``given_lesions.with_given_lesions`` for the other heads.
     """
     volume = images[model.card.inputs[0]]
     engine = Engine(device, precision, memory_mb)
@@ -65,7 +69,8 @@ def segment(
             model=model,
             want_probabilities=want_probabilities,
             want_entropy=want_entropy,
-            lesions=lesions or model.card.lesion_rule(),
+            lesions=(lesions or model.card.lesion_rule()) if given is None else MOST_PROBABLE,
+            given=given,
         )
     result.device, result.precision, result.notes = device, precision, list(dict.fromkeys(notes))
     result.findings += findings

@@ -129,6 +129,7 @@ VALUES = {
     "--work-dir": ["{tmp}/work"],
     "--model": ["other"],
     "--corrections": ["{tmp}"],
+    "--lesions": ["{tmp}"],
     "--output-spaces": ["MNI152NLin2009cAsym:res-1", "OASIS30ANTs"],
     "--freesurfer": ["{tmp}/subjects"],
     "--measure": ["FLAIR", "T1map={tmp}"],

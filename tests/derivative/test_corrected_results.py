@@ -33,7 +33,8 @@ def codes(found: Segmentation) -> list[str]:
 
 def test_findings_are_those_of_the_corrected_label_maps() -> None:
     tissue = np.digitize(np.arange(1000), (150, 600)).reshape(LITRE.shape).astype(np.uint8) + 1
-    found = corrected(result(), {"FAST": tissue}, MODEL, files={"FAST": Path("a.nii")}, voxel_mm3=1000.0)
+    files = {"FAST": Path("a.nii")}
+    found = corrected(result(), {"FAST": tissue}, MODEL, protocols=MODEL.heads, files=files, voxel_mm3=1000.0)
     assert codes(found) == ["UNITS_MISSING", "CONFIDENCE_LOW", "SIDES_UNEQUAL"]
     assert np.isnan(found.soft_mm3["FAST"]).all() and not np.isnan(found.soft_mm3["FreeSurfer"]).any()
     assert found.manual == {"FAST": "FAST"} and found.quality == 0.5
@@ -43,6 +44,6 @@ def test_without_a_label_map_of_the_model_there_is_no_confidence() -> None:
     names = ("FAST", "FreeSurfer")
     labels = {name: LITRE * FREESURFER.indices[1] if name == "FreeSurfer" else LITRE for name in names}
     files = {name: Path(f"{name}.nii") for name in names}
-    found = corrected(result(), labels, MODEL, files=files, voxel_mm3=1000.0)
+    found = corrected(result(), labels, MODEL, protocols=MODEL.heads, files=files, voxel_mm3=1000.0)
     assert np.isnan(found.quality) and "CONFIDENCE_LOW" not in codes(found)
     assert "TISSUE_UNUSUAL" in codes(found)

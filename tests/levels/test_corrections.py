@@ -249,7 +249,7 @@ def test_evaluate_does_not_take_a_corrected_label_map_for_the_model_s(
     correct(app, FAST.replace("01", "02"))
     assert app("--labels", f"FAST={folder(app)}", level="evaluate") == 0
     err = capsys.readouterr().err
-    assert "FAST: sub-01 not compared: its label map was corrected by hand, and is not the model's" in err
+    assert "FAST: sub-01 not compared: its label map was corrected by hand, or its lesions" in err
     compared = table(app, "group_seg-FAST_desc-wholebrain_ref-corrected_agreement.tsv")
     assert set(compared["participant_id"]) == {"sub-02"}
 

@@ -1,0 +1,65 @@
+"""Lesions that are given, in the place of lesions that a model finds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from bidsseg.errors import DataError
+from bidsseg.image.guard import Finding
+from bidsseg.labels.protocol import Protocol
+from bidsseg.segmentation.result import Segmentation
+
+LEAST_SHARE = 0.5
+"""Smallest share of the lesions in the brain that is not unusual."""
+
+
+def with_given_lesions(
+    result: Segmentation, lesion: np.ndarray, protocols: Mapping[str, Protocol], *, voxel_mm3: float
+) -> Segmentation:
+    """Return a segmentation with given lesions.
+
+    The label map of each protocol with lesions has the first of them in all voxels of the mask, unless it has another
+    lesion there. Lesions count as brain.
+
+    Args:
+        result: label maps of the scan with filled lesions, see ``predict.segment``.
+        lesion: booleans (X, Y, Z).
+        protocols: protocol of each label map, with the region of lesions that the head of the network may lack.
+        voxel_mm3: volume of a voxel.
+
+    Raises:
+        DataError: there are lesions, and none of them is in the brain.
+    """
+    count = int(np.count_nonzero(lesion))
+    inside = int(np.count_nonzero(lesion & result.brain)) / max(count, 1)
+    if count and not inside:
+        raise DataError("no lesion of the mask is in the brain: do the mask and the T1w match?")
+    labels, soft, dice = dict(result.labels), dict(result.soft_mm3), dict(result.expected_dice)
+    for name, protocol in protocols.items():
+        if name not in labels or not protocol.lesions:
+            continue
+        missing = lesion & ~np.isin(labels[name], protocol.lesions)
+        small = np.promote_types(labels[name].dtype, np.min_scalar_type(protocol.lesions[0]))
+        labels[name] = np.where(missing, small.type(protocol.lesions[0]), labels[name]).astype(small)
+        if len(soft[name]) < len(protocol.regions):
+            place = protocol.indices.index(protocol.lesions[0])
+            soft[name] = np.insert(np.asarray(soft[name], float), place, count * voxel_mm3)
+            if name in dice:
+                dice[name] = np.insert(dice[name], place, np.nan)
+    findings = list(result.findings)
+    if count and inside < LEAST_SHARE:
+        text = f"Only {inside:.0%} of the lesions are in the brain: check whether the mask and the T1w match."
+        findings.append(Finding("LESIONS_OUTSIDE", text))
+    return replace(
+        result,
+        labels=labels,
+        soft_mm3=soft,
+        expected_dice=dice,
+        brain=result.brain | lesion,
+        lesion=lesion,
+        lesion_probability=None,
+        findings=findings,
+    )
