@@ -321,7 +321,9 @@ def draw_points(brain: Tensor, case: Case, source: Tensor, *, sampling: Sampling
         return everywhere
     points = 2 * blocks[torch.randint(len(blocks), (3 * count,), generator=generator)]
     points += torch.randint(2, points.shape, generator=generator)
-    values = sample_labels(case.finest.values, source[points[:, 0], points[:, 1], points[:, 2]]).long()
-    weight = torch.bincount(values).float()[values] ** -sampling.balance
+    weight = torch.zeros(len(points))
+    for annotation in case.annotations:
+        values = sample_labels(annotation.values, source[points[:, 0], points[:, 1], points[:, 2]]).long()
+        weight = torch.maximum(weight, torch.bincount(values).float()[values] ** -sampling.balance)
     points = points[torch.multinomial(weight, count, generator=generator)]
     return torch.cat([points, everywhere])
