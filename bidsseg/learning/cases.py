@@ -109,11 +109,6 @@ class Case(ListedCase):
         return self.image is not None
 
     @property
-    def finest(self) -> Annotation:
-        """The annotation with the most regions."""
-        return max(self.annotations, key=lambda annotation: len(annotation.protocol.regions))
-
-    @property
     def size(self) -> int:
         maps = [annotation.values for annotation in self.annotations]
         return sum(array.nbytes for array in (self.image, self.brain, self.widening, *maps) if array is not None)

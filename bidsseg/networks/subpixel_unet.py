@@ -116,8 +116,8 @@ class SubpixelUNet(Network):
         last = self.last[0].out_channels
         assert isinstance(last, int)
         return weights | {
-            "stem.0.weight": with_folded(stem, 0, before, self.images),
-            "unfold.weight": with_folded(unfold, last, before, self.images),
+            "stem.0.weight": with_folded(stem, 0, before=before, now=self.images),
+            "unfold.weight": with_folded(unfold, last, before=before, now=self.images),
         }
 
     def trunk(self, image: Tensor, coordinates: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -215,7 +215,7 @@ def fold(x: Tensor) -> Tensor:
     return x.permute(0, 2, 4, 6, 3, 5, 7, 1).reshape(n, d // 2, h // 2, w // 2, 8 * c).permute(0, 4, 1, 2, 3)
 
 
-def with_folded(kernel: Tensor, first: int, before: int, now: int) -> Tensor:
+def with_folded(kernel: Tensor, first: int, *, before: int, now: int) -> Tensor:
     """Return a kernel (O, I, D, H, W) that reads more folded images, with 0 for the further ones.
 
     Args:
