@@ -39,9 +39,9 @@ from bidsseg.bids.annotations import find_label_maps
 from bidsseg.bids.scan import LabelMap
 from bidsseg.derivative.sidecars import BIDS_VERSION
 from bidsseg.files import write_json_atomic, write_text_atomic
-from bidsseg.image.grid import brain_frame, canonical, dilate
+from bidsseg.image.grid import brain_frame, dilate
 from bidsseg.image.nifti import read_labels, write_labels, write_map
-from bidsseg.image.volume import Volume
+from bidsseg.image.volume import Volume, canonical
 from bidsseg.labels import Protocol, Region, load_protocol, load_relation
 from bidsseg.learning.augment import UNMOVED, Intensity, Spatial, change_intensity, draw_warp, sample_labels
 from bidsseg.learning.case_reading import read_label_map

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from bidsseg.arguments import device_name
 from bidsseg.errors import DataError, UsageError, explaining
 from bidsseg.result import Result
-from bidsseg.settings import PRECISIONS, check_memory
+from bidsseg.settings import PRECISIONS, check_lesion_rule, check_memory
 
 if TYPE_CHECKING:
     import nibabel as nib
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bidsseg.image.nifti import Source
     from bidsseg.labels.protocol import Protocol
     from bidsseg.models.card import Card
+    from bidsseg.models.lesion_rule import LesionRule
     from bidsseg.models.library import Model
 
 __all__ = ["Image", "Result", "compare", "list_models", "load_model", "segment"]
@@ -48,6 +49,8 @@ def segment(
     memory_mb: int | None = None,
     fast: bool = False,
     probabilities: bool = False,
+    lesion_threshold: float | None = None,
+    least_lesion_mm3: float | None = None,
 ) -> Result:
     """Segment one scan.
 
@@ -61,6 +64,8 @@ def segment(
         memory_mb: memory limit (MB), None for the free memory.
         fast: omit the pass over the mirror image; slightly less accurate.
         probabilities: store the probability of every region, for ``Result.probability``.
+        lesion_threshold: least probability of a lesion voxel, above 0 and at most 1; None for that of the model.
+        least_lesion_mm3: omit lesions that are smaller (mm³); None for the volume of the model.
 
     Raises:
         UsageError: an argument has an invalid value, or the model needs a FLAIR.
@@ -71,6 +76,7 @@ def segment(
     with explaining():
         images = _by_suffix(image)
         _check(device, precision, memory_mb)
+        check_lesion_rule(lesion_threshold, least_lesion_mm3, ("lesion_threshold", "least_lesion_mm3"))
         loaded = load_model(model) if isinstance(model, str | os.PathLike) else model
         return _segment(
             _used(images, loaded.card),
@@ -80,6 +86,7 @@ def segment(
             memory_mb=memory_mb,
             fast=fast,
             probabilities=probabilities,
+            lesions=loaded.card.lesion_rule(lesion_threshold, least_lesion_mm3),
         )
 
 
@@ -164,6 +171,7 @@ def _segment(
     memory_mb: int | None,
     fast: bool,
     probabilities: bool,
+    lesions: LesionRule,
 ) -> Result:
     """Read, align and segment images by suffix."""
     from bidsseg.bids.scan import Scan
@@ -182,6 +190,7 @@ def _segment(
         machine,
         strict=memory_mb is not None,
         fast=fast,
+        lesions=lesions,
         want_probabilities=probabilities,
         want_entropy=False,
         progress=lambda stage: None,

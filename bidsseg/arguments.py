@@ -198,18 +198,33 @@ def measures(words: Sequence[str], derivatives: Sequence[str], bids_dir: Path) -
 
     A suffix alone is also the name.
     """
+    words = [word if "=" in word else f"{word}={word}" for word in words]
     found: dict[str, str | Path] = {}
-    for word in words:
-        name, _, where = word.partition("=") if "=" in word else (word, "", word)
-        if not re.fullmatch(r"[A-Za-z0-9]+", name) or not where:
-            raise UsageError(
-                f"--measure '{word}': give NAME=SUFFIX or NAME=DIR with a name of letters and digits, e.g. FLAIR=FLAIR "
-                "or T1map=/data/maps"
-            )
-        if name in found:
-            raise UsageError(f"--measure: the name {name} is given twice")
+    for name, where in _named(words, "NAME=SUFFIX or NAME=DIR", "FLAIR=FLAIR or T1map=/data/maps").items():
         is_suffix = re.fullmatch(r"[A-Za-z0-9]+", where) and not _is_derivative(where, derivatives, bids_dir)
         found[name] = where if is_suffix else derivative(where, derivatives, bids_dir, flag="--measure").absolute()
+    return found
+
+
+def measured_images(words: Sequence[str]) -> dict[str, str | Path]:
+    """Return for the name of each measure the image file, an absolute path; InputMissing if there is none."""
+    return {name: image(Path(where)) for name, where in _named(words, "NAME=FILE", "T1map=t1map.nii.gz").items()}
+
+
+def _named(words: Sequence[str], form: str, example: str) -> dict[str, str]:
+    """Return what is measured by the name of the measure.
+
+    Args:
+        form, example: for the message if a word is not NAME=WHERE.
+    """
+    found: dict[str, str] = {}
+    for word in words:
+        name, _, where = word.partition("=")
+        if not re.fullmatch(r"[A-Za-z0-9]+", name) or not where:
+            raise UsageError(f"--measure '{word}': give {form} with a name of letters and digits, e.g. {example}")
+        if name in found:
+            raise UsageError(f"--measure: the name {name} is given twice")
+        found[name] = where
     return found
 
 

@@ -66,6 +66,10 @@ class NothingSelected(BidssegError):
     code = 18
 
 
+class NothingToCompare(NothingSelected):
+    """No participant has two sessions; further levels of the command still run."""
+
+
 class UsageError(BidssegError):
     """The command line contradicts itself or names something that does not exist."""
 

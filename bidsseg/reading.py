@@ -12,6 +12,7 @@ import io
 import json
 import tomllib
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,17 +95,24 @@ def read_table(
 ) -> list[dict[str, str]]:
     """Return the rows of a tab-separated table with a header; missing cells are empty.
 
+    Columns without a name are left out; of columns with the same name, the last one counts.
+
     Args:
         quotes: whether quotation marks enclose cells; otherwise, they are ordinary characters.
         separator: the character between cells.
     """
+    header, *rows = read_cells(path, kind, quotes=quotes, separator=separator) or [[]]
+    return [{name: cell for name, cell in zip_longest(header, row, fillvalue="") if name} for row in rows]
+
+
+def read_cells(path: Path, kind: Kind = DataError, *, quotes: bool = True, separator: str = "\t") -> list[list[str]]:
+    """Return the cells of each line of a table, see `read_table`; empty lines are left out."""
     lines = io.StringIO(read_text(path, kind), newline="")
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
     try:
-        rows = list(csv.DictReader(lines, delimiter=separator, restval="", restkey="", quoting=quoting))
+        return [row for row in csv.reader(lines, delimiter=separator, quoting=quoting) if row]
     except csv.Error as error:
         raise kind(f"{path} is not a table: {error}") from error
-    return [{name: cell for name, cell in row.items() if name} for row in rows]
 
 
 def unreadable(path: Path, error: OSError) -> BidssegError:

@@ -33,6 +33,14 @@ def check_memory(memory_mb: int | None, given: str, remark: str = "") -> None:
         raise UsageError(f"{given} is too little: give at least {LEAST_MEMORY_MB}{remark}")
 
 
+def check_lesion_rule(threshold: float | None, least_mm3: float | None, names: tuple[str, str]) -> None:
+    """Raise UsageError, with the names of both numbers, for numbers that select no lesions."""
+    if threshold is not None and not 0 < threshold <= 1:
+        raise UsageError(f"{names[0]} {threshold:g}: give a number above 0 and at most 1")
+    if least_mm3 is not None and not 0 <= least_mm3 < math.inf:
+        raise UsageError(f"{names[1]} {least_mm3:g}: give a volume of at least 0 mm³")
+
+
 class Report:
     """Interface for progress and messages of a level. This class is silent; the command line's subclass prints."""
 
@@ -199,7 +207,7 @@ class Settings:
         "--freesurfer DIR", OUTPUTS,
         "also write a folder for each scan as FreeSurfer's tools read it (mri/aseg.mgz, stats/aseg.stats, …) in this "
         "SUBJECTS_DIR, and desc-aseg label maps",
-        default=None, read=arguments.absolute)  # fmt: skip
+        default=None, read=arguments.absolute, levels="participant file")  # fmt: skip
     measures: Mapping[str, str | Path] = flag(
         "--measure NAME=DIR|SUFFIX", OUTPUTS,
         "also write mean, median and standard deviation of another image in every region: an image of the dataset "
@@ -276,10 +284,7 @@ class Settings:
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"--omp-nthreads {self.threads}: give at least 1")
         check_memory(self.memory_mb, f"--mem {self.memory_mb} MB", " (a number alone means MB)")
-        if self.lesion_threshold is not None and not 0 < self.lesion_threshold <= 1:
-            raise UsageError(f"--lesion-threshold {self.lesion_threshold:g}: give a number above 0 and at most 1")
-        if self.least_lesion_mm3 is not None and not 0 <= self.least_lesion_mm3 < math.inf:
-            raise UsageError(f"--min-lesion-volume {self.least_lesion_mm3:g}: give a volume of at least 0 mm³")
+        check_lesion_rule(self.lesion_threshold, self.least_lesion_mm3, ("--lesion-threshold", "--min-lesion-volume"))
         if not self.images:
             self._check_places()
 

@@ -152,12 +152,26 @@ def test_a_flair_is_aligned_for_a_model_that_reads_it(
         bidsseg.segment(scan, model=model)
 
 
+def test_the_rule_of_lesions(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meaning = {"brain": [0, 1, 1, 1], "FASTlesion": [0, 4, 2, 3]}
+    model = api.load_model(save_tiny(tmp_path / "lesions", monkeypatch, meaning=meaning, lesion="FASTlesion"))
+
+    def voxels(**rule: Any) -> int:
+        mask = bidsseg.segment(scan, model=model, **rule, **AS_ASKED).lesion_mask
+        assert mask is not None
+        return int(np.asarray(mask.dataobj).sum())
+
+    assert voxels() == voxels(least_lesion_mm3=0) > voxels(lesion_threshold=0.95) > 0 == voxels(least_lesion_mm3=1e9)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"device": "gpu"}, "cuda:N"),
         ({"precision": "fp8"}, "bf16 or fp32"),
         ({"memory_mb": 100}, "at least 500"),
+        ({"lesion_threshold": 1.5}, "lesion_threshold 1.5: give"),
+        ({"least_lesion_mm3": -1}, "least_lesion_mm3 -1: give"),
         ({"memory_mb": 500}, "give --mem that much"),
         ({"image": {"FLAIR": "x"}}, "images by suffix"),
         ({"image": {"T1w": "x", "T2w": "y"}}, "images by suffix"),

@@ -22,7 +22,15 @@ from bidsseg.app.convert import convert
 from bidsseg.app.parser import dataset_parser, file_parser, given_values, is_command
 from bidsseg.app.recipes import recipe_command
 from bidsseg.app.terminal import Terminal, prepare_streams, write_line
-from bidsseg.errors import BidssegError, UnknownLevel, UsageError, explained
+from bidsseg.errors import (
+    BidssegError,
+    InputMissing,
+    NothingSelected,
+    NothingToCompare,
+    UnknownLevel,
+    UsageError,
+    explained,
+)
 from bidsseg.execution.machine import prepare_environment
 from bidsseg.models.card import located
 from bidsseg.settings import LEVELS, Evaluation, Settings, Training
@@ -98,7 +106,7 @@ def repeated_interrupts() -> Iterator[None]:
 
 
 def _run(levels: Sequence[str], settings: Settings) -> int:
-    """Run the levels in order. Failed scans of one level do not stop the next level."""
+    """Run the levels in order. Failed scans of one level, or none to compare, do not stop the next level."""
     code = 0
     if "evaluate" in levels[1:]:  # a wrong --labels is known before other levels work for hours
         from bidsseg.levels.evaluate import check_labels
@@ -107,7 +115,15 @@ def _run(levels: Sequence[str], settings: Settings) -> int:
     for level in levels:
         try:
             getattr(import_module(f"bidsseg.levels.{level}"), f"{level}_level")(settings)
+        except NothingToCompare as error:
+            if len(levels) == 1:
+                raise
+            settings.report.warn(f"{level} is skipped: {error}")
         except BidssegError as error:
+            follows = level in ("group", "evaluate") and "participant" in levels
+            if settings.dry_run and follows and isinstance(error, InputMissing | NothingSelected):
+                settings.report.say(f"{level}: of the results of participant, which a dry run does not write")
+                continue
             if error.code != BidssegError.code or settings.stop_on_first_crash:
                 raise
             code = _fail(str(error), error.code)
@@ -158,8 +174,11 @@ def _file_settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
     """Return the settings of the command ``file``."""
     images = {"T1w": given.t1w, **({"FLAIR": given.flair} if given.flair else {})}
     images = {suffix: arguments.image(path) for suffix, path in images.items()}
+    values = _values(given, words)
+    if "measures" in values:
+        values["measures"] = arguments.measured_images(values["measures"])
     return Settings(
-        **_values(given, words),
+        **values,
         bids_dir=Path(os.path.commonpath([path.parent for path in images.values()])),
         images=images,
         stop_on_first_crash=True,  # so that the run ends with the error of the image

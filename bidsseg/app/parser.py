@@ -41,6 +41,12 @@ NOT_IN_SETTINGS: dict[str, dict[str, Flag]] = {
     },
 }  # fmt: skip
 """Flags that are no fields of the settings, below the field that they follow in the help text."""
+FOR_FILE = {
+    "measures": Flag("--measure NAME=FILE", OUTPUTS,
+                     "also write mean, median and standard deviation of another image of the session in every region; "
+                     "it is aligned to the T1w where needed", several=True),
+}  # fmt: skip
+"""Flags of the command ``file`` that have another value than with a dataset, by field of the settings."""
 VERBOSE = Flag("-v --verbose", OTHER, "report every stage", levels="participant longitudinal evaluate train file")
 
 
@@ -131,8 +137,8 @@ def file_parser() -> argparse.ArgumentParser:
     for name, flag in declared():
         if flag is VERBOSE:
             add("--overwrite", action="store_true", help="recompute a finished scan")
-        if flag.has_meaning("file"):
-            _add(parser, name, flag)
+        if flag.has_meaning("file") or name in FOR_FILE:
+            _add(parser, name, FOR_FILE.get(name, flag))
     parser.set_defaults(verbose=False)
     return parser
 

@@ -25,11 +25,14 @@ def find_measured(source: Mapping[str, str], name: str, where: str | Path, *, bi
     Args:
         source: entities of the T1w.
         name: name of the measure.
-        where: suffix of images in the dataset, or a folder with ``sub-*/[ses-*/]``.
+        where: suffix of images in the dataset, a folder with ``sub-*/[ses-*/]``, or the image itself.
 
     Raises:
         InputMissing: there is no such image, or there are several.
     """
+    if isinstance(where, Path) and where.is_file():
+        parsed = parse_name(where.name)
+        return Image(where, *(parsed[:2] if parsed else ({}, "")))
     folder, suffix = (where, None) if isinstance(where, Path) else (bids_dir, where)
     images = [image for image in _images(folder, source) if suffix in (None, image.suffix)]
     named = name.casefold()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from bidsseg.errors import BidssegError, DataError, listed
-from bidsseg.reading import NOT_AVAILABLE, object_or_empty, read_table
+from bidsseg.reading import NOT_AVAILABLE, object_or_empty, read_cells
 
 PARTICIPANT, SESSION = "participant_id", "session_id"
 Cells = dict[str, str]
@@ -91,13 +92,16 @@ def _read(path: Path, person: str, found: Particulars) -> None:
         "participants", found.participants, PARTICIPANT
     )  # fmt: skip
     try:
-        rows = [{name.strip(): " ".join(cell.split()) for name, cell in row.items()} for row in read_table(path)]
-        if rows and key not in rows[0]:
+        header, *lines = read_cells(path) or [[]]
+        names = [name.strip() for name in header]
+        if lines and key not in names:
             raise DataError(f"{path} has no column {key}: its columns are not joined")
     except BidssegError as error:
         found.problems.append(str(error))
         return
-    for row in rows:
+    found.problems += _lost_columns(path, names, lines)
+    for line in lines:
+        row = {name: " ".join(cell.split()) for name, cell in zip_longest(names, line, fillvalue="") if name}
         label = person or row.pop(PARTICIPANT).removeprefix("sub-")
         place = label, row.pop(SESSION, "").removeprefix("ses-")
         if place in rows_by:
@@ -106,6 +110,16 @@ def _read(path: Path, person: str, found: Particulars) -> None:
         rows_by[place] = {column: cell or NOT_AVAILABLE for column, cell in row.items()}
         for column in row:
             found.described.setdefault((table, column), {})
+
+
+def _lost_columns(path: Path, names: Sequence[str], lines: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield a problem for each column that is not joined, because it has no name or that of another column."""
+    for name in dict.fromkeys(name for name in names if name and names.count(name) > 1):
+        yield f"{path}: {names.count(name)} columns are named {name}, only the last is joined: give each its own name"
+    filled = {place for line in lines for place, cell in enumerate(line) if cell.strip()}
+    if unnamed := [place for place in filled if place >= len(names) or not names[place]]:
+        what = "a column" if len(unnamed) == 1 else f"{len(unnamed)} columns"
+        yield f"{path}: {what} without a name in the first line not joined: add the name"
 
 
 def _describe(path: Path, table: str, found: Particulars) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from bidsseg.bids.names import build_name, with_extension
 from bidsseg.bids.outputs import filled
 from bidsseg.bids.scan import Scan
-from bidsseg.errors import BidssegError
+from bidsseg.errors import BidssegError, listed
 from bidsseg.reading import read_table
 
 SPACE = "halfway"
@@ -48,32 +48,33 @@ class Series:
 
 
 def find_series(scans: Iterable[Scan], bids_dir: Path) -> tuple[list[Series], list[str]]:
-    """Return the participants with two or more sessions, and notes on scans that are not compared.
+    """Return the participants with two or more sessions, and a note for each reason why others are not compared.
 
     Args:
         scans: sorted by participant. The first T1w of each session is used.
     """
-    found, notes = [], []
+    found: list[Series] = []
+    left: dict[str, list[str]] = {}
     for subject, group in groupby(scans, key=lambda scan: scan.entities["subject"]):
         sessions: dict[str, Scan] = {}
+        others: list[Scan] = []
         for scan in group:
             label = scan.entities.get("session")
-            if label is None:
-                notes.append(f"{scan.key} is skipped: it is in no session")
-            elif label in sessions:
-                notes.append(f"{scan.key} is skipped: {sessions[label].key} is the first T1w of its session")
-            else:
-                sessions[label] = scan
+            if label is None or sessions.setdefault(label, scan) is not scan:
+                others.append(scan)
         if len(sessions) < 2:
-            notes.append(f"sub-{subject} is skipped: it has fewer than two sessions with a usable T1w")
+            left.setdefault("fewer than two sessions with a usable T1w", []).append(f"sub-{subject}")
             continue
+        for scan in others:
+            reason = "another T1w of the session is used" if "session" in scan.entities else "in no session"
+            left.setdefault(reason, []).append(scan.key)
         dates = {label: acquired(scan, bids_dir) for label, scan in sessions.items()}
         known = {label: date for label, date in dates.items() if date is not None}
         order = sorted(sessions, key=lambda label: known[label]) if len(known) == len(dates) else list(sessions)
         start = known.get(order[0])
         years = [_years(start, known.get(label)) for label in order]
         found.append(Series([sessions[label] for label in order], years))
-    return found, notes
+    return found, [f"not compared: {listed(names)}: {reason}" for reason, names in left.items()]
 
 
 def acquired(scan: Scan, bids_dir: Path) -> datetime | None:

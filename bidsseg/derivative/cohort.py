@@ -18,6 +18,8 @@ from bidsseg.files import table_writer
 from bidsseg.reading import NOT_AVAILABLE
 
 STATUS, QUALITY, FINDINGS = "status", "quality", "findings"
+EXPECTED_DICE, CONFIDENCE = "expected mean Dice", "mean confidence in the brain"
+"""What the quality of a scan is: with a calibrated model, and with another."""
 MISSING = Fate("missing", "not processed yet")
 UNREADABLE = "unreadable"
 CORRECTED = "corrected"
@@ -67,6 +69,7 @@ class Cohort:
         absent: scans without a result, in natural order.
         regions: full name of the region of each column of volumes, from the first result.
         joined: further columns, behind those of volumes.
+        quality: what the quality of its scans is, EXPECTED_DICE or CONFIDENCE; both, or none, are possible.
     """
 
     model: str
@@ -77,6 +80,7 @@ class Cohort:
     absent: list[Absent] = field(default_factory=list)
     regions: dict[str, str] = field(default_factory=dict)
     joined: list[Joined] = field(default_factory=list)
+    quality: Sequence[str] = ()
 
     @property
     def ids(self) -> list[str]:

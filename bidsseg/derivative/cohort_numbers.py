@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 
 from bidsseg.bids.names import build_name, with_extension
 from bidsseg.bids.particulars import Particulars
-from bidsseg.derivative.cohort import Absent, Cohort
+from bidsseg.derivative.cohort import CONFIDENCE, EXPECTED_DICE, Absent, Cohort
 from bidsseg.derivative.outliers import FAR, FEWEST, robust_z
 from bidsseg.derivative.results import Result
 from bidsseg.errors import BidssegError
@@ -57,6 +57,7 @@ class Numbers:
         volumes: counted voxels (mm³), shape (N, C), NaN where the table lacks the region.
         soft: sums of probabilities (mm³), shape (N, C), NaN for the brain mask.
         quality: shape (N,), NaN where unknown.
+        calibrated: whether the quality is an expected Dice, booleans (N,).
         findings: codes of the findings of each scan.
         selected: whether the run of the scan counts, booleans (N,).
     """
@@ -67,6 +68,7 @@ class Numbers:
     volumes: np.ndarray
     soft: np.ndarray
     quality: np.ndarray
+    calibrated: np.ndarray
     findings: list[list[str]]
     selected: np.ndarray
 
@@ -98,6 +100,13 @@ class Numbers:
         """Whether the quality of a scan is an outlier below the others, booleans (N,)."""
         low: np.ndarray = robust_z(self.quality[:, None], self.selected)[:, 0] < -FAR
         return low
+
+    @cached_property
+    def quality_names(self) -> list[str]:
+        """What the quality of the scans is; both if scans of different versions of a model are in one folder."""
+        known = np.isfinite(self.quality)
+        kinds = {EXPECTED_DICE: self.calibrated & known, CONFIDENCE: ~self.calibrated & known}
+        return [name for name, scans in kinds.items() if scans.any()]
 
     def outliers(self, row: int) -> list[str]:
         """Return the columns in which a scan is an outlier."""
@@ -144,6 +153,7 @@ def gather(cohort: Cohort, results: Sequence[Result], runs: Runs) -> Numbers:
         volumes=np.array(counted).reshape(shape),
         soft=np.array(soft).reshape(shape),
         quality=quality.reshape(shape[0]),
+        calibrated=np.array([result.calibrated() for result in readable], bool),
         findings=[result.findings() for result in readable],
         selected=chosen_runs([result.source for result in readable], quality, runs),
     )
@@ -217,10 +227,14 @@ class Flags:
 
 
 class People:
-    """Columns with what the dataset says about participants and sessions."""
+    """Columns with what the dataset says about participants and sessions.
 
-    def __init__(self, particulars: Particulars, cohort: Cohort) -> None:
-        taken = {*cohort.data_dictionary(), *RESERVED}
+    Args:
+        measured: columns of the values of other images, in the long table.
+    """
+
+    def __init__(self, particulars: Particulars, cohort: Cohort, measured: Iterable[str] = ()) -> None:
+        taken = {*cohort.data_dictionary(), *RESERVED, *measured}
         self.particulars, self.names = particulars, particulars.columns(taken)
 
     @property

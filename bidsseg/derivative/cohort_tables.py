@@ -75,7 +75,7 @@ def write_long(output_dir: Path, cohort: Cohort, numbers: Numbers) -> Path:
     path = group_table(cohort.model, cohort.protocol, "long")
     joined = {name: entry for joined in cohort.joined for name, entry in joined.columns.items()}
     values = [read_measures(result) for result in numbers.results]
-    measured = _measured(values)
+    measured = measured_columns({name for measures in values for name in measures})
     columns = [*cohort.ids, *LONG, *measured, QUALITY, FINDINGS, *joined]
     with table_writer(output_dir / path, columns) as writer:
         for row in np.flatnonzero(numbers.selected).tolist():
@@ -95,9 +95,8 @@ def write_long(output_dir: Path, cohort: Cohort, numbers: Numbers) -> Path:
     return path
 
 
-def _measured(values: Iterable[Iterable[str]]) -> dict[str, dict[str, str]]:
-    """Return the columns of the measures of all scans, given by name, with their entries in the data dictionary."""
-    names = {name for measures in values for name in measures}
+def measured_columns(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Return the columns of measures, given by name, with their entries in the data dictionary."""
     return {
         f"{name}-{statistic}": {"Description": f"{name}: {text}"}
         for name in sorted(names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bidsseg.derivative.job import Job
-from bidsseg.derivative.sidecar_keys import corrections, is_fast, read_sidecar
+from bidsseg.derivative.sidecar_keys import read_sidecar
 
 
 def is_finished(job: Job) -> bool:
@@ -13,9 +13,7 @@ def is_finished(job: Job) -> bool:
     mirror image.
     """
     found = read_sidecar(job.record)
-    if not found or is_fast(found) != job.fast or corrections(found).keys() != job.corrections.files.keys():
-        return False
-    if any(found.get(key) != value for key, value in job.provenance.items()):
+    if not found or not job.agrees_with(found):
         return False
     try:
         return all((job.output_dir / path).is_file() for path in job.paths.files)

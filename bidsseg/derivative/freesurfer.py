@@ -15,10 +15,11 @@ from bidsseg.bids.names import with_extension
 from bidsseg.bids.outputs import aseg_path
 from bidsseg.derivative.aseg_stats import Segmented, aseg_stats, color_table
 from bidsseg.derivative.job import Job, remove
+from bidsseg.derivative.results import Result
 from bidsseg.derivative.sidecar_keys import is_record, read_sidecar
 from bidsseg.derivative.sidecars import TOOL
 from bidsseg.derivative.volumes import volumes_mm3
-from bidsseg.errors import OutputNotWritable, UsageError
+from bidsseg.errors import DataError, OutputNotWritable, UsageError
 from bidsseg.files import fingerprint, write_json_atomic, write_text_atomic
 from bidsseg.image.conformed import ConformedGrid, write_mgh
 from bidsseg.image.nifti import read_image, read_labels, write_labels
@@ -101,10 +102,20 @@ def export(job: Job, subjects_dir: Path) -> None:
     write_text_atomic(folder / "label/aseg.ctab", color_table(protocol))
     voxel = labels.voxel_volume_mm3
     volumes = dict(zip(protocol.indices, volumes_mm3(labels.data, protocol, voxel).tolist(), strict=True))
-    mask_mm3 = float((brain.data > 0).sum()) * voxel
+    mask_mm3 = _mask_mm3(job, own)
     write_text_atomic(
         folder / STATS, aseg_stats(Segmented(job.scan.key, volumes, mask_mm3, aseg, orig, protocol=protocol))
     )
+
+
+def _mask_mm3(job: Job, protocol: str) -> float:
+    """Return the volume of the brain mask in the table of volumes: models share the mask's file, not this table."""
+    path = job.output_dir / job.paths.morph[protocol]
+    try:
+        volumes = Result(job.scan.entities, job.card.name, protocol, path).volumes()
+        return next(volume.volume_mm3 for volume in volumes if volume.is_intracranial)
+    except (ValueError, StopIteration) as error:
+        raise DataError(f"{path} is not a table of volumes: recompute the scan with --overwrite") from error
 
 
 def _write_aseg(job: Job, labels: Volume, protocol: Protocol, *, record: Path) -> None:

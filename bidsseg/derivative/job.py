@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bidsseg.bids.names import parse_name, with_extension
-from bidsseg.bids.outputs import OutputPaths, SpacePaths, aseg_path, output_paths, viewer_table
+from bidsseg.bids.names import with_extension
+from bidsseg.bids.outputs import OutputPaths, SpacePaths, output_paths, viewer_table
 from bidsseg.bids.scan import Scan
 from bidsseg.derivative import sidecars
 from bidsseg.derivative.corrections import Corrections, read_corrections
 from bidsseg.derivative.lesion_tables import lesion_lookup, lesion_sidecar, lesion_table, update_lesion_tables
-from bidsseg.derivative.sidecar_keys import Sidecar, is_record, models, read_sidecar
+from bidsseg.derivative.on_request import Earlier, earlier_outputs
+from bidsseg.derivative.sidecar_keys import Sidecar, is_fast
+from bidsseg.derivative.sidecar_keys import corrections as corrections_in
 from bidsseg.derivative.volumes import volume_table
 from bidsseg.errors import DataError, OutputNotWritable, UsageError
 from bidsseg.files import fingerprint, is_being_written, write_json_atomic, write_table, write_text_atomic
@@ -113,34 +115,38 @@ class Job:
         """Return the corrected label maps (X, Y, Z) of the scan, by output, see ``corrections.read_corrections``."""
         return read_corrections(self.corrections, images, scan=self.scan, card=self.card)
 
+    def agrees_with(self, found: Sidecar) -> bool:
+        """Return whether a sidecar names the same model, images, corrections and passes as those of this job."""
+        if is_fast(found) != self.fast or corrections_in(found).keys() != self.corrections.files.keys():
+            return False
+        return all(found.get(key) == value for key, value in self.provenance.items())
+
+    def outdated(self) -> list[Earlier]:
+        """Return the outputs on request of an earlier run that the label maps of this job will contradict.
+
+        These are all exports (``--measure``, ``--freesurfer``), and images that this job does not write and that were
+        made of other images, by another model or with other corrections.
+        """
+        own = {self.output_dir / path for path in self.paths.files}
+        found = earlier_outputs(self.output_dir, self.scan, self.card.name, record=self.record)
+        return [
+            each
+            for each in found
+            if each.is_export or (own.isdisjoint(each.files) and not self.agrees_with(each.record))
+        ]
+
     def clear(self) -> None:
         """Remove the record of an earlier run, so that a mixture never looks finished, and files of killed runs.
 
-        What an earlier run has made of its label maps (``--measure``, ``--freesurfer``) is removed, too.
+        What an earlier run has made on request and this run would contradict is removed, too, see `outdated`.
         """
         subject = self.output_dir / f"sub-{self.scan.entities['subject']}"
+        outdated = self.outdated()
         remove([self.record])
-        remove(self._exports())
+        remove(file for each in outdated for file in each.files)
         remove_halves(
             subject.rglob(".*.part"), {path.name for path in (*self.paths.files, *self.paths.figures.values())}
         )
-
-    def _exports(self) -> Iterator[Path]:
-        """Yield the tables of other images, and the label map with FreeSurfer's values, of this scan and model.
-
-        Each sidecar comes after its files, which nobody could attribute to this program without it.
-        """
-        of_result = {"desc": self.scan.entities.get("desc", "") + self.card.name}
-        for path in sorted((self.output_dir / self.paths.brain).parent.glob("sub-*_meas-*_stats.json")):
-            parsed = parse_name(path.name)
-            if parsed and is_record(read_sidecar(path)):
-                entities = {key: label for key, label in parsed[0].items() if key not in ("meas", "segmentation")}
-                if entities == {**self.scan.entities, **of_result}:
-                    yield from (path.with_suffix(".tsv"), path)
-        aseg = self.output_dir / aseg_path(self.scan)
-        found = read_sidecar(with_extension(aseg, ".json"))
-        if [model["Name"] for model in models(found)[:1]] == [self.card.name]:
-            yield from (with_extension(aseg, extension) for extension in (".nii.gz", ".tsv", ".json"))
 
     def write(self, images: Images, result: Segmentation, protocols: Mapping[str, Protocol]) -> None:
         """Write images, tables and sidecars; the record comes last.

@@ -16,7 +16,7 @@ from bidsseg.bids.outputs import measure_path
 from bidsseg.bids.scan import Image
 from bidsseg.derivative.job import Job
 from bidsseg.derivative.results import Result
-from bidsseg.derivative.sidecar_keys import fingerprints, is_record, read_sidecar
+from bidsseg.derivative.sidecar_keys import Sidecar, fingerprints, is_manual, is_record, models, read_sidecar
 from bidsseg.derivative.sidecars import TOOL, bids_uri
 from bidsseg.derivative.volumes import INTRACRANIAL, values_by_region
 from bidsseg.errors import BidssegError, OutputNotWritable
@@ -66,6 +66,7 @@ def measure(job: Job, name: str, where: str | Path) -> None:
     if all(fingerprints(records[p]) == made_of[p] and tables[p].is_file() for p in tables):
         return
     brain = read_labels(job.output_dir / job.paths.brain)
+    brain_record = read_sidecar(with_extension(job.output_dir / job.paths.brain, ".json"))
     labels = {protocol: read_labels(job.output_dir / path).data for protocol, path in job.paths.dseg.items()}
     inside = np.logical_or.reduce([brain.data > 0, *(each > 0 for each in labels.values())])
     values, note = sampled(image, job.scan.t1w, inside)
@@ -73,10 +74,14 @@ def measure(job: Job, name: str, where: str | Path) -> None:
         rows = list(
             _rows(head_protocol(job.card, protocol), values, labels=labels[protocol][inside], brain=brain.data[inside])
         )
-        record: dict[str, Any] = dict(read_sidecar(with_extension(job.output_dir / job.paths.dseg[protocol], ".json")))
-        kept: dict[str, Any] = {key: record[key] for key in ("Models", "SoftwareVersion") if key in record}
+        record = read_sidecar(with_extension(job.output_dir / job.paths.dseg[protocol], ".json"))
+        kept: dict[str, Any] = {key: value for key, value in record.items() if key in ("Models", "SoftwareVersion")}
+        kept |= {"Manual": True} if is_manual(record) else {}
         # Before and after the table: a killed run leaves neither a table without a record nor one that looks finished.
-        content = {**_sidecar(name, protocol, address=_address(image.path, job.bids_dir), note=note), **kept}
+        address = _address(image.path, job.bids_dir)
+        text = f"Values of {name} in the regions of the {protocol} protocol and in the brain mask"
+        text += _about_mask(brain_record, job.card.name)
+        content = {"Description": text, **_sidecar(address=address, note=note), **kept}
         write_json_atomic(with_extension(path, ".json"), {**content, "InputFingerprints": []})
         write_table(path, _frame(rows), float_format="%.6g")
         write_json_atomic(with_extension(path, ".json"), {**content, "InputFingerprints": made_of[protocol]})
@@ -114,19 +119,24 @@ def sampled(image: Image, t1w: Path, inside: np.ndarray) -> tuple[np.ndarray, st
 def read_measures(result: Result) -> dict[str, dict[str, dict[str, str]]]:
     """Return the statistics of a result by measure and by the full name of the region."""
     found: dict[str, dict[str, dict[str, str]]] = {}
+    for name, path in find_measures(result):
+        if not fingerprints(read_sidecar(with_extension(path, ".json"))):
+            continue
+        try:
+            rows = read_table(path)
+            found[name] = {row["name"]: {column: row[column] for column in STATISTICS} for row in rows}
+        except (BidssegError, KeyError):  # as if it had not been measured
+            continue
+    return found
+
+
+def find_measures(result: Result) -> Iterator[tuple[str, Path]]:
+    """Yield the name and the table of each measure of a result."""
     own = {**result.source, "segmentation": result.protocol, "desc": result.model}
     for path in sorted(result.path.parent.glob("sub-*_stats.tsv")):
         parsed = parse_name(path.name)
-        if parsed is None or "meas" not in parsed[0] or not fingerprints(read_sidecar(with_extension(path, ".json"))):
-            continue
-        name = parsed[0].pop("meas")
-        if parsed[0] == own:
-            try:
-                rows = read_table(path)
-                found[name] = {row["name"]: {column: row[column] for column in STATISTICS} for row in rows}
-            except (BidssegError, KeyError):  # as if it had not been measured
-                continue
-    return found
+        if parsed is not None and (name := parsed[0].pop("meas", "")) and parsed[0] == own:
+            yield name, path
 
 
 def _interpolated(image: Volume, fixed: Volume, inside: np.ndarray, *, motion: np.ndarray) -> np.ndarray:
@@ -163,9 +173,15 @@ def _frame(rows: list[tuple[Any, ...]]) -> Any:
     return table.astype({"index": "Int64", "voxels": "int64"})
 
 
-def _sidecar(name: str, protocol: str, *, address: str, note: str) -> Mapping[str, Any]:
+def _about_mask(brain: Sidecar, model: str) -> str:
+    """Return what is unusual about the brain mask in the folder, which all models write under the same name."""
+    others = [used["Name"] for used in models(brain)[:1] if used["Name"] != model]
+    by_hand = ", which was corrected by hand" if is_manual(brain) else ""
+    return f"{''.join(f' of the model {name}' for name in others)}{by_hand}"
+
+
+def _sidecar(*, address: str, note: str) -> Mapping[str, Any]:
     return {
-        "Description": f"Values of {name} in the regions of the {protocol} protocol and in the brain mask",
         "Sources": [address],
         "Alignment": note,
         "index": {"Description": "Value of the region in the label map; n/a for the brain mask"},

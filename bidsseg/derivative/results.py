@@ -45,8 +45,11 @@ class Result:
     @property
     def dseg(self) -> Path:
         """The label map; its sidecar and look-up table have the extensions ``.json`` and ``.tsv``."""
-        entities = {**self.source, "segmentation": self.protocol, "desc": self.model}
-        return self.path.with_name(build_name(entities, "dseg", ".nii.gz"))
+        return self.path.with_name(build_name(self._entities, "dseg", ".nii.gz"))
+
+    @property
+    def _entities(self) -> dict[str, str]:
+        return {**self.source, "segmentation": self.protocol, "desc": self.model}
 
     def sidecar(self) -> sidecar_keys.Sidecar:
         """Return the content of the sidecar of the label map; empty if it cannot be read."""
@@ -66,6 +69,17 @@ class Result:
         """Return the quality, 0 to 1, see ``Segmentation.quality``; None if the sidecar lacks it."""
         return sidecar_keys.quality(self.sidecar())
 
+    def calibrated(self) -> bool:
+        """Return whether the quality is an expected Dice, which a table of volumes of the scan then contains."""
+        return any(volume.expected_dice is not None for path in self._tables() for volume in _volumes_or_none(path))
+
+    def _tables(self) -> Iterator[Path]:
+        """Yield the tables of volumes of the scan and model, in all protocols."""
+        for path in sorted(self.path.parent.glob(f"sub-*_seg-*_desc-{self.model}_morph.tsv")):
+            parsed = parse_name(path.name)
+            if parsed and {**parsed[0], "segmentation": self.protocol} == self._entities:
+                yield path
+
     def findings(self) -> list[str]:
         """Return the codes of the findings in the scan and its result, those of the result first."""
         messages = sidecar_keys.messages(self.sidecar(), sidecar_keys.FINDINGS)
@@ -73,23 +87,35 @@ class Result:
 
     def volumes(self) -> list[Volume]:
         """Return the table of volumes, at least one row; ValueError if it cannot be read or is not such a table."""
-        try:
-            rows = read_table(self.path)
-            volumes = [
-                Volume(
-                    row["name"],
-                    row["abbreviation"],
-                    float(row["volume-mm3"]),
-                    number_or_none(row["softvolume-mm3"]),
-                    number_or_none(row.get("expected-dice", "")),
-                )
-                for row in rows
-            ]
-        except (KeyError, BidssegError) as error:
-            raise ValueError(f"not a table of volumes: {error}") from error
-        if not volumes:
-            raise ValueError("an empty table")
-        return volumes
+        return _volumes(self.path)
+
+
+def _volumes(path: Path) -> list[Volume]:
+    """Return the rows of a table of volumes, see `Result.volumes`."""
+    try:
+        volumes = [
+            Volume(
+                row["name"],
+                row["abbreviation"],
+                float(row["volume-mm3"]),
+                number_or_none(row["softvolume-mm3"]),
+                number_or_none(row.get("expected-dice", "")),
+            )
+            for row in read_table(path)
+        ]
+    except (KeyError, BidssegError) as error:
+        raise ValueError(f"not a table of volumes: {error}") from error
+    if not volumes:
+        raise ValueError("an empty table")
+    return volumes
+
+
+def _volumes_or_none(path: Path) -> list[Volume]:
+    """Return the rows of a table of volumes; none if it cannot be read."""
+    try:
+        return _volumes(path)
+    except (OSError, ValueError):
+        return []
 
 
 @dataclass(frozen=True)

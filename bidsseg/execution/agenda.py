@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bidsseg.bids import query, validator
@@ -17,7 +17,7 @@ from bidsseg.derivative.ownership import check_files, check_folder, check_same_s
 from bidsseg.derivative.run_log import Entry
 from bidsseg.derivative.sidecar_keys import corrections as corrections_in
 from bidsseg.derivative.sidecar_keys import read_sidecar
-from bidsseg.errors import BidssegError, DataError, InputMissing, NothingSelected, UsageError
+from bidsseg.errors import BidssegError, DataError, InputMissing, NothingSelected, UsageError, listed
 from bidsseg.execution.cluster_config import CONFIGS, read_config
 from bidsseg.execution.machine import check_device
 from bidsseg.models.card import Card, find_card
@@ -26,6 +26,7 @@ from bidsseg.settings import Settings
 
 Failure = tuple[Entry, Exception]
 """A failed scan: its entry in the manifest, and the error."""
+FOLDER_KEPT = " (its folder in the SUBJECTS_DIR remains that of the earlier result)"
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,7 @@ def plan(settings: Settings, card: Card, selection: Selection, *, spaces: Sequen
         warnings.append(f"{card.name} finds no lesions: --lesion-threshold and --min-lesion-volume have no effect")
     warnings += _about_corrections(settings, card, jobs, scans=selection.scans)
     warnings += [warning for job in jobs if job not in done for warning in _lost_corrections(job)]
+    warnings += _lost_outputs(settings, [job for job in jobs if job not in done])
     todo = [job.scan for job in jobs if job not in done]
     if todo and not (settings.skip_validation or settings.images):
         place = None if settings.dry_run else settings.output_dir
@@ -191,6 +193,21 @@ def _lost_corrections(job: Job) -> list[str]:
     if not lost:
         return []
     return [f"{job.scan.key}: recomputed without the correction of {', '.join(sorted(lost))} (see --corrections)"]
+
+
+def _lost_outputs(settings: Settings, jobs: Iterable[Job]) -> list[str]:
+    """Return a warning for each flag whose files of an earlier run are removed and not made again."""
+    given = {f"--measure {name}" for name in settings.measures}
+    given |= set() if settings.freesurfer is None else {"--freesurfer"}
+    lost: dict[str, list[str]] = {}
+    for job in jobs:  # images in given spaces are written by the job, and not outdated
+        for flag in dict.fromkeys(each.flag for each in job.outdated() if each.flag not in given):
+            lost.setdefault(flag, []).append(job.scan.key)
+    return [
+        f"{listed(keys, 3)}: recomputed without {flag}: the files that it made of the earlier result are removed"
+        f"{FOLDER_KEPT if flag == '--freesurfer' else ''}; give the flag again to write them"
+        for flag, keys in lost.items()
+    ]
 
 
 def _failure(scan: str, error: BidssegError) -> Failure:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+from bidsseg.bids.outputs import aseg_path, measure_path
 from bidsseg.derivative import freesurfer
 from bidsseg.derivative.job import Job
 from bidsseg.derivative.measures import measure
@@ -25,6 +27,17 @@ def export(job: Job, settings: Settings) -> None:
     for name, where in settings.measures.items():
         with _warning(job, settings, f"measure {name}"):
             measure(job, name, where)
+
+
+def planned_exports(job: Job, settings: Settings) -> list[Path]:
+    """Return the folder and the files that `export` writes of a scan whose measured images exist, absolute."""
+    found = []
+    if settings.freesurfer is not None:
+        found += [settings.freesurfer / job.scan.key, job.output_dir / aseg_path(job.scan)]
+    for name in settings.measures:
+        paths = [measure_path(job.scan, job.card.name, protocol, measure=name) for protocol in job.paths.dseg]
+        found += [job.output_dir / path for path in paths]
+    return found
 
 
 @contextmanager

@@ -15,21 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bidsseg.image.volume import Volume
-
-
-def canonical(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Return the array (X, Y, Z) with its axes permuted and flipped to R, A, S (nearest)."""
-    turned: np.ndarray = nib.orientations.apply_orientation(data, nib.orientations.io_orientation(affine))
-    return turned
-
-
-def from_canonical(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Return the array in the axes of the scan: the inverse of canonical."""
-    ras, native = nib.orientations.axcodes2ornt("RAS"), nib.orientations.io_orientation(affine)
-    turned: np.ndarray = nib.orientations.apply_orientation(data, nib.orientations.ornt_transform(ras, native))
-    return turned
-
+from bidsseg.image.volume import Volume, canonical
 
 Turn = tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
 """A rotation (3, 3) as nested tuples."""

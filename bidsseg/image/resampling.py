@@ -12,8 +12,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from bidsseg.errors import DataError
-from bidsseg.image.grid import UPRIGHT, Grid, canonical, canonical_spacing, content_box, whole_grid
-from bidsseg.image.volume import Volume
+from bidsseg.image.grid import UPRIGHT, Grid, canonical_spacing, content_box, whole_grid
+from bidsseg.image.volume import Volume, canonical
 
 BEYOND = 12
 """Margin in voxels around an interpolated region that still influences the splines."""

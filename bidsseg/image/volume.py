@@ -77,3 +77,16 @@ def places(shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
     """Return the positions of the voxels of a grid, shape (X, Y, Z, 3), RAS+ millimetres."""
     positions: np.ndarray = apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1))
     return positions
+
+
+def canonical(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Return the array (X, Y, Z) with its axes permuted and flipped to R, A, S (nearest)."""
+    turned: np.ndarray = nib.orientations.apply_orientation(data, nib.orientations.io_orientation(affine))
+    return turned
+
+
+def from_canonical(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Return the array in the axes of the scan: the inverse of canonical."""
+    ras, native = nib.orientations.axcodes2ornt("RAS"), nib.orientations.io_orientation(affine)
+    turned: np.ndarray = nib.orientations.apply_orientation(data, nib.orientations.ornt_transform(ras, native))
+    return turned

@@ -13,7 +13,7 @@ from bidsseg.bids.query import find_scans
 from bidsseg.bids.scan import Scan
 from bidsseg.derivative.cohort import Cohort, collect, write_table
 from bidsseg.derivative.cohort_numbers import Flags, People, gather
-from bidsseg.derivative.cohort_tables import wide_tables, write_long, write_wide
+from bidsseg.derivative.cohort_tables import measured_columns, wide_tables, write_long, write_wide
 from bidsseg.derivative.lesion_cohort import (
     LesionCohort,
     collect_lesions,
@@ -25,6 +25,7 @@ from bidsseg.derivative.lesion_cohort import (
     write_region_table,
 )
 from bidsseg.derivative.lesion_tables import LesionFiles, update_lesion_tables
+from bidsseg.derivative.measures import find_measures
 from bidsseg.derivative.ownership import check_folder, check_group_files, check_lesion_files, check_source
 from bidsseg.derivative.results import Result, find_fates, find_results, is_own_page
 from bidsseg.derivative.sidecar_keys import corrections
@@ -55,7 +56,7 @@ def group_level(settings: Settings) -> None:
         raise NothingSelected(f"no result of the selected scans in {output_dir}: run the level participant first")
     check_group_files(output_dir, cohorts)
     check_lesion_files(output_dir, [table for cohort in lesions for table in cohort.tables])
-    if settings.corrections is not None:
+    if settings.corrections is not None and not settings.dry_run:  # in a dry run, participant has not used them yet
         _warn(settings, list(_without_correction(settings.corrections, _results(settings))))
     if not settings.dry_run:
         report.start(len(cohorts) + 2, "step")
@@ -67,24 +68,29 @@ def group_level(settings: Settings) -> None:
             _write(settings, cohort, particulars)
             report.advance(path.name, "done")
         report.say(f"{path}: {_count(cohort)}")
+        if (long := _long_table(settings, cohort)) is not None:
+            report.say(f"{long}: a row for each scan and region")
     for of_model in lesions:
         _write_lesions(settings, of_model)
-    page = output_dir / group_report()
     if not settings.dry_run:
-        from bidsseg.report import compare_pages, group_page, read_table
+        _write_pages(settings, cohorts, lesions)
+    report.say(str(output_dir / group_report()))
 
-        report.stage(page.name, "page")
-        tables = [read_table(output_dir, cohort) for cohort in cohorts]
-        for table in tables:
-            write_json_atomic(with_extension(output_dir / table.address, ".json"), table.data_dictionary())
-        group_page(output_dir, tables)
-        report.advance(page.name, "done")
-        report.stage("pages of the scans", "the cohort beside their volumes")
-        report.advance(
-            "pages of the scans", f"{compare_pages(output_dir, tables)} with the cohort beside their volumes"
-        )
-        report.stop()
-    report.say(str(page))
+
+def _write_pages(settings: Settings, cohorts: list[Cohort], lesions: list[LesionCohort]) -> None:
+    """Write the page of the cohort, and the cohort beside the volumes on the pages of the scans."""
+    from bidsseg.report import compare_pages, group_page, read_lesions, read_table
+
+    output_dir, report = settings.output_dir, settings.report
+    report.stage(group_report().name, "page")
+    tables = [read_table(output_dir, cohort) for cohort in cohorts]
+    for table in tables:
+        write_json_atomic(with_extension(output_dir / table.address, ".json"), table.data_dictionary())
+    group_page(output_dir, tables, [read_lesions(output_dir, cohort) for cohort in lesions])
+    report.advance(group_report().name, "done")
+    report.stage("pages of the scans", "the cohort beside their volumes")
+    report.advance("pages of the scans", f"{compare_pages(output_dir, tables)} with the cohort beside their volumes")
+    report.stop()
 
 
 def _particulars(settings: Settings, cohorts: list[Cohort]) -> Particulars:
@@ -100,15 +106,27 @@ def _write(settings: Settings, cohort: Cohort, particulars: Particulars) -> None
     """Write the tables of a cohort; the data dictionary of the first is written with the page."""
     results = list(_of(cohort, settings))
     numbers = gather(cohort, results, settings.runs)
+    cohort.quality = numbers.quality_names
+    if len(cohort.quality) > 1:
+        settings.report.warn(
+            f"{cohort.model}, {cohort.protocol}: the quality of some scans is the {cohort.quality[0]}, that of others, "
+            f"from an earlier version, the {cohort.quality[1]}: recompute these (--overwrite) to compare them"
+        )
     cohort.joined.append(Flags(numbers, settings.runs))
-    cohort.joined.append(People(particulars, cohort))
+    measured = measured_columns({name for result in results for name, _ in find_measures(result)})
+    cohort.joined.append(People(particulars, cohort, measured))
     path = settings.output_dir / group_table(cohort.model, cohort.protocol)
     _warn(settings, write_table(path, cohort, results))
     for table in wide_tables(numbers):
         write_wide(settings.output_dir, cohort, numbers, table=table)
-    long = settings.output_dir / group_table(cohort.model, cohort.protocol, "long")
-    if settings.long or long.is_file():  # one of an earlier run must not contradict the other tables
+    if _long_table(settings, cohort) is not None:
         write_long(settings.output_dir, cohort, numbers)
+
+
+def _long_table(settings: Settings, cohort: Cohort) -> Path | None:
+    """Return the long table if it is written: one of an earlier run must not contradict the other tables."""
+    path = settings.output_dir / group_table(cohort.model, cohort.protocol, "long")
+    return path if settings.long or path.is_file() else None
 
 
 def _results(settings: Settings) -> Iterator[Result]:

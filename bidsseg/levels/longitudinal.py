@@ -18,7 +18,7 @@ from bidsseg.derivative.series import SeriesJob, crash_source
 from bidsseg.errors import (
     BidssegError,
     IOFailure,
-    NothingSelected,
+    NothingToCompare,
     OutputNotWritable,
     UsageError,
     explained,
@@ -39,7 +39,7 @@ def longitudinal_level(settings: Settings) -> None:
     """Compare the sessions of every selected participant who has two or more, and write tables and pages.
 
     Raises:
-        NothingSelected: no participant has two sessions.
+        NothingToCompare: no participant has two sessions.
         BidssegError: with exit code 1 if some participants failed, 65 if all failed because of their data.
     """
     if settings.executor != "local":
@@ -87,10 +87,11 @@ def _jobs(settings: Settings, card: Card) -> list[SeriesJob] | None:
     lacking = [scan for scan in selection.scans if card.lacks(scan.images(card.inputs))]
     series, notes = find_series([scan for scan in selection.scans if scan not in lacking], settings.bids_dir)
     unusable = [f"{scan.key} is skipped: {card.name} needs a FLAIR: {scan.flair_reason}" for scan in lacking]
-    for note in [*selection.notes, *selection.closed.values(), *unusable, *notes]:
+    # Without a series, the error says what the notes would say about every participant.
+    for note in [*selection.notes, *selection.closed.values(), *unusable, *(notes if series else [])]:
         settings.report.warn(note)
     if not series:
-        raise NothingSelected("no participant has two sessions with images that the model reads")
+        raise NothingToCompare("no participant has two sessions (ses-*) with images that the model reads")
     lesions = card.lesion_rule(settings.lesion_threshold, settings.least_lesion_mm3)
     return [SeriesJob(each, card, settings.bids_dir, settings.output_dir, settings.fast, lesions) for each in series]
 

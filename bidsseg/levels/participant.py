@@ -10,7 +10,7 @@ from bidsseg.derivative.job import Job, remove_halves, write_root
 from bidsseg.derivative.run_log import Entry, RunLog, stamp
 from bidsseg.derivative.sidecars import lists_model
 from bidsseg.execution.agenda import Agenda, check_request, plan, select
-from bidsseg.execution.exports import export
+from bidsseg.execution.exports import export, planned_exports
 from bidsseg.execution.machine import choose_workers
 from bidsseg.execution.outcomes import Outcomes
 from bidsseg.execution.pipeline import Pipeline, process_mb, write_page
@@ -94,6 +94,8 @@ def _list(settings: Settings, card: Card, agenda: Agenda) -> None:
         settings.report.say(f"{job.scan.key}: {'done' if job in agenda.done else 'to do'}{_corrected(job)}")
         for path in job.paths.files:
             settings.report.say(f"  {settings.output_dir / path}")
+        for path in planned_exports(job, settings):
+            settings.report.say(f"  {path}")
     for entry, _ in agenda.unusable:
         settings.report.warn(f"{entry.scan} would fail: {entry.reason}")
 

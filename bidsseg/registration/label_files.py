@@ -10,10 +10,9 @@ from nibabel.affines import apply_affine
 from nibabel.orientations import inv_ornt_aff, io_orientation
 
 from bidsseg.errors import DataError, UsageError
-from bidsseg.image.grid import canonical, from_canonical
 from bidsseg.image.mgh import is_mgh
 from bidsseg.image.nifti import read_image, read_labels, read_mask
-from bidsseg.image.volume import Volume
+from bidsseg.image.volume import Volume, canonical, from_canonical
 from bidsseg.labels.protocol import Protocol
 from bidsseg.registration.align import Images, align
 

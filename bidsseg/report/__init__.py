@@ -2,6 +2,7 @@
 
 from bidsseg.report.agreement_page import agreement_page
 from bidsseg.report.cohort_page import compare_pages, group_page, read_table
+from bidsseg.report.lesion_cohort import read_lesions
 from bidsseg.report.lesion_pictures import write_lesion_figure
 from bidsseg.report.longitudinal_page import longitudinal_page, write_change_figure
 from bidsseg.report.scan_page import participant_page, write_figures
@@ -14,6 +15,7 @@ __all__ = [
     "write_lesion_figure",
     "write_viewer",
     "read_table",
+    "read_lesions",
     "group_page",
     "compare_pages",
     "agreement_page",

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from bidsseg.bids.names import entity_column, with_extension
+from bidsseg.bids.names import entity_column, parse_name, with_extension
 from bidsseg.bids.outputs import FURTHER_TABLES, group_report, group_table, report_path
 from bidsseg.bids.scan import Scan
 from bidsseg.derivative.cohort import CORRECTED, QUALITY, STATUS, Absent, Cohort
-from bidsseg.derivative.results import is_own_page
+from bidsseg.derivative.results import is_own_page, natural
+from bidsseg.derivative.series import comparisons_of
 from bidsseg.report.distributions import Distribution, Line, bars, distributions, lines
+from bidsseg.report.lesion_cohort import LesionTable
 from bidsseg.report.page import write_page
 from bidsseg.report.scan_page import COHORT, cohort_ranges, participant_page
 
@@ -52,27 +55,49 @@ def read_table(output_dir: Path, cohort: Cohort) -> Table:
         for line in lines(output_dir / path, volumes, AT_MOST)
         if line.cells[STATUS] in ("done", CORRECTED)
     ]
-    full = {QUALITY: "Quality", **cohort.regions}
+    full = {QUALITY: _quality(cohort), **cohort.regions}
     drawn = [(distribution, full[distribution.name], bars(distribution.counts, HEIGHT)) for distribution in found]
     return Table(cohort, path.as_posix(), shown, drawn)
 
 
-def group_page(output_dir: Path, tables: Sequence[Table]) -> Path:
-    """Write the page and return its path."""
+def group_page(output_dir: Path, tables: Sequence[Table], lesions: Sequence[LesionTable] = ()) -> Path:
+    """Write the page, with links to the comparisons of sessions that exist, and return its path."""
     page = output_dir / group_report()
+    scans = [key for table in tables for key in table.cohort.done]
+    scans += [files.key for table in lesions for files in table.cohort.scans]
     content = {
         "title": "Cohort",
         "tables": tables,
+        "lesions": lesions,
+        "comparisons": _comparisons(output_dir, scans),
         "absent": _absent([table.cohort for table in tables]),
         "at_most": AT_MOST,
         "height": HEIGHT,
+        "bars": lambda distribution: bars(distribution.counts, HEIGHT),
         "dictionary": lambda table: with_extension(Path(table.address), ".json").as_posix(),
+        "quality_of": _quality,
         "further": lambda table: _further(output_dir, table.cohort),
         "id_of": entity_column,
         "page_of": lambda scan: report_path(scan).as_posix(),
     }
     write_page(page, "group.html", content)
     return page
+
+
+def _quality(cohort: Cohort) -> str:
+    """Return the name of the quality on the page."""
+    return f"Quality: {' or '.join(cohort.quality)}" if cohort.quality else "Quality"
+
+
+def _comparisons(output_dir: Path, scans: Iterable[str]) -> dict[str, list[tuple[str, str]]]:
+    """Return the pages that compare the sessions of participants: name and address of each, by model."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for person in sorted({key.partition("_")[0] for key in scans}, key=natural):
+        for page in comparisons_of(person.removeprefix("sub-"), output_dir):
+            parsed = parse_name(page.name)
+            if parsed is not None:
+                found.setdefault(parsed[0]["desc"], []).append((person, quote(page.name)))
+    return dict(sorted(found.items()))
 
 
 def compare_pages(output_dir: Path, tables: Sequence[Table]) -> int:

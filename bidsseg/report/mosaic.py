@@ -60,7 +60,7 @@ def write_mosaics(image: Volume, overlays: Mapping[Path, Overlay]) -> None:
     data = apply_orientation(image.data, orientation)
     labels = {path: apply_orientation(overlay.labels, orientation) for path, overlay in overlays.items()}
     bounds = labelled_bounds(list(labels.values()), data.shape)
-    rows = [Row.make(plane, data.shape, spacing, bounds=bounds) for plane in PLANES]
+    rows = [Row.make(plane, data.shape, spacing, bounds=bounds, pixels_per_mm=PIXELS_PER_MM) for plane in PLANES]
     greys: list[list[np.ndarray]] = []
     for path, overlay in overlays.items():
         drawn = [row.drawn(labels[path], overlay) for row in rows]
@@ -98,8 +98,8 @@ class Row:
         spacing: np.ndarray,
         *,
         bounds: Sequence[tuple[int, int]],
+        pixels_per_mm: float,
         positions: Sequence[int] = (),
-        pixels_per_mm: float = PIXELS_PER_MM,
     ) -> Row:
         """Return equally spaced slices through the bounds, with a margin in the plane."""
         box = [slice(None)] * 3
@@ -178,10 +178,11 @@ def _draw(labels: np.ndarray, overlay: Overlay) -> np.ndarray:
     for label, color in overlay.colors.items():
         if label < len(table):
             table[label, :3] = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
-    table[0] = 0
-    picture: np.ndarray = table[labels]
-    picture[~border & (labels > 0), 3] = 0 if overlay.outline or overlay.hollow else round(255 * FILL)
-    return picture
+    inside = table.copy()
+    inside[:, 3] = 0 if overlay.outline or overlay.hollow else round(255 * FILL)
+    inside[0] = table[0] = 0
+    packed: np.ndarray = np.concatenate([inside, table]).view(np.uint32)[labels + len(table) * border]
+    return packed.view(np.uint8)
 
 
 def _over(grey: np.ndarray, colored: np.ndarray) -> np.ndarray:
@@ -240,13 +241,16 @@ def write_png(picture: np.ndarray, path: Path) -> None:
     """Write a PNG (height, width, 3 or 4), with a palette if there are few colours, which makes it small."""
     opaque = picture.shape[2] == 3
     packed = np.dstack([picture, np.full(picture.shape[:2], 255, np.uint8)]) if opaque else picture
-    colors, index = np.unique(np.ascontiguousarray(packed).view(np.uint32)[..., 0], return_inverse=True)
+    pixels = np.ascontiguousarray(packed).view(np.uint32).reshape(-1)
+    starts = np.flatnonzero(np.append(True, pixels[1:] != pixels[:-1]))  # of pixels in a row that share a colour
+    colors, index = np.unique(pixels[starts], return_inverse=True)
     image = Image.fromarray(picture)
     with replacing(path) as stream:
         if len(colors) > 256:
             (image.quantize(256, Image.Quantize.MAXCOVERAGE) if opaque else image).save(stream, format="PNG")
             return
         table = colors.view(np.uint8).reshape(-1, 4)
-        small = Image.fromarray(index.reshape(picture.shape[:2]).astype(np.uint8), "P")
+        indices = np.repeat(index.astype(np.uint8), np.diff(starts, append=pixels.size))
+        small = Image.fromarray(indices.reshape(picture.shape[:2]), "P")
         small.putpalette(table[:, :3].tobytes())
         small.save(stream, format="PNG", **({} if opaque else {"transparency": table[:, 3].tobytes()}))

@@ -19,6 +19,7 @@ import numpy as np
 from bidsseg.bids.names import build_name, with_extension
 from bidsseg.bids.outputs import group_table, output_paths, report_path
 from bidsseg.bids.scan import Scan
+from bidsseg.derivative.cohort import CONFIDENCE, EXPECTED_DICE
 from bidsseg.derivative.lesion_tables import LesionFiles, find_lesions
 from bidsseg.derivative.results import Result, anat_folders, find_results
 from bidsseg.derivative.results import Volume as Row
@@ -178,9 +179,10 @@ class _Scan:
     lesions: ShownLesions | None = None
 
     @property
-    def calibrated(self) -> bool:
-        """Whether the quality is an expected Dice."""
-        return any(entry.row.expected_dice is not None for rows in self.tables.values() for entry in rows)
+    def quality_name(self) -> str:
+        """What the quality is."""
+        rows = [entry.row for rows in self.tables.values() for entry in rows]
+        return EXPECTED_DICE if any(row.expected_dice is not None for row in rows) else CONFIDENCE
 
     def methods(self) -> Methods | None:
         """Return the text about the scan for a paper."""

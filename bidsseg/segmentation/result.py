@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bidsseg.image.grid import canonical, from_canonical
 from bidsseg.image.guard import Finding
+from bidsseg.image.volume import canonical, from_canonical
 
 
 @dataclass(frozen=True)

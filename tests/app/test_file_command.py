@@ -116,6 +116,19 @@ def test_results_of_another_image_are_kept(
     assert (tmp_path / "out" / "sub-second.html").is_file() and (tmp_path / "out" / "sub-myt1.html").is_file()
 
 
+def test_exports_of_one_file(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bidsseg.image.conformed.SIZE", 64)
+    model = save_tiny(tmp_path / "freesurfer", monkeypatch, meaning={"brain": [0, 1, 1, 1], "FreeSurfer": [0, 1, 2, 3]})
+    loose, quantity = named(scan, "head.nii.gz"), named(scan, "map_of_t1.nii.gz")
+    words = ["--model", str(model), "--freesurfer", str(tmp_path / "subjects"), "--measure", f"T1={quantity}"]
+    assert main(["file", str(loose), str(tmp_path / "out"), "--device", "cpu", "--n-cpus", "1", *words]) == 0
+    assert (tmp_path / "subjects/sub-head/stats/aseg.stats").is_file()
+    stats = tmp_path / "out/sub-head/anat/sub-head_meas-T1_seg-FreeSurfer_desc-tiny_stats.tsv"
+    voxels = [line.split("\t")[-1] for line in stats.read_text().splitlines()]
+    assert voxels[0] == "voxels" and int(voxels[-1]) > 100
+    assert json.loads(stats.with_suffix(".json").read_text())["Sources"] == ["bids:raw:map_of_t1.nii.gz"]
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -123,6 +136,9 @@ def test_results_of_another_image_are_kept(
         (["{tmp}", "{tmp}/out"], 66, "is a folder"),
         (["{scan}"], 64, "required: OUTPUT_DIR"),
         (["{scan}", "{tmp}/out", "--probseg"], 64, "unrecognized arguments: --probseg"),
+        (["{scan}", "{tmp}/out", "--measure", "T1={tmp}/none.nii.gz"], 66, "no such file"),
+        (["{scan}", "{tmp}/out", "--measure", "T1w"], 64, "give NAME=FILE"),
+        (["{scan}", "{tmp}/out", "--freesurfer", "{tmp}/s", "--model", "ace", "--flair", "{scan}"], 64, "--freesurfer"),
         (["{scan}", "{tmp}/out", "--mem", "4"], 64, "at least 500"),
         (["{scan}", "{tmp}/out", "--model", "none"], 66, "no model"),
         (["{scan}", "{tmp}/out", "--model", "ace"], 64, "needs a FLAIR: give --flair FILE"),

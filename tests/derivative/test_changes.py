@@ -75,13 +75,14 @@ def scan(root: Path, session: str | None, run: str = "1", subject: str = "01") -
 
 
 def test_one_scan_of_each_session_is_compared(tmp_path: Path) -> None:
-    scans = [scan(tmp_path, "1"), scan(tmp_path, "1", "2"), scan(tmp_path, "2"), scan(tmp_path, None, subject="02")]
+    scans = [scan(tmp_path, "1"), scan(tmp_path, "1", "2"), scan(tmp_path, "2"), scan(tmp_path, None)]
+    scans += [scan(tmp_path, None, subject="02"), scan(tmp_path, "1", subject="03")]
     series, notes = find_series(scans, tmp_path)
     assert [(each.key, each.sessions, each.years) for each in series] == [("sub-01", ["ses-1", "ses-2"], [None, None])]
     assert notes == [
-        "sub-01_ses-1_run-2 is skipped: sub-01_ses-1_run-1 is the first T1w of its session",
-        "sub-02_run-1 is skipped: it is in no session",
-        "sub-02 is skipped: it has fewer than two sessions with a usable T1w",
+        "not compared: sub-01_ses-1_run-2: another T1w of the session is used",
+        "not compared: sub-01_run-1: in no session",
+        "not compared: sub-02, sub-03: fewer than two sessions with a usable T1w",
     ]
 
 

@@ -144,6 +144,21 @@ def test_a_finished_scan_is_exported_without_the_network(app: App, tmp_path: Pat
     assert stats.is_file(), "a folder of a killed run is completed"
 
 
+def test_the_mask_is_that_of_the_model(app: App, tmp_path: Path) -> None:
+    assert app("--skip-bids-validation") == 0
+    mask = app.output / "sub-01/anat/sub-01_desc-brain_mask.nii.gz"
+    inside = np.asarray(load_nifti(mask).dataobj)
+    own_mm3 = inside.sum() * abs(np.linalg.det(load_nifti(mask).affine[:3, :3]))
+    phantoms.save(mask, np.zeros_like(inside), load_nifti(mask).affine)
+    sidecar = json.loads(mask.with_name("sub-01_desc-brain_mask.json").read_text())
+    sidecar["Models"][0]["Name"] = "other"
+    mask.with_name("sub-01_desc-brain_mask.json").write_text(json.dumps(sidecar))
+    assert app("--skip-bids-validation", "--freesurfer", str(tmp_path / "subjects"), "--measure", "T1w") == 0
+    assert read_stats(tmp_path / "subjects/sub-01/stats/aseg.stats")[0]["MaskVol"] == pytest.approx(own_mm3, abs=0.01)
+    measured = app.output / "sub-01/anat/sub-01_meas-T1w_seg-FAST_desc-wholebrain_stats.json"
+    assert json.loads(measured.read_text())["Description"].endswith("in the brain mask of the model other")
+
+
 def test_a_folder_of_freesurfer_is_never_written_to(app: App, tmp_path: Path) -> None:
     foreign = tmp_path / "subjects/sub-01/mri/aseg.mgz"
     foreign.parent.mkdir(parents=True)

@@ -20,7 +20,7 @@ import phantoms
 import pytest
 
 from bidsseg.app import cli
-from bidsseg.execution import machine as this_machine
+from bidsseg.bids import validator
 from bidsseg.execution.machine import Machine
 from bidsseg.labels import load_protocol
 from bidsseg.models.card import CARD, Card, find_card
@@ -118,6 +118,35 @@ def machine(settings: Any = None) -> Machine:
     return Machine("cpu", os.environ.get("FAKE_MODEL_PRECISION", "fp32"), 1, limit)
 
 
+Report = tuple[list[dict[str, Any]], dict[str, str]]
+VALIDATED: dict[tuple[object, ...], Report] = {}
+"""What the validator reported on each view of a dataset in this process."""
+_run = validator._run
+
+
+def validate_once(program: str, view: Path) -> Report:
+    """Run the validator if it has not yet been run on a view with the same names and contents: a start takes .5 s."""
+    try:
+        files = {str(path.relative_to(view)): path.is_file() and path.read_bytes() for path in view.rglob("*")}
+    except OSError:
+        return _run(program, view)
+    key = (program, *sorted(files.items()))
+    if key not in VALIDATED:
+        VALIDATED[key] = _run(program, view)
+    return VALIDATED[key]
+
+
+def use_fakes(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
+    """Replace the network, the machine and the size of pictures, whose drawing would take most of the time of a run."""
+    fake = FakeModel()
+    for name, module in fake.modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr("bidsseg.execution.machine.choose_machine", machine)
+    monkeypatch.setattr("bidsseg.execution.machine.available_memory_mb", memory_mb)
+    monkeypatch.setattr("bidsseg.report.mosaic.PIXELS_PER_MM", 0.25)
+    return fake
+
+
 def heed_interrupts() -> None:
     """Restore the handling of SIGINT, which processes inherit as ignored if tests run in the background of a shell."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -168,11 +197,8 @@ class App:
 
 def make_app(folder: Path, bids: Path, monkeypatch: pytest.MonkeyPatch) -> App:
     """Return an app whose network is fake until the end of the test."""
-    fake = FakeModel()
-    for name, module in fake.modules().items():
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr("bidsseg.execution.machine.choose_machine", machine)
-    monkeypatch.setattr("bidsseg.execution.machine.available_memory_mb", memory_mb)
+    fake = use_fakes(monkeypatch)
+    monkeypatch.setattr(validator, "_run", validate_once)
     return App(bids, folder / "out", save_card(folder / "model"), fake)
 
 
@@ -195,7 +221,5 @@ def app_for_everybody(monkeypatch: pytest.MonkeyPatch, *people: int) -> Iterator
 
 
 if __name__ == "__main__":  # the command line with the fake model in a separate process
-    sys.modules.update(FakeModel().modules())
-    this_machine.choose_machine = machine
-    this_machine.available_memory_mb = memory_mb
+    use_fakes(pytest.MonkeyPatch())
     sys.exit(cli.main())

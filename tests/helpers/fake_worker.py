@@ -1,10 +1,6 @@
 """A module that workers of a Dask cluster load in tests, so that their network is fake too."""
 
-import sys
+import pytest
+from fake_model import use_fakes
 
-from fake_model import FakeModel, machine
-
-from bidsseg.execution import machine as this_machine
-
-sys.modules.update(FakeModel().modules())
-this_machine.choose_machine = machine
+use_fakes(pytest.MonkeyPatch())

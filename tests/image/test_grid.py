@@ -19,18 +19,16 @@ from bidsseg.image.grid import (
     Turn,
     box_grid,
     brain_frame,
-    canonical,
     canonical_spacing,
     content_box,
     coordinates,
     dilate,
     first_voxel,
-    from_canonical,
     whole_grid,
     within_content,
 )
 from bidsseg.image.resampling import between, hat_weights, labels_to_grid, to_grid
-from bidsseg.image.volume import Volume
+from bidsseg.image.volume import Volume, canonical, from_canonical
 
 ORIENTATIONS = [
     "".join(codes)

@@ -74,6 +74,28 @@ def test_participants_with_a_row_for_each_session(bids: Path, output: Path) -> N
     assert [row["score"] for row in table(output)] == ["5", "7"]
 
 
+def test_columns_named_like_those_of_a_measure_are_kept(bids: Path, output: Path) -> None:
+    (bids / "participants.tsv").write_text("participant_id\tFLAIR-mean\tT1-mean\nsub-01\thigh\tlow\n")
+    add_result(output, {"subject": "01"})
+    path = output / f"sub-01/anat/sub-01_meas-FLAIR_seg-FAST_desc-{MODEL}_stats.tsv"
+    path.write_text("name\tmean\tmedian\tsd\tvoxels\nGray Matter\t7\t7\t1\t30\n")
+    path.with_suffix(".json").write_text('{"InputFingerprints": ["0"]}')
+    run_group(bids, output, long=True)
+    (row,) = [row for row in table(output, "long") if row["region"] == "GM"]
+    assert (row["FLAIR-mean"], row["participant_FLAIR-mean"], row["T1-mean"]) == ("7", "high", "low")
+    assert table(output)[0]["participant_FLAIR-mean"] == "high", "one name in all tables"
+
+
+def test_columns_that_are_not_joined_are_reported(bids: Path, output: Path) -> None:
+    rows = ["participant_id\tage\tage \t\tsex\t", "sub-01\t40\t41\tx\tF\t", "sub-02\t\t\t\t\t\ty"]
+    (bids / "participants.tsv").write_text("\n".join(rows) + "\n")
+    add_result(output, {"subject": "01"})
+    warnings = [warning for warning in run_group(bids, output).warnings if "participants.tsv" in warning]
+    assert (table(output)[0]["age"], table(output)[0]["sex"]) == ("41", "F")
+    assert len(warnings) == 2 and "2 columns are named age, only the last" in warnings[0]
+    assert "2 columns without a name" in warnings[1], "the last of the first line is empty everywhere"
+
+
 @pytest.mark.parametrize("content", ["name\tage\nsub-01\t3\n", "\0\0", ""])
 def test_an_unusable_table_is_a_warning(bids: Path, output: Path, content: str) -> None:
     (bids / "participants.tsv").write_text(content)
@@ -179,6 +201,30 @@ def test_low_quality_and_findings_are_reasons_to_look(bids: Path, output: Path) 
     run_group(bids, output)
     check = {row["participant_id"]: row["check"] for row in table(output) if row["check"] != "n/a"}
     assert check == {"sub-03": "findings", "sub-77": "quality"}
+
+
+def add_expected_dice(output: Path, label: str) -> None:
+    """Add an expected Dice to the table of FreeSurfer's regions, as if only that head were calibrated."""
+    path = output / f"sub-{label}/anat/sub-{label}_seg-FreeSurfer_desc-{MODEL}_morph.tsv"
+    header, first, *others = path.read_text().splitlines()
+    assert header.endswith("expected-dice") and first.endswith("n/a")
+    path.write_text("\n".join([header, first.removesuffix("n/a") + "0.9", *others]) + "\n")
+
+
+def test_both_kinds_of_quality_are_named_apart(bids: Path, output: Path) -> None:
+    for label in ("01", "02"):
+        add_result(output, {"subject": label}, protocols=("FAST", "FreeSurfer"))
+    console = run_group(bids, output)
+    names = ("Quality: expected mean Dice", "Quality: mean confidence in the brain")
+    page = (output / "group.html").read_text()
+    assert names[1] in page and names[0] not in page
+    add_expected_dice(output, "01")
+    console = run_group(bids, output)
+    assert any(f"{MODEL}, FAST: the quality of some scans is the expected" in text for text in console.warnings)
+    add_expected_dice(output, "02")
+    console = run_group(bids, output)
+    page = (output / "group.html").read_text()
+    assert names[0] in page and names[1] not in page and not any("quality of" in text for text in console.warnings)
 
 
 def test_few_scans_have_no_outliers(bids: Path, output: Path) -> None:

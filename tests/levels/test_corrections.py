@@ -280,3 +280,62 @@ def test_corrections_of_participants_that_are_not_selected_are_left_alone(
     correct(app)
     assert app("--participant-label", "02", *words(app)) == 0
     assert "not used" not in capsys.readouterr().err and not manual(app)
+
+
+def test_a_dry_run_lists_exports_and_warns_of_nothing_that_the_run_will_do(
+    make: Callable[..., App], capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = make(heads=("brain", "FAST", "FreeSurfer"))
+    correct(app)
+    subjects = app.output.parent / "subjects"
+    given = [*words(app), "group", "--dry-run", "--freesurfer", str(subjects), "--measure", "T1w", "--long"]
+    assert app(*given) == 0, "there are no results yet"
+    listed, err = capsys.readouterr()
+    assert f"  {subjects / 'sub-01'}\n" in listed and f"{STEM}_desc-aseg_dseg.nii.gz" in listed
+    assert f"{STEM}_meas-T1w_seg-FAST_desc-wholebrain_stats.tsv" in listed
+    assert "group: of the results of participant" in listed and not app.output.exists() and err == ""
+    assert app("--skip-bids-validation") == 0
+    capsys.readouterr()
+    assert app(*given) == 0
+    listed, err = capsys.readouterr()
+    assert "group_seg-FAST_desc-wholebrain_long.tsv" in listed and "is not in the tables" not in err
+    assert app(*words(app), level="group") == 0
+    assert "is not in the tables" in capsys.readouterr().err
+
+
+def test_outputs_on_request_of_the_earlier_result_are_removed_and_named(
+    make: Callable[..., App], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bidsseg.image.conformed.SIZE", 64)
+    app = make(2, heads=("brain", "FAST", "FreeSurfer"))
+    grid = load_nifti(app.bids / f"{STEM}_T1w.nii.gz").affine
+    phantoms.save(app.bids / f"{STEM}_T2map.nii.gz", phantoms.head(grid, SHAPE), grid)
+    given = ("--freesurfer", str(app.output.parent / "subjects"), "--measure", "T2=T2map")
+    more = ("--probseg", "--entropy", "--viewer")
+    assert app("--skip-bids-validation", "--participant-label", "01", *given, *more) == 0
+    of_space = app.output / f"{STEM}_space-MNI152NLin6Asym_seg-FAST_res-2_desc-wholebrain_dseg.json"
+    of_space.write_text((app.output / FAST.replace(".nii.gz", ".json")).read_text())
+    of_space.with_suffix(".tsv").write_text("")
+    on_request = ("_meas-", "desc-aseg", "_probseg.", "_viewer.html", "_space-")
+    before = {name for name in app.files() if any(part in name for part in on_request)}
+    assert len(before) == 4 + 3 + 8 + 1 + 2
+    assert app("--skip-bids-validation", "--participant-label", "01", "--overwrite", *given) == 0
+    assert "recomputed without" not in capsys.readouterr().err
+    assert before <= set(app.files()), "the label maps are the same"
+
+    correct(app)
+    assert app(*words(app), "--dry-run") == 0
+    assert before <= set(app.files())
+    assert app(*words(app), "--entropy", "--measure", "T2=T2map") == 0
+    left = {name for name in before if "_meas-T2" in name or "entropy" in name}
+    assert before & set(app.files()) == left
+    warnings = capsys.readouterr().err
+    for flag in ("--freesurfer", "--probseg", "--viewer", "--output-spaces MNI152NLin6Asym"):
+        assert f"sub-01: recomputed without {flag}: the files" in warnings, flag
+    assert warnings.count("without --measure T2:") == warnings.count("without --entropy:") == 1, "in the dry run alone"
+    assert "SUBJECTS_DIR remains" in warnings
+    measured = sidecar(app, f"{STEM}_meas-T2_seg-FAST_desc-wholebrain_stats.tsv")
+    assert measured["Manual"] is True and "by hand" not in measured["Description"], "the brain mask is the model's"
+    assert "Manual" not in sidecar(app, f"{STEM}_meas-T2_seg-FreeSurfer_desc-wholebrain_stats.tsv")
+    assert app("--skip-bids-validation") == 0
+    assert "sub-01: recomputed without --measure T2" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Lesions from the command line: map, tables, places, the cohort's tables and the page, with a small real network."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -138,7 +139,15 @@ def test_places_and_regions_come_from_a_map_that_is_written_later(run: Callable[
     rows = table(output / "group_seg-FreeSurfer_label-lesion_desc-tiny+other_morph.tsv")
     assert set(rows["participant_id"]) == {"sub-01"} and list(rows["index"]) == list(regions.index)
     before = by_region.stat().st_mtime_ns
+    for name in ("sub-01_desc-tiny", "sub-03_desc-tiny", "sub-02_desc-mine"):
+        mark = "" if "mine" in name else '<meta name="generator" content="bidsseg 1">'
+        (output / f"{name}_longitudinal.html").write_text(f"<html><head>{mark}</head></html>")
     run(levels=("group",))
+    of_cohort = (output / "group.html").read_text()
+    assert "Lesions · tiny" in of_cohort and "The places are known in 1 of 2 scans." in of_cohort
+    assert "<td>deep white</td>" in of_cohort and f"{cohort['volume-mm3'].mean() / 1000:.2f} ± 0.00" in of_cohort
+    links = re.findall(r'<a href="(\S*longitudinal\S*)">', of_cohort)
+    assert links == ["sub-01_desc-tiny_longitudinal.html"], "not of a participant of no scan, or of another program"
     assert by_region.stat().st_mtime_ns == before  # newer than its label maps
 
 

@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import phantoms
 import pytest
 import SimpleITK as sitk
 from browser import CONTRAST, needs_chromium, seen
+from fake_model import make_app
 from moved_heads import motion
 from nibabel.affines import apply_affine
 from nifti import load_nifti
@@ -100,7 +101,7 @@ def twice(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
     phantoms.save(bids / "sub-02/ses-1/anat/sub-02_ses-1_T1w.nii.gz", heads[0], AFFINE)
     (bids / "sub-01/sub-01_sessions.tsv").write_text(DATES)
     console = run(bids, model)
-    assert "sub-02 is skipped: it has fewer than two sessions with a usable T1w" in console.warnings
+    assert "not compared: sub-02: fewer than two sessions with a usable T1w" in console.warnings
     return bids
 
 
@@ -245,6 +246,25 @@ def test_what_cannot_be_compared(tmp_path: Path, model: Path) -> None:
         run(bids, model)
     with pytest.raises(UsageError, match="--shard"):
         run(bids, model, executor="slurm")
+
+
+@pytest.mark.parametrize("sessions", [0, 1])
+def test_without_sessions_to_compare_the_next_level_runs(
+    sessions: int,
+    tmp_path: Path,
+    make_bids: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    app = make_app(tmp_path, make_bids(2, sessions, spacing_mm=8.0, shape=(24, 28, 24)), monkeypatch)
+    assert app("longitudinal", "group", "--skip-bids-validation") == 0
+    assert (app.output / "group.html").is_file()
+    lines = capsys.readouterr().err.splitlines()
+    assert len([line for line in lines if "two sessions" in line]) == 1
+    assert any("longitudinal is skipped: no participant has two sessions" in line for line in lines)
+    assert app(level="longitudinal") == 18
+    last = capsys.readouterr().err.splitlines()
+    assert len(last) == 1 and "no participant has two sessions" in last[0]
 
 
 @needs_chromium

@@ -1,0 +1,89 @@
+"""Outputs on request that an earlier run has made of a scan (``--measure``, ``--output-spaces`` …)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+from bidsseg.bids.names import build_name, parse_name, with_extension
+from bidsseg.bids.outputs import aseg_path, output_paths
+from bidsseg.bids.scan import Scan
+from bidsseg.bids.series import SPACE
+from bidsseg.derivative.sidecar_keys import Sidecar, is_record, models, read_sidecar, sources
+
+ADDED = ("meas", "space", "segmentation", "res", "label", "desc")
+"""Entities that the name of an output may have in addition to those of the T1w."""
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """Files of an earlier run.
+
+    Attributes:
+        flag: the flag that makes them, with its value.
+        files: absolute paths, the sidecar last: without it, nobody could attribute the others to this program.
+        record: the sidecar, or for the 3-D page the record of the scan.
+        is_export: whether the files are made from those of a finished scan.
+    """
+
+    flag: str
+    files: list[Path]
+    record: Sidecar
+    is_export: bool = False
+
+
+def earlier_outputs(output_dir: Path, scan: Scan, model: str, *, record: Path) -> Iterator[Earlier]:
+    """Yield the outputs on request of a scan and a model that are in the output folder.
+
+    Args:
+        record: sidecar of the label maps of the scan.
+    """
+    paths = output_paths(scan, model, (), viewer=True)
+    before = scan.entities.get("desc", "")
+    for path in sorted((output_dir / paths.brain).parent.glob("sub-*.json")):
+        found = read_sidecar(path)
+        if is_record(found) and [used["Name"] for used in models(found)[:1]] == [model]:
+            flag = _flag(path, scan, found, desc=f"{before}{model}")
+            if flag is not None:
+                files = [with_extension(path, extension) for extension in (".nii.gz", ".tsv", ".json")]
+                yield Earlier(flag, files, found, is_export=flag.startswith("--measure"))
+    aseg = output_dir / aseg_path(scan)
+    found = read_sidecar(with_extension(aseg, ".json"))
+    if [used["Name"] for used in models(found)[:1]] == [model]:
+        files = [with_extension(aseg, extension) for extension in (".nii.gz", ".tsv", ".json")]
+        yield Earlier("--freesurfer", files, found, is_export=True)
+    source = build_name({name: label for name, label in scan.entities.items() if name != "desc"})
+    for path in sorted((output_dir / paths.brain).parent.glob(f"{source}_from-T1w_to-*_desc-{before}{model}_xfm.*")):
+        space = path.name.partition("_to-")[2].partition("_")[0]
+        if space != SPACE:
+            yield Earlier(f"--output-spaces {space}", [path], read_sidecar(record))
+    viewer = output_dir / (paths.viewer or "")
+    if viewer.is_file():
+        yield Earlier("--viewer", [viewer], read_sidecar(record))
+
+
+def _flag(path: Path, scan: Scan, found: Sidecar, *, desc: str) -> str | None:
+    """Return the flag that makes the files of a sidecar; None if they are no output on request of the scan."""
+    parsed = parse_name(path.name)
+    if parsed is None:
+        return None
+    entities, suffix, _ = parsed
+    if _without_added(entities) != _without_added(scan.entities):
+        return None
+    space, named = entities.get("space"), scan.entities.get("space")
+    if suffix == "stats" and "meas" in entities:
+        return f"--measure {entities['meas']}" if entities.get("desc") == desc and space == named else None
+    images = sources(found)  # none for an image outside of a dataset
+    if images and unquote(images[0]).rpartition("/")[2] != scan.t1w.name:
+        return None
+    if suffix == "probseg" and space == named:
+        return {desc: "--probseg", f"{desc}entropy": "--entropy"}.get(entities.get("desc", ""))
+    if space not in (None, named, SPACE) and suffix in ("dseg", "mask"):
+        return f"--output-spaces {space}"
+    return None
+
+
+def _without_added(entities: dict[str, str]) -> dict[str, str]:
+    return {name: label for name, label in entities.items() if name not in ADDED}
