@@ -185,21 +185,21 @@ def origin_mm(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return origin
 
 
-def fitted(mask: Volume, template: tuple[np.ndarray, np.ndarray], values: Tensor) -> Tensor:
+def fitted(mask: Volume, template: tuple[np.ndarray, np.ndarray], brain: Tensor) -> Tensor:
     """Return a 1 mm mask in MNI space on a brain (X, Y, Z), moved and scaled along each axis to fit the template."""
     found = torch.from_numpy(np.ascontiguousarray(canonical(mask.data > 0, mask.affine)))
-    centre, half = brain_frame(brain_of(values))
+    centre, half = brain_frame(brain)
     origin = origin_mm(mask.affine, mask.shape)
     axes = [
         torch.from_numpy((np.arange(n) - centre[i]) / half[i] * template[1][i] + template[0][i] - origin[i])
-        for i, n in enumerate(values.shape)
+        for i, n in enumerate(brain.shape)
     ]
     return sample_labels(found, torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).float())
 
 
 def lesions_of(mask: LabelMap, template: tuple[np.ndarray, np.ndarray], values: Tensor) -> Tensor:
     """Return the lesions of a patient on a healthy brain, booleans (X, Y, Z)."""
-    drawn = fitted(read_labels(mask.path), template, values)
+    drawn = fitted(read_labels(mask.path), template, brain_of(values))
     lesions = inside_tissue(drawn, values)
     print(f"{mask.key}: {lesions.sum()} mm³, {lesions.sum() / drawn.sum():.0%} of the mask", flush=True)
     return lesions

@@ -107,5 +107,20 @@ for fold in 0 1 2; do
 done
 script ace-figures fold_figures "$out/ace" --card "$out/ace/folds/fold-0/models/ace"
 
+# lesions: from the weights of open; those of the folds are trained without the patient that they are evaluated on.
+script lesion-patients lesion_patients "$data" "$out/lesions/patients"
+made() { echo "$out/lesions/patients/$1/made${2:-}"; }
+for set in without-19 without-26 all; do
+    patients=$out/lesions/patients/$set/patients
+    run "lesions-$set" "$(made $set)" "$out/lesions/$set" train --recipe lesions --init "$out/models/open" --resume \
+        --time-budget "$(minutes 20)" --hold-out '[12]?x13' --also "$patients" "$out/lesions/set0/lesions" "$out/lesions/set0/anatomy" \
+        --labels "FASTlesion=$(made $set /derivatives/made)" "FreeSurfer=$(made $set /derivatives/made)" \
+        "FreeSurfer=$patients/derivatives/made" "FAST=$patients/derivatives/made" "lesion=$patients/derivatives/made" \
+        "lesion=$out/lesions/set0/lesions/derivatives/manual" "FAST=$out/lesions/set0/anatomy/derivatives/fast"
+done
+script lesions-rule lesion_rule "$data/ms" "$data/ms/derivatives/manual" \
+    --fold "$out/lesions/without-19/models/lesions" 19 --fold "$out/lesions/without-26/models/lesions" 26 \
+    --card "$out/lesions/all/models/lesions"
+
 validate segnet --recipe segnet --labels "$manual"
 echo "all models are trained, in $out"

@@ -109,11 +109,6 @@ class Case(ListedCase):
         return self.image is not None
 
     @property
-    def finest(self) -> Annotation:
-        """The annotation with the most regions."""
-        return max(self.annotations, key=lambda annotation: len(annotation.protocol.regions))
-
-    @property
     def size(self) -> int:
         maps = [annotation.values for annotation in self.annotations]
         return sum(array.nbytes for array in (self.image, self.brain, self.widening, *maps) if array is not None)
@@ -321,7 +316,9 @@ def draw_points(brain: Tensor, case: Case, source: Tensor, *, sampling: Sampling
         return everywhere
     points = 2 * blocks[torch.randint(len(blocks), (3 * count,), generator=generator)]
     points += torch.randint(2, points.shape, generator=generator)
-    values = sample_labels(case.finest.values, source[points[:, 0], points[:, 1], points[:, 2]]).long()
-    weight = torch.bincount(values).float()[values] ** -sampling.balance
+    weight = torch.zeros(len(points))
+    for annotation in case.annotations:
+        values = sample_labels(annotation.values, source[points[:, 0], points[:, 1], points[:, 2]]).long()
+        weight = torch.maximum(weight, torch.bincount(values).float()[values] ** -sampling.balance)
     points = points[torch.multinomial(weight, count, generator=generator)]
     return torch.cat([points, everywhere])

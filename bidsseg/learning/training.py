@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -229,7 +229,7 @@ def begun(setup: Setup, card: Card, start: Model | None) -> Network:
     """Return the network of the card with matching weights of the initial model. UsageError if no weights match."""
     network = build(card)
     if start is not None:
-        copied = start_from(network, start, setup.recipe.heads)
+        copied = start_from(network, start, setup.recipe)
         if not copied:
             raise UsageError(
                 f"--init {setup.options.init}: none of its weights fit the network of the recipe {setup.recipe.name}"
@@ -335,13 +335,17 @@ def counted(cases: Sequence[ListedCase], what: str = "") -> list[str]:
     return [f"{dataset}: {n} scans{what}" for dataset, n in Counter(case.dataset for case in cases).items()]
 
 
-def start_from(network: Network, start: Model, heads: Iterable[str]) -> int:
+def start_from(network: Network, start: Model, recipe: Recipe) -> int:
     """Copy every tensor with the same name and shape from a model, and return the number of copied tensors.
 
-    Tensors that depend on the regions of the heads are only copied if both models have the same heads.
+    Tensors that depend on the regions of the heads are only copied if both models have the same heads. If the model
+    reads only the first images of the recipe, the weights of the others are 0.
     """
     own, given = network.state_dict(), start.network.state_dict()
-    foreign = () if set(start.card.heads) == set(heads) else network.of_regions
+    before = tuple(start.card.inputs)
+    if len(before) < len(recipe.inputs) and tuple(recipe.inputs[: len(before)]) == before:
+        given = network.with_images(given, len(before))
+    foreign = () if set(start.card.heads) == set(recipe.heads) else network.of_regions
     same = {
         name: value
         for name, value in given.items()

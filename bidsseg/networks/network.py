@@ -63,6 +63,18 @@ class Network(nn.Module):
         assert isinstance(linear, nn.Linear)
         return linear.weight, linear.bias
 
+    def with_images(self, weights: dict[str, Tensor], before: int) -> dict[str, Tensor]:
+        """Return the weights of this network with only its first images, extended to all images.
+
+        The weights of the other images are 0, so that the prediction is the same. A network without this method
+        returns the weights unchanged.
+
+        Args:
+            before: number of images that the network of the weights reads.
+        """
+        del before
+        return weights
+
     def logits(self, image: Tensor, coordinates: Tensor | None = None) -> dict[str, Tensor]:
         """Return the logits (N, R, D, H, W) of every head, for images (N, C, D, H, W)."""
         features = self(image, coordinates)

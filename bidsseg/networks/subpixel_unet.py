@@ -99,6 +99,7 @@ class SubpixelUNet(Network):
         self.numbers_per_voxel = widths[0]  # four arrays at half resolution, and the same amount for all coarser scales
         self.features = features
         # Without the bias, the normalisation would make bright and dark tissue equal.
+        self.images = images
         self.stem = conv(8 * images + coordinates, widths[0], bias=True)
         pairs = list(itertools.pairwise(widths))
         self.multiple = 2 ** len(widths)
@@ -109,6 +110,15 @@ class SubpixelUNet(Network):
         self.last = conv(widths[0], last)
         self.unfold = nn.Conv3d(last + 8 * images, 8 * features, 1)
         self.heads = nn.ModuleDict({name: nn.Linear(features, regions) for name, regions in outputs.items()})
+
+    def with_images(self, weights: dict[str, Tensor], before: int) -> dict[str, Tensor]:
+        stem, unfold = weights["stem.0.weight"], weights["unfold.weight"]
+        last = self.last[0].out_channels
+        assert isinstance(last, int)
+        return weights | {
+            "stem.0.weight": with_folded(stem, 0, before=before, now=self.images),
+            "unfold.weight": with_folded(unfold, last, before=before, now=self.images),
+        }
 
     def trunk(self, image: Tensor, coordinates: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the input of the last convolution, (N, widths[0], D/2, H/2, W/2), and the folded image (N, 8C, …)."""
@@ -203,6 +213,19 @@ def fold(x: Tensor) -> Tensor:
     n, c, d, h, w = x.shape
     x = x.reshape(n, c, d // 2, 2, h // 2, 2, w // 2, 2)
     return x.permute(0, 2, 4, 6, 3, 5, 7, 1).reshape(n, d // 2, h // 2, w // 2, 8 * c).permute(0, 4, 1, 2, 3)
+
+
+def with_folded(kernel: Tensor, first: int, *, before: int, now: int) -> Tensor:
+    """Return a kernel (O, I, D, H, W) that reads more folded images, with 0 for the further ones.
+
+    Args:
+        first: position of the first channel of the folded images among the I.
+        before, now: number of images.
+    """
+    start, folded, end = kernel.tensor_split([first, first + 8 * before], dim=1)
+    blocks = folded.unflatten(1, (8, before))
+    further = blocks.new_zeros((len(kernel), 8, now - before, *kernel.shape[2:]))
+    return torch.cat([start, torch.cat([blocks, further], 2).flatten(1, 2), end], 1)
 
 
 def unfold(x: Tensor) -> Tensor:

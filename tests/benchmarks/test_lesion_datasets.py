@@ -66,13 +66,13 @@ def test_three_datasets_that_the_loaders_read(making: ModuleType, data: Path, tm
     for case in cases.values():
         assert case.image is not None
         assert torch.equal(case.image[0] > 0, case.brain)
-    assert set(healthy.finest.values.unique().tolist()) == {0, 1, 2, 3}
-    assert set(both.finest.values.unique().tolist()) == {0, 1, 2, 3, 4}
+    assert set(healthy.annotations[0].values.unique().tolist()) == {0, 1, 2, 3}
+    assert set(both.annotations[0].values.unique().tolist()) == {0, 1, 2, 3, 4}
     assert healthy.brain.sum() == both.brain.sum()
     expected = 4 / 3 * np.pi * 5 * 6 * 5
-    for found in (both.finest.values == 4, patient.finest.values == 1):
+    for found in (both.annotations[0].values == 4, patient.annotations[0].values == 1):
         assert found.sum().item() == pytest.approx(expected, rel=0.4)
-    place = torch.nonzero(patient.finest.values).float().mean(0) - patient.centre
+    place = torch.nonzero(patient.annotations[0].values).float().mean(0) - patient.centre
     assert place.tolist() == pytest.approx([-16, 5, 7.5], abs=4)
 
     assert (out / "anatomy" / "derivatives" / "fast" / "seg-FAST_dseg.tsv").is_file()

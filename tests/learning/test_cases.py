@@ -182,6 +182,18 @@ def test_rare_regions_are_drawn_more_often_than_by_their_size() -> None:
     assert share(0.0) + 0.03 < share(0.5) < share(1.0)
 
 
+def test_rare_regions_of_every_annotation_are_drawn_more_often() -> None:
+    values = torch.zeros(SHAPE, dtype=torch.int16)
+    values[18:22, 20:24, 16:20] = 1
+    both = replace(case(), annotations=(*case().annotations, Annotation(load_protocol("lesion"), values)))
+
+    def share(balance: float) -> float:
+        sampling = replace(SAMPLING, inside=1.0, balance=balance)
+        return float(draw_sample(both, View(sampling, STILL, CALM, 1.0), seeded()).values[-1][1].float().mean())
+
+    assert share(0.5) > 2 * share(0.0)
+
+
 def test_points_are_in_the_brain_as_often_as_asked() -> None:
     for inside in (0.0, 0.5, 1.0):
         sampling = replace(SAMPLING, shape=(64, 64, 64), inside=inside)

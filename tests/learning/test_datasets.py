@@ -229,7 +229,6 @@ def test_the_brain_of_a_stripped_scan_with_lesions_alone_is_what_is_left_of_it(l
     assert 1 < found.brain.sum().item() / (64 * (values > 0).sum()) < 1.3  # 4 mm voxels are interpolated
     assert [a.protocol.name for a in found.annotations] == ["lesion", "brain"]
     assert torch.equal(found.annotations[1].values > 0, found.brain)
-    assert found.finest is found.annotations[0]
 
 
 @pytest.mark.parametrize("empty, litres, stripped", [(0.8, 1.3, True), (0.6, 2.5, False), (0.1, 1.3, False)])

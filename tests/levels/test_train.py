@@ -211,7 +211,8 @@ def test_weights_of_regions_are_not_copied_to_other_regions() -> None:
         torch.manual_seed(2)
         network = build(card)
         fresh = copy.deepcopy(network.state_dict())
-        start_from(network, first, card.heads)
+        recipe = replace(load_recipe("segnet"), heads=dict.fromkeys(card.heads, 1.0))
+        start_from(network, first, recipe)
         same = {name for name, value in network.state_dict().items() if torch.equal(value, fresh[name])}
         weights = {name for name in same if "weight" in name}
         assert weights == (

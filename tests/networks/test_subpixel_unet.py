@@ -182,6 +182,17 @@ def test_the_first_model_has_four_heads_of_these_sizes() -> None:
 # -- cells -------------------------------------------------------------------------------------------------------------
 
 
+def test_weights_for_one_image_predict_the_same_beside_a_second_one() -> None:
+    one = network(images=1)
+    two = network(images=2)
+    two.load_state_dict(two.with_images(one.state_dict(), 1))
+    image, position = scan(channels=2)
+    found, expected = two(image, position), one(image[:, :1], position)
+    assert torch.allclose(found, expected, atol=1e-5)
+    swapped = two(image.flip(1), position)
+    assert not torch.allclose(swapped, expected, atol=1e-2)
+
+
 def dense(net: SubpixelUNet, image: Tensor, position: Tensor | None, window: Sequence[int]) -> Tensor:
     """Return features (D, H, W, F) of the whole volume, computed in windows."""
     cells = torch.ones([n // net.cell for n in image.shape[2:]], dtype=torch.bool)
