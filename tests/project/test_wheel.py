@@ -17,7 +17,7 @@ import bidsseg
 
 ROOT = Path(__file__).parents[2]
 DATA = {".tsv", ".toml", ".json", ".safetensors", ".png", ".html", ".css", ".js", ".md", ".typed", "LICENSE"}
-LARGEST_MB = 60
+LARGEST_MB = 75
 
 EVERYTHING = """
 import importlib, json, pkgutil
