@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bidsseg.bids.names import build_name, parse_name, with_extension
-from bidsseg.bids.scan import Scan
+from bidsseg.bids.scan import Scan, without_desc
 from bidsseg.errors import UsageError
 
 FURTHER_TABLES = ("softvolume", "fraction", "asymmetry", "long")
@@ -135,7 +135,7 @@ def output_paths(
 
     def in_space(space: Mapping[str, str]) -> SpacePaths:
         brain = one("space_brain", **space)
-        source = build_name({name: label for name, label in scan.entities.items() if name != "desc"})
+        source = build_name(without_desc(scan.entities))
         way = f"from-T1w_to-{space['space']}_mode-image_desc-{scan.entities.get('desc', '')}{model_name}_xfm"
         transform = f"{source}_{way}{space['transform']}"
         found = one("space_lesion", **space) if lesion else None

@@ -22,6 +22,15 @@ def without_added(entities: Mapping[str, str]) -> dict[str, str]:
     return {name: label for name, label in entities.items() if name not in ADDED}
 
 
+def without_desc(entities: Mapping[str, str]) -> dict[str, str]:
+    """Return entities without the description, whose place those of an output take.
+
+    >>> without_desc({"subject": "01", "desc": "preproc"})
+    {'subject': '01'}
+    """
+    return {name: label for name, label in entities.items() if name != "desc"}
+
+
 @dataclass(frozen=True)
 class Image:
     """One NIfTI file with the entities of its name (pybids names, in BIDS order, labels unchanged)."""

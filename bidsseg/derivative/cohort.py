@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bidsseg.bids.names import build_name, entity_cells, entity_column, entity_names
+from bidsseg.bids.scan import without_desc
 from bidsseg.derivative.results import Fate, Result, natural
 from bidsseg.derivative.sidecars import group_sidecar
 from bidsseg.files import table_writer
@@ -177,7 +178,7 @@ def _absent(
     for source in sources:
         if source.get("desc", "") == cohort.desc:
             fate = fates.get((model, build_name(source)), MISSING)
-            absent = Absent({name: label for name, label in source.items() if name != "desc"}, fate)
+            absent = Absent(without_desc(source), fate)
             if absent.key not in cohort.done:
                 yield absent
 

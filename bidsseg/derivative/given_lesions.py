@@ -13,8 +13,8 @@ from bidsseg.bids.annotations import find_lesion_mask, shows_lesions
 from bidsseg.bids.label_kinds import anat_images, places
 from bidsseg.bids.names import build_name, parse_name, with_extension
 from bidsseg.bids.outputs import output_paths
-from bidsseg.bids.scan import Scan
-from bidsseg.derivative.sidecar_keys import is_record, models, read_sidecar
+from bidsseg.bids.scan import Scan, without_desc
+from bidsseg.derivative.sidecar_keys import is_of_model, is_record, read_sidecar
 from bidsseg.errors import UsageError
 from bidsseg.files import fingerprint
 from bidsseg.models.card import LESION, Card
@@ -97,11 +97,11 @@ def former_lesions(
         if path is None or path in kept:
             continue
         found = read_sidecar(output_dir / with_extension(path, ".json"))
-        if is_record(found) and [model["Name"] for model in models(found)[:1]] == [card.name]:
+        if is_record(found) and is_of_model(found, card.name):
             yield from (output_dir / with_extension(path, end) for end in (".nii.gz", ".tsv", ".json"))
     if not keep_tables:
         yield from (output_dir / path for path in (every.lesion_figure, every.figures[LESION]))
-        source = build_name({name: label for name, label in scan.entities.items() if name != "desc"})
+        source = build_name(without_desc(scan.entities))
         pattern = f"{source}_seg-*_label-lesion_desc-{scan.entities.get('desc', '')}{card.name}+*_morph.*"
         yield from (output_dir / every.brain).parent.glob(pattern)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from bidsseg.bids.names import build_name, entity_cells, entity_column, entity_names, with_extension
 from bidsseg.bids.outputs import group_lesion_regions, group_lesions
+from bidsseg.bids.scan import without_desc
 from bidsseg.derivative.cohort import CORRECTED, GIVEN, MISSING, NO_MASK, STATUS, STATUSES, UNREADABLE
 from bidsseg.derivative.lesion_tables import PLACES, REGIONS, LesionFiles, find_lesions
 from bidsseg.derivative.results import Fate, anat_folders, natural, participant_folders
@@ -106,7 +107,7 @@ def collect_lesions(
         desc, done = desc_of[model], {files.key for files in cohort.scans}
         for source in expected:
             fate = fates.get((model.removeprefix(desc), build_name(source)), MISSING)
-            own = {name: label for name, label in source.items() if name != "desc"}
+            own = without_desc(source)
             fate = NO_MASK if (model, build_name(own)) in segmented else fate
             if source.get("desc", "") == desc and build_name(own) not in done:
                 cohort.absent.append((own, fate))

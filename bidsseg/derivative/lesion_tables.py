@@ -18,6 +18,7 @@ import numpy as np
 
 from bidsseg.bids.names import build_name, parse_name, with_extension
 from bidsseg.bids.outputs import lesion_regions
+from bidsseg.bids.scan import without_desc
 from bidsseg.derivative.sidecar_keys import Sidecar
 from bidsseg.derivative.sidecars import Origin
 from bidsseg.errors import BidssegError, DataError, InputMissing
@@ -255,7 +256,7 @@ def update_lesion_tables(folder: Path, entities: Mapping[str, str]) -> Update:
         folder: ``anat`` of a participant or session in the output folder.
         entities: of the T1w.
     """
-    source = {name: label for name, label in entities.items() if name != "desc"}
+    source = without_desc(entities)
     found = [files for files in find_lesions(folder) if files.source == source]
     update = Update()
     if found:

@@ -9,9 +9,9 @@ from urllib.parse import unquote
 
 from bidsseg.bids.names import build_name, parse_name, with_extension
 from bidsseg.bids.outputs import aseg_path, output_paths
-from bidsseg.bids.scan import Scan
+from bidsseg.bids.scan import Scan, without_desc
 from bidsseg.bids.series import SPACE
-from bidsseg.derivative.sidecar_keys import Sidecar, is_record, models, read_sidecar, sources
+from bidsseg.derivative.sidecar_keys import Sidecar, is_of_model, is_record, read_sidecar, sources
 
 ADDED = ("meas", "space", "segmentation", "res", "label", "desc")
 """Entities that the name of an output may have in addition to those of the T1w."""
@@ -44,17 +44,17 @@ def earlier_outputs(output_dir: Path, scan: Scan, model: str, *, record: Path) -
     before = scan.entities.get("desc", "")
     for path in sorted((output_dir / paths.brain).parent.glob("sub-*.json")):
         found = read_sidecar(path)
-        if is_record(found) and [used["Name"] for used in models(found)[:1]] == [model]:
+        if is_record(found) and is_of_model(found, model):
             flag = _flag(path, scan, found, desc=f"{before}{model}")
             if flag is not None:
                 files = [with_extension(path, extension) for extension in (".nii.gz", ".tsv", ".json")]
                 yield Earlier(flag, files, found, is_export=flag.startswith("--measure"))
     aseg = output_dir / aseg_path(scan)
     found = read_sidecar(with_extension(aseg, ".json"))
-    if [used["Name"] for used in models(found)[:1]] == [model]:
+    if is_of_model(found, model):
         files = [with_extension(aseg, extension) for extension in (".nii.gz", ".tsv", ".json")]
         yield Earlier("--freesurfer", files, found, is_export=True)
-    source = build_name({name: label for name, label in scan.entities.items() if name != "desc"})
+    source = build_name(without_desc(scan.entities))
     for path in sorted((output_dir / paths.brain).parent.glob(f"{source}_from-T1w_to-*_desc-{before}{model}_xfm.*")):
         space = path.name.partition("_to-")[2].partition("_")[0]
         if space != SPACE:

@@ -141,6 +141,11 @@ def models(sidecar: Sidecar) -> list[ModelUsed]:
     return [cast(ModelUsed, model) for model in found if isinstance(model, dict) and "Name" in model]
 
 
+def is_of_model(sidecar: Sidecar, name: str) -> bool:
+    """Return whether the first model of an output is that of a name."""
+    return [model["Name"] for model in models(sidecar)[:1]] == [name]
+
+
 def output_spaces(sidecar: Sidecar) -> dict[str, str]:
     """Return the kind of registration to each template."""
     spaces: Any = sidecar.get("OutputSpaces")
