@@ -38,7 +38,10 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_segmentation_in_the_forms_of_the_platform(task: Path, tmp_path: Path) -> None:
+def test_a_segmentation_in_the_forms_of_the_platform(
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bidsseg.report.mosaic.PIXELS_PER_MM", 1.25)  # that of tests makes pictures narrower
     model = save_card(tmp_path / "other", name="sick", heads=("brain", "FAST", "BrainCOLOR", "lesion"), lesion="lesion")
     images = {"t1": "input/t1.nii.gz", "flair": "input/flair.nii.gz"}
     inputs = [{"id": "t1", "meta": {"subject": "patient_7", "session": "1"}}]

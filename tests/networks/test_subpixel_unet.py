@@ -160,7 +160,9 @@ def expected_parameters(
 @pytest.mark.parametrize("name", [name for name in shipped_recipes() if load_recipe(name).network["name"] == OURS])
 def test_size_of_the_networks_of_the_recipes(name: str) -> None:
     recipe = load_recipe(name)
-    card = Card(recipe.name, recipe.title, ("T1w",), recipe.network, recipe.spacing_mm, tuple(recipe.heads), "")
+    card = Card(
+        recipe.name, recipe.title, tuple(recipe.inputs), recipe.network, recipe.spacing_mm, tuple(recipe.heads), ""
+    )
     made = build(card)
     options = {key: value for key, value in recipe.network.items() if key != "name"}
     regions = sum(head.out_features for head in made.heads.values())  # type: ignore[misc]
