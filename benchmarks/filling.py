@@ -25,8 +25,9 @@ import pandas as pd
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
+from bidsseg.evaluation.agreement import dice
 from bidsseg.image.nifti import read_image, read_labels
-from bidsseg.image.volume import Volume
+from bidsseg.image.volume import Volume, places
 from bidsseg.labels.protocol import Protocol
 from bidsseg.models.library import load_model
 from bidsseg.segmentation.filling import fill_lesions
@@ -72,8 +73,7 @@ def placed(mask: Volume, image: Volume, brain: np.ndarray) -> np.ndarray:
     """Return a mask of the template, booleans (X, Y, Z), moved to a scan by the boxes of both brains."""
     inside = apply_affine(image.affine, np.argwhere(brain))
     low, high = np.quantile(inside, [0.001, 0.999], axis=0)
-    places = apply_affine(image.affine, np.moveaxis(np.indices(image.shape), 0, -1))
-    in_template = (places - low) / (high - low) * (BOX[:, 1] - BOX[:, 0]) + BOX[:, 0]
+    in_template = (places(image.shape, image.affine) - low) / (high - low) * (BOX[:, 1] - BOX[:, 0]) + BOX[:, 0]
     index = np.moveaxis(apply_affine(np.linalg.inv(mask.affine), in_template), -1, 0)
     found: np.ndarray = ndimage.map_coordinates((mask.data > 0).astype(np.float32), index, order=1) >= 0.5
     return found
@@ -92,11 +92,12 @@ def agreement(
     """Return the agreement of a label map (X, Y, Z) with that of the scan without lesions, by the names of COLUMNS."""
     near = ndimage.distance_transform_edt(~lesion, sampling=grid.spacing_mm) <= NEAR_MM
     indices = [region.index for region in protocol.regions if region.index]
-    dice = {i: overlap(before == i, now == i) for i in indices if (before == i).any()}
-    touched = [dice[i] for i in dice if (near & (before == i)).any()]
+    found = dict(zip(indices, dice(now, before, indices), strict=True))
+    there = [i for i in indices if (before == i).any()]
+    touched = [found[i] for i in there if (near & (before == i)).any()]
     tissue = {kind: [r.index for r in protocol.regions if is_tissue(r.name, r.mapping, kind)] for kind in (1, 2)}
     white, grey = ([np.isin(labels, tissue[kind]) for labels in (before, now)] for kind in (2, 1))
-    means = [float(np.mean(list(dice.values()))), float(np.mean(touched))]
+    means = [float(np.mean([found[i] for i in there])), float(np.mean(touched))]
     return dict(zip(COLUMNS, [*means, overlap(*white), change(*white), change(*grey)], strict=True))
 
 
@@ -109,8 +110,7 @@ def is_tissue(name: str, mapping: int | None, kind: int) -> bool:
 
 def overlap(one: np.ndarray, other: np.ndarray) -> float:
     """Return the Dice of two masks."""
-    both = int(np.count_nonzero(one & other))
-    return 2 * both / max(int(np.count_nonzero(one)) + int(np.count_nonzero(other)), 1)
+    return float(dice(one.view(np.uint8), other.view(np.uint8), [1])[0])
 
 
 def change(before: np.ndarray, now: np.ndarray) -> float:

@@ -12,7 +12,7 @@ grid. As in the experiments of ACE (Roulet et al. 2019, arXiv 1903.03445), each 
 - ``anatomy``: the heads HEALTHY. Labels, in ``derivatives/fast``: the tissues of FAST; if a label may be either of two
   tissues, the one with the nearer brightness in a T1w.
 - ``both``, for testing only: patients with the heads TESTED, each with a separate mask, every third one. Labels, in
-  ``derivatives/truth``: tissue and lesion (FASTlesion).
+  ``derivatives/truth``: tissue and lesion (FASTlesion), and the structures under the lesions (FreeSurfer).
 
 No head and no mask is in two datasets, so training and test participants are disjoint. FOLD (0, the default, to 2)
 selects other heads and masks for testing. Lesions in the label maps of the heads become white matter. Participants of
@@ -74,7 +74,7 @@ def main(data: Path, out: Path, fold: int = 0) -> None:
     template = template_frame()
 
     folder, labels = out / "lesions", out / "lesions" / "derivatives" / "manual"
-    describe(folder, labels, "lesion")
+    describe(folder, labels)
     for number, mask in enumerate(mask for mask in masks if mask not in tested):
         generator = seeded(f"lesions/{mask.key}")
         values = healthy(placed(read_head(data, heads_of_patients[number % len(PATIENTS)]), BENT, generator))
@@ -83,7 +83,7 @@ def main(data: Path, out: Path, fold: int = 0) -> None:
         write_annotation(labels, mask.key, "label-lesion_mask", labels=lesions.numpy())
 
     folder, labels = out / "anatomy", out / "anatomy" / "derivatives" / "fast"
-    describe(folder, labels, "FAST")
+    describe(folder, labels)
     for label in heads_healthy:
         name, generator = f"sub-anatomy{label}", seeded(f"anatomy/{label}")
         values = healthy(placed(read_head(data, label), UNMOVED, generator))
@@ -91,7 +91,7 @@ def main(data: Path, out: Path, fold: int = 0) -> None:
         write_annotation(labels, name, "seg-FAST_dseg", labels=in_protocol(values, load_protocol("FAST")))
 
     folder, labels = out / "both", out / "both" / "derivatives" / "truth"
-    describe(folder, labels, "FASTlesion")
+    describe(folder, labels)
     for label, mask in zip(heads_tested, tested, strict=True):
         name, generator = f"sub-both{label}", seeded(f"both/{label}")
         values = healthy(placed(read_head(data, label), UNMOVED, generator))
@@ -99,6 +99,8 @@ def main(data: Path, out: Path, fold: int = 0) -> None:
         write_images(folder, name, values, lesions=lesions, generator=generator)
         truth = in_protocol(torch.where(lesions, lesion_position(), values), load_protocol("FASTlesion"))
         write_annotation(labels, name, "seg-FASTlesion_dseg", labels=truth)
+        structures = in_protocol(values, load_protocol("FreeSurfer"))
+        write_annotation(labels, name, "seg-FreeSurfer_dseg", labels=structures)
 
 
 def roles(fold: int) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
@@ -253,23 +255,27 @@ def on_grid(values: Tensor) -> Volume:
 # -- datasets ----------------------------------------------------------------------------------------------------------
 
 
-def describe(folder: Path, labels: Path, protocol: str) -> None:
-    """Write the description files of a dataset and of its labels."""
-    common = {"Name": f"Synthetic brains: {folder.name}", "BIDSVersion": BIDS_VERSION}
+def describe(
+    folder: Path, labels: Path, title: str = "Synthetic brains", *, script: str = "lesion_datasets.py"
+) -> None:
+    """Write the description files of a dataset and of its labels, made by a script of this folder."""
+    common = {"Name": f"{title}: {folder.name}", "BIDSVersion": BIDS_VERSION}
     write_json_atomic(folder / "dataset_description.json", {**common, "DatasetType": "raw"})
-    write_text_atomic(folder / "README.md", "Images made from label maps, see benchmarks/lesion_datasets.py.\n")
-    generated = {"DatasetType": "derivative", "GeneratedBy": [{"Name": "bidsseg/benchmarks/lesion_datasets.py"}]}
+    write_text_atomic(folder / "README.md", f"See benchmarks/{script}.\n")
+    generated = {"DatasetType": "derivative", "GeneratedBy": [{"Name": f"bidsseg/benchmarks/{script}"}]}
     write_json_atomic(labels / "dataset_description.json", {**common, **generated})
-    if protocol != "lesion":
-        write_text_atomic(labels / f"seg-{protocol}_dseg.tsv", load_protocol(protocol).to_tsv())
 
 
 def write_annotation(folder: Path, name: str, ending: str, *, labels: np.ndarray) -> None:
+    """Write a label map (X, Y, Z) with its sidecar, and the table of its protocol."""
     path = folder / name / "anat" / f"{name}_{ending}.nii.gz"
     write_labels(path, labels, on_grid(torch.from_numpy(labels)))
     kind = {"Type": "Lesion"} if ending.endswith("mask") else {}
     sidecar = {"Manual": False, "SpatialReference": "orig", **kind}
     write_json_atomic(path.with_name(f"{name}_{ending}.json"), sidecar)
+    if ending.startswith("seg-"):
+        protocol = ending.removeprefix("seg-").removesuffix("_dseg")
+        write_text_atomic(folder / f"{ending}.tsv", load_protocol(protocol).to_tsv())
 
 
 if __name__ == "__main__":

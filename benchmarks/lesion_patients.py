@@ -31,8 +31,7 @@ import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lesion_datasets import fitted, template_frame
-from nibabel.affines import apply_affine
+from lesion_datasets import describe, fitted, on_grid, template_frame, write_annotation
 from nibabel.processing import resample_from_to
 from scipy import ndimage
 from torch import Tensor, nn
@@ -41,11 +40,10 @@ import bidsseg
 from bidsseg.bids.annotations import find_annotations, find_label_maps
 from bidsseg.bids.query import find_scans
 from bidsseg.bids.scan import Scan
-from bidsseg.derivative.sidecars import BIDS_VERSION
-from bidsseg.files import write_json_atomic, write_text_atomic
-from bidsseg.image.nifti import read_labels, write_labels, write_map
+from bidsseg.image.nifti import read_labels, write_map
 from bidsseg.image.volume import Volume
 from bidsseg.labels import load_protocol
+from bidsseg.segmentation.lesions import TOUCHING
 
 STRUCTURES, LESION = load_protocol("FreeSurfer"), 4
 WHITE, GREY, FLUID = 3, 2, 1
@@ -87,7 +85,6 @@ class Brain:
     flair: np.ndarray | None
     tissues: np.ndarray
     structures: np.ndarray
-    affine: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -139,7 +136,7 @@ def read_patient(scan: Scan, manual: Path) -> Patient:
         bright, healthy = level(t1w.data, white), fill(t1w.data, hole, white)
         tissues, structures = anatomy(Volume(healthy, t1w.affine))
     healthy_flair = fill(flair.data, hole, white) / level(flair.data, white)
-    brain = Brain(scan.key, healthy / bright, healthy_flair, tissues, structures, t1w.affine)
+    brain = Brain(scan.key, healthy / bright, healthy_flair, tissues, structures)
     return Patient(t1w.data, flair.data, lesions.data > 0.5, brain)
 
 
@@ -150,7 +147,7 @@ def read_brain(scan: Scan) -> Brain:
     bright = level(t1w.data, ndimage.binary_erosion(tissues == WHITE))
     brain = ndimage.binary_dilation(structures > 0, iterations=2)
     name = f"sub-{scan.t1w.parents[2].name[-3:]}x{scan.entities['subject']}"
-    return Brain(name, t1w.data / bright * brain, None, tissues, structures, t1w.affine)
+    return Brain(name, t1w.data / bright * brain, None, tissues, structures)
 
 
 def in_voxels_of_1_mm(path: Path) -> Volume:
@@ -181,7 +178,11 @@ def level(image: np.ndarray, white: np.ndarray) -> np.ndarray:
 
 
 def fill(image: np.ndarray, hole: np.ndarray, white: np.ndarray) -> np.ndarray:
-    """Return an image (X, Y, Z) with white matter and its noise in a hole (booleans), with soft borders."""
+    """Return an image (X, Y, Z) with white matter and its noise in a hole (booleans), with soft borders.
+
+    ``segmentation/filling.py`` finds the white matter by its brightness, which is impossible in a FLAIR;
+    here it is known.
+    """
     bright = level(image, white)
     noise = 1.4826 * np.median(np.abs((image - bright)[white]))
     share = np.clip(2 * ndimage.gaussian_filter(hole.astype(np.float32), 0.6), 0, 1) * ndimage.binary_dilation(hole)
@@ -271,7 +272,7 @@ def placed(mask: Volume, brain: Brain, random: np.random.Generator) -> np.ndarra
     drawn = np.roll(drawn, tuple(random.integers(-3, 4, 3)), (0, 1, 2))
     if random.random() < 0.5:
         drawn = drawn[::-1]
-    lesions, count = ndimage.label(drawn & tissue, np.ones((3, 3, 3)))
+    lesions, count = ndimage.label(drawn & tissue, TOUCHING)
     sizes = np.bincount(lesions.ravel(), minlength=count + 1)
     share, large = random.choice(SHARES), 1.0 if random.random() < 0.5 else 0.3
     kept = (sizes >= 2) & (random.random(count + 1) < share) & ((sizes < LARGE) | (random.random(count + 1) < large))
@@ -343,27 +344,13 @@ def write_made(folder: Path, brain: Brain, masks: Sequence[Volume], *, random: n
 def write(folder: Path, brain: Brain, *, images: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]) -> None:
     """Write images and label maps (X, Y, Z) of a brain, without most of the voxels around it."""
     made, box = folder / "derivatives" / "made", around(brain.structures)
-    describe(folder, made)
-    corner = brain.affine.copy()
-    corner[:3, 3] = apply_affine(brain.affine, [side.start for side in box])
+    describe(folder, made, "Patients with lesions", script=Path(__file__).name)
     for suffix, image in images.items():
-        like = Volume(image[box], corner)
+        inside = torch.from_numpy(np.ascontiguousarray(image[box]))
         path = folder / brain.name / "anat" / f"{brain.name}_{suffix}.nii.gz"
-        write_map(path, (like.data / like.data.max()).clip(0, 1), like)
+        write_map(path, (inside / inside.max()).clip(0, 1).numpy(), on_grid(inside))
     for ending, values in labels.items():
-        like = Volume(values[box].astype(np.uint8), corner)
-        write_labels(made / brain.name / "anat" / f"{brain.name}_{ending}.nii.gz", like.data, like)
-        if ending.startswith("seg-"):
-            name = ending.removeprefix("seg-").removesuffix("_dseg")
-            write_text_atomic(made / f"seg-{name}_dseg.tsv", load_protocol(name).to_tsv())
-
-
-def describe(folder: Path, labels: Path) -> None:
-    """Write the description files of a dataset and of its labels."""
-    common = {"Name": f"Patients with lesions: {folder.name}", "BIDSVersion": BIDS_VERSION}
-    write_json_atomic(folder / "dataset_description.json", {**common, "DatasetType": "raw"})
-    generated = {"DatasetType": "derivative", "GeneratedBy": [{"Name": "bidsseg/benchmarks/lesion_patients.py"}]}
-    write_json_atomic(labels / "dataset_description.json", {**common, **generated})
+        write_annotation(made, brain.name, ending, labels=values[box].astype(np.uint8))
 
 
 def around(structures: np.ndarray) -> tuple[slice, ...]:

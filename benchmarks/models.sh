@@ -119,8 +119,7 @@ for set in without-19 without-26 all; do
         "lesion=$out/lesions/set0/lesions/derivatives/manual" "FAST=$out/lesions/set0/anatomy/derivatives/fast"
 done
 script lesions-rule lesion_rule "$data/ms" "$data/ms/derivatives/manual" \
-    --fold "$out/lesions/without-19/models/lesions" 19 --fold "$out/lesions/without-26/models/lesions" 26 \
-    --card "$out/lesions/all/models/lesions"
+    --fold "$out/lesions/without-19/models/lesions" 19 --fold "$out/lesions/without-26/models/lesions" 26
 
 validate segnet --recipe segnet --labels "$manual"
 echo "all models are trained, in $out"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bidsseg.bids.names import as_label, build_name, parse_name, sort_entities
 
-ADDED = ("space", "atlas", "segmentation", "scale", "res", "den", "label", "desc")
+ADDED = ("meas", "space", "atlas", "segmentation", "scale", "res", "den", "label", "desc")
 """Entities that a derivative adds to those of its source."""
 
 

@@ -150,9 +150,9 @@ def write_table(path: Path, cohort: Cohort, results: Iterable[Result]) -> list[s
     return problems
 
 
-def status_of(result: Result) -> str:
-    """Return the status of a scan with a result."""
-    return CORRECTED if result.manual else "done"
+def status_of(*, manual: bool) -> str:
+    """Return the status of a scan with a result, which was corrected by hand or not."""
+    return CORRECTED if manual else "done"
 
 
 def has_lesion_table(result: Result) -> bool:
@@ -199,7 +199,7 @@ def _row(item: Result | Absent, cohort: Cohort, problems: list[str]) -> dict[str
     shown = NOT_AVAILABLE if quality is None else f"{quality:.4g}"
     return {
         **ids,
-        STATUS: status_of(item),
+        STATUS: status_of(manual=item.manual),
         QUALITY: shown,
         FINDINGS: " ".join(item.findings()) or NOT_AVAILABLE,
         **row,

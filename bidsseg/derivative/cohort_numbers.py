@@ -130,7 +130,7 @@ def gather(cohort: Cohort, results: Sequence[Result], runs: Runs) -> Numbers:
         runs: the runs that count, see `chosen_runs`.
     """
     names = {name: place for place, name in enumerate(cohort.regions.values())}
-    readable, counted, soft = [], [], []
+    readable, counted, soft, calibrated = [], [], [], []
     for result in results:
         try:
             table = result.volumes()
@@ -141,6 +141,7 @@ def gather(cohort: Cohort, results: Sequence[Result], runs: Runs) -> Numbers:
             if (place := names.get(volume.name)) is not None:
                 rows[:, place] = volume.volume_mm3, np.nan if volume.soft_mm3 is None else volume.soft_mm3
         readable.append(result)
+        calibrated.append(result.is_calibrated(table))
         counted.append(rows[0])
         soft.append(rows[1])
     regions, pairs = _regions(cohort, readable)
@@ -153,7 +154,7 @@ def gather(cohort: Cohort, results: Sequence[Result], runs: Runs) -> Numbers:
         volumes=np.array(counted).reshape(shape),
         soft=np.array(soft).reshape(shape),
         quality=quality.reshape(shape[0]),
-        calibrated=np.array([result.calibrated() for result in readable], bool),
+        calibrated=np.array(calibrated, bool),
         findings=[result.findings() for result in readable],
         selected=chosen_runs([result.source for result in readable], quality, runs),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,13 +11,10 @@ import numpy as np
 
 from bidsseg.bids.annotations import find_lesion_mask, shows_lesions
 from bidsseg.bids.label_kinds import anat_images, places
-from bidsseg.bids.names import build_name, parse_name, with_extension
-from bidsseg.bids.outputs import output_paths
-from bidsseg.bids.scan import Scan, without_desc
-from bidsseg.derivative.sidecar_keys import is_of_model, is_record, read_sidecar
+from bidsseg.bids.names import parse_name, with_extension
+from bidsseg.bids.scan import Scan
 from bidsseg.errors import UsageError
 from bidsseg.files import fingerprint
-from bidsseg.models.card import LESION, Card
 from bidsseg.reading import object_or_empty
 from bidsseg.registration.align import Images
 
@@ -81,29 +78,6 @@ def read_given_lesions(given: GivenLesions, images: Images, *, scan: Scan) -> np
         mask = read_on_grid(path, images, t1w=scan.t1w, flair=scan.flair, note=note)
     found: np.ndarray = mask.data > 0
     return found
-
-
-def former_lesions(
-    output_dir: Path, scan: Scan, card: Card, *, kept: Sequence[Path], keep_tables: bool
-) -> Iterator[Path]:
-    """Yield the files about the lesions of a scan from an earlier run with ``--lesions`` or ``--filled``.
-
-    Args:
-        kept: files that this run writes, relative to the output folder.
-        keep_tables: whether this run has lesions, too.
-    """
-    every = output_paths(scan, card.name, [LESION], lesion=True, filled=True)
-    for path in (every.lesion, every.lesions, every.lesion_table, every.filled):
-        if path is None or path in kept:
-            continue
-        found = read_sidecar(output_dir / with_extension(path, ".json"))
-        if is_record(found) and is_of_model(found, card.name):
-            yield from (output_dir / with_extension(path, end) for end in (".nii.gz", ".tsv", ".json"))
-    if not keep_tables:
-        yield from (output_dir / path for path in (every.lesion_figure, every.figures[LESION]))
-        source = build_name(without_desc(scan.entities))
-        pattern = f"{source}_seg-*_label-lesion_desc-{scan.entities.get('desc', '')}{card.name}+*_morph.*"
-        yield from (output_dir / every.brain).parent.glob(pattern)
 
 
 def about_given_lesions(

@@ -16,9 +16,9 @@ from bidsseg.bids.outputs import OutputPaths, SpacePaths, output_paths
 from bidsseg.bids.scan import Scan
 from bidsseg.derivative import sidecars
 from bidsseg.derivative.corrections import Corrections, read_corrections
-from bidsseg.derivative.given_lesions import GivenLesions, former_lesions, read_given_lesions
+from bidsseg.derivative.given_lesions import GivenLesions, read_given_lesions
 from bidsseg.derivative.lesion_tables import lesion_lookup, lesion_sidecar, lesion_table, update_lesion_tables
-from bidsseg.derivative.on_request import Earlier, earlier_outputs
+from bidsseg.derivative.on_request import Earlier, earlier_lesions, earlier_outputs
 from bidsseg.derivative.sidecar_keys import LESIONS, Sidecar, is_fast, lesion_mask
 from bidsseg.derivative.sidecar_keys import corrections as corrections_in
 from bidsseg.derivative.volumes import volume_table
@@ -167,7 +167,9 @@ class Job:
         remove([self.record])
         remove(file for each in outdated for file in each.files)
         remove(
-            former_lesions(self.output_dir, self.scan, self.card, kept=self.paths.files, keep_tables=self.has_lesions)
+            earlier_lesions(
+                self.output_dir, self.scan, self.card.name, kept=self.paths.files, keep_tables=self.has_lesions
+            )
         )
         remove_halves(
             subject.rglob(".*.part"), {path.name for path in (*self.paths.files, *self.paths.figures.values())}
@@ -240,8 +242,8 @@ class Job:
         """Return the origin of each output: that of the model's, or one that names what was given instead."""
         origins = dict.fromkeys([BRAIN, LESION, *result.labels], origin)
         if self.given.file is not None:
-            of_model = {name: False for name in result.labels if self.protocols[name].scored().lesions}
-            origins |= {name: origin.given(is_drawn=drawn) for name, drawn in of_model.items()}
+            with_lesions = [name for name in result.labels if self.protocols[name].scored().lesions]
+            origins |= dict.fromkeys(with_lesions, origin.given(is_drawn=False))
             origins[LESION] = origin.given(is_drawn=self.given.manual)
         files, folder = self.corrections.files, self.corrections.folder
         manual = {name: origins[name].corrected(files[other], folder) for name, other in result.manual.items()}
@@ -267,11 +269,11 @@ class Job:
         self, place: Path, filled: Volume, t1w: Volume, *, result: Segmentation, origin: sidecars.Origin
     ) -> None:
         """Write the T1w with filled lesions; its voxels outside of lesions are those of the source, bit by bit."""
-        from bidsseg.image.brightness import is_stripped
+        from bidsseg.image.brightness import shows_brain_alone
 
         assert result.lesion is not None
         write_changed(self._place(place), self.scan.t1w, filled, changed=result.lesion)
-        stripped, voxels = is_stripped(t1w.data, result.brain), int(np.count_nonzero(result.lesion))
+        stripped, voxels = shows_brain_alone(t1w.data, result.brain), int(np.count_nonzero(result.lesion))
         self._sidecar(place, sidecars.filled_sidecar(origin, voxels=voxels, skull_stripped=stripped))
 
     def _write_in(

@@ -13,7 +13,7 @@ from typing import Any
 from bidsseg.bids.names import build_name, entity_cells, entity_column, entity_names, with_extension
 from bidsseg.bids.outputs import group_lesion_regions, group_lesions
 from bidsseg.bids.scan import without_desc
-from bidsseg.derivative.cohort import CORRECTED, GIVEN, MISSING, NO_MASK, STATUS, STATUSES, UNREADABLE
+from bidsseg.derivative.cohort import GIVEN, MISSING, NO_MASK, STATUS, STATUSES, UNREADABLE, status_of
 from bidsseg.derivative.lesion_tables import PLACES, REGIONS, LesionFiles, find_lesions
 from bidsseg.derivative.results import Fate, anat_folders, natural, participant_folders
 from bidsseg.derivative.sidecar_keys import Sidecar, has_given_lesions, is_manual, models, read_sidecar
@@ -194,9 +194,7 @@ def _rows(cohort: LesionCohort, problems: list[str]) -> Iterator[tuple[str, dict
 
 def _status(files: LesionFiles) -> str:
     about = read_sidecar(with_extension(files.table, ".json"))
-    if has_given_lesions(about):
-        return GIVEN
-    return CORRECTED if is_manual(about) else "done"
+    return GIVEN if has_given_lesions(about) else status_of(manual=is_manual(about))
 
 
 def totals(files: LesionFiles) -> dict[str, int | float]:

@@ -1,20 +1,18 @@
-"""Outputs on request that an earlier run has made of a scan (``--measure``, ``--output-spaces`` …)."""
+"""Files that an earlier run has made of a scan on request: ``--measure``, ``--output-spaces``, ``--lesions`` …"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
 from bidsseg.bids.names import build_name, parse_name, with_extension
 from bidsseg.bids.outputs import aseg_path, output_paths
-from bidsseg.bids.scan import Scan, without_desc
+from bidsseg.bids.scan import Scan, without_added, without_desc
 from bidsseg.bids.series import SPACE
 from bidsseg.derivative.sidecar_keys import Sidecar, is_of_model, is_record, read_sidecar, sources
-
-ADDED = ("meas", "space", "segmentation", "res", "label", "desc")
-"""Entities that the name of an output may have in addition to those of the T1w."""
+from bidsseg.models.card import LESION
 
 
 @dataclass(frozen=True)
@@ -47,13 +45,11 @@ def earlier_outputs(output_dir: Path, scan: Scan, model: str, *, record: Path) -
         if is_record(found) and is_of_model(found, model):
             flag = _flag(path, scan, found, desc=f"{before}{model}")
             if flag is not None:
-                files = [with_extension(path, extension) for extension in (".nii.gz", ".tsv", ".json")]
-                yield Earlier(flag, files, found, is_export=flag.startswith("--measure"))
+                yield Earlier(flag, _with_sidecar(path), found, is_export=flag.startswith("--measure"))
     aseg = output_dir / aseg_path(scan)
     found = read_sidecar(with_extension(aseg, ".json"))
     if is_of_model(found, model):
-        files = [with_extension(aseg, extension) for extension in (".nii.gz", ".tsv", ".json")]
-        yield Earlier("--freesurfer", files, found, is_export=True)
+        yield Earlier("--freesurfer", _with_sidecar(aseg), found, is_export=True)
     source = build_name(without_desc(scan.entities))
     for path in sorted((output_dir / paths.brain).parent.glob(f"{source}_from-T1w_to-*_desc-{before}{model}_xfm.*")):
         space = path.name.partition("_to-")[2].partition("_")[0]
@@ -70,7 +66,7 @@ def _flag(path: Path, scan: Scan, found: Sidecar, *, desc: str) -> str | None:
     if parsed is None:
         return None
     entities, suffix, _ = parsed
-    if _without_added(entities) != _without_added(scan.entities):
+    if without_added(entities) != without_added(scan.entities):
         return None
     space, named = entities.get("space"), scan.entities.get("space")
     if suffix == "stats" and "meas" in entities:
@@ -85,5 +81,29 @@ def _flag(path: Path, scan: Scan, found: Sidecar, *, desc: str) -> str | None:
     return None
 
 
-def _without_added(entities: dict[str, str]) -> dict[str, str]:
-    return {name: label for name, label in entities.items() if name not in ADDED}
+def earlier_lesions(
+    output_dir: Path, scan: Scan, model: str, *, kept: Sequence[Path], keep_tables: bool
+) -> Iterator[Path]:
+    """Yield the files about the lesions of a scan from an earlier run with ``--lesions`` or ``--filled``.
+
+    Args:
+        kept: files that this run writes, relative to the output folder.
+        keep_tables: whether this run has lesions, too.
+    """
+    every = output_paths(scan, model, [LESION], lesion=True, filled=True)
+    for path in (every.lesion, every.lesions, every.lesion_table, every.filled):
+        if path is None or path in kept:
+            continue
+        found = read_sidecar(output_dir / with_extension(path, ".json"))
+        if is_record(found) and is_of_model(found, model):
+            yield from _with_sidecar(output_dir / path)
+    if not keep_tables:
+        yield from (output_dir / path for path in (every.lesion_figure, every.figures[LESION]))
+        source = build_name(without_desc(scan.entities))
+        pattern = f"{source}_seg-*_label-lesion_desc-{scan.entities.get('desc', '')}{model}+*_morph.*"
+        yield from (output_dir / every.brain).parent.glob(pattern)
+
+
+def _with_sidecar(path: Path) -> list[Path]:
+    """Return image, table and sidecar of an output; some of them may not exist."""
+    return [with_extension(path, extension) for extension in (".nii.gz", ".tsv", ".json")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -69,9 +70,14 @@ class Result:
         """Return the quality, 0 to 1, see ``Segmentation.quality``; None if the sidecar lacks it."""
         return sidecar_keys.quality(self.sidecar())
 
-    def calibrated(self) -> bool:
-        """Return whether the quality is an expected Dice, which a table of volumes of the scan then contains."""
-        return any(volume.expected_dice is not None for path in self._tables() for volume in _volumes_or_none(path))
+    def is_calibrated(self, volumes: Iterable[Volume]) -> bool:
+        """Return whether the quality is an expected Dice, which a table of volumes of the scan then contains.
+
+        Args:
+            volumes: those of this result, which are tested first, without reading a table.
+        """
+        others = (volume for path in self._tables() if path != self.path for volume in _volumes_or_none(path))
+        return any(volume.expected_dice is not None for volume in chain(volumes, others))
 
     def _tables(self) -> Iterator[Path]:
         """Yield the tables of volumes of the scan and model, in all protocols."""

@@ -7,10 +7,11 @@ memory. A scan that fails is recorded and the others continue; only an output th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from bidsseg.bids.outputs import crash_path
@@ -122,6 +123,15 @@ def write_page(job: Job) -> None:
         participant_page(job.output_dir, job.scan)
 
 
+@contextmanager
+def naming(path: Path | None) -> Iterator[None]:
+    """Add the name of a file to the message of a DataError."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
 @dataclass
 class _Task:
     """A job, its outcome so far, and what is given of its scan.
@@ -212,10 +222,8 @@ class Pipeline:
         """Return the T1w with filled lesions. DataError, with the name of the given mask, if this is impossible."""
         from bidsseg.segmentation.filling import fill_lesions
 
-        try:
+        with naming(task.job.given.file or task.job.scan.t1w):
             return fill_lesions(images.volumes["T1w"], lesion)
-        except DataError as error:
-            raise DataError(f"{task.job.given.file or task.job.scan.t1w}: {error}") from error
 
     def _segment(self, task: _Task, images: Images, model: Model, *, machine: Machine) -> Segmentation:
         from bidsseg.segmentation.given_lesions import with_given_lesions
@@ -237,10 +245,8 @@ class Pipeline:
         )
         release_freed_memory()
         if given is not None:
-            try:
+            with naming(task.job.given.file):
                 result = with_given_lesions(result, given, protocols, voxel_mm3=voxel_mm3)
-            except DataError as error:
-                raise DataError(f"{task.job.given.file}: {error}") from error
         if task.corrections:
             files = task.job.corrections.files
             result = corrected(result, task.corrections, model, protocols=protocols, files=files, voxel_mm3=voxel_mm3)

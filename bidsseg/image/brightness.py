@@ -33,7 +33,7 @@ def background(data: np.ndarray) -> float | None:
     return float(values[counts.argmax()]) if counts.max() >= CONSTANT * len(faces) else None
 
 
-def is_stripped(data: np.ndarray, brain: np.ndarray) -> bool:
+def shows_brain_alone(data: np.ndarray, brain: np.ndarray) -> bool:
     """Return whether an image (X, Y, Z) shows the brain alone: little else is outside of a constant background.
 
     Args:

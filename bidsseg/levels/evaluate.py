@@ -15,7 +15,7 @@ from bidsseg.bids.scan import LabelMap, without_added
 from bidsseg.derivative.ownership import check_agreement_files, check_folder, check_source
 from bidsseg.derivative.results import find_native_maps, natural
 from bidsseg.derivative.sidecars import write_root_files
-from bidsseg.errors import BidssegError, InputMissing, NothingSelected, UsageError
+from bidsseg.errors import BidssegError, InputMissing, NothingSelected, UsageError, listed
 from bidsseg.evaluation.conversion import Conversion, conversion
 from bidsseg.evaluation.pairs import About, Left, Pairing, check_holds, one_of_each_scan, pair_up
 from bidsseg.execution.machine import choose_processes
@@ -25,8 +25,6 @@ from bidsseg.models.participants import participants
 from bidsseg.settings import Settings
 
 CORRECTED = "its label map was corrected by hand, or its lesions were given: it is not the model's"
-NAMED = 5
-"""Largest number of participants in a warning."""
 
 
 @dataclass(frozen=True)
@@ -184,10 +182,9 @@ def _leakage(settings: Settings, pairing: Pairing) -> list[str]:
     compared = {f"{settings.bids_dir.name}/sub-{pair.source.get('subject')}" for pair in pairing.pairs}
     if not (seen := sorted(compared & known)):
         return []
-    named = f"{', '.join(seen[:NAMED])}{', …' if len(seen) > NAMED else ''}"
     return [
         f"{pairing.protocol.name}: the model {pairing.about.found} was trained on {len(seen)} of {len(compared)} "
-        f"compared participants ({named}), so that the results are too good"
+        f"compared participants ({listed(seen)}), so that the results are too good"
     ]
 
 

@@ -27,7 +27,7 @@ def brain() -> making.Brain:
         (np.vectorize(table.get)(structures) + noise[i]).astype(np.float32)
         for i, table in enumerate(BRIGHTNESS.values())
     ]
-    return making.Brain("sub-01", images[0], images[1], tissues, structures, np.eye(4))
+    return making.Brain("sub-01", images[0], images[1], tissues, structures)
 
 
 def ball(centre: tuple[int, int, int], radius: float) -> np.ndarray:

@@ -1,5 +1,7 @@
 """A model without weights that segments tissues by intensity, so that tests of the level take milliseconds."""
 
+from __future__ import annotations
+
 import json
 import os
 import shutil
@@ -13,18 +15,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import phantoms
 import pytest
+from nifti import load_nifti
 
 from bidsseg.app import cli
 from bidsseg.bids import validator
+from bidsseg.bids.names import with_extension
 from bidsseg.execution.machine import Machine
 from bidsseg.labels import load_protocol
 from bidsseg.models.card import CARD, Card, find_card
 from bidsseg.segmentation.result import Probabilities, Segmentation
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def save_card(folder: Path, **values: Any) -> Path:
@@ -193,6 +200,20 @@ class App:
         """Return names and contents of the files in the output folder."""
         found = sorted(path for path in self.output.glob(pattern) if path.is_file())
         return {path.relative_to(self.output).as_posix(): path.read_bytes() for path in found}
+
+    def voxels(self, name: str) -> np.ndarray:
+        """Return the voxels of an image in the output folder."""
+        return np.asarray(load_nifti(self.output / name).dataobj)
+
+    def sidecar(self, name: str) -> dict[str, Any]:
+        """Return the content of the sidecar of an image or table in the output folder."""
+        return dict(json.loads(with_extension(self.output / name, ".json").read_text()))
+
+    def table(self, name: str) -> pd.DataFrame:
+        """Return a table in the output folder; missing cells are ``n/a``."""
+        import pandas as pd
+
+        return pd.read_csv(self.output / name, sep="\t", keep_default_na=False)
 
 
 def make_app(folder: Path, bids: Path, monkeypatch: pytest.MonkeyPatch) -> App:

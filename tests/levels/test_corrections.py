@@ -7,7 +7,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import pandas as pd
 import phantoms
 import pytest
 from fake_model import App, make_app, save_card
@@ -52,18 +51,6 @@ def words(app: App) -> list[str]:
     return ["--corrections", str(folder(app)), "--skip-bids-validation"]
 
 
-def voxels(app: App, name: str) -> np.ndarray:
-    return np.asarray(load_nifti(app.output / name).dataobj)
-
-
-def sidecar(app: App, name: str) -> dict[str, Any]:
-    return dict(json.loads((app.output / name.replace(".nii.gz", ".json").replace(".tsv", ".json")).read_text()))
-
-
-def table(app: App, name: str) -> pd.DataFrame:
-    return pd.read_csv(app.output / name, sep="\t", keep_default_na=False)
-
-
 def manual(app: App) -> set[str]:
     """Return the ends of the names of the sidecars of sub-01 that are marked as corrected."""
     sidecars = {path: json.loads(path.read_text()) for path in app.output.glob("sub-01/anat/*.json")}
@@ -76,19 +63,19 @@ def test_a_corrected_label_map_takes_the_place_of_the_model_s(
     app = make(2, heads=("brain", "FAST", "FreeSurfer"))
     assert app("--skip-bids-validation") == 0
     before, volumes, drawn = app.files(), FAST.replace("dseg.nii.gz", "morph.tsv"), correct(app)
-    intracranial = table(app, volumes)["voxels"].iloc[-1]
+    intracranial = app.table(volumes)["voxels"].iloc[-1]
     assert app(*words(app)) == 0
     assert app(*words(app), level="group") == 0
     err = capsys.readouterr().err
     assert "is not in the tables" not in err and f"the label map FAST was corrected by hand ({Path(FAST).name})" in err
-    assert (voxels(app, FAST) == drawn).all()
-    assert list(table(app, volumes)["voxels"]) == [*np.bincount(drawn.ravel())[1:], intracranial]
-    assert list(table(app, volumes)["softvolume-mm3"]) == ["n/a"] * 4
-    about, of_table = sidecar(app, FAST), sidecar(app, volumes)
+    assert (app.voxels(FAST) == drawn).all()
+    assert list(app.table(volumes)["voxels"]) == [*np.bincount(drawn.ravel())[1:], intracranial]
+    assert list(app.table(volumes)["softvolume-mm3"]) == ["n/a"] * 4
+    about, of_table = app.sidecar(FAST), app.sidecar(volumes)
     assert manual(app) == {"seg-FAST_desc-wholebrain_dseg.json", "seg-FAST_desc-wholebrain_morph.json"}
     assert about["Sources"] == ["bids:raw:sub-01/anat/sub-01_T1w.nii.gz", f"bids:corrections:{FAST}"]
     assert about["SpatialReference"] == about["Sources"][0] and of_table["Sources"] == about["Sources"]
-    assert "Quality" not in about and sidecar(app, FREESURFER)["Quality"] == 0.875
+    assert "Quality" not in about and app.sidecar(FREESURFER)["Quality"] == 0.875
     assert of_table["softvolume-mm3"]["Description"].startswith("n/a")
     links = json.loads((app.output / "dataset_description.json").read_text())["DatasetLinks"]
     assert links["corrections"] == folder(app).as_uri() and "raw" in links
@@ -98,7 +85,7 @@ def test_a_corrected_label_map_takes_the_place_of_the_model_s(
     picture = "sub-01/figures/sub-01_seg-FAST_desc-wholebrain_dseg.png"
     assert {name for name in changed if not name.endswith(".json")} == {FAST, volumes, picture}
     assert {name for name in changed if name.startswith("sub-02")} == set()
-    cohort = table(app, "group_seg-FAST_desc-wholebrain_morph.tsv")
+    cohort = app.table("group_seg-FAST_desc-wholebrain_morph.tsv")
     assert list(cohort["status"]) == ["corrected", "done"] and list(cohort["quality"]) == ["n/a", "0.875"]
     assert cohort["GM"].iloc[0] == 512 * (drawn == 2).sum()
     assert "corrected by hand" in (app.output / "group.html").read_text()
@@ -118,7 +105,7 @@ def test_a_scan_is_recomputed_when_its_correction_changes(
     assert app.fake.segmented == 2 and app.fates == {"sub-01": "skipped"}
     correct(app, change=lambda labels: np.where(labels == 1, 3, labels))
     assert app(*words(app)) == 0
-    assert app.fake.segmented == 3 and 1 not in voxels(app, FAST)
+    assert app.fake.segmented == 3 and 1 not in app.voxels(FAST)
     capsys.readouterr()
     assert app("--skip-bids-validation") == 0
     assert "sub-01: recomputed without the correction of FAST" in capsys.readouterr().err
@@ -132,19 +119,19 @@ def test_masks_are_corrected_too(make: Callable[..., App]) -> None:
     lesion = correct(app, f"{STEM}_label-lesion_mask.nii.gz", lambda labels: 255 * (labels == 1)) > 0
     inside = correct(app, brain, lambda labels: labels == 3)
     assert app(*words(app)) == 0
-    assert (voxels(app, mask) == lesion).all() and (voxels(app, brain) == inside).all()
-    found = table(app, volumes)
+    assert (app.voxels(mask) == lesion).all() and (app.voxels(brain) == inside).all()
+    found = app.table(volumes)
     assert found["voxels"].iloc[-1] == inside.sum() and list(found["softvolume-mm3"] == "n/a") == [False] * 4 + [True]
     manual_files = {"label-lesion_desc-lesions_mask.json", "desc-lesionslesions_dseg.json", "desc-brain_mask.json"}
     assert manual(app) == manual_files
-    assert "the value 255 of the mask is read as 1" in " ".join(sidecar(app, mask)["Notes"])
-    assert sidecar(app, volumes)["Sources"][-1] == f"bids:corrections:{brain}"
+    assert "the value 255 of the mask is read as 1" in " ".join(app.sidecar(mask)["Notes"])
+    assert app.sidecar(volumes)["Sources"][-1] == f"bids:corrections:{brain}"
     # Without a mask of its own, the lesion mask follows from the corrected label map.
     (folder(app) / f"{STEM}_label-lesion_mask.nii.gz").unlink()
     drawn = correct(app, labels, lambda labels: np.where(labels == 3, 4, labels))
     assert app(*words(app)) == 0
-    assert (voxels(app, mask) == (drawn == 4)).all()
-    assert sidecar(app, mask)["Manual"] and sidecar(app, mask)["Sources"][-1] == f"bids:corrections:{labels}"
+    assert (app.voxels(mask) == (drawn == 4)).all()
+    assert app.sidecar(mask)["Manual"] and app.sidecar(mask)["Sources"][-1] == f"bids:corrections:{labels}"
 
 
 def test_the_axes_may_be_stored_in_another_order(make: Callable[..., App]) -> None:
@@ -154,8 +141,8 @@ def test_the_axes_may_be_stored_in_another_order(make: Callable[..., App]) -> No
     nib.save(nib.as_closest_canonical(load_nifti(path)), path)
     assert app(*words(app)) == 0
     assert load_nifti(path).affine[0, 0] > 0 > load_nifti(app.output / FAST).affine[0, 0]
-    assert (voxels(app, FAST) == drawn).all()
-    assert "stored as RAS and not as LAS" in sidecar(app, FAST)["Notes"][0]
+    assert (app.voxels(FAST) == drawn).all()
+    assert "stored as RAS and not as LAS" in app.sidecar(FAST)["Notes"][0]
 
 
 def test_an_unchanged_copy_is_no_correction(make: Callable[..., App], capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,8 +155,8 @@ def test_an_unchanged_copy_is_no_correction(make: Callable[..., App], capsys: py
     correct(app)
     assert app(*words(app), "--entropy", "--probseg") == 0
     assert manual(app) == {"seg-FAST_desc-wholebrain_dseg.json", "seg-FAST_desc-wholebrain_morph.json"}
-    assert "n/a" not in list(table(app, FREESURFER.replace("dseg.nii.gz", "morph.tsv"))["softvolume-mm3"])[:-1]
-    assert "is equal to the model's brain mask" in " ".join(sidecar(app, FAST)["Notes"])
+    assert "n/a" not in list(app.table(FREESURFER.replace("dseg.nii.gz", "morph.tsv"))["softvolume-mm3"])[:-1]
+    assert "is equal to the model's brain mask" in " ".join(app.sidecar(FAST)["Notes"])
     assert "not used" not in capsys.readouterr().err
 
 
@@ -250,7 +237,7 @@ def test_evaluate_does_not_take_a_corrected_label_map_for_the_model_s(
     assert app("--labels", f"FAST={folder(app)}", level="evaluate") == 0
     err = capsys.readouterr().err
     assert "FAST: sub-01 not compared: its label map was corrected by hand, or its lesions" in err
-    compared = table(app, "group_seg-FAST_desc-wholebrain_ref-corrected_agreement.tsv")
+    compared = app.table("group_seg-FAST_desc-wholebrain_ref-corrected_agreement.tsv")
     assert set(compared["participant_id"]) == {"sub-02"}
 
 
@@ -270,7 +257,7 @@ def test_label_maps_of_another_shipped_model_are_no_corrections(
     assert app(*words(app)) == 0
     err = capsys.readouterr().err
     assert "sub-01_seg-FAST_desc-open_dseg.nii.gz not used: it is a label map of another model" in err
-    assert sidecar(app, FAST)["Sources"][-1].endswith("desc-wholebrain_dseg.nii.gz")
+    assert app.sidecar(FAST)["Sources"][-1].endswith("desc-wholebrain_dseg.nii.gz")
 
 
 def test_corrections_of_participants_that_are_not_selected_are_left_alone(
@@ -334,8 +321,8 @@ def test_outputs_on_request_of_the_earlier_result_are_removed_and_named(
         assert f"sub-01: recomputed without {flag}: the files" in warnings, flag
     assert warnings.count("without --measure T2:") == warnings.count("without --entropy:") == 1, "in the dry run alone"
     assert "SUBJECTS_DIR remains" in warnings
-    measured = sidecar(app, f"{STEM}_meas-T2_seg-FAST_desc-wholebrain_stats.tsv")
+    measured = app.sidecar(f"{STEM}_meas-T2_seg-FAST_desc-wholebrain_stats.tsv")
     assert measured["Manual"] is True and "by hand" not in measured["Description"], "the brain mask is the model's"
-    assert "Manual" not in sidecar(app, f"{STEM}_meas-T2_seg-FreeSurfer_desc-wholebrain_stats.tsv")
+    assert "Manual" not in app.sidecar(f"{STEM}_meas-T2_seg-FreeSurfer_desc-wholebrain_stats.tsv")
     assert app("--skip-bids-validation") == 0
     assert "sub-01: recomputed without --measure T2" in capsys.readouterr().err

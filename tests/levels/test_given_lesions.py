@@ -58,38 +58,26 @@ def draw(app: App, name: str = f"{STEM}_label-lesion_mask.nii.gz", shift: int = 
     return mask
 
 
-def voxels(app: App, name: str) -> np.ndarray:
-    return np.asarray(load_nifti(app.output / name).dataobj)
-
-
-def sidecar(app: App, name: str) -> dict[str, Any]:
-    return dict(json.loads((app.output / name.replace(".nii.gz", ".json").replace(".tsv", ".json")).read_text()))
-
-
-def table(app: App, name: str) -> pd.DataFrame:
-    return pd.read_csv(app.output / name, sep="\t", keep_default_na=False)
-
-
 def test_a_given_mask_is_in_masks_label_maps_tables_and_pages(make: Callable[..., App]) -> None:
     app = make(2, heads=("BrainCOLOR", "FAST", "FreeSurfer"))
     mask = draw(app)
     (folder(app) / f"{STEM}_label-lesion_mask.json").write_text('{"Manual": true}')
     assert app(*words(app)) == app(*words(app), level="group") == 0
-    assert (voxels(app, MASK) > 0).tolist() == mask.tolist()
-    lesions = table(app, LESION_TABLE)
+    assert (app.voxels(MASK) > 0).tolist() == mask.tolist()
+    lesions = app.table(LESION_TABLE)
     assert list(lesions["voxels"]) == [12, 2] and set(lesions["probability"]) == {"n/a"}
     assert set(lesions["place"]) != {"n/a"}  # the BrainCOLOR label map of the model has the anatomy
-    assert (voxels(app, FREESURFER) == 77).tolist() == mask.tolist()
-    lookup = table(app, FREESURFER.replace(".nii.gz", ".tsv"))
+    assert (app.voxels(FREESURFER) == 77).tolist() == mask.tolist()
+    lookup = app.table(FREESURFER.replace(".nii.gz", ".tsv"))
     assert "White Matter Hypointensities" in list(lookup["name"])
     for protocol in ("FreeSurfer", "FAST"):
-        found = table(app, f"{STEM}_seg-{protocol}_desc-wholebrain_morph.tsv")
-        counts = np.bincount(voxels(app, FREESURFER.replace("FreeSurfer", protocol)).ravel(), minlength=2036)
+        found = app.table(f"{STEM}_seg-{protocol}_desc-wholebrain_morph.tsv")
+        counts = np.bincount(app.voxels(FREESURFER.replace("FreeSurfer", protocol)).ravel(), minlength=2036)
         assert list(found["voxels"])[:-1] == [counts[int(index)] for index in found["index"][:-1]]
-    assert float(found["voxels"].iloc[-1]) == (voxels(app, f"{STEM}_desc-brain_mask.nii.gz") > 0).sum()
-    soft = table(app, FREESURFER.replace("dseg.nii.gz", "morph.tsv")).set_index("abbreviation")["softvolume-mm3"]
+    assert float(found["voxels"].iloc[-1]) == (app.voxels(f"{STEM}_desc-brain_mask.nii.gz") > 0).sum()
+    soft = app.table(FREESURFER.replace("dseg.nii.gz", "morph.tsv")).set_index("abbreviation")["softvolume-mm3"]
     assert float(soft["WMH"]) == mask.sum() * 512
-    about, of_mask = sidecar(app, FREESURFER), sidecar(app, MASK)
+    about, of_mask = app.sidecar(FREESURFER), app.sidecar(MASK)
     sources = ["bids:raw:sub-01/anat/sub-01_T1w.nii.gz", f"bids:lesions:{STEM}_label-lesion_mask.nii.gz"]
     assert about["Sources"] == of_mask["Sources"] == sources and about["LesionMaskFingerprint"]
     assert (about["Manual"], of_mask["Manual"], of_mask["LesionsGiven"]) == (False, True, True)
@@ -98,9 +86,9 @@ def test_a_given_mask_is_in_masks_label_maps_tables_and_pages(make: Callable[...
     assert links["lesions"] == folder(app).as_uri()
     page = (app.output / "sub-01.html").read_text()
     assert "Lesions: 2," in page and "Lesions are those of given masks." in page and "hbm.21344" in page
-    cohort = table(app, "group_label-lesion_desc-wholebrain_morph.tsv")
+    cohort = app.table("group_label-lesion_desc-wholebrain_morph.tsv")
     assert list(cohort["status"]) == ["given", "no mask"] and list(cohort["lesions"]) == ["2", "n/a"]
-    volumes = table(app, "group_seg-FreeSurfer_desc-wholebrain_morph.tsv")
+    volumes = app.table("group_seg-FreeSurfer_desc-wholebrain_morph.tsv")
     assert list(volumes["WMH"]) == [str(mask.sum() * 512), "n/a"]
 
 
@@ -112,7 +100,7 @@ def test_the_anatomy_is_that_of_the_filled_t1w(make: Callable[..., App]) -> None
     nib.save(nib.Nifti1Image(dark, t1w.affine, t1w.header), app.bids / f"{STEM}_T1w.nii.gz")
     fast = FREESURFER.replace("FreeSurfer", "FAST")
     assert app("--skip-bids-validation") == 0
-    before = voxels(app, fast)
+    before = app.voxels(fast)
     assert app(*words(app, "--filled")) == 0
     filled = load_nifti(app.output / FILLED)
     assert filled.get_data_dtype() == np.int16
@@ -120,9 +108,9 @@ def test_the_anatomy_is_that_of_the_filled_t1w(make: Callable[..., App]) -> None
     assert (np.abs(np.asarray(filled.dataobj)[mask] - 150.0) < 20).all()
     # the brightest voxel may be another one: compare with the classes of the filled image
     share = np.asarray(filled.dataobj, float) / np.asarray(filled.dataobj).max()
-    assert (voxels(app, fast) == np.digitize(share, (0.2, 0.4, 0.7)))[mask].all()
-    assert (voxels(app, fast)[mask] == 3).all() and (before[mask] < 3).all()
-    about = sidecar(app, FILLED)
+    assert (app.voxels(fast) == np.digitize(share, (0.2, 0.4, 0.7)))[mask].all()
+    assert (app.voxels(fast)[mask] == 3).all() and (before[mask] < 3).all()
+    about = app.sidecar(FILLED)
     assert (about["FilledVoxels"], about["SkullStripped"]) == (14, False)
     assert about["Sources"][1] == f"bids:lesions:{STEM}_label-lesion_mask.nii.gz"
 
@@ -138,7 +126,7 @@ def test_a_scan_is_recomputed_when_its_mask_changes(
     assert app.fake.segmented == 2 and app.fates == {"sub-01": "skipped"}
     mask = draw(app, shift=1)
     assert app(*words(app, "--filled")) == 0
-    assert app.fake.segmented == 3 and (voxels(app, MASK) == mask).all()
+    assert app.fake.segmented == 3 and (app.voxels(MASK) == mask).all()
     capsys.readouterr()
     assert app("--skip-bids-validation") == 0
     assert "sub-01: recomputed without the given mask of lesions (see --lesions)" in capsys.readouterr().err
@@ -167,8 +155,8 @@ def test_a_bad_mask_only_fails_its_scan(make: Callable[..., App], capsys: pytest
     assert "both show lesions of sub-04: keep only one" in err
     assert f"sub-05: no mask of lesions in {folder(app)}, segmented as without --lesions" in err
     assert {scan for scan, fate in app.fates.items() if fate == "done"} == {"sub-03", "sub-05", "sub-06"}
-    assert not voxels(app, MASK.replace("01", "03")).any()
-    assert len(table(app, LESION_TABLE.replace("01", "03"))) == 0
+    assert not app.voxels(MASK.replace("01", "03")).any()
+    assert len(app.table(LESION_TABLE.replace("01", "03"))) == 0
     assert not (app.output / MASK.replace("01", "05")).exists()
 
 
@@ -187,7 +175,7 @@ def test_names_and_values_of_other_tools(make: Callable[..., App], name: str, va
     data = np.where(mask, value, 0).astype(np.float32 if value < 1 else np.uint8)
     phantoms.save(folder(app) / name, data, grid)
     assert app(*words(app)) == 0
-    assert (voxels(app, MASK) == mask).all()
+    assert (app.voxels(MASK) == mask).all()
 
 
 def test_a_mask_on_the_grid_of_the_flair_is_moved_as_the_flair(make: Callable[..., App]) -> None:
@@ -196,11 +184,11 @@ def test_a_mask_on_the_grid_of_the_flair_is_moved_as_the_flair(make: Callable[..
     labels = phantoms.head(flair.affine, (48, 56, 24), phantoms.LABEL)
     phantoms.save(folder(app) / f"{STEM}_label-lesion_mask.nii.gz", (labels == 4).astype(np.uint8), flair.affine)
     assert app(*words(app)) == 0
-    found = voxels(app, MASK) > 0
+    found = app.voxels(MASK) > 0
     grid = load_nifti(app.bids / f"{STEM}_T1w.nii.gz").affine
     true = phantoms.head(grid, phantoms.SHAPE, phantoms.LABEL) == 4
     assert (found & true).sum() > 0.5 * true.sum() and found.sum() < 3 * true.sum()
-    assert "drawn on the grid of the FLAIR" in " ".join(sidecar(app, MASK)["Notes"])
+    assert "drawn on the grid of the FLAIR" in " ".join(app.sidecar(MASK)["Notes"])
 
 
 def test_usage_errors(make: Callable[..., App], capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,19 +211,19 @@ def test_a_corrected_label_map_may_have_given_lesions(make: Callable[..., App]) 
     mask = draw(app)
     assert app(*words(app)) == 0
     copy = app.output.parent / "corrected" / FREESURFER
-    labels = voxels(app, FREESURFER)
+    labels = app.voxels(FREESURFER)
     labels[0, 0, 0] = 2
     phantoms.save(copy, labels, load_nifti(app.output / FREESURFER).affine)
     assert app(*words(app, "--corrections", str(app.output.parent / "corrected"))) == 0
-    assert (voxels(app, FREESURFER) == labels).all() and (labels == 77).sum() == mask.sum()
-    assert sidecar(app, FREESURFER)["Manual"] is True
+    assert (app.voxels(FREESURFER) == labels).all() and (labels == 77).sum() == mask.sum()
+    assert app.sidecar(FREESURFER)["Manual"] is True
 
 
 def test_exports_have_the_lesions(make: Callable[..., App], tmp_path: Path) -> None:
     app = make(heads=("FreeSurfer",))
     mask = draw(app)
     assert app(*words(app, "--freesurfer", str(tmp_path / "subjects"), "--measure", "T1w")) == 0
-    measured = table(app, f"{STEM}_meas-T1w_seg-FreeSurfer_desc-wholebrain_stats.tsv").set_index("abbreviation")
+    measured = app.table(f"{STEM}_meas-T1w_seg-FreeSurfer_desc-wholebrain_stats.tsv").set_index("abbreviation")
     assert measured.loc["WMH", "voxels"] == mask.sum()
     stats = (tmp_path / "subjects" / "sub-01" / "stats" / "aseg.stats").read_text()
     assert "WM-hypointensities" in stats
