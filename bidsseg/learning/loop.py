@@ -32,7 +32,7 @@ class Fitting:
     Attributes:
         average: running mean of the weights.
         best: the mean with the best Dice on the validation cases.
-        running: running mean of each part of the loss.
+        running: running mean of each part of the loss, on the device: reading it there waits for the step.
     """
 
     def __init__(self, network: Network, watched: Sequence[ListedCase], plan: Plan, *, conditions: Conditions) -> None:
@@ -44,7 +44,7 @@ class Fitting:
         self.state, saved = resumed(conditions, self.network, self.stepper)
         self.average = saved.get("average") or copied(self.network.state_dict())
         self.best = saved.get("best") or self.average
-        self.running: dict[str, float] = saved.get("running", {})
+        self.running: dict[str, Tensor] = {name: torch.tensor(v) for name, v in saved.get("running", {}).items()}
         self.keeps_best = plan.recipe.keep == "best" and bool(watched)
         self.network.train()
 
@@ -70,12 +70,16 @@ class Fitting:
         processes.average(self.network.buffers())
         update(self.average, self.network, min(self.plan.recipe.optimiser.average, (1 + number) / (10 + number)))
         for name, value in parts.items():
-            self.running[name] = 0.95 * self.running.get(name, value.item()) + 0.05 * value.item()
+            self.running[name] = 0.95 * self.running.get(name, value) + 0.05 * value
+
+    def parts(self) -> dict[str, float]:
+        """Return the running mean of each part of the loss."""
+        return {name: value.item() for name, value in self.running.items()}
 
     def check(self) -> None:
         """Add a row to the curve, and keep the weights if they are the best on the validation cases."""
         state = self.state
-        row = {"step": float(state.step), "elapsed_s": round(state.elapsed_s, 1), **self.running}
+        row = {"step": float(state.step), "elapsed_s": round(state.elapsed_s, 1), **self.parts()}
         if self.conditions.rehearse is not None and not state.reserve_s:
             state.reserve_s = with_weights(self.network, self.average, partial(self.conditions.rehearse, self.network))
             self.network.train()
@@ -94,7 +98,7 @@ class Fitting:
 
     def save(self) -> None:
         """Save everything that is needed to resume the training."""
-        more = {"average": self.average, "best": self.best, "running": self.running}
+        more = {"average": self.average, "best": self.best, "running": self.parts()}
         save_checkpoint(self.conditions, self.network, self.stepper, state=self.state, **more)
 
 
@@ -129,7 +133,7 @@ def fit(
         if not conditions.processes.first:
             continue
         if state.step % 20 == 0:
-            shown = " ".join(f"{name} {value:.3f}" for name, value in fitting.running.items())
+            shown = " ".join(f"{name} {value:.3f}" for name, value in fitting.parts().items())
             conditions.report(f"step {state.step}, {progress:.0%}, {clock.pace(progress)}, {shown}")
         if progress >= next_check:
             next_check = math.floor(progress / check_every + 1) * check_every
@@ -179,11 +183,11 @@ def copied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 @torch.no_grad()
 def update(average: dict[str, Tensor], network: Network, decay: float) -> None:
     """Move the running mean of the weights towards those of the network; counters are copied."""
-    for name, value in network.state_dict().items():
-        if value.is_floating_point():
-            average[name].lerp_(value, 1 - decay)
-        else:
-            average[name].copy_(value)
+    weights = network.state_dict()
+    real = [name for name, value in weights.items() if value.is_floating_point()]
+    torch._foreach_lerp_([average[name] for name in real], [weights[name] for name in real], 1 - decay)
+    for name in weights.keys() - real:
+        average[name].copy_(weights[name])
 
 
 def with_weights(network: Network, weights: dict[str, Tensor], work: Callable[[], Made]) -> Made:

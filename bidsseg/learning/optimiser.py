@@ -1,8 +1,7 @@
 """The optimiser: Muon updates the kernels of a network, AdamW everything else.
 
-Muon (Jordan et al. 2024; Liu et al. 2025, arXiv 2502.16982) equalises the singular values of the momentum of a
-matrix, so that rare directions are learned as fast as common ones. A kernel (O, I, D, H, W) is the matrix
-(O, D·H·W·I).
+Muon equalises the singular values of the momentum of a matrix, so that rare directions are learned as fast as common
+ones. A kernel (O, I, D, H, W) is the matrix (O, D·H·W·I).
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import torch
 from annotated_types import Gt
 from torch import Tensor, nn
 
+from bidsseg.learning.muon import Muon
 from bidsseg.schema import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share, ShareBelowOne
 
 Schedule = Literal["cosine", "constant"]
@@ -93,9 +93,7 @@ class Stepper:
         ]
         if self.matrices:
             views = [matrix for _, matrix in self.matrices]
-            muon = torch.optim.Muon(
-                views, plan.kernel_rate, weight_decay=plan.weight_decay, adjust_lr_fn="match_rms_adamw"
-            )
+            muon = Muon(views, plan.kernel_rate, weight_decay=plan.weight_decay)
             self.optimisers.append((plan.kernel_rate, muon))
 
     def step(self, progress: float) -> None:

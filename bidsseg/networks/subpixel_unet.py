@@ -131,6 +131,7 @@ class SubpixelUNet(Network):
         x = self.bottom(levels.pop())
         for i in reversed(range(len(self.down))):
             x = F.interpolate(pointwise(self.reduce[i], x), scale_factor=2, mode="trilinear")
+            x = x.contiguous(memory_format=torch.channels_last_3d)  # on a GPU, interpolation moves the channels first
             x += levels.pop()
             x = self.up[i - 1](x) if i > 0 else x
         return x, folded
