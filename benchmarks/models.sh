@@ -55,9 +55,9 @@ for name in ds002748 ds000011; do
     cp "$data/$name/dataset_description.json" "$auto/$name/"
     ln -sfn "$data/$name"/sub-* "$auto/$name/"
     rm -f "$auto/$name/sub-01"
-    run "automatic-$name" "$auto/$name" "$auto/$name/derivatives/first" participant --skip-bids-validator \
+    run "automatic-$name" "$auto/$name" "$auto/$name/derivatives/bidsseg" participant --skip-bids-validator \
         --model "$out/models/wholebrain"
-    for protocol in BrainCOLOR FAST FreeSurfer; do automatic+=("$protocol=$auto/$name/derivatives/first"); done
+    for protocol in BrainCOLOR FAST FreeSurfer; do automatic+=("$protocol=$auto/$name/derivatives/bidsseg"); done
 done
 train wholebrain-finetune 240 --init "$out/models/wholebrain" --also "$auto/ds002748" "$auto/ds000011" "$data/heads" \
     --labels "$manual" "$fast" "$heads" "${automatic[@]}"
@@ -113,7 +113,7 @@ made() { echo "$out/lesions/patients/$1/made${2:-}"; }
 for set in without-19 without-26 all; do
     patients=$out/lesions/patients/$set/patients
     run "lesions-$set" "$(made $set)" "$out/lesions/$set" train --recipe lesions --init "$out/models/open" --resume \
-        --time-budget "$(minutes 20)" --hold-out '[12]?x13' --also "$patients" "$out/lesions/set0/lesions" "$out/lesions/set0/anatomy" \
+        --time-budget "$(minutes 180)" --hold-out '[12]?x13' --also "$patients" "$out/lesions/set0/lesions" "$out/lesions/set0/anatomy" \
         --labels "FASTlesion=$(made $set /derivatives/made)" "FreeSurfer=$(made $set /derivatives/made)" \
         "FreeSurfer=$patients/derivatives/made" "FAST=$patients/derivatives/made" "lesion=$patients/derivatives/made" \
         "lesion=$out/lesions/set0/lesions/derivatives/manual" "FAST=$out/lesions/set0/anatomy/derivatives/fast"
