@@ -16,6 +16,8 @@ from bidsseg.reading import read_table
 
 SPACE = "halfway"
 """The ``space-`` of images between the sessions."""
+ORIGINAL = "orig"
+"""The ``space-`` and the reference of images on the grid of the T1w of a session."""
 DAYS_PER_YEAR = 365.25
 
 
@@ -108,7 +110,7 @@ def _years(start: datetime | None, date: datetime | None) -> float | None:
 
 @dataclass(frozen=True)
 class SessionPaths:
-    """Files of one session in the halfway space, relative to the output folder.
+    """Files of one session, relative to the output folder, in the halfway space unless noted.
 
     Attributes:
         t1w: the T1w, with a ``.json``.
@@ -116,6 +118,7 @@ class SessionPaths:
         brain: brain mask, with a ``.json``.
         lesion: lesion mask, with a ``.json``.
         transform: motion from the T1w to the space, text; without a sidecar.
+        native: label map of each protocol on the grid of the T1w, with the same files as ``dseg``.
     """
 
     t1w: Path
@@ -123,6 +126,7 @@ class SessionPaths:
     brain: Path
     lesion: Path | None
     transform: Path
+    native: dict[str, Path]
 
 
 @dataclass(frozen=True)
@@ -150,9 +154,10 @@ class SeriesPaths:
         described = [self.mean, *self.tables.values(), *([self.lesions] if self.lesions else [])]
         others = []
         for session in self.sessions:
-            described += [session.t1w, session.brain, *session.dseg.values()]
+            label_maps = [*session.dseg.values(), *session.native.values()]
+            described += [session.t1w, session.brain, *label_maps]
             described += [session.lesion] if session.lesion else []
-            others += [session.transform, *(with_extension(path, ".tsv") for path in session.dseg.values())]
+            others += [session.transform, *(with_extension(path, ".tsv") for path in label_maps)]
         return [file for path in described for file in (path, with_extension(path, ".json"))] + others
 
 
@@ -170,6 +175,7 @@ def series_paths(series: Series, model: str, protocols: Sequence[str], *, lesion
             filled("session", "brain", scan.entities, model=model),
             filled("session", "lesion", scan.entities, model=model) if lesion else None,
             t1w.with_name(f"{name}_from-T1w_to-{SPACE}_mode-image_desc-{desc}{model}_xfm.txt"),
+            {p: filled("session", "native", scan.entities, model=model, protocol=p) for p in protocols},
         )
 
     return SeriesPaths(

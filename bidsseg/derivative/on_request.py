@@ -10,7 +10,7 @@ from urllib.parse import unquote
 from bidsseg.bids.names import build_name, parse_name, with_extension
 from bidsseg.bids.outputs import aseg_path, output_paths
 from bidsseg.bids.scan import Scan, without_added, without_desc
-from bidsseg.bids.series import SPACE
+from bidsseg.bids.series import ORIGINAL, SPACE
 from bidsseg.derivative.sidecar_keys import Sidecar, is_of_model, is_record, read_sidecar, sources
 from bidsseg.models.card import LESION
 
@@ -76,7 +76,7 @@ def _flag(path: Path, scan: Scan, found: Sidecar, *, desc: str) -> str | None:
         return None
     if suffix == "probseg" and space == named:
         return {desc: "--probseg", f"{desc}entropy": "--entropy"}.get(entities.get("desc", ""))
-    if space not in (None, named, SPACE) and suffix in ("dseg", "mask"):
+    if space not in (None, named, SPACE, ORIGINAL) and suffix in ("dseg", "mask"):
         return f"--output-spaces {space}"
     return None
 

@@ -186,12 +186,12 @@ class NativeMap:
 
 
 def find_native_maps(output_dir: Path, protocol: str) -> Iterator[NativeMap]:
-    """Yield the label maps or masks of a protocol that lie on the grids of their scans."""
+    """Yield the label maps or masks of a protocol that lie on the grids of their scans, each from one scan alone."""
     for found in find_label_maps(output_dir, protocol):
         about = sidecar_keys.read_sidecar(with_extension(found.path, ".json"))
         images, models = sidecar_keys.sources(about), sidecar_keys.models(about)
         if not (images and images[0] == about.get("SpatialReference")):
-            continue  # on the grid of a template, or incomplete
+            continue  # on the grid of a template, from a comparison of sessions, or incomplete
         parsed = parse_name(unquote(images[0]).rpartition("/")[2])
         if models:
             source = parsed[0] if parsed and "subject" in parsed[0] else without_added(found.entities)

@@ -1,4 +1,4 @@
-"""The comparison of the sessions of a participant: its input, its outputs in the halfway space, and their record."""
+"""The comparison of the sessions of a participant: its input, its outputs, and their record."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from bidsseg.bids.names import with_extension
 from bidsseg.bids.scan import Scan
-from bidsseg.bids.series import Series, SeriesPaths, SessionPaths, series_paths
+from bidsseg.bids.series import ORIGINAL, Series, SeriesPaths, SessionPaths, series_paths
 from bidsseg.derivative import sidecars
 from bidsseg.derivative.changes import CHANGES, LESION_CHANGES, Visits, change_table, lesion_table
 from bidsseg.derivative.job import remove, remove_halves
@@ -41,11 +41,13 @@ class Visit:
     Attributes:
         images: images in the space, brightness from 0 to 1, by suffix; with findings and notes about the scan.
         motion: (4, 4) from points of the T1w to those of the space, RAS+ mm.
+        native: label map of each protocol on the grid of the T1w.
     """
 
     images: Images
     motion: np.ndarray
     result: Segmentation
+    native: Mapping[str, Volume]
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,10 +179,9 @@ class SeriesJob:
             **self.provenance(checksums),
             **sidecars.carried_over(scan.t1w, self.bids_dir),
             **sidecars.result_details(visit.images, result),
-            "SpatialReference": self._reference,
         }
         sources = list(scan.images(self.card.inputs).values())
-        origin = sidecars.Origin(sources, self.bids_dir, details)
+        origin = sidecars.Origin(sources, self.bids_dir, {**details, "SpatialReference": self._reference})
         text = "T1w in the halfway space of all sessions, with the brightness of their mean, from 0 to 1"
         write_map(self.output_dir / places.t1w, t1w.data, t1w)
         self._sidecar(places.t1w, sidecars.image_sidecar(text, origin, {"SkullStripped": False}))
@@ -194,6 +195,12 @@ class SeriesJob:
             write_labels(self.output_dir / place, result.labels[name], t1w)
             write_text_atomic(self.output_dir / with_extension(place, ".tsv"), protocols[name].to_tsv())
             self._sidecar(place, sidecars.dseg_sidecar(name, origin))
+        native = sidecars.Origin(sources, self.bids_dir, {**details, "SpatialReference": ORIGINAL})
+        for name, place in places.native.items():
+            write_labels(self.output_dir / place, visit.native[name].data, visit.native[name])
+            write_text_atomic(self.output_dir / with_extension(place, ".tsv"), protocols[name].to_tsv())
+            table = self.paths.tables[name].name
+            self._sidecar(place, sidecars.native_sidecar(name, native, table=table))
 
     def _sidecar(self, path: Path, content: Mapping[str, Any]) -> None:
         write_json_atomic(self.output_dir / with_extension(path, ".json"), content)

@@ -157,6 +157,19 @@ def dseg_sidecar(protocol: str, origin: Origin) -> Sidecar:
     return image_sidecar(text, origin, origin.made)
 
 
+def native_sidecar(protocol: str, origin: Origin, *, table: str) -> Sidecar:
+    """Return the sidecar of a label map of a comparison of sessions on the grid of a T1w, and of its look-up table.
+
+    Args:
+        table: name of the table of the comparison.
+    """
+    text = (
+        f"Label map of the {protocol} protocol on the grid of the T1w, from the comparison of all sessions of the "
+        f"participant; the volumes in {table} are counted in the halfway space, not in this label map"
+    )
+    return image_sidecar(text, origin, origin.made)
+
+
 def mask_sidecar(kind: Literal["Brain", "Lesion"], origin: Origin) -> Sidecar:
     """Return the sidecar of a brain or lesion mask."""
     text = f"{kind} mask: 1 inside, 0 outside"
@@ -370,6 +383,7 @@ def _desc_labels(models: Mapping[str, str]) -> dict[str, str]:
     labels = {"brain": "Brain mask", "aseg": "Label map with the values and names of FreeSurfer's aseg (--freesurfer)"}
     for name, text in models.items():
         labels[name] = text
+        labels[f"{name}longitudinal"] = f"Label map of {name} from all sessions of a participant (longitudinal)"
         labels[f"{name}entropy"] = f"Uncertainty of {name}: entropy of its probabilities, 0 to 1"
     return labels
 

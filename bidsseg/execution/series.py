@@ -66,7 +66,7 @@ def compare_sessions(
     """
     from bidsseg.execution.pipeline import require_brain
     from bidsseg.segmentation.engine import Engine
-    from bidsseg.segmentation.together import segment_together
+    from bidsseg.segmentation.together import NativeScan, segment_together
 
     order = sorted(range(len(job.series.scans)), key=lambda number: job.checksums[number])
     engine = Engine(machine.device, machine.precision, machine.memory_mb)
@@ -79,8 +79,13 @@ def compare_sessions(
     spacing = spacing_mm(model.card.spacing_mm, [session.volumes[first] for session in sessions])
     space = halfway_space([s.volumes[first] for s in sessions], [s.brain for s in sessions], spacing)
     images, tie = alike(sessions, space, spacing)
-    engine = _within_memory(engine, model, machine, voxels=2 * len(images) * tie.size, strict=strict)
-    results = segment_together(images, model, engine, tie=tie, fast=job.fast, lesions=job.lesions, progress=progress)
+    natives = [NativeScan(s.volumes[first], motion) for s, motion in zip(sessions, space.motions, strict=True)]
+    largest = max(native.volume.data.size for native in natives)  # they are labelled one after the other
+    voxels = 2 * len(images) * tie.size + largest
+    engine = _within_memory(engine, model, machine, voxels=voxels, strict=strict)
+    results, labels = segment_together(
+        images, model, engine, tie=tie, natives=natives, fast=job.fast, lesions=job.lesions, progress=progress
+    )
     for number, result in zip(order, results, strict=True):
         require_brain(result, str(job.series.scans[number].t1w))
     shown = [dict[str, Volume]() for _ in images]
@@ -90,8 +95,11 @@ def compare_sessions(
         for drawn, own in zip(shown, images, strict=True):
             drawn[suffix] = Volume(np.clip(own[suffix].data * scale, 0, 1), space.affine)
     visits: dict[int, Visit] = {}
-    for number, session, drawn, motion, result in zip(order, sessions, shown, space.motions, results, strict=True):
-        visits[number] = Visit(Images(drawn, session.findings, session.notes), motion, result)
+    for number, session, drawn, native, result, own in zip(
+        order, sessions, shown, natives, results, labels, strict=True
+    ):
+        maps = {protocol: replace(native.volume, data=data) for protocol, data in own.items()}
+        visits[number] = Visit(Images(drawn, session.findings, session.notes), native.motion, result, maps)
     whole = Volume(mean_of([drawn[first].data for drawn in shown]), space.affine)
     return [visits[number] for number in sorted(visits)], whole
 

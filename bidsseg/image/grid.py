@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import nibabel as nib
 import numpy as np
 import torch
+from nibabel.affines import apply_affine
 from torch import Tensor
 
 from bidsseg.image.volume import Volume, canonical
@@ -43,6 +44,19 @@ class Grid:
         """Return the grid shifted by (3,) mm along the axes of the scan."""
         return replace(self, origin_mm=tuple((np.asarray(self.origin_mm) + by_mm).tolist()))
 
+    def through(self, motion: np.ndarray) -> Grid:
+        """Return the grid in the canonical frame of another scan.
+
+        Args:
+            motion: (4, 4) from places in this frame to those in the other, mm. Of a motion that is not quite rigid,
+                since the axes of a scan are sheared, the nearest rotation about the middle of the grid is used.
+        """
+        half = (np.array(self.shape) - 1) / 2
+        left, _, right = np.linalg.svd(motion[:3, :3])
+        axes = left @ right @ np.asarray(self.turn)
+        origin = apply_affine(motion, self.places(half)) - self.spacing_mm * axes @ half
+        return replace(self, origin_mm=tuple(origin.tolist()), turn=as_turn(axes))
+
     def places(self, voxels: np.ndarray) -> np.ndarray:
         """Return the canonical places (N, 3) in mm of voxels (N, 3) of the grid."""
         places: np.ndarray = np.asarray(self.origin_mm) + self.spacing_mm * voxels @ np.asarray(self.turn).T
@@ -57,6 +71,20 @@ class Grid:
         """Return the voxels (N, 3) of the grid, not rounded, at canonical places (N, 3) in mm."""
         voxels: np.ndarray = (places - np.asarray(self.origin_mm)) @ np.asarray(self.turn) / self.spacing_mm
         return voxels
+
+
+def as_turn(matrix: np.ndarray) -> Turn:
+    """Return a rotation (3, 3) as nested tuples."""
+    one, two, three = ((float(a), float(b), float(c)) for a, b, c in matrix)
+    return one, two, three
+
+
+def canonical_frame(volume: Volume) -> np.ndarray:
+    """Return the matrix (4, 4) from places in the canonical frame of a scan to RAS+ mm."""
+    orientation = nib.orientations.io_orientation(volume.affine)
+    frame: np.ndarray = volume.affine @ nib.orientations.inv_ornt_aff(orientation, volume.shape)
+    frame[:3, :3] /= canonical_spacing(volume)
+    return frame
 
 
 def canonical_shape(volume: Volume) -> tuple[int, ...]:

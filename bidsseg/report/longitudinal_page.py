@@ -107,6 +107,7 @@ def longitudinal_page(job: SeriesJob) -> Path:
     about = [object_or_empty(output_dir / with_extension(path, ".json")) for path in paths.tables.values()]
     noise = next((str(found["NoiseMeasuredOn"]) for found in about if "NoiseMeasuredOn" in found), "")
     pages = [report_path(scan) for scan in job.series.scans]
+    native = [path for session in paths.sessions for path in session.native.values()]
     content = {
         "title": f"{job.series.key} · change over time",
         "model": job.card.name,
@@ -118,7 +119,7 @@ def longitudinal_page(job: SeriesJob) -> Path:
         "lesions": _lesions(lesions),
         "has_lesions": paths.lesions is not None,
         "warnings": list(warnings),
-        "files": [path for path in (*paths.tables.values(), paths.lesions, paths.mean) if path is not None],
+        "files": [path for path in (*paths.tables.values(), paths.lesions, paths.mean, *native) if path is not None],
         "colors": {"gained": GAINED, "lost": LOST, "lesion": KEPT},
         "visible": VISIBLE,
     }

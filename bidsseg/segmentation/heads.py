@@ -8,7 +8,7 @@ that of interpolating all logits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -291,15 +291,21 @@ def brain_chance(logit: Tensor, grid: Grid, shape: tuple[int, ...], *, spacing: 
 
 def turned_chance(logit: Tensor, grid: Grid, shape: tuple[int, ...], *, spacing: np.ndarray) -> np.ndarray:
     """Return the brain's probability from a rotated grid, about 0 outside of it."""
-    matrix = np.asarray(grid.turn).T * spacing[None] / grid.spacing_mm
     chance = np.zeros(shape, np.float16)
+    for planes, found in in_planes(logit, grid, shape, spacing=spacing, outside=ELSEWHERE):
+        chance[planes] = torch.sigmoid(found).half().numpy()
+    return chance
+
+
+def in_planes(
+    values: Tensor, grid: Grid, shape: tuple[int, ...], *, spacing: np.ndarray, outside: float = 0.0
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield values (D, H, W) on a grid, linearly interpolated on some planes of the canonical native grid at a time."""
+    matrix = np.asarray(grid.turn).T * spacing[None] / grid.spacing_mm
     for start in range(0, shape[0], PLANES):
         planes = min(PLANES, shape[0] - start), *shape[1:]
         first = grid.voxels(np.array([[start * spacing[0], 0.0, 0.0]]))[0]
-        chance[start : start + PLANES] = (
-            torch.sigmoid(linearly(logit, matrix, first, shape=planes, outside=ELSEWHERE)).half().numpy()
-        )
-    return chance
+        yield slice(start, start + PLANES), linearly(values, matrix, first, shape=planes, outside=outside)
 
 
 def corners(voxels: np.ndarray, shape: tuple[int, ...], spacing: np.ndarray, *, grid: Grid) -> tuple[Tensor, Tensor]:

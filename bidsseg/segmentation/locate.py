@@ -16,6 +16,7 @@ from bidsseg.image.grid import (
     UPRIGHT,
     Grid,
     Turn,
+    as_turn,
     box_grid,
     brain_frame,
     canonical_shape,
@@ -322,12 +323,6 @@ def posed(brain: Brain, pose: Pose, reference: Reference, *, volume: Volume, loc
     parts = f", including {', '.join(names[:4])}{' and others' if len(names) > 4 else ''}" if names else ""
     message = f"The field of view cuts off about {share:.0%} of the brain{parts}: volumes cover only the visible part."
     return replace(brain, is_cut=True, findings=(Finding("BRAIN_CUT", message),))
-
-
-def as_turn(matrix: np.ndarray) -> Turn:
-    """Return a rotation (3, 3) as nested tuples."""
-    one, two, three = ((float(a), float(b), float(c)) for a, b, c in matrix)
-    return one, two, three
 
 
 def in_ball(steps: int = 21) -> np.ndarray:

@@ -93,8 +93,10 @@ def test_descriptions_of_several_models_gather(tmp_path: Path) -> None:
         "desc-brain": "Brain mask",
         "desc-one": 'The first, with "quotes"',
         "desc-oneentropy": "Uncertainty of one: entropy of its probabilities, 0 to 1",
+        "desc-onelongitudinal": "Label map of one from all sessions of a participant (longitudinal)",
         "desc-two": "The second, better",
         "desc-twoentropy": "Uncertainty of two: entropy of its probabilities, 0 to 1",
+        "desc-twolongitudinal": "Label map of two from all sessions of a participant (longitudinal)",
     }
     readme = (output / "README.md").read_text(encoding="utf-8")
     assert "A test" in readme and "`one`" in readme and "`two`: The second, better" in readme

@@ -19,6 +19,7 @@ from bidsseg.image.grid import (
     Turn,
     box_grid,
     brain_frame,
+    canonical_frame,
     canonical_spacing,
     content_box,
     coordinates,
@@ -442,3 +443,34 @@ def test_room_around_a_scan_moves_no_grid() -> None:
     )
     assert one.shape == other.shape
     assert np.subtract(other.origin_mm, one.origin_mm) == pytest.approx(np.full(3, 17 * 1.2))
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "LPS", "PSR", "IAL"])
+def test_a_grid_stays_in_the_world_in_the_frame_of_another_scan(orientation: str) -> None:
+    turn = nib.affines.from_matvec(Rotation.from_rotvec([8, -16, 16], degrees=True).as_matrix(), [3, -4, 5])
+    one = Volume(np.zeros(SHAPE), phantoms.grid(1.5, "RAS", SHAPE, 0))
+    other = Volume(np.zeros((9, 7, 8)), phantoms.grid(2.0, orientation, (9, 7, 8), 20))
+    motion = np.linalg.inv(turn @ canonical_frame(other)) @ canonical_frame(one)
+    grid = Grid(2.0, (1.0, -2.0, 3.0), (4, 6, 8))
+    found = grid.through(motion)
+    voxels = np.array([[0.0, 0, 0], [3, 5, 7], [1, 4, 2]])
+    before = apply_affine(canonical_frame(one), grid.places(voxels))
+    after = apply_affine(turn @ canonical_frame(other), found.places(voxels))
+    assert np.allclose(before, after, atol=1e-9)
+    assert np.allclose(found.voxels(found.places(voxels)), voxels)
+
+
+def test_the_frame_of_a_scan_leads_to_its_voxels() -> None:
+    volume = Volume(np.zeros(SHAPE), phantoms.grid(3.0, "PIL", SHAPE, 15))
+    index = np.moveaxis(np.indices(SHAPE), 0, -1)
+    turned = np.stack([canonical(index[..., i], volume.affine) for i in range(3)], -1)
+    places = np.moveaxis(np.indices(turned.shape[:3]), 0, -1) * canonical_spacing(volume)
+    assert np.allclose(apply_affine(canonical_frame(volume), places), apply_affine(volume.affine, turned))
+
+
+def test_sheared_axes_move_a_grid_least_in_its_middle() -> None:
+    grid, motion = Grid(1.0, (5.0, 5.0, 5.0), (11, 11, 11)), np.eye(4)
+    motion[0, 1] = 0.02
+    found, middle = grid.through(motion), np.array([[5.0, 5, 5]])
+    assert np.allclose(found.places(middle), apply_affine(motion, grid.places(middle)))
+    assert np.allclose(np.asarray(found.turn) @ np.asarray(found.turn).T, np.eye(3))

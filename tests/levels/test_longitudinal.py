@@ -16,15 +16,22 @@ import SimpleITK as sitk
 from browser import CONTRAST, needs_chromium, seen
 from fake_model import make_app
 from moved_heads import motion
-from nibabel.affines import apply_affine
+from nibabel.affines import apply_affine, from_matvec
 from nifti import load_nifti
 from recording_console import RecordingConsole
+from scipy import ndimage
 from tiny_model import SecondImage, save_tiny
 
+from bidsseg.bids.annotations import find_annotations
+from bidsseg.bids.scan import Scan
+from bidsseg.derivative.on_request import earlier_outputs
+from bidsseg.derivative.results import find_native_maps
 from bidsseg.errors import BidssegError, NothingSelected, OutputNotWritable, UsageError
+from bidsseg.evaluation.agreement import dice
 from bidsseg.image.nifti import read_image
 from bidsseg.image.volume import Volume
 from bidsseg.levels.longitudinal import longitudinal_level
+from bidsseg.levels.participant import participant_level
 from bidsseg.models.library import load_model
 from bidsseg.registration.align import Motion
 from bidsseg.registration.linear import motion_of
@@ -34,6 +41,7 @@ from bidsseg.settings import Settings
 SHAPE = (50, 58, 52)
 AFFINE = phantoms.grid(4.0, "LAS", SHAPE, 5)
 TABLE = "sub-01/anat/sub-01_seg-FAST_desc-tiny_longitudinal.tsv"
+NATIVE = "space-orig_seg-FAST_desc-tinylongitudinal_dseg"
 VALIDATOR = Path(sys.executable).with_name("bids-validator-deno")
 DATES = "session_id\tacq_time\nses-1\t2020-01-01T10:00:00\nses-2\t2022-01-01T10:00:00\n"
 
@@ -150,8 +158,8 @@ def test_the_order_of_the_sessions_does_not_matter(twice: Path, tmp_path: Path, 
     run(bids, model)
     assert (volumes(bids, "ses-1") == volumes(twice, "ses-2")).all()
     for label, other in ((1, 2), (2, 1)):
-        name = "sub-01/ses-{0}/anat/sub-01_ses-{0}_space-halfway_{1}"
-        for kind in ("seg-FAST_desc-tiny_dseg.nii.gz", "desc-tiny_T1w.nii.gz"):
+        name = "sub-01/ses-{0}/anat/sub-01_ses-{0}_{1}.nii.gz"
+        for kind in ("space-halfway_seg-FAST_desc-tiny_dseg", "space-halfway_desc-tiny_T1w", NATIVE):
             swapped = (tmp_path / "out" / name.format(other, kind)).read_bytes()
             assert swapped == (twice.parent / "out" / name.format(label, kind)).read_bytes()
 
@@ -167,6 +175,7 @@ def test_the_files(twice: Path) -> None:
         *(f"space-halfway_desc-tiny_T1w.{kind}" for kind in ("json", "nii.gz")),
         *(f"space-halfway_desc-tinybrain_mask.{kind}" for kind in ("json", "nii.gz")),
         *(f"space-halfway_seg-FAST_desc-tiny_dseg.{kind}" for kind in ("json", "nii.gz", "tsv")),
+        *(f"{NATIVE}.{kind}" for kind in ("json", "nii.gz", "tsv")),
     ]
     expected = {f"sub-01/ses-{n}/anat/sub-01_ses-{n}_{name}" for n in (1, 2) for name in of_session}
     expected |= {f"sub-01/anat/sub-01_seg-FAST_desc-tiny_longitudinal.{kind}" for kind in ("json", "tsv")}
@@ -274,6 +283,92 @@ def test_the_page_in_a_browser(twice: Path, tmp_path: Path) -> None:
     assert shown["pale"] == ""
 
 
+# -- the grids of the sessions -----------------------------------------------------------------------------------------
+
+
+def overlap(found: Path, reference: Path) -> float:
+    """Return the mean Dice over the regions of two label maps on one grid."""
+    one, other = (load_nifti(path) for path in (found, reference))
+    assert one.shape == other.shape and (one.affine == other.affine).all()
+    labels, wanted = np.asarray(one.dataobj), np.asarray(other.dataobj)
+    return float(np.nanmean(dice(labels, wanted, np.unique(wanted)[1:].tolist())))
+
+
+@pytest.fixture(scope="module")
+def with_participant(twice: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of ``twice`` in which the level participant has segmented both sessions after the comparison."""
+    copy = tmp_path_factory.mktemp("with_participant")
+    shutil.copytree(twice.parent, copy, dirs_exist_ok=True)
+    given: dict[str, Any] = {"skip_validation": True, "precision": "fp32", "n_cpus": 1, "participants": ["01"]}
+    participant_level(Settings(copy / "bids", copy / "out", model=str(model), report=RecordingConsole(), **given))
+    return copy / "bids"
+
+
+def test_label_maps_on_the_grid_of_each_session(with_participant: Path) -> None:
+    for label in (1, 2):
+        stem = with_participant.parent / f"out/sub-01/ses-{label}/anat/sub-01_ses-{label}_"
+        t1w = load_nifti(with_participant / f"sub-01/ses-{label}/anat/sub-01_ses-{label}_T1w.nii.gz")
+        found = load_nifti(Path(f"{stem}{NATIVE}.nii.gz"))
+        assert found.shape == t1w.shape and (found.affine == t1w.affine).all()
+        for part in ("qform_code", "sform_code", "quatern_b", "srow_x"):
+            assert (found.header[part] == t1w.header[part]).all()
+        assert overlap(Path(f"{stem}{NATIVE}.nii.gz"), Path(f"{stem}seg-FAST_desc-tiny_dseg.nii.gz")) > 0.93
+        about = json.loads(Path(f"{stem}{NATIVE}.json").read_text())
+        assert about["SpatialReference"] == "orig" and about["Models"][0]["Name"] == "tiny"
+        assert about["Sources"] == [f"bids:raw:sub-01/ses-{label}/anat/sub-01_ses-{label}_T1w.nii.gz"]
+        assert f"{Path(TABLE).name} are counted in the halfway space" in about["Description"]
+        link = f'<a href="sub-01/ses-{label}/anat/sub-01_ses-{label}_{NATIVE}.nii.gz">'
+        assert link in (with_participant.parent / "out/sub-01_desc-tiny_longitudinal.html").read_text()
+
+
+def test_label_maps_of_the_comparison_are_not_mistaken_for_those_of_a_scan(with_participant: Path) -> None:
+    out = with_participant.parent / "out"
+    maps = list(find_native_maps(out, "FAST"))
+    assert [found.scan.t1w.name for found in maps] == [f"sub-01_ses-{n}_seg-FAST_desc-tiny_dseg.nii.gz" for n in (1, 2)]
+    entities = {"subject": "01", "session": "1"}
+    scan = Scan(entities, with_participant / "sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz")
+    assert find_annotations(out, scan, "FAST") == maps[0].scan.t1w
+    record = out / "sub-01/ses-1/anat/sub-01_ses-1_seg-FAST_desc-tiny_dseg.json"
+    assert list(earlier_outputs(out, scan, "tiny", record=record)) == [], "participant would remove them"
+
+
+def test_participants_are_compared_again_if_a_label_map_is_missing(twice: Path, model: Path, tmp_path: Path) -> None:
+    shutil.copytree(twice.parent, tmp_path / "copy")
+    (tmp_path / f"copy/out/sub-01/ses-2/anat/sub-01_ses-2_{NATIVE}.nii.gz").unlink()
+    listed = run(tmp_path / "copy/bids", model, dry_run=True).messages
+    assert "sub-01 (ses-1, ses-2): to do" in listed
+    assert sum(f"{NATIVE}.nii.gz" in line for line in listed) == 2
+
+
+def test_a_label_map_of_another_program_is_kept(twice: Path, model: Path, tmp_path: Path) -> None:
+    shutil.copytree(twice.parent, tmp_path / "copy")
+    sidecar = tmp_path / f"copy/out/sub-01/ses-2/anat/sub-01_ses-2_{NATIVE}.json"
+    sidecar.write_text('{"Manual": true}')
+    with pytest.raises(OutputNotWritable, match="was not written by bidsseg"):
+        run(tmp_path / "copy/bids", model, overwrite=True)
+    assert sidecar.read_text() == '{"Manual": true}'
+
+
+@pytest.mark.data
+def test_a_real_scan_and_its_moved_copy(testdata: Path, tmp_path: Path) -> None:
+    t1w, _ = read_image(testdata / "ds000011/sub-01/anat/sub-01_T1w.nii.gz")
+    data = t1w.data.reshape(80, 2, 96, 2, 96, 2).mean((1, 3, 5))
+    affine = t1w.affine @ from_matvec(2 * np.eye(3), [0.5, 0.5, 0.5])
+    centre = from_matvec(np.eye(3), apply_affine(affine, np.array(data.shape) / 2))
+    back = np.linalg.inv(centre @ motion(5, 8) @ np.linalg.inv(centre) @ affine) @ affine
+    moved = ndimage.affine_transform(data, back[:3, :3], back[:3, 3], order=3).clip(0)
+    for label, image in enumerate((data, moved), 1):
+        phantoms.save(tmp_path / f"bids/sub-01/ses-{label}/anat/sub-01_ses-{label}_T1w.nii.gz", image, affine)
+    (tmp_path / "bids/dataset_description.json").write_text('{"Name": "moved", "BIDSVersion": "1.10.0"}')
+    for level in (participant_level, longitudinal_level):
+        given: dict[str, Any] = {"skip_validation": True, "precision": "fp32", "n_cpus": 1, "model": "locator"}
+        level(Settings(tmp_path / "bids", tmp_path / "out", report=RecordingConsole(), **given))
+    for label in (1, 2):
+        stem = tmp_path / f"out/sub-01/ses-{label}/anat/sub-01_ses-{label}_"
+        native = Path(f"{stem}space-orig_seg-FreeSurfer_desc-locatorlongitudinal_dseg.nii.gz")
+        assert overlap(native, Path(f"{stem}seg-FreeSurfer_desc-locator_dseg.nii.gz")) > 0.8, "a voxel beside: .72"
+
+
 # -- lesions -----------------------------------------------------------------------------------------------------------
 
 
@@ -310,6 +405,9 @@ def test_lesions_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert centres["new"][1] < centres["vanished"][1]
     mask = load_nifti(tmp_path / "out/sub-01/ses-2/anat/sub-01_ses-2_space-halfway_label-lesion_desc-tiny_mask.nii.gz")
     assert np.asarray(mask.dataobj).sum() == pytest.approx(rows[rows.session_id == "ses-2"]["volume-mm3"].sum() / 64)
+    native = tmp_path / "out/sub-01/ses-2/anat/sub-01_ses-2_space-orig_seg-FASTlesion_desc-tinylongitudinal_dseg.nii.gz"
+    of_lesion = (np.asarray(load_nifti(native).dataobj) == 4).sum() * 64
+    assert of_lesion == pytest.approx(rows[rows.session_id == "ses-2"]["volume-mm3"].sum(), rel=0.05)
     assert "vanished" in (tmp_path / "out/sub-01_desc-tiny_longitudinal.html").read_text()
     assert rows.groupby("lesion")["volume-mm3"].max().min() < 20000
     run(bids, model, least_lesion_mm3=20000.0)
