@@ -134,6 +134,36 @@ def test_a_scan_is_recomputed_when_its_mask_changes(
     assert "Lesions:" not in (app.output / "sub-01.html").read_text()
 
 
+def test_label_maps_with_given_lesions_do_not_say_where_lesions_are(make: Callable[..., App]) -> None:
+    app = make(2, heads=("BrainCOLOR", "FAST", "FreeSurfer"))
+    draw(app)
+    two = app.output.parent / "two"
+    two.mkdir()
+    save_card(two, name="two", heads=("brain", "FreeSurfer"))
+    assert app("--model", str(two), *words(app)) == app(*words(app)) == app(*words(app), level="group") == 0
+    found = {path for path in app.files("**/*_morph.tsv") if "_seg-FreeSurfer_label-lesion" in path}
+    assert not found and (app.output / f"{STEM}_seg-FAST_label-lesion_desc-two+wholebrain_morph.tsv").exists()
+
+
+def test_tables_by_region_follow_the_label_maps(make: Callable[..., App]) -> None:
+    app = make(2, heads=("BrainCOLOR", "FreeSurfer"))
+    two = app.output.parent / "two"
+    two.mkdir()
+    save_card(two, name="two", heads=("brain", "FreeSurfer"))
+    draw(app)
+    of_regions = "*seg-FreeSurfer_label-lesion_desc-wholebrain+two_morph.*"
+    assert app(*words(app)) == app("--model", str(two), "--skip-bids-validation") == 0
+    assert app("--participant-label", "01", level="group") == 0
+    assert len(app.files(f"sub-01/anat/{of_regions}")) == len(app.files(f"group_{of_regions[1:]}")) == 2
+    assert app("--participant-label", "02", level="group") == 0
+    assert len(app.files(f"group_{of_regions[1:]}")) == 2  # those of sub-01 are as before
+    assert app("--model", str(two), *words(app)) == app(level="group") == 0
+    assert not app.files(f"sub-01/anat/{of_regions}") and not app.files(f"group_{of_regions[1:]}")
+    assert app("--skip-bids-validation") == app(level="group") == 0
+    assert not app.files("group_label-lesion_desc-wholebrain_morph.*")
+    assert len(app.files("group_label-lesion_desc-two_morph.*")) == 2
+
+
 def test_a_bad_mask_only_fails_its_scan(make: Callable[..., App], capsys: pytest.CaptureFixture[str]) -> None:
     app = make(6, heads=("FreeSurfer",))
     names = [f"{STEM}_label-lesion_mask.nii.gz".replace("01", f"0{number}") for number in range(1, 7)]
