@@ -212,9 +212,11 @@ def _lost_outputs(settings: Settings, jobs: Iterable[Job]) -> list[str]:
     """Return a warning for each flag whose files of an earlier run are removed and not made again."""
     given = {f"--measure {name}" for name in settings.measures}
     given |= set() if settings.freesurfer is None else {"--freesurfer"}
+    given |= {"", *(["--filled"] if settings.filled else [])}
     lost: dict[str, list[str]] = {}
-    for job in jobs:  # images in given spaces are written by the job, and not outdated
-        for flag in dict.fromkeys(each.flag for each in job.outdated() if each.flag not in given):
+    for job in jobs:
+        spaces = {f"--output-spaces {space.template}:res-{space.resolution}" for space in job.spaces}
+        for flag in dict.fromkeys(each.flag for each in job.outdated() if each.flag not in given | spaces):
             lost.setdefault(flag, []).append(job.scan.key)
     return [
         f"{listed(keys, 3)}: recomputed without {flag}: the files that it made of the earlier result are removed"

@@ -134,6 +134,19 @@ def test_a_scan_is_recomputed_when_its_mask_changes(
     assert "Lesions:" not in (app.output / "sub-01.html").read_text()
 
 
+def test_a_filled_t1w_that_is_not_written_again_is_removed_and_named(
+    make: Callable[..., App], capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = make(heads=("FreeSurfer",))
+    draw(app)
+    assert app(*words(app, "--filled")) == app(*words(app, "--overwrite")) == 0
+    assert (app.output / FILLED).exists() and "recomputed without" not in capsys.readouterr().err
+    draw(app, shift=1)
+    assert app(*words(app)) == 0
+    assert "sub-01: recomputed without --filled: the files that it made" in capsys.readouterr().err
+    assert not app.files(f"{STEM}_desc-filled_*")
+
+
 def test_label_maps_with_given_lesions_do_not_say_where_lesions_are(make: Callable[..., App]) -> None:
     app = make(2, heads=("BrainCOLOR", "FAST", "FreeSurfer"))
     draw(app)
