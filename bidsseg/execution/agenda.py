@@ -127,10 +127,7 @@ def plan(settings: Settings, card: Card, selection: Selection, *, spaces: Sequen
     if settings.freesurfer is not None:
         check_subjects(settings.freesurfer, jobs)
     warnings = [*selection.notes, *(f"{entry.scan} is skipped: {entry.reason}" for entry in passed_over)]
-    if card.lesion is None and (settings.lesion_threshold, settings.least_lesion_mm3) != (None, None):
-        warnings.append(f"{card.name} finds no lesions: --lesion-threshold and --min-lesion-volume have no effect")
-    if settings.filled and card.lesion is None and settings.lesions is None:
-        warnings.append(f"{card.name} finds no lesions: --filled has no effect without --lesions")
+    warnings += _about_lesions(settings, card, jobs)
     warnings += _about_corrections(settings, card, jobs, scans=selection.scans)
     found = [(job.scan, job.given) for job in jobs]
     warnings += about_given_lesions(settings.lesions, found, all_selected=_all_selected(settings))
@@ -182,6 +179,21 @@ def _job(settings: Settings, card: Card, scan: Scan, *, spaces: Sequence[Space])
     )
     job.check_names()
     return job
+
+
+def _about_lesions(settings: Settings, card: Card, jobs: Sequence[Job]) -> list[str]:
+    """Return warnings about flags for lesions without an effect."""
+    warnings, rule = [], "--lesion-threshold and --min-lesion-volume"
+    given = listed([job.scan.key for job in jobs if job.given.file is not None], 3)
+    if (settings.lesion_threshold, settings.least_lesion_mm3) != (None, None):
+        if card.lesion is None:
+            warnings.append(f"{card.name} finds no lesions: {rule} have no effect")
+        elif given:
+            warnings.append(f"{given}: the lesions are given: {rule} have no effect")
+    if settings.filled and card.lesion is None and settings.lesions is None:
+        with_masks = "" if settings.images else " without --lesions"
+        warnings.append(f"{card.name} finds no lesions: --filled has no effect{with_masks}")
+    return warnings
 
 
 def _about_corrections(settings: Settings, card: Card, jobs: Sequence[Job], *, scans: Sequence[Scan]) -> list[str]:

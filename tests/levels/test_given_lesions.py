@@ -147,6 +147,13 @@ def test_a_filled_t1w_that_is_not_written_again_is_removed_and_named(
     assert not app.files(f"{STEM}_desc-filled_*")
 
 
+def test_filled_is_explained_for_one_file(make: Callable[..., App], capsys: pytest.CaptureFixture[str]) -> None:
+    app = make(heads=("FreeSurfer",))
+    t1w, model = app.bids / f"{STEM}_T1w.nii.gz", app.card
+    assert cli.main(["file", str(t1w), str(app.output), "--model", str(model), "--filled"]) == 0
+    assert "wholebrain finds no lesions: --filled has no effect\n" in capsys.readouterr().err
+
+
 def test_label_maps_with_given_lesions_do_not_say_where_lesions_are(make: Callable[..., App]) -> None:
     app = make(2, heads=("BrainCOLOR", "FAST", "FreeSurfer"))
     draw(app)
@@ -292,6 +299,18 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_bids: Callable[...
         return tmp_path / "out" / STEM
 
     return command
+
+
+def test_the_rule_for_lesions_has_no_effect_on_given_ones(
+    run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask = (phantoms.head(phantoms.grid(), phantoms.SHAPE, phantoms.LABEL) == 4).astype(np.uint8)
+    phantoms.save(tmp_path / "drawn" / f"{STEM}_label-lesion_mask.nii.gz", mask, phantoms.grid())
+    run("--lesion-threshold", "0.4", "--dry-run")
+    assert "no effect" not in capsys.readouterr().err
+    run("--lesion-threshold", "0.4", "--lesions", str(tmp_path / "drawn"), "--dry-run")
+    expected = "sub-01: the lesions are given: --lesion-threshold and --min-lesion-volume have no effect"
+    assert expected in capsys.readouterr().err
 
 
 def test_a_model_with_lesions_has_the_given_lesions_alone(run: Callable[..., Path], tmp_path: Path) -> None:
