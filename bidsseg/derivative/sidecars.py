@@ -213,8 +213,12 @@ def provenance(card: Card, checksums: Iterable[str], *, fast: bool, lesions: Les
     """
     cards = [card, *([find_card(card.locator)] if card.locator else [])]
     found: Sidecar = {"Models": models_used(cards), "InputFingerprints": list(checksums)}
-    if fast:
-        found["Fast"] = True
+    return {**found, **choices(card, fast=fast, lesions=lesions)}
+
+
+def choices(card: Card, *, fast: bool, lesions: LesionRule | None) -> Sidecar:
+    """Return the entries of a sidecar about passes and rule of lesions; for the arguments, see `provenance`."""
+    found: Sidecar = {"Fast": True} if fast else {}
     if card.lesion is not None and lesions is not None:
         found["LesionThreshold"], found["LeastLesionVolume"] = lesions.recorded_threshold, lesions.least_mm3
     return found
