@@ -244,7 +244,7 @@ class Job:
         if self.given.file is not None:
             with_lesions = [name for name in result.labels if self.protocols[name].scored().lesions]
             origins |= dict.fromkeys(with_lesions, origin.given(is_drawn=False))
-            origins[LESION] = origin.given(is_drawn=self.given.manual)
+            origins[LESION] = origin.given(is_drawn=self.given.manual).without_quality()
         files, folder = self.corrections.files, self.corrections.folder
         manual = {name: origins[name].corrected(files[other], folder) for name, other in result.manual.items()}
         return {**origins, **manual}

@@ -113,13 +113,14 @@ class Origin:
 
     def corrected(self, path: Path, folder: Path) -> Origin:
         """Return the origin of an output that is corrected by a file in a derivative dataset, without a confidence."""
-        return replace(self._without_quality(), correction=bids_uri(path, folder, CORRECTIONS), has_given_lesions=False)
+        return replace(self.without_quality(), correction=bids_uri(path, folder, CORRECTIONS), has_given_lesions=False)
 
     def given(self, *, is_drawn: bool | None) -> Origin:
-        """Return the origin of lesions that are given, without a confidence."""
-        return replace(self._without_quality(), has_given_lesions=True, is_drawn=is_drawn)
+        """Return the origin of an output that shows lesions that are given."""
+        return replace(self, has_given_lesions=True, is_drawn=is_drawn)
 
-    def _without_quality(self) -> Origin:
+    def without_quality(self) -> Origin:
+        """Return the origin of an output without a confidence of the model."""
         details = cast(Sidecar, {key: value for key, value in self.details.items() if key != "Quality"})
         return replace(self, details=details)
 

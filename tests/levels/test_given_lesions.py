@@ -313,6 +313,17 @@ def test_the_rule_for_lesions_has_no_effect_on_given_ones(
     assert expected in capsys.readouterr().err
 
 
+def test_a_scan_with_given_lesions_has_one_quality_in_all_protocols(run: Callable[..., Path], tmp_path: Path) -> None:
+    mask = (phantoms.head(phantoms.grid(), phantoms.SHAPE, phantoms.LABEL) == 4).astype(np.uint8)
+    phantoms.save(tmp_path / "drawn" / f"{STEM}_label-lesion_mask.nii.gz", mask, phantoms.grid())
+    place = run("--lesions", str(tmp_path / "drawn"))
+    about = [
+        json.loads(Path(f"{place}_{name}.json").read_text())
+        for name in ("seg-FASTlesion_desc-tiny_dseg", "seg-FreeSurfer_desc-tiny_dseg", "label-lesion_desc-tiny_mask")
+    ]
+    assert about[0]["Quality"] == about[1]["Quality"] and "Quality" not in about[2]
+
+
 def test_a_model_with_lesions_has_the_given_lesions_alone(run: Callable[..., Path], tmp_path: Path) -> None:
     labels = phantoms.head(phantoms.grid(), phantoms.SHAPE, phantoms.LABEL)
     place = run()
