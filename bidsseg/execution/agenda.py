@@ -161,7 +161,8 @@ def _jobs(
 
 def _job(settings: Settings, card: Card, scan: Scan, *, spaces: Sequence[Space]) -> Job:
     """Return the job of a scan. DataError if its file names would be too long, or what is given is ambiguous."""
-    folder = settings.corrections
+    folder, given = settings.corrections, find_given_lesions(settings.lesions, scan)
+    known = given.file is not None
     job = Job(
         scan,
         card,
@@ -173,8 +174,8 @@ def _job(settings: Settings, card: Card, scan: Scan, *, spaces: Sequence[Space])
         viewer=settings.viewer,
         fast=settings.fast,
         lesions=card.lesion_rule(settings.lesion_threshold, settings.least_lesion_mm3),
-        corrections=find_corrections(folder, scan, card) if folder is not None else Corrections(),
-        given=find_given_lesions(settings.lesions, scan),
+        corrections=find_corrections(folder, scan, card, given_lesions=known) if folder is not None else Corrections(),
+        given=given,
         filled=settings.filled,
     )
     job.check_names()
@@ -202,7 +203,10 @@ def _about_corrections(settings: Settings, card: Card, jobs: Sequence[Job], *, s
         return []
     found = [(job.scan, job.corrections) for job in jobs]
     other = [scan for scan in scans if scan.key not in {job.scan.key for job in jobs}]
-    return Search(settings.corrections, card, found, other, all_selected=_all_selected(settings)).warnings()
+    given = any(job.given.file is not None for job in jobs)
+    all_selected = _all_selected(settings)
+    search = Search(settings.corrections, card, found, other, all_selected=all_selected, given_lesions=given)
+    return search.warnings()
 
 
 def _all_selected(settings: Settings) -> bool:

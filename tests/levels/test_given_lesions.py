@@ -269,6 +269,23 @@ def test_a_corrected_label_map_may_have_given_lesions(make: Callable[..., App]) 
     assert app.sidecar(FREESURFER)["Manual"] is True
 
 
+def test_a_given_mask_may_be_corrected(make: Callable[..., App], capsys: pytest.CaptureFixture[str]) -> None:
+    app = make(heads=("FreeSurfer",))
+    mask = draw(app)
+    corrected = mask.copy()
+    corrected[7] = False
+    copy = app.output.parent / "corrected" / MASK
+    phantoms.save(copy, corrected.astype(np.uint8), load_nifti(app.bids / f"{STEM}_T1w.nii.gz").affine)
+    given = ("--corrections", str(app.output.parent / "corrected"))
+    assert app(*given, "--skip-bids-validation") == 64, "the model finds no lesions"
+    assert app(*words(app, *given)) == 0
+    assert (app.voxels(MASK) == corrected).all() and list(app.table(LESION_TABLE)["voxels"]) == [12]
+    about = app.sidecar(MASK)
+    assert about["Manual"] is True and "LesionsGiven" not in about
+    assert "sub-01: the lesion mask was corrected by hand" in capsys.readouterr().err
+    assert (app.voxels(FREESURFER) == 77).sum() == mask.sum()
+
+
 def test_exports_have_the_lesions(make: Callable[..., App], tmp_path: Path) -> None:
     app = make(heads=("FreeSurfer",))
     mask = draw(app)
