@@ -197,7 +197,7 @@ def _segment(
     )
     name = name_of(sources["T1w"])
     require_brain(found, name)
-    return Result(model, Scan.of_files(Path(name)), images, found)
+    return Result(model, Scan.of_files(Path(name)), images, found, lesions, fast)
 
 
 def _by_suffix(image: Image | Mapping[str, Image]) -> dict[str, Source]:

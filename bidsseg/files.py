@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -109,6 +109,15 @@ def table_writer(path: Path, columns: Sequence[str], missing: str = "n/a") -> It
 def write_json_atomic(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file as :func:`write_text_atomic` does."""
     write_text_atomic(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def remove(files: Iterable[Path]) -> None:
+    """Remove files that exist; OutputNotWritable without permission."""
+    try:
+        for file in files:
+            file.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputNotWritable(f"{error.filename}: cannot be replaced: {error.strerror}; check its owner") from error
 
 
 def is_being_written(part: Path) -> bool:

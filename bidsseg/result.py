@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bidsseg.derivative.sidecar_keys import Sidecar
     from bidsseg.image.guard import Finding
     from bidsseg.image.volume import Volume
+    from bidsseg.models.lesion_rule import LesionRule
     from bidsseg.models.library import Model
     from bidsseg.registration.align import Images
     from bidsseg.segmentation.result import Segmentation
@@ -34,6 +35,8 @@ class Result:
     _scan: Scan
     _images: Images
     _segmentation: Segmentation
+    _lesions: LesionRule
+    _fast: bool
 
     @property
     def protocols(self) -> tuple[str, ...]:
@@ -183,12 +186,13 @@ class Result:
         return label_image(labels, self._t1w)
 
     def _details(self) -> Sidecar:
-        """Return the entries of a sidecar about models and result."""
-        from bidsseg.derivative.sidecars import models_used, result_details
+        """Return the entries of a sidecar about models, choices of the user and result."""
+        from bidsseg.derivative.sidecars import choices, models_used, result_details
 
-        locator = self.model.locator
-        models = models_used([self.model.card, *([locator.card] if locator else [])])
-        return {"Models": models, **result_details(self._images, self._segmentation)}
+        card, locator = self.model.card, self.model.locator
+        models = models_used([card, *([locator.card] if locator else [])])
+        chosen = choices(card, fast=self._fast, lesions=self._lesions)
+        return {"Models": models, **chosen, **result_details(self._images, self._segmentation)}
 
     def _known(self, protocol: str) -> str:
         if protocol not in self._segmentation.labels:

@@ -221,6 +221,30 @@ def test_files_are_those_of_the_command(scan: Path, model: Path, tmp_path: Path)
         result.save(tmp_path / "file")
 
 
+def test_saved_sidecars_name_the_choices(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meaning = {"brain": [0, 1, 1, 1], "FASTlesion": [0, 4, 2, 3]}
+    model = api.load_model(save_tiny(tmp_path / "lesions", monkeypatch, meaning=meaning, lesion="FASTlesion"))
+    rule = {"lesion_threshold": np.float32(0.25), "least_lesion_mm3": np.int64(8)}
+
+    def saved(**given: Any) -> dict[str, Any]:
+        (file,) = [
+            path
+            for path in bidsseg.segment(scan, model=model, **{**AS_ASKED, **given}).save(tmp_path / "saved")
+            if path.name.endswith("_dseg.json")
+        ]
+        found: dict[str, Any] = json.loads(file.read_text())
+        return found
+
+    about = saved(fast=True, **rule)
+    assert (about["Fast"], about["LesionThreshold"], about["LeastLesionVolume"]) == (True, 0.25, 8.0)
+    about = saved(fast=False)
+    assert (about.get("Fast"), about["LesionThreshold"], about["LeastLesionVolume"]) == (
+        None,
+        "most probable region",
+        0,
+    )
+
+
 def test_names_of_files_without_a_bids_name(scan: Path, model: Path, tmp_path: Path) -> None:
     image = nib.Nifti1Image(np.asarray(load_nifti(scan).dataobj), load_nifti(scan).affine)
     names = {path.name for path in bidsseg.segment(image, model=model, **AS_ASKED).save(tmp_path / "saved")}

@@ -43,13 +43,17 @@ class Corrections:
         return {name: fingerprint(path) for name, path in self.files.items()}
 
 
-def correctable(card: Card) -> dict[str, str]:
-    """Return the outputs of a model that can be corrected, each with the end of its file names, for messages."""
-    lesion = {LESION: "label-lesion_*mask"} if card.lesion is not None else {}
+def correctable(card: Card, *, given_lesions: bool) -> dict[str, str]:
+    """Return the outputs of a model that can be corrected, each with the end of its file names, for messages.
+
+    Args:
+        given_lesions: whether there is a lesion mask even if the model finds no lesions.
+    """
+    lesion = {LESION: "label-lesion_*mask"} if given_lesions or card.lesion is not None else {}
     return {**{name: f"seg-{name}_*dseg" for name in card.protocols}, **lesion, BRAIN: "desc-brain_mask"}
 
 
-def find_corrections(folder: Path, scan: Scan, card: Card) -> Corrections:
+def find_corrections(folder: Path, scan: Scan, card: Card, *, given_lesions: bool) -> Corrections:
     """Return the corrected label maps of a scan.
 
     Of several label maps that fit equally well, the one with the ``desc-`` of the model's output is used.
@@ -58,7 +62,7 @@ def find_corrections(folder: Path, scan: Scan, card: Card) -> Corrections:
         DataError: the choice is ambiguous.
     """
     found = {}
-    for name in correctable(card):
+    for name in correctable(card, given_lesions=given_lesions):
         fitting = annotations_of_scan(folder, scan, name)
         fitting = [path for path in fitting if not _is_of_another_model(_desc(path), scan, card)]
         own = scan.entities.get("desc", "") + (BRAIN if name == BRAIN else card.name)
@@ -95,6 +99,7 @@ class Search:
         found: each scan that can be segmented, with its corrections.
         other: the other scans of the run, whose files are not looked at.
         all_selected: whether the run has all scans of the dataset, so that label maps of further scans are mistakes.
+        given_lesions: whether any scan has a given mask of lesions.
     """
 
     folder: Path
@@ -102,6 +107,7 @@ class Search:
     found: Sequence[tuple[Scan, Corrections]]
     other: Sequence[Scan]
     all_selected: bool
+    given_lesions: bool
 
     def warnings(self) -> list[str]:
         """Return a warning for each reason why label maps in the folder are not used. UsageError if none is used."""
@@ -109,13 +115,17 @@ class Search:
         for image, reason in self._unused():
             left.setdefault(reason, []).append(image.path.name)
         if not self._used and not self.other and (left or self.all_selected):
-            wanted = " or ".join(correctable(self.card).values())
+            wanted = " or ".join(self._correctable.values())
             names = listed([name for files in left.values() for name in files]) or "no label maps"
             raise UsageError(
                 f"--corrections {self.folder}: no file fits a scan: looked for sub-*/[ses-*/]anat/<T1w>_X.nii.gz, "
                 f"where <T1w> is e.g. {self.found[0][0].key} and X is {wanted}; found {names}"
             )
         return [f"--corrections: {listed(names)} not used: {reason}" for reason, names in left.items()]
+
+    @cached_property
+    def _correctable(self) -> dict[str, str]:
+        return correctable(self.card, given_lesions=self.given_lesions)
 
     @cached_property
     def _used(self) -> set[Path]:
@@ -135,7 +145,7 @@ class Search:
                     yield image, "there is no scan of this name"
             elif _is_of_another_model(image.entities.get("desc", ""), scans[key], self.card):
                 yield image, f"it is a label map of another model than {self.card.name} (desc-)"
-            elif any(annotates(image, name) for name in correctable(self.card)):
+            elif any(annotates(image, name) for name in self._correctable):
                 yield image, "another file of the scan is used"
             else:
                 yield image, f"the model {self.card.name} writes no such label map"

@@ -14,13 +14,13 @@ from bidsseg import __version__
 from bidsseg.bids.names import with_extension
 from bidsseg.bids.outputs import aseg_path
 from bidsseg.derivative.aseg_stats import Segmented, aseg_stats, color_table
-from bidsseg.derivative.job import Job, remove
+from bidsseg.derivative.job import Job
 from bidsseg.derivative.results import Result
 from bidsseg.derivative.sidecar_keys import is_record, read_sidecar
 from bidsseg.derivative.sidecars import TOOL
 from bidsseg.derivative.volumes import volumes_mm3
 from bidsseg.errors import DataError, OutputNotWritable, UsageError
-from bidsseg.files import fingerprint, write_json_atomic, write_text_atomic
+from bidsseg.files import fingerprint, remove, write_json_atomic, write_text_atomic
 from bidsseg.image.conformed import ConformedGrid, write_mgh
 from bidsseg.image.nifti import read_image, read_labels, write_labels
 from bidsseg.image.volume import Volume

@@ -22,8 +22,8 @@ from bidsseg.derivative.on_request import Earlier, earlier_lesions, earlier_outp
 from bidsseg.derivative.sidecar_keys import LESIONS, Sidecar, is_fast, lesion_mask
 from bidsseg.derivative.sidecar_keys import corrections as corrections_in
 from bidsseg.derivative.volumes import volume_table
-from bidsseg.errors import DataError, OutputNotWritable, UsageError
-from bidsseg.files import fingerprint, is_being_written, write_json_atomic, write_table, write_text_atomic
+from bidsseg.errors import DataError, UsageError
+from bidsseg.files import fingerprint, is_being_written, remove, write_json_atomic, write_table, write_text_atomic
 from bidsseg.image.nifti import write_changed, write_field, write_labels, write_map, write_maps
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol
@@ -244,7 +244,7 @@ class Job:
         if self.given.file is not None:
             with_lesions = [name for name in result.labels if self.protocols[name].scored().lesions]
             origins |= dict.fromkeys(with_lesions, origin.given(is_drawn=False))
-            origins[LESION] = origin.given(is_drawn=self.given.manual)
+            origins[LESION] = origin.given(is_drawn=self.given.manual).without_quality()
         files, folder = self.corrections.files, self.corrections.folder
         manual = {name: origins[name].corrected(files[other], folder) for name, other in result.manual.items()}
         return {**origins, **manual}
@@ -333,15 +333,6 @@ def check_apart(jobs: Iterable[Job]) -> None:
                     'standard space already, by --bids-filter-file with {"t1w": {"space": null}}'
                 )
             owners[path] = job.scan.key
-
-
-def remove(files: Iterable[Path]) -> None:
-    """Remove files that exist; OutputNotWritable without permission."""
-    try:
-        for file in files:
-            file.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputNotWritable(f"{error.filename}: cannot be replaced: {error.strerror}; check its owner") from error
 
 
 def remove_halves(parts: Iterable[Path], names: Container[str]) -> None:

@@ -114,6 +114,21 @@ def collect_lesions(
     return [cohorts[model] for model in sorted(cohorts)]
 
 
+def outdated_tables(output_dir: Path, current: Iterable[LesionCohort]) -> list[Path]:
+    """Return the tables of an earlier cohort that no scan in the output folder has any more.
+
+    Args:
+        current: the cohorts that are written now.
+    """
+    patterns = group_lesions("*"), group_lesion_regions("*", "*", "*")
+    tables = {path for pattern in patterns for path in output_dir.glob(str(pattern))}
+    tables -= {output_dir / table for cohort in current for table in cohort.tables}
+    if tables:  # scans that are not selected now may have them
+        every = collect_lesions(find_all_lesions(output_dir), [], {})
+        tables -= {output_dir / table for cohort in every for table in cohort.tables}
+    return sorted(tables)
+
+
 def write_lesion_table(path: Path, cohort: LesionCohort) -> list[str]:
     """Write the table with a row for each scan, and return the problems of single results, one line each."""
     problems: list[str] = []

@@ -19,10 +19,10 @@ import numpy as np
 from bidsseg.bids.names import build_name, parse_name, with_extension
 from bidsseg.bids.outputs import lesion_regions
 from bidsseg.bids.scan import without_desc
-from bidsseg.derivative.sidecar_keys import Sidecar
+from bidsseg.derivative.sidecar_keys import Sidecar, is_record, lesion_mask, read_sidecar
 from bidsseg.derivative.sidecars import Origin
 from bidsseg.errors import BidssegError, DataError, InputMissing
-from bidsseg.files import locked, write_json_atomic, write_table
+from bidsseg.files import locked, remove, write_json_atomic, write_table
 from bidsseg.labels.anatomy import Anatomy, find_anatomy
 from bidsseg.labels.protocol import BACKGROUND, LESION, Protocol, Region, read_protocol
 from bidsseg.reading import object_or_empty, read_table
@@ -171,6 +171,11 @@ class LabelFile:
         """The regions that places of lesions refer to."""
         return find_anatomy(self.protocol)
 
+    @cached_property
+    def has_given_lesions(self) -> bool:
+        """Whether given lesions are among its regions, so that it does not say where they are."""
+        return bool(self.protocol.lesions and lesion_mask(read_sidecar(with_extension(self.path, ".json"))))
+
 
 @dataclass(frozen=True)
 class LesionFiles:
@@ -218,8 +223,18 @@ class LesionFiles:
         return sorted(found, key=lambda label_map: label_map.desc != self.model)
 
     def others(self) -> list[LabelFile]:
-        """Return the label maps other than that of this model with the lesions."""
-        return [one for one in self.label_maps() if not (one.desc == self.model and one.protocol.lesions)]
+        """Return the label maps other than that of this model with the lesions, and without given lesions."""
+        maps = (one for one in self.label_maps() if not one.has_given_lesions)
+        return [one for one in maps if not (one.desc == self.model and one.protocol.lesions)]
+
+    def outdated(self) -> list[Path]:
+        """Return the tables of lesions by region of label maps that are no longer among the others, with sidecars."""
+        wanted = {self.region_table(one.protocol.name, one.desc) for one in self.others()}
+        pattern = f"{glob.escape(self.key)}_seg-*_label-lesion_desc-{self.model}+*_morph.tsv"
+        tables = [path for path in self.table.parent.glob(pattern) if path not in wanted]
+        sidecars = {path: with_extension(path, ".json") for path in tables}
+        own = [path for path in tables if is_record(read_sidecar(sidecars[path]))]
+        return [file for path in own for file in (path, sidecars[path])]
 
 
 def find_lesions(folder: Path) -> Iterator[LesionFiles]:
@@ -239,7 +254,7 @@ class Update:
     """What an update of the tables of the lesions of a scan did.
 
     Attributes:
-        changed: whether a table was written.
+        changed: whether a table was written or removed.
         problems: label maps that could not be used, one line each.
     """
 
@@ -268,6 +283,9 @@ def update_lesion_tables(folder: Path, entities: Mapping[str, str]) -> Update:
 
 def _update(files: LesionFiles, update: Update) -> None:
     """Update the tables of one model."""
+    outdated = files.outdated()
+    remove(outdated)
+    update.changed |= bool(outdated)
     maps = files.label_maps()
     anatomy = next((one for one in maps if one.anatomy), None)
     others = [

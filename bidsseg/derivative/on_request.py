@@ -20,7 +20,7 @@ class Earlier:
     """Files of an earlier run.
 
     Attributes:
-        flag: the flag that makes them, with its value.
+        flag: the flag that makes them, with its value; empty for a transform, which label maps in its space go with.
         files: absolute paths, the sidecar last: without it, nobody could attribute the others to this program.
         record: the sidecar, or for the 3-D page the record of the scan.
         is_export: whether the files are made from those of a finished scan.
@@ -38,7 +38,7 @@ def earlier_outputs(output_dir: Path, scan: Scan, model: str, *, record: Path) -
     Args:
         record: sidecar of the label maps of the scan.
     """
-    paths = output_paths(scan, model, (), viewer=True)
+    paths = output_paths(scan, model, (), lesion=True, filled=True, viewer=True)
     before = scan.entities.get("desc", "")
     for path in sorted((output_dir / paths.brain).parent.glob("sub-*.json")):
         found = read_sidecar(path)
@@ -50,11 +50,15 @@ def earlier_outputs(output_dir: Path, scan: Scan, model: str, *, record: Path) -
     found = read_sidecar(with_extension(aseg, ".json"))
     if is_of_model(found, model):
         yield Earlier("--freesurfer", _with_sidecar(aseg), found, is_export=True)
+    filled = output_dir / (paths.filled or "")
+    found = read_sidecar(with_extension(filled, ".json"))
+    if is_record(found) and is_of_model(found, model):
+        yield Earlier("--filled", _with_sidecar(filled), found)
     source = build_name(without_desc(scan.entities))
     for path in sorted((output_dir / paths.brain).parent.glob(f"{source}_from-T1w_to-*_desc-{before}{model}_xfm.*")):
         space = path.name.partition("_to-")[2].partition("_")[0]
         if space != SPACE:
-            yield Earlier(f"--output-spaces {space}", [path], read_sidecar(record))
+            yield Earlier("", [path], read_sidecar(record))
     viewer = output_dir / (paths.viewer or "")
     if viewer.is_file():
         yield Earlier("--viewer", [viewer], read_sidecar(record))
@@ -77,21 +81,21 @@ def _flag(path: Path, scan: Scan, found: Sidecar, *, desc: str) -> str | None:
     if suffix == "probseg" and space == named:
         return {desc: "--probseg", f"{desc}entropy": "--entropy"}.get(entities.get("desc", ""))
     if space not in (None, named, SPACE, ORIGINAL) and suffix in ("dseg", "mask"):
-        return f"--output-spaces {space}"
+        return f"--output-spaces {space}:res-{entities.get('res', '')}"
     return None
 
 
 def earlier_lesions(
     output_dir: Path, scan: Scan, model: str, *, kept: Sequence[Path], keep_tables: bool
 ) -> Iterator[Path]:
-    """Yield the files about the lesions of a scan from an earlier run with ``--lesions`` or ``--filled``.
+    """Yield the files about the lesions of a scan from an earlier run with ``--lesions``.
 
     Args:
         kept: files that this run writes, relative to the output folder.
         keep_tables: whether this run has lesions, too.
     """
-    every = output_paths(scan, model, [LESION], lesion=True, filled=True)
-    for path in (every.lesion, every.lesions, every.lesion_table, every.filled):
+    every = output_paths(scan, model, [LESION], lesion=True)
+    for path in (every.lesion, every.lesions, every.lesion_table):
         if path is None or path in kept:
             continue
         found = read_sidecar(output_dir / with_extension(path, ".json"))

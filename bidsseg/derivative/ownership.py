@@ -43,6 +43,8 @@ LOOKED_AT = 500
 """Largest number of records that are read to find images to compare."""
 OF_LONG = {"region", "brainmask-fraction"}
 """Columns of the long table of a cohort."""
+OF_LESIONS = {"participant_id", "lesions"}
+"""Columns that all tables of the lesions of a cohort have."""
 OF_AGREEMENT = {"dice", "hausdorff95-mm", "found-mm3"}
 """Columns that both tables of the level evaluate have."""
 ELSEWHERE = "choose another OUTPUT_DIR"
@@ -110,7 +112,12 @@ def check_group_files(output_dir: Path, cohorts: Iterable[Cohort]) -> None:
 
 def check_lesion_files(output_dir: Path, tables: Iterable[Path]) -> None:
     """Raise OutputNotWritable if a table of the lesions of the cohort would replace a file from another program."""
-    _check_tables(output_dir, group_report(), tables, columns={"participant_id", "lesions"})
+    _check_tables(output_dir, group_report(), tables, columns=OF_LESIONS)
+
+
+def is_lesion_table(path: Path) -> bool:
+    """Return whether a table of the lesions of a cohort is of this program."""
+    return set(_columns(path)) >= OF_LESIONS
 
 
 def check_agreement_files(output_dir: Path, paths: AgreementPaths) -> None:

@@ -16,12 +16,12 @@ from bidsseg.bids.scan import Scan
 from bidsseg.bids.series import ORIGINAL, Series, SeriesPaths, SessionPaths, series_paths
 from bidsseg.derivative import sidecars
 from bidsseg.derivative.changes import CHANGES, LESION_CHANGES, Visits, change_table, lesion_table
-from bidsseg.derivative.job import remove, remove_halves
+from bidsseg.derivative.job import remove_halves
 from bidsseg.derivative.ownership import ELSEWHERE
 from bidsseg.derivative.results import is_own_page
 from bidsseg.derivative.sidecar_keys import Sidecar, is_fast, is_record, read_sidecar
 from bidsseg.errors import OutputNotWritable
-from bidsseg.files import fingerprint, write_json_atomic, write_table, write_text_atomic
+from bidsseg.files import fingerprint, remove, write_json_atomic, write_table, write_text_atomic
 from bidsseg.image.nifti import write_labels, write_map
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol

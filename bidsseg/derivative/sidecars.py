@@ -113,13 +113,14 @@ class Origin:
 
     def corrected(self, path: Path, folder: Path) -> Origin:
         """Return the origin of an output that is corrected by a file in a derivative dataset, without a confidence."""
-        return replace(self._without_quality(), correction=bids_uri(path, folder, CORRECTIONS), has_given_lesions=False)
+        return replace(self.without_quality(), correction=bids_uri(path, folder, CORRECTIONS), has_given_lesions=False)
 
     def given(self, *, is_drawn: bool | None) -> Origin:
-        """Return the origin of lesions that are given, without a confidence."""
-        return replace(self._without_quality(), has_given_lesions=True, is_drawn=is_drawn)
+        """Return the origin of an output that shows lesions that are given."""
+        return replace(self, has_given_lesions=True, is_drawn=is_drawn)
 
-    def _without_quality(self) -> Origin:
+    def without_quality(self) -> Origin:
+        """Return the origin of an output without a confidence of the model."""
         details = cast(Sidecar, {key: value for key, value in self.details.items() if key != "Quality"})
         return replace(self, details=details)
 
@@ -226,8 +227,12 @@ def provenance(card: Card, checksums: Iterable[str], *, fast: bool, lesions: Les
     """
     cards = [card, *([find_card(card.locator)] if card.locator else [])]
     found: Sidecar = {"Models": models_used(cards), "InputFingerprints": list(checksums)}
-    if fast:
-        found["Fast"] = True
+    return {**found, **choices(card, fast=fast, lesions=lesions)}
+
+
+def choices(card: Card, *, fast: bool, lesions: LesionRule | None) -> Sidecar:
+    """Return the entries of a sidecar about passes and rule of lesions; for the arguments, see `provenance`."""
+    found: Sidecar = {"Fast": True} if fast else {}
     if card.lesion is not None and lesions is not None:
         found["LesionThreshold"], found["LeastLesionVolume"] = lesions.recorded_threshold, lesions.least_mm3
     return found

@@ -18,11 +18,12 @@ def conversion(found: Protocol, reference: Protocol) -> dict[int, int] | None:
     """Return how label maps of one protocol are converted to another; None if this is not possible.
 
     It is possible if each value means one region of the reference, or if the reference names some of the regions: the
-    others are then background.
+    others are then background, as are unscored values that the reference lacks.
     """
     ours, theirs = ({r.index: r.name for r in each.regions if r.scored and r.index} for each in (found, reference))
     if ours == theirs:
-        return {}
+        known = set(reference.indices)
+        return {} if known >= set(found.indices) else {index: index * (index in known) for index in found.indices}
     relation = None if found.name == reference.name else load_relation(found, reference)
     if relation is not None and (relation.allowed.sum(1) == 1).all():
         meant = np.array(reference.indices)[relation.allowed.argmax(1)]

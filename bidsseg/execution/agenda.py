@@ -127,10 +127,7 @@ def plan(settings: Settings, card: Card, selection: Selection, *, spaces: Sequen
     if settings.freesurfer is not None:
         check_subjects(settings.freesurfer, jobs)
     warnings = [*selection.notes, *(f"{entry.scan} is skipped: {entry.reason}" for entry in passed_over)]
-    if card.lesion is None and (settings.lesion_threshold, settings.least_lesion_mm3) != (None, None):
-        warnings.append(f"{card.name} finds no lesions: --lesion-threshold and --min-lesion-volume have no effect")
-    if settings.filled and card.lesion is None and settings.lesions is None:
-        warnings.append(f"{card.name} finds no lesions: --filled has no effect without --lesions")
+    warnings += _about_lesions(settings, card, jobs)
     warnings += _about_corrections(settings, card, jobs, scans=selection.scans)
     found = [(job.scan, job.given) for job in jobs]
     warnings += about_given_lesions(settings.lesions, found, all_selected=_all_selected(settings))
@@ -164,7 +161,8 @@ def _jobs(
 
 def _job(settings: Settings, card: Card, scan: Scan, *, spaces: Sequence[Space]) -> Job:
     """Return the job of a scan. DataError if its file names would be too long, or what is given is ambiguous."""
-    folder = settings.corrections
+    folder, given = settings.corrections, find_given_lesions(settings.lesions, scan)
+    known = given.file is not None
     job = Job(
         scan,
         card,
@@ -176,12 +174,27 @@ def _job(settings: Settings, card: Card, scan: Scan, *, spaces: Sequence[Space])
         viewer=settings.viewer,
         fast=settings.fast,
         lesions=card.lesion_rule(settings.lesion_threshold, settings.least_lesion_mm3),
-        corrections=find_corrections(folder, scan, card) if folder is not None else Corrections(),
-        given=find_given_lesions(settings.lesions, scan),
+        corrections=find_corrections(folder, scan, card, given_lesions=known) if folder is not None else Corrections(),
+        given=given,
         filled=settings.filled,
     )
     job.check_names()
     return job
+
+
+def _about_lesions(settings: Settings, card: Card, jobs: Sequence[Job]) -> list[str]:
+    """Return warnings about flags for lesions without an effect."""
+    warnings, rule = [], "--lesion-threshold and --min-lesion-volume"
+    given = listed([job.scan.key for job in jobs if job.given.file is not None], 3)
+    if (settings.lesion_threshold, settings.least_lesion_mm3) != (None, None):
+        if card.lesion is None:
+            warnings.append(f"{card.name} finds no lesions: {rule} have no effect")
+        elif given:
+            warnings.append(f"{given}: the lesions are given: {rule} have no effect")
+    if settings.filled and card.lesion is None and settings.lesions is None:
+        with_masks = "" if settings.images else " without --lesions"
+        warnings.append(f"{card.name} finds no lesions: --filled has no effect{with_masks}")
+    return warnings
 
 
 def _about_corrections(settings: Settings, card: Card, jobs: Sequence[Job], *, scans: Sequence[Scan]) -> list[str]:
@@ -190,7 +203,10 @@ def _about_corrections(settings: Settings, card: Card, jobs: Sequence[Job], *, s
         return []
     found = [(job.scan, job.corrections) for job in jobs]
     other = [scan for scan in scans if scan.key not in {job.scan.key for job in jobs}]
-    return Search(settings.corrections, card, found, other, all_selected=_all_selected(settings)).warnings()
+    given = any(job.given.file is not None for job in jobs)
+    all_selected = _all_selected(settings)
+    search = Search(settings.corrections, card, found, other, all_selected=all_selected, given_lesions=given)
+    return search.warnings()
 
 
 def _all_selected(settings: Settings) -> bool:
@@ -212,9 +228,11 @@ def _lost_outputs(settings: Settings, jobs: Iterable[Job]) -> list[str]:
     """Return a warning for each flag whose files of an earlier run are removed and not made again."""
     given = {f"--measure {name}" for name in settings.measures}
     given |= set() if settings.freesurfer is None else {"--freesurfer"}
+    given |= {"", *(["--filled"] if settings.filled else [])}
     lost: dict[str, list[str]] = {}
-    for job in jobs:  # images in given spaces are written by the job, and not outdated
-        for flag in dict.fromkeys(each.flag for each in job.outdated() if each.flag not in given):
+    for job in jobs:
+        spaces = {f"--output-spaces {space.template}:res-{space.resolution}" for space in job.spaces}
+        for flag in dict.fromkeys(each.flag for each in job.outdated() if each.flag not in given | spaces):
             lost.setdefault(flag, []).append(job.scan.key)
     return [
         f"{listed(keys, 3)}: recomputed without {flag}: the files that it made of the earlier result are removed"

@@ -20,7 +20,7 @@ from bidsseg.evaluation.conversion import Conversion, conversion
 from bidsseg.evaluation.pairs import About, Left, Pairing, check_holds, one_of_each_scan, pair_up
 from bidsseg.execution.machine import choose_processes
 from bidsseg.learning.label_sources import LabelSource, label_sources
-from bidsseg.models.card import find_card, head_protocol, name_of
+from bidsseg.models.card import find_card, name_of, protocol_with_lesions
 from bidsseg.models.participants import participants
 from bidsseg.settings import Settings
 
@@ -77,7 +77,7 @@ def _judged(settings: Settings, sources: Sequence[LabelSource]) -> Judged:
         return _judged_in(against, sources)
     try:
         card = find_card(settings.model)
-        heads = {name: head_protocol(card, name) for name in card.heads}
+        heads = {name: protocol_with_lesions(card, name) for name in card.heads}  # lesions may have been given
     except BidssegError:  # the model of the label maps may be elsewhere now
         return Judged(protocol.name, protocol.name)
     own = [protocol.name] if protocol.name in heads else list(heads)

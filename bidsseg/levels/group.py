@@ -19,6 +19,7 @@ from bidsseg.derivative.lesion_cohort import (
     collect_lesions,
     find_all_lesions,
     lesion_dictionary,
+    outdated_tables,
     region_dictionary,
     rules_differ,
     write_lesion_table,
@@ -26,11 +27,17 @@ from bidsseg.derivative.lesion_cohort import (
 )
 from bidsseg.derivative.lesion_tables import LesionFiles, update_lesion_tables
 from bidsseg.derivative.measures import find_measures
-from bidsseg.derivative.ownership import check_folder, check_group_files, check_lesion_files, check_source
+from bidsseg.derivative.ownership import (
+    check_folder,
+    check_group_files,
+    check_lesion_files,
+    check_source,
+    is_lesion_table,
+)
 from bidsseg.derivative.results import Result, find_fates, find_results, is_own_page
 from bidsseg.derivative.sidecar_keys import corrections
 from bidsseg.errors import BidssegError, InputMissing, NothingSelected
-from bidsseg.files import fingerprint, write_json_atomic
+from bidsseg.files import fingerprint, remove, write_json_atomic
 from bidsseg.settings import Settings
 
 SHOWN_PROBLEMS = 5
@@ -74,6 +81,7 @@ def group_level(settings: Settings) -> None:
     for of_model in lesions:
         _write_lesions(settings, of_model)
     if not settings.dry_run:
+        _remove_outdated(output_dir, lesions)
         _write_pages(settings, cohorts, lesions)
     report.say(str(output_dir / group_report()))
 
@@ -165,6 +173,13 @@ def _write_lesions(settings: Settings, cohort: LesionCohort) -> None:
         _warn(settings, problems)
     for table in cohort.tables:
         settings.report.say(f"{output_dir / table}: {len(cohort.scans)} scans")
+
+
+def _remove_outdated(output_dir: Path, lesions: list[LesionCohort]) -> None:
+    """Remove tables of the lesions of an earlier cohort that the results contradict."""
+    for path in outdated_tables(output_dir, lesions):
+        if is_lesion_table(path):
+            remove([path, with_extension(path, ".json")])
 
 
 def _update_lesions(settings: Settings, cohort: LesionCohort) -> list[str]:

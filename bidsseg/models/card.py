@@ -172,8 +172,8 @@ class Card:
     def lesion_rule(self, threshold: float | None = None, least_mm3: float | None = None) -> LesionRule:
         """Return which voxels are lesions: the values of the user where given, otherwise those of the card."""
         return LesionRule(
-            self.lesion_threshold if threshold is None else threshold,
-            self.least_lesion_mm3 if least_mm3 is None else least_mm3,
+            self.lesion_threshold if threshold is None else float(threshold),
+            self.least_lesion_mm3 if least_mm3 is None else float(least_mm3),
         )
 
     def lacks(self, suffixes: Container[str]) -> str | None:

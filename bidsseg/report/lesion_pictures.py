@@ -8,7 +8,7 @@ import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation
 from PIL import Image, ImageDraw, ImageFont
 
-from bidsseg.derivative.job import remove
+from bidsseg.files import remove
 from bidsseg.image.volume import Volume
 from bidsseg.report.mosaic import PLANES, Overlay, Row, grey_window, labelled_bounds, name_sides, write_png
 from bidsseg.segmentation.lesions import numbered

@@ -32,8 +32,8 @@ def add_map(
     output: Path, entities: dict[str, str], labels: np.ndarray, *, model: str = "good", kind: str = "FAST"
 ) -> None:
     """Write a label map (or the brain or lesion mask) with all that evaluate reads of a result of participant."""
-    paths = output_paths(Scan(entities, Path()), model, ["FAST"], lesion=True)
-    places = {"brain": paths.brain, "lesion": paths.lesion, "FAST": paths.dseg["FAST"]}
+    paths = output_paths(Scan(entities, Path()), model, ["FAST", "FreeSurfer"], lesion=True)
+    places = {"brain": paths.brain, "lesion": paths.lesion, **paths.dseg}
     path = output / str(places[kind])
     save(path, labels)
     source = f"bids:raw:sub-{entities['subject']}/anat/{Scan(entities, Path()).key}_T1w.nii.gz"

@@ -317,7 +317,7 @@ def test_outputs_on_request_of_the_earlier_result_are_removed_and_named(
     left = {name for name in before if "_meas-T2" in name or "entropy" in name}
     assert before & set(app.files()) == left
     warnings = capsys.readouterr().err
-    for flag in ("--freesurfer", "--probseg", "--viewer", "--output-spaces MNI152NLin6Asym"):
+    for flag in ("--freesurfer", "--probseg", "--viewer", "--output-spaces MNI152NLin6Asym:res-2"):
         assert f"sub-01: recomputed without {flag}: the files" in warnings, flag
     assert warnings.count("without --measure T2:") == warnings.count("without --entropy:") == 1, "in the dry run alone"
     assert "SUBJECTS_DIR remains" in warnings

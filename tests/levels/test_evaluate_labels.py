@@ -116,3 +116,19 @@ def test_conversion_of_values() -> None:
     assert conversion(fast, Protocol("nothing", fast.regions[:1])) is None
     with pytest.raises(DataError, match=r"has the values \[4\]"):
         converted(np.array([[[4]]]), values)
+
+
+@pytest.mark.parametrize("names", [("Left Hippocampus",), ()], ids=["some regions", "all regions"])
+def test_given_lesions_are_background_for_a_reference_without_lesions(names: tuple[str, ...], tmp_path: Path) -> None:
+    protocol = load_protocol("FreeSurfer").scored()
+    regions = [region for region in protocol.regions if region.name in names or not names]
+    found = np.full((8, 9, 10), 17, np.uint8)
+    found[4:] = 77  # white matter hypointensities, which --lesions adds
+    add_map(tmp_path / "out", {"subject": "01"}, found, kind="FreeSurfer")
+    save(tmp_path / "manual" / "sub-01" / "anat" / "sub-01_desc-mine_dseg.nii.gz", np.full((8, 9, 10), 17, np.uint8))
+    table = "".join(f"{region.index}\t{region.name}\n" for region in regions)
+    (tmp_path / "manual" / "desc-mine_dseg.tsv").write_text(f"index\tname\n{table}")
+    model = str(save_card(tmp_path / "model", name="good", heads=("FreeSurfer",)))
+    evaluated(tmp_path / "out", tmp_path / "manual", model=model)
+    rows = pd.read_csv(tmp_path / "out" / "group_seg-mine_desc-good_ref-manual_agreement.tsv", sep="\t")
+    assert rows.set_index("index").dice[17] == pytest.approx(2 / 3)

@@ -134,6 +134,56 @@ def test_a_scan_is_recomputed_when_its_mask_changes(
     assert "Lesions:" not in (app.output / "sub-01.html").read_text()
 
 
+def test_a_filled_t1w_that_is_not_written_again_is_removed_and_named(
+    make: Callable[..., App], capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = make(heads=("FreeSurfer",))
+    draw(app)
+    assert app(*words(app, "--filled")) == app(*words(app, "--overwrite")) == 0
+    assert (app.output / FILLED).exists() and "recomputed without" not in capsys.readouterr().err
+    draw(app, shift=1)
+    assert app(*words(app)) == 0
+    assert "sub-01: recomputed without --filled: the files that it made" in capsys.readouterr().err
+    assert not app.files(f"{STEM}_desc-filled_*")
+
+
+def test_filled_is_explained_for_one_file(make: Callable[..., App], capsys: pytest.CaptureFixture[str]) -> None:
+    app = make(heads=("FreeSurfer",))
+    t1w, model = app.bids / f"{STEM}_T1w.nii.gz", app.card
+    assert cli.main(["file", str(t1w), str(app.output), "--model", str(model), "--filled"]) == 0
+    assert "wholebrain finds no lesions: --filled has no effect\n" in capsys.readouterr().err
+
+
+def test_label_maps_with_given_lesions_do_not_say_where_lesions_are(make: Callable[..., App]) -> None:
+    app = make(2, heads=("BrainCOLOR", "FAST", "FreeSurfer"))
+    draw(app)
+    two = app.output.parent / "two"
+    two.mkdir()
+    save_card(two, name="two", heads=("brain", "FreeSurfer"))
+    assert app("--model", str(two), *words(app)) == app(*words(app)) == app(*words(app), level="group") == 0
+    found = {path for path in app.files("**/*_morph.tsv") if "_seg-FreeSurfer_label-lesion" in path}
+    assert not found and (app.output / f"{STEM}_seg-FAST_label-lesion_desc-two+wholebrain_morph.tsv").exists()
+
+
+def test_tables_by_region_follow_the_label_maps(make: Callable[..., App]) -> None:
+    app = make(2, heads=("BrainCOLOR", "FreeSurfer"))
+    two = app.output.parent / "two"
+    two.mkdir()
+    save_card(two, name="two", heads=("brain", "FreeSurfer"))
+    draw(app)
+    of_regions = "*seg-FreeSurfer_label-lesion_desc-wholebrain+two_morph.*"
+    assert app(*words(app)) == app("--model", str(two), "--skip-bids-validation") == 0
+    assert app("--participant-label", "01", level="group") == 0
+    assert len(app.files(f"sub-01/anat/{of_regions}")) == len(app.files(f"group_{of_regions[1:]}")) == 2
+    assert app("--participant-label", "02", level="group") == 0
+    assert len(app.files(f"group_{of_regions[1:]}")) == 2  # those of sub-01 are as before
+    assert app("--model", str(two), *words(app)) == app(level="group") == 0
+    assert not app.files(f"sub-01/anat/{of_regions}") and not app.files(f"group_{of_regions[1:]}")
+    assert app("--skip-bids-validation") == app(level="group") == 0
+    assert not app.files("group_label-lesion_desc-wholebrain_morph.*")
+    assert len(app.files("group_label-lesion_desc-two_morph.*")) == 2
+
+
 def test_a_bad_mask_only_fails_its_scan(make: Callable[..., App], capsys: pytest.CaptureFixture[str]) -> None:
     app = make(6, heads=("FreeSurfer",))
     names = [f"{STEM}_label-lesion_mask.nii.gz".replace("01", f"0{number}") for number in range(1, 7)]
@@ -219,6 +269,23 @@ def test_a_corrected_label_map_may_have_given_lesions(make: Callable[..., App]) 
     assert app.sidecar(FREESURFER)["Manual"] is True
 
 
+def test_a_given_mask_may_be_corrected(make: Callable[..., App], capsys: pytest.CaptureFixture[str]) -> None:
+    app = make(heads=("FreeSurfer",))
+    mask = draw(app)
+    corrected = mask.copy()
+    corrected[7] = False
+    copy = app.output.parent / "corrected" / MASK
+    phantoms.save(copy, corrected.astype(np.uint8), load_nifti(app.bids / f"{STEM}_T1w.nii.gz").affine)
+    given = ("--corrections", str(app.output.parent / "corrected"))
+    assert app(*given, "--skip-bids-validation") == 64, "the model finds no lesions"
+    assert app(*words(app, *given)) == 0
+    assert (app.voxels(MASK) == corrected).all() and list(app.table(LESION_TABLE)["voxels"]) == [12]
+    about = app.sidecar(MASK)
+    assert about["Manual"] is True and "LesionsGiven" not in about
+    assert "sub-01: the lesion mask was corrected by hand" in capsys.readouterr().err
+    assert (app.voxels(FREESURFER) == 77).sum() == mask.sum()
+
+
 def test_exports_have_the_lesions(make: Callable[..., App], tmp_path: Path) -> None:
     app = make(heads=("FreeSurfer",))
     mask = draw(app)
@@ -249,6 +316,29 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_bids: Callable[...
         return tmp_path / "out" / STEM
 
     return command
+
+
+def test_the_rule_for_lesions_has_no_effect_on_given_ones(
+    run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask = (phantoms.head(phantoms.grid(), phantoms.SHAPE, phantoms.LABEL) == 4).astype(np.uint8)
+    phantoms.save(tmp_path / "drawn" / f"{STEM}_label-lesion_mask.nii.gz", mask, phantoms.grid())
+    run("--lesion-threshold", "0.4", "--dry-run")
+    assert "no effect" not in capsys.readouterr().err
+    run("--lesion-threshold", "0.4", "--lesions", str(tmp_path / "drawn"), "--dry-run")
+    expected = "sub-01: the lesions are given: --lesion-threshold and --min-lesion-volume have no effect"
+    assert expected in capsys.readouterr().err
+
+
+def test_a_scan_with_given_lesions_has_one_quality_in_all_protocols(run: Callable[..., Path], tmp_path: Path) -> None:
+    mask = (phantoms.head(phantoms.grid(), phantoms.SHAPE, phantoms.LABEL) == 4).astype(np.uint8)
+    phantoms.save(tmp_path / "drawn" / f"{STEM}_label-lesion_mask.nii.gz", mask, phantoms.grid())
+    place = run("--lesions", str(tmp_path / "drawn"))
+    about = [
+        json.loads(Path(f"{place}_{name}.json").read_text())
+        for name in ("seg-FASTlesion_desc-tiny_dseg", "seg-FreeSurfer_desc-tiny_dseg", "label-lesion_desc-tiny_mask")
+    ]
+    assert about[0]["Quality"] == about[1]["Quality"] and "Quality" not in about[2]
 
 
 def test_a_model_with_lesions_has_the_given_lesions_alone(run: Callable[..., Path], tmp_path: Path) -> None:

@@ -112,6 +112,26 @@ def no_search(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_search")
+def test_a_space_that_is_written_again_is_not_lost(app: App, capsys: pytest.CaptureFixture[str]) -> None:
+    t1w = load_nifti(app.bids / "sub-01/anat/sub-01_T1w.nii.gz")
+    bright = np.asarray(t1w.dataobj) > 0.7 * np.asarray(t1w.dataobj).max()
+    mask = np.zeros(t1w.shape, np.uint8)
+    mask[tuple(axis[:40] for axis in np.nonzero(bright))] = 1
+    phantoms.save(app.output.parent / "drawn/sub-01/anat/sub-01_label-lesion_mask.nii.gz", mask, t1w.affine)
+    lesions = ("--lesions", str(app.output.parent / "drawn"))
+    assert app(*lesions, "--output-spaces", f"{NAME}:res-2") == 0
+    of_lesions = f"sub-01/anat/sub-01_space-{NAME}_res-2_label-lesion_*"
+    assert len(app.files(of_lesions)) == 2
+    assert app("--output-spaces", f"{NAME}:res-2") == 0
+    assert not app.files(of_lesions)
+    assert app(*lesions, "--output-spaces", f"{NAME}:res-2:affine") == 0
+    assert "without --output-spaces" not in capsys.readouterr().err
+    assert app() == 0
+    assert not app.files("sub-01/anat/*_space-*") and not app.files("sub-01/anat/*_xfm.*")
+    assert capsys.readouterr().err.count(f"recomputed without --output-spaces {NAME}:res-2: the files") == 1
+
+
+@pytest.mark.usefixtures("no_search")
 def test_another_way_to_the_template_is_another_result(app: App) -> None:
     def transforms() -> list[str]:
         return [path.name.partition("_xfm")[2] for path in app.output.glob("sub-01/anat/*_xfm.*")]
