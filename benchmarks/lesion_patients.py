@@ -27,6 +27,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -116,8 +117,9 @@ def main(data: Path, out: Path) -> None:
                 write_patient(folder / "patients", patients[label])
             jobs = []
             for background, random in backgrounds(folder.name, [patients[label].brain for label in used], others):
-                drawn = {"mask": allowed[random.integers(len(allowed))], "predictor": predictors[random.choice(used)]}
-                jobs.append(pool.submit(write_made, folder / "made", background, **drawn, random=random))
+                mask, predictor = allowed[random.integers(len(allowed))], predictors[random.choice(used)]
+                make = partial(write_made, mask=mask, predictor=predictor, random=random)
+                jobs.append(pool.submit(make, folder / "made", background))
             for job in as_completed(jobs):
                 print(job.result(), flush=True)
 

@@ -113,7 +113,7 @@ made() { echo "$out/lesions/patients/$1/made${2:-}"; }
 for set in without-19 without-26 all; do
     patients=$out/lesions/patients/$set/patients
     run "lesions-$set" "$(made $set)" "$out/lesions/$set" train --recipe lesions --init "$out/models/open" --resume \
-        --time-budget "$(minutes 20)" --hold-out '[12]?x13' --also "$patients" "$out/lesions/set0/lesions" "$out/lesions/set0/anatomy" \
+        --time-budget "$(minutes 200)" --hold-out '[12]?x13' --also "$patients" "$out/lesions/set0/lesions" "$out/lesions/set0/anatomy" \
         --labels "FASTlesion=$(made $set /derivatives/made)" "FreeSurfer=$(made $set /derivatives/made)" \
         "FreeSurfer=$patients/derivatives/made" "FAST=$patients/derivatives/made" "lesion=$patients/derivatives/made" \
         "lesion=$out/lesions/set0/lesions/derivatives/manual" "FAST=$out/lesions/set0/anatomy/derivatives/fast"
