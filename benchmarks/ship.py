@@ -3,8 +3,8 @@
     python benchmarks/ship.py MODEL_FOLDER [NAME]
 
 The script copies weights and card to ``bidsseg/models/shipped/NAME``; the default is the name of the model. Title,
-description, licence and citations are those in ``shipped.toml``, which concern the data that the model was trained on.
-If the new card has no ``least_quality``, the value of the model that is replaced is kept.
+description, licence, citations and what the brain mask contains are those in ``shipped.toml``, which concern the data
+that the model was trained on. If the new card has no ``least_quality``, that of the model that is replaced is kept.
 """
 
 from __future__ import annotations

@@ -101,7 +101,10 @@ class Result:
         return pd.read_csv(StringIO(table), sep="\t", dtype={"mapping": "Int64"})
 
     def volumes(self, protocol: str) -> pd.DataFrame:
-        """Return the volumes of the regions of a protocol, with the intracranial volume in the last row.
+        """Return the volumes of the regions of a protocol, and in the last rows of the brain mask and inside the skull.
+
+        The row "estimated total intracranial volume" is NaN if the image does not show the skull or the model is not
+        trained on it.
 
         Columns index, name, abbreviation, voxels, volume-mm3, softvolume-mm3, expected-dice, as in ``morph.tsv``.
 
@@ -119,6 +122,7 @@ class Result:
             voxel_volume_mm3=voxel_mm3,
             brain=found.brain,
             expected_dice=found.expected_dice.get(protocol),
+            intracranial_mm3=found.intracranial.mm3,
         )
 
     def probability(self, protocol: str, index: int) -> nib.Nifti1Image:

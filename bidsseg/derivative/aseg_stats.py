@@ -32,6 +32,7 @@ COLUMNS = (
     ("normRange", "Intensity normRange", "unknown"),
 )
 """Name, description and unit of each column; the spelling of the second intensity is FreeSurfer's."""
+ABOUT_INTRACRANIAL = "# eTIV is the volume inside of the skull in the image, not an estimate from a registration."
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +43,7 @@ class Segmented:
         subject: name of the folder.
         volumes: volume of each region on the grid of the scan (mm³), by its value.
         mask_mm3: volume of the brain mask.
+        intracranial_mm3: estimated intracranial volume; None if it is not known.
         labels: ``aseg.mgz``, shape (X, Y, Z).
         intensities: ``orig.mgz``, on the same grid.
         protocol: regions with FreeSurfer's values; the abbreviations are its names.
@@ -50,6 +52,7 @@ class Segmented:
     subject: str
     volumes: Mapping[int, float]
     mask_mm3: float
+    intracranial_mm3: float | None
     labels: np.ndarray
     intensities: np.ndarray
     protocol: Protocol
@@ -75,6 +78,7 @@ def aseg_stats(about: Segmented) -> str:
             f"# subjectname {about.subject}",
             *(f"# Measure {measure}, mm^3" for measure in _measures(about)),
             "# BrainSeg is the sum of all regions except CSF. Mask is the brain mask.",
+            *([ABOUT_INTRACRANIAL] if about.intracranial_mm3 is not None else []),
             "# Volumes are those on the grid of the scan; voxels and intensities are those of aseg.mgz and orig.mgz.",
             "# SegVolFile mri/aseg.mgz ",
             "# ColorTable label/aseg.ctab ",
@@ -129,6 +133,8 @@ def _measures(about: Segmented) -> Iterable[str]:
         "TotalGray, TotalGrayVol, Total gray matter volume": cortex + below + total(*CEREBELLAR_CORTEX),
         "Mask, MaskVol, Mask Volume": about.mask_mm3,
     }
+    if about.intracranial_mm3 is not None:
+        measures["EstimatedTotalIntraCranialVol, eTIV, Estimated Total Intracranial Volume"] = about.intracranial_mm3
     for name, value in measures.items():
         yield f"{name}, {value:.6f}"
 

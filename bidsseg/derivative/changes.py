@@ -39,7 +39,7 @@ CHANGES = {
     "years": {"Description": "Time since the first session; n/a without acq_time of both in scans.tsv or sessions.tsv",
               "Units": "year"},
     **{name: text for name, text in VOLUMES.items() if name not in ("voxels", "expected-dice")},
-    "change-mm3": {"Description": "Change of softvolume-mm3 (of the intracranial volume: volume-mm3) since the first "
+    "change-mm3": {"Description": "Change of softvolume-mm3 (of the brain mask: volume-mm3) since the first "
                    "session", "Units": "mm^3"},
     "change-percent": {"Description": "The change as a percentage of the volume at the first session", "Units": "%"},
     "change-percent-per-year": {"Description": "change-percent divided by years", "Units": "%/year"},
@@ -82,10 +82,10 @@ class Visits:
 
 
 def change_table(visits: Visits, protocol: Protocol, smallest_percent: Mapping[int, float]) -> pd.DataFrame:
-    """Return a row for each session and region, and one for each session and the intracranial volume.
+    """Return a row for each session and region, and one for each session and the brain mask.
 
-    Changes are those of the sum of probabilities since the first session; of the intracranial volume, those of the
-    counted voxels.
+    Changes are those of the sum of probabilities since the first session; of the brain mask, those of the counted
+    voxels.
 
     Args:
         smallest_percent: smallest change that noise does not explain, by the index of the region; the others are

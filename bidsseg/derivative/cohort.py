@@ -6,6 +6,7 @@ Rows are streamed from the files of the scans to the table. Only the names of sc
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from bidsseg.bids.names import build_name, entity_cells, entity_column, entity_n
 from bidsseg.bids.scan import without_desc
 from bidsseg.derivative.results import Fate, Result, natural
 from bidsseg.derivative.sidecars import group_sidecar
+from bidsseg.derivative.volumes import BRAIN_MASK, BRAIN_MASK_COLUMN, INTRACRANIAL, INTRACRANIAL_COLUMN
 from bidsseg.files import table_writer
 from bidsseg.reading import NOT_AVAILABLE
 
@@ -162,13 +164,19 @@ def has_lesion_table(result: Result) -> bool:
 
 
 def _regions(result: Result) -> dict[str, str]:
-    """Return full names by abbreviation, or by name if abbreviations are not unique; the intracranial volume first."""
+    """Return full names by abbreviation, or by name if abbreviations are not unique.
+
+    The brain mask is first, the estimated intracranial volume second, also if tables of earlier versions lack it.
+    """
     try:
-        volumes = sorted(result.volumes(), key=lambda volume: not volume.is_intracranial)
+        volumes = result.volumes()
     except (OSError, ValueError):
         return {}
-    short = {volume.abbreviation: volume.name for volume in volumes}
-    return short if len(short) == len(volumes) else {volume.name: volume.name for volume in volumes}
+    whole = {BRAIN_MASK_COLUMN: BRAIN_MASK, INTRACRANIAL_COLUMN: INTRACRANIAL}
+    regions = [volume for volume in volumes if not (volume.is_brain_mask or volume.is_intracranial)]
+    short = {volume.abbreviation: volume.name for volume in regions}
+    unique = len(short) == len(regions) and short.keys().isdisjoint(whole)
+    return {**whole, **short} if unique else {**whole, **{volume.name: volume.name for volume in regions}}
 
 
 def _absent(
@@ -194,7 +202,8 @@ def _row(item: Result | Absent, cohort: Cohort, problems: list[str]) -> dict[str
         return {**ids, STATUS: UNREADABLE}
     if unknown := volumes.keys() - cohort.regions.values():
         problems.append(f"{item.path.name}: regions that are not in other scans: {', '.join(sorted(unknown))}")
-    row = {column: f"{volumes[name].volume_mm3:.10g}" for column, name in cohort.regions.items() if name in volumes}
+    known = {name: volume.volume_mm3 for name, volume in volumes.items() if not math.isnan(volume.volume_mm3)}
+    row = {column: f"{known[name]:.10g}" for column, name in cohort.regions.items() if name in known}
     quality = item.quality()
     shown = NOT_AVAILABLE if quality is None else f"{quality:.4g}"
     return {

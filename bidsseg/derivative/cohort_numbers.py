@@ -24,8 +24,10 @@ OUTLIERS, CHECK, SELECTED = "outliers", "check", "selected"
 RULE = (
     f"robust z score beyond {FAR} (distance from the median of the cohort, divided by 1.4826 times the median absolute "
     f"deviation; in cohorts of at least {FEWEST} scans), of the fraction of the brain mask, and of the volume of the "
-    "brain mask itself"
+    "brain mask and the intracranial volume themselves"
 )
+WHOLE = 2
+"""Number of the first columns, which are no regions: the brain mask and the estimated intracranial volume."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,9 @@ class Numbers:
 
     Attributes:
         results: one for each row, N.
-        regions: one for each column, C; the first is the brain mask.
+        regions: one for each column, C; the first two are the brain mask and the estimated intracranial volume.
         volumes: counted voxels (mm³), shape (N, C), NaN where the table lacks the region.
-        soft: sums of probabilities (mm³), shape (N, C), NaN for the brain mask.
+        soft: sums of probabilities (mm³), shape (N, C), NaN for the first WHOLE columns.
         quality: shape (N,), NaN where unknown.
         calibrated: whether the quality is an expected Dice, booleans (N,).
         findings: codes of the findings of each scan.
@@ -78,6 +80,11 @@ class Numbers:
         return _divided(self.volumes, self.volumes[:, :1])
 
     @cached_property
+    def intracranial_fractions(self) -> np.ndarray:
+        """Volumes as fractions of the intracranial volume, shape (N, C); NaN for scans where it is not known."""
+        return _divided(self.volumes, self.volumes[:, 1:2])
+
+    @cached_property
     def asymmetry(self) -> np.ndarray:
         """(L − R) / ((L + R) / 2) of each pair, shape (N, P); NaN if both sides are empty."""
         left = self.volumes[:, [pair.left for pair in self.pairs]]
@@ -86,8 +93,8 @@ class Numbers:
 
     @cached_property
     def scores(self) -> np.ndarray:
-        """Robust z scores of the fractions, and of the volume of the brain mask (first column), shape (N, C)."""
-        values = np.concatenate([self.volumes[:, :1], self.fractions[:, 1:]], axis=1)
+        """Robust z scores of the fractions of the brain mask, and of the volumes in the first columns, shape (N, C)."""
+        values = np.concatenate([self.volumes[:, :WHOLE], self.fractions[:, WHOLE:]], axis=1)
         return robust_z(values, self.selected)
 
     @cached_property
@@ -258,8 +265,12 @@ LONG: dict[str, dict[str, Any]] = {
         "Units": "mm^3",
     },
     "brainmask-fraction": {
-        "Description": "Volume divided by the volume of the brain mask (column ICV), which contains brain, ventricles "
-        "and the fluid around the brain that the model includes; it is not estimated from the skull or a registration"
+        "Description": "Volume divided by the volume of the brain mask (column BrainMask), which contains brain, "
+        "ventricles and the fluid around the brain that the model includes"
+    },
+    "intracranial-fraction": {
+        "Description": "Volume divided by the estimated total intracranial volume (column eTIV); n/a where it is not "
+        "known"
     },
     "asymmetry": {"Description": "(L - R) / ((L + R) / 2) of the region and its partner; the same in both rows"},
     "robust-z": {"Description": f"Robust z score; {RULE} is an outlier"},

@@ -13,7 +13,7 @@ import numpy as np
 from bidsseg.bids.names import entity_cells, with_extension
 from bidsseg.bids.outputs import group_table
 from bidsseg.derivative.cohort import FINDINGS, QUALITY, STATUS, Cohort, status_of
-from bidsseg.derivative.cohort_numbers import LONG, Numbers
+from bidsseg.derivative.cohort_numbers import LONG, WHOLE, Numbers
 from bidsseg.derivative.measures import STATISTICS, read_measures
 from bidsseg.derivative.outliers import FAR
 from bidsseg.files import table_writer, write_json_atomic
@@ -42,12 +42,12 @@ class Wide:
 
 def wide_tables(numbers: Numbers) -> list[Wide]:
     """Return the tables of a cohort beside that of its volumes; without that of asymmetry if no regions are paired."""
-    regions = {region.column: region.name for region in numbers.regions[1:]}
+    regions = {region.column: region.name for region in numbers.regions[WHOLE:]}
     soft = {"Description": f"{LONG['softvolume-mm3']['Description']}: {{}}", "Units": "mm^3"}
     fraction = {"Description": f"Fraction of the brain mask: {{}}. {MASK_FRACTION}"}
     tables = [
-        Wide("softvolume", "Sums of probabilities", regions, numbers.soft[:, 1:], soft),
-        Wide("fraction", "Volumes as fractions of the brain mask", regions, numbers.fractions[:, 1:], fraction),
+        Wide("softvolume", "Sums of probabilities", regions, numbers.soft[:, WHOLE:], soft),
+        Wide("fraction", "Volumes as fractions of the brain mask", regions, numbers.fractions[:, WHOLE:], fraction),
     ]
     if numbers.pairs:
         pairs = {pair.column: pair.name for pair in numbers.pairs}
@@ -117,6 +117,7 @@ def _regions(numbers: Numbers, row: int) -> Iterator[dict[str, str]]:
             "volume-mm3": _shown(numbers.volumes[row, place]),
             "softvolume-mm3": _shown(numbers.soft[row, place]),
             "brainmask-fraction": _shown(numbers.fractions[row, place]),
+            "intracranial-fraction": _shown(numbers.intracranial_fractions[row, place]),
             "asymmetry": NOT_AVAILABLE if pair is None else _shown(numbers.asymmetry[row, pair]),
             "robust-z": _shown(score, 4),
             "outlier": NOT_AVAILABLE if math.isnan(score) else str(int(abs(score) > FAR)),

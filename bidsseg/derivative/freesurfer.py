@@ -5,6 +5,7 @@ Everything is made from the files in the output folder, so that finished scans c
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import replace
@@ -90,8 +91,8 @@ def export(job: Job, subjects_dir: Path) -> None:
     protocol = _named(job.protocols[own])
     _write_aseg(job, labels, protocol, record=with_extension(source, ".json"))
 
-    about = {"Name": TOOL, "Version": __version__, "Model": job.card.name, "Protocol": own}
-    write_json_atomic(folder / RECORD, {**about, "LabelMap": fingerprint(source)})
+    made_by = {"Name": TOOL, "Version": __version__, "Model": job.card.name, "Protocol": own}
+    write_json_atomic(folder / RECORD, {**made_by, "LabelMap": fingerprint(source)})
     t1w, _ = read_image(job.scan.t1w)
     brain = read_labels(job.output_dir / job.paths.brain)
     grid = ConformedGrid.of(t1w)
@@ -102,20 +103,24 @@ def export(job: Job, subjects_dir: Path) -> None:
     write_text_atomic(folder / "label/aseg.ctab", color_table(protocol))
     voxel = labels.voxel_volume_mm3
     volumes = dict(zip(protocol.indices, volumes_mm3(labels.data, protocol, voxel).tolist(), strict=True))
-    mask_mm3 = _mask_mm3(job, own)
-    write_text_atomic(
-        folder / STATS, aseg_stats(Segmented(job.scan.key, volumes, mask_mm3, aseg, orig, protocol=protocol))
-    )
+    mask_mm3, intracranial_mm3 = _whole_mm3(job, own)
+    about = Segmented(job.scan.key, volumes, mask_mm3, intracranial_mm3, aseg, orig, protocol=protocol)
+    write_text_atomic(folder / STATS, aseg_stats(about))
 
 
-def _mask_mm3(job: Job, protocol: str) -> float:
-    """Return the volume of the brain mask in the table of volumes: models share the mask's file, not this table."""
+def _whole_mm3(job: Job, protocol: str) -> tuple[float, float | None]:
+    """Return the volumes of the brain mask and within the skull, None if it is not known, from the table of volumes.
+
+    Models share the mask's file, not this table.
+    """
     path = job.output_dir / job.paths.morph[protocol]
     try:
         volumes = Result(job.scan.entities, job.card.name, protocol, path).volumes()
-        return next(volume.volume_mm3 for volume in volumes if volume.is_intracranial)
+        mask = next(volume.volume_mm3 for volume in volumes if volume.is_brain_mask)
     except (ValueError, StopIteration) as error:
         raise DataError(f"{path} is not a table of volumes: recompute the scan with --overwrite") from error
+    whole = (volume.volume_mm3 for volume in volumes if volume.is_intracranial and not math.isnan(volume.volume_mm3))
+    return mask, next(whole, None)
 
 
 def _write_aseg(job: Job, labels: Volume, protocol: Protocol, *, record: Path) -> None:

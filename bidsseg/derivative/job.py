@@ -218,9 +218,11 @@ class Job:
                 voxel_volume_mm3=t1w.voxel_volume_mm3,
                 brain=result.brain,
                 expected_dice=result.expected_dice.get(name),
+                intracranial_mm3=result.intracranial.mm3,
             )
             write_table(self._place(places.morph[name]), table)
-            self._sidecar(places.morph[name], sidecars.morph_sidecar(name, origins[name], origins[BRAIN]))
+            sidecar = sidecars.morph_sidecar(name, origins[name], origins[BRAIN], intracranial=result.intracranial.note)
+            self._sidecar(places.morph[name], sidecar)
         fits: dict[str, Fit] = {}  # shared by all resolutions of a template
         for space, in_space in zip(self.spaces, places.spaces, strict=True):
             known = fits.get(space.template)

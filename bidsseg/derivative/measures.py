@@ -18,7 +18,7 @@ from bidsseg.derivative.job import Job
 from bidsseg.derivative.results import Result
 from bidsseg.derivative.sidecar_keys import Sidecar, fingerprints, is_manual, is_record, models, read_sidecar
 from bidsseg.derivative.sidecars import TOOL, bids_uri
-from bidsseg.derivative.volumes import INTRACRANIAL, values_by_region
+from bidsseg.derivative.volumes import BRAIN_MASK, BRAIN_MASK_COLUMN, values_by_region
 from bidsseg.errors import BidssegError, OutputNotWritable
 from bidsseg.files import fingerprint, write_json_atomic, write_table
 from bidsseg.image.nifti import read_image, read_labels
@@ -151,7 +151,7 @@ def _rows(
     """Yield the row of each region, and of the brain mask; the arrays have one entry for each voxel."""
     for region, here in values_by_region(values, labels, protocol):
         yield region.index, region.name, region.abbreviation, *_statistics(here)
-    yield None, INTRACRANIAL, "ICV", *_statistics(values[brain > 0])
+    yield None, BRAIN_MASK, BRAIN_MASK_COLUMN, *_statistics(values[brain > 0])
 
 
 def _statistics(values: np.ndarray) -> tuple[float, float, float, int]:
@@ -182,7 +182,7 @@ def _sidecar(*, address: str, note: str) -> Mapping[str, Any]:
         "Sources": [address],
         "Alignment": note,
         "index": {"Description": "Value of the region in the label map; n/a for the brain mask"},
-        "name": {"Description": f"Name of the region; '{INTRACRANIAL}' is the brain mask"},
+        "name": {"Description": "Name of the region, or 'brain mask'"},
         "abbreviation": {"Description": "Short name of the region"},
         **{column: {"Description": text} for column, text in STATISTICS.items()},
     }

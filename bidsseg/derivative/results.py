@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -15,9 +16,9 @@ from bidsseg.bids.names import build_name, parse_name, with_extension
 from bidsseg.bids.outputs import root_path
 from bidsseg.bids.scan import Scan, without_added
 from bidsseg.derivative import sidecar_keys
-from bidsseg.derivative.volumes import INTRACRANIAL
+from bidsseg.derivative.volumes import BRAIN_MASK, BRAIN_MASK_COLUMN, FORMER_BRAIN_MASK, INTRACRANIAL
 from bidsseg.errors import BidssegError
-from bidsseg.reading import number_or_none, object_or_empty, read_table
+from bidsseg.reading import NOT_AVAILABLE, number_or_none, object_or_empty, read_table
 
 PAGE_MARK = b'<meta name="generator" content="bidsseg'
 PAGE_HEAD = 4096
@@ -99,21 +100,26 @@ class Result:
 def _volumes(path: Path) -> list[Volume]:
     """Return the rows of a table of volumes, see `Result.volumes`."""
     try:
-        volumes = [
-            Volume(
-                row["name"],
-                row["abbreviation"],
-                float(row["volume-mm3"]),
-                number_or_none(row["softvolume-mm3"]),
-                number_or_none(row.get("expected-dice", "")),
-            )
-            for row in read_table(path)
-        ]
+        volumes = [_volume(row) for row in read_table(path)]
     except (KeyError, BidssegError) as error:
         raise ValueError(f"not a table of volumes: {error}") from error
     if not volumes:
         raise ValueError("an empty table")
     return volumes
+
+
+def _volume(row: Mapping[str, str]) -> Volume:
+    """Return a row of a table of volumes; the brain mask had another name in tables of versions before 0.17."""
+    is_former = row["name"] == FORMER_BRAIN_MASK
+    name, abbreviation = (BRAIN_MASK, BRAIN_MASK_COLUMN) if is_former else (row["name"], row["abbreviation"])
+    unknown = name == INTRACRANIAL and row["volume-mm3"] == NOT_AVAILABLE
+    return Volume(
+        name,
+        abbreviation,
+        math.nan if unknown else float(row["volume-mm3"]),
+        number_or_none(row["softvolume-mm3"]),
+        number_or_none(row.get("expected-dice", "")),
+    )
 
 
 def _volumes_or_none(path: Path) -> list[Volume]:
@@ -126,7 +132,7 @@ def _volumes_or_none(path: Path) -> list[Volume]:
 
 @dataclass(frozen=True)
 class Volume:
-    """One row of a table of volumes."""
+    """One row of a table of volumes; the volume is NaN if it is an intracranial one that is not known."""
 
     name: str
     abbreviation: str
@@ -135,8 +141,13 @@ class Volume:
     expected_dice: float | None = None
 
     @property
+    def is_brain_mask(self) -> bool:
+        """Whether the row is the brain mask instead of a region."""
+        return self.name == BRAIN_MASK
+
+    @property
     def is_intracranial(self) -> bool:
-        """Whether the row is the intracranial volume instead of a region."""
+        """Whether the row is the estimated intracranial volume instead of a region."""
         return self.name == INTRACRANIAL
 
 

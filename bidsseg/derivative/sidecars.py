@@ -18,7 +18,7 @@ from bidsseg.derivative.sidecar_keys import CORRECTIONS, ModelUsed, Sidecar
 from bidsseg.errors import InputMissing, OutputNotWritable
 from bidsseg.files import locked, replacing, write_json_atomic, write_text_atomic
 from bidsseg.models.card import find_card
-from bidsseg.reading import object_or_empty, read_table
+from bidsseg.reading import NOT_AVAILABLE, object_or_empty, read_table
 
 if TYPE_CHECKING:
     from bidsseg.models.card import Card
@@ -246,8 +246,11 @@ def models_used(cards: Iterable[Card]) -> list[ModelUsed]:
 # -- of tables ---------------------------------------------------------------------------------------------------------
 
 VOLUMES = {
-    "index": {"Description": "Value of the region in the label map; n/a for the intracranial volume"},
-    "name": {"Description": "Name of the region"},
+    "index": {"Description": "Value of the region in the label map; n/a for what is no region"},
+    "name": {
+        "Description": "Name of the region; 'brain mask': brain, ventricles and as much of the fluid around the brain "
+        "as the mask contains; 'estimated total intracranial volume': everything inside of the skull"
+    },
     "abbreviation": {"Description": "Short name of the region"},
     "voxels": {"Description": "Number of voxels with this value"},
     "volume-mm3": {"Description": "Number of voxels times the volume of a voxel", "Units": "mm^3"},
@@ -266,20 +269,25 @@ NO_SOFT_VOLUME = {
 }
 
 
-def morph_sidecar(protocol: str, origin: Origin, brain: Origin | None = None) -> dict[str, Any]:
+def morph_sidecar(
+    protocol: str, origin: Origin, brain: Origin | None = None, *, intracranial: str = NOT_AVAILABLE
+) -> dict[str, Any]:
     """Return the data dictionary of the table of volumes of a scan, with its provenance.
 
     Args:
         origin: origin of the label map.
         brain: origin of the brain mask, if it is another.
+        intracranial: how the intracranial volume was estimated, or why it was not.
     """
-    text = f"Volumes of the regions of the {protocol} protocol, and the intracranial volume from the brain mask"
+    text = f"Volumes of the regions of the {protocol} protocol, of the head inside of the skull, and of the brain mask"
     uris = origin.uris
     if brain is not None and brain.manual:
         text += ", which was corrected by hand"
         uris = list(dict.fromkeys([*uris, *brain.uris]))
     corrected = {"Manual": True, **VOLUMES, "softvolume-mm3": NO_SOFT_VOLUME}
-    return {"Description": text, "Sources": uris, **(corrected if origin.manual else VOLUMES), **origin.details}
+    estimate = {"EstimatedTotalIntracranialVolume": intracranial}
+    columns = corrected if origin.manual else VOLUMES
+    return {"Description": text, "Sources": uris, **estimate, **columns, **origin.details}
 
 
 def group_sidecar(protocol: str, entities: Iterable[str], regions: Mapping[str, str]) -> dict[str, Any]:

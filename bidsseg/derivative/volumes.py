@@ -12,8 +12,12 @@ from bidsseg.labels.protocol import Protocol, Region
 if TYPE_CHECKING:
     import pandas as pd
 
-INTRACRANIAL = "intracranial volume"
-"""Name of the last row: everything inside of the brain mask, including fluid."""
+BRAIN_MASK, BRAIN_MASK_COLUMN = "brain mask", "BrainMask"
+"""Name and abbreviation of the row of the brain mask."""
+INTRACRANIAL, INTRACRANIAL_COLUMN = "estimated total intracranial volume", "eTIV"
+"""Name and abbreviation of the row of the intracranial volume, as in FreeSurfer."""
+FORMER_BRAIN_MASK = "intracranial volume"
+"""Name of the row of the brain mask in tables of versions before 0.17."""
 
 
 def volume_table(
@@ -24,8 +28,9 @@ def volume_table(
     voxel_volume_mm3: float,
     brain: np.ndarray,
     expected_dice: np.ndarray | None = None,
+    intracranial_mm3: float | None = None,
 ) -> pd.DataFrame:
-    """Return one row for each region except the background, then one for the intracranial volume.
+    """Return one row for each region except the background, then one for the brain mask.
 
     Args:
         labels: label map, integers, shape (X, Y, Z).
@@ -34,6 +39,7 @@ def volume_table(
             for each, so that this volume changes less than the hard volume when the grid moves.
         brain: brain mask, shape (X, Y, Z).
         expected_dice: Dice that each region is expected to have with a reference, shape (R,); None if it is not known.
+        intracranial_mm3: estimated intracranial volume, the last row; NaN if it is not known, None for no such row.
 
     Returns:
         Columns index, name, abbreviation, voxels, volume-mm3, softvolume-mm3, expected-dice; all to three decimals.
@@ -48,9 +54,12 @@ def volume_table(
         if r.index != 0
     ]
     inside = int(np.count_nonzero(brain))
-    rows.append((pd.NA, INTRACRANIAL, "ICV", inside, inside * voxel_volume_mm3, np.nan, np.nan))
+    whole = (np.nan, np.nan)
+    rows.append((pd.NA, BRAIN_MASK, BRAIN_MASK_COLUMN, inside, inside * voxel_volume_mm3, *whole))
+    if intracranial_mm3 is not None:
+        rows.append((pd.NA, INTRACRANIAL, INTRACRANIAL_COLUMN, pd.NA, intracranial_mm3, *whole))
     columns = ["index", "name", "abbreviation", "voxels", "volume-mm3", "softvolume-mm3", "expected-dice"]
-    table = pd.DataFrame(rows, columns=columns).astype({"index": "Int64", "voxels": "int64"})
+    table = pd.DataFrame(rows, columns=columns).astype({"index": "Int64", "voxels": "Int64"})
     return table.round({"volume-mm3": 3, "softvolume-mm3": 3, "expected-dice": 3})
 
 

@@ -89,6 +89,8 @@ class Card:
             its Dice on held-out scans, see ``segmentation.expected_dice``.
         least_quality: quality (see ``Segmentation.quality``) that typical scans reach; None if it was not measured.
         bits: bits of each stored weight, 16 or 8.
+        mask_reaches_skull: whether the brain mask contains all fluid around the brain, so that its volume in a scan of
+            a whole head is the intracranial volume.
         lesion: the head with lesions, None if there is none.
         lesion_threshold: least probability of a lesion voxel, unless the user gives another; None where a lesion is the
             most probable region.
@@ -111,6 +113,7 @@ class Card:
     shown_mm: NonNegativeFloat = 2.0
     mirror: bool = False
     bits: Literal[8, 16] = 16
+    mask_reaches_skull: bool = False
     lesion: str | None = None
     lesion_threshold: Share | None = None
     least_lesion_mm3: NonNegativeFloat = 0.0

@@ -15,7 +15,7 @@ from bidsseg.bids.outputs import report_path
 from bidsseg.derivative.results import is_own_page
 from bidsseg.derivative.series import SeriesJob, Visit
 from bidsseg.derivative.sidecar_keys import messages, read_sidecar
-from bidsseg.derivative.volumes import INTRACRANIAL
+from bidsseg.derivative.volumes import BRAIN_MASK
 from bidsseg.image.matching import changes
 from bidsseg.reading import number_or_none, object_or_empty, read_table
 from bidsseg.report.difference import outline
@@ -128,12 +128,12 @@ def longitudinal_page(job: SeriesJob) -> Path:
 
 
 def _lines(table: Path) -> Iterator[Line]:
-    """Yield a line for each region of a table, the intracranial volume last."""
+    """Yield a line for each region of a table, the brain mask last."""
     of_region: dict[str, list[dict[str, str]]] = {}
     for row in read_table(table):
         of_region.setdefault(row["name"], []).append(row)
     for name, rows in of_region.items():
-        column = "volume-mm3" if name == INTRACRANIAL else "softvolume-mm3"
+        column = "volume-mm3" if name == BRAIN_MASK else "softvolume-mm3"
         last = rows[-1]
         yield Line(
             name,

@@ -7,6 +7,7 @@ run. The pictures are made while the image is in memory.
 from __future__ import annotations
 
 import base64
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -119,19 +120,19 @@ class _Shown:
     """A row of volumes on the page.
 
     Attributes:
-        whole_mm3: intracranial volume.
+        mask_mm3: volume of the brain mask.
         cohort: volumes of the same region in the cohort.
     """
 
     row: Row
     color: str
-    whole_mm3: float | None
+    mask_mm3: float | None
     cohort: Distribution | None
 
     @property
     def percent(self) -> float | None:
-        """Share of the intracranial volume."""
-        return 100 * self.row.volume_mm3 / self.whole_mm3 if self.whole_mm3 else None
+        """Share of the volume of the brain mask."""
+        return 100 * self.row.volume_mm3 / self.mask_mm3 if self.mask_mm3 else None
 
     @property
     def distance(self) -> float:
@@ -165,6 +166,7 @@ class _Scan:
     key: str
     model: str
     quality: float | None = None
+    mask_mm3: float | None = None
     intracranial_mm3: float | None = None
     base: str = ""
     pictures: dict[str, str] = field(default_factory=dict)
@@ -211,13 +213,14 @@ class _Scan:
         except (OSError, ValueError) as error:
             self.warnings.append(f"{result.path.name}: {error}")
             rows = []
-        whole = next((row for row in rows if row.is_intracranial), None)
-        self.intracranial_mm3 = whole.volume_mm3 if whole else None
+        self.mask_mm3 = next((row.volume_mm3 for row in rows if row.is_brain_mask), None)
+        whole = (row.volume_mm3 for row in rows if row.is_intracranial and not math.isnan(row.volume_mm3))
+        self.intracranial_mm3 = next(whole, None)
         colors = _colors(result)
         shown = [
-            _Shown(row, colors.get(row.name, UNLISTED), self.intracranial_mm3, ranges.get(row.name))
+            _Shown(row, colors.get(row.name, UNLISTED), self.mask_mm3, ranges.get(row.name))
             for row in rows
-            if row is not whole
+            if not (row.is_brain_mask or row.is_intracranial)
         ]
         self.tables[result.protocol] = shown
         far = [entry for entry in shown if entry.is_far]

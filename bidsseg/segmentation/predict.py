@@ -16,6 +16,7 @@ from bidsseg.models.library import Model
 from bidsseg.segmentation.engine import Engine
 from bidsseg.segmentation.features import Features
 from bidsseg.segmentation.heads import read_heads
+from bidsseg.segmentation.intracranial import estimate_intracranial
 from bidsseg.segmentation.locate import ModelInput, head_weights, model_input
 from bidsseg.segmentation.plausibility import implausible_findings
 from bidsseg.segmentation.result import Segmentation
@@ -74,6 +75,7 @@ def segment(
         )
     result.device, result.precision, result.notes = device, precision, list(dict.fromkeys(notes))
     result.findings += findings
+    result.intracranial = estimate_intracranial(volume, result.brain, model.card, findings=findings)
     result.findings += implausible_findings(result, model, volume.voxel_volume_mm3)
     return result
 

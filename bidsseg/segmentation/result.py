@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -38,6 +39,19 @@ class Probabilities:
         return from_canonical(values.reshape(canonical_shape), self.affine)
 
 
+@dataclass(frozen=True)
+class Intracranial:
+    """The estimated total intracranial volume of a scan.
+
+    Attributes:
+        mm3: NaN if it cannot be estimated.
+        note: how it was estimated, or why it was not.
+    """
+
+    mm3: float = math.nan
+    note: str = "n/a"
+
+
 @dataclass
 class Segmentation:
     """The segmentation of one scan. All arrays (X, Y, Z) are on the native grid of its T1w.
@@ -46,6 +60,7 @@ class Segmentation:
         labels: region of each voxel for each protocol, smallest unsigned type.
         soft_mm3: sum of each region's probability times the voxel volume for each protocol, (R,).
         brain: booleans.
+        intracranial: from the mask of the model, also if the mask is corrected by hand.
         lesion: booleans, None for a model without lesions.
         lesion_probability: total probability of lesions in each voxel of the brain, float16; None if it is not known.
         quality: mean of the expected Dice over the regions of the first calibrated head, 0..1; without such a head,
@@ -67,6 +82,7 @@ class Segmentation:
     lesion: np.ndarray | None
     quality: float
     lesion_probability: np.ndarray | None = None
+    intracranial: Intracranial = field(default_factory=Intracranial)
     device: str = ""
     precision: str = ""
     expected_dice: dict[str, np.ndarray] = field(default_factory=dict)

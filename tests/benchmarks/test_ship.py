@@ -37,9 +37,11 @@ def test_the_texts_of_shipped_models_are_in_the_table(name: str) -> None:
     """Recipes lack them, since a user's model with the same recipe has other data."""
     texts = tomllib.loads(script("ship").TEXTS.read_text())[name]
     card = read_card(FOLDER / name)
+    reaches_skull = texts.pop("mask_reaches_skull", False)
     assert texts == {key: getattr(card, key) for key in ("title", "description", "licence")} | {
         "citation": list(card.citation)
     }
+    assert card.mask_reaches_skull is reaches_skull
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

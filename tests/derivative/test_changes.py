@@ -65,7 +65,7 @@ def test_changes_are_since_the_first_session() -> None:
     assert grey["smallest-change-percent"].tolist() == [1.5] * 3
     fluid = table[table["index"] == 1]
     assert fluid["change-mm3"].tolist()[1:] == [10, 0] and fluid["change-percent"].isna().all()
-    assert table[table["name"] == "intracranial volume"]["change-mm3"].tolist()[1:] == [0, 0]
+    assert table[table["name"] == "brain mask"]["change-mm3"].tolist()[1:] == [0, 0]
 
 
 def scan(root: Path, session: str | None, run: str = "1", subject: str = "01") -> Scan:

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import phantoms
 import pytest
-from fake_model import App, make_app, save_card
+from fake_model import INTRACRANIAL_MM3, App, make_app, save_card
 from nibabel.freesurfer.mghformat import MGHImage
 from nifti import load_nifti
 
@@ -107,7 +107,16 @@ def test_the_table_is_read_as_freesurfers(output: Path, subjects: Path) -> None:
         np.testing.assert_allclose(figures, expected, atol=1e-3)
     assert measures["lhCortexVol"] == pytest.approx((native == 3).sum() * voxel, abs=0.01)
     assert measures["BrainSegVol"] - measures["BrainSegVolNotVent"] == measures["VentricleChoroidVol"] > 0
-    assert measures["MaskVol"] >= measures["BrainSegVol"] and "eTIV" not in measures
+    assert measures["MaskVol"] >= measures["BrainSegVol"] and measures["eTIV"] == INTRACRANIAL_MM3
+
+
+def test_an_unknown_intracranial_volume_is_no_measure(app: App, tmp_path: Path) -> None:
+    assert app("--skip-bids-validation") == 0
+    path = app.output / "sub-01/anat/sub-01_seg-FreeSurfer_desc-wholebrain_morph.tsv"
+    path.write_text(path.read_text().replace(str(INTRACRANIAL_MM3), "n/a"))
+    assert app("--skip-bids-validation", "--freesurfer", str(tmp_path / "subjects")) == 0
+    text = (tmp_path / "subjects/sub-01/stats/aseg.stats").read_text()
+    assert "MaskVol" in text and "eTIV" not in text
 
 
 def test_colours_are_a_table_of_freesurfer(subjects: Path) -> None:

@@ -59,7 +59,7 @@ def test_the_statistics_are_those_of_the_voxels(app: App, tmp_path: Path) -> Non
         here = values[(labels == value) & np.isfinite(values)]
         found = [float(rows[name][column]) for column in ("mean", "median", "sd", "voxels")]
         np.testing.assert_allclose(found, [here.mean(), np.median(here), here.std(ddof=1), here.size], rtol=1e-4)
-    assert int(rows["ICV"]["voxels"]) == int(((labels > 0) & np.isfinite(values)).sum())
+    assert int(rows["BrainMask"]["voxels"]) == int(((labels > 0) & np.isfinite(values)).sum())
     sidecar = json.loads(stats(app, "T1").with_suffix(".json").read_text())
     assert sidecar["Alignment"] == "on the grid of the T1w" and sidecar["Models"][0]["Name"] == "wholebrain"
     assert set(rows["GM"]) <= set(sidecar)
@@ -146,7 +146,8 @@ def test_measures_are_joined_to_the_long_table(app: App, tmp_path: Path) -> None
         rows = list(csv.DictReader(stream, delimiter="\t"))
     one = rows_of(stats(app, "T1"))
     assert {row["region"]: row["T1-mean"] for row in rows if row["participant_id"] == "sub-01"} == {
-        name: row["mean"] for name, row in one.items()
+        "eTIV": "n/a",
+        **{name: row["mean"] for name, row in one.items()},
     }
     assert {row["T1-median"] for row in rows if row["participant_id"] == "sub-02"} == {"n/a"}
     described = json.loads(path.with_suffix(".json").read_text())

@@ -28,7 +28,10 @@ from bidsseg.bids.names import with_extension
 from bidsseg.execution.machine import Machine
 from bidsseg.labels import load_protocol
 from bidsseg.models.card import CARD, Card, find_card
-from bidsseg.segmentation.result import Probabilities, Segmentation
+from bidsseg.segmentation.result import Intracranial, Probabilities, Segmentation
+
+INTRACRANIAL_MM3 = 1234567.0
+"""The intracranial volume of every scan."""
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,6 +79,7 @@ def segment(images: dict[str, Any], model: Any, **asked: Any) -> Segmentation:
         labels=labels,
         soft_mm3=soft,
         brain=classes > 0,
+        intracranial=Intracranial(INTRACRANIAL_MM3, "made up"),
         lesion=classes == 2 if model.card.lesion else None,
         lesion_probability=share.astype(np.float16) if model.card.lesion else None,
         probabilities=probabilities,

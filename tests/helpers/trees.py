@@ -1,6 +1,7 @@
 """Output folders with all that tables and pages read of the results of the participant level."""
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def add_result(
     protocols: Sequence[str] = ("FAST",),
     quality: float = 0.9,
     model: str = MODEL,
+    intracranial_mm3: float = math.nan,
 ) -> None:
     """Write what the group level reads of a scan: 10 voxels of CSF, some of grey matter and 20 of white matter."""
     paths = output_paths(Scan(entities, Path()), model, protocols)
@@ -34,7 +36,9 @@ def add_result(
         protocol = load_protocol(name).scored()
         labels = np.repeat(protocol.indices[1:4], [10, grey_voxels, 20]).reshape(-1, 1, 1)
         soft = np.zeros(len(protocol.regions))
-        table = volume_table(protocol, labels, soft, voxel_volume_mm3=2.0, brain=labels > 0)
+        table = volume_table(
+            protocol, labels, soft, voxel_volume_mm3=2.0, brain=labels > 0, intracranial_mm3=intracranial_mm3
+        )
         path = output / paths.morph[name]
         path.parent.mkdir(parents=True, exist_ok=True)
         table.to_csv(path, sep="\t", index=False, na_rep="n/a")

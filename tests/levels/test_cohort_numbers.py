@@ -1,6 +1,7 @@
 """The tables of a cohort: what the dataset says about people, fractions, asymmetry, outliers and runs."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from trees import MODEL, add_result, rows_of, run_group
 from bidsseg.derivative.cohort_numbers import chosen_runs
 from bidsseg.derivative.outliers import FEWEST, robust_z
 
-ICV_MM3 = 120.0
+MASK_MM3 = 120.0
 """Volume of the brain mask of a result with 30 voxels of grey matter, of 60 voxels of 2 mm³."""
 
 
@@ -113,7 +114,7 @@ def test_fractions_are_of_the_brain_mask(bids: Path, output: Path) -> None:
     run_group(bids, output)
     (row,) = table(output, "fraction")
     assert [float(row[name]) for name in ("CSF", "GM", "WM")] == pytest.approx(
-        [20 / ICV_MM3, 60 / ICV_MM3, 40 / ICV_MM3], abs=1e-7
+        [20 / MASK_MM3, 60 / MASK_MM3, 40 / MASK_MM3], abs=1e-7
     )
     assert "brain mask" in str(dictionary(output, "fraction")["GM"]["Description"])
     (row,) = table(output, "softvolume")
@@ -141,15 +142,16 @@ def test_asymmetry_is_of_paired_regions(bids: Path, output: Path) -> None:
 def test_the_long_table_has_a_row_for_each_scan_and_region(bids: Path, output: Path) -> None:
     (bids / "participants.tsv").write_text("participant_id\tage\nsub-01\t40\nsub-02\t50\n")
     for label in ("01", "02"):
-        add_result(output, {"subject": label}, 30 * int(label))
+        add_result(output, {"subject": label}, 30 * int(label), intracranial_mm3=240.0 if label == "02" else math.nan)
     run_group(bids, output, long=True)
     rows = table(output, "long")
     assert set(rows[0]) <= set(dictionary(output, "long"))
     assert [(row["participant_id"], row["region"]) for row in rows] == [
-        (f"sub-{label}", region) for label in ("01", "02") for region in ("ICV", "CSF", "GM", "WM")
+        (f"sub-{label}", region) for label in ("01", "02") for region in ("BrainMask", "eTIV", "CSF", "GM", "WM")
     ]
     assert [row["volume-mm3"] for row in rows if row["region"] == "GM"] == ["60", "120"]
     assert {row["age"] for row in rows if row["participant_id"] == "sub-02"} == {"50"}
+    assert [row["intracranial-fraction"] for row in rows if row["region"] == "GM"] == ["n/a", "0.5"]
     assert rows[0]["brainmask-fraction"] == "1" and rows[0]["softvolume-mm3"] == "n/a"
 
 
@@ -184,7 +186,7 @@ def test_the_outlier_is_flagged(bids: Path, output: Path) -> None:
     run_group(bids, output, long=True)
     rows = {row["participant_id"]: row for row in table(output)}
     odd = rows.pop("sub-77")
-    assert set(odd["outliers"].split()) == {"ICV", "CSF", "GM", "WM"} and odd["check"] == "outliers"
+    assert set(odd["outliers"].split()) == {"BrainMask", "CSF", "GM", "WM"} and odd["check"] == "outliers"
     assert {(row["outliers"], row["check"]) for row in rows.values()} == {("n/a", "n/a")}
     long = [row for row in table(output, "long") if row["outlier"] == "1"]
     assert {row["participant_id"] for row in long} == {"sub-77"} and len(long) == 4

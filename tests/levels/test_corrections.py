@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import phantoms
 import pytest
-from fake_model import App, make_app, save_card
+from fake_model import INTRACRANIAL_MM3, App, make_app, save_card
 from nifti import load_nifti
 
 from bidsseg.learning.label_sources import label_sources
@@ -63,14 +63,14 @@ def test_a_corrected_label_map_takes_the_place_of_the_model_s(
     app = make(2, heads=("brain", "FAST", "FreeSurfer"))
     assert app("--skip-bids-validation") == 0
     before, volumes, drawn = app.files(), FAST.replace("dseg.nii.gz", "morph.tsv"), correct(app)
-    intracranial = app.table(volumes)["voxels"].iloc[-1]
+    whole = list(app.table(volumes)["voxels"])[-2:]
     assert app(*words(app)) == 0
     assert app(*words(app), level="group") == 0
     err = capsys.readouterr().err
     assert "is not in the tables" not in err and f"the label map FAST was corrected by hand ({Path(FAST).name})" in err
     assert (app.voxels(FAST) == drawn).all()
-    assert list(app.table(volumes)["voxels"]) == [*np.bincount(drawn.ravel())[1:], intracranial]
-    assert list(app.table(volumes)["softvolume-mm3"]) == ["n/a"] * 4
+    assert list(app.table(volumes)["voxels"]) == [*map(str, np.bincount(drawn.ravel())[1:]), *whole]
+    assert list(app.table(volumes)["softvolume-mm3"]) == ["n/a"] * 5
     about, of_table = app.sidecar(FAST), app.sidecar(volumes)
     assert manual(app) == {"seg-FAST_desc-wholebrain_dseg.json", "seg-FAST_desc-wholebrain_morph.json"}
     assert about["Sources"] == ["bids:raw:sub-01/anat/sub-01_T1w.nii.gz", f"bids:corrections:{FAST}"]
@@ -121,7 +121,10 @@ def test_masks_are_corrected_too(make: Callable[..., App]) -> None:
     assert app(*words(app)) == 0
     assert (app.voxels(mask) == lesion).all() and (app.voxels(brain) == inside).all()
     found = app.table(volumes)
-    assert found["voxels"].iloc[-1] == inside.sum() and list(found["softvolume-mm3"] == "n/a") == [False] * 4 + [True]
+    in_mask, in_skull = found.iloc[-2], found.iloc[-1]
+    assert int(in_mask["voxels"]) == inside.sum()
+    assert in_skull["volume-mm3"] == INTRACRANIAL_MM3, "it is that of the model"
+    assert list(found["softvolume-mm3"] == "n/a") == [False] * 4 + [True] * 2
     manual_files = {"label-lesion_desc-lesions_mask.json", "desc-lesionslesions_dseg.json", "desc-brain_mask.json"}
     assert manual(app) == manual_files
     assert "the value 255 of the mask is read as 1" in " ".join(app.sidecar(mask)["Notes"])
@@ -155,7 +158,7 @@ def test_an_unchanged_copy_is_no_correction(make: Callable[..., App], capsys: py
     correct(app)
     assert app(*words(app), "--entropy", "--probseg") == 0
     assert manual(app) == {"seg-FAST_desc-wholebrain_dseg.json", "seg-FAST_desc-wholebrain_morph.json"}
-    assert "n/a" not in list(app.table(FREESURFER.replace("dseg.nii.gz", "morph.tsv"))["softvolume-mm3"])[:-1]
+    assert "n/a" not in list(app.table(FREESURFER.replace("dseg.nii.gz", "morph.tsv"))["softvolume-mm3"])[:-2]
     assert "is equal to the model's brain mask" in " ".join(app.sidecar(FAST)["Notes"])
     assert "not used" not in capsys.readouterr().err
 

@@ -29,15 +29,28 @@ def bids(tmp_path: Path) -> Path:
 
 
 def test_a_row_for_each_scan_and_a_column_for_each_region(bids: Path, output: Path) -> None:
-    add_result(output, {"subject": "01"}, 30, quality=0.91)
+    add_result(output, {"subject": "01"}, 30, quality=0.91, intracranial_mm3=200.5)
     add_result(output, {"subject": "02"}, 45)
     run_group(bids, output)
     rows = rows_of(output / f"group_seg-FAST_desc-{MODEL}_morph.tsv")
-    first = ["participant_id", "status", "quality", "findings", "ICV", "CSF", "GM", "WM"]
+    first = ["participant_id", "status", "quality", "findings", "BrainMask", "eTIV", "CSF", "GM", "WM"]
     assert list(rows[0]) == [*first, "outliers", "check"]
-    cells = ["sub-01", "done", "0.91", "n/a", "120", "20", "60", "40", "n/a", "n/a"]
+    cells = ["sub-01", "done", "0.91", "n/a", "120", "200.5", "20", "60", "40", "n/a", "n/a"]
     assert rows[0] == dict(zip(rows[0], cells, strict=True))
-    assert rows[1]["GM"] == "90" and rows[1]["ICV"] == "150"
+    assert rows[1]["GM"] == "90" and rows[1]["BrainMask"] == "150" and rows[1]["eTIV"] == "n/a"
+
+
+def test_tables_of_earlier_versions_are_read(bids: Path, output: Path) -> None:
+    """Before 0.17, the row of the brain mask was called intracranial volume, and there was no estimate of it."""
+    for label in ("01", "02"):
+        add_result(output, {"subject": label}, intracranial_mm3=200.5)
+    path = output / f"sub-01/anat/sub-01_seg-FAST_desc-{MODEL}_morph.tsv"
+    lines = path.read_text().splitlines()[:-1]
+    path.write_text("\n".join(lines).replace("brain mask\tBrainMask", "intracranial volume\tICV") + "\n")
+    console = run_group(bids, output)
+    rows = rows_of(output / f"group_seg-FAST_desc-{MODEL}_morph.tsv")
+    assert [(row["BrainMask"], row["eTIV"]) for row in rows[:2]] == [("120", "n/a"), ("120", "200.5")]
+    assert "ICV" not in rows[0] and not any("not in other scans" in warning for warning in console.warnings)
 
 
 def test_scans_without_a_result_have_a_row_with_the_reason_in_its_status(bids: Path, output: Path) -> None:

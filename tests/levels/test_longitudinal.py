@@ -194,7 +194,7 @@ def test_the_table_has_dates_and_a_dictionary(twice: Path) -> None:
     first, second = rows[:4], rows[4:]
     assert first["change-mm3"].isna().all() and rows["smallest-change-percent"].isna().all()
     assert np.allclose(second["change-percent-per-year"], second["change-percent"] / 2.001, atol=0.002)
-    assert rows["name"].iloc[-1] == "intracranial volume"
+    assert rows["name"].iloc[-1] == "brain mask"
 
 
 @pytest.mark.skipif(not VALIDATOR.is_file(), reason="the BIDS validator is not installed")

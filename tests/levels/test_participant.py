@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import phantoms
 import pytest
-from fake_model import App, make_app, save_card
+from fake_model import INTRACRANIAL_MM3, App, make_app, save_card
 from nifti import load_nifti
 
 from bidsseg.bids.names import parse_name
@@ -108,12 +108,13 @@ def test_tables(app: App) -> None:
     labels = np.asarray(load_nifti(f"{stem}_dseg.nii.gz").dataobj)
     columns = ["index", "name", "abbreviation", "voxels", "volume-mm3", "softvolume-mm3", "expected-dice"]
     assert list(table.columns) == columns
-    assert list(table["index"]) == ["1", "2", "3", "n/a"]
-    assert list(table["voxels"]) == [*np.bincount(labels.ravel())[1:], np.count_nonzero(labels)]
-    assert np.allclose(table["volume-mm3"], table["voxels"] * 64.0)
-    assert list(table["name"])[-1] == "intracranial volume"
+    assert list(table["index"]) == ["1", "2", "3", "n/a", "n/a"]
+    counted = table["voxels"][:-1].astype(int)
+    assert list(counted) == [*np.bincount(labels.ravel())[1:], np.count_nonzero(labels)]
+    assert np.allclose(table["volume-mm3"], [*(counted * 64.0), INTRACRANIAL_MM3])
+    assert list(table["name"])[-2:] == ["brain mask", "estimated total intracranial volume"]
     dictionary = json.loads(Path(f"{stem}_morph.json").read_text())
-    assert set(table.columns) <= set(dictionary)
+    assert set(table.columns) <= set(dictionary) and dictionary["EstimatedTotalIntracranialVolume"] == "made up"
     lookup = pd.read_csv(f"{stem}_dseg.tsv", sep="\t")
     assert set(np.unique(labels)) <= set(lookup["index"])
 

@@ -1,0 +1,53 @@
+"""The estimated intracranial volume, and the reasons why it is not known."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bidsseg.image.guard import Finding
+from bidsseg.image.volume import Volume
+from bidsseg.models.card import Card, find_card
+from bidsseg.segmentation.intracranial import estimate_intracranial
+
+CARD = Card("ours", "", ("T1w",), {}, 1.0, ("brain", "FAST"), "", mask_reaches_skull=True)
+DISTANCE = np.sqrt(((np.indices((32, 32, 32)) - 15.5) ** 2).sum(0))
+BRAIN = DISTANCE < 8
+
+
+def scan(shown: np.ndarray) -> Volume:
+    """Return an image with voxels of 2 × 1 × 1 mm, 0 where nothing is shown."""
+    values = np.random.default_rng(0).uniform(1, 100, shown.shape)
+    return Volume(np.where(shown, values, 0), np.diag([2.0, 1.0, 1.0, 1.0]))
+
+
+HEAD = scan(DISTANCE < 13)
+
+
+def test_it_is_the_volume_of_the_mask_in_cubic_millimetres() -> None:
+    found = estimate_intracranial(HEAD, BRAIN, CARD, findings=[Finding("NAN_VALUES", "")])
+    assert found.mm3 == 2 * np.count_nonzero(BRAIN) and not found.note.startswith("n/a")
+
+
+def test_a_defaced_head_has_one() -> None:
+    faceless = DISTANCE < 13
+    faceless[:, 16:, :8] = False
+    assert estimate_intracranial(scan(faceless), BRAIN, CARD, findings=[]).mm3 == 2 * np.count_nonzero(BRAIN)
+
+
+@pytest.mark.parametrize(
+    ("image", "card", "findings", "reason"),
+    [
+        (scan(DISTANCE < 8.5), CARD, [], "skull-stripped"),
+        (HEAD, replace(CARD, mask_reaches_skull=False), [], "the model ours"),
+        (HEAD, CARD, [Finding("BRAIN_CUT", "")], "field of view"),
+    ],
+)
+def test_otherwise_the_reason_is_given(image: Volume, card: Card, findings: list[Finding], reason: str) -> None:
+    found = estimate_intracranial(image, BRAIN, card, findings=findings)
+    assert np.isnan(found.mm3) and found.note.startswith("n/a: ") and reason in found.note
+
+
+def test_the_models_that_were_measured_say_so() -> None:
+    known = {name: find_card(name).mask_reaches_skull for name in ("open", "wholebrain", "neuronet", "partial")}
+    assert known == {"open": True, "wholebrain": True, "neuronet": False, "partial": False}
