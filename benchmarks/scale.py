@@ -92,7 +92,8 @@ def varied(table: str, rng: np.random.Generator) -> Iterator[str]:
     yield head
     for line in lines:
         cells = line.split("\t")
-        cells[column] = f"{float(cells[column]) * rng.normal(1, 0.1):.1f}"
+        if cells[column] != "n/a":
+            cells[column] = f"{float(cells[column]) * rng.normal(1, 0.1):.1f}"
         yield "\t".join(cells)
 
 
