@@ -18,16 +18,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from lesion_datasets import HEAD, mapped_to
 from scipy import ndimage
 from torch import Generator
 
 from bidsseg.execution.machine import cpu_precision
 from bidsseg.image.volume import Volume
-from bidsseg.labels import Protocol, load_protocol
 from bidsseg.labels.anatomy import CEREBELLUM, FLUID
 from bidsseg.learning.augment import Intensity, change_intensity, uniform
 from bidsseg.learning.case_reading import read_label_map
-from bidsseg.learning.synthesis import NOT_BRAIN, brightness, smooth
+from bidsseg.learning.synthesis import NOT_BRAIN, brightness, textured
 from bidsseg.models.library import Model, load_model
 from bidsseg.segmentation.masks import largest_piece
 from bidsseg.segmentation.predict import segment
@@ -65,12 +65,11 @@ def main() -> None:
 
 def measured(path: Path, models: list[Model]) -> Iterator[dict[str, object]]:
     """Yield the true and the estimated volume (ml) of each image of a label map by each model."""
-    protocol = load_protocol("head")
-    values = read_label_map(path.name, path, protocol).annotations[0].values
-    inside = intracranial(values.numpy(), protocol)
+    values = read_label_map(path.name, path, HEAD).annotations[0].values
+    inside = intracranial(values.numpy())
     for draw, size in enumerate(SIZES_MM):
         seed = 1000 * draw + sum(path.name.encode())
-        for kind, image in images_of(values, protocol, inside, seed=seed, stripped=draw == 0):
+        for kind, image in images_of(values, inside, seed=seed, stripped=draw == 0):
             for model in models:
                 scan = Volume(image, np.diag([size, size, size, 1.0]))
                 found = segment({"T1w": scan}, model, precision=cpu_precision()).intracranial
@@ -85,9 +84,9 @@ def measured(path: Path, models: list[Model]) -> Iterator[dict[str, object]]:
                 }
 
 
-def intracranial(values: np.ndarray, protocol: Protocol) -> np.ndarray:
-    """Return the voxels inside of the skull, booleans (X, Y, Z), from positions in the protocol, axes to R, A, S."""
-    outside, cerebellum = classes(protocol, NOT_BRAIN)[values], classes(protocol, CEREBELLUM)[values]
+def intracranial(values: np.ndarray) -> np.ndarray:
+    """Return the voxels inside of the skull, booleans (X, Y, Z), from positions in HEAD, axes to R, A, S."""
+    outside, cerebellum = (mapped_to(kind).numpy()[values] for kind in (NOT_BRAIN, CEREBELLUM))
     inside = (values > 0) & ~outside
     inside[:, :, : int(np.flatnonzero(cerebellum.any((0, 1)))[0])] = False
     inside = largest_piece(inside)
@@ -97,31 +96,28 @@ def intracranial(values: np.ndarray, protocol: Protocol) -> np.ndarray:
 
 
 def images_of(
-    values: torch.Tensor, protocol: Protocol, inside: np.ndarray, *, seed: int, stripped: bool
+    values: torch.Tensor, inside: np.ndarray, *, seed: int, stripped: bool
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield synthetic T1w (X, Y, Z) of a label map with their kinds."""
     for kind in (ANY, DARK):
         generator = Generator().manual_seed(seed)
-        image = synthetic(values, protocol, dark_skull=kind == DARK, generator=generator)
+        image = synthetic(values, dark_skull=kind == DARK, generator=generator)
         yield kind, image
         if kind == DARK:
             yield f"{kind}, {DEFACED}", np.where(face(inside), 0, image)
             if stripped:
-                tissue = inside & ~classes(protocol, FLUID)[values.numpy()]
+                tissue = inside & ~mapped_to(FLUID)[values.long()].numpy()
                 around = ndimage.binary_dilation(ndimage.binary_fill_holes(tissue), iterations=LEFT_BY_STRIPPING_MM)
                 yield f"{kind}, {STRIPPED}", np.where(around, image, 0)
 
 
-def synthetic(values: torch.Tensor, protocol: Protocol, *, dark_skull: bool, generator: Generator) -> np.ndarray:
+def synthetic(values: torch.Tensor, *, dark_skull: bool, generator: Generator) -> np.ndarray:
     """Return an image near the contrast of a T1w, as `learning.synthesis` makes them."""
-    means, spread = brightness(protocol, realistic=True, generator=generator)
+    means, spread = brightness(HEAD, realistic=True, generator=generator)
     dark = uniform(*SKULL_BRIGHTNESS, generator)
     if dark_skull:
-        means[protocol.indices.index(SKULL)] = dark
-    flat = values.long()
-    image = smooth(
-        means[flat] + spread[flat] * torch.randn(flat.shape, generator=generator), uniform(0.3, 0.9, generator)
-    )
+        means[HEAD.indices.index(SKULL)] = dark
+    image = textured(values, means, spread, generator=generator)
     changed = change_intensity(image, Intensity(gamma=0.0, blur=0.0), 1.0, generator=generator)
     return (1000 * changed).numpy().astype(np.float32)
 
@@ -134,11 +130,6 @@ def face(inside: np.ndarray) -> np.ndarray:
     removed[:, :y] = False
     removed[:, :, z:] = False
     return removed
-
-
-def classes(protocol: Protocol, kind: int) -> np.ndarray:
-    """Return which regions (R,) have a value in the generic BIDS table."""
-    return np.array([region.mapping == kind for region in protocol.regions])
 
 
 def figures(table: pd.DataFrame) -> str:

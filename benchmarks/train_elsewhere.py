@@ -10,7 +10,7 @@ there already are not written again. The model is written to PACK/NAME.job, NAME
 which stands before PACK.
 
 ``fit`` needs this checkout, the folder PACK and PyTorch, NumPy, SciPy, pandas, safetensors, nibabel and pydantic. It
-writes the averaged weights to the file FITTED, with half precision. --compile makes a step a third cheaper on a GPU,
+writes the averaged weights to the file FITTED, with half precision. --compile makes a step on a GPU cheaper,
 after some seconds. One model does not keep a GPU busy: fit several at once (with NVIDIA's MPS, if it is there).
 
 ``finish`` evaluates the fitted model on the held-out scans and writes its folder with the card, as ``train`` does.
@@ -46,6 +46,7 @@ from bidsseg.learning.processes import Processes
 from bidsseg.learning.samples import Plan
 from bidsseg.learning.state import Conditions, State
 from bidsseg.models.library import build_network
+from bidsseg.models.weights import packed, unpacked
 from bidsseg.networks.network import Network
 from bidsseg.networks.subpixel_unet import ChannelNorm
 
@@ -77,20 +78,20 @@ def main() -> int:
     if options.step == "finish":
         return with_learning(options.words, lambda network, *_, **__: fitted(network, options.fitted))
 
-    def packed(network: Network, setup: Any, people: Any, **_: object) -> State:
+    def pack(network: Network, setup: Any, people: Any, **_: object) -> State:
         name = options.name or setup.recipe.name
         job = {
             "recipe": setup.recipe,
             "heads": setup.heads,
             "seed": setup.options.seed,
-            "weights": {key: value.half() for key, value in network.state_dict().items()},
+            "weights": packed(network.state_dict(), 16),
             "cases": [write_case(case.opened(), options.pack) for case in people.seen],
         }
         write(options.pack / f"{name}.job", job)
         megabytes = sum(path.stat().st_size for path in options.pack.rglob("*.*")) / 1e6
         raise TemporaryFailure(f"{options.pack / name}.job: {len(job['cases'])} scans are packed, {megabytes:.0f} MB")
 
-    return with_learning(options.words, packed)
+    return with_learning(options.words, pack)
 
 
 def with_learning(words: list[str], learn: Callable[..., State]) -> int:
@@ -172,7 +173,7 @@ def fit_there(options: argparse.Namespace) -> None:
     heads: tuple[Protocol, ...] = job["heads"]
     outputs = {head.name: len(head.regions) for head in heads}
     network = build_network(job["recipe"].network, job["recipe"].inputs, outputs, where=options.name)
-    network.load_state_dict({name: value.float() for name, value in job["weights"].items()})
+    network.load_state_dict(unpacked(job["weights"]))
     cases = [opened(read(options.pack / name)) for name in job["cases"]]
     if options.compile:
         compile_norms()
@@ -186,9 +187,8 @@ def fit_there(options: argparse.Namespace) -> None:
     )
     conditions.folder.mkdir(parents=True, exist_ok=True)
     state = fit(network, cases, [], plan=Plan(job["recipe"], heads, job["seed"]), conditions=conditions)
-    weights = {name: value.detach().cpu().half().contiguous() for name, value in network.state_dict().items()}
     about = json.dumps({"step": state.step, "elapsed_s": state.elapsed_s, "curve": state.curve})
-    save_file(weights, options.fitted, {"state": about})
+    save_file(packed(network.cpu().state_dict(), 16), options.fitted, {"state": about})
 
 
 def compile_norms() -> None:
@@ -201,7 +201,7 @@ def compile_norms() -> None:
 def fitted(network: Network, path: Path) -> State:
     """Put fitted weights into a network, and return the state at the end of its training."""
     with safe_open(path, "pt") as stored:
-        network.load_state_dict({name: stored.get_tensor(name).float() for name in stored.keys()})  # noqa: SIM118
+        network.load_state_dict(unpacked({name: stored.get_tensor(name) for name in stored.keys()}))  # noqa: SIM118
         return State(**json.loads(stored.metadata()["state"]))
 
 

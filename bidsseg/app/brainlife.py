@@ -16,7 +16,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import math
 import os
 import re
 import shutil
@@ -133,7 +132,7 @@ def write_products(output: Path, label: str, card: Card, *, protocol: str, folde
 def product(result: Result, card: Card, figures: Sequence[Path]) -> dict[str, Any]:
     """Return the content of product.json: what the platform shows of a result."""
     protocol, sidecar, volumes = result.protocol, result.sidecar(), result.volumes()
-    known = [row for row in volumes if math.isfinite(row.volume_mm3)]
+    known = [row for row in volumes if row.is_known]
     names, sizes = [row.name for row in known], [round(row.volume_mm3) for row in known]
     warnings = messages(sidecar)
     shown: list[dict[str, Any]] = [

@@ -6,7 +6,6 @@ Rows are streamed from the files of the scans to the table. Only the names of sc
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,7 +172,7 @@ def _regions(result: Result) -> dict[str, str]:
     except (OSError, ValueError):
         return {}
     whole = {BRAIN_MASK_COLUMN: BRAIN_MASK, INTRACRANIAL_COLUMN: INTRACRANIAL}
-    regions = [volume for volume in volumes if not (volume.is_brain_mask or volume.is_intracranial)]
+    regions = [volume for volume in volumes if volume.is_region]
     short = {volume.abbreviation: volume.name for volume in regions}
     unique = len(short) == len(regions) and short.keys().isdisjoint(whole)
     return {**whole, **short} if unique else {**whole, **{volume.name: volume.name for volume in regions}}
@@ -202,7 +201,7 @@ def _row(item: Result | Absent, cohort: Cohort, problems: list[str]) -> dict[str
         return {**ids, STATUS: UNREADABLE}
     if unknown := volumes.keys() - cohort.regions.values():
         problems.append(f"{item.path.name}: regions that are not in other scans: {', '.join(sorted(unknown))}")
-    known = {name: volume.volume_mm3 for name, volume in volumes.items() if not math.isnan(volume.volume_mm3)}
+    known = {name: volume.volume_mm3 for name, volume in volumes.items() if volume.is_known}
     row = {column: f"{known[name]:.10g}" for column, name in cohort.regions.items() if name in known}
     quality = item.quality()
     shown = NOT_AVAILABLE if quality is None else f"{quality:.4g}"

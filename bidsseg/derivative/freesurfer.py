@@ -5,7 +5,6 @@ Everything is made from the files in the output folder, so that finished scans c
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable
 from dataclasses import replace
@@ -16,7 +15,7 @@ from bidsseg.bids.names import with_extension
 from bidsseg.bids.outputs import aseg_path
 from bidsseg.derivative.aseg_stats import Segmented, aseg_stats, color_table
 from bidsseg.derivative.job import Job
-from bidsseg.derivative.results import Result
+from bidsseg.derivative.results import Result, brain_mask_mm3, intracranial_mm3
 from bidsseg.derivative.sidecar_keys import is_record, read_sidecar
 from bidsseg.derivative.sidecars import TOOL
 from bidsseg.derivative.volumes import volumes_mm3
@@ -116,11 +115,12 @@ def _whole_mm3(job: Job, protocol: str) -> tuple[float, float | None]:
     path = job.output_dir / job.paths.morph[protocol]
     try:
         volumes = Result(job.scan.entities, job.card.name, protocol, path).volumes()
-        mask = next(volume.volume_mm3 for volume in volumes if volume.is_brain_mask)
-    except (ValueError, StopIteration) as error:
-        raise DataError(f"{path} is not a table of volumes: recompute the scan with --overwrite") from error
-    whole = (volume.volume_mm3 for volume in volumes if volume.is_intracranial and not math.isnan(volume.volume_mm3))
-    return mask, next(whole, None)
+    except ValueError:
+        volumes = []
+    mask_mm3 = brain_mask_mm3(volumes)
+    if mask_mm3 is None:
+        raise DataError(f"{path} is not a table of volumes: recompute the scan with --overwrite")
+    return mask_mm3, intracranial_mm3(volumes)
 
 
 def _write_aseg(job: Job, labels: Volume, protocol: Protocol, *, record: Path) -> None:

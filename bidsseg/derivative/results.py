@@ -150,6 +150,26 @@ class Volume:
         """Whether the row is the estimated intracranial volume instead of a region."""
         return self.name == INTRACRANIAL
 
+    @property
+    def is_region(self) -> bool:
+        """Whether the row is a region of the protocol."""
+        return not (self.is_brain_mask or self.is_intracranial)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the volume is a number."""
+        return not math.isnan(self.volume_mm3)
+
+
+def brain_mask_mm3(volumes: Iterable[Volume]) -> float | None:
+    """Return the volume of the brain mask of a table; None if the table lacks it."""
+    return next((volume.volume_mm3 for volume in volumes if volume.is_brain_mask), None)
+
+
+def intracranial_mm3(volumes: Iterable[Volume]) -> float | None:
+    """Return the estimated intracranial volume of a table; None if it is not known."""
+    return next((volume.volume_mm3 for volume in volumes if volume.is_intracranial and volume.is_known), None)
+
 
 @dataclass(frozen=True)
 class Fate:

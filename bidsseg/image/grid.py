@@ -16,7 +16,7 @@ import torch
 from nibabel.affines import apply_affine
 from torch import Tensor
 
-from bidsseg.image.volume import Volume, canonical
+from bidsseg.image.volume import Volume, canonical, canonical_affine
 
 Turn = tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
 """A rotation (3, 3) as nested tuples."""
@@ -81,8 +81,7 @@ def as_turn(matrix: np.ndarray) -> Turn:
 
 def canonical_frame(volume: Volume) -> np.ndarray:
     """Return the matrix (4, 4) from places in the canonical frame of a scan to RAS+ mm."""
-    orientation = nib.orientations.io_orientation(volume.affine)
-    frame: np.ndarray = volume.affine @ nib.orientations.inv_ornt_aff(orientation, volume.shape)
+    frame = canonical_affine(volume)
     frame[:3, :3] /= canonical_spacing(volume)
     return frame
 

@@ -4,7 +4,7 @@ An unusable image raises a `DataError` whose message ends with its code in brack
 checks return `Finding` objects, which the caller records.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import nibabel as nib
@@ -62,6 +62,15 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"
+
+
+BRAIN_CUT = "BRAIN_CUT"
+"""Code of the finding that the field of view does not show the whole brain."""
+
+
+def is_cut(findings: Iterable[Finding]) -> bool:
+    """Return whether the field of view is known to cut off a part of the brain."""
+    return any(finding.code == BRAIN_CUT for finding in findings)
 
 
 def refusal(code: str, message: str) -> DataError:

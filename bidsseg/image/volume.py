@@ -85,6 +85,13 @@ def canonical(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return turned
 
 
+def canonical_affine(volume: Volume) -> np.ndarray:
+    """Return the affine (4, 4) of a volume after its axes are brought to R, A, S."""
+    orientation = nib.orientations.io_orientation(volume.affine)
+    affine: np.ndarray = volume.affine @ nib.orientations.inv_ornt_aff(orientation, volume.shape)
+    return affine
+
+
 def from_canonical(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Return the array in the axes of the scan: the inverse of canonical."""
     ras, native = nib.orientations.axcodes2ornt("RAS"), nib.orientations.io_orientation(affine)

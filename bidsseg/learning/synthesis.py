@@ -74,6 +74,11 @@ def synthesise(
         realistic: near the contrast of the images with a suffix; otherwise any.
     """
     means, spread = brightness(protocol, realistic=realistic, generator=generator, contrast=contrast)
+    return textured(labels, means, spread, generator=generator)
+
+
+def textured(labels: Tensor, means: Tensor, spread: Tensor, *, generator: Generator) -> Tensor:
+    """Return an image (D, H, W) of labels with mean and standard deviation of the brightness of each, both (R,)."""
     flat = labels.long()
     texture = torch.randn(labels.shape, generator=generator)
     image = means[flat] + spread[flat] * texture

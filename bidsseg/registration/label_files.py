@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 from nibabel.affines import apply_affine
-from nibabel.orientations import inv_ornt_aff, io_orientation
 
 from bidsseg.errors import DataError, UsageError
 from bidsseg.image.mgh import is_mgh
 from bidsseg.image.nifti import read_image, read_labels, read_mask
-from bidsseg.image.volume import Volume, canonical, from_canonical
+from bidsseg.image.volume import Volume, canonical, canonical_affine, from_canonical
 from bidsseg.labels.protocol import Protocol
 from bidsseg.registration.align import Images, align
 
@@ -96,19 +95,13 @@ def distance_in_voxels(labels: Volume, image: Volume) -> float:
 
     It is infinite if the grids have different numbers of voxels.
     """
-    ours, theirs = (_canonical_grid(each) for each in (labels, image))
-    if ours[0] != theirs[0]:
+    shape, other = (canonical(np.empty(each.shape, np.uint8), each.affine).shape for each in (labels, image))
+    if shape != other:
         return np.inf
-    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(ours[0]) - 1)
-    apart = np.abs(apply_affine(np.linalg.inv(theirs[1]) @ ours[1], corners) - corners)
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape) - 1)
+    ours, theirs = canonical_affine(labels), canonical_affine(image)
+    apart = np.abs(apply_affine(np.linalg.inv(theirs) @ ours, corners) - corners)
     return float(apart.max())
-
-
-def _canonical_grid(volume: Volume) -> tuple[tuple[int, ...], np.ndarray]:
-    """Return shape and affine of a volume with axes to R, A, S."""
-    order = io_orientation(volume.affine)
-    shape = canonical(np.empty(volume.shape, np.uint8), volume.affine).shape
-    return shape, volume.affine @ inv_ornt_aff(order, volume.shape)
 
 
 def nearest(labels: Volume, image: Volume, *, motion: np.ndarray | None = None) -> Volume:

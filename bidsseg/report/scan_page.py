@@ -7,7 +7,6 @@ run. The pictures are made while the image is in memory.
 from __future__ import annotations
 
 import base64
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from bidsseg.bids.outputs import group_table, output_paths, report_path
 from bidsseg.bids.scan import Scan
 from bidsseg.derivative.cohort import CONFIDENCE, EXPECTED_DICE
 from bidsseg.derivative.lesion_tables import LesionFiles, find_lesions
-from bidsseg.derivative.results import Result, anat_folders, find_results
+from bidsseg.derivative.results import Result, anat_folders, brain_mask_mm3, find_results, intracranial_mm3
 from bidsseg.derivative.results import Volume as Row
 from bidsseg.derivative.series import comparisons_of
 from bidsseg.derivative.sidecar_keys import MESSAGES, Sidecar, messages, quality, read_sidecar
@@ -213,14 +212,12 @@ class _Scan:
         except (OSError, ValueError) as error:
             self.warnings.append(f"{result.path.name}: {error}")
             rows = []
-        self.mask_mm3 = next((row.volume_mm3 for row in rows if row.is_brain_mask), None)
-        whole = (row.volume_mm3 for row in rows if row.is_intracranial and not math.isnan(row.volume_mm3))
-        self.intracranial_mm3 = next(whole, None)
+        self.mask_mm3, self.intracranial_mm3 = brain_mask_mm3(rows), intracranial_mm3(rows)
         colors = _colors(result)
         shown = [
             _Shown(row, colors.get(row.name, UNLISTED), self.mask_mm3, ranges.get(row.name))
             for row in rows
-            if not (row.is_brain_mask or row.is_intracranial)
+            if row.is_region
         ]
         self.tables[result.protocol] = shown
         far = [entry for entry in shown if entry.is_far]

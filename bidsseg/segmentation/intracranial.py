@@ -7,13 +7,11 @@ from collections.abc import Iterable
 import numpy as np
 
 from bidsseg.image.brightness import shows_brain_alone
-from bidsseg.image.guard import Finding
+from bidsseg.image.guard import Finding, is_cut
 from bidsseg.image.volume import Volume
 from bidsseg.models.card import Card
 from bidsseg.segmentation.result import Intracranial
 
-CUT = "BRAIN_CUT"
-"""Code of the finding that the field of view does not show the whole brain."""
 ESTIMATED = "volume of the brain mask of the model, which reaches the inner surface of the skull"
 
 
@@ -29,7 +27,7 @@ def estimate_intracranial(image: Volume, brain: np.ndarray, card: Card, *, findi
     """
     if not card.mask_reaches_skull:
         return Intracranial(note=f"n/a: the brain mask of the model {card.name} is not known to reach the skull")
-    if any(finding.code == CUT for finding in findings):
+    if is_cut(findings):
         return Intracranial(note="n/a: the field of view cuts off a part of the brain")
     if shows_brain_alone(image.data, brain):
         return Intracranial(note="n/a: the image is skull-stripped, and does not show where the skull begins")

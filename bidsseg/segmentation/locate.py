@@ -25,7 +25,7 @@ from bidsseg.image.grid import (
     dilate,
     whole_grid,
 )
-from bidsseg.image.guard import Finding
+from bidsseg.image.guard import BRAIN_CUT, Finding
 from bidsseg.image.pose import Pose, Reference, find_pose
 from bidsseg.image.resampling import between, stack, to_grid
 from bidsseg.image.shading import Shading, find_shading
@@ -322,7 +322,7 @@ def posed(brain: Brain, pose: Pose, reference: Reference, *, volume: Volume, loc
     names = [locator.heads[locator.card.pose["head"]].region(int(i)).name for i in reference.indices[lost]]
     parts = f", including {', '.join(names[:4])}{' and others' if len(names) > 4 else ''}" if names else ""
     message = f"The field of view cuts off about {share:.0%} of the brain{parts}: volumes cover only the visible part."
-    return replace(brain, is_cut=True, findings=(Finding("BRAIN_CUT", message),))
+    return replace(brain, is_cut=True, findings=(Finding(BRAIN_CUT, message),))
 
 
 def in_ball(steps: int = 21) -> np.ndarray:

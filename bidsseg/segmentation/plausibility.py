@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bidsseg.image.guard import Finding
+from bidsseg.image.guard import Finding, is_cut
 from bidsseg.labels import Protocol
 from bidsseg.segmentation.result import Segmentation
 
@@ -41,7 +41,7 @@ def implausible_findings(
             f"The result is probably less accurate than usual (quality {result.quality:.2f}, usually at least "
             f"{least:.2f}): check it before you use it.",
         )
-    if any(finding.code == "BRAIN_CUT" for finding in result.findings):
+    if is_cut(result.findings):
         return
     brain_cm3 = float(result.brain.sum()) * voxel_mm3 / 1000
     if not BRAIN_CM3[0] <= brain_cm3 <= BRAIN_CM3[1]:

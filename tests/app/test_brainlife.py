@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from nifti import load_nifti
 from PIL import Image
 
 from bidsseg.app import brainlife
+from bidsseg.derivative.volumes import BRAIN_MASK, INTRACRANIAL
 from bidsseg.labels import load_protocol
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +38,17 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("t1", "flair"):
         phantoms.save(folder / "input" / f"{name}.nii.gz", phantoms.noisy_head(affine, shape), affine)
     return folder
+
+
+def test_an_unknown_intracranial_volume_is_not_shown(
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save_card(tmp_path / "other", name="other", heads=("brain", "FAST"))
+    configure(task, t1="input/t1.nii.gz", model=str(model), protocol="FAST")
+    monkeypatch.setattr("fake_model.INTRACRANIAL_MM3", math.nan)
+    assert brainlife.main(task) == 0
+    volumes = json.loads((task / "product.json").read_text())["volumes_mm3"]
+    assert BRAIN_MASK in volumes and INTRACRANIAL not in volumes
 
 
 def test_a_segmentation_in_the_forms_of_the_platform(
