@@ -1,14 +1,14 @@
-"""Threshold and smallest volume of lesions, chosen by cross-validation.
+"""Threshold, smallest volume and least peak of lesions, chosen by cross-validation.
 
     python benchmarks/lesion_rule.py BIDS_DIR LABELS --fold MODEL_FOLDER PARTICIPANT ... [--card MODEL_FOLDER]
 
 Each fold is a model and the participants that it was not trained on. The script segments every participant with the
 model of its fold and compares the lesions with the masks ``label-lesion_mask`` of the derivative dataset LABELS, for a
 grid of thresholds of the probability (``--lesion-threshold``; the word ``argmax`` where a lesion is the most probable
-region) and of smallest volumes (``--min-lesion-volume``). It prints the mean Dice, the mean lesion-wise F1 and the mean
-ratio of the volumes over participants, and the choice with the highest sum of Dice and F1. It also prints the results
-of each participant under the choice made without this participant: they are not biased by the choice. --card stores
-the choice on the card of a model, where it becomes the default.
+region), of smallest volumes (``--min-lesion-volume``) and of least peaks (``--min-lesion-peak``). It prints the mean
+Dice, the mean lesion-wise F1 and the mean ratio of the volumes over participants, and the choice with the highest sum
+of Dice and F1. It also prints the results of each participant under the choice made without this participant: they are
+not biased by the choice. --card stores the choice on the card of a model, where it becomes the default.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ from bidsseg.models.lesion_rule import LesionRule
 from bidsseg.models.library import Model, load_model, save_card
 from bidsseg.models.participants import participants
 from bidsseg.registration.align import read_aligned
-from bidsseg.segmentation.lesions import without_small
+from bidsseg.segmentation.lesions import selected
 from bidsseg.segmentation.predict import segment
 
 THRESHOLDS = ("argmax", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8")
 VOLUMES_MM3 = (0.0, 3.0, 5.0, 10.0, 20.0, 40.0)
+PEAKS = (0.0, 0.9, 0.95, 0.98)
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,11 @@ def main() -> None:
     parser.add_argument("--fold", nargs="+", action="append", required=True, metavar="MODEL_FOLDER PARTICIPANT")
     parser.add_argument("--thresholds", nargs="+", default=THRESHOLDS)
     parser.add_argument("--volumes", nargs="+", type=float, default=VOLUMES_MM3, metavar="MM3")
+    parser.add_argument("--peaks", nargs="+", type=float, default=PEAKS, metavar="P")
     parser.add_argument("--card", type=Path, metavar="MODEL_FOLDER")
     options = parser.parse_args()
     thresholds = [None if word == "argmax" else float(word) for word in options.thresholds]
-    rules = [LesionRule(*pair) for pair in itertools.product(thresholds, options.volumes)]
+    rules = [LesionRule(*pair) for pair in itertools.product(thresholds, options.volumes, options.peaks)]
     results: dict[LesionRule, dict[str, Agreement]] = {rule: {} for rule in rules}
     for folder, *people in options.fold:
         model = load_model(folder)
@@ -76,7 +78,8 @@ def main() -> None:
     if options.card is not None:
         best = chosen(results)
         card = read_card(options.card)
-        save_card(replace(card, lesion_threshold=best.threshold, least_lesion_mm3=best.least_mm3))
+        changed = replace(card, lesion_threshold=best.threshold, least_lesion_mm3=best.least_mm3)
+        save_card(replace(changed, least_lesion_peak=best.least_peak))
 
 
 def trained_on(model: Model, bids_dir: Path, labels: Iterable[str]) -> list[str]:
@@ -100,7 +103,7 @@ def agreements(
         measured = {}
         for rule in rules:
             mask = found.lesion if rule.threshold is None else found.lesion_probability >= rule.threshold
-            mask = without_small(mask, least_mm3=rule.least_mm3, voxel_mm3=voxel_mm3)
+            mask = selected(mask, found.lesion_probability, rule, voxel_mm3=voxel_mm3)
             measured[rule] = agreement(mask, reference)
         yield scan.key, measured
 
@@ -126,7 +129,7 @@ def chosen(results: Results, without: str = "") -> LesionRule:
 
 def report(results: Results) -> None:
     """Print the grid, the choice, and each scan under the choice made without it."""
-    print("threshold  mm3   Dice    F1  volume ratio")
+    print("threshold  mm3  peak   Dice    F1  volume ratio")
     for rule, found in results.items():
         print(f"{line(rule)}  {means(found.values())}")
     print(f"chosen: {line(chosen(results))}")
@@ -139,7 +142,8 @@ def report(results: Results) -> None:
 
 def line(rule: LesionRule) -> str:
     """Return a rule in columns of fixed width."""
-    return f"{'argmax' if rule.threshold is None else f'{rule.threshold:g}':9} {rule.least_mm3:4g}"
+    threshold = "argmax" if rule.threshold is None else f"{rule.threshold:g}"
+    return f"{threshold:9} {rule.least_mm3:4g}  {rule.least_peak:4g}"
 
 
 def means(found: Iterable[Agreement]) -> str:

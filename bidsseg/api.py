@@ -51,6 +51,7 @@ def segment(
     probabilities: bool = False,
     lesion_threshold: float | None = None,
     least_lesion_mm3: float | None = None,
+    least_lesion_peak: float | None = None,
 ) -> Result:
     """Segment one scan.
 
@@ -66,6 +67,7 @@ def segment(
         probabilities: store the probability of every region, for ``Result.probability``.
         lesion_threshold: least probability of a lesion voxel, above 0 and at most 1; None for that of the model.
         least_lesion_mm3: omit lesions that are smaller (mm³); None for the volume of the model.
+        least_lesion_peak: omit lesions in which no voxel has this probability, 0 to 1; None for that of the model.
 
     Raises:
         UsageError: an argument has an invalid value, or the model needs a FLAIR.
@@ -76,7 +78,8 @@ def segment(
     with explaining():
         images = _by_suffix(image)
         _check(device, precision, memory_mb)
-        check_lesion_rule(lesion_threshold, least_lesion_mm3, ("lesion_threshold", "least_lesion_mm3"))
+        rule = lesion_threshold, least_lesion_mm3, least_lesion_peak
+        check_lesion_rule(*rule, names=("lesion_threshold", "least_lesion_mm3", "least_lesion_peak"))
         loaded = load_model(model) if isinstance(model, str | os.PathLike) else model
         return _segment(
             _used(images, loaded.card),
@@ -86,7 +89,7 @@ def segment(
             memory_mb=memory_mb,
             fast=fast,
             probabilities=probabilities,
-            lesions=loaded.card.lesion_rule(lesion_threshold, least_lesion_mm3),
+            lesions=loaded.card.lesion_rule(*rule),
         )
 
 

@@ -19,6 +19,7 @@ from bidsseg.flags import CLUSTER, COMPARISON, LABELS, OUTPUTS, RESOURCES, SCANS
 LEVELS = ("participant", "longitudinal", "group", "evaluate", "train")
 EXECUTORS = ("local", "dask", "slurm", "pbs", "sge", "lsf")
 PRECISIONS = ("auto", "bf16", "fp32")
+LESION_FLAGS = ("--lesion-threshold", "--min-lesion-volume", "--min-lesion-peak")
 LEAST_MEMORY_MB = 500
 DEFAULT_FOLDS = 5
 Runs = Literal["all", "best", "first"]
@@ -33,12 +34,16 @@ def check_memory(memory_mb: int | None, given: str, remark: str = "") -> None:
         raise UsageError(f"{given} is too little: give at least {LEAST_MEMORY_MB}{remark}")
 
 
-def check_lesion_rule(threshold: float | None, least_mm3: float | None, names: tuple[str, str]) -> None:
-    """Raise UsageError, with the names of both numbers, for numbers that select no lesions."""
+def check_lesion_rule(
+    threshold: float | None, least_mm3: float | None, least_peak: float | None, *, names: Sequence[str]
+) -> None:
+    """Raise UsageError, with the names of the numbers, for numbers that select no lesions."""
     if threshold is not None and not 0 < threshold <= 1:
         raise UsageError(f"{names[0]} {threshold:g}: give a number above 0 and at most 1")
     if least_mm3 is not None and not 0 <= least_mm3 < math.inf:
         raise UsageError(f"{names[1]} {least_mm3:g}: give a volume of at least 0 mm³")
+    if least_peak is not None and not 0 <= least_peak <= 1:
+        raise UsageError(f"{names[2]} {least_peak:g}: give a number from 0 to 1")
 
 
 class Report:
@@ -211,6 +216,10 @@ class Settings:
     least_lesion_mm3: float | None = flag(
         "--min-lesion-volume MM3", OUTPUTS, "omit lesions that are smaller, in mm³ [of the model; else 0]",
         default=None, read=float, levels="participant longitudinal file")  # fmt: skip
+    least_lesion_peak: float | None = flag(
+        "--min-lesion-peak P", OUTPUTS,
+        "omit lesions in which no voxel has this probability [of the model; else 0]",
+        default=None, read=float, levels="participant longitudinal file")  # fmt: skip
     freesurfer: Path | None = flag(
         "--freesurfer DIR", OUTPUTS,
         "also write a folder for each scan as FreeSurfer's tools read it (mri/aseg.mgz, stats/aseg.stats, …) in this "
@@ -292,9 +301,14 @@ class Settings:
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"--omp-nthreads {self.threads}: give at least 1")
         check_memory(self.memory_mb, f"--mem {self.memory_mb} MB", " (a number alone means MB)")
-        check_lesion_rule(self.lesion_threshold, self.least_lesion_mm3, ("--lesion-threshold", "--min-lesion-volume"))
+        check_lesion_rule(*self.lesion_rule, names=LESION_FLAGS)
         if not self.images:
             self._check_places()
+
+    @property
+    def lesion_rule(self) -> tuple[float | None, float | None, float | None]:
+        """The numbers of the user for ``Card.lesion_rule``; None for those of the model."""
+        return self.lesion_threshold, self.least_lesion_mm3, self.least_lesion_peak
 
     def selects(self, source: Mapping[str, str]) -> bool:
         """Return whether a scan with these entities belongs to the selected participants and sessions."""

@@ -19,6 +19,7 @@ from tiny_model import SecondImage, save_tiny
 import bidsseg
 from bidsseg import api
 from bidsseg.app.cli import main
+from bidsseg.derivative.sidecar_keys import LESION_RULE
 from bidsseg.errors import DataError, InputMissing, OutputNotWritable, UsageError
 from bidsseg.image.nifti import read_image
 from bidsseg.labels import load_protocol
@@ -162,6 +163,7 @@ def test_the_rule_of_lesions(scan: Path, tmp_path: Path, monkeypatch: pytest.Mon
         return int(np.asarray(mask.dataobj).sum())
 
     assert voxels() == voxels(least_lesion_mm3=0) > voxels(lesion_threshold=0.95) > 0 == voxels(least_lesion_mm3=1e9)
+    assert voxels() >= voxels(least_lesion_peak=0.95) >= voxels(lesion_threshold=0.95)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +174,7 @@ def test_the_rule_of_lesions(scan: Path, tmp_path: Path, monkeypatch: pytest.Mon
         ({"memory_mb": 100}, "at least 500"),
         ({"lesion_threshold": 1.5}, "lesion_threshold 1.5: give"),
         ({"least_lesion_mm3": -1}, "least_lesion_mm3 -1: give"),
+        ({"least_lesion_peak": 1.5}, "least_lesion_peak 1.5: give"),
         ({"memory_mb": 500}, "give --mem that much"),
         ({"image": {"FLAIR": "x"}}, "images by suffix"),
         ({"image": {"T1w": "x", "T2w": "y"}}, "images by suffix"),
@@ -224,7 +227,7 @@ def test_files_are_those_of_the_command(scan: Path, model: Path, tmp_path: Path)
 def test_saved_sidecars_name_the_choices(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     meaning = {"brain": [0, 1, 1, 1], "FASTlesion": [0, 4, 2, 3]}
     model = api.load_model(save_tiny(tmp_path / "lesions", monkeypatch, meaning=meaning, lesion="FASTlesion"))
-    rule = {"lesion_threshold": np.float32(0.25), "least_lesion_mm3": np.int64(8)}
+    rule = {"lesion_threshold": np.float32(0.25), "least_lesion_mm3": np.int64(8), "least_lesion_peak": np.float32(0.5)}
 
     def saved(**given: Any) -> dict[str, Any]:
         (file,) = [
@@ -236,13 +239,9 @@ def test_saved_sidecars_name_the_choices(scan: Path, tmp_path: Path, monkeypatch
         return found
 
     about = saved(fast=True, **rule)
-    assert (about["Fast"], about["LesionThreshold"], about["LeastLesionVolume"]) == (True, 0.25, 8.0)
+    assert [about[key] for key in ("Fast", *LESION_RULE)] == [True, 0.25, 8.0, 0.5]
     about = saved(fast=False)
-    assert (about.get("Fast"), about["LesionThreshold"], about["LeastLesionVolume"]) == (
-        None,
-        "most probable region",
-        0,
-    )
+    assert "Fast" not in about and [about[key] for key in LESION_RULE] == ["most probable region", 0, 0]
 
 
 def test_names_of_files_without_a_bids_name(scan: Path, model: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from bidsseg.bids.scan import without_desc
 from bidsseg.derivative.cohort import GIVEN, MISSING, NO_MASK, STATUS, STATUSES, UNREADABLE, status_of
 from bidsseg.derivative.lesion_tables import PLACES, REGIONS, LesionFiles, find_lesions
 from bidsseg.derivative.results import Fate, anat_folders, natural, participant_folders
-from bidsseg.derivative.sidecar_keys import Sidecar, has_given_lesions, is_manual, models, read_sidecar
+from bidsseg.derivative.sidecar_keys import LESION_RULE, Sidecar, has_given_lesions, is_manual, models, read_sidecar
 from bidsseg.errors import BidssegError
 from bidsseg.files import table_writer
 from bidsseg.reading import NOT_AVAILABLE, read_table
@@ -182,16 +182,16 @@ def column_of(place: str) -> str:
 
 
 def rules_differ(cohort: LesionCohort) -> list[str]:
-    """Return a problem if scans differ in the threshold or the smallest volume of lesions, or in who found them."""
+    """Return a problem if scans differ in the rule that lesions were found by, or in who found them."""
     every: list[Sidecar] = [read_sidecar(with_extension(files.table, ".json")) for files in cohort.scans]
     about = [each for each in every if not has_given_lesions(each)]
     if 0 < len(about) < len(every):
         return [f"{cohort.model}: the lesions of {len(about)} scans were found by the model, those of the others given"]
-    if len({(str(each.get("LesionThreshold")), str(each.get("LeastLesionVolume"))) for each in about}) < 2:
+    if len({tuple(str(each.get(key)) for key in LESION_RULE) for each in about}) < 2:
         return []
     return [
-        f"{cohort.model}: the lesions of the scans cannot be compared, since --lesion-threshold or --min-lesion-volume "
-        "differed: run the level participant on all scans with the same values"
+        f"{cohort.model}: the lesions of the scans cannot be compared, since --lesion-threshold, --min-lesion-volume "
+        "or --min-lesion-peak differed: run the level participant on all scans with the same values"
     ]
 
 

@@ -40,6 +40,7 @@ class Sidecar(TypedDict, total=False):
         Fast: whether the pass over the mirror image was omitted.
         LesionThreshold: least probability of a lesion voxel, or ``most probable region``.
         LeastLesionVolume: smallest volume of a lesion (mm³).
+        LeastLesionPeak: probability that a voxel of each lesion reaches.
         Anatomy: label map that the places of lesions refer to.
         SkullStripped: whether an image shows the brain alone.
         Years: time of each session since the first, in a comparison of sessions; None where unknown.
@@ -64,6 +65,7 @@ class Sidecar(TypedDict, total=False):
     Fast: bool
     LesionThreshold: float | str
     LeastLesionVolume: float
+    LeastLesionPeak: float
     Anatomy: str
     SkullStripped: bool
     Years: list[float | None]
@@ -78,6 +80,8 @@ class Sidecar(TypedDict, total=False):
     ResultFindings: list[str]
 
 
+LESION_RULE = ("LesionThreshold", "LeastLesionVolume", "LeastLesionPeak")
+"""Keys of the rule that lesions were found by."""
 FINDINGS = ("ResultFindings", "InputFindings")
 """Keys whose texts begin with the code of a finding."""
 CORRECTIONS = "corrections"

@@ -234,7 +234,8 @@ def choices(card: Card, *, fast: bool, lesions: LesionRule | None) -> Sidecar:
     """Return the entries of a sidecar about passes and rule of lesions; for the arguments, see `provenance`."""
     found: Sidecar = {"Fast": True} if fast else {}
     if card.lesion is not None and lesions is not None:
-        found["LesionThreshold"], found["LeastLesionVolume"] = lesions.recorded_threshold, lesions.least_mm3
+        found["LesionThreshold"] = lesions.recorded_threshold
+        found["LeastLesionVolume"], found["LeastLesionPeak"] = lesions.least_mm3, lesions.least_peak
     return found
 
 

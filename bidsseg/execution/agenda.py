@@ -23,7 +23,7 @@ from bidsseg.execution.cluster_config import CONFIGS, read_config
 from bidsseg.execution.machine import check_device
 from bidsseg.models.card import Card, find_card
 from bidsseg.registration.spaces import Space, find_space
-from bidsseg.settings import Settings
+from bidsseg.settings import LESION_FLAGS, Settings
 
 Failure = tuple[Entry, Exception]
 """A failed scan: its entry in the manifest, and the error."""
@@ -173,7 +173,7 @@ def _job(settings: Settings, card: Card, scan: Scan, *, spaces: Sequence[Space])
         spaces=spaces,
         viewer=settings.viewer,
         fast=settings.fast,
-        lesions=card.lesion_rule(settings.lesion_threshold, settings.least_lesion_mm3),
+        lesions=card.lesion_rule(*settings.lesion_rule),
         corrections=find_corrections(folder, scan, card, given_lesions=known) if folder is not None else Corrections(),
         given=given,
         filled=settings.filled,
@@ -184,9 +184,9 @@ def _job(settings: Settings, card: Card, scan: Scan, *, spaces: Sequence[Space])
 
 def _about_lesions(settings: Settings, card: Card, jobs: Sequence[Job]) -> list[str]:
     """Return warnings about flags for lesions without an effect."""
-    warnings, rule = [], "--lesion-threshold and --min-lesion-volume"
+    warnings, rule = [], " and ".join([", ".join(LESION_FLAGS[:2]), LESION_FLAGS[2]])
     given = listed([job.scan.key for job in jobs if job.given.file is not None], 3)
-    if (settings.lesion_threshold, settings.least_lesion_mm3) != (None, None):
+    if any(number is not None for number in settings.lesion_rule):
         if card.lesion is None:
             warnings.append(f"{card.name} finds no lesions: {rule} have no effect")
         elif given:

@@ -95,6 +95,7 @@ class Card:
         lesion_threshold: least probability of a lesion voxel, unless the user gives another; None where a lesion is the
             most probable region.
         least_lesion_mm3: smallest volume of a lesion (mm³), unless the user gives another.
+        least_lesion_peak: probability that a voxel of each lesion reaches, unless the user gives another.
         trained_on: labels of the training participants of each dataset, also of the initial model, see
             ``models.participants.shortened``; empty for older models.
         metrics: results with their split, as the validation printed them.
@@ -117,6 +118,7 @@ class Card:
     lesion: str | None = None
     lesion_threshold: Share | None = None
     least_lesion_mm3: NonNegativeFloat = 0.0
+    least_lesion_peak: Share = 0.0
     pose: Annotated[Mapping[str, Any], Rule("head, half_mm and regions as train writes them", is_pose)] | None = None
     expected_dice: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     least_quality: Share | None = None
@@ -172,11 +174,14 @@ class Card:
         """Datasets of which participants that the model was trained on are not listed: all of an older model."""
         return with_others(self.trained_on) if self.trained_on else {entry.partition(":")[0] for entry in self.data}
 
-    def lesion_rule(self, threshold: float | None = None, least_mm3: float | None = None) -> LesionRule:
+    def lesion_rule(
+        self, threshold: float | None = None, least_mm3: float | None = None, least_peak: float | None = None
+    ) -> LesionRule:
         """Return which voxels are lesions: the values of the user where given, otherwise those of the card."""
         return LesionRule(
             self.lesion_threshold if threshold is None else float(threshold),
             self.least_lesion_mm3 if least_mm3 is None else float(least_mm3),
+            self.least_lesion_peak if least_peak is None else float(least_peak),
         )
 
     def lacks(self, suffixes: Container[str]) -> str | None:

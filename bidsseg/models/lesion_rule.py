@@ -15,10 +15,12 @@ class LesionRule:
     Attributes:
         threshold: least probability of a lesion voxel, 0 to 1; None where a lesion is the most probable region.
         least_mm3: smallest volume of a lesion (connected voxels, corners included), mm³; 0 for any.
+        least_peak: least probability of the most probable voxel of a lesion, 0 to 1; 0 for any.
     """
 
     threshold: float | None = None
     least_mm3: float = 0.0
+    least_peak: float = 0.0
 
     @property
     def recorded_threshold(self) -> float | str:

@@ -14,7 +14,7 @@ from bidsseg.image.grid import Box, canonical_shape
 from bidsseg.image.volume import Volume, from_canonical
 from bidsseg.models.lesion_rule import LesionRule
 from bidsseg.segmentation.expected_dice import calibrated, estimated
-from bidsseg.segmentation.lesions import without_small
+from bidsseg.segmentation.lesions import selected
 
 
 @dataclass(frozen=True)
@@ -133,14 +133,11 @@ class HeadOutput:
         assert self.lesion_chance is not None and self.healthy is not None
         named = self.indices[list(self.lesions)]
         before: np.ndarray = np.isin(self.labels, named)
-        found = before
-        if rule.threshold is not None:
-            found = self.lesion_chance >= rule.threshold
-        if rule.least_mm3 > 0:
-            large = without_small(
-                place.filled(found), least_mm3=rule.least_mm3, voxel_mm3=place.volume.voxel_volume_mm3
-            )
-            found = large.reshape(-1)[place.voxels]
+        probable = before if rule.threshold is None else self.lesion_chance >= rule.threshold
+        kept = selected(
+            place.filled(probable), place.filled(self.lesion_chance), rule, voxel_mm3=place.volume.voxel_volume_mm3
+        )
+        found: np.ndarray = kept.reshape(-1)[place.voxels]
         self.labels = np.where(before & ~found, self.healthy, np.where(found & ~before, named[0], self.labels))
         return found
 

@@ -10,6 +10,8 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull, QhullError
 from scipy.spatial.distance import cdist
 
+from bidsseg.models.lesion_rule import LesionRule
+
 TOUCHING = np.ones((3, 3, 3), int)
 """Connectivity: neighbouring voxels of a lesion share a face, an edge or a corner."""
 FEW = 200
@@ -35,14 +37,22 @@ class Lesion:
     probability: float | None
 
 
-def without_small(mask: np.ndarray, *, least_mm3: float, voxel_mm3: float) -> np.ndarray:
-    """Return a mask (X, Y, Z) without the lesions that are smaller than a volume."""
-    if least_mm3 <= 0:
+def selected(mask: np.ndarray, probability: np.ndarray, rule: LesionRule, *, voxel_mm3: float) -> np.ndarray:
+    """Return a mask (X, Y, Z) without the lesions that are too small or not probable enough for a rule.
+
+    Args:
+        probability: of a lesion in each voxel, (X, Y, Z).
+    """
+    if rule.least_mm3 <= 0 and rule.least_peak <= 0:
         return mask
     pieces, count = ndimage.label(mask, TOUCHING)
     sizes = np.bincount(pieces.ravel(), minlength=count + 1) * voxel_mm3
-    kept = sizes >= least_mm3 * (1 - 1e-6)  # a volume of exactly the minimum may be rounded below it
+    kept = sizes >= rule.least_mm3 * (1 - 1e-6)  # a volume of exactly the minimum may be rounded below it
     kept[0] = False
+    inside = pieces > 0
+    peaks = np.zeros(count + 1, probability.dtype)
+    np.maximum.at(peaks, pieces[inside], probability[inside])
+    kept &= peaks >= rule.least_peak
     found: np.ndarray = kept[pieces]
     return found
 

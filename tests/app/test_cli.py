@@ -145,6 +145,7 @@ VALUES = {
     "--mem-gb": ["4"],
     "--lesion-threshold": ["0.6"],
     "--min-lesion-volume": ["5"],
+    "--min-lesion-peak": ["0.9"],
     "--executor": ["slurm"],
     "--dask-scheduler": ["tcp://node1:8786"],
     "--cluster-config": ["{tmp}/cluster.toml"],

@@ -34,5 +34,5 @@ def test_the_choice_leaves_out_the_scan_it_is_measured_on(
     assert choosing.chosen(results, without="sub-01") == other
     choosing.report(results)
     out = capsys.readouterr().out
-    assert "sub-01, with the choice of the others: argmax       5  0.400 0.400 1.00" in out
-    assert "chosen: 0.3          0" in out
+    assert "sub-01, with the choice of the others: argmax       5     0  0.400 0.400 1.00" in out
+    assert "chosen: 0.3          0     0" in out

@@ -326,7 +326,8 @@ def test_the_rule_for_lesions_has_no_effect_on_given_ones(
     run("--lesion-threshold", "0.4", "--dry-run")
     assert "no effect" not in capsys.readouterr().err
     run("--lesion-threshold", "0.4", "--lesions", str(tmp_path / "drawn"), "--dry-run")
-    expected = "sub-01: the lesions are given: --lesion-threshold and --min-lesion-volume have no effect"
+    flags = "--lesion-threshold, --min-lesion-volume and --min-lesion-peak"
+    expected = f"sub-01: the lesions are given: {flags} have no effect"
     assert expected in capsys.readouterr().err
 
 

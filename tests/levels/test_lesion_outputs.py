@@ -206,15 +206,23 @@ def test_the_threshold_changes_mask_and_label_map_and_recomputes(
     assert strict[0] < usual[0] < loose[0]
     for mask, counted, brain in (usual, strict, loose):
         assert mask == counted and brain == usual[2]  # voxels that are no longer a lesion have another region
+    run("--min-lesion-peak", "1", "--participant-label", "01")
+    assert json.loads((folder / f"{STEM}.json").read_text())["LeastLesionPeak"] == 1
     run("--participant-label", "01")
     assert voxels() == usual
     run("--participant-label", "02", "--lesion-threshold", "0.999")
     run(levels=("group",))
-    assert "the lesions of the scans cannot be compared, since --lesion-threshold or" in capsys.readouterr().err
+    assert "the lesions of the scans cannot be compared, since --lesion-threshold, --min" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    "words", [("--lesion-threshold", "0"), ("--lesion-threshold", "1.5"), ("--min-lesion-volume", "-1")]
+    "words",
+    [
+        ("--lesion-threshold", "0"),
+        ("--lesion-threshold", "1.5"),
+        ("--min-lesion-volume", "-1"),
+        ("--min-lesion-peak", "2"),
+    ],
 )
 def test_impossible_values(words: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([str(tmp_path), str(tmp_path / "out"), "participant", *words]) == 64

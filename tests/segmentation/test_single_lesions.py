@@ -6,7 +6,8 @@ import pytest
 from nibabel.affines import apply_affine
 
 from bidsseg.image.volume import places
-from bidsseg.segmentation.lesions import describe, diameter_mm, numbered, without_small
+from bidsseg.models.lesion_rule import LesionRule
+from bidsseg.segmentation.lesions import describe, diameter_mm, numbered, selected
 
 GRIDS = {
     "isotropic": phantoms.grid(1.0, shape=(60, 60, 60)),
@@ -92,6 +93,15 @@ def test_small_lesions_are_removed_by_volume() -> None:
     mask = np.zeros((12, 12, 12), bool)
     mask[1:3, 1, 1] = True
     mask[5:8, 5, 5] = True
-    assert without_small(mask, least_mm3=0.0, voxel_mm3=0.1) is mask
-    assert without_small(mask, least_mm3=0.3, voxel_mm3=0.1).sum() == 3
-    assert without_small(mask, least_mm3=0.31, voxel_mm3=0.1).sum() == 0
+    probability = mask.astype(np.float16)
+    for least_mm3, voxels in ((0.0, 5), (0.3, 3), (0.31, 0)):
+        assert selected(mask, probability, LesionRule(least_mm3=least_mm3), voxel_mm3=0.1).sum() == voxels
+
+
+def test_lesions_without_a_probable_voxel_are_removed_whole() -> None:
+    probability = np.zeros((12, 12, 12), np.float16)
+    probability[1:3, 1, 1] = 0.6, 0.95
+    probability[5:8, 5, 5] = 0.8
+    mask = probability > 0.5
+    for least_peak, voxels in ((0.0, 5), (0.8, 5), (0.9, 2), (0.97, 0)):
+        assert selected(mask, probability, LesionRule(least_peak=least_peak), voxel_mm3=1.0).sum() == voxels
