@@ -17,7 +17,13 @@ from bidsseg.bids.scan import Scan
 from bidsseg.derivative import sidecars
 from bidsseg.derivative.corrections import Corrections, read_corrections
 from bidsseg.derivative.given_lesions import GivenLesions, read_given_lesions
-from bidsseg.derivative.lesion_tables import lesion_lookup, lesion_sidecar, lesion_table, update_lesion_tables
+from bidsseg.derivative.lesion_tables import (
+    lesion_lookup,
+    lesion_sidecar,
+    lesion_table,
+    planned_region_tables,
+    update_lesion_tables,
+)
 from bidsseg.derivative.on_request import Earlier, earlier_lesions, earlier_outputs
 from bidsseg.derivative.sidecar_keys import LESIONS, Sidecar, is_fast, lesion_mask
 from bidsseg.derivative.sidecar_keys import corrections as corrections_in
@@ -96,6 +102,22 @@ class Job:
         """The protocol of each label map: the regions of the head and, with given lesions, the region of lesions."""
         of = head_protocol if self.given.file is None else protocol_with_lesions
         return {name: of(self.card, name) for name in self.card.protocols}
+
+    @property
+    def region_tables(self) -> list[Path]:
+        """Tables of lesions by region that the run writes with the label maps in the folder of the scan, absolute."""
+        desc = f"{self.scan.entities.get('desc', '')}{self.card.name}"
+        given = self.given.file is not None
+        protocols = {name: of for name, of in self.protocols.items() if not (given and of.lesions)}
+        folder = (self.output_dir / self.paths.brain).parent
+        return planned_region_tables(folder, self.scan.entities, desc, protocols=protocols, lesions=self.has_lesions)
+
+    @property
+    def pictures(self) -> list[Path]:
+        """Pictures of the page, relative to the output folder."""
+        shown = [*self.card.protocols, BRAIN, *([LESION] if self.has_lesions else [])]
+        figures = output_paths(self.scan, self.card.name, shown).figures.values()
+        return [*figures, *([self.paths.lesion_figure] if self.has_lesions else [])]
 
     @property
     def sources(self) -> list[Path]:

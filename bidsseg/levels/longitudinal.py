@@ -173,5 +173,5 @@ def _list(settings: Settings, card: Card, jobs: Sequence[SeriesJob], *, done: Se
     for job in jobs:
         sessions = ", ".join(job.series.sessions)
         settings.report.say(f"{job.series.key} ({sessions}): {'done' if job in done else 'to do'}")
-        for path in (*job.paths.files, job.paths.page):
+        for path in (*job.paths.files, job.paths.figure, job.paths.page):
             settings.report.say(f"  {settings.output_dir / path}")
