@@ -9,7 +9,7 @@ from bidsseg.bids.annotations import annotations_of_scan
 from bidsseg.bids.names import parse_name, with_extension
 from bidsseg.bids.outputs import group_report, group_table, report_path
 from bidsseg.bids.particulars import Particulars, read_particulars
-from bidsseg.bids.query import find_scans
+from bidsseg.bids.query import find_scans, has_image
 from bidsseg.bids.scan import Scan
 from bidsseg.derivative.cohort import Cohort, collect, write_table
 from bidsseg.derivative.cohort_numbers import Flags, People, gather
@@ -201,7 +201,12 @@ def _of(cohort: Cohort, settings: Settings) -> Iterator[Result]:
 
 
 def _expected(settings: Settings, tried: set[str]) -> list[dict[str, str]]:
-    """Return the source entities of the scans in the dataset, and of those that an earlier run attempted."""
+    """Return the source entities of the scans in the dataset, and of those that an earlier run attempted.
+
+    The latter may need another filter than this run has, or be in a folder that cannot be read. Those that are no
+    longer in the dataset are left out, unless the dataset cannot be read.
+    """
+    attempted = {key: parsed[0] for key in tried if (parsed := parse_name(f"{key}_T1w"))}
     try:
         scans = find_scans(
             settings.bids_dir,
@@ -211,14 +216,11 @@ def _expected(settings: Settings, tried: set[str]) -> list[dict[str, str]]:
             database_dir=settings.database_dir,
         )
         expected = {scan.key: scan.entities for scan in scans}
+        attempted = {key: entities for key, entities in attempted.items() if has_image(settings.bids_dir, entities)}
     except BidssegError as error:
         settings.report.warn(f"the list of scans without a result may be incomplete: {error}")
         expected = {}
-    for key in tried - expected.keys():
-        parsed = parse_name(f"{key}_T1w")
-        if parsed and settings.selects(parsed[0]):
-            expected[key] = parsed[0]
-    return list(expected.values())
+    return list({**{key: each for key, each in attempted.items() if settings.selects(each)}, **expected}.values())
 
 
 def _count(cohort: Cohort) -> str:
