@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -109,7 +108,7 @@ def has_image(bids_dir: Path, source: Mapping[str, str]) -> bool:
     """Return whether a dataset has an image of any suffix with exactly these entities, or its folder cannot be read."""
     folders = [build_name({key: source[key]}) for key in ("subject", "session") if key in source]
     try:
-        names = os.listdir(bids_dir.joinpath(*folders, "anat"))
+        names = [path.name for path in bids_dir.joinpath(*folders, "anat").iterdir()]
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:
