@@ -151,7 +151,8 @@ class Job:
 
     def read_corrections(self, images: Images) -> dict[str, np.ndarray]:
         """Return the corrected label maps (X, Y, Z) of the scan, by output, see ``corrections.read_corrections``."""
-        return read_corrections(self.corrections, images, scan=self.scan, protocols=self.protocols)
+        more = {name: protocol_with_lesions(self.card, name) for name in self.card.protocols}
+        return read_corrections(self.corrections, images, scan=self.scan, protocols=self.protocols, with_lesions=more)
 
     def read_given_lesions(self, images: Images) -> np.ndarray | None:
         """Return the given lesions (X, Y, Z), booleans; None if there is no mask."""

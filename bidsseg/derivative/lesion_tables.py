@@ -146,7 +146,7 @@ def region_table(
 def lesion_sidecar(origin: Origin, anatomy: str = "") -> dict[str, Any]:
     """Return the data dictionary of the table of lesions, with its provenance; ``anatomy`` is a label map."""
     named: Sidecar = {"Anatomy": anatomy} if anatomy else {}
-    if origin.has_given_lesions:
+    if origin.has_given_lesions or origin.manual:
         named = {**named, **origin.made}
     text = "Lesions: connected components of the lesion mask, the largest first"
     return {"Description": text, "Sources": origin.uris, **named, **LESIONS, **origin.details}

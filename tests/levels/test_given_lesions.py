@@ -304,7 +304,9 @@ def test_usage_errors(make: Callable[..., App], capsys: pytest.CaptureFixture[st
     assert app.fake.segmented == 0
 
 
-def test_a_corrected_label_map_may_have_given_lesions(make: Callable[..., App]) -> None:
+def test_a_corrected_label_map_may_have_given_lesions(
+    make: Callable[..., App], capsys: pytest.CaptureFixture[str]
+) -> None:
     app = make(heads=("FreeSurfer",))
     mask = draw(app)
     assert app(*words(app)) == 0
@@ -315,6 +317,9 @@ def test_a_corrected_label_map_may_have_given_lesions(make: Callable[..., App]) 
     assert app(*words(app, "--corrections", str(app.output.parent / "corrected"))) == 0
     assert (app.voxels(FREESURFER) == labels).all() and (labels == 77).sum() == mask.sum()
     assert app.sidecar(FREESURFER)["Manual"] is True
+    capsys.readouterr()
+    assert app("--skip-bids-validation", "--corrections", str(app.output.parent / "corrected")) == 65
+    assert "the values [77] are lesions, which the model does not label: give --lesions" in capsys.readouterr().err
 
 
 def test_a_given_mask_may_be_corrected(make: Callable[..., App], capsys: pytest.CaptureFixture[str]) -> None:
@@ -331,7 +336,9 @@ def test_a_given_mask_may_be_corrected(make: Callable[..., App], capsys: pytest.
     about = app.sidecar(MASK)
     assert about["Manual"] is True and "LesionsGiven" not in about
     assert "sub-01: the lesion mask was corrected by hand" in capsys.readouterr().err
-    assert (app.voxels(FREESURFER) == 77).sum() == mask.sum()
+    assert (app.voxels(FREESURFER) == 77).sum() == corrected.sum(), "the label map follows from the corrected mask"
+    around = app.voxels(FREESURFER)[5:10, 10:16, 13:18][app.voxels(MASK)[5:10, 10:16, 13:18] == 0]
+    assert set(app.voxels(FREESURFER)[7, 12:14, 15]) <= set(around)
 
 
 def test_exports_have_the_lesions(make: Callable[..., App], tmp_path: Path) -> None:
