@@ -36,8 +36,9 @@ from bidsseg.derivative.ownership import (
 )
 from bidsseg.derivative.results import Result, find_fates, find_results, is_own_page
 from bidsseg.derivative.sidecar_keys import corrections
-from bidsseg.errors import BidssegError, InputMissing, NothingSelected
+from bidsseg.errors import BidssegError, InputMissing, NothingSelected, listed
 from bidsseg.files import fingerprint, remove, write_json_atomic
+from bidsseg.models.card import shipped
 from bidsseg.settings import Settings
 
 SHOWN_PROBLEMS = 5
@@ -121,6 +122,11 @@ def _write(settings: Settings, cohort: Cohort, particulars: Particulars) -> None
             f"{cohort.model}, {cohort.protocol}: the quality of some scans is the {cohort.quality[0]}, that of others, "
             f"from an earlier version, the {cohort.quality[1]}: recompute these (--overwrite) to compare them"
         )
+    if numbers.without_estimate and _reaches_skull(results[0].model_name()):
+        settings.report.warn(
+            f"{cohort.model}, {cohort.protocol}: no intracranial volume (eTIV) of "
+            f"{listed(numbers.without_estimate, 3)}, from a version before 0.17.0: recompute (--overwrite) to get it"
+        )
     cohort.joined.append(Flags(numbers, settings.runs))
     measured = measured_columns({name for result in results for name, _ in find_measures(result)})
     cohort.joined.append(People(particulars, cohort, measured))
@@ -130,6 +136,11 @@ def _write(settings: Settings, cohort: Cohort, particulars: Particulars) -> None
         write_wide(settings.output_dir, cohort, numbers, table=table)
     if _long_table(settings, cohort) is not None:
         write_long(settings.output_dir, cohort, numbers)
+
+
+def _reaches_skull(model: str) -> bool:
+    """Return whether a name is that of a shipped model that estimates the intracranial volume."""
+    return any(card.name == model and card.mask_reaches_skull for card in shipped())
 
 
 def _long_table(settings: Settings, cohort: Cohort) -> Path | None:

@@ -51,6 +51,7 @@ def test_tables_of_earlier_versions_are_read(bids: Path, output: Path) -> None:
     console = run_group(bids, output)
     rows = rows_of(output / f"group_seg-FAST_desc-{MODEL}_morph.tsv")
     assert [(row["BrainMask"], row["eTIV"]) for row in rows[:2]] == [("120", "n/a"), ("120", "200.5")]
+    assert "wholebrain, FAST: no intracranial volume (eTIV) of sub-01, from a version before" in console.warnings[0]
     assert "ICV" not in rows[0] and not any("not in other scans" in warning for warning in console.warnings)
 
 

@@ -420,9 +420,11 @@ def test_lesions_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     bids = dataset(tmp_path / "bids", noisy(head(), 0), noisy(head(), 1))
     lesions = {1: [(-26, 10, 20, 18), (28, 20, 20, 18)], 2: [(-26, 10, 20, 23), (28, -28, 20, 18)]}
     for label, places in lesions.items():
-        phantoms.save(bids / f"sub-01/ses-{label}/anat/sub-01_ses-{label}_FLAIR.nii.gz", flair(*places), AFFINE)
+        path = bids / f"sub-01/ses-{label}/anat/sub-01_ses-{label}_FLAIR.nii.gz"
+        phantoms.save(path, flair(*places), AFFINE, unit="mm" if label == 1 else None)
     phantoms.save(bids / "sub-01/ses-3/anat/sub-01_ses-3_T1w.nii.gz", noisy(head(), 2), AFFINE)
     console = run(bids, model)
+    assert any(text.startswith("sub-01 ses-2: FLAIR: The header gives no unit") for text in console.warnings)
     assert any("sub-01_ses-3 is skipped: tiny needs a FLAIR" in text for text in console.warnings)
     rows = pd.read_csv(tmp_path / "out/sub-01/anat/sub-01_label-lesion_desc-tiny_longitudinal.tsv", sep="\t")
     large = rows[rows.groupby("lesion")["volume-mm3"].transform("max") > 5000]
