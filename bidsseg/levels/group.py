@@ -70,15 +70,17 @@ def group_level(settings: Settings) -> None:
     if not settings.dry_run:
         report.start(len(cohorts) + 2, "step")
         particulars = _particulars(settings, cohorts)
+    problems: dict[str, None] = {}  # of a model, once for all of its protocols
     for cohort in cohorts:
         path = output_dir / group_table(cohort.model, cohort.protocol)
         if not settings.dry_run:
             report.stage(path.name, "volumes")
-            _write(settings, cohort, particulars)
+            problems |= dict.fromkeys(_write(settings, cohort, particulars))
             report.advance(path.name, "done")
         report.say(f"{path}: {_count(cohort)}")
         if (long := _long_table(settings, cohort)) is not None:
             report.say(f"{long}: a row for each scan and region")
+    _warn(settings, list(problems))
     for of_model in lesions:
         _write_lesions(settings, of_model)
     if not settings.dry_run:
@@ -112,8 +114,8 @@ def _particulars(settings: Settings, cohorts: list[Cohort]) -> Particulars:
     return particulars
 
 
-def _write(settings: Settings, cohort: Cohort, particulars: Particulars) -> None:
-    """Write the tables of a cohort; the data dictionary of the first is written with the page."""
+def _write(settings: Settings, cohort: Cohort, particulars: Particulars) -> list[str]:
+    """Write the tables of a cohort, and return problems; the data dictionary of the first is written with the page."""
     results = list(_of(cohort, settings))
     numbers = gather(cohort, results, settings.runs)
     cohort.quality = numbers.quality_names
@@ -121,11 +123,6 @@ def _write(settings: Settings, cohort: Cohort, particulars: Particulars) -> None
         settings.report.warn(
             f"{cohort.model}, {cohort.protocol}: the quality of some scans is the {cohort.quality[0]}, that of others, "
             f"from an earlier version, the {cohort.quality[1]}: recompute these (--overwrite) to compare them"
-        )
-    if numbers.without_estimate and _reaches_skull(results[0].model_name()):
-        settings.report.warn(
-            f"{cohort.model}, {cohort.protocol}: no intracranial volume (eTIV) of "
-            f"{listed(numbers.without_estimate, 3)}, from a version before 0.17.0: recompute (--overwrite) to get it"
         )
     cohort.joined.append(Flags(numbers, settings.runs))
     measured = measured_columns({name for result in results for name, _ in find_measures(result)})
@@ -136,11 +133,15 @@ def _write(settings: Settings, cohort: Cohort, particulars: Particulars) -> None
         write_wide(settings.output_dir, cohort, numbers, table=table)
     if _long_table(settings, cohort) is not None:
         write_long(settings.output_dir, cohort, numbers)
+    if not numbers.without_estimate or results[0].model_name() not in _skull_models():
+        return []
+    scans = listed(numbers.without_estimate, 3)
+    return [f"{cohort.model}: no eTIV of {scans}, from a version before 0.17.0: recompute them (--overwrite) to get it"]
 
 
-def _reaches_skull(model: str) -> bool:
-    """Return whether a name is that of a shipped model that estimates the intracranial volume."""
-    return any(card.name == model and card.mask_reaches_skull for card in shipped())
+def _skull_models() -> set[str]:
+    """Return the names of the shipped models that estimate the intracranial volume."""
+    return {card.name for card in shipped() if card.mask_reaches_skull}
 
 
 def _long_table(settings: Settings, cohort: Cohort) -> Path | None:
