@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -77,10 +78,18 @@ def segment(
     """
     with explaining():
         images = _by_suffix(image)
+        _check_numbers(
+            memory_mb=memory_mb,
+            lesion_threshold=lesion_threshold,
+            least_lesion_mm3=least_lesion_mm3,
+            least_lesion_peak=least_lesion_peak,
+        )
         _check(device, precision, memory_mb)
         rule = lesion_threshold, least_lesion_mm3, least_lesion_peak
         check_lesion_rule(*rule, names=("lesion_threshold", "least_lesion_mm3", "least_lesion_peak"))
         loaded = load_model(model) if isinstance(model, str | os.PathLike) else model
+        if not hasattr(loaded, "card"):
+            raise UsageError(f"model {model!r}: give a name, a folder or the result of load_model")
         return _segment(
             _used(images, loaded.card),
             loaded,
@@ -134,6 +143,7 @@ def compare(
         volumes for a region in neither map, distances for a region in only one map.
 
     Raises:
+        UsageError: an argument has an invalid value.
         InputMissing: a file does not exist or cannot be opened.
         DataError: a label map cannot be used, contains values outside the protocol, or is on another grid.
     """
@@ -142,6 +152,8 @@ def compare(
     from bidsseg.evaluation import agreement
     from bidsseg.image.nifti import read_labels
 
+    if mask not in ("own", "reference"):
+        raise UsageError(f"mask {mask!r}: give own or reference")
     with explaining():
         table = _protocol(protocol)
         one, other = (read_labels(_source(image)) for image in (found, reference))
@@ -231,8 +243,15 @@ def _used(images: Mapping[str, Source], card: Card) -> dict[str, Source]:
     return {suffix: images[suffix] for suffix in card.inputs}
 
 
+def _check_numbers(**given: object) -> None:
+    """Raise UsageError for an argument that is neither a number nor None."""
+    for name, value in given.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+            raise UsageError(f"{name} {value!r}: give a number")
+
+
 def _check(device: str, precision: str, memory_mb: int | None) -> None:
-    device_name(device)
+    device_name(str(device))
     if precision not in PRECISIONS:
         raise UsageError(f"precision '{precision}': give {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}")
     check_memory(memory_mb, f"memory_mb={memory_mb}")
@@ -241,4 +260,7 @@ def _check(device: str, precision: str, memory_mb: int | None) -> None:
 def _protocol(protocol: str | os.PathLike[str] | Protocol) -> Protocol:
     from bidsseg.labels.protocol import load_protocol
 
-    return load_protocol(os.fspath(protocol)) if isinstance(protocol, str | os.PathLike) else protocol
+    found = load_protocol(os.fspath(protocol)) if isinstance(protocol, str | os.PathLike) else protocol
+    if not hasattr(found, "regions"):
+        raise UsageError(f"protocol {protocol!r}: give a name, a table or a protocol")
+    return found

@@ -105,6 +105,15 @@ def read_table(
     return [{name: cell for name, cell in zip_longest(header, row, fillvalue="") if name} for row in rows]
 
 
+def columns(table: Path) -> list[str]:
+    """Return the names in the first line of a tab-separated table; none if it cannot be read."""
+    try:
+        with table.open(encoding="utf-8-sig") as stream:
+            return stream.readline().rstrip("\n").split("\t")
+    except (OSError, ValueError):
+        return []
+
+
 def read_cells(path: Path, kind: Kind = DataError, *, quotes: bool = True, separator: str = "\t") -> list[list[str]]:
     """Return the cells of each line of a table, see `read_table`; empty lines are left out."""
     lines = io.StringIO(read_text(path, kind), newline="")

@@ -176,6 +176,11 @@ def test_the_rule_of_lesions(scan: Path, tmp_path: Path, monkeypatch: pytest.Mon
         ({"least_lesion_mm3": -1}, "least_lesion_mm3 -1: give"),
         ({"least_lesion_peak": 1.5}, "least_lesion_peak 1.5: give"),
         ({"memory_mb": 500}, "give --mem that much"),
+        ({"lesion_threshold": "x"}, "lesion_threshold 'x': give a number"),
+        ({"least_lesion_mm3": [5]}, r"least_lesion_mm3 \[5\]: give a number"),
+        ({"memory_mb": "8G"}, "memory_mb '8G': give a number"),
+        ({"device": 0}, "cuda:N"),
+        ({"model": 3}, "model 3: give a name, a folder"),
         ({"image": {"FLAIR": "x"}}, "images by suffix"),
         ({"image": {"T1w": "x", "T2w": "y"}}, "images by suffix"),
         ({"image": np.zeros((9, 9, 9))}, "not ndarray"),
@@ -183,9 +188,9 @@ def test_the_rule_of_lesions(scan: Path, tmp_path: Path, monkeypatch: pytest.Mon
 )
 def test_wrong_arguments(given: dict[str, Any], message: str, scan: Path, model: Path) -> None:
     image = given.get("image", scan)
-    options = {key: value for key, value in given.items() if key != "image"}
+    options = {"model": model, **{key: value for key, value in given.items() if key != "image"}}
     with pytest.raises(UsageError, match=message):
-        bidsseg.segment(image, model=model, **options)
+        bidsseg.segment(image, **options)
 
 
 def test_errors_of_images_and_models(scan: Path, model: Path, tmp_path: Path) -> None:
@@ -273,6 +278,11 @@ def test_compare(tmp_path: Path) -> None:
         bidsseg.compare(np_image(labels + 4, affine), path, "FAST")
     with pytest.raises(DataError, match="no protocol 'none'"):
         bidsseg.compare(path, path, "none")
+    wrong: Any = 3
+    with pytest.raises(UsageError, match="protocol 3: give a name"):
+        bidsseg.compare(path, path, wrong)
+    with pytest.raises(UsageError, match="mask 3: give own or reference"):
+        bidsseg.compare(path, path, "FAST", mask=wrong)
 
 
 def np_image(labels: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:

@@ -9,7 +9,7 @@ from typing import Any
 
 from bidsseg.bids.alternatives import alternatives
 from bidsseg.bids.index import anatomical_images, closed_folders, participant_labels
-from bidsseg.bids.names import IMAGE_EXTENSIONS, build_name, entity_names
+from bidsseg.bids.names import IMAGE_EXTENSIONS, build_name, entity_names, parse_name
 from bidsseg.bids.scan import Image, Scan, Selection
 from bidsseg.errors import InputMissing, NothingSelected, UsageError
 from bidsseg.reading import read_object
@@ -102,6 +102,18 @@ def t1w_of(bids_dir: Path, source: Mapping[str, str]) -> Path | None:
     names = [build_name(source, "T1w", extension) for extension in IMAGE_EXTENSIONS]
     paths = [bids_dir.joinpath(*folders, "anat", name) for name in names]
     return next((path for path in paths if path.is_file()), None)
+
+
+def has_image(bids_dir: Path, source: Mapping[str, str]) -> bool:
+    """Return whether a dataset has an image of any suffix with exactly these entities, or its folder cannot be read."""
+    folders = [build_name({key: source[key]}) for key in ("subject", "session") if key in source]
+    try:
+        names = [path.name for path in bids_dir.joinpath(*folders, "anat").iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return any(parsed[0] == source for name in names if (parsed := parse_name(name)))
 
 
 def read_filters(path: Path) -> dict[str, dict[str, Any]]:

@@ -60,6 +60,7 @@ class Numbers:
         soft: sums of probabilities (mm³), shape (N, C), NaN for the first WHOLE columns.
         quality: shape (N,), NaN where unknown.
         calibrated: whether the quality is an expected Dice, booleans (N,).
+        estimated: whether the table of the scan has a row for the intracranial volume, booleans (N,).
         findings: codes of the findings of each scan.
         selected: whether the run of the scan counts, booleans (N,).
     """
@@ -71,6 +72,7 @@ class Numbers:
     soft: np.ndarray
     quality: np.ndarray
     calibrated: np.ndarray
+    estimated: np.ndarray
     findings: list[list[str]]
     selected: np.ndarray
 
@@ -115,6 +117,11 @@ class Numbers:
         kinds = {EXPECTED_DICE: self.calibrated & known, CONFIDENCE: ~self.calibrated & known}
         return [name for name, scans in kinds.items() if scans.any()]
 
+    @property
+    def without_estimate(self) -> list[str]:
+        """Keys of the scans whose table, of a version before 0.17, has no row for the intracranial volume."""
+        return [result.key for result, known in zip(self.results, self.estimated, strict=True) if not known]
+
     def outliers(self, row: int) -> list[str]:
         """Return the columns in which a scan is an outlier."""
         return [self.regions[place].column for place in np.flatnonzero(np.abs(self.scores[row]) > FAR)]
@@ -137,7 +144,7 @@ def gather(cohort: Cohort, results: Sequence[Result], runs: Runs) -> Numbers:
         runs: the runs that count, see `chosen_runs`.
     """
     names = {name: place for place, name in enumerate(cohort.regions.values())}
-    readable, counted, soft, calibrated = [], [], [], []
+    readable, counted, soft, calibrated, estimated = [], [], [], [], []
     for result in results:
         try:
             table = result.volumes()
@@ -149,6 +156,7 @@ def gather(cohort: Cohort, results: Sequence[Result], runs: Runs) -> Numbers:
                 rows[:, place] = volume.volume_mm3, np.nan if volume.soft_mm3 is None else volume.soft_mm3
         readable.append(result)
         calibrated.append(result.is_calibrated(table))
+        estimated.append(any(volume.is_intracranial for volume in table))
         counted.append(rows[0])
         soft.append(rows[1])
     regions, pairs = _regions(cohort, readable)
@@ -162,6 +170,7 @@ def gather(cohort: Cohort, results: Sequence[Result], runs: Runs) -> Numbers:
         soft=np.array(soft).reshape(shape),
         quality=quality.reshape(shape[0]),
         calibrated=np.array(calibrated, bool),
+        estimated=np.array(estimated, bool),
         findings=[result.findings() for result in readable],
         selected=chosen_runs([result.source for result in readable], quality, runs),
     )

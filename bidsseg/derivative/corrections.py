@@ -164,7 +164,12 @@ def _label_maps(folder: Path) -> list[Image]:
 
 
 def read_corrections(
-    corrections: Corrections, images: Images, *, scan: Scan, protocols: Mapping[str, Protocol]
+    corrections: Corrections,
+    images: Images,
+    *,
+    scan: Scan,
+    protocols: Mapping[str, Protocol],
+    with_lesions: Mapping[str, Protocol],
 ) -> dict[str, np.ndarray]:
     """Return the corrected label maps (X, Y, Z) on the grid of the T1w, by output; masks are booleans.
 
@@ -172,6 +177,7 @@ def read_corrections(
 
     Args:
         protocols: protocol of each label map.
+        with_lesions: the same, with the region of lesions that label maps with given lesions have.
 
     Raises:
         DataError: a file is not a label map, is on another grid, is empty or has unknown values.
@@ -187,6 +193,12 @@ def read_corrections(
         is_mask = name in (BRAIN, LESION)
         protocol = load_protocol(name).scored() if is_mask else protocols[name]
         volume = read_on_grid(path, images, t1w=scan.t1w, flair=scan.flair, note=note)
+        lesions = () if is_mask else {*with_lesions[name].lesions} - {*protocol.indices}
+        if shown := [index for index in lesions if (volume.data == index).any()]:
+            raise DataError(
+                f"{path}: the values {shown} are lesions, which the model does not label: give --lesions with the "
+                "masks, as in the run that the label map is from, or paint other regions there"
+            )
         values = with_known_values(volume.data, protocol, path, note=note)
         if name != LESION and not values.any():
             raise DataError(f"{path}: is empty: every voxel is background")
@@ -201,20 +213,24 @@ def corrected(
     *,
     protocols: Mapping[str, Protocol],
     files: Mapping[str, Path],
+    spacing_mm: np.ndarray,
     voxel_mm3: float,
 ) -> Segmentation:
     """Return a segmentation with corrected label maps and masks in the place of the model's.
 
     There are no probabilities of a corrected label map, so that its soft volumes are NaN and no Dice is expected.
     Requested probabilities and uncertainty remain the model's. A lesion mask follows from the corrected label map of
-    the head with lesions. Findings about volumes are those of the corrected label maps.
+    the head with lesions, and label maps with lesions follow from a corrected lesion mask, unless both are corrected.
+    Findings about volumes are those of the corrected label maps.
 
     Args:
         labels: corrected label maps (X, Y, Z), see ``read_corrections``. Those equal to the model's are ignored.
         protocols: protocol of each label map.
         files: the file of each.
+        spacing_mm: size of a voxel, (3,).
         voxel_mm3: volume of a voxel.
     """
+    from bidsseg.segmentation.given_lesions import with_lesions_of
     from bidsseg.segmentation.plausibility import CODES, implausible_findings
 
     before = {**result.labels, BRAIN: result.brain, LESION: result.lesion}
@@ -222,6 +238,10 @@ def corrected(
     lesion, head, manual = new.get(LESION, result.lesion), model.card.lesion, {name: name for name in new}
     if head is not None and head in new and LESION not in labels:
         lesion, manual[LESION] = np.isin(new[head], protocols[head].lesions), head
+    for name, values in result.labels.items() if LESION in new else ():
+        if name not in labels and protocols[name].lesions:
+            new[name] = with_lesions_of(new[LESION], values, protocols[name], spacing_mm=spacing_mm)
+            manual[name] = LESION
     maps = {name: new.get(name, values) for name, values in result.labels.items()}
     counted = {name: volumes_mm3(maps[name], protocols[name], voxel_mm3) for name in maps if name in new}
     found = replace(

@@ -17,7 +17,13 @@ from bidsseg.bids.scan import Scan
 from bidsseg.derivative import sidecars
 from bidsseg.derivative.corrections import Corrections, read_corrections
 from bidsseg.derivative.given_lesions import GivenLesions, read_given_lesions
-from bidsseg.derivative.lesion_tables import lesion_lookup, lesion_sidecar, lesion_table, update_lesion_tables
+from bidsseg.derivative.lesion_tables import (
+    lesion_lookup,
+    lesion_sidecar,
+    lesion_table,
+    planned_region_tables,
+    update_lesion_tables,
+)
 from bidsseg.derivative.on_request import Earlier, earlier_lesions, earlier_outputs
 from bidsseg.derivative.sidecar_keys import LESIONS, Sidecar, is_fast, lesion_mask
 from bidsseg.derivative.sidecar_keys import corrections as corrections_in
@@ -98,6 +104,22 @@ class Job:
         return {name: of(self.card, name) for name in self.card.protocols}
 
     @property
+    def region_tables(self) -> list[Path]:
+        """Tables of lesions by region that the run writes with the label maps in the folder of the scan, absolute."""
+        desc = f"{self.scan.entities.get('desc', '')}{self.card.name}"
+        given = self.given.file is not None
+        protocols = {name: of for name, of in self.protocols.items() if not (given and of.lesions)}
+        folder = (self.output_dir / self.paths.brain).parent
+        return planned_region_tables(folder, self.scan.entities, desc, protocols=protocols, lesions=self.has_lesions)
+
+    @property
+    def pictures(self) -> list[Path]:
+        """Pictures of the page, relative to the output folder."""
+        shown = [*self.card.protocols, BRAIN, *([LESION] if self.has_lesions else [])]
+        figures = output_paths(self.scan, self.card.name, shown).figures.values()
+        return [*figures, *([self.paths.lesion_figure] if self.has_lesions else [])]
+
+    @property
     def sources(self) -> list[Path]:
         """Images that the model reads, the T1w first."""
         return list(self.scan.images(self.card.inputs).values())
@@ -129,7 +151,8 @@ class Job:
 
     def read_corrections(self, images: Images) -> dict[str, np.ndarray]:
         """Return the corrected label maps (X, Y, Z) of the scan, by output, see ``corrections.read_corrections``."""
-        return read_corrections(self.corrections, images, scan=self.scan, protocols=self.protocols)
+        more = {name: protocol_with_lesions(self.card, name) for name in self.card.protocols}
+        return read_corrections(self.corrections, images, scan=self.scan, protocols=self.protocols, with_lesions=more)
 
     def read_given_lesions(self, images: Images) -> np.ndarray | None:
         """Return the given lesions (X, Y, Z), booleans; None if there is no mask."""

@@ -8,6 +8,7 @@ are present, and by the level ``group``.
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,12 +21,12 @@ from bidsseg.bids.names import build_name, parse_name, with_extension
 from bidsseg.bids.outputs import lesion_regions
 from bidsseg.bids.scan import without_desc
 from bidsseg.derivative.sidecar_keys import Sidecar, is_record, lesion_mask, read_sidecar
-from bidsseg.derivative.sidecars import Origin
+from bidsseg.derivative.sidecars import TOOL, Origin
 from bidsseg.errors import BidssegError, DataError, InputMissing
 from bidsseg.files import locked, remove, write_json_atomic, write_table
 from bidsseg.labels.anatomy import Anatomy, find_anatomy
 from bidsseg.labels.protocol import BACKGROUND, LESION, Protocol, Region, read_protocol
-from bidsseg.reading import object_or_empty, read_table
+from bidsseg.reading import columns, object_or_empty, read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -145,7 +146,7 @@ def region_table(
 def lesion_sidecar(origin: Origin, anatomy: str = "") -> dict[str, Any]:
     """Return the data dictionary of the table of lesions, with its provenance; ``anatomy`` is a label map."""
     named: Sidecar = {"Anatomy": anatomy} if anatomy else {}
-    if origin.has_given_lesions:
+    if origin.has_given_lesions or origin.manual:
         named = {**named, **origin.made}
     text = "Lesions: connected components of the lesion mask, the largest first"
     return {"Description": text, "Sources": origin.uris, **named, **LESIONS, **origin.details}
@@ -230,11 +231,8 @@ class LesionFiles:
     def outdated(self) -> list[Path]:
         """Return the tables of lesions by region of label maps that are no longer among the others, with sidecars."""
         wanted = {self.region_table(one.protocol.name, one.desc) for one in self.others()}
-        pattern = f"{glob.escape(self.key)}_seg-*_label-lesion_desc-{self.model}+*_morph.tsv"
-        tables = [path for path in self.table.parent.glob(pattern) if path not in wanted]
-        sidecars = {path: with_extension(path, ".json") for path in tables}
-        own = [path for path in tables if is_record(read_sidecar(sidecars[path]))]
-        return [file for path in own for file in (path, sidecars[path])]
+        tables = own_region_tables(self.table.parent, self.source, self.model)
+        return [file for path in tables if path not in wanted for file in (path, with_extension(path, ".json"))]
 
 
 def find_lesions(folder: Path) -> Iterator[LesionFiles]:
@@ -247,6 +245,53 @@ def find_lesions(folder: Path) -> Iterator[LesionFiles]:
         files = LesionFiles(source, parsed[0]["desc"], path)
         if files.lesion_map.is_file():
             yield files
+
+
+def own_region_tables(folder: Path, source: Mapping[str, str], model: str) -> list[Path]:
+    """Return the tables of the lesions of a scan by region of other label maps that this program has written.
+
+    Args:
+        source: entities of the T1w without ``desc``.
+        model: the ``desc-`` label of the results with the lesions.
+    """
+    pattern = f"{glob.escape(build_name(source))}_seg-*_label-lesion_desc-{model}+*_morph.tsv"
+    return [path for path in sorted(folder.glob(pattern)) if is_record(read_sidecar(with_extension(path, ".json")))]
+
+
+def is_foreign_region_table(table: Path) -> bool:
+    """Return whether a file with the name of a table of lesions by region, or its sidecar, is not of this program.
+
+    A table without a sidecar is one of this program if it has its columns: a run was killed between the two.
+    """
+    sidecar = with_extension(table, ".json")
+    if os.path.lexists(sidecar):
+        return not is_record(read_sidecar(sidecar))
+    return os.path.lexists(table) and columns(table) != list(REGIONS)
+
+
+def planned_region_tables(
+    folder: Path, entities: Mapping[str, str], model: str, *, protocols: Mapping[str, Protocol], lesions: bool
+) -> list[Path]:
+    """Return the tables of lesions by region that `update_lesion_tables` writes when a model has segmented a scan.
+
+    Args:
+        folder: ``anat`` of a participant or session in the output folder.
+        entities: of the T1w.
+        model: the ``desc-`` label of the results.
+        protocols: protocols of their label maps that do not say where given lesions are.
+        lesions: whether the results have lesions; otherwise, those of an earlier run of the model are removed.
+    """
+    source = without_desc(entities)
+    found = {files.model: files for files in find_lesions(folder) if files.source == source and files.model != model}
+    if lesions:
+        name = build_name({**source, "label": "lesion", "desc": model}, "morph", ".tsv")
+        found[model] = LesionFiles(source, model, folder / name)
+    tables = []
+    for files in found.values():
+        others = [(one.protocol.name, one.desc) for one in files.others() if one.desc != model]
+        own = [(name, model) for name, of in protocols.items() if not (files.model == model and of.lesions)]
+        tables += [files.region_table(name, desc) for name, desc in [*own, *others]]
+    return tables
 
 
 @dataclass
@@ -288,11 +333,10 @@ def _update(files: LesionFiles, update: Update) -> None:
     update.changed |= bool(outdated)
     maps = files.label_maps()
     anatomy = next((one for one in maps if one.anatomy), None)
-    others = [
-        one
-        for one in files.others()
-        if _is_old(files.region_table(one.protocol.name, one.desc), files.lesion_map, one.path)
-    ]
+    tables = {one: files.region_table(one.protocol.name, one.desc) for one in files.others()}
+    foreign = {one for one, table in tables.items() if is_foreign_region_table(table)}
+    update.problems += [f"{tables[one]} exists and was not written by {TOOL}: it is kept" for one in foreign]
+    others = [one for one, table in tables.items() if one not in foreign and _is_old(table, files.lesion_map, one.path)]
     before = object_or_empty(with_extension(files.table, ".json"))
     is_known = anatomy is None or before.get("Anatomy") == anatomy.path.name
     if anatomy is not None and is_known and not _is_old(files.table, files.lesion_map, anatomy.path):

@@ -11,6 +11,7 @@ from bidsseg.bids.names import build_name, parse_name, with_extension
 from bidsseg.bids.outputs import aseg_path, output_paths
 from bidsseg.bids.scan import Scan, without_added, without_desc
 from bidsseg.bids.series import ORIGINAL, SPACE
+from bidsseg.derivative.lesion_tables import own_region_tables
 from bidsseg.derivative.sidecar_keys import Sidecar, is_of_model, is_record, read_sidecar, sources
 from bidsseg.models.card import LESION
 
@@ -103,9 +104,9 @@ def earlier_lesions(
             yield from _with_sidecar(output_dir / path)
     if not keep_tables:
         yield from (output_dir / path for path in (every.lesion_figure, every.figures[LESION]))
-        source = build_name(without_desc(scan.entities))
-        pattern = f"{source}_seg-*_label-lesion_desc-{scan.entities.get('desc', '')}{model}+*_morph.*"
-        yield from (output_dir / every.brain).parent.glob(pattern)
+        folder, desc = (output_dir / every.brain).parent, f"{scan.entities.get('desc', '')}{model}"
+        for table in own_region_tables(folder, without_desc(scan.entities), desc):
+            yield from (table, with_extension(table, ".json"))
 
 
 def _with_sidecar(path: Path) -> list[Path]:

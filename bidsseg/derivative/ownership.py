@@ -21,13 +21,14 @@ from bidsseg.bids.outputs import FURTHER_TABLES, AgreementPaths, group_report, g
 from bidsseg.derivative.cohort import QUALITY, STATUS, Cohort
 from bidsseg.derivative.finished import has_page
 from bidsseg.derivative.job import Job
+from bidsseg.derivative.lesion_tables import is_foreign_region_table
 from bidsseg.derivative.results import anat_folders, is_own_page
 from bidsseg.derivative.sidecar_keys import Sidecar, fingerprints, is_record, read_sidecar, sources
 from bidsseg.derivative.sidecars import NAME_PREFIX, README_MARK, SOURCE, TOOL, bids_uri, dataset_description
 from bidsseg.errors import BidssegError, InputMissing, OutputNotWritable, UsageError
 from bidsseg.files import fingerprint
 from bidsseg.models.card import CARD, WEIGHTS
-from bidsseg.reading import object_or_empty, read_object
+from bidsseg.reading import columns, object_or_empty, read_object
 from bidsseg.settings import Settings
 
 ROOT_FILES = ("descriptions", "readme", "bidsignore")
@@ -106,33 +107,33 @@ def check_group_files(output_dir: Path, cohorts: Iterable[Cohort]) -> None:
     """Raise OutputNotWritable if a table or the page of the cohort would replace a file from another program."""
     names = [(cohort.model, cohort.protocol) for cohort in cohorts]
     tables = [group_table(*name, kind) for name in names for kind in ("table", *FURTHER_TABLES[:-1])]
-    _check_tables(output_dir, group_report(), tables, columns={STATUS, QUALITY})
-    _check_tables(output_dir, group_report(), [group_table(*name, "long") for name in names], columns=OF_LONG)
+    _check_tables(output_dir, group_report(), tables, names={STATUS, QUALITY})
+    _check_tables(output_dir, group_report(), [group_table(*name, "long") for name in names], names=OF_LONG)
 
 
 def check_lesion_files(output_dir: Path, tables: Iterable[Path]) -> None:
     """Raise OutputNotWritable if a table of the lesions of the cohort would replace a file from another program."""
-    _check_tables(output_dir, group_report(), tables, columns=OF_LESIONS)
+    _check_tables(output_dir, group_report(), tables, names=OF_LESIONS)
 
 
 def is_lesion_table(path: Path) -> bool:
     """Return whether a table of the lesions of a cohort is of this program."""
-    return set(_columns(path)) >= OF_LESIONS
+    return set(columns(path)) >= OF_LESIONS
 
 
 def check_agreement_files(output_dir: Path, paths: AgreementPaths) -> None:
     """Raise OutputNotWritable if a table or the page of evaluate would replace a file from another program."""
-    _check_tables(output_dir, paths.page, [paths.table, paths.summary], columns=OF_AGREEMENT)
+    _check_tables(output_dir, paths.page, [paths.table, paths.summary], names=OF_AGREEMENT)
 
 
-def _check_tables(output_dir: Path, page: Path, tables: Iterable[Path], *, columns: set[str]) -> None:
+def _check_tables(output_dir: Path, page: Path, tables: Iterable[Path], *, names: set[str]) -> None:
     """Raise OutputNotWritable if the page, or a table without the columns of this program, exists."""
     present = [path for path in (page, *tables) if os.path.lexists(output_dir / path)]
     own_page = is_own_page(output_dir / page)
     foreign = [
         output_dir / path
         for path in present
-        if not (own_page if path == page else columns <= set(_columns(output_dir / path)))
+        if not (own_page if path == page else names <= set(columns(output_dir / path)))
     ]
     if foreign:
         raise OutputNotWritable(f"{foreign[0]} exists and was not written by {TOOL}: {ELSEWHERE}")
@@ -248,21 +249,12 @@ def _foreign_result(job: Job, manifests: Manifests) -> Path | None:
     """Return an existing file of the job that has no record of this program; None if there is none."""
     names = [*job.paths.files, *job.paths.figures.values()]
     present = [path for name in names if os.path.lexists(path := job.output_dir / name)]
-    if not present:
-        return None
+    foreign = [table for table in job.region_tables if is_foreign_region_table(table)]
     sidecars = {path: content for path in present if path.suffix == ".json" and (content := read_sidecar(path))}
-    foreign = [path for path, content in sidecars.items() if not is_record(content)]
+    foreign += [path for path, content in sidecars.items() if not is_record(content)]
     if foreign:
         return foreign[0]
-    return None if sidecars or manifests.claim(job.scan.key) else present[0]
-
-
-def _columns(table: Path) -> list[str]:
-    try:
-        with table.open(encoding="utf-8-sig") as stream:
-            return stream.readline().rstrip("\n").split("\t")
-    except (OSError, ValueError):
-        return []
+    return None if sidecars or not present or manifests.claim(job.scan.key) else present[0]
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bidsseg.bids.names import with_extension
+from bidsseg.bids.names import parse_name, with_extension
+from bidsseg.bids.outputs import series_log_path
 from bidsseg.bids.scan import Scan
-from bidsseg.bids.series import ORIGINAL, Series, SeriesPaths, SessionPaths, series_paths
+from bidsseg.bids.series import ORIGINAL, SPACE, Series, SeriesPaths, SessionPaths, series_paths
 from bidsseg.derivative import sidecars
 from bidsseg.derivative.changes import CHANGES, LESION_CHANGES, Visits, change_table, lesion_table
 from bidsseg.derivative.job import remove_halves
 from bidsseg.derivative.ownership import ELSEWHERE
 from bidsseg.derivative.results import is_own_page
-from bidsseg.derivative.sidecar_keys import Sidecar, is_fast, is_record, read_sidecar
+from bidsseg.derivative.sidecar_keys import Sidecar, is_fast, is_of_model, is_record, read_sidecar
 from bidsseg.errors import OutputNotWritable
 from bidsseg.files import fingerprint, remove, write_json_atomic, write_table, write_text_atomic
 from bidsseg.image.nifti import write_labels, write_map
@@ -28,10 +29,14 @@ from bidsseg.labels.protocol import Protocol
 from bidsseg.models.card import Card
 from bidsseg.models.lesion_rule import LesionRule
 from bidsseg.models.rescan import smallest_changes
+from bidsseg.reading import object_or_empty
 from bidsseg.registration.align import Images
 
 if TYPE_CHECKING:
     from bidsseg.segmentation.result import Segmentation
+
+KINDS = ((SPACE, ""), (SPACE, "brain"), (ORIGINAL, "longitudinal"))
+"""Space of the images of a session in a comparison, and what follows the name of the model in ``desc-``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,18 +110,45 @@ class SeriesJob:
 
     def check_files(self) -> None:
         """Raise OutputNotWritable if a file of another program would be replaced."""
-        for path in self.paths.files:
-            place = self.output_dir / path
-            sidecar = with_extension(place, ".json")
-            if path.suffix == ".json" and os.path.lexists(place) and not is_record(read_sidecar(sidecar)):
-                raise OutputNotWritable(f"{place} exists and was not written by {sidecars.TOOL}: {ELSEWHERE}")
+        present = [place for path in self.paths.files if os.path.lexists(place := self.output_dir / path)]
+        records = {place: is_record(read_sidecar(place)) for place in present if place.suffix == ".json"}
+        foreign = [place for place, is_own in records.items() if not is_own]
+        if not (records or self._was_planned()):
+            foreign += present
         page = self.output_dir / self.paths.page
         if os.path.lexists(page) and not is_own_page(page):
-            raise OutputNotWritable(f"{page} exists and was not written by {sidecars.TOOL}: {ELSEWHERE}")
+            foreign.append(page)
+        if foreign:
+            raise OutputNotWritable(f"{foreign[0]} exists and was not written by {sidecars.TOOL}: {ELSEWHERE}")
+
+    def _was_planned(self) -> bool:
+        """Return whether a run was going to compare the participant, so that files without a record are its own."""
+        logs = (self.output_dir / series_log_path("*")).parent
+        manifests = map(object_or_empty, logs.glob(series_log_path("*").name))
+        return any(self.series.key in (manifest.get("planned") or ()) for manifest in manifests)
+
+    def outdated(self) -> list[Path]:
+        """Return the files of an earlier comparison by this model that this one does not write, in a new space.
+
+        They are those of a session, or of a T1w, that is no longer compared.
+        """
+        own = {self.output_dir / path for path in self.paths.files}
+        label = f"{self.series.source.get('desc', '')}{self.card.name}"
+        found: list[Path] = []
+        for folder in sorted((self.output_dir / self.series.key).glob("ses-*/anat")):
+            for sidecar in sorted(folder.glob("sub-*_ses-*_space-*.json")):
+                parsed, content = parse_name(sidecar.name), read_sidecar(sidecar)
+                if parsed is None or not (is_record(content) and is_of_model(content, self.card.name)):
+                    continue
+                kind = parsed[0].get("space"), parsed[0].get("desc", "").removeprefix(label)
+                if kind in KINDS and parsed[0].get("desc", "").startswith(label):
+                    found += [with_extension(sidecar, extension) for extension in (".nii.gz", ".tsv", ".json")]
+            found += folder.glob(f"sub-*_from-T1w_to-{SPACE}_mode-image_desc-{label}_xfm.txt")
+        return [path for path in found if path not in own and path.is_file()]
 
     def clear(self) -> None:
-        """Remove the record of an earlier run, and files of killed runs."""
-        remove([self.record])
+        """Remove the record of an earlier run, its files that would contradict this one, and files of killed runs."""
+        remove([self.record, *self.outdated()])
         names = {path.name for path in (*self.paths.files, self.paths.figure)}
         remove_halves((self.output_dir / self.series.key).rglob(".*.part"), names)
 

@@ -249,7 +249,15 @@ class Pipeline:
                 result = with_given_lesions(result, given, protocols, voxel_mm3=voxel_mm3)
         if task.corrections:
             files = task.job.corrections.files
-            result = corrected(result, task.corrections, model, protocols=protocols, files=files, voxel_mm3=voxel_mm3)
+            result = corrected(
+                result,
+                task.corrections,
+                model,
+                protocols=protocols,
+                files=files,
+                spacing_mm=images.volumes["T1w"].spacing_mm,
+                voxel_mm3=voxel_mm3,
+            )
             task.corrections = {}
         task.entry.findings += [asdict(finding) for finding in result.findings]
         for finding in result.findings:

@@ -147,7 +147,8 @@ def _read(scan: Scan, model: Model, engine: Engine) -> _Session:
     aligned: dict[str, Volume] = {}
     session = _Session({suffix: rescaled(volume) for suffix, (volume, _) in read.items()}, {}, np.zeros(0, bool))
     for suffix, (volume, findings) in read.items():
-        session.findings += findings
+        name = "" if suffix == next(iter(read)) else f"{suffix}: "
+        session.findings += [Finding(finding.code, f"{name}{finding.message}") for finding in findings]
         try:
             aligned[suffix], motion = align(volume, t1w)
         except DataError as error:

@@ -17,6 +17,10 @@ CONSTANT = 1 / 3
 """Smallest share of the faces of an image that a constant background covers."""
 BRAIN_ALONE = 1.5
 """Volume that an image of the brain alone shows at most, in volumes of the brain."""
+RIPPLE = 0.02
+"""Largest difference from the background that is no part of a head, in medians of the brain above the background."""
+FAR_RIPPLE = 1e-3
+"""Largest such difference, for most voxels, on the faces of an image."""
 DARKEST = 1e-3
 """Lowest brightness outside of the background, as a share of the range of an image."""
 STEPS = np.float32(1 << 14)
@@ -28,7 +32,7 @@ def background(data: np.ndarray) -> float | None:
 
     Masks, skull-stripping and padding produce such a constant, at any scale of the image; air is noise.
     """
-    faces = np.concatenate([np.moveaxis(data, axis, 0)[side].ravel() for axis in range(3) for side in (0, -1)])
+    faces = _faces(data)
     values, counts = np.unique(faces, return_counts=True)
     return float(values[counts.argmax()]) if counts.max() >= CONSTANT * len(faces) else None
 
@@ -36,12 +40,26 @@ def background(data: np.ndarray) -> float | None:
 def shows_brain_alone(data: np.ndarray, brain: np.ndarray) -> bool:
     """Return whether an image (X, Y, Z) shows the brain alone: little else is outside of a constant background.
 
+    When a skull-stripped image is resampled with splines, they leave ripples around the brain, which do not count.
+
     Args:
         brain: mask (X, Y, Z).
     """
-    constant = background(data)
-    shown = int(np.count_nonzero(data != constant))
-    return constant is not None and shown < BRAIN_ALONE * int(np.count_nonzero(brain))
+    count = int(np.count_nonzero(brain))
+    if not count:
+        return False
+    faces, constant = _faces(data), background(data)
+    level = float(np.median(faces)) if constant is None else constant
+    contrast = abs(float(np.median(data[brain > 0])) - level)
+    if constant is None and np.median(np.abs(faces - np.float32(level))) > FAR_RIPPLE * contrast:
+        return False  # air is noise
+    shown = int(np.count_nonzero(np.abs(data - np.float32(level)) > RIPPLE * contrast))
+    return shown < BRAIN_ALONE * count
+
+
+def _faces(data: np.ndarray) -> np.ndarray:
+    """Return the voxels of the six faces of an image (X, Y, Z)."""
+    return np.concatenate([np.moveaxis(data, axis, 0)[side].ravel() for axis in range(3) for side in (0, -1)])
 
 
 def rescaled(volume: Volume) -> Volume:

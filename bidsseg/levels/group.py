@@ -9,7 +9,7 @@ from bidsseg.bids.annotations import annotations_of_scan
 from bidsseg.bids.names import parse_name, with_extension
 from bidsseg.bids.outputs import group_report, group_table, report_path
 from bidsseg.bids.particulars import Particulars, read_particulars
-from bidsseg.bids.query import find_scans
+from bidsseg.bids.query import find_scans, has_image
 from bidsseg.bids.scan import Scan
 from bidsseg.derivative.cohort import Cohort, collect, write_table
 from bidsseg.derivative.cohort_numbers import Flags, People, gather
@@ -36,8 +36,9 @@ from bidsseg.derivative.ownership import (
 )
 from bidsseg.derivative.results import Result, find_fates, find_results, is_own_page
 from bidsseg.derivative.sidecar_keys import corrections
-from bidsseg.errors import BidssegError, InputMissing, NothingSelected
+from bidsseg.errors import BidssegError, InputMissing, NothingSelected, listed
 from bidsseg.files import fingerprint, remove, write_json_atomic
+from bidsseg.models.card import shipped
 from bidsseg.settings import Settings
 
 SHOWN_PROBLEMS = 5
@@ -69,15 +70,17 @@ def group_level(settings: Settings) -> None:
     if not settings.dry_run:
         report.start(len(cohorts) + 2, "step")
         particulars = _particulars(settings, cohorts)
+    problems: dict[str, None] = {}  # of a model, once for all of its protocols
     for cohort in cohorts:
         path = output_dir / group_table(cohort.model, cohort.protocol)
         if not settings.dry_run:
             report.stage(path.name, "volumes")
-            _write(settings, cohort, particulars)
+            problems |= dict.fromkeys(_write(settings, cohort, particulars))
             report.advance(path.name, "done")
         report.say(f"{path}: {_count(cohort)}")
         if (long := _long_table(settings, cohort)) is not None:
             report.say(f"{long}: a row for each scan and region")
+    _warn(settings, list(problems))
     for of_model in lesions:
         _write_lesions(settings, of_model)
     if not settings.dry_run:
@@ -111,8 +114,8 @@ def _particulars(settings: Settings, cohorts: list[Cohort]) -> Particulars:
     return particulars
 
 
-def _write(settings: Settings, cohort: Cohort, particulars: Particulars) -> None:
-    """Write the tables of a cohort; the data dictionary of the first is written with the page."""
+def _write(settings: Settings, cohort: Cohort, particulars: Particulars) -> list[str]:
+    """Write the tables of a cohort, and return problems; the data dictionary of the first is written with the page."""
     results = list(_of(cohort, settings))
     numbers = gather(cohort, results, settings.runs)
     cohort.quality = numbers.quality_names
@@ -130,6 +133,15 @@ def _write(settings: Settings, cohort: Cohort, particulars: Particulars) -> None
         write_wide(settings.output_dir, cohort, numbers, table=table)
     if _long_table(settings, cohort) is not None:
         write_long(settings.output_dir, cohort, numbers)
+    if not numbers.without_estimate or results[0].model_name() not in _skull_models():
+        return []
+    scans = listed(numbers.without_estimate, 3)
+    return [f"{cohort.model}: no eTIV of {scans}, from a version before 0.17.0: recompute them (--overwrite) to get it"]
+
+
+def _skull_models() -> set[str]:
+    """Return the names of the shipped models that estimate the intracranial volume."""
+    return {card.name for card in shipped() if card.mask_reaches_skull}
 
 
 def _long_table(settings: Settings, cohort: Cohort) -> Path | None:
@@ -201,7 +213,12 @@ def _of(cohort: Cohort, settings: Settings) -> Iterator[Result]:
 
 
 def _expected(settings: Settings, tried: set[str]) -> list[dict[str, str]]:
-    """Return the source entities of the scans in the dataset, and of those that an earlier run attempted."""
+    """Return the source entities of the scans in the dataset, and of those that an earlier run attempted.
+
+    The latter may need another filter than this run has, or be in a folder that cannot be read. Those that are no
+    longer in the dataset are left out, unless the dataset cannot be read.
+    """
+    attempted = {key: parsed[0] for key in tried if (parsed := parse_name(f"{key}_T1w"))}
     try:
         scans = find_scans(
             settings.bids_dir,
@@ -211,14 +228,11 @@ def _expected(settings: Settings, tried: set[str]) -> list[dict[str, str]]:
             database_dir=settings.database_dir,
         )
         expected = {scan.key: scan.entities for scan in scans}
+        attempted = {key: entities for key, entities in attempted.items() if has_image(settings.bids_dir, entities)}
     except BidssegError as error:
         settings.report.warn(f"the list of scans without a result may be incomplete: {error}")
         expected = {}
-    for key in tried - expected.keys():
-        parsed = parse_name(f"{key}_T1w")
-        if parsed and settings.selects(parsed[0]):
-            expected[key] = parsed[0]
-    return list(expected.values())
+    return list({**{key: each for key, each in attempted.items() if settings.selects(each)}, **expected}.values())
 
 
 def _count(cohort: Cohort) -> str:

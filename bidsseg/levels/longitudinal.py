@@ -55,6 +55,11 @@ def longitudinal_level(settings: Settings) -> None:
     todo = [job for job in jobs if job not in done]
     for job in todo:
         job.check_files()
+        if sessions := sorted({path.parent.parent.name for path in job.outdated()}):
+            settings.report.warn(
+                f"{job.series.key}: compared again, in a new space: files of the earlier comparison that it does not "
+                f"write any more are removed ({', '.join(sessions)})"
+            )
     if settings.dry_run:
         _list(settings, card, jobs, done=done)
         return
@@ -69,6 +74,7 @@ def longitudinal_level(settings: Settings) -> None:
         planned=[job.series.key for job in todo],
         entries=[Entry(job.series.key, "skipped") for job in done],
     )
+    log.save()
     try:
         failures = _compare(settings, todo, log)
     finally:
@@ -173,5 +179,5 @@ def _list(settings: Settings, card: Card, jobs: Sequence[SeriesJob], *, done: Se
     for job in jobs:
         sessions = ", ".join(job.series.sessions)
         settings.report.say(f"{job.series.key} ({sessions}): {'done' if job in done else 'to do'}")
-        for path in (*job.paths.files, job.paths.page):
+        for path in (*job.paths.files, job.paths.figure, job.paths.page):
             settings.report.say(f"  {settings.output_dir / path}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bidsseg.bids import outputs
+from bidsseg.bids.names import with_extension
 from bidsseg.derivative.finished import has_page
 from bidsseg.derivative.job import Job, remove_halves
 from bidsseg.derivative.root import write_root
@@ -93,7 +94,8 @@ def _list(settings: Settings, card: Card, agenda: Agenda) -> None:
     settings.report.say(f"model {card.name}: {card.title}")
     for job in agenda.jobs:
         settings.report.say(f"{job.scan.key}: {'done' if job in agenda.done else 'to do'}{_corrected(job)}")
-        for path in job.paths.files:
+        by_region = [file for table in job.region_tables for file in (table, with_extension(table, ".json"))]
+        for path in (*job.paths.files, *by_region, *job.pictures, job.paths.report):
             settings.report.say(f"  {settings.output_dir / path}")
         for path in planned_exports(job, settings):
             settings.report.say(f"  {path}")

@@ -29,7 +29,7 @@ from bidsseg.errors import BidssegError
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol, load_protocol
 from bidsseg.models.card import BRAIN, LESION
-from bidsseg.reading import object_or_empty, read_table
+from bidsseg.reading import NOT_AVAILABLE, object_or_empty, read_table
 from bidsseg.report.distributions import FAR, FEWEST, SUMMARY, Distribution
 from bidsseg.report.lesion_list import ShownLesions, shown_lesions
 from bidsseg.report.methods import Methods, methods
@@ -167,6 +167,7 @@ class _Scan:
     quality: float | None = None
     mask_mm3: float | None = None
     intracranial_mm3: float | None = None
+    intracranial_note: str = NOT_AVAILABLE
     base: str = ""
     pictures: dict[str, str] = field(default_factory=dict)
     viewer: str = ""
@@ -213,6 +214,8 @@ class _Scan:
             self.warnings.append(f"{result.path.name}: {error}")
             rows = []
         self.mask_mm3, self.intracranial_mm3 = brain_mask_mm3(rows), intracranial_mm3(rows)
+        about = object_or_empty(with_extension(result.path, ".json"))
+        self.intracranial_note = str(about.get("EstimatedTotalIntracranialVolume", NOT_AVAILABLE))
         colors = _colors(result)
         shown = [
             _Shown(row, colors.get(row.name, UNLISTED), self.mask_mm3, ranges.get(row.name))

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
+from scipy import ndimage
+from scipy.spatial import cKDTree
 
 from bidsseg.errors import DataError
 from bidsseg.image.guard import Finding
 from bidsseg.labels.protocol import Protocol
+from bidsseg.segmentation.lesions import TOUCHING
 from bidsseg.segmentation.result import Segmentation
 
 LEAST_SHARE = 0.5
@@ -63,3 +66,26 @@ def with_given_lesions(
         lesion_probability=None,
         findings=findings,
     )
+
+
+def with_lesions_of(mask: np.ndarray, labels: np.ndarray, protocol: Protocol, *, spacing_mm: np.ndarray) -> np.ndarray:
+    """Return a label map (X, Y, Z) that has lesions where a mask is, and nowhere else.
+
+    A voxel that was a lesion and is none any more has the region of the nearest voxel that touches a lesion. One that
+    becomes a lesion has the value of the first lesion of the protocol.
+
+    Args:
+        mask: booleans (X, Y, Z).
+        spacing_mm: size of a voxel, (3,).
+    """
+    before = np.isin(labels, protocol.lesions)
+    small = np.promote_types(labels.dtype, np.min_scalar_type(protocol.lesions[0]))
+    found = np.where(mask & ~before, small.type(protocol.lesions[0]), labels).astype(small)
+    lost = np.argwhere(before & ~mask)
+    near = np.argwhere(ndimage.binary_dilation(before, TOUCHING) & ~before & (labels > 0))
+    if len(lost) and len(near):
+        _, nearest = cKDTree(near * spacing_mm).query(lost * spacing_mm)
+        found[tuple(lost.T)] = labels[tuple(near[nearest].T)]
+    elif len(lost):
+        found[tuple(lost.T)] = 0
+    return found

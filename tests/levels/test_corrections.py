@@ -124,11 +124,17 @@ def test_masks_are_corrected_too(make: Callable[..., App]) -> None:
     in_mask, in_skull = found.iloc[-2], found.iloc[-1]
     assert int(in_mask["voxels"]) == inside.sum()
     assert in_skull["volume-mm3"] == INTRACRANIAL_MM3, "it is that of the model"
-    assert list(found["softvolume-mm3"] == "n/a") == [False] * 4 + [True] * 2
-    manual_files = {"label-lesion_desc-lesions_mask.json", "desc-lesionslesions_dseg.json", "desc-brain_mask.json"}
-    assert manual(app) == manual_files
+    # Label maps with lesions follow from the mask: a voxel that is no lesion any more has the region beside it.
+    assert ((app.voxels(labels) == 4) == lesion).all() and list(found["softvolume-mm3"]) == ["n/a"] * 6
+    assert int(found["voxels"].iloc[3]) == lesion.sum()
+    about = {f"{name}.json" for name in ("label-lesion_desc-lesions_mask", "desc-lesionslesions_dseg")}
+    about |= {f"seg-FASTlesion_desc-lesions_{end}.json" for end in ("dseg", "morph")}
+    assert manual(app) == about | {"label-lesion_desc-lesions_morph.json", "desc-brain_mask.json"}
+    assert app(*words(app), level="group") == 0
+    assert list(app.table("group_label-lesion_desc-lesions_morph.tsv")["status"]) == ["corrected"]
     assert "the value 255 of the mask is read as 1" in " ".join(app.sidecar(mask)["Notes"])
     assert app.sidecar(volumes)["Sources"][-1] == f"bids:corrections:{brain}"
+    assert app.sidecar(labels)["Sources"][-1] == f"bids:corrections:{STEM}_label-lesion_mask.nii.gz"
     # Without a mask of its own, the lesion mask follows from the corrected label map.
     (folder(app) / f"{STEM}_label-lesion_mask.nii.gz").unlink()
     drawn = correct(app, labels, lambda labels: np.where(labels == 3, 4, labels))

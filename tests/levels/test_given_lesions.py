@@ -184,6 +184,54 @@ def test_tables_by_region_follow_the_label_maps(make: Callable[..., App]) -> Non
     assert len(app.files("group_label-lesion_desc-two_morph.*")) == 2
 
 
+@pytest.mark.parametrize("beside", ["", '{"Manual": true}'])
+def test_a_table_of_others_with_the_name_of_a_table_by_region_is_kept(
+    beside: str, make: Callable[..., App], capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = make(heads=("BrainCOLOR",))
+    draw(app)
+    table = app.output / f"{STEM}_seg-BrainCOLOR_label-lesion_desc-wholebrain+wholebrain_morph.tsv"
+    sidecar = table.with_suffix(".json")
+    table.parent.mkdir(parents=True)
+    table.write_text("theirs")
+    if beside:
+        sidecar.write_text(beside)
+    assert app(*words(app)) == 73
+    assert table.name.removesuffix(".tsv") in capsys.readouterr().err and app.fake.segmented == 0
+    table.unlink()
+    sidecar.unlink(missing_ok=True)
+    assert app(*words(app)) == 0
+    table.write_text("theirs")
+    sidecar.write_text('{"Manual": true}')
+    assert app("--skip-bids-validation", level="group") == 0
+    assert "was not written by bidsseg: it is kept" in capsys.readouterr().err
+    assert app("--skip-bids-validation") == 0, "it removes what an earlier run with --lesions has written"
+    assert table.read_text() == "theirs" and sidecar.is_file()
+
+
+def test_a_table_by_region_without_a_sidecar_is_that_of_a_killed_run(make: Callable[..., App]) -> None:
+    app = make(heads=("BrainCOLOR",))
+    draw(app)
+    assert app(*words(app)) == 0
+    sidecar = app.output / f"{STEM}_seg-BrainCOLOR_label-lesion_desc-wholebrain+wholebrain_morph.json"
+    sidecar.unlink()
+    assert app(*words(app, "--overwrite")) == 0 and sidecar.is_file()
+
+
+@pytest.mark.parametrize("flags", [(), ("--lesions",)])
+def test_a_dry_run_lists_all_files_of_a_scan(
+    flags: tuple[str, ...], make: Callable[..., App], capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = make(heads=("BrainCOLOR", "FreeSurfer"))
+    draw(app)
+    given = words(app) if flags else ["--skip-bids-validation"]
+    assert app(*given, "--dry-run") == 0
+    listed = {Path(line.strip()) for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
+    assert app(*given) == 0
+    written = {path for path in app.output.glob("sub-*/**/*") if path.is_file()} | set(app.output.glob("sub-*.html"))
+    assert listed == written
+
+
 def test_a_bad_mask_only_fails_its_scan(make: Callable[..., App], capsys: pytest.CaptureFixture[str]) -> None:
     app = make(6, heads=("FreeSurfer",))
     names = [f"{STEM}_label-lesion_mask.nii.gz".replace("01", f"0{number}") for number in range(1, 7)]
@@ -256,7 +304,9 @@ def test_usage_errors(make: Callable[..., App], capsys: pytest.CaptureFixture[st
     assert app.fake.segmented == 0
 
 
-def test_a_corrected_label_map_may_have_given_lesions(make: Callable[..., App]) -> None:
+def test_a_corrected_label_map_may_have_given_lesions(
+    make: Callable[..., App], capsys: pytest.CaptureFixture[str]
+) -> None:
     app = make(heads=("FreeSurfer",))
     mask = draw(app)
     assert app(*words(app)) == 0
@@ -267,6 +317,9 @@ def test_a_corrected_label_map_may_have_given_lesions(make: Callable[..., App]) 
     assert app(*words(app, "--corrections", str(app.output.parent / "corrected"))) == 0
     assert (app.voxels(FREESURFER) == labels).all() and (labels == 77).sum() == mask.sum()
     assert app.sidecar(FREESURFER)["Manual"] is True
+    capsys.readouterr()
+    assert app("--skip-bids-validation", "--corrections", str(app.output.parent / "corrected")) == 65
+    assert "the values [77] are lesions, which the model does not label: give --lesions" in capsys.readouterr().err
 
 
 def test_a_given_mask_may_be_corrected(make: Callable[..., App], capsys: pytest.CaptureFixture[str]) -> None:
@@ -283,7 +336,9 @@ def test_a_given_mask_may_be_corrected(make: Callable[..., App], capsys: pytest.
     about = app.sidecar(MASK)
     assert about["Manual"] is True and "LesionsGiven" not in about
     assert "sub-01: the lesion mask was corrected by hand" in capsys.readouterr().err
-    assert (app.voxels(FREESURFER) == 77).sum() == mask.sum()
+    assert (app.voxels(FREESURFER) == 77).sum() == corrected.sum(), "the label map follows from the corrected mask"
+    around = app.voxels(FREESURFER)[5:10, 10:16, 13:18][app.voxels(MASK)[5:10, 10:16, 13:18] == 0]
+    assert set(app.voxels(FREESURFER)[7, 12:14, 15]) <= set(around)
 
 
 def test_exports_have_the_lesions(make: Callable[..., App], tmp_path: Path) -> None:

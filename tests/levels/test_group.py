@@ -1,6 +1,7 @@
 """The group level on small output folders with known volumes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -43,13 +44,14 @@ def test_a_row_for_each_scan_and_a_column_for_each_region(bids: Path, output: Pa
 def test_tables_of_earlier_versions_are_read(bids: Path, output: Path) -> None:
     """Before 0.17, the row of the brain mask was called intracranial volume, and there was no estimate of it."""
     for label in ("01", "02"):
-        add_result(output, {"subject": label}, intracranial_mm3=200.5)
-    path = output / f"sub-01/anat/sub-01_seg-FAST_desc-{MODEL}_morph.tsv"
-    lines = path.read_text().splitlines()[:-1]
-    path.write_text("\n".join(lines).replace("brain mask\tBrainMask", "intracranial volume\tICV") + "\n")
+        add_result(output, {"subject": label}, intracranial_mm3=200.5, protocols=("FAST", "FreeSurfer"))
+    for path in output.glob(f"sub-01/anat/sub-01_seg-*_desc-{MODEL}_morph.tsv"):
+        lines = path.read_text().splitlines()[:-1]
+        path.write_text("\n".join(lines).replace("brain mask\tBrainMask", "intracranial volume\tICV") + "\n")
     console = run_group(bids, output)
     rows = rows_of(output / f"group_seg-FAST_desc-{MODEL}_morph.tsv")
     assert [(row["BrainMask"], row["eTIV"]) for row in rows[:2]] == [("120", "n/a"), ("120", "200.5")]
+    assert ["wholebrain: no eTIV of sub-01, from a version" in warning for warning in console.warnings] == [True]
     assert "ICV" not in rows[0] and not any("not in other scans" in warning for warning in console.warnings)
 
 
@@ -69,6 +71,21 @@ def test_scans_without_a_result_have_a_row_with_the_reason_in_its_status(bids: P
     assert "1 scans, 1 failed, 2 missing" in console.messages[0]
     page = (output / "group.html").read_text()
     assert "still full" in page and "sub-10" in page
+
+
+def test_a_failed_scan_that_was_removed_from_the_dataset_is_no_longer_listed(bids: Path, output: Path) -> None:
+    add_result(output, {"subject": "02"})
+    failed = ("failed", "damaged")
+    add_run(output, "1", {"sub-01": failed, "sub-03": failed, "sub-03_acq-a": failed, "sub-04_ses-1": failed})
+    shutil.rmtree(bids / "sub-03")
+    run_group(bids, output)
+    table = output / f"group_seg-FAST_desc-{MODEL}_morph.tsv"
+    statuses = [(row["participant_id"], row["status"]) for row in rows_of(table)]
+    assert statuses == [("sub-01", "failed"), ("sub-02", "done"), ("sub-10", "missing")]
+    (bids / "sub-03/anat").mkdir(parents=True)
+    (bids / "sub-03/anat/sub-03_acq-a_UNIT1.nii.gz").touch()  # needs a filter that this run does not have
+    run_group(bids, output)
+    assert [row["status"] for row in rows_of(table) if row["participant_id"] == "sub-03"] == ["failed"]
 
 
 def test_the_fate_counts_for_its_own_model_only(bids: Path, output: Path) -> None:

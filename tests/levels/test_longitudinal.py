@@ -340,6 +340,34 @@ def test_participants_are_compared_again_if_a_label_map_is_missing(twice: Path, 
     assert sum(f"{NATIVE}.nii.gz" in line for line in listed) == 2
 
 
+def test_files_of_a_session_that_is_no_longer_compared_are_removed(model: Path, tmp_path: Path) -> None:
+    bids = dataset(tmp_path / "bids", *[noisy(head(), seed) for seed in range(3)])
+    run(bids, model)
+    third = tmp_path / "out/sub-01/ses-3/anat"
+    assert len(list(third.iterdir())) == 11
+    kept = {"sub-01_ses-3_space-orig_seg-FAST_desc-manual_dseg.json": '{"Manual": true}'}
+    kept["sub-01_ses-3_space-halfway_seg-FAST_desc-tiny_dseg.mgz"] = "theirs"
+    for name, content in kept.items():
+        (third / name).write_text(content)
+    listed = run(bids, model, dry_run=True, sessions=["1", "2"])
+    assert "(ses-3)" in " ".join(listed.warnings) and len(list(third.iterdir())) == 13
+    shutil.rmtree(bids / "sub-01/ses-3")
+    assert "sub-01: compared again, in a new space" in " ".join(run(bids, model).warnings)
+    assert {path.name for path in third.iterdir()} == kept.keys()
+    assert set(table(bids).session_id) == {"ses-1", "ses-2"}
+    assert run(bids, model).warnings == []
+
+
+def test_files_of_others_without_a_record_are_kept(model: Path, tmp_path: Path) -> None:
+    bids = dataset(tmp_path / "bids", noisy(head(), 0), noisy(head(), 1))
+    theirs = tmp_path / f"out/sub-01/ses-1/anat/sub-01_ses-1_{NATIVE}.nii.gz"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("theirs")
+    with pytest.raises(OutputNotWritable, match="was not written by bidsseg"):
+        run(bids, model)
+    assert theirs.read_text() == "theirs"
+
+
 def test_a_label_map_of_another_program_is_kept(twice: Path, model: Path, tmp_path: Path) -> None:
     shutil.copytree(twice.parent, tmp_path / "copy")
     sidecar = tmp_path / f"copy/out/sub-01/ses-2/anat/sub-01_ses-2_{NATIVE}.json"
@@ -392,9 +420,11 @@ def test_lesions_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     bids = dataset(tmp_path / "bids", noisy(head(), 0), noisy(head(), 1))
     lesions = {1: [(-26, 10, 20, 18), (28, 20, 20, 18)], 2: [(-26, 10, 20, 23), (28, -28, 20, 18)]}
     for label, places in lesions.items():
-        phantoms.save(bids / f"sub-01/ses-{label}/anat/sub-01_ses-{label}_FLAIR.nii.gz", flair(*places), AFFINE)
+        path = bids / f"sub-01/ses-{label}/anat/sub-01_ses-{label}_FLAIR.nii.gz"
+        phantoms.save(path, flair(*places), AFFINE, unit="mm" if label == 1 else None)
     phantoms.save(bids / "sub-01/ses-3/anat/sub-01_ses-3_T1w.nii.gz", noisy(head(), 2), AFFINE)
     console = run(bids, model)
+    assert any(text.startswith("sub-01 ses-2: FLAIR: The header gives no unit") for text in console.warnings)
     assert any("sub-01_ses-3 is skipped: tiny needs a FLAIR" in text for text in console.warnings)
     rows = pd.read_csv(tmp_path / "out/sub-01/anat/sub-01_label-lesion_desc-tiny_longitudinal.tsv", sep="\t")
     large = rows[rows.groupby("lesion")["volume-mm3"].transform("max") > 5000]

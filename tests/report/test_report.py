@@ -167,6 +167,15 @@ def test_findings_of_the_guard_are_shown_and_escaped(tmp_path: Path) -> None:
     assert "NAN_VALUES: &lt;3 voxels&gt; were 0" in text and "0.500" in text
 
 
+def test_the_reason_why_the_intracranial_volume_is_not_known_is_on_the_page(tmp_path: Path) -> None:
+    add_result(tmp_path, {"subject": "01"})
+    scan = Scan({"subject": "01"}, Path())
+    assert "<dd>n/a</dd>" in participant_page(tmp_path, scan).read_text()
+    sidecar = tmp_path / f"sub-01/anat/sub-01_seg-FAST_desc-{MODEL}_morph.json"
+    write_json_atomic(sidecar, {"EstimatedTotalIntracranialVolume": "n/a: the image is skull-stripped"})
+    assert "<dd>n/a: the image is skull-stripped</dd>" in participant_page(tmp_path, scan).read_text()
+
+
 def test_pages_and_pictures_are_small_and_the_same_each_time(tmp_path: Path) -> None:
     contents = []
     for _ in range(2):

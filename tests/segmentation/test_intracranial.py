@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
+from bidsseg.image.brightness import shows_brain_alone
 from bidsseg.image.guard import Finding
 from bidsseg.image.volume import Volume
 from bidsseg.models.card import Card, find_card
@@ -46,6 +48,14 @@ def test_a_defaced_head_has_one() -> None:
 def test_otherwise_the_reason_is_given(image: Volume, card: Card, findings: list[Finding], reason: str) -> None:
     found = estimate_intracranial(image, BRAIN, card, findings=findings)
     assert np.isnan(found.mm3) and found.note.startswith("n/a: ") and reason in found.note
+
+
+def test_ripples_of_a_resampled_image_are_no_head() -> None:
+    distance = np.sqrt(((np.indices((80, 80, 80)) - 39.5) ** 2).sum(0))
+    stripped, head = (100.0 * (distance < radius) for radius in (20, 30))
+    moved = [ndimage.shift(image, 0.4, order=3).astype(np.float32) for image in (stripped, head)]
+    assert np.count_nonzero(moved[0]) > 2 * np.count_nonzero(stripped)
+    assert [shows_brain_alone(image, distance < 20) for image in (stripped, head, *moved)] == [True, False, True, False]
 
 
 def test_the_models_that_were_measured_say_so() -> None:
