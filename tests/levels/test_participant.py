@@ -26,8 +26,8 @@ VALIDATOR = Path(sys.executable).with_name("bids-validator-deno")
 
 @pytest.fixture
 def sessions(tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> App:
-    """Two participants with two sessions of two runs, each with a FLAIR."""
-    return make_app(tmp_path, make_bids(2, 2, 2, flair=True), monkeypatch)
+    """Two participants with two sessions of two runs, each with a FLAIR; images are small."""
+    return make_app(tmp_path, make_bids(2, 2, 2, flair=True, spacing_mm=5.0, shape=(36, 42, 36)), monkeypatch)
 
 
 def scan(app: App, label: str = "01") -> Path:
