@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small volumes: threads would on
 
 import phantoms
 import pytest
-from labelled import RECIPE, Ask, make_labelled
+from labelled import RECIPE, Ask, leave_curves_undrawn, make_labelled
 from recording_console import RecordingConsole
 
 from bidsseg.settings import Settings, Training
@@ -75,8 +75,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture
-def ask(dataset: tuple[Path, Path], tmp_path: Path) -> Ask:
+def ask(dataset: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
     """Return a function for settings: ``ask(recipe, overwrite=..., resume=...)``; nobody is held out by default."""
+    leave_curves_undrawn(monkeypatch)
 
     def settings(recipe: str = RECIPE, *, output: str = "out", overwrite: bool = False, **training: Any) -> Settings:
         path = tmp_path / "recipe.toml"
