@@ -17,9 +17,10 @@ from recording_console import RecordingConsole
 from bidsseg.settings import Settings, Training
 
 SLOWEST = (
-    "test_partial.py", "test_cluster.py", "test_dask.py", "test_train.py", "test_participant.py", "test_finished.py",
-    "test_crossvalidate.py", "test_registration.py", "test_learning_segnet.py", "test_system_errors.py",
-    "test_eneuronet.py", "test_wheel.py",
+    "test_cluster.py", "test_partial.py", "test_dask.py", "test_train.py", "test_participant.py", "test_robustness.py",
+    "test_spaces.py", "test_longitudinal.py", "test_system_errors.py", "test_stopping.py", "test_learning_segnet.py",
+    "test_bad_input.py", "test_memory.py", "test_registration.py", "test_streams.py", "test_concurrent.py",
+    "test_wheel.py", "test_finished.py", "test_crossvalidate.py",
 )  # fmt: skip
 """Slowest test files. They run first; otherwise one process would still run them when the others have finished."""
 
