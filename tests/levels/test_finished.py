@@ -35,10 +35,12 @@ def test_finished_scans_are_skipped(app: App, capsys: pytest.CaptureFixture[str]
 
 
 def test_nothing_to_do_needs_no_torch(app: App) -> None:
+    """Pages need none of these libraries when they are loaded, either."""
     assert app() == 0
     script = (
         "import sys; from bidsseg.app.cli import main\n"
         f"code = main([{str(app.bids)!r}, {str(app.output)!r}, 'participant', '--model', {str(app.card)!r}])\n"
+        "import bidsseg.report\n"
         "print({'torch', 'pandas', 'matplotlib', 'scipy.ndimage'} & set(sys.modules)); sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
