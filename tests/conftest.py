@@ -11,15 +11,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small volumes: threads would on
 
 import phantoms
 import pytest
-from labelled import RECIPE, Ask, make_labelled
+from labelled import RECIPE, Ask, leave_curves_undrawn, make_labelled
 from recording_console import RecordingConsole
 
 from bidsseg.settings import Settings, Training
 
 SLOWEST = (
-    "test_partial.py", "test_cluster.py", "test_dask.py", "test_train.py", "test_participant.py", "test_finished.py",
-    "test_crossvalidate.py", "test_registration.py", "test_learning_segnet.py", "test_system_errors.py",
-    "test_eneuronet.py", "test_wheel.py",
+    "test_cluster.py", "test_partial.py", "test_dask.py", "test_train.py", "test_participant.py", "test_robustness.py",
+    "test_spaces.py", "test_longitudinal.py", "test_system_errors.py", "test_stopping.py", "test_learning_segnet.py",
+    "test_bad_input.py", "test_memory.py", "test_registration.py", "test_streams.py", "test_concurrent.py",
+    "test_wheel.py", "test_finished.py", "test_crossvalidate.py",
 )  # fmt: skip
 """Slowest test files. They run first; otherwise one process would still run them when the others have finished."""
 
@@ -75,8 +76,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture
-def ask(dataset: tuple[Path, Path], tmp_path: Path) -> Ask:
+def ask(dataset: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
     """Return a function for settings: ``ask(recipe, overwrite=..., resume=...)``; nobody is held out by default."""
+    leave_curves_undrawn(monkeypatch)
 
     def settings(recipe: str = RECIPE, *, output: str = "out", overwrite: bool = False, **training: Any) -> Settings:
         path = tmp_path / "recipe.toml"

@@ -14,6 +14,15 @@ from bidsseg.bids.names import IMAGE_EXTENSIONS, parse_name, sort_entities
 from bidsseg.bids.scan import Image
 from bidsseg.errors import BidssegError, InputMissing, OutputNotWritable, UsageError
 
+INDEXED = {
+    "name": "images",
+    "entities": [
+        {"name": "subject", "pattern": r"[/\\]+sub-([a-zA-Z0-9+]+)"},
+        {"name": "extension", "pattern": r"[^./\\](\.[^/\\]+)$"},
+    ],
+}
+"""Entities that pybids stores of each file, as in its own configuration; `_places` asks for no others."""
+
 INDEX = "layout_index.sqlite"
 """File of a pybids index."""
 
@@ -145,7 +154,7 @@ def _index(
     without = [re.compile(rf"^/{re.escape(folder.as_posix())}(?:/|$)") for folder in closed]
     ignore = [_everything_but(participants), NOT_UTF8, *without]
     indexer = BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=ignore)
-    return BIDSLayout(bids_dir, validate=False, indexer=indexer, database_path=database_dir)
+    return BIDSLayout(bids_dir, validate=False, indexer=indexer, database_path=database_dir, config=INDEXED)
 
 
 @contextmanager

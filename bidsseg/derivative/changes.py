@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from nibabel.affines import apply_affine
-from scipy import ndimage
 
 from bidsseg.derivative.sidecars import VOLUMES
 from bidsseg.derivative.volumes import volume_table
 from bidsseg.labels.protocol import Protocol
-from bidsseg.segmentation.lesions import TOUCHING
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,6 +135,9 @@ def lesion_table(visits: Visits, masks: Sequence[np.ndarray]) -> pd.DataFrame:
         The columns of ``LESION_CHANGES``. Lesions are sorted by their largest volume.
     """
     import pandas as pd
+    from scipy import ndimage
+
+    from bidsseg.segmentation.lesions import TOUCHING
 
     pieces, count = ndimage.label(np.any(masks, 0), TOUCHING)
     mm3 = np.array([np.bincount(pieces[mask], minlength=count + 1)[1:] for mask in masks]) * visits.voxel_mm3

@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from threading import Lock
@@ -82,7 +83,7 @@ class RunLog:
             "started": _clock(self.started),
             "finished": _clock(self.finished) if self.finished else None,
             "seconds": round((self.finished or time.time()) - self.started, 1),
-            "versions": versions(),
+            "versions": dict(versions()),
             "platform": platform.platform(),
             "model": dict(self.model),
             "machine": dict(self.machine),
@@ -95,6 +96,7 @@ class RunLog:
         self.saved = time.time()
 
 
+@cache
 def versions() -> dict[str, str]:
     """Return the versions of this program and of the libraries that affect results, without importing them."""
     found = {"bidsseg": __version__, "python": platform.python_version()}

@@ -199,7 +199,7 @@ def _evaluate(settings: Settings, pairing: Pairing) -> int:
     from bidsseg.evaluation.comparison import PAIR_MB, Case, compare_pairs
     from bidsseg.evaluation.summary import Study
     from bidsseg.evaluation.tables import write_tables
-    from bidsseg.report import agreement_page
+    from bidsseg.report.agreement_page import agreement_page
 
     output_dir, report, paths = settings.output_dir, settings.report, _paths(pairing)
     cases, left = [], pairing.left

@@ -140,7 +140,8 @@ def _compare(settings: Settings, jobs: Sequence[SeriesJob], log: RunLog) -> list
 def _process(settings: Settings, job: SeriesJob, entry: Entry, *, machine: Machine, model: Model) -> None:
     """Compare the sessions of one participant, and write the results."""
     from bidsseg.execution.series import compare_sessions
-    from bidsseg.report import longitudinal_page, participant_page, write_change_figure
+    from bidsseg.report import participant_page
+    from bidsseg.report.longitudinal_page import longitudinal_page, write_change_figure
 
     key, report = job.series.key, settings.report
     visits, mean = compare_sessions(

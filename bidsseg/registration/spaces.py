@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 from nibabel.affines import apply_affine
-from scipy import ndimage
 
 from bidsseg.errors import DataError, InputMissing, UsageError
 from bidsseg.image.nifti import read_image, read_labels
@@ -73,6 +72,8 @@ class Fit:
         if self.field is None:
             moved: np.ndarray = apply_affine(np.linalg.inv(self.motion), here)
             return moved
+        from scipy import ndimage
+
         index = np.moveaxis(apply_affine(np.linalg.inv(self.field.affine), here), -1, 0)
         for axis in range(3):
             vectors = self.field.vectors[..., axis]
@@ -184,6 +185,8 @@ def labels_at(labels: np.ndarray, affine: np.ndarray, points: np.ndarray) -> np.
         labels: (X, Y, Z) on any grid.
         affine: (4, 4) of the label map.
     """
+    from scipy import ndimage
+
     found = np.zeros(points.shape[:3], labels.dtype)
     boxes = ndimage.find_objects((labels > 0).view(np.uint8))
     if not boxes:

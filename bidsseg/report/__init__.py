@@ -1,10 +1,11 @@
-"""Pages and pictures for the inspection of results, inside the output; they work offline."""
+"""Pages and pictures for the inspection of results, inside the output; they work offline.
 
-from bidsseg.report.agreement_page import agreement_page
+The pages of the levels evaluate and longitudinal are in their modules, which load scipy; other levels need not wait.
+"""
+
 from bidsseg.report.cohort_page import compare_pages, group_page, read_table
 from bidsseg.report.lesion_cohort import read_lesions
 from bidsseg.report.lesion_pictures import write_lesion_figure
-from bidsseg.report.longitudinal_page import longitudinal_page, write_change_figure
 from bidsseg.report.scan_page import participant_page, write_figures
 from bidsseg.report.training_page import Compared, Pictures, training_page
 from bidsseg.report.viewer import write_viewer
@@ -18,9 +19,6 @@ __all__ = [
     "read_lesions",
     "group_page",
     "compare_pages",
-    "agreement_page",
-    "longitudinal_page",
-    "write_change_figure",
     "training_page",
     "Compared",
     "Pictures",

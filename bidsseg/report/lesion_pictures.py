@@ -11,7 +11,6 @@ from PIL import Image, ImageDraw, ImageFont
 from bidsseg.files import remove
 from bidsseg.image.volume import Volume
 from bidsseg.report.mosaic import PLANES, Overlay, Row, grey_window, labelled_bounds, name_sides, write_png
-from bidsseg.segmentation.lesions import numbered
 
 SHOWN = 6
 """Largest number of lesions in the picture."""
@@ -33,6 +32,8 @@ def write_lesion_figure(path: Path, image: Volume, lesion: np.ndarray, *, brain:
     if not lesion.any():
         remove([path])
         return
+    from bidsseg.segmentation.lesions import numbered
+
     orientation = io_orientation(image.affine)
     spacing = image.spacing_mm[np.argsort(orientation[:, 0])]
     data = apply_orientation(image.data, orientation)

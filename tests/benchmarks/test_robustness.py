@@ -13,7 +13,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from nilearn.datasets import load_mni152_template
 from scipy import ndimage
 from scripts import script
 
@@ -53,6 +52,8 @@ def world(image: nib.Nifti1Image, affine: np.ndarray) -> np.ndarray:
 @cache
 def template() -> tuple[nib.Nifti1Image, np.ndarray]:
     """A scan and its brain mask."""
+    from nilearn.datasets import load_mni152_template
+
     image = load_mni152_template(resolution=2)
     data = 1000 * image.get_fdata(dtype=np.float32)
     return nib.Nifti1Image(data, image.affine), data > 0

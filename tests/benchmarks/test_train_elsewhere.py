@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from labelled import Ask
 from safetensors.torch import load_file
 
 from bidsseg.labels import load_protocol
+from bidsseg.learning import training
 from bidsseg.learning.cases import Annotation, Case
 from bidsseg.models.card import read_card
 from bidsseg.models.library import load_model
@@ -18,26 +20,36 @@ from bidsseg.models.library import load_model
 SCRIPT = Path(elsewhere.__file__)
 
 
-def call(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, SCRIPT, *map(str, words)], capture_output=True, text=True)
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Return a function that runs the script with some words and returns its exit code."""
+    monkeypatch.setattr(training, "learn", training.learn)  # restored in the end
+
+    def call(*words: object) -> int:
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, words)])
+        return elsewhere.main()
+
+    return call
 
 
-def test_a_training_elsewhere_leaves_the_model_and_its_card(ask: Ask, tmp_path: Path) -> None:
+def test_a_training_elsewhere_leaves_the_model_and_its_card(
+    ask: Ask, call: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only the training itself runs in a process of its own."""
     given, pack, fitted = ask(), tmp_path / "pack", tmp_path / "fitted.safetensors"
     words = [given.bids_dir, given.output_dir, "train", "--recipe", given.training.recipe, "--labels"]
     words += [f"FAST={given.labels['FAST'][0]}", "--folds", "2", "--n-cpus", "1"]
-    packed = call("pack", pack, *words)
-    assert "2 scans are packed" in packed.stderr
-    assert call("pack", "--as", "other", pack, *words).returncode == packed.returncode == 75
+    assert call("pack", pack, *words) == 75
+    assert "2 scans are packed" in capsys.readouterr().err
+    assert call("pack", "--as", "other", pack, *words) == 75
     names = sorted(path.name for path in pack.iterdir())
     assert len([name for name in names if name.endswith(".case")]) == 2  # both models have the same scans
     assert {"tiny.job", "other.job"} < set(names)
 
     given.bids_dir.rename(tmp_path / "away")
-    assert call("fit", pack, "tiny", fitted, "--device", "cpu").returncode == 0
+    subprocess.run([sys.executable, SCRIPT, "fit", pack, "tiny", fitted, "--device", "cpu"], check=True)
     (tmp_path / "away").rename(given.bids_dir)
-    done = call("finish", fitted, *words)
-    assert done.returncode == 0, done.stderr
+    assert call("finish", fitted, *words) == 0, capsys.readouterr().err
     folder = given.output_dir / "models" / "tiny"
     card = read_card(folder)
     assert card.recipe["steps_done"] == 3

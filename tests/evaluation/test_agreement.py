@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from label_maps import REGIONS, blobs
-from monai.metrics import DiceMetric, compute_average_surface_distance, compute_hausdorff_distance
 
 from bidsseg.errors import DataError
 from bidsseg.evaluation.agreement import brain_means, compare, counted, surface_distances, voxel_error
@@ -38,6 +37,8 @@ def cube(
 @pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (0.8, 1.3, 3.0)])
 @pytest.mark.parametrize("seed", range(3))
 def test_measures_equal_monai(seed: int, spacing_mm: tuple[float, float, float]) -> None:
+    from monai.metrics import DiceMetric, compute_average_surface_distance, compute_hausdorff_distance
+
     found, reference = blobs(seed), blobs(seed + 100)
     ours = compare(found, reference, protocol(1, 2, 3, 4), spacing_mm=spacing_mm)
     y_pred, y = one_hot(found), one_hot(reference)

@@ -125,7 +125,7 @@ def test_processes_of_one_machine_end_with_their_run(whom: str, app: App) -> Non
     """Ctrl-C stops all processes at once, a scheduler only the first one."""
     fake = {"FAKE_MODEL_SECONDS": "2", "FAKE_MODEL_MEMORY_MB": "32000"}
     preload = {"DASK_DISTRIBUTED__WORKER__PRELOAD": str(HELPERS / "fake_worker.py")}
-    run = app.process("--n-cpus", "2", "--omp-nthreads", "1", **fake, **preload)
+    run = app.process("--skip-bids-validation", "--n-cpus", "2", "--omp-nthreads", "1", **fake, **preload)
     while not app.files("sub-*/anat/*_dseg.json"):
         assert run.poll() is None
         time.sleep(0.05)

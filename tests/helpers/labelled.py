@@ -1,5 +1,6 @@
 """A dataset with annotations, and a recipe for very short training."""
 
+import io
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import phantoms
 import pytest
 import torch
+from PIL import Image
 from recording_console import RecordingConsole
 
 from bidsseg.learning.interruption import Interruption
@@ -53,6 +55,13 @@ def make_labelled(folder: Path) -> tuple[Path, Path]:
             image = phantoms.noisy_head(GRID, SHAPE, seed=number)
             phantoms.save(bids / name / "anat" / f"{name}_T1w.nii.gz", image, HALF)
     return bids, folder / "fast"
+
+
+def leave_curves_undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write one pixel for the picture of a learning curve; drawing it takes longer than a very short training."""
+    pixel = io.BytesIO()
+    Image.new("L", (1, 1)).save(pixel, "png")
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda _, stream, **__: stream.write(pixel.getvalue()))
 
 
 def console(settings: Settings) -> RecordingConsole:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from monai.losses import DiceLoss
 from torch import Tensor
 
 from bidsseg.labels import Protocol, Region, Relation, load_protocol, load_relation
@@ -110,6 +109,8 @@ def test_dice_of_the_identity_is_the_plain_formula() -> None:
 
 
 def test_dice_of_the_identity_is_that_of_monai() -> None:
+    from monai.losses import DiceLoss
+
     log_probability, values = draw(12**3)
     volume = (1, REGIONS, 12, 12, 12)
     probability = log_probability.exp().T.reshape(volume)

@@ -14,7 +14,7 @@ import numpy as np
 import phantoms
 import pytest
 import torch
-from labelled import interrupt_after
+from labelled import interrupt_after, leave_curves_undrawn
 from recording_console import RecordingConsole
 from safetensors.torch import load_file
 from torch import Tensor
@@ -297,6 +297,7 @@ Ask = Callable[..., Settings]
 def ask(datasets: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
     """Return a function that returns settings of a run, by default with the unlabelled dataset."""
     monkeypatch.setattr(reading, "find_brain", find_brain)
+    leave_curves_undrawn(monkeypatch)
 
     def settings(text: str = TEXT, output: str = "out", **training: Any) -> Settings:
         path = tmp_path / "recipe.toml"

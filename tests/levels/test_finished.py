@@ -35,11 +35,13 @@ def test_finished_scans_are_skipped(app: App, capsys: pytest.CaptureFixture[str]
 
 
 def test_nothing_to_do_needs_no_torch(app: App) -> None:
+    """Pages need none of these libraries when they are loaded, either."""
     assert app() == 0
     script = (
         "import sys; from bidsseg.app.cli import main\n"
         f"code = main([{str(app.bids)!r}, {str(app.output)!r}, 'participant', '--model', {str(app.card)!r}])\n"
-        "print({'torch', 'pandas', 'matplotlib'} & set(sys.modules)); sys.exit(code)"
+        "import bidsseg.report\n"
+        "print({'torch', 'pandas', 'matplotlib', 'scipy.ndimage'} & set(sys.modules)); sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
@@ -87,7 +89,7 @@ def test_a_killed_run_is_resumed(
     how: signal.Signals, tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = make_app(tmp_path, make_bids(6), monkeypatch)
-    process = app.process(FAKE_MODEL_SECONDS="0.5")
+    process = app.process("--skip-bids-validation", FAKE_MODEL_SECONDS="0.5")
     record = "sub-02/anat/sub-02_seg-FreeSurfer_desc-wholebrain_dseg.json"
     while not (app.output / record).exists() and process.poll() is None:
         time.sleep(0.05)

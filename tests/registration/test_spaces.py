@@ -36,11 +36,11 @@ TRUTH = from_matvec(
 """Affine from the scan to the template: a head of another size, in another position."""
 
 
-@pytest.fixture
-def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def template_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache like TemplateFlow's, with nilearn's MNI template at 3 mm, under another resolution number."""
     datasets = pytest.importorskip("nilearn.datasets")
-    home = tmp_path / "templateflow"
+    home = tmp_path_factory.mktemp("templates") / "templateflow"
     folder = home / f"tpl-{NAME}"
     folder.mkdir(parents=True)
     image, mask = datasets.load_mni152_template(resolution=3), datasets.load_mni152_brain_mask(resolution=3)
@@ -48,6 +48,14 @@ def templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     mask = nib.Nifti1Image(np.asarray(mask.dataobj).astype(np.uint8), mask.affine)
     nib.save(mask, folder / f"tpl-{NAME}_res-02_desc-brain_mask.nii.gz")
     (folder / f"tpl-{NAME}_res-01_T1w.nii.gz").touch()  # the client creates empty files before it downloads them
+    return home
+
+
+@pytest.fixture
+def templates(template_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the cache, which TemplateFlow's client uses."""
+    home = tmp_path / "templateflow"
+    shutil.copytree(template_cache, home)
     monkeypatch.setenv("TEMPLATEFLOW_HOME", str(home))
     listed.cache_clear()
     return home
