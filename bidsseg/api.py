@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -25,9 +26,11 @@ from bidsseg.settings import PRECISIONS, check_lesion_rule, check_memory
 
 if TYPE_CHECKING:
     import nibabel as nib
+    import numpy as np
     import pandas as pd
 
     from bidsseg.image.nifti import Source
+    from bidsseg.image.volume import Volume
     from bidsseg.labels.protocol import Protocol
     from bidsseg.models.card import Card
     from bidsseg.models.lesion_rule import LesionRule
@@ -53,6 +56,7 @@ def segment(
     lesion_threshold: float | None = None,
     least_lesion_mm3: float | None = None,
     least_lesion_peak: float | None = None,
+    lesions: Image | None = None,
 ) -> Result:
     """Segment one scan.
 
@@ -69,9 +73,10 @@ def segment(
         lesion_threshold: least probability of a lesion voxel, above 0 and at most 1; None for that of the model.
         least_lesion_mm3: omit lesions that are smaller (mm³); None for the volume of the model.
         least_lesion_peak: omit lesions in which no voxel has this probability, 0 to 1; None for that of the model.
+        lesions: mask of lesions that are given, on the grid of the T1w, which is filled there before it is segmented.
 
     Raises:
-        UsageError: an argument has an invalid value, or the model needs a FLAIR.
+        UsageError: an argument has an invalid value or no effect, or the model needs a FLAIR.
         InputMissing: an image or a model does not exist or cannot be opened.
         DataError: an image or a model cannot be used, or no brain is found.
         TemporaryFailure: memory runs out.
@@ -87,6 +92,8 @@ def segment(
         _check(device, precision, memory_mb)
         rule = lesion_threshold, least_lesion_mm3, least_lesion_peak
         check_lesion_rule(*rule, names=("lesion_threshold", "least_lesion_mm3", "least_lesion_peak"))
+        if lesions is not None and any(number is not None for number in rule):
+            raise UsageError("lesion_threshold, least_lesion_mm3 and least_lesion_peak have no effect on given lesions")
         loaded = load_model(model) if isinstance(model, str | os.PathLike) else model
         if not hasattr(loaded, "card"):
             raise UsageError(f"model {model!r}: give a name, a folder or the result of load_model")
@@ -98,7 +105,7 @@ def segment(
             memory_mb=memory_mb,
             fast=fast,
             probabilities=probabilities,
-            lesions=loaded.card.lesion_rule(*rule),
+            lesions=loaded.card.lesion_rule(*rule) if lesions is None else _source(lesions),
         )
 
 
@@ -186,33 +193,62 @@ def _segment(
     memory_mb: int | None,
     fast: bool,
     probabilities: bool,
-    lesions: LesionRule,
+    lesions: LesionRule | Source,
 ) -> Result:
-    """Read, align and segment images by suffix."""
+    """Read, align and segment images by suffix.
+
+    Args:
+        lesions: which voxels are lesions, or the mask of given lesions.
+    """
     from bidsseg.bids.scan import Scan
     from bidsseg.execution.machine import find_machine
     from bidsseg.execution.pipeline import require_brain, require_room, segment_images
     from bidsseg.image.nifti import name_of
+    from bidsseg.models.card import protocol_with_lesions
+    from bidsseg.models.lesion_rule import LesionRule
     from bidsseg.registration.align import read_aligned
+    from bidsseg.segmentation.filling import fill_lesions
+    from bidsseg.segmentation.given_lesions import with_given_lesions
 
     machine = find_machine(device, precision, memory_mb)
     if memory_mb is not None:
         require_room(machine, model)
-    images = read_aligned(sources)
+    images = seen = read_aligned(sources)
+    t1w, given = images.volumes["T1w"], None
+    rule = lesions if isinstance(lesions, LesionRule) else None
+    if not isinstance(lesions, LesionRule):
+        given = _mask(lesions, t1w)
+        seen = replace(images, volumes={**images.volumes, "T1w": fill_lesions(t1w, given)})
     found = segment_images(
-        images,
+        seen,
         model,
         machine,
         strict=memory_mb is not None,
         fast=fast,
-        lesions=lesions,
+        lesions=rule,
+        given=given,
         want_probabilities=probabilities,
         want_entropy=False,
         progress=lambda stage: None,
     )
+    protocols = {name: model.heads[name] for name in model.card.protocols}
+    if given is not None:
+        protocols = {name: protocol_with_lesions(model.card, name) for name in protocols}
+        found = with_given_lesions(found, given, protocols, voxel_mm3=t1w.voxel_volume_mm3)
     name = name_of(sources["T1w"])
     require_brain(found, name)
-    return Result(model, Scan.of_files(Path(name)), images, found, lesions, fast)
+    return Result(model, protocols, Scan.of_files(Path(name)), images, found, rule, fast)
+
+
+def _mask(source: Source, t1w: Volume) -> np.ndarray:
+    """Return the voxels of a mask, booleans (X, Y, Z). DataError if it is on another grid than the T1w."""
+    from bidsseg.image.nifti import name_of, read_labels
+
+    mask = read_labels(source)
+    if not mask.on_grid_of(t1w):
+        raise DataError(f"{name_of(source)}: the mask of lesions is not on the grid of the T1w: resample it")
+    found: np.ndarray = mask.data > 0
+    return found
 
 
 def _by_suffix(image: Image | Mapping[str, Image]) -> dict[str, Source]:

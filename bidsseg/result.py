@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from bidsseg.derivative.sidecar_keys import Sidecar
     from bidsseg.image.guard import Finding
     from bidsseg.image.volume import Volume
+    from bidsseg.labels.protocol import Protocol
     from bidsseg.models.lesion_rule import LesionRule
     from bidsseg.models.library import Model
     from bidsseg.registration.align import Images
@@ -32,10 +34,11 @@ class Result:
     """
 
     model: Model
+    _protocols: Mapping[str, Protocol]
     _scan: Scan
     _images: Images
     _segmentation: Segmentation
-    _lesions: LesionRule
+    _lesions: LesionRule | None
     _fast: bool
 
     @property
@@ -75,7 +78,7 @@ class Result:
 
     @property
     def lesion_mask(self) -> nib.Nifti1Image | None:
-        """The lesion mask, uint8: 1 inside, 0 outside; None for a model without lesions."""
+        """The lesion mask, given or found, uint8: 1 inside, 0 outside; None if there is none."""
         lesion = self._segmentation.lesion
         return None if lesion is None else self._image(lesion)
 
@@ -97,7 +100,7 @@ class Result:
 
         import pandas as pd
 
-        table = self.model.heads[self._known(protocol)].to_tsv()
+        table = self._protocols[self._known(protocol)].to_tsv()
         return pd.read_csv(StringIO(table), sep="\t", dtype={"mapping": "Int64"})
 
     def volumes(self, protocol: str) -> pd.DataFrame:
@@ -116,7 +119,7 @@ class Result:
         found, voxel_mm3 = self._segmentation, self._t1w.voxel_volume_mm3
         labels = found.labels[self._known(protocol)]
         return volume_table(
-            self.model.heads[protocol],
+            self._protocols[protocol],
             labels,
             found.soft_mm3[protocol],
             voxel_volume_mm3=voxel_mm3,
@@ -168,10 +171,12 @@ class Result:
             for name, place in places.dseg.items():
                 lookup = Path(folder) / with_extension(place, ".tsv").name
                 table = Path(folder) / places.morph[name].name
-                write_text_atomic(lookup, self.model.heads[name].to_tsv())
+                write_text_atomic(lookup, self._protocols[name].to_tsv())
                 write_table(table, self.volumes(name))
                 sidecar = lookup.with_suffix(".json")
-                write_json_atomic(sidecar, dseg_sidecar(name, Origin(details=self._details())))
+                origin = Origin(details=self._details())
+                shows_given = self._lesions is None and self._protocols[name].lesions
+                write_json_atomic(sidecar, dseg_sidecar(name, origin.given(is_drawn=False) if shows_given else origin))
                 written += [lookup, table, sidecar]
         return written
 

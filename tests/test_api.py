@@ -14,6 +14,7 @@ import phantoms
 import pytest
 import torch
 from nifti import load_nifti
+from scipy import ndimage
 from tiny_model import SecondImage, save_tiny
 
 import bidsseg
@@ -164,6 +165,35 @@ def test_the_rule_of_lesions(scan: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
     assert voxels() == voxels(least_lesion_mm3=0) > voxels(lesion_threshold=0.95) > 0 == voxels(least_lesion_mm3=1e9)
     assert voxels() >= voxels(least_lesion_peak=0.95) >= voxels(lesion_threshold=0.95)
+
+
+def test_given_lesions(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = save_tiny(tmp_path / "model", monkeypatch, meaning={"brain": [0, 1, 1, 1], "FreeSurfer": [0, 3, 2, 1]})
+    white = np.asarray(bidsseg.segment(scan, model=model, **AS_ASKED).dseg("FreeSurfer").dataobj) == 2
+    x, y, z = np.argwhere(ndimage.binary_erosion(white))[0]
+    drawn = np.zeros(white.shape, np.uint8)
+    drawn[x - 1 : x + 2, y - 1 : y + 1, z] = 1
+    mask = tmp_path / "drawn" / "sub-01" / "anat" / "sub-01_label-lesion_mask.nii.gz"
+    phantoms.save(mask, drawn, load_nifti(scan).affine)
+    result = bidsseg.segment(scan, model=model, lesions=load_nifti(mask), **AS_ASKED)
+
+    labels = np.asarray(result.dseg("FreeSurfer").dataobj)
+    assert np.array_equal(labels == 77, drawn == 1) and result.lesion_mask is not None
+    assert np.array_equal(np.asarray(result.lesion_mask.dataobj), drawn)
+    assert 77 in list(result.regions("FreeSurfer")["index"])
+    assert result.volumes("FreeSurfer").set_index("index")["voxels"][77] == 6
+    there = bids_results(scan, model, "--lesions", str(tmp_path / "drawn"), "--precision", "fp32")
+    (file,) = there.glob("*_seg-FreeSurfer_*_dseg.nii.gz")
+    assert np.array_equal(labels, np.asarray(load_nifti(file).dataobj))
+    (sidecar,) = [path for path in result.save(tmp_path / "saved") if path.name.endswith("_dseg.json")]
+    about = json.loads(sidecar.read_text())
+    assert about["LesionsGiven"] and "LesionThreshold" not in about
+
+    with pytest.raises(UsageError, match="no effect on given lesions"):
+        bidsseg.segment(scan, model=model, lesions=mask, least_lesion_mm3=3)
+    phantoms.save(mask, drawn[1:], load_nifti(scan).affine)
+    with pytest.raises(DataError, match="not on the grid of the T1w"):
+        bidsseg.segment(scan, model=model, lesions=mask, **AS_ASKED)
 
 
 @pytest.mark.parametrize(
