@@ -76,7 +76,7 @@ class Pairing:
         wanted: label maps in each folder of the reference, see ``annotations_of_scan``.
         values: conversion of the evaluated maps to the protocol of the reference.
         failed: scans whose maps cannot be compared.
-        alone: scans that only one side has.
+        alone: scans without two different label maps to compare.
     """
 
     protocol: Protocol
@@ -124,6 +124,8 @@ def pair_up(judged: Iterable[Scan], references: Iterable[LabelMap], pairing: Pai
         if len(found) > 1:
             both = " and ".join(map(str, found))
             pairing.failed.append(Left(scan.key, f"{both} belong to one scan: give one folder with --labels"))
+        elif found and found[0].samefile(scan.t1w):
+            pairing.alone.append(Left(scan.key, f"{found[0].name} is on both sides: choose with --model or --labels"))
         elif found:
             pairing.pairs.append(Pair(scan.entities, scan.t1w, found[0], pairing.values))
         elif elsewhere is not None:

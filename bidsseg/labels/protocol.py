@@ -192,6 +192,8 @@ def load_protocol(name_or_path: str) -> Protocol:
     path = FOLDER / f"{name_or_path}.tsv"
     if not path.is_file():
         path = Path(name_or_path)
+    if not path.is_file() and path.suffix == ".tsv":
+        raise DataError(f"no file {path.absolute()}")
     if not path.is_file():
         choice = ", ".join(shipped_protocols())
         raise DataError(f"no protocol '{name_or_path}': choose one of {choice} or give a dseg.tsv")

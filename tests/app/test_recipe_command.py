@@ -63,7 +63,8 @@ def test_a_correct_recipe_is_ok(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (("steps = 3", 'steps = 3\nlocator = "nosuch"'), "locator: no model 'nosuch'"),
         (("points = 500", "points = 500\n[small]\nsteps = -1"), "with [small]: steps = -1: must be at least 1"),
         (("subpixel-unet", "nosuch"), "no network 'nosuch'"),
-        (("FAST = 1.0", "Nosuch = 1.0"), "heads: "),
+        (("FAST = 1.0", "Nosuch = 1.0"), "heads: no protocol 'Nosuch': choose one of "),
+        (("FAST = 1.0", '"a/seg-Mine_dseg.tsv" = 1.0'), f"heads: no file {Path.cwd() / 'a/seg-Mine_dseg.tsv'}"),
     ],
 )
 def test_a_mistake_is_named(

@@ -293,6 +293,18 @@ def test_the_model_selects_one_of_several_maps_of_a_scan(folders: tuple[Path, Pa
     assert len(console.warnings) == 2 and "choose with --model" in console.warnings[0]
 
 
+def test_a_label_map_is_not_compared_with_itself(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    _, manual = folders
+    save(manual_path(manual, KEYS[0], "seg-FAST_desc-changed_dseg"), found_map(0))
+    link = tmp_path / "link"
+    link.symlink_to(manual)
+    console = run(tmp_path / "tables", {"FAST": [manual]}, against=link, model="changed")
+    (warning,) = console.warnings
+    assert f"FAST: {KEYS[1]} not compared: " in warning and "on both sides" in warning
+    table, _ = tables(tmp_path / "tables", "group_seg-FAST_desc-manual_ref-manual")
+    assert set(table.participant_id) == {"sub-01"} and (table.dice < 1).all()
+
+
 # -- the command line --------------------------------------------------------------------------------------------------
 
 
@@ -392,7 +404,8 @@ def test_the_page_works_in_a_browser(folders: tuple[Path, Path], tmp_path: Path,
 
 @pytest.mark.data
 def test_real_labels_agree_with_themselves(testdata: Path, tmp_path: Path) -> None:
-    manual = testdata / "ms" / "derivatives" / "manual"
-    run(tmp_path / "out", {"lesion": [manual]}, against=manual, participants=["19", "26"])
-    table, _ = tables(tmp_path / "out", "group_seg-lesion_desc-manual_ref-manual")
+    manual, copy = testdata / "ms" / "derivatives" / "manual", tmp_path / "copy"
+    shutil.copytree(manual, copy)
+    run(tmp_path / "out", {"lesion": [manual]}, against=copy, participants=["19", "26"])
+    table, _ = tables(tmp_path / "out", "group_seg-lesion_desc-copy_ref-manual")
     assert (table.dice == 1).all() and (table["lesion-f1"] == 1).all()
