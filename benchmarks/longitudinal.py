@@ -144,7 +144,8 @@ def moved(volume: Volume, inward: list[np.ndarray]) -> np.ndarray:
     for field in inward:
         places += np.stack([ndimage.map_coordinates(field[..., axis], index, order=1) for axis in range(3)], -1)
     index = np.moveaxis(apply_affine(np.linalg.inv(volume.affine), places), -1, 0)
-    return np.asarray(ndimage.map_coordinates(volume.data, index, order=3)).clip(0)
+    shown = ndimage.map_coordinates(volume.data, index, order=0) > 0  # splines leave ripples around a stripped brain
+    return np.where(shown, ndimage.map_coordinates(volume.data, index, order=3).clip(0), 0)
 
 
 def shrinkage(mask: np.ndarray, volume: Volume, percent: float) -> np.ndarray:
