@@ -78,8 +78,8 @@ def main() -> None:
     if options.card is not None:
         best = chosen(results)
         card = read_card(options.card)
-        changed = replace(card, lesion_threshold=best.threshold, least_lesion_mm3=best.least_mm3)
-        save_card(replace(changed, least_lesion_peak=best.least_peak))
+        card = replace(card, lesion_threshold=best.threshold, least_lesion_mm3=best.least_mm3)
+        save_card(replace(card, least_lesion_peak=best.least_peak))
 
 
 def trained_on(model: Model, bids_dir: Path, labels: Iterable[str]) -> list[str]:

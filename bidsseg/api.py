@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -83,17 +82,16 @@ def segment(
     """
     with explaining():
         images = _by_suffix(image)
-        _check_numbers(
-            memory_mb=memory_mb,
-            lesion_threshold=lesion_threshold,
-            least_lesion_mm3=least_lesion_mm3,
-            least_lesion_peak=least_lesion_peak,
-        )
+        rule = {
+            "lesion_threshold": lesion_threshold,
+            "least_lesion_mm3": least_lesion_mm3,
+            "least_lesion_peak": least_lesion_peak,
+        }
+        _check_numbers(memory_mb=memory_mb, **rule)
         _check(device, precision, memory_mb)
-        rule = lesion_threshold, least_lesion_mm3, least_lesion_peak
-        check_lesion_rule(*rule, names=("lesion_threshold", "least_lesion_mm3", "least_lesion_peak"))
-        if lesions is not None and any(number is not None for number in rule):
-            raise UsageError("lesion_threshold, least_lesion_mm3 and least_lesion_peak have no effect on given lesions")
+        check_lesion_rule(*rule.values(), names=tuple(rule))
+        if lesions is not None and any(number is not None for number in rule.values()):
+            raise UsageError(f"{', '.join(rule)} have no effect on given lesions")
         loaded = load_model(model) if isinstance(model, str | os.PathLike) else model
         if not hasattr(loaded, "card"):
             raise UsageError(f"model {model!r}: give a name, a folder or the result of load_model")
@@ -105,7 +103,8 @@ def segment(
             memory_mb=memory_mb,
             fast=fast,
             probabilities=probabilities,
-            lesions=loaded.card.lesion_rule(*rule) if lesions is None else _source(lesions),
+            lesions=loaded.card.lesion_rule(*rule.values()) if lesions is None else None,
+            given=None if lesions is None else _source(lesions),
         )
 
 
@@ -193,19 +192,20 @@ def _segment(
     memory_mb: int | None,
     fast: bool,
     probabilities: bool,
-    lesions: LesionRule | Source,
+    lesions: LesionRule | None,
+    given: Source | None,
 ) -> Result:
     """Read, align and segment images by suffix.
 
     Args:
-        lesions: which voxels are lesions, or the mask of given lesions.
+        lesions: which voxels are lesions; None if they are given.
+        given: mask of lesions on the grid of the T1w.
     """
     from bidsseg.bids.scan import Scan
     from bidsseg.execution.machine import find_machine
     from bidsseg.execution.pipeline import require_brain, require_room, segment_images
     from bidsseg.image.nifti import name_of
-    from bidsseg.models.card import protocol_with_lesions
-    from bidsseg.models.lesion_rule import LesionRule
+    from bidsseg.models.card import written_protocols
     from bidsseg.registration.align import read_aligned
     from bidsseg.segmentation.filling import fill_lesions
     from bidsseg.segmentation.given_lesions import with_given_lesions
@@ -213,31 +213,28 @@ def _segment(
     machine = find_machine(device, precision, memory_mb)
     if memory_mb is not None:
         require_room(machine, model)
-    images = seen = read_aligned(sources)
-    t1w, given = images.volumes["T1w"], None
-    rule = lesions if isinstance(lesions, LesionRule) else None
-    if not isinstance(lesions, LesionRule):
-        given = _mask(lesions, t1w)
-        seen = replace(images, volumes={**images.volumes, "T1w": fill_lesions(t1w, given)})
+    images = read_aligned(sources)
+    t1w = images.volumes["T1w"]
+    mask = None if given is None else _mask(given, t1w)
     found = segment_images(
-        seen,
+        images,
         model,
         machine,
         strict=memory_mb is not None,
         fast=fast,
-        lesions=rule,
-        given=given,
+        filled=None if mask is None else fill_lesions(t1w, mask),
+        lesions=lesions,
+        given=mask,
         want_probabilities=probabilities,
         want_entropy=False,
         progress=lambda stage: None,
     )
-    protocols = {name: model.heads[name] for name in model.card.protocols}
-    if given is not None:
-        protocols = {name: protocol_with_lesions(model.card, name) for name in protocols}
-        found = with_given_lesions(found, given, protocols, voxel_mm3=t1w.voxel_volume_mm3)
+    protocols = written_protocols(model.card, given_lesions=mask is not None)
+    if mask is not None:
+        found = with_given_lesions(found, mask, protocols, voxel_mm3=t1w.voxel_volume_mm3)
     name = name_of(sources["T1w"])
     require_brain(found, name)
-    return Result(model, protocols, Scan.of_files(Path(name)), images, found, rule, fast)
+    return Result(model, protocols, Scan.of_files(Path(name)), images, found, lesions, fast)
 
 
 def _mask(source: Source, t1w: Volume) -> np.ndarray:

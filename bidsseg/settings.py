@@ -301,12 +301,12 @@ class Settings:
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"--omp-nthreads {self.threads}: give at least 1")
         check_memory(self.memory_mb, f"--mem {self.memory_mb} MB", " (a number alone means MB)")
-        check_lesion_rule(*self.lesion_rule, names=LESION_FLAGS)
+        check_lesion_rule(*self.lesion_numbers, names=LESION_FLAGS)
         if not self.images:
             self._check_places()
 
     @property
-    def lesion_rule(self) -> tuple[float | None, float | None, float | None]:
+    def lesion_numbers(self) -> tuple[float | None, float | None, float | None]:
         """The numbers of the user for ``Card.lesion_rule``; None for those of the model."""
         return self.lesion_threshold, self.least_lesion_mm3, self.least_lesion_peak
 

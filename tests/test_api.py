@@ -15,7 +15,7 @@ import pytest
 import torch
 from nifti import load_nifti
 from scipy import ndimage
-from tiny_model import SecondImage, save_tiny
+from tiny_model import Brightness, SecondImage, save_tiny
 
 import bidsseg
 from bidsseg import api
@@ -27,6 +27,13 @@ from bidsseg.labels import load_protocol
 
 ROOT = Path(__file__).parents[1]
 AS_ASKED: dict[str, Any] = {"device": "cpu", "precision": "fp32"}
+
+
+class Unsure(Brightness):
+    """Gives no region a probability above .95."""
+
+    def __init__(self, outputs: dict[str, int], meaning: dict[str, list[int]]) -> None:
+        super().__init__(outputs, meaning, sharpness=4.0)
 
 
 @pytest.fixture
@@ -165,6 +172,9 @@ def test_the_rule_of_lesions(scan: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
     assert voxels() == voxels(least_lesion_mm3=0) > voxels(lesion_threshold=0.95) > 0 == voxels(least_lesion_mm3=1e9)
     assert voxels() >= voxels(least_lesion_peak=0.95) >= voxels(lesion_threshold=0.95)
+    model = api.load_model(save_tiny(tmp_path / "unsure", monkeypatch, Unsure, meaning=meaning, lesion="FASTlesion"))
+    all_lesions, probable, none = (voxels(lesion_threshold=0.5, least_lesion_peak=peak) for peak in (0, 0.8, 0.97))
+    assert all_lesions > probable > 0 == none
 
 
 def test_given_lesions(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

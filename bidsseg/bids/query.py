@@ -98,17 +98,20 @@ def _key(folder: Path) -> str:
 
 def t1w_of(bids_dir: Path, source: Mapping[str, str]) -> Path | None:
     """Return the T1w image with exactly these entities; None if the dataset has none."""
-    folders = [build_name({key: source[key]}) for key in ("subject", "session") if key in source]
-    names = [build_name(source, "T1w", extension) for extension in IMAGE_EXTENSIONS]
-    paths = [bids_dir.joinpath(*folders, "anat", name) for name in names]
+    paths = (_anat(bids_dir, source) / build_name(source, "T1w", extension) for extension in IMAGE_EXTENSIONS)
     return next((path for path in paths if path.is_file()), None)
+
+
+def _anat(bids_dir: Path, source: Mapping[str, str]) -> Path:
+    """Return the folder of the images with these entities."""
+    folders = [build_name({key: source[key]}) for key in ("subject", "session") if key in source]
+    return bids_dir.joinpath(*folders, "anat")
 
 
 def has_image(bids_dir: Path, source: Mapping[str, str]) -> bool:
     """Return whether a dataset has an image of any suffix with exactly these entities, or its folder cannot be read."""
-    folders = [build_name({key: source[key]}) for key in ("subject", "session") if key in source]
     try:
-        names = [path.name for path in bids_dir.joinpath(*folders, "anat").iterdir()]
+        names = [path.name for path in _anat(bids_dir, source).iterdir()]
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:

@@ -33,7 +33,7 @@ from bidsseg.files import fingerprint, is_being_written, remove, write_json_atom
 from bidsseg.image.nifti import write_changed, write_field, write_labels, write_map, write_maps
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol
-from bidsseg.models.card import BRAIN, LESION, Card, head_protocol, protocol_with_lesions
+from bidsseg.models.card import BRAIN, LESION, Card, written_protocols
 from bidsseg.models.lesion_rule import LesionRule
 from bidsseg.registration.align import Images, read_aligned
 from bidsseg.registration.spaces import Fit, Space, fit_to, labels_at, template_brain
@@ -99,9 +99,8 @@ class Job:
 
     @cached_property
     def protocols(self) -> dict[str, Protocol]:
-        """The protocol of each label map: the regions of the head and, with given lesions, the region of lesions."""
-        of = head_protocol if self.given.file is None else protocol_with_lesions
-        return {name: of(self.card, name) for name in self.card.protocols}
+        """The protocol of each label map."""
+        return written_protocols(self.card, given_lesions=self.given.file is not None)
 
     @property
     def region_tables(self) -> list[Path]:
@@ -151,7 +150,9 @@ class Job:
 
     def read_corrections(self, images: Images) -> dict[str, np.ndarray]:
         """Return the corrected label maps (X, Y, Z) of the scan, by output, see ``corrections.read_corrections``."""
-        more = {name: protocol_with_lesions(self.card, name) for name in self.card.protocols}
+        if not self.corrections.files:
+            return {}
+        more = written_protocols(self.card, given_lesions=True)
         return read_corrections(self.corrections, images, scan=self.scan, protocols=self.protocols, with_lesions=more)
 
     def read_given_lesions(self, images: Images) -> np.ndarray | None:

@@ -20,6 +20,7 @@ from bidsseg.derivative.sidecar_keys import LESION_RULE, Sidecar, has_given_lesi
 from bidsseg.errors import BidssegError
 from bidsseg.files import table_writer
 from bidsseg.reading import NOT_AVAILABLE, read_table
+from bidsseg.settings import LESION_FLAGS
 
 TOTALS: dict[str, dict[str, Any]] = {
     "lesions": {"Description": "Number of lesions"},
@@ -190,8 +191,8 @@ def rules_differ(cohort: LesionCohort) -> list[str]:
     if len({tuple(str(each.get(key)) for key in LESION_RULE) for each in about}) < 2:
         return []
     return [
-        f"{cohort.model}: the lesions of the scans cannot be compared, since --lesion-threshold, --min-lesion-volume "
-        "or --min-lesion-peak differed: run the level participant on all scans with the same values"
+        f"{cohort.model}: the lesions of the scans cannot be compared, since {', '.join(LESION_FLAGS[:-1])} or "
+        f"{LESION_FLAGS[-1]} differed: run the level participant on all scans with the same values"
     ]
 
 

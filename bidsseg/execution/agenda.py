@@ -173,7 +173,7 @@ def _job(settings: Settings, card: Card, scan: Scan, *, spaces: Sequence[Space])
         spaces=spaces,
         viewer=settings.viewer,
         fast=settings.fast,
-        lesions=card.lesion_rule(*settings.lesion_rule),
+        lesions=card.lesion_rule(*settings.lesion_numbers),
         corrections=find_corrections(folder, scan, card, given_lesions=known) if folder is not None else Corrections(),
         given=given,
         filled=settings.filled,
@@ -184,9 +184,9 @@ def _job(settings: Settings, card: Card, scan: Scan, *, spaces: Sequence[Space])
 
 def _about_lesions(settings: Settings, card: Card, jobs: Sequence[Job]) -> list[str]:
     """Return warnings about flags for lesions without an effect."""
-    warnings, rule = [], " and ".join([", ".join(LESION_FLAGS[:2]), LESION_FLAGS[2]])
+    warnings, rule = [], f"{', '.join(LESION_FLAGS[:-1])} and {LESION_FLAGS[-1]}"
     given = listed([job.scan.key for job in jobs if job.given.file is not None], 3)
-    if any(number is not None for number in settings.lesion_rule):
+    if any(number is not None for number in settings.lesion_numbers):
         if card.lesion is None:
             warnings.append(f"{card.name} finds no lesions: {rule} have no effect")
         elif given:

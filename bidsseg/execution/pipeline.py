@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -85,11 +85,14 @@ def require_room(machine: Machine, model: Model) -> None:
         require_memory(model, machine.memory_mb, machine.number_bytes)
 
 
-def segment_images(images: Images, model: Model, machine: Machine, *, strict: bool, **asked: Any) -> Segmentation:
+def segment_images(
+    images: Images, model: Model, machine: Machine, *, strict: bool, filled: Volume | None = None, **asked: Any
+) -> Segmentation:
     """Segment the images of one scan within the memory of the machine.
 
     Args:
         strict: whether the user has set the memory limit, so that exceeding it is an error.
+        filled: the T1w with filled lesions, which is segmented instead.
         asked: further arguments of ``predict.segment``.
 
     Raises:
@@ -99,13 +102,11 @@ def segment_images(images: Images, model: Model, machine: Machine, *, strict: bo
     from bidsseg.segmentation.memory_needed import left_for_network
     from bidsseg.segmentation.predict import segment
 
-    memory_mb = machine.memory_mb
+    memory_mb, volumes = machine.memory_mb, {**images.volumes, **({} if filled is None else {"T1w": filled})}
     if machine.device == "cpu":
-        voxels = max(volume.data.size for volume in images.volumes.values())
+        voxels = max(volume.data.size for volume in volumes.values())
         memory_mb = left_for_network(model, memory_mb, voxels, number_bytes=machine.number_bytes, strict=strict)
-    return segment(
-        images.volumes, model, device=machine.device, precision=machine.precision, memory_mb=memory_mb, **asked
-    )
+    return segment(volumes, model, device=machine.device, precision=machine.precision, memory_mb=memory_mb, **asked)
 
 
 def require_brain(result: Segmentation, name: str) -> None:
@@ -230,12 +231,12 @@ class Pipeline:
 
         asked, scan = self.settings, task.job.scan
         given, protocols, voxel_mm3 = task.given, task.job.protocols, images.volumes["T1w"].voxel_volume_mm3
-        seen = images if task.filled is None else replace(images, volumes={**images.volumes, "T1w": task.filled})
         result = segment_images(
-            seen,
+            images,
             model,
             machine,
             strict=asked.memory_mb is not None,
+            filled=task.filled,
             fast=asked.fast,
             lesions=task.job.lesions,
             given=given,

@@ -16,7 +16,7 @@ from bidsseg.image.guard import Finding
 from bidsseg.image.matching import matched, mean_of, ties
 from bidsseg.image.nifti import read_image
 from bidsseg.image.volume import Volume
-from bidsseg.registration.align import Images, align
+from bidsseg.registration.align import Images, about, align
 from bidsseg.registration.halfway import HalfwaySpace, halfway_space
 
 if TYPE_CHECKING:
@@ -147,8 +147,7 @@ def _read(scan: Scan, model: Model, engine: Engine) -> _Session:
     aligned: dict[str, Volume] = {}
     session = _Session({suffix: rescaled(volume) for suffix, (volume, _) in read.items()}, {}, np.zeros(0, bool))
     for suffix, (volume, findings) in read.items():
-        name = "" if suffix == next(iter(read)) else f"{suffix}: "
-        session.findings += [Finding(finding.code, f"{name}{finding.message}") for finding in findings]
+        session.findings += findings if suffix == next(iter(read)) else about(suffix, findings)
         try:
             aligned[suffix], motion = align(volume, t1w)
         except DataError as error:

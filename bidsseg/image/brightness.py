@@ -32,7 +32,11 @@ def background(data: np.ndarray) -> float | None:
 
     Masks, skull-stripping and padding produce such a constant, at any scale of the image; air is noise.
     """
-    faces = _faces(data)
+    return _constant(_faces(data))
+
+
+def _constant(faces: np.ndarray) -> float | None:
+    """Return the value that most faces of an image have; None if it varies there."""
     values, counts = np.unique(faces, return_counts=True)
     return float(values[counts.argmax()]) if counts.max() >= CONSTANT * len(faces) else None
 
@@ -48,7 +52,8 @@ def shows_brain_alone(data: np.ndarray, brain: np.ndarray) -> bool:
     count = int(np.count_nonzero(brain))
     if not count:
         return False
-    faces, constant = _faces(data), background(data)
+    faces = _faces(data)
+    constant = _constant(faces)
     level = float(np.median(faces)) if constant is None else constant
     contrast = abs(float(np.median(data[brain > 0])) - level)
     if constant is None and np.median(np.abs(faces - np.float32(level))) > FAR_RIPPLE * contrast:

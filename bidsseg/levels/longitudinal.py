@@ -99,7 +99,7 @@ def _jobs(settings: Settings, card: Card) -> list[SeriesJob] | None:
         settings.report.warn(note)
     if not series:
         raise NothingToCompare("no participant has two sessions (ses-*) with images that the model reads")
-    lesions = card.lesion_rule(*settings.lesion_rule)
+    lesions = card.lesion_rule(*settings.lesion_numbers)
     return [SeriesJob(each, card, settings.bids_dir, settings.output_dir, settings.fast, lesions) for each in series]
 
 

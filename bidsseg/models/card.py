@@ -270,6 +270,12 @@ def protocol_with_lesions(card: Card, name: str) -> Protocol:
     return replace(head, regions=tuple(regions))
 
 
+def written_protocols(card: Card, *, given_lesions: bool) -> dict[str, Protocol]:
+    """Return the protocol of each label map: the regions of the head and, with given lesions, the lesion region."""
+    of = protocol_with_lesions if given_lesions else head_protocol
+    return {name: of(card, name) for name in card.protocols}
+
+
 def _complete_protocol(card: Card, name: str) -> Protocol:
     """Return the protocol of a head, also with regions that it does not predict."""
     from bidsseg.labels.protocol import load_protocol

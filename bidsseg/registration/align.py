@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -64,6 +64,11 @@ class Images:
     motions: dict[str, Motion] = field(default_factory=dict)
 
 
+def about(suffix: str, findings: Iterable[Finding]) -> list[Finding]:
+    """Return findings about an image other than the first, whose suffix begins the messages."""
+    return [Finding(finding.code, f"{suffix}: {finding.message}") for finding in findings]
+
+
 def read_aligned(sources: Mapping[str, Source]) -> Images:
     """Read the images of one scan, by suffix, and resample all to the grid of the first.
 
@@ -76,7 +81,7 @@ def read_aligned(sources: Mapping[str, Source]) -> Images:
     images = Images({first: volume}, findings)
     for suffix in others:
         moving, findings = read_image(sources[suffix])
-        images.findings.extend(Finding(finding.code, f"{suffix}: {finding.message}") for finding in findings)
+        images.findings.extend(about(suffix, findings))
         try:
             images.volumes[suffix], motion = align(moving, volume)
         except DataError as error:

@@ -44,9 +44,7 @@ def with_given_lesions(
     for name, protocol in protocols.items():
         if name not in labels or not protocol.lesions:
             continue
-        missing = lesion & ~np.isin(labels[name], protocol.lesions)
-        small = np.promote_types(labels[name].dtype, np.min_scalar_type(protocol.lesions[0]))
-        labels[name] = np.where(missing, small.type(protocol.lesions[0]), labels[name]).astype(small)
+        labels[name] = marked(labels[name], lesion, protocol)
         if len(soft[name]) < len(protocol.regions):
             place = protocol.indices.index(protocol.lesions[0])
             soft[name] = np.insert(np.asarray(soft[name], float), place, count * voxel_mm3)
@@ -68,6 +66,18 @@ def with_given_lesions(
     )
 
 
+def marked(labels: np.ndarray, lesion: np.ndarray, protocol: Protocol) -> np.ndarray:
+    """Return a label map (X, Y, Z) with the first lesion of its protocol in the voxels of a mask that show no lesion.
+
+    Args:
+        lesion: booleans (X, Y, Z).
+    """
+    missing = lesion & ~np.isin(labels, protocol.lesions)
+    small = np.promote_types(labels.dtype, np.min_scalar_type(protocol.lesions[0]))
+    found: np.ndarray = np.where(missing, small.type(protocol.lesions[0]), labels).astype(small)
+    return found
+
+
 def with_lesions_of(mask: np.ndarray, labels: np.ndarray, protocol: Protocol, *, spacing_mm: np.ndarray) -> np.ndarray:
     """Return a label map (X, Y, Z) that has lesions where a mask is, and nowhere else.
 
@@ -78,9 +88,7 @@ def with_lesions_of(mask: np.ndarray, labels: np.ndarray, protocol: Protocol, *,
         mask: booleans (X, Y, Z).
         spacing_mm: size of a voxel, (3,).
     """
-    before = np.isin(labels, protocol.lesions)
-    small = np.promote_types(labels.dtype, np.min_scalar_type(protocol.lesions[0]))
-    found = np.where(mask & ~before, small.type(protocol.lesions[0]), labels).astype(small)
+    before, found = np.isin(labels, protocol.lesions), marked(labels, mask, protocol)
     lost = np.argwhere(before & ~mask)
     near = np.argwhere(ndimage.binary_dilation(before, TOUCHING) & ~before & (labels > 0))
     if len(lost) and len(near):
