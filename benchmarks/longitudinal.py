@@ -5,7 +5,8 @@
 The script makes copies of each scan that are moved by 5 mm and 8°, interpolated by cubic splines and given new noise:
 one unchanged, and others whose hippocampi have shrunk by 2 and 5 % in a smooth deformation. It prints the mean
 difference of the volumes of the unchanged copy (%, without sign, over regions, then scans) from separate segmentation
-and from the level longitudinal, and the change of the hippocampi that the level finds.
+and from the level longitudinal, and the change of the hippocampi that the level finds, from the scan and from the
+unchanged copy, which was interpolated as the shrunken ones were.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def summary(table: pd.DataFrame) -> str:
     unchanged = table[(table["copy"] == "moved") & (table["mm3"] > LEAST_MM3)]
     means = unchanged.assign(size=unchanged["percent"].abs()).pivot_table("size", "protocol", "way", sort=False)
     structures = table[table["name"].isin(HIPPOCAMPI) & (table["protocol"] == "FreeSurfer")]
-    found = structures.pivot_table("percent", "copy", "way", sort=False)
+    found = structures.pivot_table("percent", "copy", "way", sort=False).rename(columns={"together": "from the scan"})
+    found["from the copy"] = 100 * ((100 + found["from the scan"]) / (100 + found.loc["moved", "from the scan"]) - 1)
     return f"{means.round(2).to_string()}\n\nhippocampi (%)\n{found.round(2).to_string()}"
 
 

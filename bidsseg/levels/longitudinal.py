@@ -45,9 +45,14 @@ def longitudinal_level(settings: Settings) -> None:
     if settings.executor != "local":
         raise UsageError("the level longitudinal runs on this machine: leave --executor out, and give --shard I/N")
     card, _ = check_request(settings)
-    for name, folder in (("corrections", settings.corrections), ("lesions", settings.lesions)):
-        if folder is not None:
-            settings.report.warn(f"longitudinal: --{name} is not used: it compares what the model labels")
+    unused = {
+        "corrections": settings.corrections,
+        "lesions": settings.lesions,
+        "measure": settings.measures,
+        "freesurfer": settings.freesurfer,
+    }
+    for name in (name for name, value in unused.items() if value):
+        settings.report.warn(f"longitudinal: --{name} is not used: it compares what the model labels")
     jobs = _jobs(settings, card)
     if jobs is None:
         return

@@ -228,6 +228,12 @@ def test_finished_participants_are_skipped_until_a_date_changes(twice: Path, mod
     assert "sub-01 (ses-2, ses-1): to do" in console.messages
 
 
+def test_flags_without_effect_are_named(twice: Path, model: Path) -> None:
+    console = run(twice, model, measures={"T2w": "T2w"}, lesions=twice)
+    named = [warning.split()[1] for warning in console.warnings if warning.endswith("compares what the model labels")]
+    assert named == ["--lesions", "--measure"]
+
+
 def test_a_page_of_another_program_is_kept(twice: Path, model: Path, tmp_path: Path) -> None:
     shutil.copytree(twice.parent, tmp_path / "copy")
     page = tmp_path / "copy/out/sub-01_desc-tiny_longitudinal.html"
