@@ -62,7 +62,8 @@ def summary(table: pd.DataFrame) -> str:
     means = unchanged.assign(size=unchanged["percent"].abs()).pivot_table("size", "protocol", "way", sort=False)
     structures = table[table["name"].isin(HIPPOCAMPI) & (table["protocol"] == "FreeSurfer")]
     found = structures.pivot_table("percent", "copy", "way", sort=False).rename(columns={"together": "from the scan"})
-    found["from the copy"] = 100 * ((100 + found["from the scan"]) / (100 + found.loc["moved", "from the scan"]) - 1)
+    share = 1 + found["from the scan"] / 100
+    found["from the copy"] = 100 * (share / share["moved"] - 1)
     return f"{means.round(2).to_string()}\n\nhippocampi (%)\n{found.round(2).to_string()}"
 
 

@@ -85,6 +85,7 @@ class Card:
         pose: for a model that estimates the pose of a head: the network head used for this, and the positions of its
             regions in an average brain, see ``image.pose.Reference``. None for other models.
         heads: protocols that the network predicts.
+        temperature: for each head with calibrated probabilities, the number that its logits are divided by.
         expected_dice: for each calibrated head, the offset and slope that map the estimate of the Dice of a region to
             its Dice on held-out scans, see ``segmentation.expected_dice``.
         least_quality: quality (see ``Segmentation.quality``) that typical scans reach; None if it was not measured.
@@ -120,6 +121,7 @@ class Card:
     least_lesion_mm3: NonNegativeFloat = 0.0
     least_lesion_peak: Share = 0.0
     pose: Annotated[Mapping[str, Any], Rule("head, half_mm and regions as train writes them", is_pose)] | None = None
+    temperature: Mapping[str, PositiveFloat] = field(default_factory=dict)
     expected_dice: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     least_quality: Share | None = None
     description: str = ""

@@ -334,6 +334,10 @@ def in_ball(steps: int = 21) -> np.ndarray:
 
 
 def head_weights(model: Model) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return weight (R, F) and bias (R,) of each head, on the CPU like the features."""
-    heads = {name: model.network.head(name) for name in model.card.heads}
-    return {name: (weight.float().cpu(), bias.float().cpu()) for name, (weight, bias) in heads.items()}
+    """Return weight (R, F) and bias (R,) of each head at its temperature, on the CPU like the features."""
+    found = {}
+    for name in model.card.heads:
+        temperature = model.card.temperature.get(name, 1.0)
+        weight, bias = (values.float().cpu() / temperature for values in model.network.head(name))
+        found[name] = weight, bias
+    return found

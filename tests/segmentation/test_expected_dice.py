@@ -1,4 +1,4 @@
-"""The expected Dice of regions: the estimate, its calibration, and the quality of a scan."""
+"""Calibration: temperatures, the expected Dice of regions, and the quality of a scan."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -60,3 +60,19 @@ def test_the_quality_is_the_mean_over_the_regions_of_a_calibrated_head(
     assert np.isnan(dice[0]) and (dice[1:] > 0).all() and (dice[1:] < 1).all()
     assert result.quality == pytest.approx(dice[1:].mean()) and result.quality < plain.quality
     assert all((result.labels[name] == plain.labels[name]).all() for name in plain.labels)
+
+
+def test_a_temperature_changes_probabilities_but_no_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_bids: Callable[..., Path]
+) -> None:
+    t1w = read_image(make_bids(1) / "sub-01" / "anat" / "sub-01_T1w.nii.gz")[0]
+    folders = (
+        save_tiny(tmp_path / "plain", monkeypatch),
+        save_tiny(tmp_path / "warm", monkeypatch, temperature={"FAST": 2}),
+    )
+    plain, warm = (segment({"T1w": t1w}, load_model(str(f)), want_probabilities=True) for f in folders)
+    assert (plain.labels["FAST"] == warm.labels["FAST"]).all() and (plain.brain == warm.brain).all()
+    root = np.sqrt(plain.probabilities["FAST"].table.astype(np.float64))
+    expected = root / root.sum(1, keepdims=True)
+    assert np.abs(warm.probabilities["FAST"].table - expected).max() < 2e-3
+    assert warm.quality < plain.quality

@@ -1,20 +1,25 @@
-"""Calibrate the expected Dice of a model on participants that it was not trained on, and measure it.
+"""Calibrate the probabilities and the expected Dice of a model on participants that it was not trained on.
 
-    python benchmarks/expected_dice.py BIDS_DIR --labels PROTOCOL=DERIVATIVES_DIR ... [--also BIDS_DIR]
+    python benchmarks/calibration.py BIDS_DIR --labels PROTOCOL=DERIVATIVES_DIR ... [--also BIDS_DIR]
         --model MODEL_FOLDER [--table TSV] [--card MODEL_FOLDER]
 
-Each labelled participant that the card of the model names as held out is segmented as it is and in worse copies (noise,
-blur, thick slices, shading, contrast), and each label map without an image in several synthetic images, so that Dice
-varies. The script prints for each head the calibration and how far the expected Dice is from the Dice, each participant
-with the calibration of the others: mean absolute difference of regions and of the means of scans, correlation of these
-means, and the area under the curve for finding regions with a Dice below .6. With --card, the calibration of all
-participants is stored on the card of that model, which may be a model of the same recipe trained on all participants.
+The participants are those that the card of the model names as held out. For each head with labels in its own protocol,
+the script finds the temperature with which the mean confidence in the brain is the share of right voxels, and prints
+the expected calibration error (Guo et al. 2017, arXiv:1706.04599) without it and with the temperature of the other
+participants.
+
+With these temperatures, each participant is then segmented as it is and in worse copies (noise, blur, thick slices,
+shading, contrast), and each label map without an image in several synthetic images, so that Dice varies. The script
+prints for each head the calibration and how far the expected Dice is from the Dice, each participant with the
+calibration of the others: mean absolute difference of regions and of the means of scans, correlation of these means,
+and the area under the curve for finding regions with a Dice below .6. With --card, temperatures and calibration of all
+participants are stored on the card of that model, which may be a model of the same recipe trained on all participants.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +40,7 @@ from bidsseg.models.card import read_card
 from bidsseg.models.library import Model, load_model, save_card
 from bidsseg.segmentation.expected_dice import calibrate, calibrated
 from bidsseg.segmentation.predict import segment
+from bidsseg.segmentation.result import Probabilities
 from bidsseg.settings import Report, Settings, Training
 
 UNCHANGED = "unchanged"
@@ -42,6 +48,11 @@ POOR = 0.6
 """Dice below which a region should be found by its expected Dice."""
 DRAWS = 5
 """Number of synthetic images of a label map."""
+TEMPERATURES = np.arange(0.6, 2.001, 0.02)
+STRIDE = 11
+"""One of so many voxels is used to calibrate probabilities."""
+BINS = 15
+"""Number of bins of the expected calibration error."""
 
 
 def main() -> None:
@@ -62,8 +73,10 @@ def main() -> None:
     sources = [source for source in sources if source.name in held]
     if not sources:
         parser.error(f"no participant is among those held out from {options.model}")
-    plain = replace(model, card=replace(model.card, expected_dice=dict.fromkeys(model.card.protocols, (0.0, 1.0))))
-    rows = [row for case in opened_cases(sources, model.card.inputs, Report()) for row in measured(plain, case)]
+    temperature = temperatures(model, opened_cases(sources, model.card.inputs, Report()))
+    plain = dict.fromkeys(model.card.protocols, (0.0, 1.0))
+    model = replace(model, card=replace(model.card, temperature=temperature, expected_dice=plain))
+    rows = [row for case in opened_cases(sources, model.card.inputs, Report()) for row in measured(model, case)]
     table = pd.DataFrame(rows)
     if options.table:
         table.to_csv(options.table, sep="\t", index=False, float_format="%.4f")
@@ -72,7 +85,65 @@ def main() -> None:
         found[str(head)] = calibrate(part.estimate.to_numpy(), part.dice.to_numpy())
         print(f"{head} ({part['case'].nunique()} participants): offset and slope {found[str(head)]}; {figures(part)}")
     if options.card:
-        save_card(replace(read_card(options.card), expected_dice=found))
+        save_card(replace(read_card(options.card), temperature=temperature, expected_dice=found))
+
+
+def temperatures(model: Model, cases: Iterable[Case]) -> dict[str, float]:
+    """Return the temperature of each head with labels in its own protocol, and print the calibration errors."""
+    plain = replace(model, card=replace(model.card, temperature={}))
+    seen: dict[str, list[Seen]] = {}
+    for case in cases:
+        if case.image is None:
+            continue
+        image = Volume(case.image[0].numpy(), np.eye(4))
+        result = segment({"T1w": image}, plain, precision=cpu_precision(), want_probabilities=True)
+        for head in (model.heads[name] for name in model.card.protocols):
+            for annotation, relation in comparable(case.annotations, head):
+                if annotation.protocol.name == head.name:
+                    found, truth, sure, _ = comparison(indices_of(result, head), head, annotation, relation=relation)
+                    known = sure & (truth > 0) & result.brain
+                    seen.setdefault(head.name, []).append(
+                        seen_at(known, result.probabilities[head.name], found == truth)
+                    )
+    chosen = {}
+    for name, each in seen.items():
+        chosen[name] = balanced(each)
+        others = [balanced([other for other in each if other is not one] or each) for one in each]
+        before = error([at_temperature(one, 1.0) for one in each])
+        after = error([at_temperature(one, value) for one, value in zip(each, others, strict=True)])
+        print(f"{name}: temperature {chosen[name]:.2f}, expected calibration error {before:.3f}, then {after:.3f}")
+    return chosen
+
+
+Seen = tuple[np.ndarray, np.ndarray]
+"""Probabilities (N, R) at voxels of a participant, and whether the most probable region is right (N,)."""
+
+
+def seen_at(known: np.ndarray, chances: Probabilities, right: np.ndarray) -> Seen:
+    """Return the probabilities at some of the known voxels (X, Y, Z), and whether labels are right there."""
+    inside = np.flatnonzero(known.reshape(-1)[chances.voxels])[::STRIDE]
+    return chances.table[inside].astype(np.float32), right.reshape(-1)[chances.voxels[inside]]
+
+
+def at_temperature(seen: Seen, value: float) -> Seen:
+    """Return the confidence (N,) at a temperature, and which voxels are right (N,)."""
+    chance, right = seen
+    raised = chance ** np.float32(1 / value)
+    return raised.max(1) / raised.sum(1), right
+
+
+def balanced(seen: Sequence[Seen]) -> float:
+    """Return the temperature with which the mean confidence of participants is nearest to the share of right voxels."""
+    right = np.mean([right.mean() for _, right in seen])
+    means = [np.mean([at_temperature(one, value)[0].mean() for one in seen]) for value in TEMPERATURES]
+    return round(float(TEMPERATURES[np.abs(np.array(means) - right).argmin()]), 2)
+
+
+def error(seen: Sequence[Seen]) -> float:
+    """Return the expected calibration error: the mean difference of confidence and share of right voxels in bins."""
+    confidence, right = (np.concatenate(parts) for parts in zip(*seen, strict=True))
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    return float(np.abs(np.bincount(bins, confidence - right, BINS)).sum() / len(right))
 
 
 def measured(model: Model, case: Case) -> Iterator[dict[str, object]]:

@@ -1,0 +1,27 @@
+"""benchmarks/calibration.py: temperatures and the expected calibration error."""
+
+import calibration
+import numpy as np
+import pytest
+
+
+def participant(seed: int, *, temperature: float) -> calibration.Seen:
+    """Return probabilities (N, 3) that are right if they are raised by a temperature, and which voxels are right."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(0, 2, (20_000, 3))
+    shown, true = (np.exp(values) / np.exp(values).sum(1, keepdims=True) for values in (logits, logits / temperature))
+    right = random.random(len(logits)) < true.max(1)
+    return shown.astype(np.float32), right
+
+
+@pytest.mark.parametrize("temperature", [0.8, 1.0, 1.5])
+def test_the_temperature_of_probabilities_is_found(temperature: float) -> None:
+    seen = [participant(seed, temperature=temperature) for seed in (1, 2)]
+    assert calibration.balanced(seen) == pytest.approx(temperature, abs=0.05)
+    assert calibration.error([calibration.at_temperature(one, temperature) for one in seen]) < 0.012
+
+
+def test_the_error_is_the_mean_difference_of_confidence_and_right_voxels_in_bins() -> None:
+    confidence = np.array([0.9, 0.9, 0.9, 0.9, 0.5, 0.5])
+    right = np.array([True, True, True, False, True, True])
+    assert calibration.error([(confidence, right)]) == pytest.approx((4 * 0.15 + 2 * 0.5) / 6)
