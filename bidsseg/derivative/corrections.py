@@ -134,6 +134,7 @@ class Search:
     def _unused(self) -> Iterator[tuple[Image, str]]:
         """Yield the label maps that are not used, each with the reason."""
         scans = {_source_key(scan.entities): scan for scan, _ in self.found}
+        used = {_source_key(scan.entities): corrections.files for scan, corrections in self.found}
         others = {_source_key(scan.entities) for scan in self.other}
         places = {_place(scan.entities) for scan, _ in self.found}
         for image in _label_maps(self.folder):
@@ -145,8 +146,9 @@ class Search:
                     yield image, "there is no scan of this name"
             elif _is_of_another_model(image.entities.get("desc", ""), scans[key], self.card):
                 yield image, f"it is a label map of another model than {self.card.name} (desc-)"
-            elif any(annotates(image, name) for name in self._correctable):
-                yield image, "another file of the scan is used"
+            elif names := [name for name in self._correctable if annotates(image, name)]:
+                replaced = any(name in used[key] for name in names)
+                yield image, "another file of the scan is used" if replaced else "it is not in the folder of its scan"
             else:
                 yield image, f"the model {self.card.name} writes no such label map"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from bidsseg.labels.relation import closed_background
 from bidsseg.learning.cases import Sample
 from bidsseg.learning.losses import Openness, marginal_cross_entropy, marginal_dice
 from bidsseg.learning.samples import Plan
+from bidsseg.learning.teacher import remembering
 from bidsseg.networks.network import Network
 
 
@@ -51,7 +53,8 @@ def losses(
     with torch.autocast(sample.image.device.type, precision, enabled=precision != torch.float32):
         features = network.at(sample.image, sample.coordinates, sample.points)
         logits = {head.name: F.linear(features, *network.head(head.name)) for head in plan.heads}
-    return loss_of(logits, sample.values, plan, relations=relations, progress=progress)
+        taught = plan.teacher.probabilities(sample) if plan.teacher else {}
+    return loss_of(logits, sample.values, plan, relations=relations, progress=progress, taught=taught)
 
 
 def loss_of(
@@ -61,6 +64,7 @@ def loss_of(
     *,
     relations: Relations,
     progress: float = 0.0,
+    taught: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the loss of logits (P, R) by head, and its parts for the curve.
 
@@ -69,6 +73,7 @@ def loss_of(
     Args:
         values: for each annotation its protocol and the values (P,).
         progress: share (0..1) of the run, for heads whose weight falls.
+        taught: probabilities (P, R) of the initial model, for the heads that it teaches.
     """
     loss = plan.recipe.loss
     total = next(iter(logits.values())).new_zeros((), dtype=torch.float32)
@@ -78,10 +83,14 @@ def loss_of(
             weight *= 1 - progress
         log_probability = torch.log_softmax(logits[head.name].float(), 1)
         own = [pair for pair in values if pair[0].name == head.name]
-        for protocol, annotated in own or values:
-            openness = relations.get(protocol, head)
-            if openness is None:
-                continue
+        found = [(*pair, relations.get(pair[0], head)) for pair in own or values]
+        related = [(protocol, annotated, openness) for protocol, annotated, openness in found if openness is not None]
+        if head.name in taught:
+            allowing = [(annotated, openness) for _, annotated, openness in related]
+            remembered = remembering(log_probability, taught[head.name], allowing)
+            total = total + weight * remembered
+            parts[f"initial>{head.name}"] = remembered.detach()
+        for protocol, annotated, openness in related:
             entropy = marginal_cross_entropy(log_probability, annotated, openness)
             total = total + weight * loss.entropy * entropy
             if loss.dice:

@@ -87,7 +87,7 @@ def check_start(setup: Setup, name: str) -> None:
     outputs = {head.name: len(head.regions) for head in setup.heads}
     with torch.random.fork_rng(devices=[]):
         network = build_network(setup.recipe.network, setup.recipe.inputs, outputs, where=setup.recipe.name)
-    if not start_from(network, start, setup.recipe):
+    if not start_from(network, start, setup.recipe.inputs, heads=setup.heads):
         raise UsageError(f"--init {name}: none of its weights fit the network of the recipe {setup.recipe.name}")
 
 

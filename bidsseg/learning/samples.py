@@ -17,6 +17,7 @@ from bidsseg.learning.processes import Processes
 from bidsseg.learning.recipe import Recipe
 from bidsseg.learning.registration import Mover
 from bidsseg.learning.state import seeded
+from bidsseg.learning.teacher import Teacher
 
 AHEAD = 2
 """Number of samples that are drawn on a GPU beside the training, each in its own thread and stream."""
@@ -30,12 +31,14 @@ class Plan:
 
     Attributes:
         mover: warps samples onto unlabelled scans, if the recipe requires it.
+        teacher: the initial model, for heads that the labels do not determine.
     """
 
     recipe: Recipe
     heads: tuple[Protocol, ...]
     seed: int = 0
     mover: Mover | None = None
+    teacher: Teacher | None = None
 
 
 def drawn(cases: Sequence[ListedCase], plan: Plan, first: int, *, processes: Processes) -> Iterator[Sample]:

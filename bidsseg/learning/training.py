@@ -15,7 +15,7 @@ import torch
 from bidsseg import __version__
 from bidsseg.derivative.ownership import CHECKPOINT, CROSS_VALIDATION, MODEL_FILES
 from bidsseg.errors import NothingSelected, OutputNotWritable, TemporaryFailure, UsageError
-from bidsseg.labels import load_protocol
+from bidsseg.labels import Protocol, load_protocol
 from bidsseg.learning.average import average_brain
 from bidsseg.learning.card_texts import texts_of
 from bidsseg.learning.case_reading import Source
@@ -32,6 +32,7 @@ from bidsseg.learning.registration_loop import DFNET, fit_mover
 from bidsseg.learning.samples import Plan
 from bidsseg.learning.segnet import fit_voxels
 from bidsseg.learning.state import Conditions, State, same_run
+from bidsseg.learning.teacher import Teacher, taught_heads
 from bidsseg.learning.training_outputs import save_curve, save_outcome
 from bidsseg.learning.training_setup import Setup
 from bidsseg.models.card import CARD, Card, read_card
@@ -229,12 +230,18 @@ def begun(setup: Setup, card: Card, start: Model | None) -> Network:
     """Return the network of the card with matching weights of the initial model. UsageError if no weights match."""
     network = build(card)
     if start is not None:
-        copied = start_from(network, start, setup.recipe)
+        copied = start_from(network, start, setup.recipe.inputs, heads=setup.heads)
         if not copied:
             raise UsageError(
                 f"--init {setup.options.init}: none of its weights fit the network of the recipe {setup.recipe.name}"
             )
         setup.report.say(f"{copied} of {len(network.state_dict())} tensors copied from {setup.options.init}")
+        changed = [name for name in lacking(start, setup.heads) if name in start.heads]
+        if changed:
+            names = ", ".join(changed)
+            setup.report.warn(
+                f"the initial model has other regions of {names}, or another order: last layers start anew"
+            )
     return network
 
 
@@ -282,7 +289,13 @@ def learn(
         conditions = replace(conditions, budget_s=max(1.0, conditions.budget_s - spent_s))
     if isinstance(network, StagedSegNet):
         return fit_voxels(network, people.seen, plan, conditions=conditions)
-    new = start is not None and not set(setup.recipe.heads) <= set(start.card.heads)
+    new = lacking(start, setup.heads) if start is not None else []
+    if start is not None:
+        known = [head for head in setup.heads if head.name not in new]
+        taught = taught_heads(known, {protocol for case in people.seen for protocol in case.protocols})
+        if taught:
+            setup.report.say(f"where labels do not determine {', '.join(taught)}, the initial model is followed")
+            plan = replace(plan, teacher=Teacher.of(network, taught))
     if new and network.last_layers and setup.recipe.readout.steps and not conditions.checkpoint.is_file():
         spent_s = fit_readout(network, people.seen, plan, conditions=conditions)
         conditions = replace(conditions, budget_s=max(1.0, conditions.budget_s - spent_s))
@@ -335,17 +348,27 @@ def counted(cases: Sequence[ListedCase], what: str = "") -> list[str]:
     return [f"{dataset}: {n} scans{what}" for dataset, n in Counter(case.dataset for case in cases).items()]
 
 
-def start_from(network: Network, start: Model, recipe: Recipe) -> int:
+def lacking(start: Model, heads: Sequence[Protocol]) -> list[str]:
+    """Return the names of those heads that a model lacks, or has for other regions or another order of them."""
+    before = {name: [region.name for region in head.regions] for name, head in start.heads.items()}
+    return [head.name for head in heads if before.get(head.name) != [region.name for region in head.regions]]
+
+
+def start_from(network: Network, start: Model, inputs: Sequence[str], *, heads: Sequence[Protocol]) -> int:
     """Copy every tensor with the same name and shape from a model, and return the number of copied tensors.
 
-    Tensors that depend on the regions of the heads are only copied if both models have the same heads. If the model
-    reads only the first images of the recipe, the weights of the others are 0.
+    The last layer of a head is only copied if the model has a head with the same regions, and other tensors that depend
+    on regions only if all heads are the same. If the model reads only the first of the inputs, the weights of the
+    others are 0.
     """
     own, given = network.state_dict(), start.network.state_dict()
     before = tuple(start.card.inputs)
-    if len(before) < len(recipe.inputs) and tuple(recipe.inputs[: len(before)]) == before:
+    if len(before) < len(inputs) and tuple(inputs[: len(before)]) == before:
         given = network.with_images(given, len(before))
-    foreign = () if set(start.card.heads) == set(recipe.heads) else network.of_regions
+    new = lacking(start, heads)
+    foreign = tuple(f"heads.{name}." for name in new)
+    if new or len(start.heads) > len(heads):
+        foreign += network.of_regions
     same = {
         name: value
         for name, value in given.items()

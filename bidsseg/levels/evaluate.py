@@ -132,8 +132,10 @@ def evaluate_level(settings: Settings) -> None:
     report.stop()
     if not any(compared):
         raise NothingSelected("no label map could be compared with a reference; see the reasons above")
+    if empty := [pairing.protocol.name for pairing, count in zip(pairings, compared, strict=True) if not count]:
+        raise BidssegError(f"no label map of {', '.join(empty)} could be compared; see the reasons above")
     total = sum(len(pairing.pairs) + len(pairing.failed) for pairing in pairings)
-    if not all(compared) or sum(compared) < total:
+    if sum(compared) < total:
         raise BidssegError(f"only {sum(compared)} of {total} pairs could be compared; see the reasons above")
 
 

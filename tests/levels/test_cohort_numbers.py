@@ -229,6 +229,17 @@ def test_both_kinds_of_quality_are_named_apart(bids: Path, output: Path) -> None
     assert names[0] in page and names[1] not in page and not any("quality of" in text for text in console.warnings)
 
 
+def test_scans_of_another_model_of_the_same_name_are_named(bids: Path, output: Path) -> None:
+    for number, weights in enumerate(("a", "a", "b", None), 1):
+        add_result(output, {"subject": f"0{number}"})
+        sidecar = output / f"sub-0{number}/anat/sub-0{number}_seg-FAST_desc-{MODEL}_dseg.json"
+        own = {"Name": MODEL, "SHA256": weights} if weights else {"Name": MODEL}
+        models = [own, {"Name": "locator", "SHA256": str(number)}]
+        sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"Models": models}))
+    warnings = run_group(bids, output).warnings
+    assert any(f"{MODEL}, FAST: another model of the same name segmented sub-03: " in text for text in warnings)
+
+
 def test_few_scans_have_no_outliers(bids: Path, output: Path) -> None:
     for label, voxels in (("01", 30), ("02", 31), ("03", 300)):
         add_result(output, {"subject": label}, voxels)

@@ -25,8 +25,8 @@ FREESURFER = f"{STEM}_seg-FreeSurfer_desc-wholebrain_dseg.nii.gz"
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., App]:
     """Return a function that makes an app with some participants, whose model has some heads."""
 
-    def make(people: int = 1, **card: Any) -> App:
-        bids = phantoms.make_bids(tmp_path / "bids", people, spacing_mm=8.0, shape=SHAPE)
+    def make(people: int = 1, sessions: int = 0, **card: Any) -> App:
+        bids = phantoms.make_bids(tmp_path / "bids", people, sessions=sessions, spacing_mm=8.0, shape=SHAPE)
         app = make_app(tmp_path, bids, monkeypatch)
         save_card(app.card, **{"heads": ("brain", "FAST"), **card})
         return app
@@ -216,6 +216,19 @@ def test_files_that_are_not_used_are_named(make: Callable[..., App], capsys: pyt
     assert "sub-09_seg-FAST_dseg.nii.gz not used: there is no scan of this name" in err
     assert "sub-01_seg-Mine_dseg.nii.gz not used: the model wholebrain writes no such label map" in err
     assert "sub-01_seg-FAST_desc-ace_dseg.nii.gz not used: it is a label map of another model than wholebrain" in err
+
+
+def test_a_file_outside_of_the_folder_of_its_session_is_named(
+    make: Callable[..., App], capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = make(sessions=2)
+    t1w = load_nifti(next(app.bids.rglob("sub-01_ses-1_T1w.nii.gz")))
+    for place, session in (("sub-01/ses-1", 1), ("sub-01", 2)):
+        path = folder(app) / place / "anat" / f"sub-01_ses-{session}_seg-FAST_dseg.nii.gz"
+        phantoms.save(path, np.ones(t1w.shape, np.uint8), t1w.affine)
+    assert app(*words(app), "--dry-run") == 0
+    err = capsys.readouterr().err
+    assert "sub-01_ses-2_seg-FAST_dseg.nii.gz not used: it is not in the folder of its scan" in err
 
 
 @pytest.mark.parametrize("selected", [["--participant-label", "02"], ["--shard", "2/2"]])

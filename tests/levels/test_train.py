@@ -30,7 +30,7 @@ from bidsseg.learning.optimiser import Optimiser
 from bidsseg.learning.processes import Processes
 from bidsseg.learning.recipe import Recipe, load_recipe
 from bidsseg.learning.samples import Plan, draw
-from bidsseg.learning.training import start_from
+from bidsseg.learning.training import lacking, start_from
 from bidsseg.learning.training_setup import set_up
 from bidsseg.levels.train import train_level
 from bidsseg.models.card import CARD, WEIGHTS, Card, read_card
@@ -214,8 +214,7 @@ def test_weights_of_regions_are_not_copied_to_other_regions() -> None:
         torch.manual_seed(2)
         network = build(card)
         fresh = copy.deepcopy(network.state_dict())
-        recipe = replace(load_recipe("segnet"), heads=dict.fromkeys(card.heads, 1.0))
-        start_from(network, first, recipe)
+        start_from(network, first, ("T1w",), heads=[load_protocol(name) for name in card.heads])
         same = {name for name, value in network.state_dict().items() if torch.equal(value, fresh[name])}
         weights = {name for name in same if "weight" in name}
         assert weights == (
@@ -224,6 +223,21 @@ def test_weights_of_regions_are_not_copied_to_other_regions() -> None:
         assert torch.equal(
             network.state_dict()["first.first.fine.weight"], first.network.state_dict()["first.first.fine.weight"]
         )
+
+
+def test_the_last_layer_of_a_head_is_not_copied_to_regions_in_another_order() -> None:
+    card = Card(
+        "one", "", ("T1w",), {"name": "subpixel-unet", "widths": [4, 4], "features": 4, "last": 4}, 1.0, ("FAST",), ""
+    )
+    network, start = build(card), Model(card, build(card))
+    (head,) = start.heads.values()
+    turned = replace(head, regions=(head.regions[0], *reversed(head.regions[1:])))
+    fresh = copy.deepcopy(network.state_dict())
+    start_from(network, start, ("T1w",), heads=[turned])
+    now, given = network.state_dict(), start.network.state_dict()
+    assert torch.equal(now["heads.FAST.weight"], fresh["heads.FAST.weight"])
+    assert torch.equal(now["last.0.weight"], given["last.0.weight"])
+    assert lacking(start, [turned]) == ["FAST"] and lacking(start, [head]) == []
 
 
 def test_a_protocol_of_ones_own_is_learned_and_spoken(ask: Ask, dataset: tuple[Path, Path], tmp_path: Path) -> None:

@@ -1,0 +1,68 @@
+"""The initial model as the teacher of heads for which the labels leave several regions open.
+
+Labels of one protocol say little about the heads of others. With those of BrainCOLOR alone, background may be any
+tissue or none, so that nothing would stop the brain mask from growing. There, the head learns the probabilities of the
+initial model (Li & Hoiem 2016, Learning without forgetting, arXiv 1606.09282).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bidsseg.labels import Protocol, load_relation
+from bidsseg.learning.cases import Sample
+from bidsseg.learning.losses import Openness
+from bidsseg.networks.network import Network
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A network that is not trained, and the names of the heads that it teaches."""
+
+    network: Network
+    heads: Collection[str]
+
+    @staticmethod
+    def of(network: Network, heads: Collection[str]) -> Teacher:
+        """Return a teacher with the present weights of a network."""
+        fixed = copy.deepcopy(network).eval()
+        return Teacher(fixed.requires_grad_(False), heads)  # noqa: FBT003  (no name of the argument)
+
+    @torch.no_grad()
+    def probabilities(self, sample: Sample) -> dict[str, Tensor]:
+        """Return the probabilities (P, R) of each taught head at the points of a sample."""
+        features = self.network.at(sample.image, sample.coordinates, sample.points)
+        return {name: torch.softmax(F.linear(features, *self.network.head(name)).float(), 1) for name in self.heads}
+
+
+def taught_heads(heads: Sequence[Protocol], labels: Collection[Protocol]) -> list[str]:
+    """Return the heads without labels of their own, and without others of which each value means one region."""
+    named = {protocol.name for protocol in labels}
+    return [head.name for head in heads if head.name not in named and not any(_determines(p, head) for p in labels)]
+
+
+def _determines(annotation: Protocol, head: Protocol) -> bool:
+    relation = load_relation(annotation, head)
+    return relation is not None and bool((relation.allowed.sum(1) == 1).all())
+
+
+def remembering(log_probability: Tensor, taught: Tensor, annotations: Sequence[tuple[Tensor, Openness]]) -> Tensor:
+    """Return the cross-entropy with the teacher where annotations leave several regions open, mean over all points.
+
+    Args:
+        log_probability, taught: of the network and of the teacher, (P, R).
+        annotations: values (P,) with their relation to the head. The teacher's regions are those that all allow.
+    """
+    allowed = torch.ones_like(taught, dtype=torch.bool)
+    for values, openness in annotations:
+        allowed &= openness.allowed[values.long()]
+    chance = taught * allowed
+    total = chance.sum(1, keepdim=True)
+    chance = torch.where((allowed.sum(1, keepdim=True) > 1) & (total > 0), chance / total.clamp(min=1e-6), 0)
+    return -(chance * log_probability).sum(1).mean()
