@@ -13,6 +13,9 @@ which stands before PACK.
 writes the averaged weights to the file FITTED, with half precision. --compile makes a step on a GPU cheaper,
 after some seconds. One model does not keep a GPU busy: fit several at once (with NVIDIA's MPS, if it is there).
 
+Heads that the labels do not determine do not follow the initial model there, as they do in ``train``: give labels of
+all heads.
+
 ``finish`` evaluates the fitted model on the held-out scans and writes its folder with the card, as ``train`` does.
 """
 

@@ -157,15 +157,17 @@ def compare(
 
     from bidsseg.evaluation import agreement
     from bidsseg.image.nifti import read_labels
+    from bidsseg.registration.label_files import on_same_grid
 
     if mask not in ("own", "reference"):
         raise UsageError(f"mask {mask!r}: give own or reference")
     with explaining():
         table = _protocol(protocol)
-        one, other = (read_labels(_source(image)) for image in (found, reference))
-        if not one.on_grid_of(other):
+        one, drawn = (read_labels(_source(image)) for image in (found, reference))
+        other = on_same_grid(drawn, one)
+        if other is None:
             raise DataError(
-                f"label maps of {one.shape} and {other.shape} voxels are on different grids: resample one to the other"
+                f"label maps of {one.shape} and {drawn.shape} voxels are on different grids: resample one to the other"
             )
         measured = agreement.compare(one.data, other.data, table, spacing_mm=other.spacing_mm.tolist(), mask=mask)
     regions = [region for region in table.regions if region.scored and region.index != 0]

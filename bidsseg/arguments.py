@@ -184,8 +184,9 @@ def annotation_folders(pairs: Sequence[str], derivatives: Sequence[str], bids_di
     for pair in pairs:
         protocol, equals, where = ("", "", pair) if _is_derivative(pair, derivatives, bids_dir) else pair.partition("=")
         if not where or bool(equals) != bool(protocol):
+            problem = "" if equals else "there is no such folder; "
             raise UsageError(
-                f"--labels '{pair}': give the folder of a derivative dataset, DIR or PROTOCOL=DIR, "
+                f"--labels '{pair}': {problem}give the folder of a derivative dataset, DIR or PROTOCOL=DIR, "
                 "e.g. FAST=/data/derivatives/fast"
             )
         folder = derivative(where, derivatives, bids_dir, flag="--labels")

@@ -312,6 +312,8 @@ def test_compare(tmp_path: Path) -> None:
     assert other["dice"][2] == 0 and np.isnan(other["hausdorff95-mm"][2]) and other["found-mm3"][2] == 0
     inside = bidsseg.compare(np_image(np.maximum(labels, 1), affine), path, "FAST", mask="reference")
     assert (inside["dice"] == 1).all()
+    turned = nib.Nifti1Image(labels, affine).as_reoriented(np.array([[1, -1], [2, 1], [0, -1]]))
+    assert turned.shape != labels.shape and (bidsseg.compare(path, turned, "FAST")["dice"] == 1).all()
     with pytest.raises(DataError, match="different grids"):
         bidsseg.compare(np_image(labels, phantoms.grid(3.0)), path, "FAST")
     with pytest.raises(DataError, match="which FAST lacks"):

@@ -17,6 +17,7 @@ from bidsseg.evaluation.pairs import Pair, Pairing
 from bidsseg.image.nifti import read_labels
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol
+from bidsseg.registration.label_files import on_same_grid
 from bidsseg.settings import Mask
 
 PAIR_MB = 600
@@ -46,11 +47,13 @@ def read_pair(pair: Pair, protocol: Protocol, mask: Mask) -> tuple[Volume, Volum
 
     Raises:
         InputMissing: a file does not exist or cannot be opened.
-        DataError: the maps are on different grids, or one is not a label map of the protocol.
+        DataError: the maps are on different grids, or one is not a label map of the protocol. Another storage order of
+            the same grid is accepted.
     """
-    found, reference = read_labels(pair.found), read_labels(pair.reference)
-    if not found.on_grid_of(reference):
-        shapes = f"{found.shape} and {reference.shape} voxels"
+    found, drawn = read_labels(pair.found), read_labels(pair.reference)
+    reference = on_same_grid(drawn, found)
+    if reference is None:
+        shapes = f"{found.shape} and {drawn.shape} voxels"
         raise DataError(f"{pair.found} and {pair.reference} are on different grids ({shapes}): resample one of them")
     try:
         labels, truth = counted(converted(found.data, pair.values), reference.data, protocol, mask=mask)

@@ -49,7 +49,7 @@ def read_on_grid(path: Path, images: Images, *, t1w: Path, flair: Path | None, n
             note(path, f"stored as {labels.orientation} and not as {grid.orientation} like the T1w, accepted")
         if distance > SAME:
             note(path, f"less than {TOLERANCE} voxels away from the grid of the T1w, accepted")
-        return Volume(from_canonical(canonical(labels.data, labels.affine), grid.affine), grid.affine, grid.header)
+        return reordered(labels, grid)
     if flair is not None:
         other, _ = read_image(flair)
         if distance_in_voxels(labels, other) < TOLERANCE:
@@ -59,6 +59,18 @@ def read_on_grid(path: Path, images: Images, *, t1w: Path, flair: Path | None, n
         note(path, "resampled to the grid of the T1w, nearest neighbour")
         return nearest(labels, grid)
     raise DataError(f"{path}: not on the grid of {t1w.name}")
+
+
+def reordered(labels: Volume, image: Volume) -> Volume:
+    """Return labels in the storage order of an image that has the same voxels in another order."""
+    return Volume(from_canonical(canonical(labels.data, labels.affine), image.affine), image.affine, image.header)
+
+
+def on_same_grid(labels: Volume, image: Volume) -> Volume | None:
+    """Return labels whose voxels are those of an image, in its storage order; None if they are on another grid."""
+    if labels.on_grid_of(image):
+        return labels
+    return reordered(labels, image) if distance_in_voxels(labels, image) < SAME else None
 
 
 def read_values(path: Path, *, note: Note) -> Volume:

@@ -6,6 +6,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ from browser import CONTRAST, needs_chromium, photographed, seen
 from fake_model import App, save_card
 from label_maps import AFFINE, add_map, blobs, save
 from links import Links
+from nifti import load_nifti
 from PIL import Image
 from recording_console import RecordingConsole
 
@@ -170,6 +172,19 @@ def test_scans_of_one_side_are_named(folders: tuple[Path, Path]) -> None:
     assert "sub-03" in page and "sub-04" in page
     left = json.loads((out / f"{STEM}_summary.json").read_text())["NotCompared"]
     assert [entry["Scan"] for entry in left] == ["sub-03", "sub-04"]
+
+
+def test_references_may_be_stored_in_another_order(folders: tuple[Path, Path]) -> None:
+    out, manual = folders
+    run(out, {"FAST": [manual]})
+    before = tables(out)[0]
+    path = manual_path(manual, "sub-01")
+    turned = load_nifti(path).as_reoriented(np.array([[2, -1], [0, 1], [1, -1]]))
+    path.unlink()
+    nib.save(turned, path)
+    console = run(out, {"FAST": [manual]})
+    assert not console.warnings
+    assert tables(out)[0].equals(before)
 
 
 def test_another_grid_and_unknown_values_fail_and_other_scans_are_compared(folders: tuple[Path, Path]) -> None:
