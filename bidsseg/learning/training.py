@@ -236,11 +236,9 @@ def begun(setup: Setup, card: Card, start: Model | None) -> Network:
                 f"--init {setup.options.init}: none of its weights fit the network of the recipe {setup.recipe.name}"
             )
         setup.report.say(f"{copied} of {len(network.state_dict())} tensors copied from {setup.options.init}")
-        changed = [name for name in lacking(start, setup.heads) if name in start.heads]
-        if changed:
-            names = ", ".join(changed)
+        if changed := ", ".join(name for name in lacking(start, setup.heads) if name in start.heads):
             setup.report.warn(
-                f"the initial model has other regions of {names}, or another order: last layers start anew"
+                f"the initial model has other regions of {changed}, or another order: last layers are initialised"
             )
     return network
 
