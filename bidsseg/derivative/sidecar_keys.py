@@ -38,6 +38,7 @@ class Sidecar(TypedDict, total=False):
         FilledVoxels: number of voxels whose brightness was replaced.
         CorrectionFingerprints: checksums of the corrected label maps of the scan, by protocol, ``brain`` or ``lesion``.
         Fast: whether the pass over the mirror image was omitted.
+        Temperature: for each head with calibrated probabilities, the number that its logits were divided by.
         LesionThreshold: least probability of a lesion voxel, or ``most probable region``.
         LeastLesionVolume: smallest volume of a lesion (mm³).
         LeastLesionPeak: probability that a voxel of each lesion reaches.
@@ -63,6 +64,7 @@ class Sidecar(TypedDict, total=False):
     LesionsGiven: bool
     FilledVoxels: int
     Fast: bool
+    Temperature: dict[str, float]
     LesionThreshold: float | str
     LeastLesionVolume: float
     LeastLesionPeak: float

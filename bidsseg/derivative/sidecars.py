@@ -219,7 +219,7 @@ def result_details(images: Images, result: Segmentation) -> Sidecar:
 
 
 def provenance(card: Card, checksums: Iterable[str], *, fast: bool, lesions: LesionRule | None) -> Sidecar:
-    """Return the entries of a sidecar about what determines a result: model, images, passes and rule of lesions.
+    """Return the entries of a sidecar about what determines a result: model, images, and `choices`.
 
     Args:
         checksums: of the images that the model reads.
@@ -231,8 +231,10 @@ def provenance(card: Card, checksums: Iterable[str], *, fast: bool, lesions: Les
 
 
 def choices(card: Card, *, fast: bool, lesions: LesionRule | None) -> Sidecar:
-    """Return the entries of a sidecar about passes and rule of lesions; for the arguments, see `provenance`."""
+    """Return the entries of a sidecar about passes, temperatures and rule of lesions, see `provenance`."""
     found: Sidecar = {"Fast": True} if fast else {}
+    if card.temperature:
+        found["Temperature"] = dict(card.temperature)
     if card.lesion is not None and lesions is not None:
         found["LesionThreshold"] = lesions.recorded_threshold
         found["LeastLesionVolume"], found["LeastLesionPeak"] = lesions.least_mm3, lesions.least_peak

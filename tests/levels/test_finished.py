@@ -48,7 +48,7 @@ def test_nothing_to_do_needs_no_torch(app: App) -> None:
     assert done.stdout.endswith("set()\n")
 
 
-@pytest.mark.parametrize("change", ["image", "model", "lost file", "more wanted", "broken record"])
+@pytest.mark.parametrize("change", ["image", "model", "temperature", "lost file", "more wanted", "broken record"])
 def test_changed_scans_are_segmented_again(change: str, app: App) -> None:
     assert app() == 0
     words: list[str] = []
@@ -58,6 +58,8 @@ def test_changed_scans_are_segmented_again(change: str, app: App) -> None:
             phantoms.save(source, phantoms.noisy_head(phantoms.grid(), seed=9), phantoms.grid())
         case "model":
             save_card(app.card, sha256="1" * 64)
+        case "temperature":
+            save_card(app.card, temperature={"FAST": 1.5})
         case "lost file":
             (app.output / "sub-01/anat/sub-01_seg-FAST_desc-wholebrain_dseg.tsv").unlink()
         case "more wanted":
@@ -65,9 +67,9 @@ def test_changed_scans_are_segmented_again(change: str, app: App) -> None:
         case "broken record":
             (app.output / "sub-01/anat/sub-01_seg-FreeSurfer_desc-wholebrain_dseg.json").write_text("{")
     assert app(*words) == 0
-    assert app.fake.segmented == (4 if change in ("model", "more wanted") else 3)
+    assert app.fake.segmented == (4 if change in ("model", "temperature", "more wanted") else 3)
     assert app(*words) == 0
-    assert app.fake.segmented == (4 if change in ("model", "more wanted") else 3)
+    assert app.fake.segmented == (4 if change in ("model", "temperature", "more wanted") else 3)
 
 
 def test_a_changed_uncompressed_image_is_segmented_again(app: App) -> None:
