@@ -44,6 +44,9 @@ from bidsseg.settings import Training
 
 NOBODY_LEFT = "no labelled participant is left for training: give fewer --folds or more data"
 
+HARDLY = 0.1
+"""Dice below which a model has hardly learned a head."""
+
 
 @dataclass(frozen=True)
 class People:
@@ -312,7 +315,7 @@ def conclude(
     if interrupted:
         raise TemporaryFailure(f"interrupted after {state.step} steps, saved in {folder}: run again with --resume")
     if processes.first:
-        save_outcome(
+        card = save_outcome(
             card,
             network.cpu(),
             people.unseen,
@@ -323,6 +326,10 @@ def conclude(
             stop=interruption.asked,
         )
         (folder / CHECKPOINT).unlink(missing_ok=True)
+        for head in hardly_learned(card):
+            setup.report.warn(
+                f"{head}: a mean Dice of {card.dice[head]:.3f} on the held-out scans: give more time or steps"
+            )
         say(f"model: {folder} (use it with --model {folder})")
     return folder
 
@@ -339,6 +346,11 @@ def pose_on_card(recipe: Recipe, cases: Sequence[ListedCase]) -> dict[str, Any] 
     if recipe.pose_head is None:
         return None
     return average_brain(cases, load_protocol(recipe.pose_head).scored()).to_card(recipe.pose_head)
+
+
+def hardly_learned(card: Card) -> list[str]:
+    """Return the heads whose Dice on held-out participants is near that of a model that has learned nothing."""
+    return [head for head, dice in card.dice.items() if dice < HARDLY]
 
 
 def counted(cases: Sequence[ListedCase], what: str = "") -> list[str]:

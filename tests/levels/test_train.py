@@ -30,7 +30,7 @@ from bidsseg.learning.optimiser import Optimiser
 from bidsseg.learning.processes import Processes
 from bidsseg.learning.recipe import Recipe, load_recipe
 from bidsseg.learning.samples import Plan, draw
-from bidsseg.learning.training import lacking, start_from
+from bidsseg.learning.training import hardly_learned, lacking, start_from
 from bidsseg.learning.training_setup import set_up
 from bidsseg.levels.train import train_level
 from bidsseg.models.card import CARD, WEIGHTS, Card, read_card
@@ -223,6 +223,13 @@ def test_weights_of_regions_are_not_copied_to_other_regions() -> None:
         assert torch.equal(
             network.state_dict()["first.first.fine.weight"], first.network.state_dict()["first.first.fine.weight"]
         )
+
+
+def test_heads_that_were_hardly_learned_are_named() -> None:
+    figures = {"FAST": {"dice": 0.6}, "brain (FAST)": {"dice": 0.02}, "brain (head)": {"dice": 0.9}}
+    card = Card("one", "", ("T1w",), {}, 1.0, ("FAST", "brain", "lesion"), "", metrics={"heads": figures})
+    assert hardly_learned(card) == ["brain"]
+    assert hardly_learned(replace(card, metrics={})) == []
 
 
 def test_the_last_layer_of_a_head_is_not_copied_to_regions_in_another_order() -> None:
