@@ -38,8 +38,6 @@ class Fitting:
     def __init__(self, network: Network, watched: Sequence[ListedCase], plan: Plan, *, conditions: Conditions) -> None:
         device = conditions.device
         self.network = network.to(device=device, memory_format=network.memory_format)  # type: ignore[call-overload]
-        if plan.teacher is not None:
-            plan.teacher.network.to(device=device, memory_format=network.memory_format)  # type: ignore[call-overload]
         self.watched, self.plan, self.conditions = watched, plan, conditions
         self.stepper = Stepper(self.network, plan.recipe.optimiser)
         self.relations = Relations(plan.heads, device, naive=plan.recipe.loss.naive)

@@ -53,7 +53,7 @@ def losses(
     with torch.autocast(sample.image.device.type, precision, enabled=precision != torch.float32):
         features = network.at(sample.image, sample.coordinates, sample.points)
         logits = {head.name: F.linear(features, *network.head(head.name)) for head in plan.heads}
-        taught = plan.teacher.probabilities(sample) if plan.teacher else {}
+        taught = plan.teacher.at_points(sample) if plan.teacher else {}
     return loss_of(logits, sample.values, plan, relations=relations, progress=progress, taught=taught)
 
 

@@ -73,7 +73,8 @@ def fit_readout(network: Network, cases: Sequence[ListedCase], plan: Plan, *, co
         with torch.autocast(part.rows.device.type, precision, enabled=precision != torch.float32):
             features = network.voxels(part.rows, part.within)
             logits = {head.name: F.linear(features, *network.head(head.name)) for head in plan.heads}
-        loss, parts = loss_of(logits, part.values, plan, relations=relations)
+            taught = plan.teacher.at_voxels(part.rows, part.within) if plan.teacher else {}
+        loss, parts = loss_of(logits, part.values, plan, relations=relations, taught=taught)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

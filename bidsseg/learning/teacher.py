@@ -29,15 +29,22 @@ class Teacher:
     heads: Collection[str]
 
     @staticmethod
-    def of(network: Network, heads: Collection[str]) -> Teacher:
+    def of(network: Network, heads: Collection[str], device: str = "cpu") -> Teacher:
         """Return a teacher with the present weights of a network."""
-        fixed = copy.deepcopy(network).eval()
+        fixed = copy.deepcopy(network).to(device=device, memory_format=network.memory_format).eval()  # type: ignore[call-overload]
         return Teacher(fixed.requires_grad_(False), heads)  # noqa: FBT003  (no name of the argument)
 
     @torch.no_grad()
-    def probabilities(self, sample: Sample) -> dict[str, Tensor]:
+    def at_points(self, sample: Sample) -> dict[str, Tensor]:
         """Return the probabilities (P, R) of each taught head at the points of a sample."""
-        features = self.network.at(sample.image, sample.coordinates, sample.points)
+        return self._read(self.network.at(sample.image, sample.coordinates, sample.points))
+
+    @torch.no_grad()
+    def at_voxels(self, rows: Tensor, within: Tensor) -> dict[str, Tensor]:
+        """Return the probabilities (P, R) of each taught head, from rows (P, K) of cells and places (P,) in these."""
+        return self._read(self.network.voxels(rows, within))
+
+    def _read(self, features: Tensor) -> dict[str, Tensor]:
         return {name: torch.softmax(F.linear(features, *self.network.head(name)).float(), 1) for name in self.heads}
 
 

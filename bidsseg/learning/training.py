@@ -296,7 +296,7 @@ def learn(
         taught = taught_heads(known, {protocol for case in people.seen for protocol in case.protocols})
         if taught:
             setup.report.say(f"where labels do not determine {', '.join(taught)}, the initial model is followed")
-            plan = replace(plan, teacher=Teacher.of(network, taught))
+            plan = replace(plan, teacher=Teacher.of(network, taught, conditions.device))
     if new and network.last_layers and setup.recipe.readout.steps and not conditions.checkpoint.is_file():
         spent_s = fit_readout(network, people.seen, plan, conditions=conditions)
         conditions = replace(conditions, budget_s=max(1.0, conditions.budget_s - spent_s))

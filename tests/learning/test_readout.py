@@ -15,10 +15,12 @@ from bidsseg.labels import load_protocol
 from bidsseg.learning import training
 from bidsseg.learning.datasets import load_cases
 from bidsseg.learning.optimiser import Readout
+from bidsseg.learning.processes import Processes
 from bidsseg.learning.readout import fit_readout
 from bidsseg.learning.recipe import load_recipe
-from bidsseg.learning.samples import Plan
+from bidsseg.learning.samples import Plan, drawn
 from bidsseg.learning.state import Conditions
+from bidsseg.learning.teacher import Teacher
 from bidsseg.levels.train import train_level
 from bidsseg.models.library import NETWORKS, build_network
 from bidsseg.networks.network import Network
@@ -51,6 +53,15 @@ def test_only_the_last_layers_learn(ask: Ask, tmp_path: Path) -> None:
     first, last = (float(line.rpartition(" ")[2]) for line in said[1:])
     assert last < first
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_the_teacher_says_the_same_from_stored_features(ask: Ask) -> None:
+    network, cases, plan = ready(ask)
+    sample = next(drawn(cases, plan, 0, processes=Processes()))
+    teacher = Teacher.of(network, ["brain"])
+    rows, within = teacher.network.cells_at(sample.image, sample.coordinates, sample.points)
+    stored, direct = teacher.at_voxels(rows, within)["brain"], teacher.at_points(sample)["brain"]
+    assert torch.allclose(stored, direct, atol=1e-5) and stored.shape == (len(sample.points), 2)
 
 
 def test_the_time_budget_ends_it(ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
