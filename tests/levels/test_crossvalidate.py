@@ -128,7 +128,8 @@ def test_every_line_names_its_fold(finished: Settings) -> None:
     assert "fold 2 of 2: 2 training scans, 2 held out: bids/sub-02, bids/sub-04" in messages
     assert any(line.startswith(f"final model: model: {model(finished.output_dir)}") for line in messages)
     assert any(line.startswith("FAST (against FAST, 4 scans): Dice") for line in messages)
-    assert console(finished).warnings == []
+    warnings = console(finished).warnings  # two heads of two tiny models, which have learned nothing
+    assert len(warnings) == 4 and all(line.endswith("give more time or steps") for line in warnings)
 
 
 # -- interruptions -----------------------------------------------------------------------------------------------------
