@@ -242,9 +242,10 @@ def _segment(
 def _mask(source: Source, t1w: Volume) -> np.ndarray:
     """Return the voxels of a mask, booleans (X, Y, Z). DataError if it is on another grid than the T1w."""
     from bidsseg.image.nifti import name_of, read_labels
+    from bidsseg.registration.label_files import on_same_grid
 
-    mask = read_labels(source)
-    if not mask.on_grid_of(t1w):
+    mask = on_same_grid(read_labels(source), t1w)
+    if mask is None:
         raise DataError(f"{name_of(source)}: the mask of lesions is not on the grid of the T1w: resample it")
     found: np.ndarray = mask.data > 0
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,7 @@ import numpy as np
 
 from bidsseg.bids.names import build_name, with_extension
 from bidsseg.bids.particulars import Particulars
+from bidsseg.derivative import sidecar_keys
 from bidsseg.derivative.cohort import CONFIDENCE, EXPECTED_DICE, Absent, Cohort
 from bidsseg.derivative.outliers import FAR, FEWEST, robust_z
 from bidsseg.derivative.results import Result
@@ -62,6 +64,7 @@ class Numbers:
         calibrated: whether the quality is an expected Dice, booleans (N,).
         estimated: whether the table of the scan has a row for the intracranial volume, booleans (N,).
         findings: codes of the findings of each scan.
+        weights: checksum of the weights that segmented each scan, empty where it is not recorded.
         selected: whether the run of the scan counts, booleans (N,).
     """
 
@@ -74,6 +77,7 @@ class Numbers:
     calibrated: np.ndarray
     estimated: np.ndarray
     findings: list[list[str]]
+    weights: list[str]
     selected: np.ndarray
 
     @cached_property
@@ -118,6 +122,13 @@ class Numbers:
         return [name for name, scans in kinds.items() if scans.any()]
 
     @property
+    def of_other_weights(self) -> list[str]:
+        """Keys of the scans that were segmented with other weights than most, by a model of the same name."""
+        usual = [weights for weights, _ in Counter(filter(None, self.weights)).most_common(1)]
+        pairs = zip(self.results, self.weights, strict=True)
+        return [result.key for result, weights in pairs if weights and weights not in usual]
+
+    @property
     def without_estimate(self) -> list[str]:
         """Keys of the scans whose table, of a version before 0.17, has no row for the intracranial volume."""
         return [result.key for result, known in zip(self.results, self.estimated, strict=True) if not known]
@@ -145,6 +156,7 @@ def gather(cohort: Cohort, results: Sequence[Result], runs: Runs) -> Numbers:
     """
     names = {name: place for place, name in enumerate(cohort.regions.values())}
     readable, counted, soft, calibrated, estimated = [], [], [], [], []
+    qualities, findings, weights = [], [], []
     for result in results:
         try:
             table = result.volumes()
@@ -159,8 +171,12 @@ def gather(cohort: Cohort, results: Sequence[Result], runs: Runs) -> Numbers:
         estimated.append(any(volume.is_intracranial for volume in table))
         counted.append(rows[0])
         soft.append(rows[1])
+        sidecar = result.sidecar()
+        qualities.append(sidecar_keys.quality(sidecar))
+        findings.append(sidecar_keys.finding_codes(sidecar))
+        weights.append(sidecar_keys.weights(sidecar))
     regions, pairs = _regions(cohort, readable)
-    quality = np.array([np.nan if (q := result.quality()) is None else q for result in readable])
+    quality = np.array([np.nan if value is None else value for value in qualities])
     shape = len(readable), len(names)
     return Numbers(
         readable,
@@ -171,7 +187,8 @@ def gather(cohort: Cohort, results: Sequence[Result], runs: Runs) -> Numbers:
         quality=quality.reshape(shape[0]),
         calibrated=np.array(calibrated, bool),
         estimated=np.array(estimated, bool),
-        findings=[result.findings() for result in readable],
+        findings=findings,
+        weights=weights,
         selected=chosen_runs([result.source for result in readable], quality, runs),
     )
 

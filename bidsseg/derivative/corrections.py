@@ -133,21 +133,22 @@ class Search:
 
     def _unused(self) -> Iterator[tuple[Image, str]]:
         """Yield the label maps that are not used, each with the reason."""
-        scans = {_source_key(scan.entities): scan for scan, _ in self.found}
-        used = {_source_key(scan.entities): corrections.files for scan, corrections in self.found}
+        found = {_source_key(scan.entities): (scan, corrections) for scan, corrections in self.found}
         others = {_source_key(scan.entities) for scan in self.other}
         places = {_place(scan.entities) for scan, _ in self.found}
         for image in _label_maps(self.folder):
             key = _source_key(image.entities)
             if image.path in self._used or key in others:
                 continue
-            if key not in scans:
+            if key not in found:
                 if self.all_selected or _place(image.entities) in places:
                     yield image, "there is no scan of this name"
-            elif _is_of_another_model(image.entities.get("desc", ""), scans[key], self.card):
+                continue
+            scan, corrections = found[key]
+            if _is_of_another_model(image.entities.get("desc", ""), scan, self.card):
                 yield image, f"it is a label map of another model than {self.card.name} (desc-)"
             elif names := [name for name in self._correctable if annotates(image, name)]:
-                replaced = any(name in used[key] for name in names)
+                replaced = any(name in corrections.files for name in names)
                 yield image, "another file of the scan is used" if replaced else "it is not in the folder of its scan"
             else:
                 yield image, f"the model {self.card.name} writes no such label map"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -90,8 +89,7 @@ class Result:
 
     def findings(self) -> list[str]:
         """Return the codes of the findings in the scan and its result, those of the result first."""
-        messages = sidecar_keys.messages(self.sidecar(), sidecar_keys.FINDINGS)
-        return list(dict.fromkeys(text.partition(":")[0] for text in messages))
+        return sidecar_keys.finding_codes(self.sidecar())
 
     def volumes(self) -> list[Volume]:
         """Return the table of volumes, at least one row; ValueError if it cannot be read or is not such a table."""
@@ -185,15 +183,6 @@ def participant_folders(output_dir: Path, participants: Iterable[str] = ()) -> l
     wanted = [output_dir / f"sub-{label}" for label in dict.fromkeys(participants)]
     existing = [folder for folder in wanted if folder.is_dir()] if wanted else folders(output_dir, "sub-")
     return sorted(existing, key=lambda folder: natural(folder.name))
-
-
-def of_other_weights(results: Iterable[Result]) -> list[str]:
-    """Return the keys of the scans that were segmented with other weights than most, by a model of the same name."""
-    nothing: sidecar_keys.ModelUsed = {}
-    used = {result.key: next(iter(sidecar_keys.models(result.sidecar())), nothing) for result in results}
-    known = {key: model["SHA256"] for key, model in used.items() if "SHA256" in model}
-    usual = [weights for weights, _ in Counter(known.values()).most_common(1)]
-    return [key for key, weights in known.items() if weights not in usual]
 
 
 def find_results(output_dir: Path, participants: Iterable[str] = (), sessions: Iterable[str] = ()) -> Iterator[Result]:

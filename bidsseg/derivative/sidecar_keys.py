@@ -152,6 +152,11 @@ def is_of_model(sidecar: Sidecar, name: str) -> bool:
     return [model["Name"] for model in models(sidecar)[:1]] == [name]
 
 
+def weights(sidecar: Sidecar) -> str:
+    """Return the checksum of the weights of the model, the first of an output; empty if it is not recorded."""
+    return next((str(model.get("SHA256", "")) for model in models(sidecar)), "")
+
+
 def output_spaces(sidecar: Sidecar) -> dict[str, str]:
     """Return the kind of registration to each template."""
     spaces: Any = sidecar.get("OutputSpaces")
@@ -167,6 +172,11 @@ def quality(sidecar: Sidecar) -> float | None:
     """Return the quality, 0 to 1, see ``Segmentation.quality``; None if it is not recorded."""
     value: Any = sidecar.get("Quality")
     return float(value) if isinstance(value, int | float) else None
+
+
+def finding_codes(sidecar: Sidecar) -> list[str]:
+    """Return the codes of the findings in a scan and its result, those of the result first."""
+    return list(dict.fromkeys(text.partition(":")[0] for text in messages(sidecar, FINDINGS)))
 
 
 def messages(sidecar: Sidecar, keys: Sequence[str] = MESSAGES) -> list[str]:

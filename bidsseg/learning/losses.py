@@ -8,6 +8,7 @@ et al. 2021 (arXiv 2107.03846).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -127,3 +128,22 @@ def marginal_dice(log_probability: Tensor, values: Tensor, openness: Openness, *
     if not present.any():
         return log_probability.sum() * 0
     return 1 - (2 * both[present] / sizes[present]).mean()
+
+
+def distillation(log_probability: Tensor, taught: Tensor, annotations: Iterable[tuple[Tensor, Openness]]) -> Tensor:
+    """Return the cross-entropy with a teacher where annotations leave several regions open, mean over all voxels.
+
+    The loss of Hinton et al. 2015 (arXiv 1503.02531), restricted to what is not labelled.
+
+    Args:
+        log_probability: (P, C), as in marginal_cross_entropy.
+        taught: probabilities of the teacher, (P, C). Only the regions that all annotations allow count.
+        annotations: values (P,) of each annotation, and its relation.
+    """
+    allowed = torch.ones_like(taught, dtype=torch.bool)
+    for values, openness in annotations:
+        allowed &= openness.allowed[values.long()]
+    chance = taught * allowed
+    total = chance.sum(1, keepdim=True)
+    is_open = (allowed.sum(1, keepdim=True) > 1) & (total > 0)
+    return -(torch.where(is_open, chance / total.clamp(min=SMOOTH), 0) * log_probability).sum(1).mean()

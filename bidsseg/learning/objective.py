@@ -12,9 +12,8 @@ from torch import Tensor
 from bidsseg.labels import Protocol, load_relation
 from bidsseg.labels.relation import closed_background
 from bidsseg.learning.cases import Sample
-from bidsseg.learning.losses import Openness, marginal_cross_entropy, marginal_dice
+from bidsseg.learning.losses import Openness, distillation, marginal_cross_entropy, marginal_dice
 from bidsseg.learning.samples import Plan
-from bidsseg.learning.teacher import remembering
 from bidsseg.networks.network import Network
 
 
@@ -68,7 +67,8 @@ def loss_of(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the loss of logits (P, R) by head, and its parts for the curve.
 
-    A head is trained on the annotation in its own protocol if there is one, otherwise on all with a relation to it.
+    A head is trained on the annotation in its own protocol if there is one, otherwise on all with a relation to it, and
+    on the teacher's probabilities where these leave several regions open.
 
     Args:
         values: for each annotation its protocol and the values (P,).
@@ -83,11 +83,14 @@ def loss_of(
             weight *= 1 - progress
         log_probability = torch.log_softmax(logits[head.name].float(), 1)
         own = [pair for pair in values if pair[0].name == head.name]
-        found = [(*pair, relations.get(pair[0], head)) for pair in own or values]
-        related = [(protocol, annotated, openness) for protocol, annotated, openness in found if openness is not None]
+        related = [
+            (protocol, annotated, openness)
+            for protocol, annotated in own or values
+            if (openness := relations.get(protocol, head)) is not None
+        ]
         if head.name in taught:
-            allowing = [(annotated, openness) for _, annotated, openness in related]
-            remembered = remembering(log_probability, taught[head.name], allowing)
+            allowing = ((annotated, openness) for _, annotated, openness in related)
+            remembered = distillation(log_probability, taught[head.name], allowing)
             total = total + weight * remembered
             parts[f"initial>{head.name}"] = remembered.detach()
         for protocol, annotated, openness in related:

@@ -18,7 +18,7 @@ from bidsseg.learning.data_files import check_finished, check_unchanged, files_o
 from bidsseg.learning.folds import dataset_of, person
 from bidsseg.learning.prepared import bytes_needed, entry_of, warn_of_missing
 from bidsseg.learning.recipe import is_shipped
-from bidsseg.learning.training import start_from
+from bidsseg.learning.training import lacking, start_from
 from bidsseg.learning.training_setup import Setup, sketched
 from bidsseg.models.card import find_card, shipped
 from bidsseg.models.library import build_network, load_model
@@ -82,13 +82,18 @@ def checked_files(setups: Sequence[Setup], sources: Sequence[Source], *, done: I
 
 
 def check_start(setup: Setup, name: str) -> None:
-    """Raise UsageError if no weights of an initial model fit the network, and InputMissing if there is no model."""
+    """Raise UsageError if no weights of an initial model fit the network, and InputMissing if there is no model.
+
+    A warning names the heads that the initial model has with other regions, or in another order.
+    """
     start = load_model(name)
     outputs = {head.name: len(head.regions) for head in setup.heads}
     with torch.random.fork_rng(devices=[]):
         network = build_network(setup.recipe.network, setup.recipe.inputs, outputs, where=setup.recipe.name)
     if not start_from(network, start, setup.recipe.inputs, heads=setup.heads):
         raise UsageError(f"--init {name}: none of its weights fit the network of the recipe {setup.recipe.name}")
+    if changed := ", ".join(head for head in lacking(start, setup.heads) if head in start.heads):
+        setup.report.warn(f"--init {name}: it has other regions of {changed}, or another order: their layer is new")
 
 
 def warn_about_leakage(setup: Setup, held: Container[str], sources: Sequence[Source]) -> None:

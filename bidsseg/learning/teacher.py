@@ -8,7 +8,7 @@ initial model (Li & Hoiem 2016, Learning without forgetting, arXiv 1606.09282).
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from bidsseg.labels import Protocol, load_relation
 from bidsseg.learning.cases import Sample
-from bidsseg.learning.losses import Openness
 from bidsseg.networks.network import Network
 
 
@@ -29,7 +28,7 @@ class Teacher:
     heads: Collection[str]
 
     @staticmethod
-    def of(network: Network, heads: Collection[str], device: str = "cpu") -> Teacher:
+    def of(network: Network, heads: Collection[str], device: str) -> Teacher:
         """Return a teacher with the present weights of a network."""
         fixed = copy.deepcopy(network).to(device=device, memory_format=network.memory_format).eval()  # type: ignore[call-overload]
         return Teacher(fixed.requires_grad_(False), heads)  # noqa: FBT003  (no name of the argument)
@@ -48,28 +47,16 @@ class Teacher:
         return {name: torch.softmax(F.linear(features, *self.network.head(name)).float(), 1) for name in self.heads}
 
 
-def taught_heads(heads: Sequence[Protocol], labels: Collection[Protocol]) -> list[str]:
+def taught_heads(heads: Sequence[Protocol], labels: Iterable[Protocol]) -> list[str]:
     """Return the heads without labels of their own, and without others of which each value means one region."""
-    named = {protocol.name for protocol in labels}
-    return [head.name for head in heads if head.name not in named and not any(_determines(p, head) for p in labels)]
+    given = {protocol.name: protocol for protocol in labels}
+    return [
+        head.name
+        for head in heads
+        if head.name not in given and not any(_determines(protocol, head) for protocol in given.values())
+    ]
 
 
 def _determines(annotation: Protocol, head: Protocol) -> bool:
     relation = load_relation(annotation, head)
     return relation is not None and bool((relation.allowed.sum(1) == 1).all())
-
-
-def remembering(log_probability: Tensor, taught: Tensor, annotations: Sequence[tuple[Tensor, Openness]]) -> Tensor:
-    """Return the cross-entropy with the teacher where annotations leave several regions open, mean over all points.
-
-    Args:
-        log_probability, taught: of the network and of the teacher, (P, R).
-        annotations: values (P,) with their relation to the head. The teacher's regions are those that all allow.
-    """
-    allowed = torch.ones_like(taught, dtype=torch.bool)
-    for values, openness in annotations:
-        allowed &= openness.allowed[values.long()]
-    chance = taught * allowed
-    total = chance.sum(1, keepdim=True)
-    chance = torch.where((allowed.sum(1, keepdim=True) > 1) & (total > 0), chance / total.clamp(min=1e-6), 0)
-    return -(chance * log_probability).sum(1).mean()

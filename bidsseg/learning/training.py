@@ -33,7 +33,7 @@ from bidsseg.learning.samples import Plan
 from bidsseg.learning.segnet import fit_voxels
 from bidsseg.learning.state import Conditions, State, same_run
 from bidsseg.learning.teacher import Teacher, taught_heads
-from bidsseg.learning.training_outputs import save_curve, save_outcome
+from bidsseg.learning.training_outputs import hardly_learned, save_curve, save_outcome
 from bidsseg.learning.training_setup import Setup
 from bidsseg.models.card import CARD, Card, read_card
 from bidsseg.models.library import Model, build, save_protocol
@@ -43,9 +43,6 @@ from bidsseg.networks.segnet.staged import StagedSegNet
 from bidsseg.settings import Training
 
 NOBODY_LEFT = "no labelled participant is left for training: give fewer --folds or more data"
-
-HARDLY = 0.1
-"""Dice below which a model has hardly learned a head."""
 
 
 @dataclass(frozen=True)
@@ -239,10 +236,6 @@ def begun(setup: Setup, card: Card, start: Model | None) -> Network:
                 f"--init {setup.options.init}: none of its weights fit the network of the recipe {setup.recipe.name}"
             )
         setup.report.say(f"{copied} of {len(network.state_dict())} tensors copied from {setup.options.init}")
-        if changed := ", ".join(name for name in lacking(start, setup.heads) if name in start.heads):
-            setup.report.warn(
-                f"the initial model has other regions of {changed}, or another order: last layers are initialised"
-            )
     return network
 
 
@@ -293,7 +286,7 @@ def learn(
     new = lacking(start, setup.heads) if start is not None else []
     if start is not None:
         known = [head for head in setup.heads if head.name not in new]
-        taught = taught_heads(known, {protocol for case in people.seen for protocol in case.protocols})
+        taught = taught_heads(known, (protocol for case in people.seen for protocol in case.protocols))
         if taught:
             setup.report.say(f"where labels do not determine {', '.join(taught)}, the initial model is followed")
             plan = replace(plan, teacher=Teacher.of(network, taught, conditions.device))
@@ -348,11 +341,6 @@ def pose_on_card(recipe: Recipe, cases: Sequence[ListedCase]) -> dict[str, Any] 
     return average_brain(cases, load_protocol(recipe.pose_head).scored()).to_card(recipe.pose_head)
 
 
-def hardly_learned(card: Card) -> list[str]:
-    """Return the heads whose Dice on held-out participants is near that of a model that has learned nothing."""
-    return [head for head, dice in card.dice.items() if dice < HARDLY]
-
-
 def counted(cases: Sequence[ListedCase], what: str = "") -> list[str]:
     """Return the number of scans of each dataset, as lines for the card."""
     return [f"{dataset}: {n} scans{what}" for dataset, n in Counter(case.dataset for case in cases).items()]
@@ -376,9 +364,8 @@ def start_from(network: Network, start: Model, inputs: Sequence[str], *, heads: 
     if len(before) < len(inputs) and tuple(inputs[: len(before)]) == before:
         given = network.with_images(given, len(before))
     new = lacking(start, heads)
-    foreign = tuple(f"heads.{name}." for name in new)
-    if new or len(start.heads) > len(heads):
-        foreign += network.of_regions
+    has_same_heads = not new and len(start.heads) == len(heads)
+    foreign = (*(f"heads.{name}." for name in new), *(() if has_same_heads else network.of_regions))
     same = {
         name: value
         for name, value in given.items()

@@ -26,6 +26,9 @@ from bidsseg.report import Pictures, training_page
 RESERVE = 1.2
 """Part of the time budget kept for the evaluation, as a multiple of its expected time."""
 
+HARDLY = 0.1
+"""Dice below which a model has hardly learned a head."""
+
 
 def rehearsal(
     card: Card, unseen: Sequence[ListedCase], *, precision: str, say: Callable[[str], None]
@@ -100,6 +103,11 @@ def save_outcome(
             save_curve(with_results(state, results["heads"]), folder)
     training_page(card, None if table is None else regions_of(table), pictures.lowest())
     return card
+
+
+def hardly_learned(card: Card) -> list[str]:
+    """Return the heads whose Dice on held-out participants is near that of a model that has learned nothing."""
+    return [head for head, dice in card.dice.items() if dice < HARDLY]
 
 
 def with_results(state: State, heads: Mapping[str, Any]) -> list[dict[str, float]]:

@@ -34,7 +34,7 @@ from bidsseg.derivative.ownership import (
     check_source,
     is_lesion_table,
 )
-from bidsseg.derivative.results import Result, find_fates, find_results, is_own_page, of_other_weights
+from bidsseg.derivative.results import Result, find_fates, find_results, is_own_page
 from bidsseg.derivative.sidecar_keys import corrections
 from bidsseg.errors import BidssegError, InputMissing, NothingSelected, listed
 from bidsseg.files import fingerprint, remove, write_json_atomic
@@ -124,7 +124,7 @@ def _write(settings: Settings, cohort: Cohort, particulars: Particulars) -> list
             f"{cohort.model}, {cohort.protocol}: the quality of some scans is the {cohort.quality[0]}, that of others, "
             f"from an earlier version, the {cohort.quality[1]}: recompute these (--overwrite) to compare them"
         )
-    if mixed := of_other_weights(results):
+    if mixed := numbers.of_other_weights:
         settings.report.warn(
             f"{cohort.model}, {cohort.protocol}: another model of the same name segmented {listed(mixed)}: segment all "
             "scans with one model (--overwrite), or give each model its own output folder"

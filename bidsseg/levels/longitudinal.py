@@ -51,8 +51,9 @@ def longitudinal_level(settings: Settings) -> None:
         "measure": settings.measures,
         "freesurfer": settings.freesurfer,
     }
-    for name in (name for name, value in unused.items() if value):
-        settings.report.warn(f"longitudinal: --{name} is not used: it compares what the model labels")
+    for name, value in unused.items():
+        if value:
+            settings.report.warn(f"longitudinal: --{name} is not used: it compares what the model labels")
     jobs = _jobs(settings, card)
     if jobs is None:
         return

@@ -58,7 +58,7 @@ def test_only_the_last_layers_learn(ask: Ask, tmp_path: Path) -> None:
 def test_the_teacher_says_the_same_from_stored_features(ask: Ask) -> None:
     network, cases, plan = ready(ask)
     sample = next(drawn(cases, plan, 0, processes=Processes()))
-    teacher = Teacher.of(network, ["brain"])
+    teacher = Teacher.of(network, ["brain"], "cpu")
     rows, within = teacher.network.cells_at(sample.image, sample.coordinates, sample.points)
     stored, direct = teacher.at_voxels(rows, within)["brain"], teacher.at_points(sample)["brain"]
     assert torch.allclose(stored, direct, atol=1e-5) and stored.shape == (len(sample.points), 2)

@@ -71,7 +71,7 @@ def test_the_teacher_keeps_its_weights() -> None:
         "one", "", ("T1w",), {"name": "subpixel-unet", "widths": [4, 4], "features": 4, "last": 4}, 1.0, ("FAST",), ""
     )
     network = build(card)
-    teacher = Teacher.of(network, ["FAST"])
+    teacher = Teacher.of(network, ["FAST"], "cpu")
     before = copy.deepcopy(network.state_dict())
     with torch.no_grad():
         for weight in network.parameters():

@@ -1,6 +1,5 @@
 """The level train: from a labelled dataset to a usable model."""
 
-import copy
 import os
 import socket
 import subprocess
@@ -8,7 +7,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,19 +21,18 @@ from recording_console import RecordingConsole
 from bidsseg.app.cli import main
 from bidsseg.errors import DataError, NothingSelected, OutputNotWritable, UsageError
 from bidsseg.labels import load_protocol
-from bidsseg.learning import loop, objective, training, validation
+from bidsseg.learning import training, validation
 from bidsseg.learning.cases import Sampling
 from bidsseg.learning.datasets import load_cases
 from bidsseg.learning.optimiser import Optimiser
 from bidsseg.learning.processes import Processes
 from bidsseg.learning.recipe import Recipe, load_recipe
 from bidsseg.learning.samples import Plan, draw
-from bidsseg.learning.training import hardly_learned, lacking, start_from
+from bidsseg.learning.training_outputs import hardly_learned
 from bidsseg.learning.training_setup import set_up
 from bidsseg.levels.train import train_level
 from bidsseg.models.card import CARD, WEIGHTS, Card, read_card
-from bidsseg.models.library import Model, build, load_model
-from bidsseg.networks.network import Network
+from bidsseg.models.library import build, load_model
 
 RUN = Path(__file__).parents[2] / "run.py"
 
@@ -179,74 +176,6 @@ def test_a_run_may_begin_on_a_coarser_grid(ask: Ask) -> None:
         train_level(ask(RECIPE + coarse.replace("16, 16, 16", "16, 16, 15"), output="other"))
 
 
-def test_weights_of_another_model_are_a_start(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights are bit-identical before the first step, for fine-tuning on full annotations after partial ones."""
-    started: list[dict[str, torch.Tensor]] = []
-    plain = objective.losses
-
-    def losses(network: Network, *given: Any, **named: Any) -> Any:
-        started.append({name: value.clone() for name, value in network.state_dict().items()})
-        return plain(network, *given, **named)
-
-    first = train_level(ask(RECIPE.replace("{ brain = 0.5, FAST = 1.0 }", "{ brain = 1.0 }")))
-    again = ask(RECIPE.replace("tiny", "second") + "[readout]\nsteps = 0\n", init=str(first))
-    monkeypatch.setattr(loop, "losses", losses)
-    card = read_card(train_level(again))
-    shared = weights(first)
-    assert all(torch.equal(started[0][name], value) for name, value in shared.items())
-    assert any(f"{len(shared)} of {len(shared) + 2} tensors copied from" in line for line in console(again).messages)
-    assert card.recipe["init"] == {"name": "tiny", "sha256": read_card(first).sha256}
-    assert card.data == ["bids: 4 scans", "bids: 4 scans (from tiny, the initial model)"]
-
-
-def test_a_start_of_which_nothing_fits_is_refused(ask: Ask) -> None:
-    with pytest.raises(UsageError, match="--init neuronet: none of its weights fit the network of the recipe tiny"):
-        train_level(ask(init="neuronet"))
-
-
-def test_weights_of_regions_are_not_copied_to_other_regions() -> None:
-    options = {"name": "segnet", "hidden": [8], "cube_neurons": 4}
-    given = Card("one", "", ("T1w",), options, 1.0, ("FAST",), "", normalisation="zscore")
-    other = replace(given, heads=("Atropos",))
-    for card in (given, other):
-        torch.manual_seed(1)
-        first = Model(given, build(given))
-        torch.manual_seed(2)
-        network = build(card)
-        fresh = copy.deepcopy(network.state_dict())
-        start_from(network, first, ("T1w",), heads=[load_protocol(name) for name in card.heads])
-        same = {name for name, value in network.state_dict().items() if torch.equal(value, fresh[name])}
-        weights = {name for name in same if "weight" in name}
-        assert weights == (
-            set() if card is given else {"first.joint.2.weight", "second.joint.2.weight", "second.joint.0.weight"}
-        )
-        assert torch.equal(
-            network.state_dict()["first.first.fine.weight"], first.network.state_dict()["first.first.fine.weight"]
-        )
-
-
-def test_heads_that_were_hardly_learned_are_named() -> None:
-    figures = {"FAST": {"dice": 0.6}, "brain (FAST)": {"dice": 0.02}, "brain (head)": {"dice": 0.9}}
-    card = Card("one", "", ("T1w",), {}, 1.0, ("FAST", "brain", "lesion"), "", metrics={"heads": figures})
-    assert hardly_learned(card) == ["brain"]
-    assert hardly_learned(replace(card, metrics={})) == []
-
-
-def test_the_last_layer_of_a_head_is_not_copied_to_regions_in_another_order() -> None:
-    card = Card(
-        "one", "", ("T1w",), {"name": "subpixel-unet", "widths": [4, 4], "features": 4, "last": 4}, 1.0, ("FAST",), ""
-    )
-    network, start = build(card), Model(card, build(card))
-    (head,) = start.heads.values()
-    turned = replace(head, regions=(head.regions[0], *reversed(head.regions[1:])))
-    fresh = copy.deepcopy(network.state_dict())
-    start_from(network, start, ("T1w",), heads=[turned])
-    now, given = network.state_dict(), start.network.state_dict()
-    assert torch.equal(now["heads.FAST.weight"], fresh["heads.FAST.weight"])
-    assert torch.equal(now["last.0.weight"], given["last.0.weight"])
-    assert lacking(start, [turned]) == ["FAST"] and lacking(start, [head]) == []
-
-
 def test_a_protocol_of_ones_own_is_learned_and_spoken(ask: Ask, dataset: tuple[Path, Path], tmp_path: Path) -> None:
     table = tmp_path / "seg-Mine_dseg.tsv"
     table.write_text("index\tname\tscored\n0\tBackground\t1\n7\tInside\t1\n9\tUnsure\t0\n")
@@ -307,6 +236,13 @@ def test_lesions_learned_are_lesions_on_the_card(
     assert card.lesion == head
     assert card.protocols == tuple({head} - {"lesion"})
     assert head in set(pd.read_csv(folder / "validation.tsv", sep="\t")["head"])
+
+
+def test_heads_that_were_hardly_learned_are_named() -> None:
+    figures = {"FAST": {"dice": 0.6}, "brain (FAST)": {"dice": 0.02}, "brain (head)": {"dice": 0.9}}
+    card = Card("one", "", ("T1w",), {}, 1.0, ("FAST", "brain", "lesion"), "", metrics={"heads": figures})
+    assert hardly_learned(card) == ["brain"]
+    assert hardly_learned(replace(card, metrics={})) == []
 
 
 # -- what cannot be trained --------------------------------------------------------------------------------------------
