@@ -5,8 +5,8 @@
 
 The participants are those that the card of the model names as held out. For each head with labels in its own protocol,
 the script finds the temperature with which the mean confidence in the brain is the share of right voxels, and prints
-the expected calibration error (Guo et al. 2017, arXiv:1706.04599) without it and with the temperature of the other
-participants.
+the expected calibration error (Guo et al. 2017, arXiv 1706.04599) without it and with the temperature of the other
+participants. For labels in other protocols, it prints confidence and share of right voxels alone.
 
 With these temperatures, each participant is then segmented as it is and in worse copies (noise, blur, thick slices,
 shading, contrast), and each label map without an image in several synthetic images, so that Dice varies. The script
@@ -49,6 +49,7 @@ POOR = 0.6
 DRAWS = 5
 """Number of synthetic images of a label map."""
 TEMPERATURES = np.arange(0.6, 2.001, 0.02)
+"""Temperatures to choose from."""
 STRIDE = 11
 """One of so many voxels is used to calibrate probabilities."""
 BINS = 15
@@ -73,10 +74,11 @@ def main() -> None:
     sources = [source for source in sources if source.name in held]
     if not sources:
         parser.error(f"no participant is among those held out from {options.model}")
-    temperature = temperatures(model, opened_cases(sources, model.card.inputs, Report()))
+    cases = list(opened_cases(sources, model.card.inputs, Report()))
+    temperature = temperatures(model, cases)
     plain = dict.fromkeys(model.card.protocols, (0.0, 1.0))
     model = replace(model, card=replace(model.card, temperature=temperature, expected_dice=plain))
-    rows = [row for case in opened_cases(sources, model.card.inputs, Report()) for row in measured(model, case)]
+    rows = [row for case in cases for row in measured(model, case)]
     table = pd.DataFrame(rows)
     if options.table:
         table.to_csv(options.table, sep="\t", index=False, float_format="%.4f")
@@ -89,29 +91,34 @@ def main() -> None:
 
 
 def temperatures(model: Model, cases: Iterable[Case]) -> dict[str, float]:
-    """Return the temperature of each head with labels in its own protocol, and print the calibration errors."""
+    """Return the temperature of each head with labels in its own protocol, and print the calibration errors.
+
+    Heads compared with labels of other protocols are printed without a temperature.
+    """
     plain = replace(model, card=replace(model.card, temperature={}))
-    seen: dict[str, list[Seen]] = {}
+    seen: dict[tuple[str, str], list[Seen]] = {}
     for case in cases:
-        if case.image is None:
-            continue
-        image = Volume(case.image[0].numpy(), np.eye(4))
-        result = segment({"T1w": image}, plain, precision=cpu_precision(), want_probabilities=True)
+        _, image = next(copies(case))
+        result = segment({"T1w": Volume(image, np.eye(4))}, plain, precision=cpu_precision(), want_probabilities=True)
         for head in (model.heads[name] for name in model.card.protocols):
             for annotation, relation in comparable(case.annotations, head):
-                if annotation.protocol.name == head.name:
-                    found, truth, sure, _ = comparison(indices_of(result, head), head, annotation, relation=relation)
-                    known = sure & (truth > 0) & result.brain
-                    seen.setdefault(head.name, []).append(
-                        seen_at(known, result.probabilities[head.name], found == truth)
-                    )
+                found, truth, sure, _ = comparison(indices_of(result, head), head, annotation, relation=relation)
+                known, right = sure & (truth > 0) & result.brain, found == truth
+                here = seen_at(known, result.probabilities[head.name], right)
+                seen.setdefault((head.name, annotation.protocol.name), []).append(here)
     chosen = {}
-    for name, each in seen.items():
-        chosen[name] = balanced(each)
-        others = [balanced([other for other in each if other is not one] or each) for one in each]
-        before = error([at_temperature(one, 1.0) for one in each])
-        after = error([at_temperature(one, value) for one, value in zip(each, others, strict=True)])
-        print(f"{name}: temperature {chosen[name]:.2f}, expected calibration error {before:.3f}, then {after:.3f}")
+    for (head, annotation), each in seen.items():
+        confidence, right = (
+            np.mean([part.mean() for part in parts]) for parts in zip(*map(plainly, each), strict=True)
+        )
+        line = f"{head} against {annotation}: mean confidence {confidence:.3f}, right {right:.3f}"
+        if head == annotation and len(each) > 1:
+            chosen[head] = balanced(each)
+            others = [balanced([other for other in each if other is not one]) for one in each]
+            after = error([at_temperature(one, value) for one, value in zip(each, others, strict=True)])
+            line += f", temperature {chosen[head]:.2f}, expected calibration error {error(map(plainly, each)):.3f}"
+            line += f", then {after:.3f}"
+        print(line, flush=True)
     return chosen
 
 
@@ -132,6 +139,11 @@ def at_temperature(seen: Seen, value: float) -> Seen:
     return raised.max(1) / raised.sum(1), right
 
 
+def plainly(seen: Seen) -> Seen:
+    """Return the confidence (N,) without a temperature, and which voxels are right (N,)."""
+    return at_temperature(seen, 1.0)
+
+
 def balanced(seen: Sequence[Seen]) -> float:
     """Return the temperature with which the mean confidence of participants is nearest to the share of right voxels."""
     right = np.mean([right.mean() for _, right in seen])
@@ -139,7 +151,7 @@ def balanced(seen: Sequence[Seen]) -> float:
     return round(float(TEMPERATURES[np.abs(np.array(means) - right).argmin()]), 2)
 
 
-def error(seen: Sequence[Seen]) -> float:
+def error(seen: Iterable[Seen]) -> float:
     """Return the expected calibration error: the mean difference of confidence and share of right voxels in bins."""
     confidence, right = (np.concatenate(parts) for parts in zip(*seen, strict=True))
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)

@@ -85,7 +85,8 @@ class Card:
         pose: for a model that estimates the pose of a head: the network head used for this, and the positions of its
             regions in an average brain, see ``image.pose.Reference``. None for other models.
         heads: protocols that the network predicts.
-        temperature: for each head with calibrated probabilities, the number that its logits are divided by.
+        temperature: for each head with calibrated probabilities, the number that its logits are divided by
+            (Guo et al. 2017, arXiv 1706.04599).
         expected_dice: for each calibrated head, the offset and slope that map the estimate of the Dice of a region to
             its Dice on held-out scans, see ``segmentation.expected_dice``.
         least_quality: quality (see ``Segmentation.quality``) that typical scans reach; None if it was not measured.

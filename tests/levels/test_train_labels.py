@@ -65,4 +65,4 @@ def test_one_command(ask: Ask, halves: Path, capsys: pytest.CaptureFixture[str])
     assert main([*words, "--small"]) == 0
     assert "takes the files *_desc-halves_dseg" in capsys.readouterr().out
     assert main([*words[:-2], f"{halves}/nowhere"]) == 64
-    assert "give the folder of a derivative dataset" in capsys.readouterr().err
+    assert "there is no such folder; give the folder of a derivative dataset" in capsys.readouterr().err
