@@ -106,19 +106,17 @@ def temperatures(model: Model, cases: Iterable[Case]) -> dict[str, float]:
                 known, right = sure & (truth > 0) & result.brain, found == truth
                 here = seen_at(known, result.probabilities[head.name], right)
                 seen.setdefault((head.name, annotation.protocol.name), []).append(here)
-    chosen = {}
-    for (head, annotation), each in seen.items():
-        confidence, right = (
-            np.mean([part.mean() for part in parts]) for parts in zip(*map(plainly, each), strict=True)
-        )
-        line = f"{head} against {annotation}: mean confidence {confidence:.3f}, right {right:.3f}"
-        if head == annotation and len(each) > 1:
-            chosen[head] = balanced(each)
+    chosen: dict[str, float] = {}
+    for (name, reference), each in seen.items():
+        plainly = [at_temperature(one, 1.0) for one in each]
+        confidence, right = (np.mean([part.mean() for part in parts]) for parts in zip(*plainly, strict=True))
+        print(f"{name} against {reference}: mean confidence {confidence:.3f}, right {right:.3f}", flush=True)
+        if name == reference and len(each) > 1:
+            chosen[name] = balanced(each)
             others = [balanced([other for other in each if other is not one]) for one in each]
             after = error([at_temperature(one, value) for one, value in zip(each, others, strict=True)])
-            line += f", temperature {chosen[head]:.2f}, expected calibration error {error(map(plainly, each)):.3f}"
-            line += f", then {after:.3f}"
-        print(line, flush=True)
+            errors = f"{error(plainly):.3f}, then {after:.3f}"
+            print(f"{name}: temperature {chosen[name]:.2f}, expected calibration error {errors}", flush=True)
     return chosen
 
 
@@ -139,11 +137,6 @@ def at_temperature(seen: Seen, value: float) -> Seen:
     return raised.max(1) / raised.sum(1), right
 
 
-def plainly(seen: Seen) -> Seen:
-    """Return the confidence (N,) without a temperature, and which voxels are right (N,)."""
-    return at_temperature(seen, 1.0)
-
-
 def balanced(seen: Sequence[Seen]) -> float:
     """Return the temperature with which the mean confidence of participants is nearest to the share of right voxels."""
     right = np.mean([right.mean() for _, right in seen])
@@ -151,7 +144,7 @@ def balanced(seen: Sequence[Seen]) -> float:
     return round(float(TEMPERATURES[np.abs(np.array(means) - right).argmin()]), 2)
 
 
-def error(seen: Iterable[Seen]) -> float:
+def error(seen: Sequence[Seen]) -> float:
     """Return the expected calibration error: the mean difference of confidence and share of right voxels in bins."""
     confidence, right = (np.concatenate(parts) for parts in zip(*seen, strict=True))
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
