@@ -89,7 +89,9 @@ def test_a_corrected_label_map_takes_the_place_of_the_model_s(
     assert list(cohort["status"]) == ["corrected", "done"] and list(cohort["quality"]) == ["n/a", "0.875"]
     assert cohort["GM"].iloc[0] == 512 * (drawn == 2).sum()
     assert "corrected by hand" in (app.output / "group.html").read_text()
-    assert "The label maps of FAST were corrected by hand." in (app.output / "sub-01.html").read_text()
+    page = (app.output / "sub-01.html").read_text()
+    assert "The label maps of FAST were corrected by hand." in page
+    assert "mean confidence in the brain, before the correction<" in page
 
 
 def test_a_scan_is_recomputed_when_its_correction_changes(

@@ -208,6 +208,17 @@ def test_another_grid_and_unknown_values_fail_and_other_scans_are_compared(folde
     assert "different grids" in page and "FAST lacks" in page
 
 
+def test_a_protocol_of_which_nothing_could_be_compared_is_named(folders: tuple[Path, Path]) -> None:
+    out, manual = folders
+    for entities in TWO:
+        add_map(out, entities, blobs(1), kind="FreeSurfer")
+    for key in KEYS:
+        save(manual_path(manual, key, "seg-FreeSurfer_dseg"), blobs(1), MOVED)
+    with pytest.raises(BidssegError, match="no label map of FreeSurfer could be compared"):
+        run(out, {"FAST": [manual], "FreeSurfer": [manual]})
+    assert len(tables(out)[0]) == 6
+
+
 def test_a_reference_in_another_space_is_no_reference(folders: tuple[Path, Path]) -> None:
     out, manual = folders
     manual_path(manual, "sub-01").unlink()
