@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bidsseg.labels import Protocol, load_relation
@@ -51,7 +50,7 @@ def losses(
     """Return the loss of a network on a sample at a share (0..1) of the run, and its parts for the curve."""
     with torch.autocast(sample.image.device.type, precision, enabled=precision != torch.float32):
         features = network.at(sample.image, sample.coordinates, sample.points)
-        logits = {head.name: F.linear(features, *network.head(head.name)) for head in plan.heads}
+        logits = network.logits_of(features, (head.name for head in plan.heads))
         taught = plan.teacher.at_points(sample) if plan.teacher else {}
     return loss_of(logits, sample.values, plan, relations=relations, progress=progress, taught=taught)
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bidsseg.errors import TemporaryFailure
@@ -72,7 +71,7 @@ def fit_readout(network: Network, cases: Sequence[ListedCase], plan: Plan, *, co
         part = sample.part(some.to(conditions.device))
         with torch.autocast(part.rows.device.type, precision, enabled=precision != torch.float32):
             features = network.voxels(part.rows, part.within)
-            logits = {head.name: F.linear(features, *network.head(head.name)) for head in plan.heads}
+            logits = network.logits_of(features, (head.name for head in plan.heads))
             taught = plan.teacher.at_voxels(part.rows, part.within) if plan.teacher else {}
         loss, parts = loss_of(logits, part.values, plan, relations=relations, taught=taught)
         optimiser.zero_grad()

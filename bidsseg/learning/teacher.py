@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bidsseg.labels import Protocol, load_relation
@@ -44,7 +43,8 @@ class Teacher:
         return self._read(self.network.voxels(rows, within))
 
     def _read(self, features: Tensor) -> dict[str, Tensor]:
-        return {name: torch.softmax(F.linear(features, *self.network.head(name)).float(), 1) for name in self.heads}
+        logits = self.network.logits_of(features, self.heads)
+        return {name: torch.softmax(values.float(), 1) for name, values in logits.items()}
 
 
 def taught_heads(heads: Sequence[Protocol], labels: Iterable[Protocol]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 import torch
@@ -62,6 +62,10 @@ class Network(nn.Module):
         linear = self.heads[name]
         assert isinstance(linear, nn.Linear)
         return linear.weight, linear.bias
+
+    def logits_of(self, features: Tensor, heads: Iterable[str]) -> dict[str, Tensor]:
+        """Return the logits (P, R) of some heads, from features (P, F)."""
+        return {name: F.linear(features, *self.head(name)) for name in heads}
 
     def with_images(self, weights: dict[str, Tensor], before: int) -> dict[str, Tensor]:
         """Return the weights of this network with only its first images, extended to all images.

@@ -59,9 +59,12 @@ def test_the_teacher_says_the_same_from_stored_features(ask: Ask) -> None:
     network, cases, plan = ready(ask)
     sample = next(drawn(cases, plan, 0, processes=Processes()))
     teacher = Teacher.of(network, ["brain"], "cpu")
-    rows, within = teacher.network.cells_at(sample.image, sample.coordinates, sample.points)
+    rows, within = network.cells_at(sample.image, sample.coordinates, sample.points)
     stored, direct = teacher.at_voxels(rows, within)["brain"], teacher.at_points(sample)["brain"]
     assert torch.allclose(stored, direct, atol=1e-5) and stored.shape == (len(sample.points), 2)
+    logits = network.logits(sample.image, sample.coordinates)["brain"][0].permute(1, 2, 3, 0)
+    x, y, z = sample.points.T
+    assert torch.allclose(direct, torch.softmax(logits[x, y, z], 1), atol=1e-5)
 
 
 def test_the_time_budget_ends_it(ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
