@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +14,7 @@ from bidsseg.bids.particulars import Particulars
 from bidsseg.derivative import sidecar_keys
 from bidsseg.derivative.cohort import CONFIDENCE, EXPECTED_DICE, Absent, Cohort
 from bidsseg.derivative.outliers import FAR, FEWEST, robust_z
-from bidsseg.derivative.results import Result
+from bidsseg.derivative.results import Result, of_other_weights
 from bidsseg.errors import BidssegError
 from bidsseg.labels.protocol import read_protocol
 from bidsseg.labels.sides import LEFT, partners, side_of, without_side
@@ -122,11 +121,9 @@ class Numbers:
         return [name for name, scans in kinds.items() if scans.any()]
 
     @property
-    def of_other_weights(self) -> list[str]:
-        """Keys of the scans that were segmented with other weights than most, by a model of the same name."""
-        usual = [weights for weights, _ in Counter(filter(None, self.weights)).most_common(1)]
-        pairs = zip(self.results, self.weights, strict=True)
-        return [result.key for result, weights in pairs if weights and weights not in usual]
+    def of_other_weights(self) -> str:
+        """A warning if a model of the same name segmented some of the scans with other weights; or nothing."""
+        return of_other_weights({each.key: weights for each, weights in zip(self.results, self.weights, strict=True)})
 
     @property
     def without_estimate(self) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -17,7 +18,7 @@ from bidsseg.bids.outputs import root_path
 from bidsseg.bids.scan import Scan, without_added
 from bidsseg.derivative import sidecar_keys
 from bidsseg.derivative.volumes import BRAIN_MASK, BRAIN_MASK_COLUMN, FORMER_BRAIN_MASK, INTRACRANIAL
-from bidsseg.errors import BidssegError
+from bidsseg.errors import BidssegError, listed
 from bidsseg.reading import NOT_AVAILABLE, number_or_none, object_or_empty, read_table
 
 PAGE_MARK = b'<meta name="generator" content="bidsseg'
@@ -208,11 +209,13 @@ class NativeMap:
         model: name of the model.
         scan: entities of the T1w that the sidecar names, and the map in place of the image.
         manual: whether the map was corrected by hand, or its lesions were given, so that it is not the model's.
+        weights: checksum of the weights of the model; empty if it is not recorded.
     """
 
     model: str
     scan: Scan
     manual: bool
+    weights: str
 
 
 def find_native_maps(output_dir: Path, protocol: str) -> Iterator[NativeMap]:
@@ -226,7 +229,23 @@ def find_native_maps(output_dir: Path, protocol: str) -> Iterator[NativeMap]:
         if models:
             source = parsed[0] if parsed and "subject" in parsed[0] else without_added(found.entities)
             manual = sidecar_keys.is_manual(about) or sidecar_keys.has_given_lesions(about)
-            yield NativeMap(str(models[0]["Name"]), Scan(source, found.path), manual)
+            yield NativeMap(str(models[0]["Name"]), Scan(source, found.path), manual, sidecar_keys.weights(about))
+
+
+def of_other_weights(weights: Mapping[str, str]) -> str:
+    """Return a warning if scans were segmented with other weights than most, by a model of the same name; or nothing.
+
+    Args:
+        weights: checksum of the weights by key of the scan; empty if it is not recorded.
+    """
+    usual = [each for each, _ in Counter(filter(None, weights.values())).most_common(1)]
+    others = [key for key, each in weights.items() if each and each not in usual]
+    if not others:
+        return ""
+    return (
+        f"another model of the same name segmented {listed(others)}: segment all scans with one model (--overwrite), "
+        "or give each model its own output folder"
+    )
 
 
 def find_fates(output_dir: Path) -> dict[tuple[str, str], Fate]:

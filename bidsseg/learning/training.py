@@ -207,9 +207,13 @@ def card_of(setup: Setup, people: People, start: Model | None) -> Card:
 
 
 def data_of(start: Model) -> list[str]:
-    """Return the training data of an initial model, as lines for the card; those of earlier models are unchanged."""
+    """Return the training data of an initial model, as lines for the card; those of earlier models are unchanged.
+
+    Earlier models of one name, each trained from the one before, may have the same line.
+    """
     name = start.card.name
-    return [entry if "(from " in entry else f"{entry} (from {name}, the initial model)" for entry in start.card.data]
+    lines = [entry if "(from " in entry else f"{entry} (from {name}, the initial model)" for entry in start.card.data]
+    return list(dict.fromkeys(lines))
 
 
 def trained_on(people: People, start: Model | None) -> dict[str, str]:

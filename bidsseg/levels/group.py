@@ -125,10 +125,7 @@ def _write(settings: Settings, cohort: Cohort, particulars: Particulars) -> list
             f"from an earlier version, the {cohort.quality[1]}: recompute these (--overwrite) to compare them"
         )
     if mixed := numbers.of_other_weights:
-        settings.report.warn(
-            f"{cohort.model}, {cohort.protocol}: another model of the same name segmented {listed(mixed)}: segment all "
-            "scans with one model (--overwrite), or give each model its own output folder"
-        )
+        settings.report.warn(f"{cohort.model}, {cohort.protocol}: {mixed}")
     cohort.joined.append(Flags(numbers, settings.runs))
     measured = measured_columns({name for result in results for name, _ in find_measures(result)})
     cohort.joined.append(People(particulars, cohort, measured))

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -212,8 +213,13 @@ def find_card(name_or_folder: str) -> Card:
     for folder in (FOLDER / name_or_folder, Path(name_or_folder)):
         if (folder / CARD).is_file():
             return _with_protocols(read_card(folder))
+    if inside := [str(path.parent) for path in sorted(Path(name_or_folder).glob(f"models/*/{CARD}"))]:
+        raise InputMissing(f"'{name_or_folder}' is no model, but contains models: give {' or '.join(inside)}")
     names = ", ".join(card.name for card in shipped()) or "none"
-    raise InputMissing(f"no model '{name_or_folder}': give a folder with a {CARD}, or one of: {names}")
+    hint = f"give a folder with a {CARD}, or one of: {names}"
+    if near := get_close_matches(name_or_folder, names.split(", "), n=1):
+        hint = f"did you mean {near[0]}? Or {hint}"
+    raise InputMissing(f"no model '{name_or_folder}': {hint}")
 
 
 def name_of(name_or_folder: str) -> str:

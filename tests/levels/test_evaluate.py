@@ -252,6 +252,16 @@ def test_scans_that_the_model_has_not_segmented(folders: tuple[Path, Path]) -> N
     assert not list(out.glob("group_*"))
 
 
+def test_scans_of_another_model_of_the_same_name_are_named(folders: tuple[Path, Path]) -> None:
+    out, manual = folders
+    for path in out.glob("sub-*/**/anat/*_seg-FAST_desc-good_dseg.json"):
+        about = json.loads(path.read_text())
+        models = [{**about["Models"][0], "SHA256": "b" if path.name.startswith("sub-02") else "a"}]
+        path.write_text(json.dumps({**about, "Models": models}))
+    warnings = run(out, {"FAST": [manual]}).warnings
+    assert any("good, FAST: another model of the same name segmented sub-02_ses-1_run-1: " in text for text in warnings)
+
+
 def test_selected_participants_alone(folders: tuple[Path, Path]) -> None:
     out, manual = folders
     console = run(out, {"FAST": [manual]}, participants=["02"], sessions=["1"])

@@ -16,7 +16,7 @@ from nifti import load_nifti
 from bidsseg.errors import UsageError
 from bidsseg.labels import load_protocol
 from bidsseg.learning import loop, objective
-from bidsseg.learning.training import lacking, start_from
+from bidsseg.learning.training import data_of, lacking, start_from
 from bidsseg.levels.train import train_level
 from bidsseg.models.card import Card, read_card
 from bidsseg.models.library import Model, build
@@ -42,6 +42,13 @@ def test_weights_of_another_model_are_a_start(ask: Ask, monkeypatch: pytest.Monk
     assert any(f"{len(shared)} of {len(shared) + 2} tensors copied from" in line for line in console(again).messages)
     assert card.recipe["init"] == {"name": "tiny", "sha256": read_card(first).sha256}
     assert card.data == ["bids: 4 scans", "bids: 4 scans (from tiny, the initial model)"]
+
+
+def test_training_data_of_earlier_models_is_listed_once(tmp_path: Path) -> None:
+    texts = ["a: 3 scans", "a: 2 scans (from tiny, the initial model)"]
+    given = Card("tiny", "", ("T1w",), {}, 1.0, ("FAST",), "", data=["a: 2 scans", *texts])
+    start = Model(given, torch.nn.Module())  # type: ignore[arg-type]
+    assert data_of(start) == ["a: 2 scans (from tiny, the initial model)", "a: 3 scans (from tiny, the initial model)"]
 
 
 def test_a_start_of_which_nothing_fits_is_refused(ask: Ask) -> None:

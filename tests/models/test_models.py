@@ -212,6 +212,16 @@ def test_an_unknown_model_is_answered_with_the_known_ones(tmp_path: Path) -> Non
         with pytest.raises(InputMissing, match=r"no model .*one of: ") as caught:
             find_card(name)
         assert all(known.name in str(caught.value) for known in shipped())
+        assert "did you mean" not in str(caught.value)
+    with pytest.raises(InputMissing, match=r"no model 'wholebrian': did you mean wholebrain\? .*one of: "):
+        find_card("wholebrian")
+
+
+def test_the_models_in_the_output_of_a_training_are_named(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        save_model(card(name=name), build(card()).state_dict(), tmp_path / "models" / name)
+    with pytest.raises(InputMissing, match=r"contains models: give .*models/first or .*models/second$"):
+        find_card(str(tmp_path))
 
 
 # -- shipped models ----------------------------------------------------------------------------------------------------
