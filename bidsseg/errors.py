@@ -106,6 +106,10 @@ class TemporaryFailure(BidssegError):
     code = 75
 
 
+class MemoryTooSmall(TemporaryFailure):
+    """A scan needs more memory than its process may use."""
+
+
 ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
 """Error codes for a file that does not exist or is not accessible to this user."""
 FULL = {errno.ENOSPC, errno.EDQUOT}

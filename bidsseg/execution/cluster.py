@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shlex
 import shutil
 import signal
 import tempfile
@@ -22,8 +23,9 @@ from bidsseg import __version__
 from bidsseg.derivative.finished import is_finished
 from bidsseg.derivative.job import Job
 from bidsseg.derivative.run_log import Entry
-from bidsseg.errors import BidssegError, TemporaryFailure, UsageError
+from bidsseg.errors import BidssegError, MemoryTooSmall, TemporaryFailure, UsageError
 from bidsseg.execution.cluster_config import read_config
+from bidsseg.execution.exports import export
 from bidsseg.execution.machine import Workers, cuda_count, prepare_environment
 from bidsseg.execution.pipeline import Outcome, Pipeline, write_page
 from bidsseg.registration.spaces import caches
@@ -80,8 +82,10 @@ class Submissions:
 
 def spread(
     settings: Settings, jobs: Sequence[Job], take: Callable[[Job, Outcome], None], *, workers: Workers | None = None
-) -> None:
+) -> list[Job]:
     """Run every job on a worker and pass each outcome to `take` as it completes.
+
+    Return the jobs that need more memory than a worker of this machine has, which have no outcome yet.
 
     Args:
         workers: workers on this machine; None for those of a cluster.
@@ -94,7 +98,7 @@ def spread(
     from dask.distributed import CancelledError, as_completed
     from distributed.scheduler import KilledWorker
 
-    submissions = Submissions()
+    submissions, postponed = Submissions(), list[Job]()
     place = on_this_machine(settings, workers) if workers else on_a_cluster(settings, len(jobs), submissions)
     with place as (client, asked):
         futures = {client.submit(segment, asked, job, __version__, pure=False): job for job in jobs}
@@ -112,12 +116,16 @@ def spread(
                 except KilledWorker:
                     reason = "its worker died several times; give each worker more memory"
                     outcome = Outcome(Entry(job.scan.key, "failed", reason), error=BidssegError(reason))
+                if workers is not None and isinstance(outcome.error, MemoryTooSmall):
+                    postponed.append(job)
+                    continue
                 if outcome.error is None and outcome.fatal is None:
                     write_page(job)
                 take(job, outcome)
                 if outcome.fatal is not None:
                     client.cancel(list(futures))
                     raise outcome.fatal
+    return postponed
 
 
 @contextmanager
@@ -152,11 +160,13 @@ def segment(settings: Settings, job: Job, version: str) -> Outcome:
         raise UsageError(f"a worker has bidsseg {__version__}, not {version}: install the same version everywhere")
     with PLACES:
         prepare_environment(settings)
-        if is_finished(job) and not settings.overwrite:  # by a worker that died before it could report the outcome
-            return Outcome(Entry(job.scan.key, "skipped"))
         report, outcomes = KeptWarnings(), list[Outcome]()
+        asked = replace(settings, report=report)
+        if is_finished(job) and not settings.overwrite:  # by a worker that died before it could report the outcome
+            export(job, asked)
+            return Outcome(Entry(job.scan.key, "skipped"), report.warnings)
         pipeline = Pipeline(
-            replace(settings, report=report),
+            asked,
             lambda _, outcome: outcomes.append(outcome),
             prepared,
             NETWORK,
@@ -249,6 +259,8 @@ def on_a_cluster(settings: Settings, scans: int, submissions: Submissions) -> It
     config = read_config(settings.cluster_config, settings.executor)
     options, workers = config.options(), min(config.workers, scans)
     if config.image is not None:
+        if settings.freesurfer is not None:
+            settings.freesurfer.mkdir(parents=True, exist_ok=True)  # only a folder that exists can be mounted
         options["python"] = in_image(config.image, settings)
     # A worker keeps freed memory for the next scan; with a memory limit, Dask would stop it for that.
     own = ["--nthreads", str(TASKS), "--memory-limit", "0"]
@@ -324,9 +336,11 @@ def in_image(image: str, settings: Settings) -> str:
     read = [
         settings.bids_dir,
         *(folder for folder in (settings.corrections, settings.lesions) if folder),
+        *(where for where in settings.measures.values() if isinstance(where, Path)),
         *([Path(settings.model)] if Path(settings.model).is_absolute() else []),
     ]
     read += [folder for folder in caches() if settings.output_spaces and folder.is_dir()]
-    written = [settings.output_dir, *([settings.work_dir] if settings.work_dir else [])]
-    mounts = [f"-B {path}:{path}:ro" for path in read] + [f"-B {path}:{path}" for path in written]
-    return f"singularity exec -e --nv {' '.join(mounts)} {image} python3"
+    written = [folder for folder in (settings.output_dir, settings.work_dir, settings.freesurfer) if folder]
+    mounts = [f"{path}:{path}:ro" for path in read] + [f"{path}:{path}" for path in written]
+    places = " ".join(f"-B {shlex.quote(mount)}" for mount in mounts)
+    return f"singularity exec -e --nv {places} {shlex.quote(image)} python3"

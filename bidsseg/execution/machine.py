@@ -7,6 +7,7 @@ import os
 import resource
 import socket
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +30,7 @@ PROCESS_THREADS = 2
 """With more threads, another process segments more scans per hour; with fewer, memory is wasted."""
 
 PROCESS_MB = 2000
-"""Memory (MB) with which a process predicts a typical head in one piece, except for models that need the whole."""
-
-WHOLE_MB = 8000
-"""Memory (MB) for models that need the whole brain at once."""
+"""Memory (MB) with which a process predicts a typical head in one piece with most models."""
 
 
 @dataclass(frozen=True)
@@ -156,8 +154,12 @@ class Workers:
     memory_mb: int
 
 
-def choose_workers(settings: Settings, scans: int, process_mb: int = PROCESS_MB) -> Workers | None:
-    """Return as many processes as scans, CPUs and memory allow; None if only one fits."""
+def choose_workers(settings: Settings, scans: int, process_mb: Callable[[Machine], int]) -> Workers | None:
+    """Return as many processes as scans, CPUs and memory allow; None if only one fits.
+
+    Args:
+        process_mb: returns the memory (MB) of a process on a machine.
+    """
     cpus = settings.n_cpus or available_cpus()
     count = min(scans, cpus // min(cpus, settings.threads or PROCESS_THREADS))
     if count < 2:
@@ -165,7 +167,8 @@ def choose_workers(settings: Settings, scans: int, process_mb: int = PROCESS_MB)
     keep_freed_memory()  # before torch is imported, in case this process does all the work itself
     machine = choose_machine(settings)
     devices = cuda_count() if settings.device == "auto" and machine.device != "cpu" else 1
-    count = min(count, devices * (machine.memory_mb // process_mb), int(available_memory_mb() * RESERVE) // process_mb)
+    each_mb = process_mb(machine)
+    count = min(count, devices * (machine.memory_mb // each_mb), int(available_memory_mb() * RESERVE) // each_mb)
     if count < 2:
         return None
     if not has_loopback():

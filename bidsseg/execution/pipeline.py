@@ -18,18 +18,16 @@ from bidsseg.bids.outputs import crash_path
 from bidsseg.derivative.corrections import corrected
 from bidsseg.derivative.job import Job
 from bidsseg.derivative.run_log import Entry, crash_text, stamp
-from bidsseg.errors import BidssegError, DataError, IOFailure, OutputNotWritable, explained
+from bidsseg.errors import BidssegError, DataError, IOFailure, MemoryTooSmall, OutputNotWritable, explained
 from bidsseg.execution.exports import export
 from bidsseg.execution.machine import (
     PROCESS_MB,
-    WHOLE_MB,
     emulation,
     keep_freed_memory,
     peak_memory_mb,
     release_freed_memory,
 )
 from bidsseg.files import locked, write_text_atomic
-from bidsseg.models.card import Card
 from bidsseg.registration.align import Images
 from bidsseg.settings import Settings
 
@@ -64,9 +62,12 @@ class Outcome:
     machine: dict[str, Any] = field(default_factory=dict)
 
 
-def process_mb(card: Card) -> int:
-    """Return the memory (MB) of a process that segments typical scans with a model; windows need less."""
-    return WHOLE_MB if card.network.get("name") == "segnet" else PROCESS_MB
+def process_mb(model: str, machine: Machine) -> int:
+    """Return the memory (MB) of a process that segments usual scans with a model, given by its name or folder."""
+    from bidsseg.models.library import load_model
+    from bidsseg.segmentation.memory_needed import usual_mb
+
+    return max(PROCESS_MB, usual_mb(load_model(model), machine.number_bytes))
 
 
 def prepare(settings: Settings, sha256: str) -> tuple[Machine, Model]:
@@ -97,7 +98,7 @@ def segment_images(
 
     Raises:
         DataError: no brain is found.
-        TemporaryFailure: the scan needs more memory than the limit.
+        MemoryTooSmall: the scan needs more memory than the limit.
     """
     from bidsseg.segmentation.memory_needed import left_for_network
     from bidsseg.segmentation.predict import segment
@@ -337,10 +338,11 @@ class Pipeline:
         entry.outcome = "failed"
         known = isinstance(error, BidssegError)
         entry.reason = " ".join(str(error).split()) if known else f"internal error: {error!r}"
-        path = crash_path(task.job.scan, stamp())
-        with suppress(BidssegError):  # the disk may be full, which is reported anyway
-            write_text_atomic(self.settings.output_dir / path, crash_text(error))
-            entry.crash_file = str(path)
+        if not isinstance(error, MemoryTooSmall):  # of which the reason says all
+            path = crash_path(task.job.scan, stamp())
+            with suppress(BidssegError):  # the disk may be full, which is reported anyway
+                write_text_atomic(self.settings.output_dir / path, crash_text(error))
+                entry.crash_file = str(path)
         self.take(task.job, Outcome(entry, error=error, machine=self.machine))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from bidsseg.bids import outputs
 from bidsseg.bids.names import with_extension
@@ -50,7 +51,7 @@ def _process(settings: Settings, card: Card, agenda: Agenda) -> None:
     log.save()
     outcomes = Outcomes(settings, log, list(agenda.unusable))
     try:
-        _segment(settings, card, agenda.todo, outcomes=outcomes)
+        _segment(settings, agenda.todo, outcomes=outcomes)
     finally:
         log.finish()
     if not lists_model(settings.output_dir, card.name):  # a simultaneous run on a file system without locks
@@ -74,19 +75,21 @@ def _manifest(settings: Settings, card: Card, agenda: Agenda) -> RunLog:
     )
 
 
-def _segment(settings: Settings, card: Card, jobs: Sequence[Job], *, outcomes: Outcomes) -> None:
+def _segment(settings: Settings, jobs: Sequence[Job], *, outcomes: Outcomes) -> None:
     """Run every job, in this process, in several processes of this machine, or on a cluster."""
     if not jobs:
         return
     local = settings.executor == "local"
-    workers = choose_workers(settings, len(jobs), process_mb(card)) if local else None
+    workers = choose_workers(settings, len(jobs), partial(process_mb, settings.model)) if local else None
     settings.report.start(len(jobs))
-    if local and workers is None:
-        Pipeline(settings, outcomes.take).process(jobs)
-        return
-    from bidsseg.execution.cluster import spread
+    if workers is not None or not local:
+        from bidsseg.execution.cluster import spread
 
-    spread(settings, jobs, outcomes.take, workers=workers)
+        jobs = spread(settings, jobs, outcomes.take, workers=workers)
+        if jobs:
+            settings.report.say(f"scans that need more memory than a process has, now one after another: {len(jobs)}")
+    if jobs:
+        Pipeline(settings, outcomes.take).process(jobs)
 
 
 def _list(settings: Settings, card: Card, agenda: Agenda) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
-from bidsseg.errors import TemporaryFailure, UsageError
+from bidsseg.errors import MemoryTooSmall, UsageError
 
 if TYPE_CHECKING:
     from bidsseg.models.library import Model
@@ -35,9 +35,14 @@ def network_mb(model: Model, number_bytes: int) -> int:
     return max(own, network_mb(model.locator, number_bytes) if model.locator else 0)
 
 
+def usual_mb(model: Model, number_bytes: int) -> int:
+    """Return the least memory (MB) of a process that segments a usual scan."""
+    return HELD_MB + network_mb(model, number_bytes)
+
+
 def require_memory(model: Model, memory_mb: int, number_bytes: int) -> None:
     """Raise UsageError if a usual scan cannot be segmented within a limit (MB)."""
-    least = HELD_MB + network_mb(model, number_bytes)
+    least = usual_mb(model, number_bytes)
     if memory_mb < least:
         raise UsageError(
             f"cannot be done in {gigabytes(memory_mb)}: the model {model.card.name} needs {gigabytes(least)} here; "
@@ -49,13 +54,13 @@ def left_for_network(model: Model, memory_mb: int, voxels: int, *, number_bytes:
     """Return the memory (MB) for the network, within a limit for the process, for a scan with some number of voxels.
 
     Args:
-        strict: whether to raise TemporaryFailure if the memory is too small, instead of trying.
+        strict: whether to raise MemoryTooSmall if the memory is too small, instead of trying.
     """
     held = HELD_MB + max(0, voxels - USUAL_VOXELS) * VOXEL_BYTES // 10**6
     least = network_mb(model, number_bytes)
     if strict and memory_mb < held + least:
         needed = gigabytes(held + least)
-        raise TemporaryFailure(
+        raise MemoryTooSmall(
             f"cannot be done in {gigabytes(memory_mb)}: a scan of {voxels / 1e6:.0f} million voxels needs {needed}; "
             "give --mem that much"
         )

@@ -1,27 +1,39 @@
 """The level participant on a Dask cluster of real processes: results, failures, and workers that die."""
 
+import math
 import os
+import shlex
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import dask
 import distributed
+import numpy as np
+import phantoms
 import psutil
 import pytest
 from fake_model import App, make_app
+from nifti import load_nifti
 from recording_console import RecordingConsole
 
+from bidsseg import __version__
 from bidsseg.errors import InputMissing
 from bidsseg.execution import cluster as spreading
+from bidsseg.execution.agenda import check_request, plan, select
 from bidsseg.execution.cluster_config import read_config
 from bidsseg.execution.machine import Machine, Workers, cpu_flags
-from bidsseg.settings import Settings
+from bidsseg.execution.pipeline import Outcome
+from bidsseg.segmentation import memory_needed
+from bidsseg.settings import Report, Settings
 
 ROOT = Path(__file__).parents[2]
 HELPERS = ROOT / "tests" / "helpers"
@@ -118,6 +130,52 @@ def test_what_each_process_of_this_machine_is_given(app: App) -> None:
         assert set(client.run(lambda: os.environ["MALLOC_ARENA_MAX"]).values()) == {"1"}
         assert set(client.nthreads().values()) == {spreading.TASKS}
         assert set(client.run(lambda: signal.getsignal(signal.SIGINT)).values()) == {signal.SIG_IGN}
+
+
+class Task:
+    """A task that is done, of a client whose tasks run in this process."""
+
+    def __init__(self, function: Callable[..., Outcome], *given: Any) -> None:
+        self.outcome = function(*given)
+
+    def result(self) -> Outcome:
+        return self.outcome
+
+
+@pytest.mark.parametrize("words", [[], ["--mem", "5000", "--stop-on-first-crash"]])
+def test_a_scan_too_large_for_a_process_is_segmented_alone(
+    words: list[str], app: App, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @contextmanager
+    def in_this_process(settings: Settings, workers: Workers) -> Iterator[tuple[Any, Settings]]:
+        client = SimpleNamespace(submit=lambda *given, pure: Task(*given), dashboard_link="")
+        yield client, replace(settings, report=Report(), memory_mb=workers.memory_mb)
+
+    monkeypatch.setenv("FAKE_MODEL_MEMORY_MB", "5000")
+    monkeypatch.setattr(spreading, "on_this_machine", in_this_process)
+    monkeypatch.setattr("dask.distributed.as_completed", list)
+    monkeypatch.setattr("dask.distributed.get_worker", lambda: SimpleNamespace(name=0))
+    monkeypatch.setattr(memory_needed, "USUAL_VOXELS", math.prod(phantoms.SHAPE))
+    monkeypatch.setattr(memory_needed, "VOXEL_BYTES", 15_000)
+    path = app.bids / "sub-02/anat/sub-02_T1w.nii.gz"
+    small = load_nifti(path)
+    phantoms.save(path, np.pad(small.get_fdata(), [(0, 0), (0, 0), (0, small.shape[2])]), small.affine)
+    assert app("--n-cpus", "4", "--omp-nthreads", "1", *words) == 0
+    assert set(app.fates.values()) == {"done"} and app.fake.segmented == 6
+    assert not list((app.output / "logs").glob("crash*"))
+    assert "more memory than a process has, now one after another: 1" in capsys.readouterr().out
+
+
+def test_what_a_worker_that_died_did_not_export_is_exported(app: App, tmp_path: Path) -> None:
+    assert app("--participant-label", "01") == 0
+    settings = Settings(app.bids, app.output, model=str(app.card), freesurfer=tmp_path / "subjects")
+    card, spaces = check_request(settings)
+    selection = select(settings, card)
+    assert selection is not None
+    (job, *_) = plan(settings, card, selection, spaces=spaces).jobs
+    outcome = spreading.segment(settings, job, __version__)
+    assert (outcome.entry.outcome, outcome.error) == ("skipped", None)
+    assert (tmp_path / "subjects/sub-01/mri/aseg.mgz").is_file()
 
 
 @pytest.mark.parametrize("whom", ["group", "process"])
@@ -273,11 +331,19 @@ def test_jobs_run_in_an_image(app: App, tmp_path: Path, monkeypatch: pytest.Monk
     settings = Settings(app.bids, app.output)
     mounts = f"-B {app.bids}:{app.bids}:ro -B {app.output}:{app.output}"
     assert spreading.in_image("/images/b.sif", settings) == f"singularity exec -e --nv {mounts} /images/b.sif python3"
-    more = replace(settings, model="/models/mine", work_dir=Path("/scratch"), output_spaces=["MNI"])
-    words = spreading.in_image("/images/b.sif", more)
-    templates = tmp_path / "templates"
-    for mount in ("/models/mine:/models/mine:ro", f"{templates}:{templates}:ro", "/scratch:/scratch"):
-        assert f" -B {mount} " in words
+    more = replace(
+        settings,
+        model="/models/my model",
+        work_dir=Path("/scratch"),
+        output_spaces=["MNI"],
+        freesurfer=Path("/subjects"),
+        measures={"T1map": Path("/maps"), "T2w": "T2w"},
+    )
+    words = shlex.split(spreading.in_image("/images/b.sif", more))
+    read = ["/models/my model", "/maps", str(tmp_path / "templates")]
+    found = {f"{app.bids}:{app.bids}:ro", *(f"{folder}:{folder}:ro" for folder in read)}
+    found |= {f"{folder}:{folder}" for folder in (app.output, "/scratch", "/subjects")}
+    assert {value for flag, value in pairwise(words) if flag == "-B"} == found
 
 
 def test_a_batch_system_that_takes_no_job_ends_the_run(

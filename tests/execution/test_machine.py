@@ -109,7 +109,7 @@ def test_workers(
     monkeypatch.setattr(this_machine, "available_cpus", lambda: cpus)
     monkeypatch.setattr(this_machine, "available_memory_mb", lambda: memory_gb * 1000 / this_machine.RESERVE)
     monkeypatch.setattr("torch.set_num_threads", lambda threads: None)
-    assert choose_workers(settings(device="cpu", **asked), scans, 8000) == workers
+    assert choose_workers(settings(device="cpu", **asked), scans, lambda machine: 8000) == workers
 
 
 def test_processes_that_cannot_talk_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,9 +118,9 @@ def test_processes_that_cannot_talk_are_one(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(this_machine, "available_memory_mb", lambda: 99_000)
     asked = settings(device="cpu", n_cpus=2, threads=1, report=(console := RecordingConsole()))
-    assert choose_workers(asked, 2) is not None
+    assert choose_workers(asked, 2, lambda machine: this_machine.PROCESS_MB) is not None
     monkeypatch.setattr("socket.create_connection", refused)
-    assert choose_workers(asked, 2) is None
+    assert choose_workers(asked, 2, lambda machine: this_machine.PROCESS_MB) is None
     assert console.warnings == ["processes cannot communicate on this machine (no loopback network): using one process"]
 
 
@@ -150,7 +150,7 @@ def test_workers_share_what_cuda_devices_there_are(
     monkeypatch.setattr("torch.cuda.device_count", lambda: devices)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (25_001 / this_machine.RESERVE * 1e6, 0))
-    assert choose_workers(settings(device=device), scans, 8000) == workers
+    assert choose_workers(settings(device=device), scans, lambda machine: 8000) == workers
 
 
 def test_flags_are_read_on_linux() -> None:

@@ -4,13 +4,13 @@ import json
 import resource
 import subprocess
 import sys
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from bidsseg.errors import TemporaryFailure, UsageError, lacks_memory
+from bidsseg.errors import MemoryTooSmall, UsageError, lacks_memory
 from bidsseg.execution import machine as this_machine
+from bidsseg.execution.pipeline import process_mb
 from bidsseg.models.card import Card
 from bidsseg.models.library import Model
 from bidsseg.networks.network import Network
@@ -79,7 +79,7 @@ def test_a_large_scan_leaves_less_for_the_network() -> None:
     )
     assert usual == 4000 - HELD_MB
     assert large == usual - 80 * 24
-    with pytest.raises(TemporaryFailure, match=r"a scan of 100 million voxels needs 3\.4G"):
+    with pytest.raises(MemoryTooSmall, match=r"a scan of 100 million voxels needs 3\.4G"):
         left_for_network(model(), 3000, 100_000_000, number_bytes=4, strict=True)
     assert left_for_network(model(), 3000, 100_000_000, number_bytes=4, strict=False) == network_mb(model(), 4)
 
@@ -115,9 +115,12 @@ def test_a_limit_of_addresses_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert this_machine.available_memory_mb() == 700
 
 
-def test_a_model_that_sees_the_whole_brain_has_processes_of_its_own_size() -> None:
-    from bidsseg.execution.pipeline import process_mb
-
-    card = model().card
-    assert process_mb(card) == this_machine.PROCESS_MB
-    assert process_mb(replace(card, network={"name": "segnet"})) == this_machine.WHOLE_MB
+def test_a_process_has_the_memory_that_its_model_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = {"small": model(), "large": model(whole=True, numbers=300)}
+    monkeypatch.setattr("bidsseg.models.library.load_model", models.get)
+    for precision in ("bf16", "fp32"):
+        machine = this_machine.Machine("cpu", precision, 2, 99_000)
+        assert process_mb("small", machine) == this_machine.PROCESS_MB
+        require_memory(models["large"], process_mb("large", machine), machine.number_bytes)
+        with pytest.raises(UsageError):
+            require_memory(models["large"], process_mb("large", machine) - 1, machine.number_bytes)
