@@ -8,6 +8,9 @@ import numpy as np
 from nibabel.affines import apply_affine, voxel_sizes
 from nibabel.orientations import aff2axcodes
 
+SAME_MM = 0.01
+"""Largest distance along an axis between equal voxels of images on the same grid."""
+
 
 @dataclass(frozen=True, eq=False)
 class Volume:
@@ -47,7 +50,18 @@ class Volume:
 
     def on_grid_of(self, other: "Volume") -> bool:
         """Return whether the voxels have the same positions as those of another image, within 0.01 mm."""
-        return self.shape == other.shape and np.allclose(self.affine, other.affine, atol=0.01)
+        if self.shape != other.shape:
+            return False
+        corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(self.shape) - 1)
+        apart = apply_affine(self.affine, corners) - apply_affine(other.affine, corners)
+        return bool((np.abs(apart) <= SAME_MM).all())
+
+    def placed_as(self, other: "Volume") -> "Volume":
+        """Return these voxels with the exact positions and the header of another image on the same grid.
+
+        Axes of an oblique grid may otherwise be nearest to other directions by a rounding error, see ``canonical``.
+        """
+        return Volume(self.data, other.affine, other.header)
 
     @property
     def orientation(self) -> str:

@@ -103,14 +103,14 @@ def align(moving: Volume, fixed: Volume) -> tuple[Volume, Motion | None]:
 
     Returns:
         Volume with the shape of fixed, linearly interpolated, 0 outside the field of view of moving, deterministic; and
-        the motion. If both have the same grid, the unchanged image and None.
+        the motion. If both have the same grid, the unchanged voxels and None.
 
     Raises:
         DataError: the two do not overlap.
         UsageError: SimpleITK is needed and not installed.
     """
     if moving.on_grid_of(fixed):
-        return moving, None
+        return moving.placed_as(fixed), None
     try:
         from bidsseg.registration.linear import register
     except ImportError as error:

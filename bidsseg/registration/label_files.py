@@ -43,7 +43,7 @@ def read_on_grid(path: Path, images: Images, *, t1w: Path, flair: Path | None, n
     """
     labels, grid = read_values(path, note=note), images.volumes["T1w"]
     if labels.on_grid_of(grid):
-        return labels
+        return labels.placed_as(grid)
     if (distance := distance_in_voxels(labels, grid)) < TOLERANCE:
         if labels.orientation != grid.orientation:
             note(path, f"stored as {labels.orientation} and not as {grid.orientation} like the T1w, accepted")
@@ -69,7 +69,7 @@ def reordered(labels: Volume, image: Volume) -> Volume:
 def on_same_grid(labels: Volume, image: Volume) -> Volume | None:
     """Return labels whose voxels are those of an image, in its storage order; None if they are on another grid."""
     if labels.on_grid_of(image):
-        return labels
+        return labels.placed_as(image)
     return reordered(labels, image) if distance_in_voxels(labels, image) < SAME else None
 
 

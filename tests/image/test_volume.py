@@ -47,3 +47,21 @@ def test_other_shapes_are_refused() -> None:
         Volume(np.zeros((2, 2, 2, 1)), np.eye(4))
     with pytest.raises(ValueError, match="affine"):
         Volume(np.zeros((2, 2, 2)), np.eye(3))
+
+
+@pytest.mark.parametrize(
+    ("spacing", "degrees", "shift", "same"),
+    [
+        (1.0, 0.0, 0.009, True),
+        (1.0, 0.0, 0.011, False),
+        (1.0, 0.57, 0.0, False),
+        (1.009, 0.0, 0.0, False),
+        (1.0 + 1e-6, 1e-5, 0.0, True),
+    ],
+)
+def test_grids_are_the_same_if_all_voxels_are_close(spacing: float, degrees: float, shift: float, same: bool) -> None:
+    shape = (200, 220, 180)
+    fixed, moved = phantoms.grid(1.0, shape=shape), phantoms.grid(spacing, shape=shape, rotation_degrees=degrees)
+    moved[:3, 3] = fixed[:3, 3] + shift
+    data = np.zeros(shape, np.uint8)
+    assert Volume(data, moved).on_grid_of(Volume(data, fixed)) is same

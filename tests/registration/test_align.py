@@ -7,6 +7,7 @@ import numpy as np
 import phantoms
 import pytest
 from moved_heads import FIXED, FLAIR, SHAPE, T1W, blobs, motion
+from nibabel.affines import from_matvec
 from scipy import ndimage
 
 from bidsseg.errors import DataError, UsageError
@@ -15,6 +16,7 @@ from bidsseg.image.nifti import read_image
 from bidsseg.image.resampling import stack
 from bidsseg.image.volume import Volume
 from bidsseg.registration.align import Motion, align, read_aligned
+from bidsseg.registration.label_files import on_same_grid
 
 THICK = phantoms.grid((3, 3, 6), "PSR", (72, 60, 32), 4), (72, 60, 32)
 
@@ -68,7 +70,7 @@ def without_simpleitk(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_images_on_the_same_grid_are_taken_as_aligned() -> None:
     fixed = blobs(FIXED, SHAPE, T1W)
     moving = blobs(motion(5, 4) @ FIXED, SHAPE, FLAIR)
-    assert align(Volume(moving.data, FIXED + 1e-4), fixed)[1] is None
+    assert align(Volume(moving.data, FIXED + 1e-5), fixed)[1] is None
     aligned, found = align(Volume(moving.data, FIXED), fixed)
     assert found is None and aligned.data is moving.data
     with pytest.raises(UsageError, match=r'pip install "bidsseg\[flair\]"'):
@@ -134,3 +136,18 @@ def test_the_flair_of_a_patient_fits_better_than_its_header_says(testdata: Path)
         as_header_says = np.linalg.inv(flair.affine) @ t1w.affine
         before = ndimage.affine_transform(flair.data, as_header_says, output_shape=t1w.shape, order=1)
         assert information(t1w.data, aligned.data) > information(t1w.data, before)
+
+
+def test_images_on_the_same_oblique_grid_have_the_same_nearest_axes() -> None:
+    """At 45°, a rounding error decides which direction is nearest to an axis."""
+
+    def turned(radians: float) -> Volume:
+        cosine, sine = np.cos(radians), np.sin(radians)
+        return Volume(np.zeros((4, 5, 6), np.uint8), from_matvec([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]]))
+
+    image, other = turned(np.pi / 4 - 1e-7), turned(np.pi / 4 + 1e-7)
+    assert image.orientation != other.orientation
+    found, motion = align(other, image)
+    assert motion is None and found.orientation == image.orientation
+    same = on_same_grid(other, image)
+    assert same is not None and same.orientation == image.orientation
