@@ -235,7 +235,7 @@ def _segment(
     if mask is not None:
         found = with_given_lesions(found, mask, protocols, voxel_mm3=t1w.voxel_volume_mm3)
     name = name_of(sources["T1w"])
-    require_brain(found, name)
+    require_brain(found, model, name)
     return Result(model, protocols, Scan.of_files(Path(name)), images, found, lesions, fast)
 
 

@@ -28,6 +28,7 @@ from bidsseg.execution.machine import (
     release_freed_memory,
 )
 from bidsseg.files import locked, write_text_atomic
+from bidsseg.labels import covers_brain
 from bidsseg.registration.align import Images
 from bidsseg.settings import Settings
 
@@ -110,9 +111,10 @@ def segment_images(
     return segment(volumes, model, device=machine.device, precision=machine.precision, memory_mb=memory_mb, **asked)
 
 
-def require_brain(result: Segmentation, name: str) -> None:
-    """Raise DataError, with the name of the image, if a segmentation is empty."""
-    if not result.brain.any() or not all(labels.any() for labels in result.labels.values()):
+def require_brain(result: Segmentation, model: Model, name: str) -> None:
+    """Raise DataError, with the name of the image, if a segmentation is empty where every head has a brain."""
+    whole = [labels for protocol, labels in result.labels.items() if covers_brain(model.heads[protocol])]
+    if not result.brain.any() or not all(labels.any() for labels in whole):
         raise DataError(f"{name}: the model found no brain; check that it is the T1w of a head [EMPTY_SEGMENTATION]")
 
 
@@ -267,7 +269,7 @@ class Pipeline:
         task.entry.notes += result.notes
         for note in result.notes:
             asked.report.warn(f"{scan.key}: {note}")
-        require_brain(result, str(scan.t1w))
+        require_brain(result, model, str(scan.t1w))
         return result
 
     def _write(self, task: _Task, images: Images, result: Segmentation) -> bool:

@@ -87,7 +87,7 @@ def compare_sessions(
         images, model, engine, tie=tie, natives=natives, fast=job.fast, lesions=job.lesions, progress=progress
     )
     for number, result in zip(order, results, strict=True):
-        require_brain(result, str(job.series.scans[number].t1w))
+        require_brain(result, model, str(job.series.scans[number].t1w))
     shown = [dict[str, Volume]() for _ in images]
     for suffix in images[0]:
         mean = mean_of([each[suffix].data for each in images])

@@ -96,6 +96,11 @@ def load_relation(annotation: Protocol, head: Protocol) -> Relation | None:
     return open_background(annotation, head) if named and named <= {region.name for region in head.regions} else None
 
 
+def covers_brain(protocol: Protocol) -> bool:
+    """Return whether the regions of a protocol make up the whole brain, which no head is without."""
+    return load_relation(protocol, load_protocol("brain").scored()) is not None
+
+
 def read_relation(path: Path, annotation: Protocol, head: Protocol) -> Relation:
     """Return the relation in a table (see load_relation).
 

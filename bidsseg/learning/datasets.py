@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from bidsseg.bids.annotations import BRAIN
 from bidsseg.bids.query import find_scans
 from bidsseg.bids.scan import Scan
 from bidsseg.errors import DataError, NothingSelected
-from bidsseg.labels import Protocol, load_protocol, load_relation
+from bidsseg.labels import Protocol, covers_brain
 from bidsseg.learning.case_reading import Source
 from bidsseg.learning.cases import Case
 from bidsseg.learning.label_sources import LabelSource, label_sources
@@ -81,7 +80,7 @@ def find_sources(
     for source in labels:
         found = [each for each in source.label_maps() if each.path not in used]
         for label_map in (each for each in found if settings.selects(each.entities)):
-            if synthetic and load_relation(source.protocol, load_protocol(BRAIN)) is not None:
+            if synthetic and covers_brain(source.protocol):
                 maps = {source.protocol.name: label_map.path}
                 name = f"{owner[source.folder]}/{label_map.key}"
                 sources.append(Source(name, None, maps, _protocols([source], maps)))

@@ -18,7 +18,7 @@ from bidsseg.errors import DataError
 from bidsseg.image.grid import UPRIGHT, Box, Grid, canonical_shape, canonical_spacing
 from bidsseg.image.resampling import hat_weights, linearly, resample
 from bidsseg.image.volume import Volume, canonical
-from bidsseg.labels import load_protocol, load_relation
+from bidsseg.labels import covers_brain
 from bidsseg.models.card import protocol_with_lesions
 from bidsseg.models.lesion_rule import MOST_PROBABLE, LesionRule
 from bidsseg.models.library import Model
@@ -137,8 +137,7 @@ def brain_of_labels(labelled: np.ndarray, near: np.ndarray, model: Model, *, spa
         near: booleans (X, Y, Z), voxels whose features were computed.
         spacing: (3,) mm.
     """
-    whole = load_protocol("brain").scored()
-    if any(load_relation(head, whole) is not None for head in model.heads.values()):
+    if any(map(covers_brain, model.heads.values())):
         return largest_piece(labelled)
     if model.locator is None:
         return labelled

@@ -26,8 +26,7 @@ from bidsseg.app import cli
 from bidsseg.bids import validator
 from bidsseg.bids.names import with_extension
 from bidsseg.execution.machine import Machine
-from bidsseg.labels import load_protocol
-from bidsseg.models.card import CARD, Card, find_card
+from bidsseg.models.card import CARD, Card, find_card, head_protocol
 from bidsseg.segmentation.result import Intracranial, Probabilities, Segmentation
 
 INTRACRANIAL_MM3 = 1234567.0
@@ -109,7 +108,7 @@ class FakeModel:
     def load(self, name: str) -> SimpleNamespace:
         self.loaded += 1
         card = find_card(name)
-        heads = {name: load_protocol(name).scored() for name in card.heads}
+        heads = {name: head_protocol(card, name) for name in card.heads}
         network = SimpleNamespace(numbers_per_voxel=32, whole=False)
         return SimpleNamespace(card=card, heads=heads, network=network, locator=None)
 

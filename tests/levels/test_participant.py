@@ -329,20 +329,35 @@ def test_a_limit_that_cannot_be_kept_is_refused_first(app: App, capsys: pytest.C
     assert app.fake.segmented == 0
 
 
-@pytest.mark.parametrize("what", ["brain", "labels"])
-def test_an_empty_segmentation_is_an_error(what: str, app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+def find_nothing(app: App, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the network find no brain, or no region of a protocol."""
     real = app.fake.segment
 
     def empty(*given: object, **asked: object) -> object:
         result = real(*given, **asked)
-        array = result.brain if what == "brain" else result.labels["FAST"]
+        array = result.brain if what == "brain" else result.labels[what]
         array[:] = 0
         return result
 
     monkeypatch.setattr(sys.modules["bidsseg.segmentation.predict"], "segment", empty)
+
+
+@pytest.mark.parametrize("what", ["brain", "FAST"])
+def test_an_empty_segmentation_is_an_error(what: str, app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    find_nothing(app, what, monkeypatch)
     assert app() == 65
     assert "EMPTY_SEGMENTATION" in app.manifest["scans"][0]["reason"]
     assert not app.files()
+
+
+def test_a_scan_without_a_region_that_few_people_have_is_written(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    regions = ["0\tBackground\tBG\t#000000", *(f"{i}\tTumour {i}\tT{i}\t#ff000{i}" for i in (1, 2, 3))]
+    table = app.card / "seg-Tumour_dseg.tsv"
+    table.write_text("\n".join(["index\tname\tabbreviation\tcolor", *regions]))
+    save_card(app.card, name="tumours", heads=("brain", "Tumour"))
+    find_nothing(app, "Tumour", monkeypatch)
+    assert app("--participant-label", "01") == 0
+    assert not app.voxels("sub-01/anat/sub-01_seg-Tumour_desc-tumours_dseg.nii.gz").any()
 
 
 def test_another_dataset_is_not_overwritten(app: App, capsys: pytest.CaptureFixture[str]) -> None:
