@@ -70,7 +70,8 @@ def longitudinal_level(settings: Settings) -> None:
         _list(settings, card, jobs, done=done)
         return
     if todo and not settings.skip_validation:
-        for issue in validator.validate(settings.bids_dir, [s for job in todo for s in job.series.scans], None):
+        scans = [scan for job in todo for scan in job.series.scans]
+        for issue in validator.validate(settings.bids_dir, scans, settings.output_dir):
             settings.report.warn(str(issue))
     write_root(settings, card)
     log = RunLog(

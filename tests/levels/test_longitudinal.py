@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from bidsseg.bids.annotations import find_annotations
 from bidsseg.bids.scan import Scan
 from bidsseg.derivative.on_request import earlier_outputs
 from bidsseg.derivative.results import find_native_maps
-from bidsseg.errors import BidssegError, NothingSelected, OutputNotWritable, UsageError
+from bidsseg.errors import BidssegError, InvalidInputDataset, NothingSelected, OutputNotWritable, UsageError
 from bidsseg.evaluation.agreement import dice
 from bidsseg.image.nifti import read_image
 from bidsseg.image.volume import Volume
@@ -261,6 +262,17 @@ def test_what_cannot_be_compared(tmp_path: Path, model: Path) -> None:
         run(bids, model)
     with pytest.raises(UsageError, match="--shard"):
         run(bids, model, executor="slurm")
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no shared memory")
+def test_an_invalid_dataset_where_only_shared_memory_can_be_written(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bids = dataset(tmp_path / "bids", noisy(head(), 0), noisy(head(), 1))
+    (bids / "dataset_description.json").unlink()
+    monkeypatch.setattr(tempfile, "tempdir", "/dev/shm")
+    with pytest.raises(InvalidInputDataset, match="MISSING_DATASET_DESCRIPTION"):
+        run(bids, model, skip_validation=False)
 
 
 @pytest.mark.parametrize("sessions", [0, 1])
