@@ -74,6 +74,16 @@ def build_name(entities: Mapping[str, str], suffix: str = "", extension: str = "
     return "_".join([*pairs, suffix] if suffix else pairs) + extension
 
 
+def natural(name: str) -> list[list[tuple[int, str]]]:
+    """Return a sorting key of names: entity by entity, run-2 before run-10, and run-01 apart from run-1.
+
+    >>> sorted(["sub-10", "sub-1_run-2", "sub-01_run-1", "sub-1_run-1", "sub-2"], key=natural)
+    ['sub-01_run-1', 'sub-1_run-1', 'sub-1_run-2', 'sub-2', 'sub-10']
+    """
+    parts = (re.split(r"(\d+)", entity) for entity in name.split("_"))
+    return [[(int(part) if part.isdigit() else -1, part) for part in entity] for entity in parts]
+
+
 def entity_column(entity: str) -> str:
     """Return the name of an entity's column in a table: as BIDS has it for participants and sessions; others follow.
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bidsseg.bids.alternatives import alternatives
 from bidsseg.bids.index import anatomical_images, closed_folders, participant_labels
-from bidsseg.bids.names import IMAGE_EXTENSIONS, build_name, entity_names, parse_name
+from bidsseg.bids.names import IMAGE_EXTENSIONS, build_name, entity_names, natural, parse_name
 from bidsseg.bids.scan import Image, Scan, Selection
 from bidsseg.errors import InputMissing, NothingSelected, UsageError
 from bidsseg.reading import read_object
@@ -242,14 +241,9 @@ def _unique(images: Iterable[Image], notes: Iterable[str] = ()) -> tuple[list[Im
     """Return one image for each set of entities, sorted, ``.nii.gz`` before ``.nii``, and notes on the others."""
     chosen: dict[str, Image] = {}
     notes = list(notes)
-    for image in sorted(images, key=lambda i: (_natural(build_name(i.entities)), i.path.suffix, i.path)):
+    for image in sorted(images, key=lambda i: (natural(build_name(i.entities)), i.path.suffix, i.path)):
         key = build_name(image.entities)
         if key in chosen:
             notes.append(f"{image.path.name} is skipped: {chosen[key].path.name} has the same entities")
         chosen.setdefault(key, image)
     return list(chosen.values()), notes
-
-
-def _natural(text: str) -> list[tuple[int, str]]:
-    """Return a sorting key in which run-2 comes before run-10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from bidsseg.bids.names import build_name, entity_cells, entity_column, entity_names
+from bidsseg.bids.names import build_name, entity_cells, entity_column, entity_names, natural
 from bidsseg.bids.scan import without_desc
-from bidsseg.derivative.results import Fate, Result, natural
+from bidsseg.derivative.results import Fate, Result
 from bidsseg.derivative.sidecars import group_sidecar
 from bidsseg.derivative.volumes import BRAIN_MASK, BRAIN_MASK_COLUMN, INTRACRANIAL, INTRACRANIAL_COLUMN
 from bidsseg.files import table_writer

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bidsseg.bids.names import build_name, entity_cells, entity_column, entity_names, with_extension
+from bidsseg.bids.names import build_name, entity_cells, entity_column, entity_names, natural, with_extension
 from bidsseg.bids.outputs import group_lesion_regions, group_lesions
 from bidsseg.bids.scan import without_desc
 from bidsseg.derivative.cohort import GIVEN, MISSING, NO_MASK, STATUS, STATUSES, UNREADABLE, status_of
 from bidsseg.derivative.lesion_tables import PLACES, REGIONS, LesionFiles, find_lesions
-from bidsseg.derivative.results import Fate, anat_folders, natural, participant_folders
+from bidsseg.derivative.results import Fate, anat_folders, participant_folders
 from bidsseg.derivative.sidecar_keys import LESION_RULE, Sidecar, has_given_lesions, is_manual, models, read_sidecar
 from bidsseg.errors import BidssegError
 from bidsseg.files import table_writer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from urllib.parse import unquote
 
 from bidsseg.bids.annotations import find_label_maps
 from bidsseg.bids.index import folders
-from bidsseg.bids.names import build_name, parse_name, with_extension
+from bidsseg.bids.names import build_name, natural, parse_name, with_extension
 from bidsseg.bids.outputs import root_path
 from bidsseg.bids.scan import Scan, without_added
 from bidsseg.derivative import sidecar_keys
@@ -273,11 +272,6 @@ def is_own_page(path: Path) -> bool:
             return PAGE_MARK in stream.read(PAGE_HEAD)
     except OSError:
         return False
-
-
-def natural(text: str) -> list[tuple[int, str]]:
-    """Return a sorting key in which run-2 comes before run-10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
 def anat_folders(participant: Path) -> list[Path]:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from bidsseg.bids.annotations import find_label_maps
 from bidsseg.bids.label_kinds import Kind
-from bidsseg.bids.names import build_name
+from bidsseg.bids.names import build_name, natural
 from bidsseg.bids.outputs import AgreementPaths, agreement_paths, root_path
 from bidsseg.bids.recons import Recons
 from bidsseg.bids.scan import LabelMap, without_added
 from bidsseg.derivative.ownership import check_agreement_files, check_folder, check_source
-from bidsseg.derivative.results import find_native_maps, natural, of_other_weights
+from bidsseg.derivative.results import find_native_maps, of_other_weights
 from bidsseg.derivative.sidecars import write_root_files
 from bidsseg.errors import BidssegError, InputMissing, NothingSelected, UsageError, listed
 from bidsseg.evaluation.conversion import Conversion, conversion

@@ -45,6 +45,13 @@ def test_selection_by_label_with_and_without_prefix(tmp_path: Path) -> None:
     assert keys(bids_dir, participants=["1"], sessions=["a"]) == ["sub-1_ses-a"]
 
 
+def test_participants_stay_together(tmp_path: Path) -> None:
+    """Labels may differ only in leading zeros, or in letters that sort before the underscore."""
+    stems = [f"sub-{label}_ses-{session}" for label in ("01", "1", "a", "aB") for session in ("1", "2")]
+    bids_dir = make_tree(tmp_path, "sub-a_T1w.nii", *(f"{stem}_T1w.nii" for stem in stems))
+    assert keys(bids_dir) == [*stems[:4], "sub-a", *stems[4:]]
+
+
 def test_a_session_label_leaves_out_files_without_session(tmp_path: Path) -> None:
     bids_dir = make_tree(tmp_path, "sub-01_T1w.nii", "sub-02_ses-1_T1w.nii")
     assert keys(bids_dir, sessions=["1"]) == ["sub-02_ses-1"]
