@@ -108,10 +108,7 @@ def repeated_interrupts() -> Iterator[None]:
 def _run(levels: Sequence[str], settings: Settings) -> int:
     """Run the levels in order. Failed scans of one level, or none to compare, do not stop the next level."""
     code = 0
-    if "evaluate" in levels[1:]:  # a wrong --labels is known before other levels work for hours
-        from bidsseg.levels.evaluate import check_labels
-
-        check_labels(settings)
+    _check_later(levels[1:], settings)
     for level in levels:
         try:
             getattr(import_module(f"bidsseg.levels.{level}"), f"{level}_level")(settings)
@@ -130,6 +127,18 @@ def _run(levels: Sequence[str], settings: Settings) -> int:
         finally:
             settings.report.stop()
     return code
+
+
+def _check_later(levels: Sequence[str], settings: Settings) -> None:
+    """Raise the errors of later levels that are known before the first works for hours."""
+    if "longitudinal" in levels:
+        from bidsseg.levels.longitudinal import check_executor
+
+        check_executor(settings)
+    if "evaluate" in levels:
+        from bidsseg.levels.evaluate import check_labels
+
+        check_labels(settings)
 
 
 def _fail(message: str, code: int) -> int:

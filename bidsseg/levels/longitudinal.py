@@ -42,8 +42,7 @@ def longitudinal_level(settings: Settings) -> None:
         NothingToCompare: no participant has two sessions.
         BidssegError: with exit code 1 if some participants failed, 65 if all failed because of their data.
     """
-    if settings.executor != "local":
-        raise UsageError("the level longitudinal runs on this machine: leave --executor out, and give --shard I/N")
+    check_executor(settings)
     card, _ = check_request(settings)
     unused = {
         "corrections": settings.corrections,
@@ -91,6 +90,12 @@ def longitudinal_level(settings: Settings) -> None:
         f"compared the sessions of {compared} of {len(jobs)} participants, {len(done)} were finished before"
     )
     raise_if_failed(settings, failures, total=len(jobs), what="participants")
+
+
+def check_executor(settings: Settings) -> None:
+    """Raise UsageError if the level should run elsewhere than on this machine."""
+    if settings.executor != "local":
+        raise UsageError("the level longitudinal runs on this machine: leave --executor out, and give --shard I/N")
 
 
 def _jobs(settings: Settings, card: Card) -> list[SeriesJob] | None:

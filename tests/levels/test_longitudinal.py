@@ -264,6 +264,15 @@ def test_what_cannot_be_compared(tmp_path: Path, model: Path) -> None:
         run(bids, model, executor="slurm")
 
 
+def test_an_executor_is_refused_before_other_levels_run(
+    tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = make_app(tmp_path, make_bids(1, 2, spacing_mm=8.0, shape=(24, 28, 24)), monkeypatch)
+    assert app("longitudinal", "group", "--executor", "slurm") == 64
+    assert "the level longitudinal runs on this machine" in capsys.readouterr().err
+    assert not app.output.exists()
+
+
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no shared memory")
 def test_an_invalid_dataset_where_only_shared_memory_can_be_written(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
