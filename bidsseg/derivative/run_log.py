@@ -14,6 +14,7 @@ from threading import Lock
 from typing import Any
 
 from bidsseg import __version__
+from bidsseg.errors import BidssegError
 from bidsseg.files import write_json_atomic
 
 PACKAGES = ("torch", "numpy", "nibabel", "pybids", "pandas", "scipy", "SimpleITK")
@@ -117,6 +118,12 @@ def stamp() -> str:
 def crash_text(error: BaseException) -> str:
     """Return the full traceback of an error."""
     return "".join(traceback.format_exception(error))
+
+
+def stopped(entry: Entry, error: Exception) -> BidssegError:
+    """Return the error that ends a run at its first failure, with the exit code of that failure."""
+    kind = type(error) if isinstance(error, BidssegError) else BidssegError
+    return kind(f"stopped at {entry.scan}: {entry.reason}")
 
 
 def _clock(seconds: float) -> str:

@@ -13,7 +13,7 @@ from bidsseg.bids.outputs import crash_path, report_path, series_log_path
 from bidsseg.bids.series import find_series
 from bidsseg.derivative.results import is_own_page
 from bidsseg.derivative.root import write_root
-from bidsseg.derivative.run_log import Entry, RunLog, crash_text, stamp
+from bidsseg.derivative.run_log import Entry, RunLog, crash_text, stamp, stopped
 from bidsseg.derivative.series import SeriesJob, crash_source
 from bidsseg.errors import (
     BidssegError,
@@ -138,8 +138,7 @@ def _compare(settings: Settings, jobs: Sequence[SeriesJob], log: RunLog) -> list
             if isinstance(error, OutputNotWritable | IOFailure):
                 raise error from error.__cause__
             if settings.stop_on_first_crash:
-                kind = type(error) if isinstance(error, BidssegError) else BidssegError
-                raise kind(f"stopped at {entry.scan}: {entry.reason}") from error
+                raise stopped(entry, error) from error
         entry.seconds = {"whole": round(time.perf_counter() - start, 2)}
         entry.peak_memory_mb = peak_memory_mb()
         log.add(entry)

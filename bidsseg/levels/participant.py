@@ -10,7 +10,7 @@ from bidsseg.bids.names import with_extension
 from bidsseg.derivative.finished import has_page
 from bidsseg.derivative.job import Job, remove_halves
 from bidsseg.derivative.root import write_root
-from bidsseg.derivative.run_log import Entry, RunLog, stamp
+from bidsseg.derivative.run_log import Entry, RunLog, stamp, stopped
 from bidsseg.derivative.sidecars import lists_model
 from bidsseg.execution.agenda import Agenda, check_request, plan, select
 from bidsseg.execution.exports import export, planned_exports
@@ -77,6 +77,9 @@ def _manifest(settings: Settings, card: Card, agenda: Agenda) -> RunLog:
 
 def _segment(settings: Settings, jobs: Sequence[Job], *, outcomes: Outcomes) -> None:
     """Run every job, in this process, in several processes of this machine, or on a cluster."""
+    if settings.stop_on_first_crash and outcomes.failures:
+        entry, error = outcomes.failures[0]
+        raise stopped(entry, error) from error
     if not jobs:
         return
     local = settings.executor == "local"

@@ -282,6 +282,17 @@ def test_stop_on_first_crash(app: App, capsys: pytest.CaptureFixture[str]) -> No
     assert "stopped at sub-01" in capsys.readouterr().err
 
 
+def test_stop_before_any_scan_is_read(app: App, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for rater in "ab":
+        drawn = tmp_path / f"manual/sub-02/anat/sub-02_seg-FAST_desc-{rater}_dseg.nii.gz"
+        drawn.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(scan(app, "02"), drawn)
+    assert app("--stop-on-first-crash", "--corrections", str(tmp_path / "manual")) == 65
+    assert app.fake.segmented == 0
+    assert "stopped at sub-02" in capsys.readouterr().err
+    assert app.fates == {"sub-02": "failed"}
+
+
 def test_a_bug_in_one_scan_is_reported_as_such(
     app: App, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
