@@ -70,6 +70,8 @@ def check_request(settings: Settings) -> tuple[Card, list[Space]]:
         check_device(settings.device)
     elif settings.executor in CONFIGS:
         read_config(settings.cluster_config, settings.executor)
+    if settings.cluster_config is not None and settings.executor not in CONFIGS:
+        raise UsageError(f"--cluster-config is for the jobs of a batch system: give --executor {' or '.join(CONFIGS)}")
     spaces = list(dict.fromkeys(find_space(word) for word in settings.output_spaces))
     for one, other in itertools.combinations(spaces, 2):
         if one.template == other.template and one.affine != other.affine:

@@ -244,6 +244,7 @@ def test_an_output_that_cannot_be_written_ends_the_run(
     ("words", "code", "message"),
     [
         (["--executor", "dask"], 64, "give the address of its scheduler with --dask-scheduler"),
+        (["--cluster-config", "{tmp}/cluster.toml"], 64, "give --executor slurm or pbs or sge or lsf"),
         (["--executor", "slurm", "--cluster-config", "/nowhere.toml"], 66, "/nowhere.toml"),
         (["--executor", "slurm", "--cluster-config", "{tmp}/wrong.toml"], 64, "is not TOML"),
         (["--executor", "slurm", "--cluster-config", "{tmp}/strange.toml"], 64, "strange.toml: unknown key 'nonsense'"),
