@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from bidsseg.bids.names import entity_column, parse_name, with_extension
+from bidsseg.bids.names import entity_column, natural, parse_name, with_extension
 from bidsseg.bids.outputs import FURTHER_TABLES, group_report, group_table, report_path
 from bidsseg.bids.scan import Scan
 from bidsseg.derivative.cohort import CORRECTED, QUALITY, STATUS, Absent, Cohort
-from bidsseg.derivative.results import is_own_page, natural
+from bidsseg.derivative.results import is_own_page
 from bidsseg.derivative.series import comparisons_of
 from bidsseg.report.distributions import Distribution, Line, bars, distributions, lines
 from bidsseg.report.lesion_cohort import LesionTable
