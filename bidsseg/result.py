@@ -101,7 +101,10 @@ class Result:
         import pandas as pd
 
         table = self._protocols[self._known(protocol)].to_tsv()
-        return pd.read_csv(StringIO(table), sep="\t", dtype={"mapping": "Int64"})
+        # NA or None may be the name of a region.
+        return pd.read_csv(
+            StringIO(table), sep="\t", dtype={"mapping": "Int64"}, keep_default_na=False, na_values=["n/a"]
+        )
 
     def volumes(self, protocol: str) -> pd.DataFrame:
         """Return the volumes of the regions of a protocol, and in the last rows of the brain mask and inside the skull.

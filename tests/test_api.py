@@ -109,6 +109,15 @@ def test_results_are_those_of_the_command_line(scan: Path, model: Path) -> None:
     assert repr(result).startswith("<bidsseg.Result of sub-01 by tiny: quality 0.")
 
 
+def test_names_of_regions_that_look_like_missing_cells(scan: Path, model: Path) -> None:
+    rows = ["index\tname\tabbreviation", "0\tBackground\tBG", "1\tNone\tNA", "2\tnull\tNULL", "3\tWhite\tnan"]
+    (model / "seg-FAST_dseg.tsv").write_text("\n".join(rows))
+    regions = bidsseg.segment(scan, model=model, **AS_ASKED).regions("FAST")
+    assert list(regions["name"]) == ["Background", "None", "null", "White"]
+    assert list(regions["abbreviation"]) == ["BG", "NA", "NULL", "nan"]
+    assert regions["mapping"].isna().all()
+
+
 def test_an_image_may_be_given_in_many_ways(scan: Path, model: Path, tmp_path: Path) -> None:
     loaded = bidsseg.load_model(model)
     mgz = tmp_path / "orig.mgz"
