@@ -100,6 +100,7 @@ def anatomical_images(
     participants: Sequence[str] | None,
     database_dir: Path | None = None,
     *,
+    store_index: bool = True,
     closed: Iterable[Path] = (),
 ) -> tuple[list[Image], list[str]]:
     """Return the images in ``sub-*/[ses-*/]anat``, and notes on T1w images whose names are not valid in BIDS.
@@ -110,13 +111,14 @@ def anatomical_images(
     Args:
         participants: labels of the participants to search; None means all.
         database_dir: folder of the pybids index.
+        store_index: whether to create the index if there is none that matches the dataset.
         closed: folders relative to the dataset that must not be read.
 
     Raises:
         OSError: a folder cannot be read, see :func:`closed_folders`.
     """
     if database_dir is not None:
-        places, notes = _from_database(bids_dir, participants, database_dir)
+        places, notes = _from_database(bids_dir, participants, database_dir, store_index=store_index)
     else:
         with _named_in_utf8(bids_dir) as named:
             places, notes = _places(_index(named, participants, closed=closed), participants), []
@@ -188,9 +190,9 @@ def _places(layout: Any, participants: Sequence[str] | None) -> list[tuple[str, 
 
 
 def _from_database(
-    bids_dir: Path, participants: Sequence[str] | None, folder: Path
+    bids_dir: Path, participants: Sequence[str] | None, folder: Path, *, store_index: bool
 ) -> tuple[list[tuple[str, ...]], list[str]]:
-    """Return the content of the index in a folder, as `_places`, and notes; without a current index, create one.
+    """Return the content of the index in a folder, as `_places`, and notes; one that is not current may be replaced.
 
     An index of pybids itself in the folder is complete and can be used. The index created here contains only anatomical
     images, so it is in a subfolder, where no other program takes it for a complete one.
@@ -208,6 +210,8 @@ def _from_database(
             return listed, notes
     if own.resolve().is_relative_to(bids_dir.resolve()):
         raise UsageError(f"--bids-database-dir {folder} is inside the dataset, which is never modified")
+    if not store_index:
+        return _places(_index(bids_dir, participants), participants), notes
     from sqlalchemy.exc import SQLAlchemyError
 
     try:

@@ -24,10 +24,16 @@ def find_scans(
     sessions: Iterable[str] | None = None,
     filters: Filters | None = None,
     database_dir: Path | None = None,
+    store_index: bool = True,
 ) -> list[Scan]:
     """Return the scans of :func:`select_scans`, without its notes."""
     return select_scans(
-        bids_dir, participants=participants, sessions=sessions, filters=filters, database_dir=database_dir
+        bids_dir,
+        participants=participants,
+        sessions=sessions,
+        filters=filters,
+        database_dir=database_dir,
+        store_index=store_index,
     ).scans
 
 
@@ -38,6 +44,7 @@ def select_scans(
     sessions: Iterable[str] | None = None,
     filters: Filters | None = None,
     database_dir: Path | None = None,
+    store_index: bool = True,
 ) -> Selection:
     """Return every T1w of the selection with its FLAIR; each run, acquisition and reconstruction is a separate scan.
 
@@ -49,6 +56,7 @@ def select_scans(
             "absent" or ``"*"`` for "any". Files without an entity that is filtered by value are excluded, and so are
             ``part-phase``, ``part-real`` and ``part-imag`` unless the filter names ``part``.
         database_dir: folder of the pybids index for later runs, which then lists all participants.
+        store_index: whether to create the index if there is none that matches the dataset.
 
     Raises:
         InputMissing: the folder does not exist.
@@ -63,8 +71,9 @@ def select_scans(
         what = f"no participant {', '.join(sorted(wanted))}" if wanted is not None else "no sub-* folder"
         raise NothingSelected(f"{what} in {bids_dir}{_some(existing)}")
     closed: dict[str, str] = {}
+    listed = None if wanted is None else chosen
     try:
-        images, more_notes = anatomical_images(bids_dir, None if wanted is None else chosen, database_dir)
+        images, more_notes = anatomical_images(bids_dir, listed, database_dir, store_index=store_index)
     except OSError:
         found = closed_folders(bids_dir, chosen)
         if not found:

@@ -96,6 +96,7 @@ def select(settings: Settings, card: Card) -> Selection | None:
         sessions=settings.sessions or None,
         filters=settings.filters,
         database_dir=settings.database_dir,
+        store_index=not settings.dry_run,
     )
 
 

@@ -228,6 +228,7 @@ def _expected(settings: Settings, tried: set[str]) -> list[dict[str, str]]:
             sessions=settings.sessions or None,
             filters=settings.filters,
             database_dir=settings.database_dir,
+            store_index=not settings.dry_run,
         )
         expected = {scan.key: scan.entities for scan in scans}
         attempted = {key: entities for key, entities in attempted.items() if has_image(settings.bids_dir, entities)}

@@ -299,6 +299,17 @@ def test_database_is_made_once_and_read_again(tmp_path: Path, monkeypatch: pytes
     assert scans[1].flair is not None
 
 
+def test_an_index_is_read_but_not_stored_in_a_dry_run(tmp_path: Path) -> None:
+    bids_dir, kept = make_tree(tmp_path / "bids", "sub-01_T1w.nii"), tmp_path / "kept"
+    assert keys(bids_dir, database_dir=kept, store_index=False) == ["sub-01"]
+    assert not kept.exists()
+    find_scans(bids_dir, database_dir=kept)
+    before = index_in(kept / "bidsseg").read_bytes()
+    make_tree(bids_dir, "sub-02_T1w.nii")
+    assert keys(bids_dir, database_dir=kept, store_index=False) == ["sub-01", "sub-02"]
+    assert index_in(kept / "bidsseg").read_bytes() == before
+
+
 def index_in(folder: Path) -> Path:
     return folder / "layout_index.sqlite"
 

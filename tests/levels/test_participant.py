@@ -371,6 +371,11 @@ def test_a_scan_without_a_region_that_few_people_have_is_written(app: App, monke
     assert not app.voxels("sub-01/anat/sub-01_seg-Tumour_desc-tumours_dseg.nii.gz").any()
 
 
+def test_a_dry_run_stores_no_index(app: App, tmp_path: Path) -> None:
+    assert app("group", "--dry-run", "--bids-database-dir", str(tmp_path / "index")) == 0
+    assert not (tmp_path / "index").exists()
+
+
 def test_another_dataset_is_not_overwritten(app: App, capsys: pytest.CaptureFixture[str]) -> None:
     app.output.mkdir()
     (app.output / "dataset_description.json").write_text('{"Name": "raw", "BIDSVersion": "1.8.0"}')
