@@ -59,24 +59,29 @@ class Agenda:
         return len(self.jobs) + len(self.unusable)
 
 
-def check_request(settings: Settings) -> tuple[Card, list[Space]]:
-    """Return the model and the standard spaces, after checking the output folder and the device."""
+def check_request(settings: Settings) -> Card:
+    """Return the model, after checking the output folder and the device."""
     check_folder(settings.output_dir)
     check_source(settings)
     card = find_card(settings.model)
-    if settings.freesurfer is not None:
-        values_of(card)
     if settings.executor == "local":  # the machines of a cluster have their own devices
         check_device(settings.device)
     elif settings.executor in CONFIGS:
         read_config(settings.cluster_config, settings.executor)
     if settings.cluster_config is not None and settings.executor not in CONFIGS:
         raise UsageError(f"--cluster-config is for the jobs of a batch system: give --executor {' or '.join(CONFIGS)}")
+    return card
+
+
+def check_exports(settings: Settings, card: Card) -> list[Space]:
+    """Return the standard spaces, after checking that the model has what is asked for in other forms."""
+    if settings.freesurfer is not None:
+        values_of(card)
     spaces = list(dict.fromkeys(find_space(word) for word in settings.output_spaces))
     for one, other in itertools.combinations(spaces, 2):
         if one.template == other.template and one.affine != other.affine:
             raise UsageError(f"--output-spaces: give {one.template} with :affine or without, not both")
-    return card, spaces
+    return spaces
 
 
 def select(settings: Settings, card: Card) -> Selection | None:

@@ -43,11 +43,12 @@ def longitudinal_level(settings: Settings) -> None:
         BidssegError: with exit code 1 if some participants failed, 65 if all failed because of their data.
     """
     check_executor(settings)
-    card, _ = check_request(settings)
+    card = check_request(settings)
     unused = {
         "corrections": settings.corrections,
         "lesions": settings.lesions,
         "measure": settings.measures,
+        "output-spaces": settings.output_spaces,
         "freesurfer": settings.freesurfer,
     }
     for name, value in unused.items():

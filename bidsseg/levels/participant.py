@@ -12,7 +12,7 @@ from bidsseg.derivative.job import Job, remove_halves
 from bidsseg.derivative.root import write_root
 from bidsseg.derivative.run_log import Entry, RunLog, stamp, stopped
 from bidsseg.derivative.sidecars import lists_model
-from bidsseg.execution.agenda import Agenda, check_request, plan, select
+from bidsseg.execution.agenda import Agenda, check_exports, check_request, plan, select
 from bidsseg.execution.exports import export, planned_exports
 from bidsseg.execution.machine import choose_workers
 from bidsseg.execution.outcomes import Outcomes
@@ -27,7 +27,8 @@ def participant_level(settings: Settings) -> None:
     Raises:
         BidssegError: with exit code 1 if some scans failed, 65 if all failed because of their data.
     """
-    card, spaces = check_request(settings)
+    card = check_request(settings)
+    spaces = check_exports(settings, card)
     selection = select(settings, card)
     if selection is not None:
         _process(settings, card, plan(settings, card, selection, spaces=spaces))
