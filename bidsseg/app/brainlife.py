@@ -115,8 +115,7 @@ def write_products(output: Path, label: str, card: Card, *, protocol: str, folde
     shutil.copyfile(dseg, parc / "parc.nii.gz")
     regions = [r for r in load_protocol(str(with_extension(dseg, ".tsv"))).regions if r.index]
     labels = [
-        {"name": r.name, "label": str(r.index), "voxel_value": r.index}
-        | {channel: int(r.color[i : i + 2], 16) for channel, i in zip("rgb", (1, 3, 5), strict=True)}
+        {"name": r.name, "label": str(r.index), "voxel_value": r.index} | dict(zip("rgb", r.rgb, strict=True))
         for r in regions
     ]
     write_text_atomic(parc / "label.json", json.dumps(labels, indent=1) + "\n")

@@ -12,7 +12,7 @@ from typing import Any
 
 from bidsseg.errors import DataError, listed
 from bidsseg.labels import sides
-from bidsseg.reading import read_table, read_text
+from bidsseg.reading import NOT_AVAILABLE, read_table, read_text
 
 FOLDER = Path(__file__).parent / "protocols"
 LESION = 7
@@ -29,6 +29,7 @@ class Region:
 
     Attributes:
         index: value in the label map.
+        color: ``#rrggbb``.
         mapping: value in the generic BIDS table (0 background, 1 grey matter, 2 white matter, 3 CSF, ...) or None.
         scored: False for values that an annotation may contain but that no network is trained or evaluated on.
         hemisphere: L, R, or empty to derive it from the name.
@@ -46,11 +47,8 @@ class Region:
 
     @property
     def rgb(self) -> tuple[int, int, int]:
-        """Red, green and blue, 0 to 255; grey for a colour that is not written as ``#rrggbb``."""
-        try:
-            red, green, blue = bytes.fromhex(self.color.removeprefix("#"))
-        except ValueError:
-            return 128, 128, 128
+        """Red, green and blue, 0 to 255."""
+        red, green, blue = bytes.fromhex(self.color[1:])
         return red, green, blue
 
 
@@ -165,7 +163,7 @@ def _cell(number: int | None) -> str:
 
 
 def _number(cell: str | None) -> int | None:
-    return None if cell in (None, "", "n/a") else _integer(cell)
+    return _integer(cell) if cell else None
 
 
 def _integer(cell: str) -> int:
@@ -205,6 +203,7 @@ def read_protocol(path: Path, name: str | None = None) -> tuple[Protocol, list[s
 
     The table needs the columns index and name. Optional are abbreviation, color, mapping, scored, hemi (or hemisphere:
     L, R or n/a) and partner (the index of the region on the other side; its own index for a region on the midline).
+    Their cells may be n/a. A colour that is not written as ``#rrggbb`` is replaced by grey.
     Columns are separated by tabs, commas or semicolons. A missing row of the background, index 0, is added.
 
     Args:
@@ -246,13 +245,20 @@ def _separator(path: Path) -> str:
 
 def _regions(rows: Iterable[dict[str, str]]) -> Iterable[Region]:
     for row in rows:
+        known = {column: cell for column, cell in row.items() if cell not in ("", NOT_AVAILABLE)}
         yield Region(
             index=_integer(row["index"]),
             name=row["name"],
-            abbreviation=row.get("abbreviation") or row["name"],
-            color=row.get("color") or "#808080",
-            mapping=_number(row.get("mapping")),
-            scored=_integer(row.get("scored") or "1") == 1,
-            hemisphere=sides.side(row.get("hemi") or row.get("hemisphere") or ""),
-            partner=_number(row.get("partner")),
+            abbreviation=known.get("abbreviation", row["name"]),
+            color=_color(known.get("color", "")),
+            mapping=_number(known.get("mapping")),
+            scored=_integer(known.get("scored", "1")) == 1,
+            hemisphere=sides.side(known.get("hemi") or known.get("hemisphere", "")),
+            partner=_number(known.get("partner")),
         )
+
+
+def _color(cell: str) -> str:
+    """Return a colour as ``#rrggbb``; grey for a missing one and for one in another notation."""
+    digits = re.fullmatch("#?([0-9a-fA-F]{6})", cell)
+    return f"#{digits[1]}" if digits else "#808080"

@@ -96,6 +96,24 @@ def test_a_table_needs_only_index_and_name(tmp_path: Path) -> None:
         table.region(5)
 
 
+def test_a_cell_that_is_not_available_is_as_a_missing_one(tmp_path: Path) -> None:
+    title = "index name abbreviation color mapping hemi partner scored"
+    path = write(tmp_path / "few.tsv", title, *(f"{i} Region{i}{' n/a' * 6}" for i in range(2)))
+    assert load_protocol(str(path)).regions == tuple(
+        Region(i, f"Region{i}", f"Region{i}", "#808080", None) for i in range(2)
+    )
+
+
+@pytest.mark.parametrize(
+    "written, color",
+    [("#Ff8000", "#Ff8000"), ("ff8000", "#ff8000"), *((odd, "#808080") for odd in ("#abc", "red", "#ff8000ff"))],
+)
+def test_a_colour_in_an_odd_notation_is_grey(written: str, color: str, tmp_path: Path) -> None:
+    table = load_protocol(str(write(tmp_path / "few.tsv", "index name color", f"0 Background {written}")))
+    assert table.region(0).color == color
+    assert len(table.region(0).rgb) == 3
+
+
 @pytest.mark.parametrize(
     "rows, reason",
     [

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from bidsseg.labels.protocol import Protocol, Region, load_protocol, shipped_protocols
+from bidsseg.labels.protocol import BACKGROUND, Protocol, Region, load_protocol, shipped_protocols
 from bidsseg.labels.viewer_tables import itksnap_labels, slicer_colors
 
 ITKSNAP = re.compile(r'\s*(\d+)\s+(\d+)\s+(\d+)\s+(\d+)\s+([\d.]+)\s+([01])\s+([01])\s+"(.*)"\s*')
@@ -26,7 +26,7 @@ def test_both_programs_read_every_region(name: str) -> None:
         assert color[1].replace("_", " ") == region.name.replace("_", " ")
 
 
-def test_names_and_colours_of_users_do_not_break_the_files() -> None:
-    protocol = Protocol("Own", (Region(0, "Background", "BG", "#000000", 0), Region(2, 'the "hook"', "h", "red", None)))
+def test_names_of_users_do_not_break_the_files() -> None:
+    protocol = Protocol("Own", (BACKGROUND, Region(2, 'the "hook"', "h", "#808080", None)))
     assert itksnap_labels(protocol).splitlines()[-1].split('"')[1] == "the 'hook'"
     assert slicer_colors(protocol).splitlines()[-1] == '2 the_"hook" 128 128 128 255'
