@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bidsseg.bids.label_kinds import NATIVE_SPACES, Kind, anat_images, places
 from bidsseg.bids.names import build_name
 from bidsseg.bids.scan import ADDED, Image, LabelMap, Scan, without_added
 from bidsseg.errors import DataError, InputMissing
-
-if TYPE_CHECKING:
-    import numpy as np
 
 BRAIN = "brain"
 """The protocol of brain masks."""
@@ -141,20 +137,7 @@ def _on_grid(image: Image, scan: Scan) -> bool:
         return True
     import numpy as np
 
-    (drawn_shape, drawn), (shape, affine) = _grid(image.path), _grid(scan.t1w)
+    from bidsseg.image.nifti import read_grid
+
+    (drawn_shape, drawn), (shape, affine) = read_grid(image.path), read_grid(scan.t1w)
     return drawn_shape == shape and np.allclose(drawn, affine, atol=1e-3)
-
-
-def _grid(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
-    """Return shape (X, Y, Z) and affine (voxel to RAS+ mm), from the header alone."""
-    import nibabel as nib
-
-    from bidsseg.image.mgh import is_mgh
-    from bidsseg.image.nifti import read_labels
-
-    try:
-        image = (nib.MGHImage if is_mgh(path) else nib.Nifti1Image).from_filename(path)
-    except (OSError, EOFError, nib.filebasedimages.ImageFileError) as error:
-        read_labels(path)  # raises the usual errors with their reasons
-        raise DataError(f"{path}: cannot be read: {error}") from error
-    return image.shape[:3], image.affine

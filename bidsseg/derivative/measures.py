@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from nibabel.affines import apply_affine
 
@@ -21,7 +20,7 @@ from bidsseg.derivative.sidecars import TOOL, bids_uri
 from bidsseg.derivative.volumes import BRAIN_MASK, BRAIN_MASK_COLUMN, values_by_region
 from bidsseg.errors import BidssegError, OutputNotWritable
 from bidsseg.files import fingerprint, write_json_atomic, write_table
-from bidsseg.image.nifti import read_image, read_labels
+from bidsseg.image.nifti import read_image, read_labels, read_usable
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol
 from bidsseg.reading import read_table
@@ -108,8 +107,7 @@ def sampled(image: Image, t1w: Path, inside: np.ndarray) -> tuple[np.ndarray, st
             motion, note = moved.matrix, f"{moved} to match the T1w; linearly interpolated"
     data = moving.data
     if INVALID & {finding.code for finding in findings}:
-        stored = np.asarray(nib.Nifti1Image.from_filename(image.path).dataobj, np.float32).reshape(data.shape)
-        data = np.where(np.isfinite(stored), data, np.float32(np.nan))
+        data = np.where(read_usable(image.path), data, np.float32(np.nan))
     return (data[inside] if same else _interpolated(Volume(data, moving.affine), fixed, inside, motion=motion)), note
 
 

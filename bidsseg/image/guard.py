@@ -201,6 +201,12 @@ def _check_size(shape: tuple[int, int, int], spacing_mm: np.ndarray) -> Iterator
         yield Finding("FIELD_OF_VIEW_SMALL", f"The field of view is {field_text} mm and cannot hold a whole brain.")
 
 
+def is_usable(data: np.ndarray) -> np.ndarray:
+    """Return whether intensities are finite and not beyond those of any scanner, booleans."""
+    usable: np.ndarray = np.abs(data) <= LARGEST_INTENSITY
+    return usable
+
+
 def clean_intensities(data: np.ndarray) -> list[Finding]:
     """Set invalid intensities to 0, in place, and return the findings.
 
@@ -219,7 +225,7 @@ def clean_intensities(data: np.ndarray) -> list[Finding]:
             if count := int(voxels.sum()):
                 share = 100 * count / data.size
                 findings.append(Finding(code, f"Voxels set to 0 because they were {what}: {count} ({share:.2g} %)."))
-        data[huge | ~finite] = 0
+        data[~is_usable(data)] = 0
         low, high = float(data.min()), float(data.max())
     if low == high:
         after = " once its unusable values are set to 0" if findings else ""

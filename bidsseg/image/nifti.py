@@ -16,7 +16,16 @@ from nibabel.spatialimages import SpatialImage
 from bidsseg.errors import DataError
 from bidsseg.files import replacing
 from bidsseg.image.content import content
-from bidsseg.image.guard import UNITS_MM, Finding, check_kind, check_shape, check_space, clean_intensities, refusal
+from bidsseg.image.guard import (
+    UNITS_MM,
+    Finding,
+    check_kind,
+    check_shape,
+    check_space,
+    clean_intensities,
+    is_usable,
+    refusal,
+)
 from bidsseg.image.mgh import Layout, header_at, is_mgh, mgh_layout
 from bidsseg.image.nifti_header import nifti_header
 from bidsseg.image.volume import Field, Volume
@@ -27,9 +36,11 @@ __all__ = [
     "label_image",
     "map_image",
     "name_of",
+    "read_grid",
     "read_image",
     "read_labels",
     "read_mask",
+    "read_usable",
     "write_changed",
     "write_field",
     "write_labels",
@@ -89,6 +100,27 @@ def read_image(source: Source) -> tuple[Volume, list[Finding]]:
         data = data.reshape(shape, order="F")
         findings += more + remarks + clean_intensities(data)
         return Volume(data, affine, header), findings
+
+
+def read_usable(source: Source) -> np.ndarray:
+    """Return which intensities `read_image` keeps instead of setting them to 0, booleans (X, Y, Z)."""
+    with _named(source):
+        _, stored, _ = _load(source)
+        data = np.asarray(stored, dtype=np.float32)
+        shape, _ = check_shape(data.shape)
+        return is_usable(data.reshape(shape, order="F"))
+
+
+def read_grid(source: Source) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Return shape (X, Y, Z) and affine (voxel to RAS+ mm) of an image.
+
+    Raises:
+        InputMissing, DataError: as `read_labels`, whatever the values are.
+    """
+    with _named(source):
+        header, stored, _ = _load(source)
+        shape, _ = check_shape(stored.shape)
+        return shape, check_space(header, shape)[0]
 
 
 def read_labels(source: Source) -> Volume:

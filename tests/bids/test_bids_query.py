@@ -7,6 +7,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import phantoms
 import pytest
 from bids_trees import home, make_tree
 
@@ -416,15 +417,19 @@ def test_the_plainest_annotation_wins_and_equals_are_refused(tmp_path: Path) -> 
     assert find_annotations(folder, scan, "A") == folder / home("sub-01_seg-A_dseg.nii")
 
 
+@pytest.mark.parametrize("metres", [False, True], ids=["NIfTI-1", "NIfTI-2 in metres"])
 @pytest.mark.parametrize(("shift_mm", "fits"), [(0.0, True), (1.0, False)])
-def test_another_space_counts_on_the_same_grid(tmp_path: Path, shift_mm: float, fits: bool) -> None:
+def test_another_space_counts_on_the_same_grid(tmp_path: Path, shift_mm: float, fits: bool, metres: bool) -> None:
     bids_dir = make_tree(tmp_path / "bids", "sub-01_T1w.nii")
     folder = make_tree(tmp_path / "labels", "sub-01_space-MNI152_label-lesion_mask.nii")
-    affine = np.eye(4)
-    nib.Nifti1Image(np.zeros((3, 4, 5), np.uint8), affine).to_filename(bids_dir / home("sub-01_T1w.nii"))
+    affine, empty = np.eye(4), np.zeros((8, 9, 10), np.uint8)
+    phantoms.save(bids_dir / home("sub-01_T1w.nii"), empty, affine)
     affine[0, 3] = shift_mm
     mask = folder / home("sub-01_space-MNI152_label-lesion_mask.nii")
-    nib.Nifti1Image(np.zeros((3, 4, 5), np.uint8), affine).to_filename(mask)
+    if metres:
+        phantoms.save(mask, empty, np.diag([0.001, 0.001, 0.001, 1]) @ affine, unit="meter", kind=nib.Nifti2Image)
+    else:
+        phantoms.save(mask, empty, affine)
     assert find_annotations(folder, find_scans(bids_dir)[0], "lesion") == (mask if fits else None)
 
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import phantoms
 import pytest
@@ -13,6 +14,8 @@ from nifti import load_nifti
 
 from bidsseg.arguments import measures
 from bidsseg.bids.measured import find_measured
+from bidsseg.bids.scan import Image
+from bidsseg.derivative.measures import sampled
 from bidsseg.errors import InputMissing, UsageError
 
 SHAPE = (24, 28, 24)
@@ -63,6 +66,17 @@ def test_the_statistics_are_those_of_the_voxels(app: App, tmp_path: Path) -> Non
     sidecar = json.loads(stats(app, "T1").with_suffix(".json").read_text())
     assert sidecar["Alignment"] == "on the grid of the T1w" and sidecar["Models"][0]["Name"] == "wholebrain"
     assert set(rows["GM"]) <= set(sidecar)
+
+
+@pytest.mark.parametrize(("kind", "ending"), [(nib.Nifti2Image, ".nii.gz"), (nib.MGHImage, ".mgz")])
+def test_voxels_without_a_value_are_left_out_in_every_format(tmp_path: Path, kind: type, ending: str) -> None:
+    values = a_map(tmp_path)
+    values[0, 0, :2] = np.nan, 1e13
+    path = tmp_path / f"measured{ending}"
+    nib.save(kind(values, GRID), path)
+    found, _ = sampled(Image(path, {}, "T1map"), tmp_path / "sub-01/anat/sub-01_T1map.nii.gz", np.ones(SHAPE, bool))
+    assert np.isnan(found[:2]).all()
+    assert np.array_equal(found[2:], values.ravel()[2:])
 
 
 def test_an_image_on_another_grid_is_aligned(
