@@ -175,7 +175,8 @@ class LabelFile:
     @cached_property
     def has_given_lesions(self) -> bool:
         """Whether given lesions are among its regions, so that it does not say where they are."""
-        return bool(self.protocol.lesions and lesion_mask(read_sidecar(with_extension(self.path, ".json"))))
+        table = self.path.name.replace("_dseg.nii.gz", "_morph.json")  # written before the sidecar of the map
+        return bool(self.protocol.lesions and lesion_mask(read_sidecar(self.path.with_name(table))))
 
 
 @dataclass(frozen=True)
@@ -345,7 +346,11 @@ def _update(files: LesionFiles, update: Update) -> None:
         return
     from bidsseg.image.nifti import read_labels
 
-    lesions = read_labels(files.lesion_map)
+    try:
+        lesions = read_labels(files.lesion_map)
+    except (DataError, InputMissing) as error:
+        update.problems.append(f"lesions of {files.key} without places and regions: {error}")
+        return
     for one in dict.fromkeys([*others, *([anatomy] if anatomy else [])]):
         try:
             labels = read_labels(one.path)

@@ -160,9 +160,12 @@ def test_label_maps_with_given_lesions_do_not_say_where_lesions_are(make: Callab
     two = app.output.parent / "two"
     two.mkdir()
     save_card(two, name="two", heads=("brain", "FreeSurfer"))
-    assert app("--model", str(two), *words(app)) == app(*words(app)) == app(*words(app), level="group") == 0
-    found = {path for path in app.files("**/*_morph.tsv") if "_seg-FreeSurfer_label-lesion" in path}
-    assert not found and (app.output / f"{STEM}_seg-FAST_label-lesion_desc-two+wholebrain_morph.tsv").exists()
+    assert app("--model", str(two), *words(app)) == app(*words(app)) == 0
+    tables = app.files("**/*_label-lesion_*_morph.tsv").keys()
+    assert not any("_seg-FreeSurfer_" in path for path in tables)
+    assert f"{STEM}_seg-FAST_label-lesion_desc-two+wholebrain_morph.tsv" in tables
+    assert app(*words(app), level="group") == 0
+    assert app.files("sub-*/**/*_label-lesion_*_morph.tsv").keys() == tables
 
 
 def test_tables_by_region_follow_the_label_maps(make: Callable[..., App]) -> None:
@@ -182,6 +185,19 @@ def test_tables_by_region_follow_the_label_maps(make: Callable[..., App]) -> Non
     assert app("--skip-bids-validation") == app(level="group") == 0
     assert not app.files("group_label-lesion_desc-wholebrain_morph.*")
     assert len(app.files("group_label-lesion_desc-two_morph.*")) == 2
+
+
+def test_an_unreadable_map_of_lesions_is_a_warning(
+    make: Callable[..., App], capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = make(heads=("BrainCOLOR",))
+    draw(app)
+    two = save_card(app.output.parent / "two", name="two", heads=("brain", "FAST"))
+    assert app(*words(app)) == 0
+    lesions = app.output / f"{STEM}_desc-wholebrainlesions_dseg.nii.gz"
+    lesions.write_bytes(lesions.read_bytes()[:100])
+    assert app("--skip-bids-validation", model=two) == app(level="group") == 0
+    assert f"lesions of sub-01 without places and regions: {lesions}: is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("beside", ["", '{"Manual": true}'])
