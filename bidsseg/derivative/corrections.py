@@ -239,10 +239,11 @@ def corrected(
     before = {**result.labels, BRAIN: result.brain, LESION: result.lesion}
     new = {name: values for name, values in labels.items() if not _equal(before[name], values)}
     lesion, head, manual = new.get(LESION, result.lesion), model.card.lesion, {name: name for name in new}
-    if head is not None and head in new and LESION not in labels:
+    drawn = set(new)
+    if head in drawn and LESION not in drawn:
         lesion, manual[LESION] = np.isin(new[head], protocols[head].lesions), head
-    for name, values in result.labels.items() if LESION in new else ():
-        if name not in labels and protocols[name].lesions:
+    for name, values in result.labels.items() if LESION in drawn else ():
+        if name not in drawn and protocols[name].lesions:
             new[name] = with_lesions_of(new[LESION], values, protocols[name], spacing_mm=spacing_mm)
             manual[name] = LESION
     maps = {name: new.get(name, values) for name, values in result.labels.items()}
@@ -255,7 +256,7 @@ def corrected(
         lesion=lesion,
         expected_dice={name: values for name, values in result.expected_dice.items() if name not in new},
         quality=float("nan") if maps and maps.keys() <= new.keys() else result.quality,
-        notes=[*result.notes, *(_note(name, files[name], is_new=name in new) for name in labels)],
+        notes=[*result.notes, *(_note(name, files[name], is_new=name in drawn) for name in labels)],
         findings=[finding for finding in result.findings if finding.code not in CODES],
         manual=manual,
     )

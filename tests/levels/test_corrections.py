@@ -1,6 +1,7 @@
 """Label maps that were corrected by hand, in the place of the model's (``--corrections``)."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,23 @@ def test_masks_are_corrected_too(make: Callable[..., App]) -> None:
     assert app(*words(app)) == 0
     assert (app.voxels(mask) == (drawn == 4)).all()
     assert app.sidecar(mask)["Manual"] and app.sidecar(mask)["Sources"][-1] == f"bids:corrections:{labels}"
+
+
+def test_an_unchanged_copy_follows_what_was_corrected(make: Callable[..., App]) -> None:
+    app = make(name="lesions", heads=("FASTlesion",), lesion="FASTlesion")
+    mask, labels = f"{STEM}_label-lesion_desc-lesions_mask.nii.gz", f"{STEM}_seg-FASTlesion_desc-lesions_dseg.nii.gz"
+    assert app("--skip-bids-validation") == 0
+    shutil.copytree(app.output / "sub-01", folder(app) / "sub-01")
+    unchanged = (folder(app) / mask).read_bytes()
+    lesion = correct(app, mask, lambda labels: labels == 1) > 0
+    assert app(*words(app)) == 0
+    assert ((app.voxels(labels) == 4) == lesion).all()
+    assert app.sidecar(labels)["Sources"][-1] == f"bids:corrections:{mask}"
+    assert f"{Path(labels).name} is equal to the model's label map FASTlesion" in app.sidecar(labels)["Notes"]
+    (folder(app) / mask).write_bytes(unchanged)
+    drawn = correct(app, labels, lambda labels: np.where(labels == 3, 4, labels))
+    assert app(*words(app)) == 0
+    assert (app.voxels(mask) == (drawn == 4)).all() and (app.voxels(labels) == drawn).all()
 
 
 def test_the_axes_may_be_stored_in_another_order(make: Callable[..., App]) -> None:
