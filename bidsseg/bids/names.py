@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -57,6 +57,11 @@ def sort_entities(entities: Mapping[str, str]) -> dict[str, str]:
     """Return the entities in the order of the BIDS schema; unknown ones come before ``space``, sorted by name."""
     unknown = _order()["space"][1] - 0.5
     return dict(sorted(entities.items(), key=lambda item: (_order().get(item[0], ("", unknown))[1], item[0])))
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Return each of these entities once, in the order of `sort_entities`."""
+    return list(sort_entities(dict.fromkeys(names, "")))
 
 
 def build_name(entities: Mapping[str, str], suffix: str = "", extension: str = "") -> str:

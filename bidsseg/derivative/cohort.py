@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from bidsseg.bids.names import build_name, entity_cells, entity_column, entity_names, natural
+from bidsseg.bids.names import build_name, entity_cells, entity_column, in_order, natural
 from bidsseg.bids.scan import without_desc
 from bidsseg.derivative.results import Fate, Result
 from bidsseg.derivative.sidecars import group_sidecar
@@ -129,7 +129,7 @@ def collect(
     for place, cohort in cohorts.items():
         cohort.absent = sorted(_absent(cohort, sources, fates), key=lambda absent: natural(absent.key))
         used[place].update(name for absent in cohort.absent for name in absent.source)
-        cohort.entities = [name for name in entity_names() if name in used[place]]
+        cohort.entities = in_order(used[place])
     return [cohorts[place] for place in sorted(cohorts)]
 
 

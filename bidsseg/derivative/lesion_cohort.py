@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bidsseg.bids.names import build_name, entity_cells, entity_column, entity_names, natural, with_extension
+from bidsseg.bids.names import build_name, entity_cells, entity_column, in_order, natural, with_extension
 from bidsseg.bids.outputs import group_lesion_regions, group_lesions
 from bidsseg.bids.scan import without_desc
 from bidsseg.derivative.cohort import GIVEN, MISSING, NO_MASK, STATUS, STATUSES, UNREADABLE, status_of
@@ -49,9 +49,8 @@ class LesionCohort:
     @property
     def entities(self) -> list[str]:
         """Entities of any of its scans, in BIDS order."""
-        used = {name for files in self.scans for name in files.source}
-        used |= {name for source, _ in self.absent for name in source}
-        return [name for name in entity_names() if name in used]
+        sources = [*(files.source for files in self.scans), *(source for source, _ in self.absent)]
+        return in_order(name for source in sources for name in source)
 
     @property
     def table(self) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bidsseg.bids.names import build_name, entity_column, entity_names, with_extension
+from bidsseg.bids.names import build_name, entity_column, in_order, with_extension
 from bidsseg.bids.outputs import AgreementPaths
 from bidsseg.evaluation.bootstrap import Estimate
 from bidsseg.evaluation.pairs import About
@@ -49,7 +49,7 @@ DESCRIPTIONS = {
 
 def write_tables(output_dir: Path, paths: AgreementPaths, study: Study) -> None:
     """Write the table of the scans and the summary, and their data dictionaries beside them."""
-    entities = [name for name in entity_names() if any(name in case.pair.source for case in study.cases)]
+    entities = in_order(name for case in study.cases for name in case.pair.source)
     table, summary, name = output_dir / paths.table, output_dir / paths.summary, study.protocol.name
     _write(table, scan_rows(study, entities), [*map(entity_column, entities), *scan_columns(study)])
     text = f"Agreement of label maps in the {name} protocol, one row for each scan and region"

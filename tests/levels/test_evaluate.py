@@ -314,6 +314,14 @@ def test_two_raters_are_compared_in_an_empty_output_folder(folders: tuple[Path, 
     np.testing.assert_allclose(back["volume-difference-mm3"], -table["volume-difference-mm3"])
 
 
+def test_entities_unknown_to_bids_have_a_column(folders: tuple[Path, Path]) -> None:
+    out, manual = folders
+    add_map(out, {"subject": "03", "foo": "bar"}, found_map(3))
+    save(manual_path(manual, "sub-03_foo-bar"), blobs(3, regions=3))
+    run(out, {"FAST": [manual]})
+    assert list(tables(out)[0].foo_id.dropna().unique()) == ["foo-bar"]
+
+
 def test_the_model_selects_one_of_several_maps_of_a_scan(folders: tuple[Path, Path], tmp_path: Path) -> None:
     out, manual = folders
     run(tmp_path / "tables", {"FAST": [manual]}, against=out, model="poor")

@@ -100,14 +100,16 @@ def test_entities_have_a_column_where_they_are_used(bids: Path, output: Path) ->
     add_result(output, {"subject": "01", "session": "1", "run": "10"})
     add_result(output, {"subject": "01", "session": "1", "run": "2"})
     add_result(output, {"subject": "01", "session": "2", "acquisition": "mprage"})
+    add_result(output, {"subject": "01", "session": "2", "foo": "unknown"})
     run_group(bids, output)
     rows = [row for row in rows_of(output / f"group_seg-FAST_desc-{MODEL}_morph.tsv") if row["status"] == "done"]
-    ids = ["participant_id", "session_id", "acquisition_id", "run_id"]
-    assert list(rows[0])[:4] == ids
+    ids = ["participant_id", "session_id", "acquisition_id", "run_id", "foo_id"]
+    assert list(rows[0])[:5] == ids
     assert [[row[name] for name in ids] for row in rows] == [
-        ["sub-01", "ses-1", "n/a", "run-2"],
-        ["sub-01", "ses-1", "n/a", "run-10"],
-        ["sub-01", "ses-2", "acq-mprage", "n/a"],
+        ["sub-01", "ses-1", "n/a", "run-2", "n/a"],
+        ["sub-01", "ses-1", "n/a", "run-10", "n/a"],
+        ["sub-01", "ses-2", "acq-mprage", "n/a", "n/a"],
+        ["sub-01", "ses-2", "n/a", "n/a", "foo-unknown"],
     ]
 
 
