@@ -153,7 +153,7 @@ def gather(cohort: Cohort, results: Sequence[Result], runs: Runs) -> Numbers:
     """
     names = {name: place for place, name in enumerate(cohort.regions.values())}
     readable, counted, soft, calibrated, estimated = [], [], [], [], []
-    qualities, findings, weights = [], [], []
+    qualities, manual, findings, weights = [], [], [], []
     for result in results:
         try:
             table = result.volumes()
@@ -170,10 +170,12 @@ def gather(cohort: Cohort, results: Sequence[Result], runs: Runs) -> Numbers:
         soft.append(rows[1])
         sidecar = result.sidecar()
         qualities.append(sidecar_keys.quality(sidecar))
+        manual.append(sidecar_keys.is_manual(sidecar))
         findings.append(sidecar_keys.finding_codes(sidecar))
         weights.append(sidecar_keys.weights(sidecar))
     regions, pairs = _regions(cohort, readable)
     quality = np.array([np.nan if value is None else value for value in qualities])
+    rank = np.where(manual, np.inf, quality)
     shape = len(readable), len(names)
     return Numbers(
         readable,
@@ -186,7 +188,7 @@ def gather(cohort: Cohort, results: Sequence[Result], runs: Runs) -> Numbers:
         estimated=np.array(estimated, bool),
         findings=findings,
         weights=weights,
-        selected=chosen_runs([result.source for result in readable], quality, runs),
+        selected=chosen_runs([result.source for result in readable], rank, runs),
     )
 
 
@@ -195,7 +197,7 @@ def chosen_runs(sources: Sequence[Mapping[str, str]], quality: np.ndarray, runs:
 
     Args:
         sources: entities of the scans, in natural order.
-        quality: shape (N,), NaN where unknown.
+        quality: shape (N,), NaN where unknown, infinite for results that were corrected by hand.
         runs: ``all``; ``first``, the run with the lowest number; or ``best``, that with the highest quality, the first
             of equal ones.
 
@@ -236,7 +238,7 @@ class Flags:
             },
         }
         if self.runs != "all":
-            rule = {"best": "highest quality", "first": "lowest number"}[self.runs]
+            rule = {"best": "corrected by hand, otherwise highest quality", "first": "lowest number"}[self.runs]
             described[SELECTED] = {
                 "Description": f"Whether the run counts in the other tables and in the rule of outliers: {rule} among "
                 "the scans with results whose other entities are equal",

@@ -75,7 +75,7 @@ def find_all_lesions(
     wanted_sessions = set(sessions)
     for participant in participant_folders(output_dir, participants):
         found = [files for folder in anat_folders(participant) for files in find_lesions(folder)]
-        for files in sorted(found, key=lambda files: natural(files.table.name)):
+        for files in sorted(found, key=lambda files: (natural(files.key), natural(files.table.name))):
             if not wanted_sessions or files.source.get("session") in wanted_sessions:
                 yield files
 

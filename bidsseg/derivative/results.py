@@ -195,7 +195,7 @@ def find_results(output_dir: Path, participants: Iterable[str] = (), sessions: I
     wanted_sessions = set(sessions)
     for participant in participant_folders(output_dir, participants):
         found = [result for folder in anat_folders(participant) for result in _in_folder(folder)]
-        for result in sorted(found, key=lambda result: natural(result.path.name)):
+        for result in sorted(found, key=lambda result: (natural(result.key), natural(result.path.name))):
             if not wanted_sessions or result.source.get("session") in wanted_sessions:
                 yield result
 

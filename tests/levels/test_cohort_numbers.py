@@ -281,6 +281,18 @@ def test_the_best_run_counts_and_all_are_listed(bids: Path, output: Path) -> Non
     assert "selected" not in table(output)[0] and len(table(output, "fraction")) == 4
 
 
+def test_a_corrected_run_is_the_best_and_a_scan_without_run_the_first(bids: Path, output: Path) -> None:
+    add_result(output, {"subject": "01"}, quality=0.9)
+    for number in ("2", "10"):
+        add_result(output, {"subject": "01", "run": number}, quality=0.7)
+    run_group(bids, output, runs="first")
+    assert [row["run_id"] for row in table(output)] == ["n/a", "run-2", "run-10"]
+    assert [row["selected"] for row in table(output)] == ["1", "0", "0"]
+    (output / f"sub-01/anat/sub-01_run-2_seg-FAST_desc-{MODEL}_dseg.json").write_text('{"Manual": true}')
+    run_group(bids, output, runs="best")
+    assert [row["selected"] for row in table(output)] == ["0", "1", "0"]
+
+
 def test_runs_of_other_acquisitions_are_chosen_apart() -> None:
     sources = [
         {"subject": "01", "acquisition": "a", "run": "1"},
