@@ -43,7 +43,7 @@ def converted(labels: np.ndarray, values: Conversion) -> np.ndarray:
     unknown = [int(value) for value in shown if value not in values]
     if unknown:
         raise DataError(f"the label map has the values {unknown[:5]}, which its protocol lacks")
-    table = np.zeros(int(shown.max()) + 1, np.uint16)
+    table = np.zeros(int(shown.max()) + 1, np.min_scalar_type(max(values.values())))
     table[shown] = [values[int(value)] for value in shown]
     result: np.ndarray = table[labels]
     return result

@@ -182,7 +182,7 @@ def labels_at(labels: np.ndarray, affine: np.ndarray, points: np.ndarray) -> np.
     The probability of a label is the linear interpolation of its binary mask; the smaller of two equal labels wins.
 
     Args:
-        labels: (X, Y, Z) on any grid.
+        labels: integers (X, Y, Z) on any grid.
         affine: (4, 4) of the label map.
     """
     from scipy import ndimage

@@ -41,7 +41,7 @@ def write_viewer(
         protocols: each protocol of ``labels``, for names and colours.
         lesion: mask on the same grid.
     """
-    maps = {**labels, **({} if lesion is None else {LESION: lesion})}
+    maps = {**labels, **({} if lesion is None else {LESION: lesion.astype(np.uint8)})}
     bounds = labelled_bounds(list(maps.values()), image.shape)
     margins = np.round(MARGIN_MM / image.spacing_mm).astype(int)
     first = [max(low - margin, 0) for (low, _), margin in zip(bounds, margins, strict=True)]
@@ -66,7 +66,7 @@ def _overlay(labels: np.ndarray, affine: np.ndarray, protocol: Protocol) -> dict
     channels = zip(*(region.rgb for region in protocol.regions), strict=True)
     colors = dict(zip("RGB", map(list, channels), strict=True))
     names = [region.name for region in protocol.regions]
-    data = _nifti(position[labels.astype(np.uint16)].astype(small), affine, "label")
+    data = _nifti(position[labels].astype(small), affine, "label")
     return {"name": protocol.name, "data": data, "colors": {**colors, "labels": names}}
 
 

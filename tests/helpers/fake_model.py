@@ -64,7 +64,7 @@ def segment(images: dict[str, Any], model: Any, **asked: Any) -> Segmentation:
     labels, soft, probabilities, entropy = {}, {}, {}, {}
     for name in model.card.protocols:
         protocol = model.heads[name]
-        labels[name] = np.array(protocol.indices[:4])[classes].astype(np.uint16)
+        labels[name] = np.array(protocol.indices[:4])[classes].astype(np.min_scalar_type(max(protocol.indices)))
         counts = np.bincount(classes.ravel(), minlength=len(protocol.indices))
         soft[name] = counts * t1w.voxel_volume_mm3
         if asked["want_probabilities"]:

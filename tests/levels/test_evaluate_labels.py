@@ -116,6 +116,7 @@ def test_conversion_of_values() -> None:
     assert conversion(fast, Protocol("nothing", fast.regions[:1])) is None
     with pytest.raises(DataError, match=r"has the values \[4\]"):
         converted(np.array([[[4]]]), values)
+    assert converted(np.array([[[0, 2]]]), {0: 0, 2: 70001}).tolist() == [[[0, 70001]]]
 
 
 @pytest.mark.parametrize("names", [("Left Hippocampus",), ()], ids=["some regions", "all regions"])

@@ -12,7 +12,7 @@ import numpy as np
 import phantoms
 import pytest
 import SimpleITK as sitk
-from fake_model import App, make_app
+from fake_model import App, make_app, save_card
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nibabel.affines import apply_affine, from_matvec
@@ -117,6 +117,16 @@ def no_search(monkeypatch: pytest.MonkeyPatch) -> None:
         return Fit(template_brain(space)[0], np.eye(4), None if space.affine else still)
 
     monkeypatch.setattr("bidsseg.derivative.job.fit_to", fit_to)
+
+
+@pytest.mark.usefixtures("no_search")
+def test_labels_beyond_16_bits_remain_in_a_space(app: App) -> None:
+    rows = ["index\tname", *(f"{index}\tRegion {index}" for index in (0, 70001, 70002, 70003))]
+    (app.card / "seg-Own_dseg.tsv").write_text("\n".join(rows) + "\n")
+    save_card(app.card, heads=("brain", "Own"))
+    assert app("--output-spaces", f"{NAME}:res-2") == 0
+    found = app.voxels(f"sub-01/anat/sub-01_space-{NAME}_seg-Own_res-2_desc-wholebrain_dseg.nii.gz")
+    assert np.unique(found).tolist() == [0, 70001, 70002, 70003]
 
 
 @pytest.mark.usefixtures("no_search")

@@ -20,7 +20,7 @@ from fake_model import make_app
 from bidsseg.bids.outputs import output_paths
 from bidsseg.bids.scan import Scan
 from bidsseg.image.volume import Volume
-from bidsseg.labels.protocol import Protocol, Region, load_protocol
+from bidsseg.labels.protocol import BACKGROUND, Protocol, Region, load_protocol
 from bidsseg.report import viewer, write_viewer
 
 SHAPE = (70, 60, 50)
@@ -79,6 +79,17 @@ def test_every_region_is_at_its_place(
         assert names == [regions.region(int(value)).name for value in truth[x, y, z]]
         assert small.shape == nifti(shown["image"]).shape and np.prod(small.shape) < min(1.4 * most, labels.size)
         assert (np.asarray(small.dataobj) > 0).any()
+
+
+def test_labels_beyond_16_bits_are_shown(tmp_path: Path) -> None:
+    image, labels = head()
+    regions = (BACKGROUND, *(Region(70000 + i, f"Region {i}", f"R{i}", "#ff0000", None) for i in range(4)))
+    values = np.array([0, *(region.index for region in regions[1:])], np.uint32)[labels]
+    write_viewer(
+        tmp_path / "page.html", "sub-01", image, labels={"Own": values}, protocols={"Own": Protocol("Own", regions)}
+    )
+    shown = np.asarray(nifti(content(tmp_path / "page.html")["overlays"][0]["data"]).dataobj)
+    assert np.bincount(shown.ravel())[1:].tolist() == np.bincount(labels.ravel())[1:].tolist()
 
 
 def test_no_region_touches_the_border_of_the_picture(tmp_path: Path) -> None:
