@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from bidsseg.bids.outputs import crash_path
 from bidsseg.derivative.corrections import corrected
 from bidsseg.derivative.job import Job
-from bidsseg.derivative.run_log import Entry, crash_text, stamp
+from bidsseg.derivative.run_log import Entry, crash_text, stamp, stopped
 from bidsseg.errors import BidssegError, DataError, IOFailure, MemoryTooSmall, OutputNotWritable, explained
 from bidsseg.execution.exports import export
 from bidsseg.execution.machine import (
@@ -326,7 +326,7 @@ class Pipeline:
             if stage == "write" and isinstance(error, OutputNotWritable | IOFailure):
                 raise error from error.__cause__
             if self.settings.stop_on_first_crash:
-                raise _stop(entry, error) from error
+                raise stopped(entry, error) from error
             return None
         entry.seconds[stage] = round(time.perf_counter() - start, 2)
         if stage == "write":
@@ -346,9 +346,3 @@ class Pipeline:
                 write_text_atomic(self.settings.output_dir / path, crash_text(error))
                 entry.crash_file = str(path)
         self.take(task.job, Outcome(entry, error=error, machine=self.machine))
-
-
-def _stop(entry: Entry, error: Exception) -> BidssegError:
-    """Return the error that ends a run at its first failure, with the exit code of that failure."""
-    kind = type(error) if isinstance(error, BidssegError) else BidssegError
-    return kind(f"stopped at {entry.scan}: {entry.reason}")

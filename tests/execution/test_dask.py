@@ -169,10 +169,10 @@ def test_a_scan_too_large_for_a_process_is_segmented_alone(
 def test_what_a_worker_that_died_did_not_export_is_exported(app: App, tmp_path: Path) -> None:
     assert app("--participant-label", "01") == 0
     settings = Settings(app.bids, app.output, model=str(app.card), freesurfer=tmp_path / "subjects")
-    card, spaces = check_request(settings)
+    card = check_request(settings)
     selection = select(settings, card)
     assert selection is not None
-    (job, *_) = plan(settings, card, selection, spaces=spaces).jobs
+    (job, *_) = plan(settings, card, selection, spaces=[]).jobs
     outcome = spreading.segment(settings, job, __version__)
     assert (outcome.entry.outcome, outcome.error) == ("skipped", None)
     assert (tmp_path / "subjects/sub-01/mri/aseg.mgz").is_file()
