@@ -32,12 +32,14 @@ class Table:
     Attributes:
         lines: each scan, and the scan whose page exists, otherwise None.
         distributions: quality first, then volumes (mm³), each with the full name of its region and its bars.
+        was_compared: whether pages of scans were compared with the cohort of an earlier run.
     """
 
     cohort: Cohort
     address: str
     lines: list[tuple[Line, Scan | None]]
     distributions: list[tuple[Distribution, str, list[tuple[int, float, float]]]]
+    was_compared: bool
 
     def data_dictionary(self) -> dict[str, Any]:
         """Return the meaning of each column, and the distribution of its values."""
@@ -57,7 +59,9 @@ def read_table(output_dir: Path, cohort: Cohort) -> Table:
     ]
     full = {QUALITY: _quality(cohort), **cohort.regions}
     drawn = [(distribution, full[distribution.name], bars(distribution.counts, HEIGHT)) for distribution in found]
-    return Table(cohort, path.as_posix(), shown, drawn)
+    # The data dictionary is that of the earlier run until all tables are read.
+    was_compared = bool(cohort_ranges(output_dir, cohort.model, cohort.protocol))
+    return Table(cohort, path.as_posix(), shown, drawn, was_compared)
 
 
 def group_page(output_dir: Path, tables: Sequence[Table], lesions: Sequence[LesionTable] = ()) -> Path:
@@ -101,14 +105,18 @@ def _comparisons(output_dir: Path, scans: Iterable[str]) -> dict[str, list[tuple
 
 
 def compare_pages(output_dir: Path, tables: Sequence[Table]) -> int:
-    """Rewrite the pages that the cohort's page links to, with the ranges of the cohort; return their number."""
-    if not any(cohort_ranges(output_dir, table.cohort.model, table.cohort.protocol) for table in tables):
+    """Rewrite the pages that the cohort's page links to, with the ranges of the cohort; return their number.
+
+    A cohort with too few scans has no ranges; pages then lose those of an earlier run.
+    """
+    compared = any(cohort_ranges(output_dir, table.cohort.model, table.cohort.protocol) for table in tables)
+    if not (compared or any(table.was_compared for table in tables)):
         return 0
     pages = {report_path(scan): scan for table in tables for _, scan in table.lines if scan is not None}
     own = [scan for page, scan in pages.items() if is_own_page(output_dir / page)]
     for scan in own:
         participant_page(output_dir, scan)
-    return len(own)
+    return len(own) if compared else 0
 
 
 def _further(output_dir: Path, cohort: Cohort) -> list[str]:

@@ -255,6 +255,8 @@ def test_pages_show_the_cohort_beside_their_volumes(tmp_path: Path, output: Path
     assert columns["GM"]["Cohort"]["Count"] == len(sources)
     assert columns["GM"]["Cohort"]["Mean"] == pytest.approx(np.mean(volumes))
     assert columns["GM"]["Cohort"]["StandardDeviation"] == pytest.approx(np.std(volumes, ddof=1))
+    run_group(empty, output, participants=["02", "03"])
+    assert "Compared with" not in (output / "sub-02.html").read_text(), "the cohort has become too small"
 
 
 def test_a_few_scans_are_no_cohort_to_compare_with(bids: Path, output: Path) -> None:
