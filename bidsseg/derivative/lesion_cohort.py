@@ -17,9 +17,9 @@ from bidsseg.derivative.cohort import GIVEN, MISSING, NO_MASK, STATUS, STATUSES,
 from bidsseg.derivative.lesion_tables import PLACES, REGIONS, LesionFiles, find_lesions
 from bidsseg.derivative.results import Fate, anat_folders, participant_folders
 from bidsseg.derivative.sidecar_keys import LESION_RULE, Sidecar, has_given_lesions, is_manual, models, read_sidecar
-from bidsseg.errors import BidssegError
+from bidsseg.errors import BidssegError, DataError
 from bidsseg.files import table_writer
-from bidsseg.reading import NOT_AVAILABLE, read_table
+from bidsseg.reading import NOT_AVAILABLE, columns, read_table
 from bidsseg.settings import LESION_FLAGS
 
 TOTALS: dict[str, dict[str, Any]] = {
@@ -132,8 +132,7 @@ def outdated_tables(output_dir: Path, current: Iterable[LesionCohort]) -> list[P
 def write_lesion_table(path: Path, cohort: LesionCohort) -> list[str]:
     """Write the table with a row for each scan, and return the problems of single results, one line each."""
     problems: list[str] = []
-    columns = [*map(entity_column, cohort.entities), STATUS, *_totals()]
-    with table_writer(path, columns) as writer:
+    with table_writer(path, [*map(entity_column, cohort.entities), STATUS, *_totals()]) as writer:
         writer.writerows(row for _, row in sorted(_rows(cohort, problems), key=lambda pair: natural(pair[0])))
     return problems
 
@@ -141,8 +140,7 @@ def write_lesion_table(path: Path, cohort: LesionCohort) -> list[str]:
 def write_region_table(path: Path, cohort: LesionCohort, other: tuple[str, str]) -> list[str]:
     """Write the table with a row for each scan and region of a label map, and return the problems of single results."""
     problems: list[str] = []
-    columns = [*map(entity_column, cohort.entities), *OF_REGION]
-    with table_writer(path, columns) as writer:
+    with table_writer(path, [*map(entity_column, cohort.entities), *OF_REGION]) as writer:
         writer.writerows(_region_rows(cohort, other, problems))
     return problems
 
@@ -169,11 +167,11 @@ def _identifiers(cohort: LesionCohort) -> dict[str, Any]:
 
 def _totals() -> dict[str, dict[str, Any]]:
     """Return the columns of a scan: totals, then number and volume at each place."""
-    columns = dict(TOTALS)
+    described = dict(TOTALS)
     for place in PLACES:
-        columns[column_of(place)] = {"Description": f"Number of {place} lesions; n/a without anatomy"}
-        columns[f"{column_of(place)}-mm3"] = {"Description": f"Volume of {place} lesions", "Units": "mm^3"}
-    return columns
+        described[column_of(place)] = {"Description": f"Number of {place} lesions; n/a without anatomy"}
+        described[f"{column_of(place)}-mm3"] = {"Description": f"Volume of {place} lesions", "Units": "mm^3"}
+    return described
 
 
 def column_of(place: str) -> str:
@@ -218,6 +216,8 @@ def totals(files: LesionFiles) -> dict[str, int | float]:
     Raises:
         BidssegError, KeyError, ValueError: the table cannot be read or is not such a table.
     """
+    if not {"place", "volume-mm3"} <= set(columns(files.table)):
+        raise DataError("it has no columns place and volume-mm3")
     rows = [(row["place"], float(row["volume-mm3"])) for row in read_table(files.table)]
     volumes = [volume for _, volume in rows]
     found: dict[str, int | float] = {

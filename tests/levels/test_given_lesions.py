@@ -200,6 +200,19 @@ def test_an_unreadable_map_of_lesions_is_a_warning(
     assert f"lesions of sub-01 without places and regions: {lesions}: is damaged" in capsys.readouterr().err
 
 
+def test_an_empty_table_of_lesions_is_not_one_without_lesions(
+    make: Callable[..., App], capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = make()
+    draw(app)
+    assert app(*words(app)) == 0
+    (app.output / LESION_TABLE).write_text("")
+    assert app(level="group") == 0
+    (row,) = app.table("group_label-lesion_desc-wholebrain_morph.tsv").to_dict("records")
+    assert (row["status"], row["lesions"]) == ("unreadable", "n/a")
+    assert f"{Path(LESION_TABLE).name}: not a table of lesions: it has no columns" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("beside", ["", '{"Manual": true}'])
 def test_a_table_of_others_with_the_name_of_a_table_by_region_is_kept(
     beside: str, make: Callable[..., App], capsys: pytest.CaptureFixture[str]
