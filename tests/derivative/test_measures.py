@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import phantoms
 import pytest
-from fake_model import App, make_app
+from fake_model import App, make_app, save_card
 from nifti import load_nifti
 
 from bidsseg.arguments import measures
@@ -105,6 +105,12 @@ def test_a_map_in_the_space_of_the_t1w_is_not_moved_and_not_extrapolated(app: Ap
     row = rows_of(stats(app, "x"))["WM"]
     assert 0 < int(row["voxels"]) == inside.sum() < len(voxels)
     assert float(row["mean"]) == pytest.approx(points[inside, 0].mean(), abs=1e-3)
+
+
+def test_a_model_without_label_maps_measures_nothing(app: App, capsys: pytest.CaptureFixture[str]) -> None:
+    save_card(app.card, heads=("brain",))
+    assert run(app, "--measure", "T1w", "--participant-label", "01") == 0
+    assert "sub-01: --measure T1w: the model wholebrain has no label maps" in capsys.readouterr().err
 
 
 def test_finished_scans_are_measured_once(app: App, tmp_path: Path) -> None:
