@@ -77,7 +77,8 @@ def validate(
                 base = {"case": case.name, "head": head.name, "annotation": annotation.protocol.name}
                 rows += [base | row for row in of_case]
                 mean = brain_means(np.array([[row["dice"] for row in of_case[:-1]]], float)).item()
-                say(f"{case.name}: {head.name} mean Dice {mean:.3f}")
+                measured = f"mean Dice {mean:.3f}" if len(of_case) > 1 else "is rightly empty"
+                say(f"{case.name}: {head.name} {measured}")
                 show(Compared(case.name, head.name, annotation.protocol.name, mean, found, truth, scan[inputs[0]]))
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -94,7 +95,7 @@ def regions_of(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean over regions, then over cases: one row for each head and annotation.
+    """Return the mean over regions, then over cases: one row for each head and annotation that has some region.
 
     Columns dice with a bootstrap 95 % interval over cases (low, high), voxel_error and cases.
     """
@@ -105,7 +106,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     found = {key: estimate(part.to_numpy()) for key, part in regions.groupby(keys)}
     result["low"] = [found[key].low for key in result.index]
     result["high"] = [found[key].high for key in result.index]
-    result["voxel_error"] = errors.groupby(keys).mean()
+    result["voxel_error"] = errors.groupby(keys).mean().reindex(result.index)
     return result.reset_index()
 
 

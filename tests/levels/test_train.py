@@ -238,6 +238,24 @@ def test_lesions_learned_are_lesions_on_the_card(
     assert head in set(pd.read_csv(folder / "validation.tsv", sep="\t")["head"])
 
 
+def test_held_out_scans_without_any_region_leave_a_model_without_figures(
+    ask: Ask, dataset: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The held-out participant has no lesion, and none is found."""
+    for number in range(1, 4):
+        name = f"sub-{number:02}"
+        lesions = (phantoms.head(GRID, SHAPE, phantoms.LABEL) == 4).astype(np.uint8) * (number > 1)
+        phantoms.save(tmp_path / "lesions" / name / "anat" / f"{name}_label-lesion_mask.nii.gz", lesions, HALF)
+    empty = validation.empty_segmentation([], (96, 112, 96))
+    monkeypatch.setattr(validation, "segment", lambda *_, **__: empty)
+    recipe = RECIPE.replace("{ brain = 0.5, FAST = 1.0 }", "{ lesion = 1.0 }")
+    settings = ask(recipe, labels={"lesion": [tmp_path / "lesions"]}, hold_out=("01",))
+    folder = train_level(settings)
+    assert read_card(folder).metrics["heads"] == {}
+    assert (folder / WEIGHTS).is_file() and (folder / "training.html").is_file()
+    assert "bids/sub-01: lesion is rightly empty" in console(settings).messages
+
+
 def test_heads_that_were_hardly_learned_are_named() -> None:
     figures = {"FAST": {"dice": 0.6}, "brain (FAST)": {"dice": 0.02}, "brain (head)": {"dice": 0.9}}
     card = Card("one", "", ("T1w",), {}, 1.0, ("FAST", "brain", "lesion"), "", metrics={"heads": figures})
