@@ -17,12 +17,12 @@ from pathlib import Path
 import pandas as pd
 
 from bidsseg.bids.outputs import root_path
-from bidsseg.derivative.ownership import CHECKPOINT, CROSS_VALIDATION, VALIDATION
+from bidsseg.derivative.ownership import CROSS_VALIDATION, VALIDATION
 from bidsseg.errors import TemporaryFailure, UsageError
 from bidsseg.learning.folds import dataset_of, held_out, person
 from bidsseg.learning.interruption import Interruption
 from bidsseg.learning.state import same_run
-from bidsseg.learning.training import discard
+from bidsseg.learning.training import discard, is_complete
 from bidsseg.learning.training_outputs import figures, save_table
 from bidsseg.learning.training_setup import Setup, model_folder
 from bidsseg.learning.validation import COLUMNS, MEASURES, described, regions_of
@@ -108,7 +108,7 @@ def fold_output(output_dir: Path, fold: int) -> Path:
 def fold_models(output_dir: Path, name: str) -> list[Path]:
     """Return the model folders of the finished folds, in order, up to the first unfinished fold."""
     folders = (model_folder(fold_output(output_dir, fold), name) for fold in itertools.count())
-    return list(itertools.takewhile(lambda each: (each / CARD).is_file() and not (each / CHECKPOINT).exists(), folders))
+    return list(itertools.takewhile(is_complete, folders))
 
 
 def starts_of(init: str | None, count: int) -> list[str | None]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from bidsseg import __version__
-from bidsseg.derivative.ownership import CHECKPOINT, CROSS_VALIDATION, MODEL_FILES
+from bidsseg.derivative.ownership import CHECKPOINT, MODEL_FILES
 from bidsseg.errors import NothingSelected, OutputNotWritable, TemporaryFailure, UsageError
 from bidsseg.labels import Protocol, load_protocol
 from bidsseg.learning.average import average_brain
@@ -35,7 +35,7 @@ from bidsseg.learning.state import Conditions, State, same_run
 from bidsseg.learning.teacher import Teacher, taught_heads
 from bidsseg.learning.training_outputs import hardly_learned, save_curve, save_outcome
 from bidsseg.learning.training_setup import Setup
-from bidsseg.models.card import CARD, Card, read_card
+from bidsseg.models.card import CARD, Card, find_card, read_card
 from bidsseg.models.library import Model, build, save_protocol
 from bidsseg.models.participants import participants, shortened
 from bidsseg.networks.network import Network
@@ -65,21 +65,32 @@ class People:
 def is_finished(setup: Setup) -> bool:
     """Return whether the model is already trained, and report it if so.
 
-    UsageError if the folder holds a model or a checkpoint that is neither to be resumed nor to be replaced.
+    Raises:
+        DataError: the model is of another run.
+        UsageError: the folder holds a model or a checkpoint that is neither to be resumed nor to be replaced, or the
+            initial model would be replaced.
     """
     settings, options, folder = setup.settings, setup.options, setup.folder
     checkpoint = folder / CHECKPOINT
+    start = find_card(options.init) if options.init else None
+    if start is not None and settings.overwrite and start.folder.resolve() == folder.resolve():
+        raise UsageError(f"--init {options.init}: --overwrite removes this model first: choose another OUTPUT_DIR")
     if checkpoint.exists() and not options.resume and not settings.overwrite:
         raise UsageError(f"{checkpoint} exists: give --resume to resume the training, --overwrite to start again")
-    if not (folder / CARD).exists() or checkpoint.exists() or settings.overwrite:
+    if settings.overwrite or not is_complete(folder):
         return False
     if not options.resume:
         raise UsageError(f"{folder} holds a finished model: give --overwrite to train it again, or --resume to keep it")
-    before, now = read_card(folder).recipe, training_record(setup.recipe, options)
-    shared = before.keys() & now.keys()
-    same_run({name: before[name] for name in shared}, {name: now[name] for name in shared}, folder)
+    before, now = read_card(folder).recipe, training_record(setup.recipe, options, start)
+    names = (before.keys() & now.keys()) | {"init"}  # older cards lack some keys; a card without init had no start
+    same_run({name: before.get(name) for name in names}, {name: now.get(name) for name in names}, folder)
     setup.report.say(f"model: {folder} is finished")
     return True
+
+
+def is_complete(folder: Path) -> bool:
+    """Return whether a folder holds a model whose training is finished."""
+    return (folder / CARD).is_file() and not (folder / CHECKPOINT).exists()
 
 
 def find_data(setup: Setup) -> list[Source]:
@@ -161,15 +172,14 @@ def people_of(setup: Setup, cases: Sequence[ListedCase], held: Container[str]) -
 
 
 def begin(setup: Setup) -> None:
-    """Create the model folder, remove files that are not resumed, and store the protocols that are not shipped."""
+    """Create the model folder, remove a model that is not resumed, and store the protocols that are not shipped."""
     try:
         setup.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputNotWritable(f"cannot create {setup.folder}: {error.strerror}; choose another OUTPUT_DIR") from error
-    if not setup.options.resume:
-        for left in (CHECKPOINT, DFNET, CROSS_VALIDATION):
-            (setup.folder / left).unlink(missing_ok=True)
     if setup.processes.first:
+        if not setup.options.resume or is_complete(setup.folder):
+            discard(setup.folder)  # its weights would have the new protocols
         for protocol in setup.own_protocols:
             save_protocol(protocol, setup.folder)
     setup.processes.wait()
@@ -192,7 +202,7 @@ def card_of(setup: Setup, people: People, start: Model | None) -> Card:
         sha256="",
         lesion=next((head.name for head in setup.heads if head.lesions), None),
         pose=pose_on_card(recipe, people.seen),
-        recipe=training_record(recipe, setup.options, start),
+        recipe=training_record(recipe, setup.options, start.card if start else None),
         data=[
             *counted(people.seen),
             *counted(people.watched, ", which selected the weights"),
@@ -262,7 +272,7 @@ def conditions_of(
         setup.processes,
         {
             **{key: value for key, value in asdict(setup.recipe).items() if key not in DESCRIBING},
-            **training_record(setup.recipe, setup.options, start),
+            **training_record(setup.recipe, setup.options, start.card if start else None),
             "learns from": seen,  # codespell:ignore (a key of existing checkpoints)
             "holds out": unseen,
         },
@@ -331,10 +341,10 @@ def conclude(
     return folder
 
 
-def training_record(recipe: Recipe, options: Training, start: Model | None = None) -> dict[str, Any]:
-    """Return the entry ``recipe`` of the model's card: the settings, the seed, and the held-out participants."""
+def training_record(recipe: Recipe, options: Training, start: Card | None) -> dict[str, Any]:
+    """Return the entry ``recipe`` of the model's card: settings, seed, held-out participants and start."""
     held_out = sorted(options.hold_out) or (f"fold {options.fold} of {options.folds}" if options.folds > 1 else [])
-    init = {"init": {"name": start.card.name, "sha256": start.sha256}} if start else {}
+    init = {"init": {"name": start.name, "sha256": start.sha256}} if start else {}
     return {**recipe.as_dict(), "seed": options.seed, "held_out": held_out, **init}
 
 

@@ -78,6 +78,18 @@ def test_overwriting_starts_again(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> 
     assert (train_level(settings) / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
 
 
+def test_overwriting_leaves_no_part_of_the_old_model(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old weights must not get new names of regions, nor a new model the results of the old one."""
+    folder = train_level(ask(hold_out=("02",)))
+    with pytest.raises(UsageError, match=r"--init .*: --overwrite removes this model first"):
+        train_level(ask(overwrite=True, init=str(folder)))
+    with monkeypatch.context() as patched:
+        interrupt_after(2, patched)
+        with pytest.raises(TemporaryFailure):
+            train_level(ask(overwrite=True))
+    assert {path.name for path in folder.iterdir()} == {"checkpoint.pt", "curve.tsv", "curve.png"}
+
+
 @pytest.mark.parametrize("spoil", ["another network", "damaged"])
 def test_a_checkpoint_that_cannot_be_continued_is_named(spoil: str, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:

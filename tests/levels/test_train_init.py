@@ -13,7 +13,7 @@ import torch
 from labelled import RECIPE, Ask, console, weights
 from nifti import load_nifti
 
-from bidsseg.errors import UsageError
+from bidsseg.errors import DataError, UsageError
 from bidsseg.labels import load_protocol
 from bidsseg.learning import loop, objective
 from bidsseg.learning.training import data_of, lacking, start_from
@@ -42,6 +42,18 @@ def test_weights_of_another_model_are_a_start(ask: Ask, monkeypatch: pytest.Monk
     assert any(f"{len(shared)} of {len(shared) + 2} tensors copied from" in line for line in console(again).messages)
     assert card.recipe["init"] == {"name": "tiny", "sha256": read_card(first).sha256}
     assert card.data == ["bids: 4 scans", "bids: 4 scans (from tiny, the initial model)"]
+
+
+def test_a_finished_model_of_another_start_is_not_kept(ask: Ask) -> None:
+    """Otherwise the folds of a cross-validation could start from different models."""
+    first = str(train_level(ask(RECIPE.replace("tiny", "first"))))
+    train_level(ask(init=first))
+    train_level(ask(init=first, resume=True))
+    for other in (None, "neuronet"):
+        with pytest.raises(DataError, match=r"models/tiny: of another run \(init differ\)"):
+            train_level(ask(init=other, resume=True))
+    with pytest.raises(DataError, match=r"models/first: of another run \(init differ\)"):
+        train_level(ask(RECIPE.replace("tiny", "first"), init=first, resume=True))
 
 
 def test_training_data_of_earlier_models_is_listed_once(tmp_path: Path) -> None:
