@@ -48,9 +48,17 @@ def device_name(text: str) -> str:
     return text
 
 
-def absolute(text: str) -> Path:
-    """Return an absolute path, since workers may have another working folder."""
-    return Path(text).absolute()
+def absolute(path: str | Path) -> Path:
+    """Return an absolute path, since workers may have another working folder, and without ``..``, which is no name.
+
+    Names of links are kept after the last ``..``; what precedes it is resolved, as the system does.
+
+    >>> str(absolute("/code/../bids"))
+    '/bids'
+    """
+    parts = Path(path).absolute().parts
+    above = max((number for number, part in enumerate(parts) if part == ".."), default=0) + 1
+    return Path(*parts[:above]).resolve().joinpath(*parts[above:])
 
 
 def standard_spaces(names: Sequence[str]) -> list[str]:
@@ -59,12 +67,12 @@ def standard_spaces(names: Sequence[str]) -> list[str]:
 
 
 def datasets(folders: Sequence[str]) -> list[Path]:
-    """Return the paths; InputMissing if one is not a readable folder."""
+    """Return the absolute paths; InputMissing if one is not a readable folder."""
     return [dataset(Path(folder)) for folder in folders]
 
 
 def dataset(path: Path) -> Path:
-    """Return the path; InputMissing if it is not a readable folder."""
+    """Return the absolute path; InputMissing if it is not a readable folder."""
     try:
         with os.scandir(path) as entries:
             next(entries, None)
@@ -74,7 +82,7 @@ def dataset(path: Path) -> Path:
         raise InputMissing(f"{path} is not a folder: give the top folder of a BIDS dataset") from error
     except OSError as error:
         raise InputMissing(f"{path} cannot be read ({error.strerror}): check its permissions") from error
-    return path
+    return absolute(path)
 
 
 def image(path: Path) -> Path:
@@ -166,16 +174,17 @@ def check_split(given: Container[str]) -> None:
 
 
 def derivative(where: str, derivatives: Sequence[str], bids_dir: Path, *, flag: str) -> Path:
-    """Return a derivative dataset: a folder, the name of a ``-d``, or a name below ``derivatives/``."""
+    """Return the absolute path of a derivative dataset: a folder, the name of a ``-d`` or of one in ``derivatives``."""
     named = {}
     for entry in derivatives:
         name, equals, path = entry.rpartition("=")
-        named[name if equals else Path(path).name] = dataset(Path(path))
+        folder = dataset(Path(path))
+        named[name if equals else folder.name] = folder
     places = [named.get(where), Path(where), bids_dir / "derivatives" / where]
-    folder = next((place for place in places if place is not None and place.is_dir()), None)
-    if folder is None:
+    found = next((place for place in places if place is not None and place.is_dir()), None)
+    if found is None:
         raise InputMissing(f"{flag}: there is no derivative dataset {where}: give its folder, or name it with -d")
-    return folder
+    return absolute(found)
 
 
 def annotation_folders(pairs: Sequence[str], derivatives: Sequence[str], bids_dir: Path) -> dict[str, list[Path]]:
@@ -203,7 +212,7 @@ def measures(words: Sequence[str], derivatives: Sequence[str], bids_dir: Path) -
     found: dict[str, str | Path] = {}
     for name, where in _named(words, "NAME=SUFFIX or NAME=DIR", "FLAIR=FLAIR or T1map=/data/maps").items():
         is_suffix = re.fullmatch(r"[A-Za-z0-9]+", where) and not _is_derivative(where, derivatives, bids_dir)
-        found[name] = where if is_suffix else derivative(where, derivatives, bids_dir, flag="--measure").absolute()
+        found[name] = where if is_suffix else derivative(where, derivatives, bids_dir, flag="--measure")
     return found
 
 

@@ -199,7 +199,7 @@ def _settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
 
     Flags that depend on others, on the dataset or on a package are handled here; the others declare how they are read.
     """
-    bids_dir = arguments.dataset(given.bids_dir).absolute()  # workers may have another working folder
+    bids_dir = arguments.dataset(given.bids_dir)
     evaluation, training = given_values(given, Evaluation), given_values(given, Training)
     if where := evaluation.get("against"):
         evaluation["against"] = arguments.derivative(where, given.derivatives, bids_dir, flag="--against")
@@ -211,7 +211,7 @@ def _settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
         values["executor"] = "dask"
     for name in ("corrections", "lesions"):
         if where := values.get(name):
-            values[name] = arguments.derivative(where, given.derivatives, bids_dir, flag=f"--{name}").absolute()
+            values[name] = arguments.derivative(where, given.derivatives, bids_dir, flag=f"--{name}")
     if "labels" in values:
         values["labels"] = arguments.annotation_folders(values["labels"], given.derivatives, bids_dir)
     if "measures" in values:
@@ -223,7 +223,7 @@ def _values(given: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
     """Return the settings that datasets and single files have in common."""
     return {
         **given_values(given, Settings),
-        "output_dir": given.output_dir.absolute(),
+        "output_dir": arguments.absolute(given.output_dir),
         "model": located(getattr(given, "model", Settings.model)),
         "command": ("bidsseg", *words),
         "report": Terminal(verbose=given.verbose),

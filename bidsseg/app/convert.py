@@ -14,15 +14,15 @@ from bidsseg.settings import Settings
 def convert(words: Sequence[str]) -> int:
     """Convert a dataset and return the exit code. UsageError for words that are not understood."""
     given = convert_parser().parse_args(words)
-    source = arguments.dataset(given.source).absolute()
+    source, target = arguments.dataset(given.source), arguments.absolute(given.target)
     report = Terminal()
     from bidsseg.learning.nnunet import bids_to_nnunet, nnunet_to_bids
 
     if given.format == "nnunet":
-        nnunet_to_bids(source, given.target.absolute(), report)
+        nnunet_to_bids(source, target, report)
         return 0
     if not given.labels:
         raise UsageError("convert bids needs --labels [NAME=]DIR, the label maps to convert")
     labels = arguments.annotation_folders(given.labels, [], source)
-    bids_to_nnunet(Settings(source, given.target.absolute(), labels=labels), given.target.absolute(), report)
+    bids_to_nnunet(Settings(source, target, labels=labels), target, report)
     return 0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Len
 
+from bidsseg.arguments import absolute
 from bidsseg.errors import DataError, InputMissing
 from bidsseg.models.lesion_rule import LesionRule
 from bidsseg.models.participants import with_others
@@ -232,7 +233,7 @@ def name_of(name_or_folder: str) -> str:
 
 def located(name_or_folder: str) -> str:
     """Return the name of a shipped model, or the absolute path of another model."""
-    return name_or_folder if (FOLDER / name_or_folder / CARD).is_file() else str(Path(name_or_folder).absolute())
+    return name_or_folder if (FOLDER / name_or_folder / CARD).is_file() else str(absolute(name_or_folder))
 
 
 def read_card(folder: Path) -> Card:

@@ -248,6 +248,24 @@ def test_training_flags(bids: Path, tmp_path: Path, calls: list[tuple[str, Setti
     assert training.init == "wholebrain"
 
 
+def test_paths_have_names(
+    bids: Path, tmp_path: Path, calls: list[tuple[str, Settings]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cards name datasets by their folders, and ``..`` is no name; the name of a link is kept."""
+    for folder in ("code", "manual/code", "store/inside"):
+        (bids / folder).mkdir(parents=True)
+    (bids / "link").symlink_to(bids / "store" / "inside")
+    monkeypatch.chdir(bids / "code")
+    words = ["--also", "../link", "--labels", "../manual/code/..", "--work-dir", "../../work", "--model", "../../m"]
+    assert main(["..", "../../out", "train", *words, "--bids-database-dir", "../../index"]) == 0
+    settings = one(calls)
+    assert (settings.bids_dir, settings.output_dir, settings.work_dir) == (bids, tmp_path / "out", tmp_path / "work")
+    assert settings.training.also == [bids / "link"]
+    assert settings.labels == {"": [bids / "manual"]}
+    assert (settings.model, settings.database_dir) == (str(tmp_path / "m"), tmp_path / "index")
+    assert arguments.absolute(bids / "link" / ".." / "x") == bids / "store" / "x"
+
+
 def test_five_folds_are_cross_validated_if_no_number_is_given(
     bids: Path, tmp_path: Path, calls: list[tuple[str, Settings]]
 ) -> None:
