@@ -16,6 +16,7 @@ from bidsseg import __version__
 from bidsseg.derivative.ownership import CHECKPOINT, MODEL_FILES
 from bidsseg.errors import NothingSelected, OutputNotWritable, TemporaryFailure, UsageError
 from bidsseg.labels import Protocol, load_protocol
+from bidsseg.labels.protocol import read_protocol
 from bidsseg.learning.average import average_brain
 from bidsseg.learning.card_texts import texts_of
 from bidsseg.learning.case_reading import Source
@@ -35,7 +36,7 @@ from bidsseg.learning.state import Conditions, State, same_run
 from bidsseg.learning.teacher import Teacher, taught_heads
 from bidsseg.learning.training_outputs import hardly_learned, save_curve, save_outcome
 from bidsseg.learning.training_setup import Setup
-from bidsseg.models.card import CARD, Card, find_card, read_card
+from bidsseg.models.card import CARD, Card, find_card, read_card, table_name
 from bidsseg.models.library import Model, build, save_protocol
 from bidsseg.models.participants import participants, shortened
 from bidsseg.networks.network import Network
@@ -66,7 +67,7 @@ def is_finished(setup: Setup) -> bool:
     """Return whether the model is already trained, and report it if so.
 
     Raises:
-        DataError: the model is of another run.
+        DataError: the model, or the checkpoint to be resumed, is of another run.
         UsageError: the folder holds a model or a checkpoint that is neither to be resumed nor to be replaced, or the
             initial model would be replaced.
     """
@@ -77,7 +78,11 @@ def is_finished(setup: Setup) -> bool:
         raise UsageError(f"--init {options.init}: --overwrite removes this model first: choose another OUTPUT_DIR")
     if checkpoint.exists() and not options.resume and not settings.overwrite:
         raise UsageError(f"{checkpoint} exists: give --resume to resume the training, --overwrite to start again")
-    if settings.overwrite or not is_complete(folder):
+    if settings.overwrite and is_complete(folder):
+        return False
+    if options.resume:
+        check_regions(setup)
+    if not is_complete(folder):
         return False
     if not options.resume:
         raise UsageError(f"{folder} holds a finished model: give --overwrite to train it again, or --resume to keep it")
@@ -91,6 +96,17 @@ def is_finished(setup: Setup) -> bool:
 def is_complete(folder: Path) -> bool:
     """Return whether a folder holds a model whose training is finished."""
     return (folder / CARD).is_file() and not (folder / CHECKPOINT).exists()
+
+
+def check_regions(setup: Setup) -> None:
+    """Raise DataError if a protocol that is stored with the model now has other regions."""
+    for head in setup.heads:
+        table = setup.folder / table_name(head.name)
+        if table.is_file():
+            stored, _ = read_protocol(table, head.name)
+            before, now = ([(region.index, region.name) for region in each.regions] for each in (stored, head))
+            what = f"regions of {head.name}"
+            same_run({what: before}, {what: now}, setup.folder)
 
 
 def find_data(setup: Setup) -> list[Source]:
@@ -188,9 +204,9 @@ def begin(setup: Setup) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Remove a model and its checkpoint, so that neither is resumed or treated as finished."""
-    for name in (*MODEL_FILES, CHECKPOINT, DFNET):
-        (folder / name).unlink(missing_ok=True)
+    """Remove a model, its protocols and its checkpoint, so that nothing is resumed or treated as finished."""
+    for path in (*(folder / name for name in (*MODEL_FILES, CHECKPOINT, DFNET)), *folder.glob(table_name("*"))):
+        path.unlink(missing_ok=True)
 
 
 def card_of(setup: Setup, people: People, start: Model | None) -> Card:

@@ -1,6 +1,7 @@
 """The level train from the weights of another model: what is copied, and what the initial model teaches."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,13 @@ import pandas as pd
 import phantoms
 import pytest
 import torch
-from labelled import RECIPE, Ask, console, weights
+from labelled import RECIPE, Ask, console, interrupt_after, weights
 from nifti import load_nifti
 
-from bidsseg.errors import DataError, UsageError
+from bidsseg.errors import DataError, TemporaryFailure, UsageError
 from bidsseg.labels import load_protocol
 from bidsseg.learning import loop, objective
-from bidsseg.learning.training import data_of, lacking, start_from
+from bidsseg.learning.training import data_of, discard, lacking, start_from
 from bidsseg.levels.train import train_level
 from bidsseg.models.card import Card, read_card
 from bidsseg.models.library import Model, build
@@ -104,28 +105,52 @@ def test_the_last_layer_of_a_head_is_not_copied_to_regions_in_another_order() ->
     assert lacking(start, [turned]) == ["FAST"] and lacking(start, [head]) == []
 
 
-def test_regions_in_another_order_are_learned_again(ask: Ask, dataset: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.fixture
+def ask_mine(ask: Ask, dataset: tuple[Path, Path], tmp_path: Path) -> Callable[..., Settings]:
+    """Return a function for settings with labels of one's own: ``ask_mine(name, regions, init=..., resume=...)``."""
     for number in range(1, 4):
         name = f"sub-{number:02}"
         tissue = load_nifti(dataset[1] / name / "anat" / f"{name}_seg-FAST_dseg.nii.gz")
         values = np.asarray(tissue.dataobj).astype(np.uint8)
         phantoms.save(tmp_path / "mine" / name / "anat" / f"{name}_seg-Mine_dseg.nii.gz", values, tissue.affine)
 
-    def asked(name: str, regions: str, **more: str) -> Settings:
-        table = tmp_path / name / "seg-Mine_dseg.tsv"
-        table.parent.mkdir()
+    def asked(name: str, regions: str, **more: Any) -> Settings:
+        table = tmp_path / regions / "seg-Mine_dseg.tsv"
+        table.parent.mkdir(exist_ok=True)
         rows = [f"{index}\t{region}\n" for index, region in enumerate(regions.split())]
         table.write_text("index\tname\n" + "".join(rows))
         recipe = RECIPE.replace("{ brain = 0.5, FAST = 1.0 }", f'{{ "{table}" = 1.0 }}').replace("tiny", name)
         return ask(recipe, labels={str(table): [tmp_path / "mine"]}, **more)
 
-    first = str(train_level(asked("first", "Background Fluid Grey White")))
-    same = asked("same", "Background Fluid Grey White", init=first)
+    return asked
+
+
+def test_regions_in_another_order_are_learned_again(ask_mine: Callable[..., Settings]) -> None:
+    first = str(train_level(ask_mine("first", "Background Fluid Grey White")))
+    same = ask_mine("same", "Background Fluid Grey White", init=first)
     train_level(same)
     assert not console(same).warnings
-    other = asked("other", "Background White Grey Fluid", init=first)
+    other = ask_mine("other", "Background White Grey Fluid", init=first)
     train_level(other)
     assert any(f"--init {first}: it has other regions of Mine" in line for line in console(other).warnings)
+
+
+def test_a_training_is_resumed_with_the_same_regions(
+    ask_mine: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = "Background Fluid Grey White"
+    with monkeypatch.context() as patched:
+        interrupt_after(1, patched)
+        with pytest.raises(TemporaryFailure):
+            train_level(ask_mine("tiny", known))
+    for _ in ("interrupted", "finished"):
+        for regions in ("Background White Grey Fluid", f"{known} Other"):
+            with pytest.raises(DataError, match=r"models/tiny: of another run \(regions of Mine differ\)"):
+                train_level(ask_mine("tiny", regions, resume=True))
+        folder = train_level(ask_mine("tiny", known, resume=True))
+        assert "\tWhite\t" in (folder / "seg-Mine_dseg.tsv").read_text().splitlines()[4]
+    discard(folder)
+    assert not list(folder.glob("*dseg.tsv"))
 
 
 def test_heads_that_labels_do_not_determine_follow_the_initial_model(ask: Ask) -> None:
