@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from bidsseg.bids.outputs import root_path
@@ -28,8 +28,8 @@ def texts_of(setup: Setup, names: Iterable[str], start: Card | None) -> dict[str
         start: card of the initial model.
     """
     recipe, settings = setup.recipe, setup.settings
-    labels = {source.folder.name: source.folder for source in setup.labels}
-    places = labels | {path.name: path for path in (settings.bids_dir, *settings.training.also)}
+    labels, datasets = [source.folder for source in setup.labels], [settings.bids_dir, *settings.training.also]
+    places = {path.name: path for path in (*labels, *datasets)}
     counts = Counter(map(dataset_of, names))
     texts: dict[str, str] = {}
     if not recipe.description or is_shipped(setup.options.recipe):
@@ -38,24 +38,24 @@ def texts_of(setup: Setup, names: Iterable[str], start: Card | None) -> dict[str
         begun = "" if start is None else f", starting from the model {start.name}"
         texts["description"] = f"{recipe.description} Trained on {scans}{begun}.".strip()
     if recipe.licence == UNKNOWN:
-        datasets = {name_of(places.get(name), name): licence_of(places.get(name)) for name in counts}
-        further = {
-            name_of(path, name): found for name, path in labels.items() if (found := licence_of(path)) != UNKNOWN
-        }
-        initial = {} if start is None else {f"the initial model {start.name}": start.licence}
-        texts["licence"] = joined({**further, **datasets, **initial})
+        licensed = [path for path in labels if licence_of(path) != UNKNOWN]
+        used = [path for path in datasets if path.name in counts]
+        others = [name for name in counts if name not in {path.name for path in used}]
+        named = [*((path, path.name) for path in (*licensed, *used)), *((places.get(name), name) for name in others)]
+        initial = [] if start is None else [(f"the initial model {start.name}", start.licence)]
+        texts["licence"] = joined([*((name_of(path, name), licence_of(path)) for path, name in named), *initial])
     return texts
 
 
-def joined(licences: Mapping[str, str]) -> str:
-    """Return the licences of datasets as one text, with the datasets of each if there are several.
+def joined(licences: Iterable[tuple[str, str]]) -> str:
+    """Return the licences of datasets as one text, with the names of the datasets of each if there are several.
 
-    >>> joined({"a": "CC0", "b": "CC0"}), joined({"a": "CC0", "b": "PDDL", "c": "CC0"})
+    >>> joined([("a", "CC0"), ("b", "CC0")]), joined([("a", "CC0"), ("b", "PDDL"), ("c", "CC0"), ("a", "CC0")])
     ('CC0', 'CC0 (a, c); PDDL (b)')
     """
-    names: dict[str, list[str]] = {}
-    for name, licence in licences.items():
-        names.setdefault(licence, []).append(name)
+    names: dict[str, dict[str, None]] = {}
+    for name, licence in licences:
+        names.setdefault(licence, {})[name] = None
     if len(names) < 2:
         return next(iter(names), UNKNOWN)
     return "; ".join(f"{licence} ({', '.join(of)})" for licence, of in names.items())

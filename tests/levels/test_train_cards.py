@@ -12,16 +12,19 @@ from labelled import RECIPE, Ask, console
 from recording_console import RecordingConsole
 
 from bidsseg.image.volume import Volume
+from bidsseg.labels import load_protocol
 from bidsseg.learning.card_texts import texts_of
+from bidsseg.learning.label_sources import LabelSource
+from bidsseg.learning.processes import Processes
 from bidsseg.learning.recipe import load_recipe
-from bidsseg.learning.training_setup import set_up
+from bidsseg.learning.training_setup import Setup, set_up
 from bidsseg.learning.validation import ERROR
 from bidsseg.levels.train import train_level
 from bidsseg.models.card import CARD, Card, find_card, read_card
 from bidsseg.models.library import save_card
 from bidsseg.models.participants import participants, shortened, with_others
 from bidsseg.report import Compared, Pictures, training_page
-from bidsseg.settings import Settings, Training
+from bidsseg.settings import Report, Settings, Training
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +94,20 @@ def test_the_texts_of_a_shipped_recipe_are_those_of_the_users_data(
     )
     start = f"{find_card('wholebrain').licence} (the initial model wholebrain)"
     assert texts["licence"] == f"CC BY 4.0 (Tissue); PDDL 1.0 (Fifty brains); unknown (other); {start}"
+
+
+def test_datasets_of_one_name_keep_their_licences(tmp_path: Path) -> None:
+    """Here the descriptions have one name, and so have the folders of datasets and of labels."""
+    folders = [tmp_path / place / "bids" for place in "ab"]
+    labels = [folder / "derivatives" / "manual" for folder in folders]
+    for number, folder in enumerate((*folders, *labels)):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "dataset_description.json").write_text(f'{{"Name": "Brains", "License": "L{number}"}}')
+    settings = Settings(folders[0], tmp_path / "out", labels={"": labels}, training=Training(also=folders[1:]))
+    sources = [LabelSource("", load_protocol("FAST"), folder, "FAST") for folder in labels]
+    parts = (replace(load_recipe("locator"), licence="unknown"), (), (), "fp32", 1, Processes(), Report(), sources)
+    texts = texts_of(Setup(settings, *parts), ["bids/sub-01"], None)
+    assert texts["licence"] == "L2 (Brains); L3 (Brains); L0 (Brains); L1 (Brains)"
 
 
 def test_a_recipe_of_ones_own_keeps_its_texts(licensed: tuple[Path, Path], tmp_path: Path) -> None:
