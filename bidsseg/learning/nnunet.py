@@ -24,10 +24,12 @@ from bidsseg.labels import Protocol, Region
 from bidsseg.labels.protocol import BACKGROUND
 from bidsseg.learning.annotation_files import Remarks, read_annotation
 from bidsseg.learning.case_reading import Source
+from bidsseg.learning.checks import check_names
 from bidsseg.learning.datasets import find_sources
 from bidsseg.learning.label_sources import label_sources
 from bidsseg.reading import read_object
 from bidsseg.registration.align import read_aligned
+from bidsseg.registration.label_files import with_known_values
 from bidsseg.settings import Report, Settings
 
 ENDINGS = (".nii.gz", ".nii")
@@ -63,13 +65,14 @@ def read_nnunet(folder: Path) -> NnunetDataset:
 
     Raises:
         InputMissing: there is no ``dataset.json``.
-        DataError: it cannot be used: no channel is a T1w, labels are regions of several values, or the images are not
-            NIfTI files.
+        DataError: it cannot be used: an entry is malformed, no channel is a T1w, labels are regions of several values,
+            or the images are not NIfTI files.
     """
     path = folder / "dataset.json"
     content = read_object(path)
-    names = content.get("channel_names") or content.get("modality") or {}
-    channels = {int(number): suffix for number, name in names.items() if (suffix := _suffix(str(name)))}
+    key = "channel_names" if "channel_names" in content else "modality"
+    names = _table(path, content, key)
+    channels = {_number(path, key, n): suffix for n, name in names.items() if (suffix := _suffix(str(name)))}
     if len(names) == 1 and not channels:
         channels = {0: "T1w"}
     if "T1w" not in channels.values() or len(set(channels.values())) < len(channels):
@@ -83,6 +86,22 @@ def read_nnunet(folder: Path) -> NnunetDataset:
     return NnunetDataset(folder, channels, ending, Protocol(name or "nnunet", _regions(path, content)))
 
 
+def _table(path: Path, content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return an object in ``dataset.json``, empty if it is missing; DataError for another value."""
+    table = content.get(key, {})
+    if not isinstance(table, dict):
+        raise DataError(f'{path}: {key} is a {type(table).__name__}: write names and numbers, as in {{"0": "T1w"}}')
+    return table
+
+
+def _number(path: Path, key: str, value: Any) -> int:
+    """Return a number in ``dataset.json``, which may be a text; DataError for another value."""
+    try:
+        return int(value)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: {key}: {value!r} must be a whole number") from error
+
+
 def _suffix(channel: str) -> str | None:
     """Return the BIDS suffix of a channel; None for images that bidsseg does not read, such as those with contrast."""
     words = channel.lower()
@@ -94,11 +113,11 @@ def _suffix(channel: str) -> str | None:
 def _regions(path: Path, content: Mapping[str, Any]) -> tuple[Region, ...]:
     """Return the regions in ``dataset.json``: names to values in v2, values to names in v1."""
     regions = []
-    for key, value in content.get("labels", {}).items():
-        name, index = (value, key) if isinstance(value, str) else (key, value)
+    for key, value in _table(path, content, "labels").items():
+        name, index = (value, key) if isinstance(value, str) and key.isdecimal() else (key, value)
         if isinstance(index, list):
             raise DataError(f"{path}: the label {name} has several values {index}: give each value a label of its own")
-        region = Region(int(index), str(name), str(name), "#808080", None, scored=name != IGNORED)
+        region = Region(_number(path, "labels", index), str(name), str(name), "#808080", None, scored=name != IGNORED)
         regions.append(region if region.index else BACKGROUND)
     return tuple(sorted(regions, key=lambda region: region.index))
 
@@ -166,6 +185,7 @@ def bids_to_nnunet(settings: Settings, folder: Path, report: Report) -> int:
 
     Raises:
         UsageError: the output folder is not empty, or the labels have several protocols.
+        DataError: two regions have one name, or a label map cannot be used.
     """
     check_empty(folder)
     labels = label_sources(settings.labels)
@@ -174,6 +194,7 @@ def bids_to_nnunet(settings: Settings, folder: Path, report: Report) -> int:
         raise UsageError(
             f"nnU-Net has one protocol in a dataset, --labels has {len(protocols)}: {', '.join(protocols)}"
         )
+    check_names(protocols.values())
     sources = find_sources(settings, report, unlabelled=False, synthetic=False, labels=labels)
     inputs = ["T1w", "FLAIR"] if all(source.scan and source.scan.flair for source in sources) else ["T1w"]
     (protocol,) = protocols.values()
@@ -212,9 +233,7 @@ def _write_case(
     images = read_aligned(source.scan.images(inputs))
     ((protocol, path),) = source.maps.items()
     labels = read_annotation(path, source.scan, images, note=remarks.add)
-    unknown = np.setdiff1d(labels.data, list(numbers)).tolist()
-    if unknown:
-        raise DataError(f"{path}: the values {unknown[:5]} are not in the protocol {protocol}")
+    known = with_known_values(labels.data, source.protocols[protocol], path, note=remarks.add)
     table = np.zeros(max(numbers) + 1, np.uint16)
     table[list(numbers)] = list(numbers.values())
     for channel, suffix in enumerate(inputs):
@@ -224,7 +243,7 @@ def _write_case(
         else:
             target.parent.mkdir(parents=True, exist_ok=True)
             map_image(images.volumes[suffix].data, images.volumes["T1w"]).to_filename(target)
-    values = table[labels.data]
+    values = table[known]
     write_labels(folder / "labelsTr" / f"{name}.nii.gz", values, Volume(values, labels.affine, labels.header))
 
 

@@ -84,6 +84,22 @@ def test_labels_are_numbered_for_nnunet(nnunet: Path, tmp_path: Path) -> None:
     assert np.array_equal(after, np.array([0, 2, 1])[before])
 
 
+def test_labels_are_read_as_in_a_training(nnunet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A mask may have the value 255; two regions of one name are refused."""
+    bids, masks = tmp_path / "bids", tmp_path / "masks"
+    labels = nnunet_to_bids(nnunet, bids, RecordingConsole())
+    for path in labels.glob("sub-*/**/*_dseg.nii.gz"):
+        mask = masks / path.relative_to(labels).with_name(path.name.replace("seg-Halves_dseg", "label-brain_mask"))
+        phantoms.save(mask, np.where(voxels(path) > 0, 255, 0).astype(np.uint8), HALF)
+    assert main(["convert", "bids", str(bids), str(tmp_path / "one"), "--labels", str(masks)]) == 0
+    assert "the value 255 of the mask is read as 1 (and 1 more label maps)" in capsys.readouterr().out
+    assert np.unique(voxels(tmp_path / "one/labelsTr/sub-brain003.nii.gz")).tolist() == [0, 1]
+    table = labels / "seg-Halves_dseg.tsv"
+    table.write_text(table.read_text().replace("Right-Half", "Left-Half"))
+    assert main(["convert", "bids", str(bids), str(tmp_path / "two"), "--labels", str(labels)]) == 65
+    assert "the values 1, 2 have the same name, 'Left-Half'" in capsys.readouterr().err
+
+
 def test_the_first_version_of_the_format(nnunet: Path) -> None:
     old = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "Anterior", "255": "ignore"}}
     (nnunet / "dataset.json").write_text(json.dumps(old))
@@ -101,6 +117,10 @@ def test_the_first_version_of_the_format(nnunet: Path) -> None:
     [
         ({"channel_names": {"0": "FLAIR", "1": "T1ce"}}, 65, "must have one T1"),
         ({"labels": {"background": 0, "whole": [1, 2]}}, 65, "the label whole has several values"),
+        ({"channel_names": ["T1"]}, 65, "channel_names is a list: write names and numbers"),
+        ({"channel_names": {"T1": "T1"}}, 65, "channel_names: 'T1' must be a whole number"),
+        ({"labels": ["background", "x"]}, 65, "labels is a list: write names and numbers"),
+        ({"labels": {"background": 0, "x": "one"}}, 65, "labels: 'one' must be a whole number"),
         ({"file_ending": ".mha"}, 65, r"convert them to NIfTI"),
         ({"channel_names": {"0": "T1", "1": "T2", "2": "FLAIR"}}, 66, "_0002.nii.gz: no such file"),
     ],
