@@ -262,7 +262,7 @@ def table(path: Path) -> dict[str, Any]:
     base = values.pop("base", None)
     if base is None:
         return values
-    if base not in shipped_recipes() or base == path.stem:
+    if base not in shipped_recipes() or path == FOLDER / f"{base}.toml":
         raise DataError(f"{path}: base = {base!r} must be another recipe, one of {', '.join(shipped_recipes())}")
     inherited = table(FOLDER / f"{base}.toml")
     if path.parent.resolve() != FOLDER.resolve():

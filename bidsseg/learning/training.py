@@ -15,7 +15,7 @@ import torch
 from bidsseg import __version__
 from bidsseg.derivative.ownership import CHECKPOINT, MODEL_FILES
 from bidsseg.errors import NothingSelected, OutputNotWritable, TemporaryFailure, UsageError
-from bidsseg.labels import Protocol, load_protocol
+from bidsseg.labels import Protocol
 from bidsseg.labels.protocol import read_protocol
 from bidsseg.learning.average import average_brain
 from bidsseg.learning.card_texts import texts_of
@@ -200,7 +200,7 @@ def begin(setup: Setup) -> None:
             save_protocol(protocol, setup.folder)
     setup.processes.wait()
     torch.set_num_threads(setup.threads)
-    torch.manual_seed(setup.options.seed)
+    torch.manual_seed(setup.options.seed % 2**32)  # as `state.derived` does: torch refuses larger ones
 
 
 def discard(folder: Path) -> None:
@@ -217,7 +217,7 @@ def card_of(setup: Setup, people: People, start: Model | None) -> Card:
         **{**recipe.on_card(), **texts_of(setup, used, start.card if start else None)},
         sha256="",
         lesion=next((head.name for head in setup.heads if head.lesions), None),
-        pose=pose_on_card(recipe, people.seen),
+        pose=pose_on_card(setup, people.seen),
         recipe=training_record(recipe, setup.options, start.card if start else None),
         data=[
             *counted(people.seen),
@@ -364,11 +364,10 @@ def training_record(recipe: Recipe, options: Training, start: Card | None) -> di
     return {**recipe.as_dict(), "seed": options.seed, "held_out": held_out, **init}
 
 
-def pose_on_card(recipe: Recipe, cases: Sequence[ListedCase]) -> dict[str, Any] | None:
+def pose_on_card(setup: Setup, cases: Sequence[ListedCase]) -> dict[str, Any] | None:
     """Return the positions of the regions of an average brain, for a model that estimates the pose of a head."""
-    if recipe.pose_head is None:
-        return None
-    return average_brain(cases, load_protocol(recipe.pose_head).scored()).to_card(recipe.pose_head)
+    head = next((head for head in setup.heads if head.name == setup.recipe.pose_head), None)
+    return None if head is None else average_brain(cases, head).to_card(head.name)
 
 
 def counted(cases: Sequence[ListedCase], what: str = "") -> list[str]:

@@ -158,4 +158,5 @@ def model_folder(output_dir: Path, name: str) -> Path:
 def with_names(recipe: Recipe, names: Mapping[str, str]) -> Recipe:
     """Return the recipe with the names of its heads' protocols; a recipe may also give the files of protocols."""
     heads = {names[name]: weight for name, weight in recipe.heads.items()}
-    return replace(recipe, heads=heads, fading=[names[name] for name in recipe.fading])
+    pose_head = None if recipe.pose_head is None else names[recipe.pose_head]
+    return replace(recipe, heads=heads, fading=[names[name] for name in recipe.fading], pose_head=pose_head)

@@ -23,6 +23,7 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Len
 from torch import Tensor, nn
 
 from bidsseg.networks.network import Network, Widths
@@ -212,7 +213,7 @@ class NeuroNet(Network):
     Args:
         outputs: number of regions of each head.
         images: number of input images (channels).
-        widths: channels at 1, 1/2, 1/4 ... of the grid's resolution.
+        widths: channels at 1, 1/2, 1/4 ... of the grid's resolution, at least two.
         act: one of ACTIVATIONS.
     """
 
@@ -222,7 +223,7 @@ class NeuroNet(Network):
         self,
         outputs: dict[str, int],
         images: PositiveInt = 1,
-        widths: Widths = (16, 32, 64, 128),
+        widths: Annotated[Widths, Len(2)] = (16, 32, 64, 128),
         *,
         act: Annotated[str, one_of(ACTIVATIONS)] = "relu6",
     ) -> None:

@@ -10,8 +10,14 @@ from labelled import RECIPE
 
 from bidsseg.app.cli import main
 from bidsseg.app.parser import is_command
+from bidsseg.errors import DataError
 from bidsseg.learning.recipe import Recipe, has_small, load_recipe, shipped_recipes
 from bidsseg.learning.recipe_text import recipe_text
+from bidsseg.learning.training import pose_on_card
+from bidsseg.learning.training_setup import set_up
+from bidsseg.settings import Settings, Training
+
+NETWORK = RECIPE.partition("[network]\n")[2].partition("\n[sampling]")[0]
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
@@ -54,6 +60,20 @@ def test_a_correct_recipe_is_ok(tmp_path: Path, capsys: pytest.CaptureFixture[st
     ]
 
 
+def test_the_table_of_a_head_may_tell_the_pose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, own = tmp_path / "mine.toml", tmp_path / "seg-Mine_dseg.tsv"
+    own.write_text("index\tname\n0\tBackground\n1\tInside\n")
+    path.write_text(f'pose_head = "{own}"\n' + RECIPE.replace("FAST", f'"{own}"'))
+    assert main(["recipe", "check", str(path)]) == 0
+    labels = tmp_path / "labels" / "sub-01" / "anat"
+    labels.mkdir(parents=True)
+    (labels / "sub-01_seg-Mine_dseg.nii.gz").write_bytes(b"")
+    named, options = {str(own): [tmp_path / "labels"]}, Training(recipe=str(path))
+    settings = Settings(tmp_path / "bids", tmp_path / "out", labels=named, training=options)
+    with pytest.raises(DataError, match="no annotation knows the regions of Mine"):
+        pose_on_card(set_up(settings, "cpu", "fp32", threads=1), [])
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -62,6 +82,7 @@ def test_a_correct_recipe_is_ok(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (("[32, 32, 32]", "[32, 32, 33]"), "every size in shape must be a multiple of"),
         (("steps = 3", 'steps = 3\nlocator = "nosuch"'), "locator: no model 'nosuch'"),
         (("points = 500", "points = 500\n[small]\nsteps = -1"), "with [small]: steps = -1: must be at least 1"),
+        ((NETWORK, 'name = "neuronet"\nwidths = [4]\n'), "network.widths = [4]: must have at least 2"),
         (("subpixel-unet", "nosuch"), "no network 'nosuch'"),
         (("FAST = 1.0", "Nosuch = 1.0"), "heads: no protocol 'Nosuch': choose one of "),
         (("FAST = 1.0", '"a/seg-Mine_dseg.tsv" = 1.0'), f"heads: no file {Path.cwd() / 'a/seg-Mine_dseg.tsv'}"),

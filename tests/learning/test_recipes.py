@@ -77,6 +77,8 @@ def test_a_recipe_says_only_what_differs_from_its_base(tmp_path: Path) -> None:
     assert mine.sampling == replace(base.sampling, points=7)
     described = {key: getattr(base, key) for key in DESCRIBING}
     assert replace(mine, name=base.name, heads=base.heads, sampling=base.sampling, **described) == base
+    same = path.rename(tmp_path / "neuronet.toml")
+    assert load_recipe(str(same)) == mine
     path.write_text('base = "nosuch"\nname = "mine"\n')
     with pytest.raises(DataError, match=r"base = 'nosuch' must be another recipe, one of .*neuronet"):
         load_recipe(str(path))

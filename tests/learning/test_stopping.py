@@ -107,6 +107,10 @@ def test_a_checkpoint_that_cannot_be_continued_is_named(spoil: str, ask: Ask, mo
         train_level(ask(recipe, resume=True))
 
 
+def test_every_integer_is_a_seed(ask: Ask) -> None:
+    train_level(ask(seed=99_999_999_999_999_999_999))
+
+
 @pytest.mark.parametrize("changes, named", [({"seed": 5}, "seed"), ({"hold_out": ("02",)}, "held_out.*holds out")])
 def test_a_run_with_other_participants_or_another_seed_is_not_resumed(
     changes: dict[str, Any], named: str, ask: Ask, monkeypatch: pytest.MonkeyPatch
