@@ -256,6 +256,8 @@ def test_paths_have_names(
         (bids / folder).mkdir(parents=True)
     (bids / "link").symlink_to(bids / "store" / "inside")
     monkeypatch.chdir(bids / "code")
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     words = ["--also", "../link", "--labels", "../manual/code/..", "--work-dir", "../../work", "--model", "../../m"]
     assert main(["..", "../../out", "train", *words, "--bids-database-dir", "../../index"]) == 0
     settings = one(calls)
