@@ -9,7 +9,7 @@ wrong voxels inside the reference brain, and the regions with the lowest Dice, o
 writes one row for each region to --table. With --lesion-model, the lesions of that model replace the tissues (FAST) of
 the other model, as in the Multi-UNet baseline of ACE. With --card, the results replace those on the card of the model,
 for models that ``train`` also evaluated with labels of another model, which are not the truth. With --final, they are
-stored on the card of another model of the same recipe, which was trained on all participants.
+stored on the card of the model that continues the training on all participants.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from bidsseg.execution.machine import cpu_precision
 
-OF_FOLD = "participants held out from another model of this recipe; this one was trained on all"
+OF_FOLD = "participants held out from the model that this one continues; this one was trained on all"
 
 
 def main() -> None:

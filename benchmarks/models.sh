@@ -8,7 +8,7 @@
 # The locator and wholebrain start from the weights in the package: ship new weights only when all stages are finished.
 # SCALE (1) multiplies the time budgets of wholebrain and locator, which are for two CPU cores; on a GPU, .04 is enough.
 # DEVICE (auto) is passed to run.py; PYTHON is the interpreter. `benchmarks/ship.py` copies a model into the package:
-# OUT/final/models/wholebrainfinetune is shipped as wholebrain.
+# OUT/final/models/wholebrainfinal is shipped as wholebrain.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -61,11 +61,19 @@ for name in ds002748 ds000011; do
 done
 train wholebrain-finetune 240 --init "$out/models/wholebrain" --also "$auto/ds002748" "$auto/ds000011" "$data/heads" \
     --labels "$manual" "$fast" "$heads" "${automatic[@]}"
-run wholebrain-final "$oasis" "$out/final" train --recipe wholebrain-finetune --folds 1 --time-budget "$(minutes 240)" \
-    --resume --init "$out/models/wholebrain" --also "$auto/ds002748" "$auto/ds000011" "$data/heads" \
+cat > "$out/final.toml" << TOML
+base = "wholebrain-finetune"
+name = "wholebrainfinal"
+
+[optimiser]
+rate = 5e-4
+kernel_rate = 5e-3
+TOML
+run wholebrain-final "$oasis" "$out/final" train --recipe "$out/final.toml" --folds 1 --time-budget "$(minutes 85)" \
+    --resume --init "$out/models/wholebrainfinetune" --also "$auto/ds002748" "$auto/ds000011" "$data/heads" \
     --labels "$manual" "$fast" "$heads" "${automatic[@]}"
 script wholebrain-figures accuracy "$oasis" --labels "$manual" "$fast" "$heads" --folds 5 --fold 0 \
-    --model "$out/models/wholebrainfinetune" --final "$out/final/models/wholebrainfinetune"
+    --model "$out/models/wholebrainfinetune" --final "$out/final/models/wholebrainfinal"
 
 # The model for any use and its locator, from label maps of heads alone.
 run openlocator "$data/heads" "$out" train --recipe openlocator --folds 5 --time-budget "$(minutes 150)" --resume --labels "$heads"
