@@ -178,7 +178,7 @@ class Settings:
         default={}, read=Path, levels="participant longitudinal train")  # fmt: skip
     database_dir: Path | None = flag(
         "--bids-database-dir DIR", SCANS, "store the pybids index here for later runs",
-        default=None, read=arguments.absolute, levels="participant longitudinal train")  # fmt: skip
+        default=None, read=arguments.absolute, levels="participant longitudinal")  # fmt: skip
     skip_validation: bool = flag(
         "--skip-bids-validation --skip-bids-validator", SCANS, "do not run the BIDS validator",
         default=False, levels="participant longitudinal train")  # fmt: skip
