@@ -218,7 +218,7 @@ def find_card(name_or_folder: str) -> Card:
         raise InputMissing(f"'{name_or_folder}' is no model, but contains models: give {' or '.join(inside)}")
     names = ", ".join(card.name for card in shipped()) or "none"
     hint = f"give a folder with a {CARD}, or one of: {names}"
-    if near := get_close_matches(name_or_folder, names.split(", "), n=1):
+    if near := get_close_matches(Path(name_or_folder).name, names.split(", "), n=1):
         hint = f"did you mean {near[0]}? Or {hint}"
     raise InputMissing(f"no model '{name_or_folder}': {hint}")
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from bidsseg.errors import DataError, InputMissing
 from bidsseg.labels import load_protocol
-from bidsseg.models.card import CARD, FOLDER, WEIGHTS, Card, find_card, head_protocol, read_card, shipped
+from bidsseg.models.card import CARD, FOLDER, WEIGHTS, Card, find_card, head_protocol, located, read_card, shipped
 from bidsseg.models.library import Model, build, checksum, load_model, save_model
 
 NETWORK = {"name": "subpixel-unet", "coordinates": 0, "widths": [4, 8], "features": 4, "last": 4}
@@ -213,8 +213,9 @@ def test_an_unknown_model_is_answered_with_the_known_ones(tmp_path: Path) -> Non
             find_card(name)
         assert all(known.name in str(caught.value) for known in shipped())
         assert "did you mean" not in str(caught.value)
-    with pytest.raises(InputMissing, match=r"no model 'wholebrian': did you mean wholebrain\? .*one of: "):
-        find_card("wholebrian")
+    for name in ("wholebrian", located("wholebrian")):
+        with pytest.raises(InputMissing, match=r"no model '.*wholebrian': did you mean wholebrain\? .*one of: "):
+            find_card(name)
 
 
 def test_the_models_in_the_output_of_a_training_are_named(tmp_path: Path) -> None:
