@@ -138,8 +138,13 @@ def keys_of(kind: Any) -> list[str]:
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return the end of a message: the known name nearest to an unknown one, or all known names."""
     choice = sorted(known)
-    near = get_close_matches(name, choice, n=1)
-    return f"did you mean {near[0]}?" if near else f"known are {', '.join(choice)}"
+    return nearest(name, choice) or f"known are {', '.join(choice)}"
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Return a question with the known name nearest to an unknown one; empty if none is near."""
+    near = get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else ""
 
 
 @cache

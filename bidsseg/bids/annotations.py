@@ -135,9 +135,7 @@ def _on_grid(image: Image, scan: Scan) -> bool:
     space = image.entities.get("space", "orig")
     if space in NATIVE_SPACES or space == scan.entities.get("space"):
         return True
-    import numpy as np
-
     from bidsseg.image.nifti import read_grid
+    from bidsseg.image.volume import same_grid
 
-    (drawn_shape, drawn), (shape, affine) = read_grid(image.path), read_grid(scan.t1w)
-    return drawn_shape == shape and np.allclose(drawn, affine, atol=1e-3)
+    return same_grid(read_grid(image.path), read_grid(scan.t1w))

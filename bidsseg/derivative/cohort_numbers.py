@@ -14,7 +14,7 @@ from bidsseg.bids.particulars import Particulars
 from bidsseg.derivative import sidecar_keys
 from bidsseg.derivative.cohort import CONFIDENCE, EXPECTED_DICE, Absent, Cohort
 from bidsseg.derivative.outliers import FAR, FEWEST, robust_z
-from bidsseg.derivative.results import Result, of_other_weights
+from bidsseg.derivative.results import Result, mixed_weights
 from bidsseg.errors import BidssegError
 from bidsseg.labels.protocol import read_protocol
 from bidsseg.labels.sides import LEFT, partners, side_of, without_side
@@ -121,9 +121,9 @@ class Numbers:
         return [name for name, scans in kinds.items() if scans.any()]
 
     @property
-    def of_other_weights(self) -> str:
+    def mixed_weights(self) -> str:
         """A warning if a model of the same name segmented some of the scans with other weights; or nothing."""
-        return of_other_weights({each.key: weights for each, weights in zip(self.results, self.weights, strict=True)})
+        return mixed_weights({each.key: weights for each, weights in zip(self.results, self.weights, strict=True)})
 
     @property
     def without_estimate(self) -> list[str]:

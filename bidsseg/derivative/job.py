@@ -316,10 +316,9 @@ class Job:
         resolution = f"resolution {space.resolution} of the template in TemplateFlow"
         more: Sidecar = {**details, "SpatialReference": space.reference, "Resolution": resolution}
         origins = self._origins(self._origin(more), result)
-        images = [(places.brain, result.brain.astype(np.uint8), sidecars.mask_sidecar("Brain", origins[BRAIN]))]
+        images = [(places.brain, result.brain, sidecars.mask_sidecar("Brain", origins[BRAIN]))]
         if places.lesion is not None and result.lesion is not None:
-            lesion = result.lesion.astype(np.uint8)
-            images.append((places.lesion, lesion, sidecars.mask_sidecar("Lesion", origins[LESION])))
+            images.append((places.lesion, result.lesion, sidecars.mask_sidecar("Lesion", origins[LESION])))
         for name, place in places.dseg.items():
             images.append((place, result.labels[name], sidecars.dseg_sidecar(name, origins[name])))
             write_text_atomic(self._place(with_extension(place, ".tsv")), self.protocols[name].to_tsv())

@@ -161,11 +161,13 @@ class LabelFile:
 
     Attributes:
         desc: the ``desc-`` of its name, which names the model.
+        about: sidecar of its table of volumes, which is written before its own.
     """
 
     path: Path
     protocol: Protocol
     desc: str
+    about: Path
 
     @cached_property
     def anatomy(self) -> Anatomy | None:
@@ -175,8 +177,7 @@ class LabelFile:
     @cached_property
     def has_given_lesions(self) -> bool:
         """Whether given lesions are among its regions, so that it does not say where they are."""
-        table = self.path.name.replace("_dseg.nii.gz", "_morph.json")  # written before the sidecar of the map
-        return bool(self.protocol.lesions and lesion_mask(read_sidecar(self.path.with_name(table))))
+        return bool(self.protocol.lesions and lesion_mask(read_sidecar(self.about)))
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,7 @@ class LesionFiles:
                 continue
             try:
                 protocol, _ = read_protocol(with_extension(path, ".tsv"), name)
-                found.append(LabelFile(path, protocol, desc))
+                found.append(LabelFile(path, protocol, desc, path.with_name(build_name(entities, "morph", ".json"))))
             except BidssegError:  # the look-up table is missing: a killed run
                 continue
         return sorted(found, key=lambda label_map: label_map.desc != self.model)

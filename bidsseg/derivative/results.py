@@ -231,7 +231,7 @@ def find_native_maps(output_dir: Path, protocol: str) -> Iterator[NativeMap]:
             yield NativeMap(str(models[0]["Name"]), Scan(source, found.path), manual, sidecar_keys.weights(about))
 
 
-def of_other_weights(weights: Mapping[str, str]) -> str:
+def mixed_weights(weights: Mapping[str, str]) -> str:
     """Return a warning if scans were segmented with other weights than most, by a model of the same name; or nothing.
 
     Args:

@@ -50,11 +50,7 @@ class Volume:
 
     def on_grid_of(self, other: "Volume") -> bool:
         """Return whether the voxels have the same positions as those of another image, within 0.01 mm."""
-        if self.shape != other.shape:
-            return False
-        corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(self.shape) - 1)
-        apart = apply_affine(self.affine, corners) - apply_affine(other.affine, corners)
-        return bool((np.abs(apart) <= SAME_MM).all())
+        return same_grid((self.shape, self.affine), (other.shape, other.affine))
 
     def placed_as(self, other: "Volume") -> "Volume":
         """Return these voxels with the exact positions and the header of another image on the same grid.
@@ -85,6 +81,26 @@ class Field:
 
     vectors: np.ndarray
     affine: np.ndarray
+
+
+def corner_voxels(shape: Sequence[int]) -> np.ndarray:
+    """Return the indices of the corner voxels of a grid, shape (8, 3)."""
+    found: np.ndarray = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape) - 1)
+    return found
+
+
+def same_grid(one: tuple[Sequence[int], np.ndarray], other: tuple[Sequence[int], np.ndarray]) -> bool:
+    """Return whether two grids have the same voxels, within SAME_MM.
+
+    Args:
+        one, other: number of voxels (X, Y, Z), and voxel index to RAS+ millimetres, shape (4, 4).
+    """
+    (shape, affine), (other_shape, other_affine) = one, other
+    if tuple(shape) != tuple(other_shape):
+        return False
+    corners = corner_voxels(shape)
+    apart = apply_affine(affine, corners) - apply_affine(other_affine, corners)
+    return bool((np.abs(apart) <= SAME_MM).all())
 
 
 def places(shape: Sequence[int], affine: np.ndarray) -> np.ndarray:

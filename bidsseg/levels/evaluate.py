@@ -13,7 +13,7 @@ from bidsseg.bids.outputs import AgreementPaths, agreement_paths, root_path
 from bidsseg.bids.recons import Recons
 from bidsseg.bids.scan import LabelMap, without_added
 from bidsseg.derivative.ownership import check_agreement_files, check_folder, check_source
-from bidsseg.derivative.results import find_native_maps, of_other_weights
+from bidsseg.derivative.results import find_native_maps, mixed_weights
 from bidsseg.derivative.sidecars import write_root_files
 from bidsseg.errors import BidssegError, InputMissing, NothingSelected, UsageError, listed
 from bidsseg.evaluation.conversion import Conversion, conversion
@@ -158,7 +158,7 @@ def _pairing(settings: Settings, sources: Sequence[LabelSource], compared: Judge
         maps = list(find_native_maps(settings.output_dir, compared.protocol))
         ours = [each for each in maps if each.model == model and settings.selects(each.scan.entities)]
         judged = [each.scan for each in ours if not each.manual]
-        if mixed := of_other_weights({each.scan.key: each.weights for each in ours if not each.manual}):
+        if mixed := mixed_weights({each.scan.key: each.weights for each in ours if not each.manual}):
             settings.report.warn(f"{model}, {compared.protocol}: {mixed}")
         manual = [Left(build_name(without_added(each.scan.entities)), CORRECTED) for each in ours if each.manual]
         lacking = f"not segmented by the model {model}: run the level participant first"

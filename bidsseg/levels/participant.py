@@ -86,14 +86,15 @@ def _segment(settings: Settings, jobs: Sequence[Job], *, outcomes: Outcomes) -> 
     local = settings.executor == "local"
     workers = choose_workers(settings, len(jobs), partial(process_mb, settings.model)) if local else None
     settings.report.start(len(jobs))
+    left = jobs
     if workers is not None or not local:
         from bidsseg.execution.cluster import spread
 
-        jobs = spread(settings, jobs, outcomes.take, workers=workers)
-        if jobs:
-            settings.report.say(f"scans that need more memory than a process has, now one after another: {len(jobs)}")
-    if jobs:
-        Pipeline(settings, outcomes.take).process(jobs)
+        left = spread(settings, jobs, outcomes.take, workers=workers)
+        if left:
+            settings.report.say(f"scans that need more memory than a process has, now one after another: {len(left)}")
+    if left:
+        Pipeline(settings, outcomes.take).process(left)
 
 
 def _list(settings: Settings, card: Card, agenda: Agenda) -> None:

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,7 +16,7 @@ from bidsseg.errors import DataError, InputMissing
 from bidsseg.models.lesion_rule import LesionRule
 from bidsseg.models.participants import with_others
 from bidsseg.reading import read_object
-from bidsseg.schema import NonNegativeFloat, PositiveFloat, Rule, Share, converted
+from bidsseg.schema import NonNegativeFloat, PositiveFloat, Rule, Share, converted, nearest
 
 if TYPE_CHECKING:
     from bidsseg.labels.protocol import Protocol
@@ -216,11 +215,9 @@ def find_card(name_or_folder: str) -> Card:
             return _with_protocols(read_card(folder))
     if inside := [str(path.parent) for path in sorted(Path(name_or_folder).glob(f"models/*/{CARD}"))]:
         raise InputMissing(f"'{name_or_folder}' is no model, but contains models: give {' or '.join(inside)}")
-    names = ", ".join(card.name for card in shipped()) or "none"
-    hint = f"give a folder with a {CARD}, or one of: {names}"
-    if near := get_close_matches(Path(name_or_folder).name, names.split(", "), n=1):
-        hint = f"did you mean {near[0]}? Or {hint}"
-    raise InputMissing(f"no model '{name_or_folder}': {hint}")
+    names = [card.name for card in shipped()]
+    hints = (nearest(Path(name_or_folder).name, names), f"give a folder with a {CARD}, or one of: {', '.join(names)}")
+    raise InputMissing(f"no model '{name_or_folder}': {' Or '.join(filter(None, hints))}")
 
 
 def name_of(name_or_folder: str) -> str:

@@ -11,7 +11,7 @@ from nibabel.affines import apply_affine
 from bidsseg.errors import DataError, UsageError
 from bidsseg.image.mgh import is_mgh
 from bidsseg.image.nifti import read_image, read_labels, read_mask
-from bidsseg.image.volume import Volume, canonical, canonical_affine, from_canonical
+from bidsseg.image.volume import Volume, canonical, canonical_affine, corner_voxels, from_canonical
 from bidsseg.labels.protocol import Protocol
 from bidsseg.registration.align import Images, align
 
@@ -110,7 +110,7 @@ def distance_in_voxels(labels: Volume, image: Volume) -> float:
     shape, other = (canonical(np.empty(each.shape, np.uint8), each.affine).shape for each in (labels, image))
     if shape != other:
         return np.inf
-    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape) - 1)
+    corners = corner_voxels(shape)
     ours, theirs = canonical_affine(labels), canonical_affine(image)
     apart = np.abs(apply_affine(np.linalg.inv(theirs) @ ours, corners) - corners)
     return float(apart.max())

@@ -182,11 +182,13 @@ def labels_at(labels: np.ndarray, affine: np.ndarray, points: np.ndarray) -> np.
     The probability of a label is the linear interpolation of its binary mask; the smaller of two equal labels wins.
 
     Args:
-        labels: integers (X, Y, Z) on any grid.
+        labels: integers or, for a mask, booleans (X, Y, Z) on any grid. The result of booleans is uint8.
         affine: (4, 4) of the label map.
     """
     from scipy import ndimage
 
+    if labels.dtype == bool:
+        labels = labels.view(np.uint8)
     found = np.zeros(points.shape[:3], labels.dtype)
     boxes = ndimage.find_objects((labels > 0).view(np.uint8))
     if not boxes:
