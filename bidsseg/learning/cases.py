@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Annotated
 
 import torch
 from torch import Generator, Tensor
@@ -23,8 +24,8 @@ from bidsseg.learning.augment import (
     sample_labels,
     uniform,
 )
-from bidsseg.learning.synthesis import noise_around, strip, synthesise_each
-from bidsseg.schema import NonNegativeInt, PositiveInt, Share, ShareBelowOne
+from bidsseg.learning.synthesis import CONTRASTS, noise_around, strip, synthesise_each
+from bidsseg.schema import NonNegativeInt, PositiveInt, Share, ShareBelowOne, one_of
 
 VENTRICLES = 3
 """Value of fluid in the generic BIDS table."""
@@ -141,6 +142,7 @@ class Sampling:
             scan, normalised, without cuts or other changes.
         whole_head: the sample shows the whole head and not only the brain.
         realistic: share of synthetic images with a contrast near that of their kind; the others have any contrast.
+        contrasts: kinds of contrast that the first synthetic image alternates between, by suffix; empty for its own.
         stripped: share of whole-head samples that are skull-stripped.
         cut: share of samples in which a part of the field of view is missing.
         deepest_cut: largest share of the field of view that is missing.
@@ -155,6 +157,7 @@ class Sampling:
     balance: Share = 0.3
     whole_head: bool = False
     realistic: Share = 0.6
+    contrasts: tuple[Annotated[str, one_of(CONTRASTS)], ...] = ()
     stripped: Share = 0.35
     cut: Share = 0.0
     deepest_cut: ShareBelowOne = 0.35
@@ -274,8 +277,11 @@ def drawn_images(case: Case, view: View, warp: Warp, *, generator: Generator) ->
     first = case.annotations[0]
     values = sample_labels(first.values, warp.source)
     realistic = uniform(0, 1, generator) < view.sampling.realistic
+    contrasts = list(view.inputs)
+    if kinds := view.sampling.contrasts:
+        contrasts[0] = kinds[int(uniform(0, len(kinds), generator))]
     return synthesise_each(
-        values, first.protocol, realistic=realistic, inputs=view.inputs, generator=generator
+        values, first.protocol, realistic=realistic, contrasts=contrasts, generator=generator
     ), values != 0
 
 

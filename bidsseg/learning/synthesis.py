@@ -21,6 +21,8 @@ T1W = {0: None, 1: 0.55, 2: 0.85, 3: 0.15, 6: None, 7: 0.5, 8: 0.55, 9: 0.64, 10
 """Brightness of each class of the generic BIDS table in a T1w; None: any."""
 FLAIR = {0: None, 1: 0.6, 2: 0.5, 3: 0.08, 6: None, 7: 0.9, 8: 0.62, 9: 0.58, 10: 0.52, 11: 0.6}
 """Brightness of each class in a FLAIR."""
+T2W = {0: None, 1: 0.45, 2: 0.33, 3: 0.9, 6: None, 7: 0.55, 8: 0.38, 9: 0.36, 10: 0.35, 11: 0.46}
+"""Brightness of each class in a T2w."""
 NOT_BRAIN, BRIGHTEST = 6, 1.8
 """Tissue outside the brain, in which fat is brighter than anything inside."""
 PATCH_MM = 24.0
@@ -30,6 +32,7 @@ SPECIFIC = {"Thalamus": 0.7, "Pallidum": 0.78, "Ventral DC": 0.78, "Choroid": 0.
 CONTRASTS: Mapping[str, tuple[Mapping[int, float | None], Mapping[str, float]]] = {
     "T1w": (T1W, SPECIFIC),
     "FLAIR": (FLAIR, {"Pallidum": 0.5, "Choroid": 0.45, "Vessel": 0.2}),
+    "T2w": (T2W, {"Pallidum": 0.28, "Choroid": 0.6, "Vessel": 0.2, "Chiasm": 0.45}),
 }
 """Brightness of the classes, and exceptions by name, by the suffix of an image."""
 
@@ -86,11 +89,14 @@ def textured(labels: Tensor, means: Tensor, spread: Tensor, *, generator: Genera
 
 
 def synthesise_each(
-    labels: Tensor, protocol: Protocol, *, realistic: bool, inputs: Sequence[str], generator: Generator
+    labels: Tensor, protocol: Protocol, *, realistic: bool, contrasts: Sequence[str], generator: Generator
 ) -> Tensor:
-    """Return an image of the same labels for each suffix, (C, D, H, W)."""
+    """Return an image of the same labels in each contrast, (C, D, H, W)."""
     return torch.stack(
-        [synthesise(labels, protocol, realistic=realistic, generator=generator, contrast=suffix) for suffix in inputs]
+        [
+            synthesise(labels, protocol, realistic=realistic, generator=generator, contrast=suffix)
+            for suffix in contrasts
+        ]
     )
 
 

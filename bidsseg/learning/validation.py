@@ -136,7 +136,7 @@ def synthetic_scan(case: Case, inputs: Sequence[str], draw: int = 0) -> torch.Te
     """Return synthetic whole-head images (C, X, Y, Z) of a label map, always the same for a case and a draw."""
     generator = Generator().manual_seed(sum(case.name.encode()) + 1000 * draw)
     first = case.annotations[0]
-    channels = synthesise_each(first.values, first.protocol, realistic=True, inputs=inputs, generator=generator)
+    channels = synthesise_each(first.values, first.protocol, realistic=True, contrasts=inputs, generator=generator)
     plain = Intensity(gamma=0.0, blur=0.0)
     return 1000 * torch.stack([change_intensity(channel, plain, 1.0, generator=generator) for channel in channels])
 

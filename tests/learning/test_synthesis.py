@@ -43,7 +43,7 @@ def test_a_synthetic_image_shows_the_regions() -> None:
 
 def test_synthetic_images_of_the_same_labels_have_the_contrasts_of_their_kinds() -> None:
     values = case().annotations[0].values
-    t1w, flair = synthesis.synthesise_each(values, STRUCTURES, realistic=True, inputs=BOTH, generator=seeded())
+    t1w, flair = synthesis.synthesise_each(values, STRUCTURES, realistic=True, contrasts=BOTH, generator=seeded())
     assert torch.equal(t1w, synthesis.synthesise(values, STRUCTURES, realistic=True, generator=seeded()))
     white, grey = (values == [r.name for r in STRUCTURES.regions].index(f"Left Cerebral {x}") for x in (
         "White Matter", "Cortex"))  # fmt: skip
