@@ -41,6 +41,18 @@ def shard(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def suffix(text: str) -> str:
+    """Return the suffix of images, with which their file names end.
+
+    >>> suffix("_T2w.nii.gz")
+    'T2w'
+    """
+    found = text.removeprefix("_").partition(".")[0]
+    if not re.fullmatch(r"[A-Za-z0-9]+", found):
+        raise UsageError(f"--anat-modality '{text}': give the end of the names of images, e.g. T2w")
+    return found
+
+
 def device_name(text: str) -> str:
     """Return the name of a device: auto, cpu, cuda, cuda:N or mps."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", text):

@@ -150,6 +150,7 @@ class Settings:
         sessions: labels without ``ses-``; empty means all.
         shard: (I, N).
         filters: for each query (``t1w``, ``flair``) the pybids entities it must match.
+        modality: suffix of the images in the place of the T1w; None for that of the model.
         device: ``auto`` never selects ``mps``, a GPU of Apple.
         n_cpus: number of CPUs for all processes of a run together; None for all CPUs that this process may use.
         output_spaces: see ``registration.spaces.find_space``.
@@ -176,6 +177,10 @@ class Settings:
         "--bids-filter-file FILE", SCANS,
         "JSON with the entities that t1w and flair must have; null = absent, '*' = any value",
         default={}, read=Path, levels="participant longitudinal train")  # fmt: skip
+    modality: str | None = flag(
+        "--anat-modality SUFFIX", SCANS,
+        "images to segment: T1w, UNIT1 or, with a model of any contrast (open), e.g. T2w or FLAIR [those of the model]",
+        default=None, read=arguments.suffix, levels="participant longitudinal train")  # fmt: skip
     database_dir: Path | None = flag(
         "--bids-database-dir DIR", SCANS, "store the pybids index here for later runs",
         default=None, read=arguments.absolute, levels="participant longitudinal")  # fmt: skip
@@ -309,6 +314,16 @@ class Settings:
     def lesion_numbers(self) -> tuple[float | None, float | None, float | None]:
         """The numbers of the user for ``Card.lesion_rule``; None for those of the model."""
         return self.lesion_threshold, self.least_lesion_mm3, self.least_lesion_peak
+
+    def queries(self, modality: str = "T1w") -> Mapping[str, Mapping[str, Any]]:
+        """Return the filters, with the suffix that the images in the place of the T1w have.
+
+        Args:
+            modality: the suffix if the user gives none.
+        """
+        filters = self.filters.get("t1w", {})
+        t1w = {"suffix": modality, **filters} if self.modality is None else {**filters, "suffix": self.modality}
+        return {**self.filters, "t1w": t1w}
 
     def selects(self, source: Mapping[str, str]) -> bool:
         """Return whether a scan with these entities belongs to the selected participants and sessions."""

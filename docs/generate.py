@@ -180,7 +180,7 @@ def model_card(card: Card) -> Iterator[str]:
     dice = ", ".join(f"{head} {value:.3f}" for head, value in card.dice.items())
     yield from (f"## {card.name}", "", f"{card.title}. {card.description}", "")
     yield from (*row("On the card", ""), *row("---", "---"))
-    yield from row("Inputs", ", ".join(card.inputs))
+    yield from row("Inputs", card.needs)
     yield from row("Heads", ", ".join(card.heads))
     yield from row("Network", f"`{card.network['name']}`, {card.spacing_mm:g} mm, {card.size_mb:.0f} MB")
     yield from row("Brain found by", f"`{card.locator}`" if card.locator else "itself")

@@ -167,7 +167,7 @@ def _list_models(*, as_json: bool) -> int:
         dice = ", ".join(f"{head} {value:.2f}" for head, value in card.dice.items())
         measured = f"; Dice on held-out participants: {dice}" if dice else ""
         size = f"; {card.size_mb:.0f} MB" if card.weights.is_file() else ""
-        spoken = f"needs {' + '.join(card.inputs)}, predicts {', '.join(card.heads)}"
+        spoken = f"needs {card.needs}, predicts {', '.join(card.heads)}"
         write_line(f"{card.name}: {card.title}; {spoken}{measured}{size}; {card.licence}", sys.stdout)
     return 0
 

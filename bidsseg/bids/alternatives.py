@@ -6,16 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bidsseg.bids.index import anat_files
-from bidsseg.bids.names import IMAGE_EXTENSIONS, parse_name
-
-FILTER = '--bids-filter-file with {"t1w": {"suffix": "UNIT1"}}'
-"""The way to select the usual T1w images of 7 T."""
+from bidsseg.bids.names import CONTRASTS, IMAGE_EXTENSIONS, parse_name
 
 RENAMED = "its name must end in {}: rename it"
 CONVERTED = "convert it to .nii.gz"
-UNIFORM = f"select it by {FILTER}"
+UNIFORM = "select it by --anat-modality UNIT1"
 LEFT_OUT = "excluded by the selection or the filters"
-OTHER = "no model reads it without a T1w"
+SELECTED = "segment it with --model open --anat-modality {}"
+OTHER = "no model reads it"
 """Remedies, in the order of the message."""
 
 
@@ -40,7 +38,7 @@ def alternatives(bids_dir: Path, labels: Iterable[str]) -> str:
 
 
 def _rank(remedy: str) -> int:
-    order = (CONVERTED, UNIFORM, LEFT_OUT, OTHER)
+    order = (CONVERTED, UNIFORM, LEFT_OUT, *map(SELECTED.format, CONTRASTS), OTHER)
     return order.index(remedy) + 1 if remedy in order else 0
 
 
@@ -54,6 +52,8 @@ def _remedy(name: str) -> str | None:
     if extension in IMAGE_EXTENSIONS:
         if suffix in ("T1w", "UNIT1"):
             return LEFT_OUT if suffix == "T1w" else UNIFORM
+        if suffix in CONTRASTS:
+            return SELECTED.format(suffix)
         return RENAMED.format(f"_{_spelled(suffix)}{extension}") if t1w else OTHER
     if not t1w or extension.lower() in ("", ".json", ".tsv"):
         return None

@@ -12,6 +12,8 @@ from bidsseg.errors import UsageError
 
 LABEL = re.compile(r"[0-9a-zA-Z+]+")
 IMAGE_EXTENSIONS = (".nii", ".nii.gz")
+CONTRASTS = ("T1w", "UNIT1", "T2w", "PDw", "FLAIR", "T2starw")
+"""Suffixes of images that show the anatomy of the whole head."""
 
 
 @cache

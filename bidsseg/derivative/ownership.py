@@ -93,14 +93,42 @@ def check_files(output_dir: Path, jobs: Iterable[Job], done: Container[Job]) -> 
 
 def check_same_scan(job: Job, *, overwrite: bool) -> None:
     """Raise OutputNotWritable if the outputs of a job exist for another image and must not be overwritten."""
-    mask = job.output_dir / with_extension(job.paths.brain, ".json")
-    before = next(iter(sources(read_sidecar(mask))), "")
+    before = _segmented(job)
     if before and before != bids_uri(job.scan.t1w, job.bids_dir) and not overwrite:
-        name = unquote(before.removeprefix(f"bids:{SOURCE}:"))
         raise OutputNotWritable(
-            f"{job.output_dir} contains results of {name} under the name {job.scan.key}: {ELSEWHERE}, rename the "
-            "image, or give --overwrite to replace the results"
+            f"{job.output_dir} contains results of {_name(before)} under the name {job.scan.key}: {ELSEWHERE}, rename "
+            "the image, or give --overwrite to replace the results"
         )
+
+
+def check_same_contrast(jobs: Iterable[Job]) -> None:
+    """Raise OutputNotWritable if the outputs of a job exist for an image with another suffix."""
+    for job in jobs:
+        before = _segmented(job)
+        if before and _suffix(_name(before)) != _suffix(job.scan.t1w.name):
+            raise OutputNotWritable(
+                f"{job.output_dir} contains results of {_name(before)}, not of {job.scan.t1w.name}: choose an "
+                "OUTPUT_DIR for each contrast, or give --overwrite to replace the results"
+            )
+
+
+def _segmented(job: Job) -> str:
+    """Return the URI of the image that was segmented under the name of a job; empty if there is none."""
+    mask = job.output_dir / with_extension(job.paths.brain, ".json")
+    return next(iter(sources(read_sidecar(mask))), "")
+
+
+def _name(uri: str) -> str:
+    return unquote(uri.removeprefix(f"bids:{SOURCE}:"))
+
+
+def _suffix(name: str) -> str:
+    """Return the suffix at the end of a file name.
+
+    >>> _suffix("sub-01/anat/sub-01_T1w.nii.gz")
+    'T1w'
+    """
+    return name.rpartition("/")[2].rpartition("_")[2].partition(".")[0]
 
 
 def check_group_files(output_dir: Path, cohorts: Iterable[Cohort]) -> None:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 from bidsseg.bids import query, validator
 from bidsseg.bids.index import participant_labels
+from bidsseg.bids.names import CONTRASTS, parse_name
 from bidsseg.bids.scan import Scan, Selection
 from bidsseg.derivative.corrections import Corrections, Search, find_corrections
 from bidsseg.derivative.finished import is_finished
 from bidsseg.derivative.freesurfer import check_subjects, values_of
 from bidsseg.derivative.given_lesions import about_given_lesions, find_given_lesions
 from bidsseg.derivative.job import Job, check_apart
-from bidsseg.derivative.ownership import check_files, check_folder, check_same_scan, check_source
+from bidsseg.derivative.ownership import check_files, check_folder, check_same_contrast, check_same_scan, check_source
 from bidsseg.derivative.run_log import Entry
 from bidsseg.derivative.sidecar_keys import corrections as corrections_in
 from bidsseg.derivative.sidecar_keys import lesion_mask, read_sidecar
@@ -64,6 +65,11 @@ def check_request(settings: Settings) -> Card:
     check_folder(settings.output_dir)
     check_source(settings)
     card = find_card(settings.model)
+    if settings.modality is not None and not card.reads(settings.modality):
+        raise UsageError(
+            f"--anat-modality {settings.modality}: the model {card.name} reads {card.suffix} images; "
+            "--model open reads images of any contrast"
+        )
     if settings.executor == "local":  # the machines of a cluster have their own devices
         check_device(settings.device)
     elif settings.executor in CONFIGS:
@@ -99,7 +105,7 @@ def select(settings: Settings, card: Card) -> Selection | None:
         settings.bids_dir,
         participants=participants,
         sessions=settings.sessions or None,
-        filters=settings.filters,
+        filters=settings.queries(card.suffix),
         database_dir=settings.database_dir,
         store_index=not settings.dry_run,
     )
@@ -131,10 +137,13 @@ def plan(settings: Settings, card: Card, selection: Selection, *, spaces: Sequen
     if spaces:
         check_apart(jobs)
     done = frozenset() if settings.overwrite else frozenset(job for job in jobs if is_finished(job))
+    if not (settings.overwrite or settings.images):
+        check_same_contrast(job for job in jobs if job not in done)
     check_files(settings.output_dir, jobs, done)
     if settings.freesurfer is not None:
         check_subjects(settings.freesurfer, jobs)
     warnings = [*selection.notes, *(f"{entry.scan} is skipped: {entry.reason}" for entry in passed_over)]
+    warnings += _about_contrast(card, selection.scans)
     warnings += _about_lesions(settings, card, jobs)
     warnings += _about_corrections(settings, card, jobs, scans=selection.scans)
     found = [(job.scan, job.given) for job in jobs]
@@ -188,6 +197,15 @@ def _job(settings: Settings, card: Card, scan: Scan, *, spaces: Sequence[Space])
     )
     job.check_names()
     return job
+
+
+def _about_contrast(card: Card, scans: Sequence[Scan]) -> list[str]:
+    """Return a warning if images are, by their names, of a contrast that the model does not read."""
+    suffixes = {scan.t1w.name: parsed[1] for scan in scans if (parsed := parse_name(scan.t1w.name))}
+    others = [name for name, suffix in suffixes.items() if suffix in CONTRASTS and not card.reads(suffix)]
+    if not others:
+        return []
+    return [f"{listed(others, 3)}: {card.name} was trained on {card.suffix} images; --model open reads any contrast"]
 
 
 def _about_lesions(settings: Settings, card: Card, jobs: Sequence[Job]) -> list[str]:

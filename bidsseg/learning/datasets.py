@@ -64,7 +64,7 @@ def find_sources(
     owner = {source.folder: source.folder.name for source in labels}
     for dataset in datasets:
         own = [source for source in labels if may_annotate(source.folder, dataset, datasets)]
-        chosen, scans = {scan.key for scan in scans_of(dataset, settings)}, scans_of(dataset)
+        chosen, scans = {scan.key for scan in selected_scans(dataset, settings)}, all_scans(dataset, settings)
         for scan in scans:
             fitting = annotations_of(scan, dataset, own, among=scans, report=report)
             maps = {name: paths[0] for name, paths in fitting.items()}
@@ -147,16 +147,18 @@ def may_annotate(folder: Path, dataset: Path, datasets: Sequence[Path]) -> bool:
     return not holders or dataset in holders
 
 
-def scans_of(dataset: Path, selection: Settings | None = None) -> list[Scan]:
-    """Return the scans of a dataset, all or those selected; empty if there are no images."""
+def selected_scans(dataset: Path, settings: Settings) -> list[Scan]:
+    """Return the selected scans of a dataset; empty if there are none."""
+    participants, sessions = settings.participants or None, settings.sessions or None
     try:
-        if selection is None:
-            return find_scans(dataset)
-        return find_scans(
-            dataset,
-            participants=selection.participants or None,
-            sessions=selection.sessions or None,
-            filters=selection.filters or None,
-        )
+        return find_scans(dataset, participants=participants, sessions=sessions, filters=settings.queries())
+    except NothingSelected:
+        return []
+
+
+def all_scans(dataset: Path, settings: Settings) -> list[Scan]:
+    """Return the scans of a dataset with images of the selected suffix; empty if there are none."""
+    try:
+        return find_scans(dataset, filters={"t1w": {"suffix": settings.queries()["t1w"]["suffix"]}})
     except NothingSelected:
         return []

@@ -97,6 +97,8 @@ class Recipe:
         heads: protocol of each head and the weight of its loss.
         network: ``name`` of the architecture, and the options of its class.
         inputs: suffixes of the images that the network reads, in channel order, the T1w first.
+        modality: suffix of the images that are read as T1w, unless the user gives another; ANY if they are synthesised
+            in random contrasts.
         sampling: size and content of a sample.
         spacing_mm: voxel size of the model grid.
         normalisation: normalisation of the intensities on the model grid, a name in ``image.brightness``.
@@ -134,6 +136,7 @@ class Recipe:
     heads: Annotated[Mapping[str, NonNegativeFloat], Len(1)]
     network: Mapping[str, Any]
     inputs: Inputs = ("T1w",)
+    modality: str = "T1w"
     sampling: Sampling = field(default_factory=lambda: Sampling((128, 128, 128)))
     voxels: Voxels | None = None
     spacing_mm: PositiveFloat = 1.0

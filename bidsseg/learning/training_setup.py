@@ -19,6 +19,7 @@ from bidsseg.learning.own_heads import with_own_heads
 from bidsseg.learning.processes import Processes
 from bidsseg.learning.recipe import Recipe, has_small, load_recipe
 from bidsseg.learning.store import Store
+from bidsseg.models.card import ANY
 from bidsseg.models.library import build_network
 from bidsseg.networks.network import Network
 from bidsseg.settings import Report, Settings, Training
@@ -90,6 +91,7 @@ def set_up(
             "OUTPUT_DIR/folds/fold-I and the final model (--folds 1) into OUTPUT_DIR, then give --cross-validate K "
             "--resume without torchrun"
         )
+    settings, recipe = with_modality(settings, recipe)
     spoken = {name: load_protocol(name) for name in recipe.heads}
     recipe = with_names(recipe, {name: protocol.name for name, protocol in spoken.items()})
     labels = label_sources(settings.labels)
@@ -118,6 +120,15 @@ def set_up(
         readers=readers,
         check_memory=check_memory,
     )
+
+
+def with_modality(settings: Settings, recipe: Recipe) -> tuple[Settings, Recipe]:
+    """Return settings and recipe with the suffix of the images in the place of the T1w: the user's, or the recipe's."""
+    filters = settings.queries("T1w" if recipe.modality == ANY else recipe.modality)
+    suffix = filters["t1w"]["suffix"]
+    settings = replace(settings, filters=filters, modality=None)
+    kept = recipe.modality == ANY or not isinstance(suffix, str)
+    return settings, recipe if kept else replace(recipe, modality=suffix)
 
 
 def check_whole(name_or_path: str, *, small: bool = False) -> Iterator[str]:

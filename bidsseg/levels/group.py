@@ -226,7 +226,7 @@ def _expected(settings: Settings, tried: set[str]) -> list[dict[str, str]]:
             settings.bids_dir,
             participants=settings.participants or None,
             sessions=settings.sessions or None,
-            filters=settings.filters,
+            filters=settings.queries(),
             database_dir=settings.database_dir,
             store_index=not settings.dry_run,
         )

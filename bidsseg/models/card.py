@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent / "shipped"
 INPUTS = (("T1w",), ("T1w", "FLAIR"))
 """Images that a model may read; the first one defines the grid and is used to locate the brain."""
+ANY = "any"
+"""Modality of a model that reads images of any contrast."""
+ALIKE = {"T1w", "UNIT1"}
+"""Suffixes of images of the same contrast."""
 BRAIN, LESION = "brain", "lesion"
 """Heads, and protocols, whose results are masks with their own files."""
 CARD, WEIGHTS = "card.json", "weights.safetensors"
@@ -76,6 +80,7 @@ class Card:
     Attributes:
         name: letters and digits; the ``desc-`` of its outputs.
         inputs: suffixes of the images it reads, in channel order.
+        modality: suffix of the images that it read as T1w in training; ANY if these had random contrasts.
         network: name of the architecture and its options.
         spacing_mm: voxel size of the model grid.
         normalisation: normalisation of intensities on the model grid, a name in ``image.brightness.NORMALISATIONS``.
@@ -111,6 +116,7 @@ class Card:
     spacing_mm: PositiveFloat
     heads: Annotated[tuple[str, ...], Len(1)]
     sha256: str
+    modality: str = "T1w"
     normalisation: str = "percentile"
     locator: str | None = None
     margin_mm: NonNegativeFloat = 6.0
@@ -147,6 +153,20 @@ class Card:
     def protocols(self) -> tuple[str, ...]:
         """Protocols written as label maps, without the brain mask and lesions, which have their own files."""
         return tuple(head for head in self.heads if head not in (BRAIN, LESION))
+
+    @property
+    def needs(self) -> str:
+        """The images that it reads, in words, such as "T1w + FLAIR"."""
+        return " + ".join(["image of any contrast" if self.modality == ANY else self.modality, *self.inputs[1:]])
+
+    @property
+    def suffix(self) -> str:
+        """Suffix of the images that take the place of the T1w unless the user selects others."""
+        return "T1w" if self.modality == ANY else self.modality
+
+    def reads(self, suffix: str) -> bool:
+        """Return whether the model was trained for images with a suffix in the place of the T1w."""
+        return self.modality in (ANY, suffix) or {self.modality, suffix} <= ALIKE
 
     @property
     def weights(self) -> Path:

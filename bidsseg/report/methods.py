@@ -52,7 +52,8 @@ def methods(sidecar: Sidecar, protocols: Sequence[str], corrected: Sequence[str]
     name, *others = (str(model["Name"]) for model in models)
     cards = [card for model in models if (card := _card(model)) is not None]
     suffixes = [uri.rsplit("_", 1)[-1].split(".")[0] for uri in sources(sidecar)]
-    images, checksum = " and ".join(dict.fromkeys(suffixes)) or "T1w", str(models[0].get("SHA256", ""))[:12]
+    suffixes = list(dict.fromkeys(suffixes)) or ["T1w"]
+    images, checksum = " and ".join(suffixes), str(models[0].get("SHA256", ""))[:12]
     version = software_version(sidecar, __version__)
     sentences = [
         f"{images} images were segmented with bidsseg {version}, a BIDS App (Gorgolewski et al. 2017), by its "
@@ -68,7 +69,7 @@ def methods(sidecar: Sidecar, protocols: Sequence[str], corrected: Sequence[str]
             "brightness of the white matter around them (an approach of Battaglini et al. 2012)."
         )
     labelled = f"Label maps of {_listed(protocols)} are" if protocols else "The masks are"
-    sentences.append(f"{labelled} on the grid of the T1w; volumes were computed by counting voxels.")
+    sentences.append(f"{labelled} on the grid of the {suffixes[0]}; volumes were computed by counting voxels.")
     if corrected:
         sentences.append(f"The label maps of {_listed(corrected)} were corrected by hand.")
     references = dict.fromkeys([BIDS_APPS, *(entry for card in cards for entry in card.citation)])

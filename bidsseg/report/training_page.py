@@ -121,7 +121,7 @@ def training_page(card: Card, table: pd.DataFrame | None, pictures: Sequence[Pic
 def _facts(card: Card) -> Iterator[tuple[str, Any]]:
     """Yield what the top of the page says about the model."""
     recipe = card.recipe
-    yield "Images", " + ".join(card.inputs)
+    yield "Images", card.needs
     yield "Network", f"{card.network['name']}, {card.spacing_mm:g} mm"
     yield "Steps", recipe.get("steps_done", "")
     yield "Minutes", recipe.get("minutes", "")

@@ -125,6 +125,7 @@ VALUES = {
     "--session-label": ["1"],
     "--shard": ["2/3"],
     "--bids-filter-file": ["{tmp}/filters.json"],
+    "--anat-modality": ["UNIT1"],
     "--bids-database-dir": ["{tmp}/index"],
     "--work-dir": ["{tmp}/work"],
     "--model": ["other"],

@@ -72,15 +72,16 @@ def test_participants_without_t1w_are_noted(tmp_path: Path) -> None:
     bids_dir = make_tree(tmp_path, "sub-01_T1w.nii", "sub-02_T2w.nii", "sub-03/func/sub-03_task-x_bold.nii")
     selection = select_scans(bids_dir)
     assert [scan.key for scan in selection.scans] == ["sub-01"]
-    there = "found sub-02_T2w.nii (no model reads it without a T1w)"
+    there = "found sub-02_T2w.nii (segment it with --model open --anat-modality T2w)"
     assert selection.notes == [f"sub-02: no T1w image matches; {there}", "sub-03: no T1w image matches"]
 
 
 @pytest.mark.parametrize(
     ("names", "told"),
     [
-        (["sub-01_UNIT1.nii.gz"], r'sub-01_UNIT1\.nii\.gz \(select it by .*{"t1w": {"suffix": "UNIT1"}}\)'),
-        (["sub-01_FLAIR.nii", "sub-01_T2w.nii"], r"sub-01_FLAIR\.nii and 1 more \(no model reads it without a T1w\)"),
+        (["sub-01_UNIT1.nii.gz"], r"sub-01_UNIT1\.nii\.gz \(select it by --anat-modality UNIT1\)"),
+        (["sub-01_FLAIR.nii", "sub-02_FLAIR.nii"], r"FLAIR\.nii and 1 more \(segment .* open --anat-modality FLAIR\)"),
+        (["sub-01_angio.nii", "sub-01_T2w.nii"], r"T2w\.nii \(segment .*; sub-01_angio\.nii \(no model reads it\)"),
         (["sub-01_ses-1_T1w.mgz"], r"sub-01_ses-1_T1w\.mgz \(convert it"),
         (["sub-01_T1w.hdr", "sub-01_T1w.img"], r"sub-01_T1w\.hdr and 1 more \(convert it"),
         (["sub-01_T1w.NII.GZ"], r"sub-01_T1w\.NII\.GZ \(its name must end in _T1w\.nii\.gz: rename"),

@@ -300,12 +300,12 @@ def test_a_dataset_of_7_tesla(app: App, tmp_path: Path, stream: ErrorStream) -> 
     for label in ("01", "02"):
         t1w(app, label).rename(t1w(app, label).with_name(f"sub-{label}_UNIT1.nii.gz"))
     assert app() == 18
-    assert 'select it by --bids-filter-file with {"t1w": {"suffix": "UNIT1"}}' in stream.err
-    (tmp_path / "filter.json").write_text('{"t1w": {"suffix": "UNIT1"}}')
-    assert app("--bids-filter-file", str(tmp_path / "filter.json")) == 0
+    assert "select it by --anat-modality UNIT1" in stream.err
+    assert app("--anat-modality", "UNIT1") == 0
     assert whole(app, "01") and whole(app, "02")
     sidecar = json.loads((app.output / "sub-01/anat/sub-01_seg-FAST_desc-wholebrain_dseg.json").read_text())
     assert sidecar["Sources"] == ["bids:raw:sub-01/anat/sub-01_UNIT1.nii.gz"]
+    (tmp_path / "filter.json").write_text('{"t1w": {"suffix": "UNIT1"}}')
     assert app("--bids-filter-file", str(tmp_path / "filter.json"), level="group") == 0
     assert "done\t" in (app.output / "group_seg-FAST_desc-wholebrain_morph.tsv").read_text()
 

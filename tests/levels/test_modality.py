@@ -1,0 +1,97 @@
+"""Images of another contrast in the place of the T1w: selection, models that read them, and training on them."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import phantoms
+import pytest
+from fake_model import App, make_app, save_card
+from labelled import Ask
+
+from bidsseg.levels.train import train_level
+from bidsseg.models.card import ANY, Card, find_card, read_card
+
+
+@pytest.fixture
+def app(tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> App:
+    """Two participants with T1w, of whom the first has a T2w too, and a third who has a T2w alone."""
+    bids = make_bids(3)
+    for label in ("01", "03"):
+        t1w = bids / f"sub-{label}/anat/sub-{label}_T1w.nii.gz"
+        t2w = t1w.with_name(f"sub-{label}_T2w.nii.gz")
+        phantoms.save(t2w, phantoms.noisy_head(phantoms.grid(), seed=7), phantoms.grid())
+    t1w.unlink()
+    return make_app(tmp_path, bids, monkeypatch)
+
+
+def sources(app: App, model: str = "wholebrain") -> dict[str, list[str]]:
+    names = sorted(path.name for path in app.output.glob(f"sub-*/anat/*_seg-FAST_desc-{model}_dseg.json"))
+    return {name[:6]: app.sidecar(f"{name[:6]}/anat/{name}")["Sources"] for name in names}
+
+
+def test_a_model_of_any_contrast(app: App, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    some = save_card(tmp_path / "some", name="some", modality=ANY)
+    assert app("--anat-modality", "T2w", model=some) == 0
+    assert sources(app, "some") == {
+        label: [f"bids:raw:{label}/anat/{label}_T2w.nii.gz"] for label in ("sub-01", "sub-03")
+    }
+    assert "sub-02: no T2w image matches; found sub-02_T1w.nii.gz (excluded" in capsys.readouterr().err
+    assert "on the grid of the T2w" in (app.output / "sub-01.html").read_text()
+    assert app("--anat-modality", "T2w", level="group", model=some) == 0
+    table = app.table("group_seg-FAST_desc-some_morph.tsv")
+    assert dict(zip(table["participant_id"], table["status"], strict=True)) == {"sub-01": "done", "sub-03": "done"}
+
+
+def test_results_of_two_contrasts_are_kept_apart(app: App, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    some = save_card(tmp_path / "some", name="some", modality=ANY)
+    assert app("--participant-label", "01", model=some) == 0
+    assert sources(app, "some") == {"sub-01": ["bids:raw:sub-01/anat/sub-01_T1w.nii.gz"]}
+    assert app("--anat-modality", "T2w", model=some) == 73
+    assert "contains results of sub-01/anat/sub-01_T1w.nii.gz, not of sub-01_T2w.nii.gz" in capsys.readouterr().err
+    assert app("--anat-modality", "T2w", "--overwrite", model=some) == 0
+    assert sources(app, "some")["sub-01"] == ["bids:raw:sub-01/anat/sub-01_T2w.nii.gz"]
+
+
+def test_a_model_of_t1w_refuses_other_contrasts(app: App, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app("--anat-modality", "_T2w.nii.gz") == 64
+    told = "--anat-modality T2w: the model wholebrain reads T1w images; --model open reads images of any contrast"
+    assert told in capsys.readouterr().err
+    assert app("--anat-modality", "T*") == 64
+    assert app() == 0
+    note = "sub-03: no T1w image matches; found sub-03_T2w.nii.gz (segment it with --model open --anat-modality T2w)"
+    assert note in capsys.readouterr().err
+
+
+def test_a_filter_for_another_contrast_is_warned_about(
+    app: App, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "filter.json").write_text('{"t1w": {"suffix": "T2w"}}')
+    assert app("--bids-filter-file", str(tmp_path / "filter.json")) == 0
+    told = "sub-01_T2w.nii.gz, sub-03_T2w.nii.gz: wholebrain was trained on T1w images"
+    assert told in " ".join(capsys.readouterr().err.split())
+
+
+def test_which_images_a_model_reads() -> None:
+    assert (find_card("open").modality, find_card("wholebrain").modality) == (ANY, "T1w")
+    card: Card = find_card("wholebrain")
+    assert [card.reads(suffix) for suffix in ("T1w", "UNIT1", "T2w")] == [True, True, False]
+    assert [replace(card, modality="T2w").reads(suffix) for suffix in ("T1w", "T2w")] == [False, True]
+    assert replace(card, modality=ANY).reads("PDw")
+    assert (find_card("open").needs, find_card("lesions").needs) == ("image of any contrast", "T1w + FLAIR")
+
+
+@pytest.mark.parametrize("by_filter", [True, False])
+def test_a_model_trained_on_t2w_selects_t2w(by_filter: bool, ask: Ask, tmp_path: Path) -> None:
+    settings = ask()
+    bids = tmp_path / "t2w"
+    shutil.copytree(settings.bids_dir, bids)
+    for t1w in sorted(bids.glob("sub-*/anat/*_T1w.nii.gz")):
+        t1w.rename(t1w.with_name(t1w.name.replace("T1w", "T2w")))
+    t1w.write_bytes(b"must not be read")
+    chosen = {"filters": {"t1w": {"suffix": "T2w"}}} if by_filter else {"modality": "T2w"}
+    folder = train_level(replace(settings, bids_dir=bids, **chosen))
+    card = read_card(folder)
+    assert (card.modality, card.suffix) == ("T2w", "T2w")
+    assert card.data == ["t2w: 4 scans"]  # one is a label map without an image
