@@ -14,6 +14,8 @@ LABEL = re.compile(r"[0-9a-zA-Z+]+")
 IMAGE_EXTENSIONS = (".nii", ".nii.gz")
 CONTRASTS = ("T1w", "UNIT1", "T2w", "PDw", "FLAIR", "T2starw")
 """Suffixes of images that show the anatomy of the whole head."""
+T1W_LIKE = ("T1w", "UNIT1")
+"""Those of the contrast of a T1w."""
 
 
 @cache
@@ -31,6 +33,15 @@ def _order() -> dict[str, tuple[str, float]]:
 def entity_names() -> list[str]:
     """Return the pybids names of the entities of file names, in BIDS order."""
     return list(_order())
+
+
+def suffix_of(path: Path) -> str:
+    """Return the suffix at the end of a file name, also of one that is no BIDS name.
+
+    >>> suffix_of(Path("sub-01_T1w.nii.gz"))
+    'T1w'
+    """
+    return path.name.partition(".")[0].rpartition("_")[2]
 
 
 def parse_name(name: str) -> tuple[dict[str, str], str, str] | None:

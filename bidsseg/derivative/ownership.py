@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from bidsseg.bids.index import folders
-from bidsseg.bids.names import with_extension
+from bidsseg.bids.names import suffix_of, with_extension
 from bidsseg.bids.outputs import FURTHER_TABLES, AgreementPaths, group_report, group_table, root_path
 from bidsseg.derivative.cohort import QUALITY, STATUS, Cohort
 from bidsseg.derivative.finished import has_page
@@ -105,7 +105,7 @@ def check_same_contrast(jobs: Iterable[Job]) -> None:
     """Raise OutputNotWritable if the outputs of a job exist for an image with another suffix."""
     for job in jobs:
         before = _segmented(job)
-        if before and _suffix(_name(before)) != _suffix(job.scan.t1w.name):
+        if before and suffix_of(Path(_name(before))) != suffix_of(job.scan.t1w):
             raise OutputNotWritable(
                 f"{job.output_dir} contains results of {_name(before)}, not of {job.scan.t1w.name}: choose an "
                 "OUTPUT_DIR for each contrast, or give --overwrite to replace the results"
@@ -120,15 +120,6 @@ def _segmented(job: Job) -> str:
 
 def _name(uri: str) -> str:
     return unquote(uri.removeprefix(f"bids:{SOURCE}:"))
-
-
-def _suffix(name: str) -> str:
-    """Return the suffix at the end of a file name.
-
-    >>> _suffix("sub-01/anat/sub-01_T1w.nii.gz")
-    'T1w'
-    """
-    return name.rpartition("/")[2].rpartition("_")[2].partition(".")[0]
 
 
 def check_group_files(output_dir: Path, cohorts: Iterable[Cohort]) -> None:

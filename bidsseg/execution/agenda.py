@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from bidsseg.bids import query, validator
 from bidsseg.bids.index import participant_labels
-from bidsseg.bids.names import CONTRASTS, parse_name
+from bidsseg.bids.names import CONTRASTS, T1W_LIKE, suffix_of
 from bidsseg.bids.scan import Scan, Selection
 from bidsseg.derivative.corrections import Corrections, Search, find_corrections
 from bidsseg.derivative.finished import is_finished
@@ -136,6 +136,7 @@ def plan(settings: Settings, card: Card, selection: Selection, *, spaces: Sequen
         raise DataError("; ".join(str(error) for _, error in unusable))
     if spaces:
         check_apart(jobs)
+        _check_deformable(spaces, jobs)
     done = frozenset() if settings.overwrite else frozenset(job for job in jobs if is_finished(job))
     if not (settings.overwrite or settings.images):
         check_same_contrast(job for job in jobs if job not in done)
@@ -199,9 +200,21 @@ def _job(settings: Settings, card: Card, scan: Scan, *, spaces: Sequence[Space])
     return job
 
 
+def _check_deformable(spaces: Sequence[Space], jobs: Sequence[Job]) -> None:
+    """Raise UsageError for a deformable registration of other images than T1w, whose contrast the templates lack."""
+    bent = next((space.template for space in spaces if not space.affine), None)
+    for job in jobs:
+        suffix = suffix_of(job.scan.t1w)
+        if bent is not None and suffix in CONTRASTS and suffix not in T1W_LIKE:
+            raise UsageError(
+                f"--output-spaces {bent}: {job.scan.t1w.name} has another contrast than the template, a T1w: give "
+                f"{bent}:affine"
+            )
+
+
 def _about_contrast(card: Card, scans: Sequence[Scan]) -> list[str]:
     """Return a warning if images are, by their names, of a contrast that the model does not read."""
-    suffixes = {scan.t1w.name: parsed[1] for scan in scans if (parsed := parse_name(scan.t1w.name))}
+    suffixes = {scan.t1w.name: suffix_of(scan.t1w) for scan in scans}
     others = [name for name, suffix in suffixes.items() if suffix in CONTRASTS and not card.reads(suffix)]
     if not others:
         return []

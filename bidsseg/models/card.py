@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Len
 
 from bidsseg.arguments import absolute
+from bidsseg.bids.names import T1W_LIKE
 from bidsseg.errors import DataError, InputMissing
 from bidsseg.models.lesion_rule import LesionRule
 from bidsseg.models.participants import with_others
@@ -26,8 +27,6 @@ INPUTS = (("T1w",), ("T1w", "FLAIR"))
 """Images that a model may read; the first one defines the grid and is used to locate the brain."""
 ANY = "any"
 """Modality of a model that reads images of any contrast."""
-ALIKE = {"T1w", "UNIT1"}
-"""Suffixes of images of the same contrast."""
 BRAIN, LESION = "brain", "lesion"
 """Heads, and protocols, whose results are masks with their own files."""
 CARD, WEIGHTS = "card.json", "weights.safetensors"
@@ -166,7 +165,7 @@ class Card:
 
     def reads(self, suffix: str) -> bool:
         """Return whether the model was trained for images with a suffix in the place of the T1w."""
-        return self.modality in (ANY, suffix) or {self.modality, suffix} <= ALIKE
+        return self.modality in (ANY, suffix) or {self.modality, suffix} <= {*T1W_LIKE}
 
     @property
     def weights(self) -> Path:

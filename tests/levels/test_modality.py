@@ -12,6 +12,7 @@ from labelled import Ask
 
 from bidsseg.levels.train import train_level
 from bidsseg.models.card import ANY, Card, find_card, read_card
+from bidsseg.registration.spaces import Space
 
 
 @pytest.fixture
@@ -95,3 +96,15 @@ def test_a_model_trained_on_t2w_selects_t2w(by_filter: bool, ask: Ask, tmp_path:
     card = read_card(folder)
     assert (card.modality, card.suffix) == ("T2w", "T2w")
     assert card.data == ["t2w: 4 scans"]  # one is a label map without an image
+
+
+def test_a_deformable_registration_needs_a_t1w(
+    app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template = Space("MNI", "1", tmp_path / "T1w.nii.gz", tmp_path / "mask.nii.gz")
+    some = save_card(tmp_path / "some", name="some", modality=ANY)
+    monkeypatch.setattr("bidsseg.execution.agenda.find_space", lambda word: template)
+    assert app("--anat-modality", "T2w", "--output-spaces", "MNI", "--dry-run", model=some) == 64
+    assert "give MNI:affine" in capsys.readouterr().err
+    monkeypatch.setattr("bidsseg.execution.agenda.find_space", lambda word: replace(template, affine=True))
+    assert app("--anat-modality", "T2w", "--output-spaces", "MNI:affine", "--dry-run", model=some) == 0
