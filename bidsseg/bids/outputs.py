@@ -128,7 +128,7 @@ def output_paths(
     protocols = list(protocols)
 
     def one(kind: str, protocol: str = "", **more: str) -> Path:
-        return _fill(kind, scan.entities, model=model_name, protocol=protocol, **more)
+        return _fill(kind, scan.entities, model=model_name, protocol=protocol, modality=scan.modality, **more)
 
     def each(kind: str, **more: str) -> dict[str, Path]:
         return {protocol: one(kind, protocol, **more) for protocol in protocols}
@@ -136,7 +136,9 @@ def output_paths(
     def in_space(space: Mapping[str, str]) -> SpacePaths:
         brain = one("space_brain", **space)
         source = build_name(without_desc(scan.entities))
-        way = f"from-T1w_to-{space['space']}_mode-image_desc-{scan.entities.get('desc', '')}{model_name}_xfm"
+        way = (
+            f"from-{scan.modality}_to-{space['space']}_mode-image_desc-{scan.entities.get('desc', '')}{model_name}_xfm"
+        )
         transform = f"{source}_{way}{space['transform']}"
         found = one("space_lesion", **space) if lesion else None
         return SpacePaths(each("space_dseg", **space), brain, found, brain.with_name(transform))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bidsseg.bids.names import as_label, build_name, parse_name, sort_entities
+from bidsseg.bids.names import CONTRASTS, T1W_LIKE, as_label, build_name, parse_name, sort_entities, suffix_of
 
 ADDED = ("meas", "space", "atlas", "segmentation", "scale", "res", "den", "label", "desc")
 """Entities that a derivative adds to those of its source."""
@@ -74,6 +74,12 @@ class Scan:
     def key(self) -> str:
         """The source entities as in file names: ``sub-01_ses-1_run-1``."""
         return build_name(self.entities)
+
+    @property
+    def modality(self) -> str:
+        """Suffix of the contrast of the T1w, or of the image in its place; T1w for a name without a known one."""
+        suffix = suffix_of(self.t1w)
+        return suffix if suffix in CONTRASTS and suffix not in T1W_LIKE else "T1w"
 
     def images(self, suffixes: Iterable[str]) -> dict[str, Path]:
         """Return the paths of the requested suffixes ``T1w`` and ``FLAIR``, in that order, without missing images."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from bidsseg.bids import query, validator
 from bidsseg.bids.index import participant_labels
-from bidsseg.bids.names import CONTRASTS, T1W_LIKE, suffix_of
 from bidsseg.bids.scan import Scan, Selection
 from bidsseg.derivative.corrections import Corrections, Search, find_corrections
 from bidsseg.derivative.finished import is_finished
@@ -204,8 +203,7 @@ def _check_deformable(spaces: Sequence[Space], jobs: Sequence[Job]) -> None:
     """Raise UsageError for a deformable registration of other images than T1w, whose contrast the templates lack."""
     bent = next((space.template for space in spaces if not space.affine), None)
     for job in jobs:
-        suffix = suffix_of(job.scan.t1w)
-        if bent is not None and suffix in CONTRASTS and suffix not in T1W_LIKE:
+        if bent is not None and job.scan.modality != "T1w":
             raise UsageError(
                 f"--output-spaces {bent}: {job.scan.t1w.name} has another contrast than the template, a T1w: give "
                 f"{bent}:affine"
@@ -214,8 +212,7 @@ def _check_deformable(spaces: Sequence[Space], jobs: Sequence[Job]) -> None:
 
 def _about_contrast(card: Card, scans: Sequence[Scan]) -> list[str]:
     """Return a warning if images are, by their names, of a contrast that the model does not read."""
-    suffixes = {scan.t1w.name: suffix_of(scan.t1w) for scan in scans}
-    others = [name for name, suffix in suffixes.items() if suffix in CONTRASTS and not card.reads(suffix)]
+    others = [scan.t1w.name for scan in scans if not card.reads(scan.modality)]
     if not others:
         return []
     return [f"{listed(others, 3)}: {card.name} was trained on {card.suffix} images; --model open reads any contrast"]

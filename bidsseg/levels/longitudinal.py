@@ -22,6 +22,7 @@ from bidsseg.errors import (
     OutputNotWritable,
     UsageError,
     explained,
+    listed,
 )
 from bidsseg.execution.agenda import check_request, select
 from bidsseg.execution.machine import keep_freed_memory, peak_memory_mb, release_freed_memory
@@ -104,6 +105,8 @@ def _jobs(settings: Settings, card: Card) -> list[SeriesJob] | None:
     selection = select(settings, card)
     if selection is None:
         return None
+    if others := [scan.t1w.name for scan in selection.scans if scan.modality != "T1w"]:
+        raise UsageError(f"the level longitudinal compares T1w images, not {listed(others, 3)}")
     lacking = [scan for scan in selection.scans if card.lacks(scan.images(card.inputs))]
     series, notes = find_series([scan for scan in selection.scans if scan not in lacking], settings.bids_dir)
     unusable = [f"{scan.key} is skipped: {card.name} needs a FLAIR: {scan.flair_reason}" for scan in lacking]

@@ -10,6 +10,8 @@ import pytest
 from fake_model import App, make_app, save_card
 from labelled import Ask
 
+from bidsseg.bids.outputs import output_paths
+from bidsseg.bids.scan import Scan
 from bidsseg.levels.train import train_level
 from bidsseg.models.card import ANY, Card, find_card, read_card
 from bidsseg.registration.spaces import Space
@@ -108,3 +110,21 @@ def test_a_deformable_registration_needs_a_t1w(
     assert "give MNI:affine" in capsys.readouterr().err
     monkeypatch.setattr("bidsseg.execution.agenda.find_space", lambda word: replace(template, affine=True))
     assert app("--anat-modality", "T2w", "--output-spaces", "MNI:affine", "--dry-run", model=some) == 0
+
+
+def test_files_are_named_after_the_contrast(tmp_path: Path) -> None:
+    names = {}
+    for suffix in ("T1w", "UNIT1", "T2w"):
+        scan = Scan({"subject": "01"}, tmp_path / f"sub-01_{suffix}.nii.gz")
+        paths = output_paths(scan, "M", [], filled=True, spaces=[{"space": "MNI", "res": "1", "transform": ".txt"}])
+        assert paths.filled is not None
+        names[suffix] = paths.filled.name, paths.spaces[0].transform.name
+    t1w = "sub-01_desc-filled_T1w.nii.gz", "sub-01_from-T1w_to-MNI_mode-image_desc-M_xfm.txt"
+    t2w = "sub-01_desc-filled_T2w.nii.gz", "sub-01_from-T2w_to-MNI_mode-image_desc-M_xfm.txt"
+    assert names == {"T1w": t1w, "UNIT1": t1w, "T2w": t2w}
+
+
+def test_longitudinal_compares_t1w(app: App, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    some = save_card(tmp_path / "some", name="some", modality=ANY)
+    assert app("--anat-modality", "T2w", level="longitudinal", model=some) == 64
+    assert "compares T1w images, not sub-01_T2w.nii.gz, sub-03_T2w.nii.gz" in capsys.readouterr().err
