@@ -22,6 +22,7 @@ from nibabel.processing import resample_from_to
 import bidsseg
 from bidsseg.image.nifti import read_image
 from bidsseg.models.card import BRAIN
+from bidsseg.models.library import Model
 from bidsseg.registration.align import align
 
 LEAST_MM3 = 200
@@ -50,7 +51,7 @@ def main() -> None:
     print(table.groupby(["dataset", "suffix", "protocol"], sort=False)[["dice", "volume-percent"]].mean().round(3))
 
 
-def compared(t1w: Path, suffixes: list[str], model: object) -> Iterator[dict[str, object]]:
+def compared(t1w: Path, suffixes: list[str], model: Model) -> Iterator[dict[str, object]]:
     """Yield the agreement of each other image with a T1w, by protocol."""
     reference, fixed = bidsseg.segment(t1w, model=model), read_image(t1w)[0]
     for suffix in suffixes:

@@ -60,8 +60,8 @@ def segment(
     """Segment one scan.
 
     Args:
-        image: the T1w; or images by suffix, ``{"T1w": ..., "FLAIR": ...}``, for a model that reads a FLAIR, which is
-            aligned to the T1w.
+        image: the T1w, or an image of another contrast for a model that reads it (``open``); or images by suffix,
+            ``{"T1w": ..., "FLAIR": ...}``, for a model that reads a FLAIR, which is aligned to the T1w.
         model: name of a shipped model, a model folder, or the result of :func:`load_model`, which is not read again
             at each call.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` (a GPU of Apple; not tested).
