@@ -152,6 +152,7 @@ class Result:
         Names are those of ``bidsseg file``. Files are written whole or not at all, and replace files of the same name.
 
         Raises:
+            UsageError: the folder is no path.
             OutputNotWritable: a file cannot be created.
             IOFailure: writing failed, e.g. the disk is full.
         """
@@ -161,6 +162,8 @@ class Result:
         from bidsseg.files import write_json_atomic, write_table, write_text_atomic
         from bidsseg.image.nifti import write_labels
 
+        if not isinstance(folder, str | os.PathLike):
+            raise UsageError(f"folder {folder!r}: give a path")
         found, card = self._segmentation, self.model.card
         places = output_paths(self._scan, card.name, self.protocols, lesion=found.lesion is not None)
         masks = [(places.brain, found.brain), (places.lesion, found.lesion)]

@@ -276,6 +276,8 @@ def test_files_are_those_of_the_command(scan: Path, model: Path, tmp_path: Path)
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputNotWritable):
         result.save(tmp_path / "file")
+    with pytest.raises(UsageError, match="folder 3: give a path"):
+        result.save(3)  # type: ignore[arg-type]
 
 
 def test_saved_sidecars_name_the_choices(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from bidsseg.derivative.results import Result
 from bidsseg.derivative.sidecar_keys import Sidecar, fingerprints, is_manual, is_record, models, read_sidecar
 from bidsseg.derivative.sidecars import TOOL, bids_uri
 from bidsseg.derivative.volumes import BRAIN_MASK, BRAIN_MASK_COLUMN, values_by_region
-from bidsseg.errors import BidssegError, OutputNotWritable, UsageError
+from bidsseg.errors import BidssegError, OutputNotWritable
 from bidsseg.files import fingerprint, write_json_atomic, write_table
 from bidsseg.image.nifti import read_image, read_labels, read_usable
 from bidsseg.image.volume import Volume
@@ -48,11 +48,9 @@ def measure(job: Job, name: str, where: str | Path) -> None:
 
     Raises:
         InputMissing, DataError: the image is missing, cannot be read or does not overlap the T1w.
-        UsageError: the model has no label maps, or SimpleITK is needed and not installed.
+        UsageError: SimpleITK is needed and not installed.
         OutputNotWritable, IOFailure: the tables cannot be written, or a file is of another program.
     """
-    if not job.paths.dseg:
-        raise UsageError(f"the model {job.card.name} has no label maps to measure in: choose another model")
     image = find_measured(job.scan.entities, name, where, bids_dir=job.bids_dir)
     tables = {
         protocol: job.output_dir / measure_path(job.scan, job.card.name, protocol, measure=name)

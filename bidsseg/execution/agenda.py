@@ -82,6 +82,8 @@ def check_exports(settings: Settings, card: Card) -> list[Space]:
     """Return the standard spaces, after checking that the model has what is asked for in other forms."""
     if settings.freesurfer is not None:
         values_of(card)
+    if settings.measures and not card.protocols:
+        raise UsageError(f"--measure: the model {card.name} has no label maps to measure in: choose another model")
     spaces = list(dict.fromkeys(find_space(word) for word in settings.output_spaces))
     for one, other in itertools.combinations(spaces, 2):
         if one.template == other.template and one.affine != other.affine:

@@ -109,8 +109,9 @@ def test_a_map_in_the_space_of_the_t1w_is_not_moved_and_not_extrapolated(app: Ap
 
 def test_a_model_without_label_maps_measures_nothing(app: App, capsys: pytest.CaptureFixture[str]) -> None:
     save_card(app.card, heads=("brain",))
-    assert run(app, "--measure", "T1w", "--participant-label", "01") == 0
-    assert "sub-01: --measure T1w: the model wholebrain has no label maps" in capsys.readouterr().err
+    assert run(app, "--measure", "T1w") == 64
+    assert "--measure: the model wholebrain has no label maps to measure in" in capsys.readouterr().err
+    assert app.fake.segmented == 0
 
 
 def test_finished_scans_are_measured_once(app: App, tmp_path: Path) -> None:
