@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from bidsseg.errors import BidssegError, DataError, TemporaryFailure, explained
 from bidsseg.evaluation.agreement import Agreement, brain_means, counted, measured, scored_regions
 from bidsseg.evaluation.conversion import converted
 from bidsseg.evaluation.lesions import Lesions, count_lesions
 from bidsseg.evaluation.pairs import Pair, Pairing
-from bidsseg.image.nifti import read_labels
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol
-from bidsseg.registration.label_files import on_same_grid
+from bidsseg.registration.label_files import Note, on_same_grid, read_values, with_known_values
 from bidsseg.settings import Mask
 
 PAIR_MB = 600
@@ -30,11 +30,13 @@ class Case:
 
     Attributes:
         lesions: numbers of lesions; None for a protocol without lesions.
+        notes: files, each with a remark on how it was read.
     """
 
     pair: Pair
     agreement: Agreement
     lesions: Lesions | None
+    notes: Sequence[tuple[Path, str]] = ()
 
     @property
     def mean_dice(self) -> float:
@@ -42,35 +44,45 @@ class Case:
         return float(brain_means(self.agreement.dice[None])[0])
 
 
-def read_pair(pair: Pair, protocol: Protocol, mask: Mask) -> tuple[Volume, Volume]:
+def read_pair(
+    pair: Pair, protocol: Protocol, mask: Mask, *, note: Note = lambda path, remark: None
+) -> tuple[Volume, Volume]:
     """Return the found and the reference label map in a protocol, with background in the voxels that do not count.
+
+    Masks of other values, probabilities, and other forms of the same grid are accepted, with a note, as in training.
 
     Raises:
         InputMissing: a file does not exist or cannot be opened.
-        DataError: the maps are on different grids, or one is not a label map of the protocol. Another storage order of
-            the same grid is accepted.
+        DataError: the maps are on different grids, or one is not a label map of the protocol.
     """
-    found, drawn = read_labels(pair.found), read_labels(pair.reference)
-    reference = on_same_grid(drawn, found)
+    found, drawn = read_values(pair.found, note=note), read_values(pair.reference, note=note)
+    reference = on_same_grid(drawn, found, other="the other label map", note=partial(note, pair.reference))
     if reference is None:
         shapes = f"{found.shape} and {drawn.shape} voxels"
         raise DataError(f"{pair.found} and {pair.reference} are on different grids ({shapes}): resample one of them")
     try:
-        labels, truth = counted(converted(found.data, pair.values), reference.data, protocol, mask=mask)
+        values = converted(found.data, pair.values)
     except DataError as error:
-        raise DataError(f"{pair.found}, {pair.reference}: {error}") from error
+        raise DataError(f"{pair.found}: {error}") from error
+    labels, truth = counted(
+        with_known_values(values, protocol, pair.found, note=note),
+        with_known_values(reference.data, protocol, pair.reference, note=note),
+        protocol,
+        mask=mask,
+    )
     return Volume(labels, found.affine), Volume(truth, reference.affine)
 
 
 def compare_pair(pair: Pair, protocol: Protocol, mask: Mask) -> Case:
     """Return the comparison of two label maps. It raises the errors of :func:`read_pair`."""
-    found, reference = read_pair(pair, protocol, mask)
+    notes: list[tuple[Path, str]] = []
+    found, reference = read_pair(pair, protocol, mask, note=lambda *remark: notes.append(remark))
     agreement = measured(found.data, reference.data, protocol, spacing_mm=reference.spacing_mm.tolist())
     lesions = None
     if protocol.lesions:
         indices = [region.index for region in scored_regions(protocol)]
         lesions = count_lesions(found.data, reference.data, indices, lesions=protocol.lesions)
-    return Case(pair, agreement, lesions)
+    return Case(pair, agreement, lesions, notes)
 
 
 def compare_pairs(pairing: Pairing, processes: int) -> Iterator[tuple[Pair, Case | BidssegError]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,23 +18,6 @@ from bidsseg.registration.label_files import Note, read_on_grid, with_known_valu
 
 CLOSE_MM = 1.0
 """Left and right regions whose centres are this close lie on neither side."""
-
-
-class Remarks:
-    """Remarks on files, reported once for all files with the same remark."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, list[Path]] = {}
-
-    def add(self, path: Path, remark: str) -> None:
-        """Store a remark on a file."""
-        self.files.setdefault(remark, []).append(path)
-
-    def lines(self) -> Iterator[str]:
-        """Yield one line for each remark."""
-        for remark, paths in self.files.items():
-            more = f" (and {len(paths) - 1} more label maps)" if len(paths) > 1 else ""
-            yield f"{paths[0]}: {remark}{more}"
 
 
 def read_annotation(path: Path, scan: Scan, images: Images, *, note: Note) -> Volume:

@@ -22,14 +22,14 @@ from bidsseg.image.nifti import map_image, write_labels
 from bidsseg.image.volume import Volume
 from bidsseg.labels import Protocol, Region
 from bidsseg.labels.protocol import BACKGROUND
-from bidsseg.learning.annotation_files import Remarks, read_annotation
+from bidsseg.learning.annotation_files import read_annotation
 from bidsseg.learning.case_reading import Source
 from bidsseg.learning.checks import check_names
 from bidsseg.learning.datasets import find_sources
 from bidsseg.learning.label_sources import label_sources
 from bidsseg.reading import read_object
 from bidsseg.registration.align import read_aligned
-from bidsseg.registration.label_files import with_known_values
+from bidsseg.registration.label_files import Remarks, with_known_values
 from bidsseg.settings import Report, Settings
 
 ENDINGS = (".nii.gz", ".nii")

@@ -26,12 +26,12 @@ from bidsseg.bids.scan import Scan
 from bidsseg.errors import DataError
 from bidsseg.files import fingerprint
 from bidsseg.labels import Protocol, load_protocol
-from bidsseg.learning.annotation_files import Remarks
 from bidsseg.learning.case_reading import LEARNING_MM, LOCATOR, Reading, Source, read_source
 from bidsseg.learning.cases import Annotation, Case, ListedCase
 from bidsseg.learning.processes import Processes
 from bidsseg.learning.store import Content, Store
 from bidsseg.models.card import find_card
+from bidsseg.registration.label_files import Remarks
 from bidsseg.settings import Report
 
 FORMAT = 1

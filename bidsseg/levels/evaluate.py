@@ -203,18 +203,23 @@ def _evaluate(settings: Settings, pairing: Pairing) -> int:
     from bidsseg.evaluation.comparison import PAIR_MB, Case, compare_pairs
     from bidsseg.evaluation.summary import Study
     from bidsseg.evaluation.tables import write_tables
+    from bidsseg.registration.label_files import Remarks
     from bidsseg.report.agreement_page import agreement_page
 
     output_dir, report, paths = settings.output_dir, settings.report, _paths(pairing)
-    cases, left = [], pairing.left
+    cases, left, remarks = [], pairing.left, Remarks()
     for pair, outcome in compare_pairs(pairing, choose_processes(settings, len(pairing.pairs), PAIR_MB)):
         if isinstance(outcome, Case):
             cases.append(outcome)
+            for path, remark in outcome.notes:
+                remarks.add(path, remark)
             report.advance(pair.key, f"{pairing.protocol.name}: mean Dice {outcome.mean_dice:.3f}")
         else:
             left.append(Left(pair.key, str(outcome)))
             report.warn(f"{pairing.protocol.name}: {pair.key} not compared: {outcome}")
             report.advance(pair.key, f"{pairing.protocol.name}: failed")
+    for line in remarks.lines():
+        report.say(line)
     if cases:
         cases.sort(key=lambda case: natural(case.pair.key))
         study = Study(pairing.protocol, cases, pairing.about, left)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,23 @@ Note = Callable[[Path, str], None]
 """Receives a file and a remark for the user."""
 
 
+class Remarks:
+    """Remarks on files, reported once for all files with the same remark."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, list[Path]] = {}
+
+    def add(self, path: Path, remark: str) -> None:
+        """Store a remark on a file."""
+        self.files.setdefault(remark, []).append(path)
+
+    def lines(self) -> Iterator[str]:
+        """Yield one line for each remark."""
+        for remark, paths in self.files.items():
+            more = f" (and {len(paths) - 1} more label maps)" if len(paths) > 1 else ""
+            yield f"{paths[0]}: {remark}{more}"
+
+
 def read_on_grid(path: Path, images: Images, *, t1w: Path, flair: Path | None, note: Note) -> Volume:
     """Return a label map on the grid of the T1w of its scan.
 
@@ -42,14 +60,8 @@ def read_on_grid(path: Path, images: Images, *, t1w: Path, flair: Path | None, n
         DataError: the file is not a label map, or is on another grid.
     """
     labels, grid = read_values(path, note=note), images.volumes["T1w"]
-    if labels.on_grid_of(grid):
-        return labels.placed_as(grid)
-    if (distance := distance_in_voxels(labels, grid)) < TOLERANCE:
-        if labels.orientation != grid.orientation:
-            note(path, f"stored as {labels.orientation} and not as {grid.orientation} like the T1w, accepted")
-        if distance > SAME:
-            note(path, f"less than {TOLERANCE} voxels away from the grid of the T1w, accepted")
-        return reordered(labels, grid)
+    if (same := on_same_grid(labels, grid, note=partial(note, path))) is not None:
+        return same
     if flair is not None:
         other, _ = read_image(flair)
         if distance_in_voxels(labels, other) < TOLERANCE:
@@ -66,11 +78,25 @@ def reordered(labels: Volume, image: Volume) -> Volume:
     return Volume(from_canonical(canonical(labels.data, labels.affine), image.affine), image.affine, image.header)
 
 
-def on_same_grid(labels: Volume, image: Volume) -> Volume | None:
-    """Return labels whose voxels are those of an image, in its storage order; None if they are on another grid."""
+def on_same_grid(
+    labels: Volume, image: Volume, *, other: str = "the T1w", note: Callable[[str], None] = lambda text: None
+) -> Volume | None:
+    """Return labels whose voxels are those of an image, in its storage order; None if they are on another grid.
+
+    Accepted with a note: another storage order, and voxels that are less than a tenth of a voxel away.
+
+    Args:
+        other: what the image is, for the notes.
+    """
     if labels.on_grid_of(image):
         return labels.placed_as(image)
-    return reordered(labels, image) if distance_in_voxels(labels, image) < SAME else None
+    if (distance := distance_in_voxels(labels, image)) >= TOLERANCE:
+        return None
+    if labels.orientation != image.orientation:
+        note(f"stored as {labels.orientation} and not as {image.orientation} like {other}, accepted")
+    if distance > SAME:
+        note(f"less than {TOLERANCE} voxels away from the grid of {other}, accepted")
+    return reordered(labels, image)
 
 
 def read_values(path: Path, *, note: Note) -> Volume:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -174,16 +175,32 @@ def test_scans_of_one_side_are_named(folders: tuple[Path, Path]) -> None:
     assert [entry["Scan"] for entry in left] == ["sub-03", "sub-04"]
 
 
-def test_references_may_be_stored_in_another_order(folders: tuple[Path, Path]) -> None:
+def turned(image: nib.Nifti1Image) -> nib.Nifti1Image:
+    return image.as_reoriented(np.array([[2, -1], [0, 1], [1, -1]]))
+
+
+def moved(image: nib.Nifti1Image) -> nib.Nifti1Image:
+    affine = image.affine.copy()
+    affine[0, 3] += 0.05
+    return nib.Nifti1Image(np.asarray(image.dataobj), affine)
+
+
+@pytest.mark.parametrize(
+    "change, remark", [(turned, "stored as AIL and not as RAS"), (moved, "less than 0.1 voxels away")]
+)
+def test_other_forms_of_the_same_grid_are_accepted(
+    folders: tuple[Path, Path], change: Callable[[nib.Nifti1Image], nib.Nifti1Image], remark: str
+) -> None:
     out, manual = folders
     run(out, {"FAST": [manual]})
     before = tables(out)[0]
-    path = manual_path(manual, "sub-01")
-    turned = load_nifti(path).as_reoriented(np.array([[2, -1], [0, 1], [1, -1]]))
-    path.unlink()
-    nib.save(turned, path)
+    for key in KEYS:
+        path = manual_path(manual, key)
+        image = change(load_nifti(path))
+        path.unlink()
+        nib.save(image, path)
     console = run(out, {"FAST": [manual]})
-    assert not console.warnings
+    assert not console.warnings and any(remark in line and "and 1 more" in line for line in console.messages)
     assert tables(out)[0].equals(before)
 
 
@@ -202,10 +219,10 @@ def test_another_grid_and_unknown_values_fail_and_other_scans_are_compared(folde
     assert failed.value.code == 1
     grid, values = console.warnings
     assert "sub-05" in grid and "different grids" in grid
-    assert "sub-06_seg-FAST_dseg.nii.gz" in values and "FAST lacks" in values
+    assert "sub-06_seg-FAST_dseg.nii.gz" in values and "not in the protocol FAST" in values
     assert len(tables(out)[0]) == 6
     page = (out / f"{STEM}_agreement.html").read_text()
-    assert "different grids" in page and "FAST lacks" in page
+    assert "different grids" in page and "not in the protocol FAST" in page
 
 
 def test_a_protocol_of_which_nothing_could_be_compared_is_named(folders: tuple[Path, Path]) -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import phantoms
 import pytest
 from fake_model import save_card
-from label_maps import add_map, blobs, save
+from label_maps import AFFINE, add_map, blobs, save
 from recording_console import RecordingConsole
 
 from bidsseg.errors import DataError, InputMissing, UsageError
@@ -93,6 +94,25 @@ def test_a_folder_with_several_kinds_lists_them(output: Path, manual: Path, mode
     with pytest.raises(UsageError, match=r"several kinds of label maps \(desc-mine_dseg, desc-other_dseg\)"):
         evaluated(output, manual, model=model)
     evaluated(output, manual, model=model, name="mine")
+
+
+@pytest.mark.parametrize(
+    "kind, values, remark",
+    [
+        ("mask", np.array([0, 255], np.uint8), "the value 255 of the mask is read as 1"),
+        ("mask", np.array([0.2, 0.8], np.float32), "probabilities of at least 0.5 are read as labels"),
+        ("probseg", np.array([0.2, 0.8], np.float32), "probabilities of at least 0.5 are read as labels"),
+    ],
+)
+def test_masks_are_read_as_in_training(tmp_path: Path, kind: str, values: np.ndarray, remark: str) -> None:
+    core, plain, other = blobs(1, regions=1), tmp_path / "plain", tmp_path / "other"
+    save(plain / "sub-01" / "anat" / "sub-01_label-core_mask.nii.gz", core)
+    phantoms.save(other / "sub-01" / "anat" / f"sub-01_label-core_{kind}.nii.gz", values[core], AFFINE)
+    for against, labels in ((plain, other), (other, plain)):
+        console = evaluated(tmp_path / "out", labels, model="good", name="core", against=against)
+        assert sum(remark in message for message in console.messages) == 1
+        stem = f"group_seg-core_desc-{against.name}_ref-{labels.name}_agreement"
+        assert pd.read_csv(tmp_path / "out" / f"{stem}.tsv", sep="\t").dice.tolist() == [1]
 
 
 def test_the_labels_of_freesurfer_are_refused_in_one_line(output: Path, tmp_path: Path, model: str) -> None:
