@@ -48,8 +48,12 @@ def longitudinal_level(settings: Settings) -> None:
     unused = {
         "corrections": settings.corrections,
         "lesions": settings.lesions,
+        "filled": settings.filled,
         "measure": settings.measures,
+        "probseg": settings.probseg,
+        "entropy": settings.entropy,
         "output-spaces": settings.output_spaces,
+        "viewer": settings.viewer,
         "freesurfer": settings.freesurfer,
     }
     for name, value in unused.items():

@@ -231,9 +231,19 @@ def test_finished_participants_are_skipped_until_a_date_changes(twice: Path, mod
 
 def test_flags_without_effect_are_named(twice: Path, model: Path) -> None:
     unused = {"measures": {"T2w": "T2w"}, "lesions": twice, "output_spaces": ["absent"], "freesurfer": twice.parent}
-    console = run(twice, model, **unused)
+    switches = dict.fromkeys(("filled", "probseg", "entropy", "viewer"), True)
+    console = run(twice, model, **unused, **switches)
     named = [warning.split()[1] for warning in console.warnings if warning.endswith("compares what the model labels")]
-    assert named == ["--lesions", "--measure", "--output-spaces", "--freesurfer"]
+    assert named == [
+        "--lesions",
+        "--filled",
+        "--measure",
+        "--probseg",
+        "--entropy",
+        "--output-spaces",
+        "--viewer",
+        "--freesurfer",
+    ]
 
 
 def test_a_page_of_another_program_is_kept(twice: Path, model: Path, tmp_path: Path) -> None:
