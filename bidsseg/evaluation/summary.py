@@ -50,7 +50,7 @@ class Summary:
         region: the region; None for the mean over regions.
         scans: number of scans in which either map has the region.
         measures: mean of each measure; for the mean over regions, also the voxel error.
-        found_mm3, reference_mm3: mean volumes over scans.
+        found_mm3, reference_mm3: mean volumes.
         correlation: correlation of the volumes over scans.
         volumes: agreement of the volumes over scans.
         only_found, only_reference: number of scans in which only one of the maps has the region.
@@ -127,6 +127,12 @@ class Study:
         return np.where(absent, np.nan, found), np.where(absent, np.nan, reference)
 
     @cached_property
+    def mean_volumes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean found and reference volumes (mm³) over the scans of a participant, then participants, both (R,)."""
+        found, reference = (brain_means(participant_means(each, self.participants).T) for each in self.volumes)
+        return found, reference
+
+    @cached_property
     def summaries(self) -> list[Summary]:
         """The mean over regions, then each region that any map has.
 
@@ -175,8 +181,8 @@ class Study:
             self.regions[place],
             int(known.sum()),
             measures,
-            float(found.mean()),
-            float(reference.mean()),
+            float(self.mean_volumes[0][place]),
+            float(self.mean_volumes[1][place]),
             correlation,
             bland_altman(found, reference),
             int(((found > 0) & (reference == 0)).sum()),

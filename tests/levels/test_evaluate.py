@@ -107,6 +107,19 @@ def test_results_equal_plain_formulas(folders: tuple[Path, Path], mask: Mask) ->
     assert f"mean Dice {np.mean(means):.3f}" in console.messages[0] and not console.warnings
 
 
+def test_mean_volumes_are_over_participants_like_their_difference(folders: tuple[Path, Path]) -> None:
+    out, manual = folders
+    add_map(out, {"subject": "01", "session": "2"}, found_map(5))
+    save(manual_path(manual, "sub-01_ses-2"), blobs(6, regions=3))
+    run(out, {"FAST": [manual]})
+    table, summary = tables(out)
+    white = summary.loc["White Matter"]
+    for side in ("found-mm3", "reference-mm3"):
+        means = table[table.name == "White Matter"].groupby("participant_id")[side].mean()
+        assert white[side] == pytest.approx(means.mean(), rel=1e-4)
+    assert white["found-mm3"] - white["reference-mm3"] == pytest.approx(white["volume-difference-mm3"], rel=1e-3)
+
+
 def test_every_column_is_in_the_data_dictionary(folders: tuple[Path, Path]) -> None:
     out, manual = folders
     add_map(out, TWO[0], blobs(0, regions=1), kind="lesion")
