@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -64,7 +64,7 @@ def find_corrections(folder: Path, scan: Scan, card: Card, *, given_lesions: boo
     found = {}
     for name in correctable(card, given_lesions=given_lesions):
         fitting = annotations_of_scan(folder, scan, name)
-        fitting = [path for path in fitting if not _is_of_another_model(_desc(path), scan, card)]
+        fitting = [path for path in fitting if not is_of_another_model(path, scan, card.name)]
         own = scan.entities.get("desc", "") + (BRAIN if name == BRAIN else card.name)
         if len(fitting) > 1:
             fitting = [path for path in fitting if _desc(path) == own] or fitting
@@ -75,10 +75,10 @@ def find_corrections(folder: Path, scan: Scan, card: Card, *, given_lesions: boo
     return Corrections(folder, found)
 
 
-def _is_of_another_model(desc: str, scan: Scan, card: Card) -> bool:
-    """Return whether the ``desc-`` of a label map names another shipped model."""
-    name = desc.removeprefix(scan.entities.get("desc", ""))
-    return name != card.name and name in _shipped_names()
+def is_of_another_model(path: Path, scan: Scan, model: str, *, others: Set[str] = frozenset()) -> bool:
+    """Return whether the ``desc-`` of a label map names another model: a shipped one, or one of others."""
+    name = _desc(path).removeprefix(scan.entities.get("desc", ""))
+    return name != model and name in _shipped_names() | others
 
 
 @cache
@@ -145,7 +145,7 @@ class Search:
                     yield image, "there is no scan of this name"
                 continue
             scan, corrections = found[key]
-            if _is_of_another_model(image.entities.get("desc", ""), scan, self.card):
+            if is_of_another_model(image.path, scan, self.card.name):
                 yield image, f"it is a label map of another model than {self.card.name} (desc-)"
             elif names := [name for name in self._correctable if annotates(image, name)]:
                 replaced = any(name in corrections.files for name in names)

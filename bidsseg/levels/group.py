@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bidsseg.bids.annotations import annotations_of_scan
@@ -14,6 +14,7 @@ from bidsseg.bids.scan import Scan
 from bidsseg.derivative.cohort import Cohort, collect, write_table
 from bidsseg.derivative.cohort_numbers import Flags, People, gather
 from bidsseg.derivative.cohort_tables import measured_columns, wide_tables, write_long, write_wide
+from bidsseg.derivative.corrections import is_of_another_model
 from bidsseg.derivative.lesion_cohort import (
     LesionCohort,
     collect_lesions,
@@ -66,7 +67,7 @@ def group_level(settings: Settings) -> None:
     check_group_files(output_dir, cohorts)
     check_lesion_files(output_dir, [table for cohort in lesions for table in cohort.tables])
     if settings.corrections is not None and not settings.dry_run:  # in a dry run, participant has not used them yet
-        _warn(settings, list(_without_correction(settings.corrections, _results(settings))))
+        _warn(settings, list(_without_correction(settings.corrections, list(_results(settings)))))
     if not settings.dry_run:
         report.start(len(cohorts) + 2, "step")
         particulars = _particulars(settings, cohorts)
@@ -156,17 +157,21 @@ def _results(settings: Settings) -> Iterator[Result]:
     return find_results(settings.output_dir, settings.participants, settings.sessions)
 
 
-def _without_correction(folder: Path, results: Iterable[Result]) -> Iterator[str]:
+def _without_correction(folder: Path, results: Sequence[Result]) -> Iterator[str]:
     """Yield a warning for each label map with a correction that it does not contain."""
+    models = {result.model_name() for result in results}
     for result in results:
+        model = result.model_name()
+        scan = Scan({**result.source, "desc": result.model.removesuffix(model)}, result.dseg)
         try:
-            files = annotations_of_scan(folder, Scan(result.source, result.dseg), result.protocol)
+            fitting = annotations_of_scan(folder, scan, result.protocol)
         except BidssegError as error:
             yield f"{result.key}: {error}"
             continue
+        files = [path for path in fitting if not is_of_another_model(path, scan, model, others=models)]
         known = corrections(result.sidecar()).values()
         if files and not any(fingerprint(path) in known for path in files):
-            yield f"{files[0]} is not in the tables: run the level participant with --corrections"
+            yield f"{files[0]} is not in the tables of {model}: run participant with this model and --corrections"
 
 
 def _lesions(settings: Settings) -> Iterator[LesionFiles]:

@@ -302,6 +302,25 @@ def test_label_maps_of_another_shipped_model_are_no_corrections(
     assert app.sidecar(FAST)["Sources"][-1].endswith("desc-wholebrain_dseg.nii.gz")
 
 
+@pytest.mark.parametrize("other", ["open", "mine"])
+def test_the_tables_need_no_corrections_of_another_model(
+    other: str, make: Callable[..., App], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A shipped model, or one whose results are in the same folder."""
+    app = make()
+    correct(app)
+    assert app(*words(app)) == 0
+    save_card(app.card, name=other, heads=("brain", "FAST"))
+    assert app("--skip-bids-validation") == 0
+    assert app(*words(app), level="group") == 0
+    assert "is not in the tables" not in capsys.readouterr().err
+    correct(app, FAST.replace("wholebrain", other))
+    assert app(*words(app), level="group") == 0
+    err = capsys.readouterr().err
+    assert f"desc-{other}_dseg.nii.gz is not in the tables of {other}: run participant with this model" in err
+    assert err.count("is not in the tables") == 1
+
+
 def test_corrections_of_participants_that_are_not_selected_are_left_alone(
     make: Callable[..., App], capsys: pytest.CaptureFixture[str]
 ) -> None:
