@@ -217,8 +217,10 @@ def read_protocol(path: Path, name: str | None = None) -> tuple[Protocol, list[s
     rows = [row for row in read_table(path, separator=separator) if any(row.values())]
     notes = [] if separator == "\t" else [f"{path}: the columns are separated by '{separator}' instead of tabs"]
     try:
-        cells = ({key.strip().lower(): cell.strip() for key, cell in row.items()} for row in rows)
+        cells = [{key.strip().lower(): cell.strip() for key, cell in row.items()} for row in rows]
         regions = sorted(_regions(cells), key=lambda region: region.index)
+        if other := [cell for row in cells if (cell := row["index"]) != str(_integer(cell))]:
+            notes.append(f"{path}: indices such as {other[0]} are read as integers")
         if regions and regions[0].index != 0:
             regions.insert(0, BACKGROUND)
             notes.append(f"{path}: has no row for the background; the value 0 was added")

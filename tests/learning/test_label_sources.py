@@ -82,6 +82,7 @@ def test_tables_of_spreadsheets_are_read(own: Path, separator: str) -> None:
     found = source(own)
     assert found.protocol.indices == (0, 1, 2)
     assert any("the value 0 was added" in note for note in found.notes)
+    assert any("indices such as 1.0 are read as integers" in note for note in found.notes)
     assert any("separated by" in note for note in found.notes) == (separator != "\t")
 
 
