@@ -42,11 +42,12 @@ NOT_IN_SETTINGS: dict[str, dict[str, Flag]] = {
 }  # fmt: skip
 """Flags that are no fields of the settings, below the field that they follow in the help text."""
 FOR_FILE = {
+    "filled": Flag("--filled", OUTPUTS, "also write the T1w with filled lesions, as the model found them"),
     "measures": Flag("--measure NAME=FILE", OUTPUTS,
                      "also write mean, median and standard deviation of another image of the session in every region; "
                      "it is aligned to the T1w where needed", several=True),
 }  # fmt: skip
-"""Flags of the command ``file`` that have another value than with a dataset, by field of the settings."""
+"""Flags of the command ``file`` that have another value or text than with a dataset, by field of the settings."""
 VERBOSE = Flag("-v --verbose", OTHER, "report every stage", levels="participant longitudinal evaluate train file")
 
 

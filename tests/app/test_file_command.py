@@ -166,6 +166,13 @@ def test_help_needs_no_heavy_imports() -> None:
     assert "T1W OUTPUT_DIR" in done.stdout and done.stdout.endswith("heavy: []\n")
 
 
+def test_help_offers_no_given_lesions(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["file", "--help"])
+    text = capsys.readouterr().out
+    assert "--filled" in text and "--lesions" not in text and "given or found" not in text
+
+
 def test_a_dataset_in_a_folder_called_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert is_command("file", ["file", "t1.nii.gz", "out"])
