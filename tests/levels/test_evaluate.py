@@ -189,7 +189,8 @@ def test_scans_of_one_side_are_named(folders: tuple[Path, Path]) -> None:
 
 
 def turned(image: nib.Nifti1Image) -> nib.Nifti1Image:
-    return image.as_reoriented(np.array([[2, -1], [0, 1], [1, -1]]))
+    found: nib.Nifti1Image = image.as_reoriented(np.array([[2, -1], [0, 1], [1, -1]]))
+    return found
 
 
 def moved(image: nib.Nifti1Image) -> nib.Nifti1Image:
