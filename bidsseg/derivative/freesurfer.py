@@ -94,7 +94,7 @@ def export(job: Job, subjects_dir: Path) -> None:
     write_json_atomic(folder / RECORD, {**made_by, "LabelMap": fingerprint(source)})
     t1w, _ = read_image(job.scan.t1w)
     brain = read_labels(job.output_dir / job.paths.brain)
-    grid = ConformedGrid.of(t1w)
+    grid = ConformedGrid.of(t1w, (brain.data > 0) | (labels.data > 0))
     aseg, orig = grid.labels(labels), grid.intensities(t1w)
     write_mgh(folder / "mri/orig.mgz", orig, grid.affine)
     write_mgh(folder / "mri/brainmask.mgz", orig * (grid.labels(brain) > 0), grid.affine)

@@ -30,7 +30,7 @@ class ConformedGrid:
     """Cubic grid of 1 mm voxels, axes left, inferior, anterior, centred like the image that it was made for.
 
     Attributes:
-        size: voxels along each axis, at least SIZE, more if the image is larger.
+        size: voxels along each axis, at least SIZE, more if the image is longer or the brain does not fit.
         affine: voxel index to RAS+ mm, shape (4, 4).
     """
 
@@ -38,12 +38,15 @@ class ConformedGrid:
     affine: np.ndarray
 
     @staticmethod
-    def of(image: Volume) -> ConformedGrid:
-        """Return the grid for an image."""
-        corners = np.stack(np.meshgrid(*((0, length) for length in image.shape), indexing="ij"), -1).reshape(-1, 3)
-        extent = np.ptp(apply_affine(image.affine, corners), axis=0)
-        size = max(SIZE, 2 * int(np.ceil(extent.max() / 2 - 1e-3)))
+    def of(image: Volume, brain: np.ndarray) -> ConformedGrid:
+        """Return the grid for an image, which contains its brain, booleans (X, Y, Z).
+
+        As in FreeSurfer, the longest edge of the image counts, however it is turned, so that corners may be cut.
+        """
         centre = apply_affine(image.affine, np.array(image.shape) / 2)
+        reach = np.abs(apply_affine(image.affine, np.argwhere(brain)) - centre).max(initial=0)
+        longest = (image.spacing_mm * image.shape).max()
+        size = max(SIZE, 2 * int(np.ceil(max(longest / 2 - 1e-3, reach))))
         return ConformedGrid(size, from_matvec(DIRECTIONS, centre - DIRECTIONS @ np.full(3, size / 2)))
 
     def intensities(self, image: Volume) -> np.ndarray:
