@@ -32,10 +32,13 @@ CUT = "one hemisphere", "cerebellum cut"
 COPIES: dict[str, Any] = script("robustness").COPIES
 
 
+load_once = cache(load_model)
+
+
 def shown(image: nib.Nifti1Image) -> ModelInput:
     images = {"T1w": Volume(image.get_fdata(dtype=np.float32), image.affine)}
     inside, start_mm = within_content(rescaled_each(images), "T1w")
-    seen = model_input(inside, load_model("wholebrain"), Engine(), progress=lambda stage: None)
+    seen = model_input(inside, load_once("wholebrain"), Engine(), progress=lambda stage: None)
     assert seen.brain is not None
     brain = replace(seen.brain, grid=seen.brain.grid.moved(start_mm))
     return replace(seen, grid=seen.grid.moved(start_mm), brain=brain)
