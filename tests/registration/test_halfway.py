@@ -3,14 +3,22 @@
 import itertools
 
 import numpy as np
+import pytest
 from moved_heads import FIXED, SHAPE, T1W, blobs, motion
 from nibabel.affines import apply_affine
 
 from bidsseg.image.volume import Volume
+from bidsseg.registration import linear
 from bidsseg.registration.align import Motion
 from bidsseg.registration.halfway import halfway_motions, halfway_space, inverse, mean_motions, rigid, twist
 
 POSES = [np.eye(4), motion(5, 8), motion(12, 25)]
+
+
+@pytest.fixture(autouse=True)
+def fewer_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare a third of the usual number of voxels, which is enough for these heads."""
+    monkeypatch.setattr(linear, "SAMPLES", 10_000)
 
 
 def scan(pose: np.ndarray, seed: int) -> Volume:

@@ -24,6 +24,7 @@ from bidsseg.errors import InputMissing, UsageError
 from bidsseg.evaluation.agreement import dice
 from bidsseg.image.nifti import write_field
 from bidsseg.image.volume import Field, Volume, places
+from bidsseg.registration import linear
 from bidsseg.registration.demons import deform
 from bidsseg.registration.linear import as_text
 from bidsseg.registration.spaces import Fit, Space, caches, find_space, labels_at, template_brain
@@ -63,7 +64,8 @@ def templates(template_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def app(templates: Path, tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> App:
-    """An app with one participant, whose head is the moved and stretched template."""
+    """An app with one participant, whose head is the moved and stretched template; fewer voxels are compared."""
+    monkeypatch.setattr(linear, "SAMPLES", 10_000)
     bids = make_bids(1)
     template = load_nifti(templates / f"tpl-{NAME}" / f"tpl-{NAME}_res-02_T1w.nii.gz")
     shape, affine = (90, 100, 96), phantoms.grid(2.2, "LAS", (90, 100, 96))
@@ -359,9 +361,15 @@ def test_demons_find_a_smooth_displacement() -> None:
     back = labels_at(bent_labels, affine, here + found.vectors)
     before, after = (np.mean(dice(given, labels, range(1, labels.max() + 1))) for given in (bent_labels, back))
     assert before < 0.6 and after > before + 0.15
-    assert np.array_equal(deform(moving, fixed, np.eye(4)).vectors, found.vectors)
     size = np.linalg.det(np.stack(np.gradient(here + found.vectors, 3.0, axis=(0, 1, 2)), -1))
     assert ((size < 0).mean() if np.median(size) > 0 else (size > 0).mean()) < 0.001, "nothing is folded"
+
+
+def test_the_same_brains_give_the_same_displacement() -> None:
+    shape, affine = (32, 32, 32), phantoms.grid(7.0, "LAS", (32, 32, 32))
+    fixed, moving = (Volume(phantoms.noisy_head(affine, shape, seed=seed), affine) for seed in (0, 1))
+    one, other = (deform(moving, fixed, np.eye(4)).vectors for _ in range(2))
+    assert np.array_equal(one, other) and one.any()
 
 
 def test_a_displacement_field_equals_the_one_that_simpleitk_reads(tmp_path: Path) -> None:
