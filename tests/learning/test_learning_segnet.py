@@ -61,7 +61,7 @@ AUGMENTED = replace(PLAN, recipe=replace(PLAN.recipe, voxels=replace(VOXELS, aug
 def short(plan: Plan) -> Plan:
     """Return the plan with two epochs for each stage."""
     assert plan.recipe.voxels is not None
-    voxels = replace(plan.recipe.voxels, per_scan=75, validation=20, batch=5, epochs=2, halve_at=(1,), rate=0.002)
+    voxels = replace(plan.recipe.voxels, per_scan=30, validation=20, batch=2, epochs=2, halve_at=(1,), rate=0.002)
     return replace(plan, recipe=replace(plan.recipe, voxels=voxels))
 
 
