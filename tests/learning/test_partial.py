@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from bidsseg.labels.protocol import Protocol, Region
 from bidsseg.learning.cases import Annotation, Case
@@ -27,6 +28,17 @@ SIDES = [f"{side} {name}" for side in ("Left", "Right") for name in TISSUES]
 FULL = Protocol("Full", (BACKGROUND, *(Region(i, name, name, "#808080", None) for i, name in enumerate(SIDES, 1))))
 PROTOCOLS = {"BrainCOLOR": FULL, "FAST": PARTIAL}
 """Values that replace those of the recipes."""
+
+
+class Doubled(UNet):
+    """The same network on two copies of the image, of which only the first counts.
+
+    With these few voxels, torch convolves one image three times as slowly as two.
+    """
+
+    def forward(self, image: Tensor, coordinates: Tensor | None = None) -> Tensor:
+        copies = image.repeat(2, 1, 1, 1, 1).contiguous(memory_format=self.memory_format)
+        return super().forward(copies, coordinates)[:1]
 
 
 def brain(seed: int, full: bool) -> Case:
@@ -61,7 +73,7 @@ def trained(
     )
     heads = tuple(protocol for protocol in PROTOCOLS.values() if protocol.name in recipe.heads)
     torch.manual_seed(seed)
-    network = UNet({head.name: len(head.regions) for head in heads}, widths=[8, 16])
+    network = Doubled({head.name: len(head.regions) for head in heads}, widths=[8, 16])
     if start is not None:
         given = {key: value for key, value in start.state_dict().items() if key in network.state_dict()}
         network.load_state_dict(network.state_dict() | given)
