@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small volumes: threads would on
 import phantoms
 import pytest
 from labelled import RECIPE, Ask, leave_curves_undrawn, make_labelled
+from listed_once import list_once
 from recording_console import RecordingConsole
 
 from bidsseg.settings import Settings, Training
@@ -79,6 +80,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def ask(dataset: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
     """Return a function for settings: ``ask(recipe, overwrite=..., resume=...)``; nobody is held out by default."""
     leave_curves_undrawn(monkeypatch)
+    list_once(monkeypatch)
 
     def settings(recipe: str = RECIPE, *, output: str = "out", overwrite: bool = False, **training: Any) -> Settings:
         path = tmp_path / "recipe.toml"

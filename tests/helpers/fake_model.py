@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import phantoms
 import pytest
+from listed_once import list_once
 from nifti import load_nifti
 
 from bidsseg.app import cli
@@ -223,6 +224,7 @@ def make_app(folder: Path, bids: Path, monkeypatch: pytest.MonkeyPatch) -> App:
     """Return an app whose network is fake until the end of the test."""
     fake = use_fakes(monkeypatch)
     monkeypatch.setattr(validator, "_run", validate_once)
+    list_once(monkeypatch)
     return App(bids, folder / "out", save_card(folder / "model"), fake)
 
 

@@ -15,6 +15,7 @@ import phantoms
 import pytest
 import torch
 from labelled import interrupt_after, leave_curves_undrawn
+from listed_once import list_once
 from recording_console import RecordingConsole
 from safetensors.torch import load_file
 from torch import Tensor
@@ -298,6 +299,7 @@ def ask(datasets: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.M
     """Return a function that returns settings of a run, by default with the unlabelled dataset."""
     monkeypatch.setattr(reading, "find_brain", find_brain)
     leave_curves_undrawn(monkeypatch)
+    list_once(monkeypatch)
 
     def settings(text: str = TEXT, output: str = "out", **training: Any) -> Settings:
         path = tmp_path / "recipe.toml"
