@@ -39,20 +39,6 @@ ROOT = Path(__file__).parents[2]
 HELPERS = ROOT / "tests" / "helpers"
 
 
-@pytest.fixture(scope="module")
-def workers() -> Iterator[distributed.LocalCluster]:
-    """A cluster of two processes, each with one scan at a time."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("PYTHONPATH", f"{HELPERS}:{ROOT}")
-        environment.setenv("FAKE_MODEL_SECONDS", "0.3")
-        preload = str(HELPERS / "fake_worker.py")
-        cluster = distributed.LocalCluster(
-            n_workers=2, threads_per_worker=2, processes=True, dashboard_address=None, preload=preload
-        )
-    with cluster:
-        yield cluster
-
-
 @pytest.fixture
 def app(tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> App:
     return make_app(tmp_path, make_bids(6), monkeypatch)
@@ -88,18 +74,6 @@ def batch_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
 
 def results(app: App) -> dict[str, bytes]:
     return {name: content for name, content in app.files("**/*").items() if not name.startswith("logs/")}
-
-
-def test_results_are_those_of_one_machine(app: App, workers: distributed.LocalCluster, tmp_path: Path) -> None:
-    assert app("--dask-scheduler", workers.scheduler_address) == 0
-    assert app.fates == dict.fromkeys((f"sub-0{number}" for number in range(1, 7)), "done")
-    assert app.manifest["machine"]["device"] == "cpu"
-    assert all(scan["seconds"].keys() == {"read", "segment", "write"} for scan in app.manifest["scans"])
-    spread, app.output = results(app), tmp_path / "alone"
-    assert app() == 0
-    assert results(app) == spread
-    assert app("--executor", "dask", "--dask-scheduler", workers.scheduler_address) == 0
-    assert set(app.fates.values()) == {"skipped"}
 
 
 @pytest.mark.usefixtures("two_processes")
@@ -197,47 +171,6 @@ def test_processes_of_one_machine_end_with_their_run(whom: str, app: App) -> Non
     assert errors.splitlines()[-1] == "bidsseg: interrupted; repeat the command to resume"
     assert "Traceback" not in errors
     assert len(children) >= 2 and not psutil.wait_procs(children, timeout=300)[1]
-
-
-def test_a_bad_scan_stops_no_other(
-    app: App, workers: distributed.LocalCluster, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (app.bids / "sub-03" / "anat" / "sub-03_T1w.nii.gz").write_bytes(b"nothing")
-    assert app("--dask-scheduler", workers.scheduler_address) == 1
-    assert app.fates == {f"sub-0{number}": "failed" if number == 3 else "done" for number in range(1, 7)}
-    (failed,) = [scan for scan in app.manifest["scans"] if scan["outcome"] == "failed"]
-    assert "is text" in failed["reason"]
-    assert (app.output / failed["crash_file"]).is_file()
-    assert "sub-03 failed: " in capsys.readouterr().err
-
-
-def test_the_scans_of_a_worker_that_dies_go_to_another(app: App, workers: distributed.LocalCluster) -> None:
-    with distributed.Client(workers) as client:
-        victim, *_ = client.run(os.getpid).values()
-
-        def kill_in_the_middle() -> None:
-            while not any(client.processing().values()):
-                time.sleep(0.02)
-            time.sleep(0.2)
-            os.kill(victim, signal.SIGKILL)
-
-        killer = threading.Thread(target=kill_in_the_middle)
-        killer.start()
-        assert app("--dask-scheduler", workers.scheduler_address) == 0
-        killer.join()
-        assert victim not in client.run(os.getpid).values()
-    assert set(app.fates.values()) <= {"done", "skipped"}
-    assert len(app.files("sub-*/anat/*_seg-FreeSurfer_*_dseg.json")) == 6
-
-
-def test_an_output_that_cannot_be_written_ends_the_run(
-    app: App, workers: distributed.LocalCluster, capsys: pytest.CaptureFixture[str]
-) -> None:
-    blocked = app.output / "sub-02"
-    app.output.mkdir()
-    blocked.write_text("a file where a folder should be")
-    assert app("--dask-scheduler", workers.scheduler_address) == 73
-    assert "sub-02" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -440,6 +373,60 @@ def test_jobs_are_sent_from_where_that_can_be_done(
     assert "there is no command sbatch-of-another-machine here" in capsys.readouterr().err
 
 
+# -- a cluster of the user ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[distributed.LocalCluster]:
+    """A cluster of two processes, each with one scan at a time.
+
+    Its tests come last, since waiting workers use the processor too.
+    """
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PYTHONPATH", f"{HELPERS}:{ROOT}")
+        environment.setenv("FAKE_MODEL_SECONDS", "0.3")
+        preload = str(HELPERS / "fake_worker.py")
+        cluster = distributed.LocalCluster(
+            n_workers=2, threads_per_worker=2, processes=True, dashboard_address=None, preload=preload
+        )
+    with cluster:
+        yield cluster
+
+
+def test_results_are_those_of_one_machine(app: App, workers: distributed.LocalCluster, tmp_path: Path) -> None:
+    assert app("--dask-scheduler", workers.scheduler_address) == 0
+    assert app.fates == dict.fromkeys((f"sub-0{number}" for number in range(1, 7)), "done")
+    assert app.manifest["machine"]["device"] == "cpu"
+    assert all(scan["seconds"].keys() == {"read", "segment", "write"} for scan in app.manifest["scans"])
+    spread, app.output = results(app), tmp_path / "alone"
+    assert app() == 0
+    assert results(app) == spread
+    assert app("--executor", "dask", "--dask-scheduler", workers.scheduler_address) == 0
+    assert set(app.fates.values()) == {"skipped"}
+
+
+def test_a_bad_scan_stops_no_other(
+    app: App, workers: distributed.LocalCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (app.bids / "sub-03" / "anat" / "sub-03_T1w.nii.gz").write_bytes(b"nothing")
+    assert app("--dask-scheduler", workers.scheduler_address) == 1
+    assert app.fates == {f"sub-0{number}": "failed" if number == 3 else "done" for number in range(1, 7)}
+    (failed,) = [scan for scan in app.manifest["scans"] if scan["outcome"] == "failed"]
+    assert "is text" in failed["reason"]
+    assert (app.output / failed["crash_file"]).is_file()
+    assert "sub-03 failed: " in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_ends_the_run(
+    app: App, workers: distributed.LocalCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocked = app.output / "sub-02"
+    app.output.mkdir()
+    blocked.write_text("a file where a folder should be")
+    assert app("--dask-scheduler", workers.scheduler_address) == 73
+    assert "sub-02" in capsys.readouterr().err
+
+
 def test_workers_in_other_folders_write_to_the_output(
     app: App, workers: distributed.LocalCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -449,3 +436,22 @@ def test_workers_in_other_folders_write_to_the_output(
     app.output = Path(os.path.relpath(whole))
     assert app("--dask-scheduler", workers.scheduler_address, "--participant-label", "01") == 0
     assert list(whole.glob("sub-01/anat/*_dseg.nii.gz"))
+
+
+def test_the_scans_of_a_worker_that_dies_go_to_another(app: App, workers: distributed.LocalCluster) -> None:
+    with distributed.Client(workers) as client:
+        victim, *_ = client.run(os.getpid).values()
+
+        def kill_in_the_middle() -> None:
+            while not any(client.processing().values()):
+                time.sleep(0.02)
+            time.sleep(0.2)
+            os.kill(victim, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill_in_the_middle)
+        killer.start()
+        assert app("--dask-scheduler", workers.scheduler_address) == 0
+        killer.join()
+        assert victim not in client.run(os.getpid).values()
+    assert set(app.fates.values()) <= {"done", "skipped"}
+    assert len(app.files("sub-*/anat/*_seg-FreeSurfer_*_dseg.json")) == 6

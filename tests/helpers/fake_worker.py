@@ -3,4 +3,6 @@
 import pytest
 from fake_model import use_fakes
 
-use_fakes(pytest.MonkeyPatch())
+patch = pytest.MonkeyPatch()
+use_fakes(patch)
+patch.setattr("bidsseg.execution.cluster.cuda_count", lambda: 0)  # the real one would load torch, for three seconds
