@@ -221,8 +221,9 @@ class App:
 
 
 def make_app(folder: Path, bids: Path, monkeypatch: pytest.MonkeyPatch) -> App:
-    """Return an app whose network is fake until the end of the test."""
+    """Return an app whose network is fake, and whose registrations compare few voxels, until the end of the test."""
     fake = use_fakes(monkeypatch)
+    monkeypatch.setattr("bidsseg.registration.linear.SAMPLES", 3000)
     monkeypatch.setattr(validator, "_run", validate_once)
     list_once(monkeypatch)
     return App(bids, folder / "out", save_card(folder / "model"), fake)

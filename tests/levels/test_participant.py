@@ -60,9 +60,10 @@ def test_the_tree_is_the_committed_one(sessions: App) -> None:
 
 
 @pytest.mark.skipif(not VALIDATOR.is_file(), reason="the BIDS validator is not installed")
-def test_the_tree_passes_the_validator(sessions: App) -> None:
+def test_the_tree_passes_the_validator(sessions: App, tmp_path: Path) -> None:
     assert sessions("--probseg", "--entropy", "--viewer") == 0
-    one = ("--participant-label", "01", "--session-label", "1")
+    (tmp_path / "filter.json").write_text('{"t1w": {"subject": "01", "session": "1", "run": 1}}')
+    one = ("--bids-filter-file", str(tmp_path / "filter.json"))
     assert sessions("--freesurfer", str(sessions.output / "sourcedata" / "freesurfer"), *one) == 0
     assert sessions("--measure", "FLAIR", *one) == 0
     assert sessions("--long", level="group") == 0
