@@ -107,20 +107,20 @@ def test_the_last_layer_of_a_head_is_not_copied_to_regions_in_another_order() ->
 
 @pytest.fixture
 def ask_mine(ask: Ask, dataset: tuple[Path, Path], tmp_path: Path) -> Callable[..., Settings]:
-    """Return a function for settings with labels of one's own: ``ask_mine(name, regions, init=..., resume=...)``."""
+    """Return a function for settings with labels of one's own: ``ask_mine(name, regions, last_layers, init=...)``."""
     for number in range(1, 4):
         name = f"sub-{number:02}"
         tissue = load_nifti(dataset[1] / name / "anat" / f"{name}_seg-FAST_dseg.nii.gz")
         values = np.asarray(tissue.dataobj).astype(np.uint8)
         phantoms.save(tmp_path / "mine" / name / "anat" / f"{name}_seg-Mine_dseg.nii.gz", values, tissue.affine)
 
-    def asked(name: str, regions: str, **more: Any) -> Settings:
+    def asked(name: str, regions: str, last_layers: str = "", **more: Any) -> Settings:
         table = tmp_path / regions / "seg-Mine_dseg.tsv"
         table.parent.mkdir(exist_ok=True)
         rows = [f"{index}\t{region}\n" for index, region in enumerate(regions.split())]
         table.write_text("index\tname\n" + "".join(rows))
         recipe = RECIPE.replace("{ brain = 0.5, FAST = 1.0 }", f'{{ "{table}" = 1.0 }}').replace("tiny", name)
-        return ask(recipe, labels={str(table): [tmp_path / "mine"]}, **more)
+        return ask(recipe + last_layers, labels={str(table): [tmp_path / "mine"]}, **more)
 
     return asked
 
@@ -130,7 +130,7 @@ def test_regions_in_another_order_are_learned_again(ask_mine: Callable[..., Sett
     same = ask_mine("same", "Background Fluid Grey White", init=first)
     train_level(same)
     assert not console(same).warnings
-    other = ask_mine("other", "Background White Grey Fluid", init=first)
+    other = ask_mine("other", "Background White Grey Fluid", "[readout]\nsteps = 20\n", init=first)
     train_level(other)
     assert any(f"--init {first}: it has other regions of Mine" in line for line in console(other).warnings)
 
