@@ -28,7 +28,7 @@ torch.set_num_threads(1)
 network = SubpixelUNet({"brain": 2}, coordinates=0, widths=(32, 32, 32), features=8, last=64).eval()
 image = torch.rand(1, 1, 256, 192, 192)
 wanted = torch.zeros(256, 192, 192, dtype=torch.bool)
-wanted[80:180, 40:150, 40:150] = True
+wanted[100:160, 70:130, 70:130] = True
 features_of(network, image[:, :, :64, :64, :64], None, wanted=None, engine=Engine(), notes=[])
 before, notes = peak_memory_mb(), []
 for _ in range(2):
