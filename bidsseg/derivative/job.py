@@ -25,7 +25,7 @@ from bidsseg.derivative.lesion_tables import (
     update_lesion_tables,
 )
 from bidsseg.derivative.on_request import Earlier, earlier_lesions, earlier_outputs
-from bidsseg.derivative.sidecar_keys import LESIONS, Sidecar, is_fast, lesion_mask
+from bidsseg.derivative.sidecar_keys import LESIONS, Sidecar, drawn_on, is_fast, lesion_mask
 from bidsseg.derivative.sidecar_keys import corrections as corrections_in
 from bidsseg.derivative.volumes import volume_table
 from bidsseg.errors import DataError, UsageError
@@ -165,6 +165,8 @@ class Job:
             return False
         if lesion_mask(found) != self.given.checksum:
             return False
+        if drawn_on(found) not in ("", self._flair_checksum):
+            return False
         return all(found.get(key) == value for key, value in self.provenance.items())
 
     def outdated(self) -> list[Earlier]:
@@ -210,6 +212,7 @@ class Job:
         spaces: Sidecar = {"OutputSpaces": ways} if ways else {}
         details: Sidecar = {
             **self.provenance,
+            **self._drawn_on(images),
             **sidecars.carried_over(self.scan.t1w, self.bids_dir),
             **spaces,
             **sidecars.result_details(images, result),
@@ -262,7 +265,18 @@ class Job:
     def _origin(self, details: Sidecar) -> sidecars.Origin:
         given = self.given.file
         mask = "" if given is None else sidecars.bids_uri(given, self.given.folder, LESIONS)
-        return sidecars.Origin(self.sources, self.bids_dir, details, lesions=mask)
+        flair = [self.scan.flair] if drawn_on(details) and self.scan.flair is not None else []
+        return sidecars.Origin([*self.sources, *flair], self.bids_dir, details, lesions=mask)
+
+    def _drawn_on(self, images: Images) -> Sidecar:
+        """Return the checksum of the FLAIR if a given mask or correction was drawn on it, unless the model reads it."""
+        flair = self.scan.flair
+        needed = flair in images.guides and flair not in self.sources
+        return {"FlairFingerprint": self._flair_checksum} if needed else {}
+
+    @cached_property
+    def _flair_checksum(self) -> str:
+        return fingerprint(self.scan.flair) if self.scan.flair is not None else ""
 
     def _origins(self, origin: sidecars.Origin, result: Segmentation) -> dict[str, sidecars.Origin]:
         """Return the origin of each output: that of the model's, or one that names what was given instead."""

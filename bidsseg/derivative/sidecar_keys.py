@@ -26,7 +26,8 @@ class Sidecar(TypedDict, total=False):
     In a file that was read, any key may be absent, or have another type if a user has edited the file.
 
     Attributes:
-        Sources: BIDS URIs of the images that the model read, the T1w first; then that of the corrected label map.
+        Sources: BIDS URIs of the images that the model read, the T1w first; then those of the FLAIR (see
+            FlairFingerprint), of the given mask and of the corrected label map.
         SpatialReference: image or template with the grid of this image.
         Type: type of a mask.
         LabelMap: abbreviations of the regions along the fourth axis of probabilities.
@@ -34,6 +35,7 @@ class Sidecar(TypedDict, total=False):
         InputFingerprints: checksums of the sources. A sidecar with this key is a record of this program.
         Manual: whether a person drew or corrected the labels.
         LesionMaskFingerprint: checksum of the given mask of lesions, which were filled before the scan was segmented.
+        FlairFingerprint: checksum of the FLAIR that a given mask or correction was drawn on, unless the model reads it.
         LesionsGiven: whether the lesions of this image are those of the given mask.
         FilledVoxels: number of voxels whose brightness was replaced.
         CorrectionFingerprints: checksums of the corrected label maps of the scan, by protocol, ``brain`` or ``lesion``.
@@ -61,6 +63,7 @@ class Sidecar(TypedDict, total=False):
     InputFingerprints: list[str]
     CorrectionFingerprints: dict[str, str]
     LesionMaskFingerprint: str
+    FlairFingerprint: str
     LesionsGiven: bool
     FilledVoxels: int
     Fast: bool
@@ -125,19 +128,24 @@ def lesion_mask(sidecar: Sidecar) -> str:
     return str(sidecar.get("LesionMaskFingerprint", ""))
 
 
+def drawn_on(sidecar: Sidecar) -> str:
+    """Return the checksum of the FLAIR that what was given of the scan was drawn on; empty if no FLAIR was needed."""
+    return str(sidecar.get("FlairFingerprint", ""))
+
+
 def has_given_lesions(sidecar: Sidecar) -> bool:
     """Return whether the lesions of an image or table are given, and not found by the model."""
     return bool(sidecar.get("LesionsGiven"))
 
 
 def sources(sidecar: Sidecar) -> list[str]:
-    """Return the BIDS URIs of the images that the model read, the T1w first."""
+    """Return the BIDS URIs of the images that the model read, the T1w first, and of a FLAIR that was needed beside."""
     uris = [str(uri) for uri in _list(sidecar.get("Sources"))]
     return [uri for uri in uris if not uri.startswith((f"bids:{CORRECTIONS}:", f"bids:{LESIONS}:"))]
 
 
 def fingerprints(sidecar: Sidecar) -> list[str]:
-    """Return the checksums of the sources."""
+    """Return the checksums of the images that the model read, in the order of the sources."""
     return [str(checksum) for checksum in _list(sidecar.get("InputFingerprints"))]
 
 

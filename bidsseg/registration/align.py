@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from nibabel.affines import apply_affine
@@ -56,12 +57,14 @@ class Images:
         findings: findings of the guard.
         notes: messages about the alignment of the images.
         motions: motions of the images that were on another grid, by suffix.
+        guides: files of the images by whose alignment label maps of the scan were moved to this grid.
     """
 
     volumes: dict[str, Volume]
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     motions: dict[str, Motion] = field(default_factory=dict)
+    guides: list[Path] = field(default_factory=list)
 
 
 def about(suffix: str, findings: Iterable[Finding]) -> list[Finding]:

@@ -50,7 +50,8 @@ def read_on_grid(path: Path, images: Images, *, t1w: Path, flair: Path | None, n
 
     Accepted with a note: other storage order of the same grid; an affine that differs by less than a tenth of a voxel;
     the grid of the FLAIR, by the rigid alignment of that image; and, for files of FreeSurfer (``.mgz``), any grid in
-    scanner space. Labels on other grids than that of the T1w are resampled by nearest neighbour.
+    scanner space. Labels on other grids than that of the T1w are resampled by nearest neighbour. A FLAIR that is
+    needed becomes one of the guides of the images.
 
     Args:
         images: images of the scan, on the grid of the T1w.
@@ -66,6 +67,7 @@ def read_on_grid(path: Path, images: Images, *, t1w: Path, flair: Path | None, n
         other, _ = read_image(flair)
         if distance_in_voxels(labels, other) < TOLERANCE:
             note(path, "drawn on the grid of the FLAIR, resampled to that of the T1w")
+            images.guides.append(flair)
             return nearest(labels, grid, motion=_motion(other, images, note=lambda text: note(path, text)))
     if is_mgh(path):
         note(path, "resampled to the grid of the T1w, nearest neighbour")

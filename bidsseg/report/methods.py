@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bidsseg import __version__
-from bidsseg.derivative.sidecar_keys import ModelUsed, Sidecar, lesion_mask, output_spaces, software_version, sources
+from bidsseg.derivative.sidecar_keys import (
+    ModelUsed,
+    Sidecar,
+    drawn_on,
+    lesion_mask,
+    output_spaces,
+    software_version,
+    sources,
+)
 from bidsseg.derivative.sidecar_keys import models as models_of
 from bidsseg.errors import BidssegError
 from bidsseg.models.card import Card, find_card
@@ -51,7 +59,8 @@ def methods(sidecar: Sidecar, protocols: Sequence[str], corrected: Sequence[str]
         return None
     name, *others = (str(model["Name"]) for model in models)
     cards = [card for model in models if (card := _card(model)) is not None]
-    suffixes = [uri.rsplit("_", 1)[-1].split(".")[0] for uri in sources(sidecar)]
+    read_by_model = sources(sidecar)[:-1] if drawn_on(sidecar) else sources(sidecar)
+    suffixes = [uri.rsplit("_", 1)[-1].split(".")[0] for uri in read_by_model]
     suffixes = list(dict.fromkeys(suffixes)) or ["T1w"]
     images, checksum = " and ".join(suffixes), str(models[0].get("SHA256", ""))[:12]
     version = software_version(sidecar, __version__)

@@ -316,6 +316,33 @@ def test_a_mask_on_the_grid_of_the_flair_is_moved_as_the_flair(make: Callable[..
     true = phantoms.head(grid, phantoms.SHAPE, phantoms.LABEL) == 4
     assert (found & true).sum() > 0.5 * true.sum() and found.sum() < 3 * true.sum()
     assert "drawn on the grid of the FLAIR" in " ".join(app.sidecar(MASK)["Notes"])
+    uris = ["bids:raw:sub-01/anat/sub-01_T1w.nii.gz", "bids:raw:sub-01/anat/sub-01_FLAIR.nii.gz"]
+    assert app.sidecar(MASK)["Sources"][:2] == uris
+    page = (app.output / "sub-01.html").read_text()
+    assert "T1w images were segmented" in page and "FLAIR images were segmented" not in page
+
+
+def test_a_scan_is_recomputed_when_the_flair_of_its_mask_changes(make: Callable[..., App]) -> None:
+    app = make(flair=True)
+    path = app.bids / f"{STEM}_FLAIR.nii.gz"
+    flair = load_nifti(path)
+    labels = phantoms.head(flair.affine, flair.shape, phantoms.LABEL)
+    phantoms.save(folder(app) / f"{STEM}_label-lesion_mask.nii.gz", (labels == 4).astype(np.uint8), flair.affine)
+    assert app(*words(app)) == app(*words(app)) == 0 and app.fake.segmented == 1
+    phantoms.save(path, np.asarray(flair.dataobj) + 1, flair.affine)
+    assert app(*words(app)) == 0 and app.fake.segmented == 2
+    path.unlink()
+    assert app(*words(app)) == 65, "the mask is on no known grid now"
+
+
+def test_a_flair_that_a_mask_does_not_need_changes_nothing(make: Callable[..., App]) -> None:
+    app = make(flair=True)
+    grid = load_nifti(app.bids / f"{STEM}_T1w.nii.gz").affine
+    labels = phantoms.head(grid, phantoms.SHAPE, phantoms.LABEL)
+    phantoms.save(folder(app) / f"{STEM}_label-lesion_mask.nii.gz", (labels == 4).astype(np.uint8), grid)
+    assert app(*words(app)) == 0 and len(app.sidecar(MASK)["Sources"]) == 2
+    (app.bids / f"{STEM}_FLAIR.nii.gz").unlink()
+    assert app(*words(app)) == 0 and app.fake.segmented == 1
 
 
 def test_usage_errors(make: Callable[..., App], capsys: pytest.CaptureFixture[str]) -> None:
