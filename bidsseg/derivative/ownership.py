@@ -288,7 +288,11 @@ def _has_results(output_dir: Path) -> bool:
 
 
 def _records(output_dir: Path) -> Iterator[Sidecar]:
-    """Yield the sidecars of the brain masks: every segmented scan has one."""
+    """Yield the sidecar of a brain mask of each segmented image.
+
+    Further masks of the image follow in the order of names: in other spaces, or of lesions for a model ``…brain``.
+    """
+    known: set[str] = set()
     try:
         participants = folders(output_dir, "sub-")
     except InputMissing:
@@ -297,7 +301,9 @@ def _records(output_dir: Path) -> Iterator[Sidecar]:
         for folder in anat_folders(participant):
             for path in sorted(folder.glob("*_desc-*brain_mask.json")):
                 content = read_sidecar(path)
-                if is_record(content):
+                image = next(iter(sources(content)), "")
+                if is_record(content) and image not in known:
+                    known.add(image)
                     yield content
 
 

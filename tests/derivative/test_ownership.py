@@ -274,6 +274,20 @@ def test_one_image_that_was_replaced_is_no_other_dataset(app: App) -> None:
     assert app.fake.segmented == 2
 
 
+def test_further_masks_of_an_image_are_no_further_images(app: App, tmp_path: Path) -> None:
+    grid, drawn = phantoms.grid(), tmp_path / "drawn"
+    mask = (phantoms.head(grid, phantoms.SHAPE, phantoms.LABEL) == 4).astype("uint8")
+    phantoms.save(drawn / "sub-01/anat/sub-01_label-lesion_mask.nii.gz", mask, grid)
+    words = ["--participant-label", "01", "--lesions", str(drawn)]
+    assert run(app, *words) == 0
+    assert (app.output / "sub-01/anat/sub-01_label-lesion_desc-wholebrain_mask.json").is_file()
+    other_dataset(app, app.bids)
+    in_space = app.output / MASK.replace("_desc", "_space-MNI_res-2_desc").replace(".nii.gz", ".json")
+    shutil.copy(app.output / MASK.replace(".nii.gz", ".json"), in_space)
+    assert run(app, *words) == 0
+    assert app.fake.segmented == 2
+
+
 def test_a_doi_identifies_a_dataset_better_than_its_name(app: App, tmp_path: Path) -> None:
     path = app.bids / "dataset_description.json"
     path.write_text('{"Name": "One", "BIDSVersion": "1.10.0", "DatasetDOI": "doi:10.1/2"}')
