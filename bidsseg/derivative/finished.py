@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bidsseg.bids.names import with_extension
 from bidsseg.derivative.job import Job
 from bidsseg.derivative.sidecar_keys import read_sidecar
 
@@ -10,10 +11,10 @@ def is_finished(job: Job) -> bool:
     """Return whether all outputs of a scan are present and were made by this model from these images.
 
     The record of the scan, which is written last, must name the same model, images, corrections, mask of lesions and
-    pass over the mirror image.
+    pass over the mirror image. So must that of a requested T1w with filled lesions, which all models share.
     """
-    found = read_sidecar(job.record)
-    if not found or not job.agrees_with(found):
+    filled = [job.output_dir / with_extension(job.paths.filled, ".json")] if job.paths.filled else []
+    if not all(job.agrees_with(read_sidecar(record)) for record in (job.record, *filled)):
         return False
     try:
         return all((job.output_dir / path).is_file() for path in job.paths.files)

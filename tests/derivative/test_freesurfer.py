@@ -153,6 +153,17 @@ def test_a_finished_scan_is_exported_without_the_network(app: App, tmp_path: Pat
     assert stats.is_file(), "a folder of a killed run is completed"
 
 
+def test_the_label_map_without_a_name_is_that_of_the_model_that_exports(app: App, tmp_path: Path) -> None:
+    two = save_card(tmp_path / "two", name="two", heads=("brain", "FreeSurfer"))
+    folders = [str(tmp_path / name) for name in ("first", "second")]
+    sidecar = app.output / "sub-01/anat/sub-01_desc-aseg_dseg.json"
+    found = []
+    for model, folder in ((app.card, folders[0]), (two, folders[1]), (app.card, folders[0])):
+        assert app("--skip-bids-validation", "--freesurfer", folder, model=model) == 0
+        found.append(json.loads(sidecar.read_text())["Models"][0]["Name"])
+    assert found == ["wholebrain", "two", "wholebrain"] and app.fake.segmented == 2
+
+
 def test_the_mask_is_that_of_the_model(app: App, tmp_path: Path) -> None:
     assert app("--skip-bids-validation") == 0
     mask = app.output / "sub-01/anat/sub-01_desc-brain_mask.nii.gz"

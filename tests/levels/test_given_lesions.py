@@ -147,6 +147,17 @@ def test_a_filled_t1w_that_is_not_written_again_is_removed_and_named(
     assert not app.files(f"{STEM}_desc-filled_*")
 
 
+def test_a_t1w_that_another_model_has_filled_is_filled_again(make: Callable[..., App]) -> None:
+    app = make(heads=("FreeSurfer",))
+    draw(app)
+    two = save_card(app.output.parent / "two", name="two", heads=("brain", "FreeSurfer"))
+    assert app(*words(app, "--filled")) == app(*words(app, "--filled"), model=two) == 0
+    assert app(*words(app)) == 0 and app.fake.segmented == 2
+    assert app.sidecar(FILLED)["Models"][0]["Name"] == "two"
+    assert app(*words(app, "--filled")) == app(*words(app, "--filled")) == 0 and app.fake.segmented == 3
+    assert app.sidecar(FILLED)["Models"][0]["Name"] == "wholebrain"
+
+
 def test_filled_is_explained_for_one_file(make: Callable[..., App], capsys: pytest.CaptureFixture[str]) -> None:
     app = make(heads=("FreeSurfer",))
     t1w, model = app.bids / f"{STEM}_T1w.nii.gz", app.card
