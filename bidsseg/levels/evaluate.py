@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,14 +13,14 @@ from bidsseg.bids.outputs import AgreementPaths, agreement_paths, root_path
 from bidsseg.bids.recons import Recons
 from bidsseg.bids.scan import LabelMap, without_added
 from bidsseg.derivative.ownership import check_agreement_files, check_folder, check_source
-from bidsseg.derivative.results import find_native_maps, mixed_weights
+from bidsseg.derivative.results import NativeMap, find_native_maps, mixed_weights
 from bidsseg.derivative.sidecars import write_root_files
 from bidsseg.errors import BidssegError, InputMissing, NothingSelected, UsageError, listed
 from bidsseg.evaluation.conversion import Conversion, conversion
 from bidsseg.evaluation.pairs import About, Left, Pairing, check_holds, one_of_each_scan, pair_up
 from bidsseg.execution.machine import choose_processes
 from bidsseg.learning.label_sources import LabelSource, label_sources
-from bidsseg.models.card import find_card, name_of, protocol_with_lesions
+from bidsseg.models.card import BRAIN, find_card, name_of, protocol_with_lesions
 from bidsseg.models.participants import participants
 from bidsseg.settings import Settings
 
@@ -147,7 +147,8 @@ def _pairing(settings: Settings, sources: Sequence[LabelSource], compared: Judge
     """Return the pairs of label maps to compare in a protocol."""
     protocol, model, options = sources[0].protocol, name_of(settings.model), settings.evaluation
     wanted = {source.folder: source.wanted for source in sources if not isinstance(source.wanted, Recons)}
-    folders, failed, manual = list(wanted), list[Left](), list[Left]()
+    references = _selected(settings, wanted)
+    folders, failed, alone = list(wanted), list[Left](), list[Left]()
     for note in dict.fromkeys(note for source in sources for note in source.notes):
         settings.report.say(note)
     converted = compared.protocol if compared.protocol != protocol.name else ""
@@ -160,7 +161,9 @@ def _pairing(settings: Settings, sources: Sequence[LabelSource], compared: Judge
         judged = [each.scan for each in ours if not each.manual]
         if mixed := mixed_weights({each.scan.key: each.weights for each in ours if not each.manual}):
             settings.report.warn(f"{model}, {compared.protocol}: {mixed}")
-        manual = [Left(build_name(without_added(each.scan.entities)), CORRECTED) for each in ours if each.manual]
+        alone = [Left(build_name(without_added(each.scan.entities)), CORRECTED) for each in ours if each.manual]
+        if compared.protocol == BRAIN:
+            alone += _masks_of_others(maps, model, references)
         lacking = f"not segmented by the model {model}: run the level participant first"
         if others := ", ".join(sorted({each.model for each in maps} - {model})):
             lacking += f", or select one of these models with --model: {others}"
@@ -170,9 +173,17 @@ def _pairing(settings: Settings, sources: Sequence[LabelSource], compared: Judge
         lacking = f"no label map in {options.against}"
     reference = "+".join(folder.resolve().name for folder in folders)
     about = About(found, reference, folders, options.against, options.mask, converted)
-    pairing = Pairing(protocol, about, wanted, compared.values, failed=failed, alone=manual)
-    pair_up(judged, _selected(settings, wanted), pairing, lacking=lacking)
+    pairing = Pairing(protocol, about, wanted, compared.values, failed=failed, alone=alone)
+    pair_up(judged, references, pairing, lacking=lacking)
     return pairing
+
+
+def _masks_of_others(maps: Iterable[NativeMap], model: str, references: Iterable[LabelMap]) -> list[Left]:
+    """Return the scans with a reference whose brain mask, a file that all models share, is from another model."""
+    keys = {label_map.key for label_map in references}
+    others = {build_name(without_added(each.scan.entities)): each.model for each in maps if each.model != model}
+    reason = "its brain mask is that of the model {0}: run the level participant with --overwrite, or give --model {0}"
+    return [Left(key, reason.format(other)) for key, other in others.items() if key in keys]
 
 
 def _leakage(settings: Settings, pairing: Pairing) -> list[str]:

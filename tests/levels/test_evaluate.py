@@ -283,6 +283,21 @@ def test_scans_that_the_model_has_not_segmented(folders: tuple[Path, Path]) -> N
     assert not list(out.glob("group_*"))
 
 
+def test_a_brain_mask_that_another_model_wrote_is_named(tmp_path: Path) -> None:
+    out, manual = tmp_path / "out", tmp_path / "manual"
+    for entities, key, model in zip(TWO, KEYS, ("good", "poor"), strict=True):
+        add_map(out, entities, blobs(1, regions=1), model=model, kind="brain")
+        save(manual_path(manual, key, "desc-brain_mask"), blobs(2, regions=1))
+    add_map(out, {"subject": "03"}, blobs(1, regions=1), model="poor", kind="brain")
+    console = RecordingConsole()
+    with pytest.raises(NothingSelected):
+        evaluate_level(Settings(manual, out, model="other", report=console, labels={"brain": [manual]}))
+    assert [text.partition(": run the level participant with --overwrite")[0] for text in console.warnings] == [
+        f"brain: {KEYS[0]} not compared: its brain mask is that of the model good",
+        f"brain: {KEYS[1]} not compared: its brain mask is that of the model poor",
+    ]
+
+
 def test_scans_of_another_model_of_the_same_name_are_named(folders: tuple[Path, Path]) -> None:
     out, manual = folders
     for path in out.glob("sub-*/**/anat/*_seg-FAST_desc-good_dseg.json"):
