@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,6 +28,9 @@ NOT_WRITABLE = NOT_ALLOWED | {errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EI
 
 UNLOCKED_S = 3600.0
 """Age from which a temporary file counts as abandoned if the file system cannot report whether it is in use."""
+
+PART = re.compile(r"\..+\.[0-9a-f]{8}\.part")
+"""Name of a temporary file of :func:`replacing`."""
 
 ENDS = 1 << 16
 """Bytes read at both ends of a compressed file in place of the whole: the last eight contain a checksum."""
@@ -118,6 +122,11 @@ def remove(files: Iterable[Path]) -> None:
             file.unlink(missing_ok=True)
     except OSError as error:
         raise OutputNotWritable(f"{error.filename}: cannot be replaced: {error.strerror}; check its owner") from error
+
+
+def remove_halves(parts: Iterable[Path]) -> None:
+    """Remove temporary files of killed runs, except those that a process is writing, or may be."""
+    remove(part for part in parts if PART.fullmatch(part.name) and not is_being_written(part))
 
 
 def is_being_written(part: Path) -> bool:

@@ -20,7 +20,7 @@ from bidsseg.derivative.sidecar_keys import is_record, read_sidecar
 from bidsseg.derivative.sidecars import TOOL
 from bidsseg.derivative.volumes import volumes_mm3
 from bidsseg.errors import DataError, OutputNotWritable, UsageError
-from bidsseg.files import fingerprint, remove, write_json_atomic, write_text_atomic
+from bidsseg.files import fingerprint, remove, remove_halves, write_json_atomic, write_text_atomic
 from bidsseg.image.conformed import ConformedGrid, write_mgh
 from bidsseg.image.nifti import read_image, read_labels, write_labels
 from bidsseg.image.volume import Volume
@@ -87,6 +87,7 @@ def export(job: Job, subjects_dir: Path) -> None:
     own = values_of(job.card)
     folder, source = subjects_dir / job.scan.key, job.output_dir / job.paths.dseg[own]
     remove([folder / STATS])  # written last: an export without it is repeated
+    remove_halves(folder.rglob(".*.part"))
     labels = read_labels(source)
     protocol = _named(job.protocols[own])
     _write_aseg(job, labels, protocol, record=with_extension(source, ".json"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +29,7 @@ from bidsseg.derivative.sidecar_keys import LESIONS, Sidecar, drawn_on, is_fast,
 from bidsseg.derivative.sidecar_keys import corrections as corrections_in
 from bidsseg.derivative.volumes import volume_table
 from bidsseg.errors import DataError, UsageError
-from bidsseg.files import fingerprint, is_being_written, remove, write_json_atomic, write_table, write_text_atomic
+from bidsseg.files import fingerprint, remove, remove_halves, write_json_atomic, write_table, write_text_atomic
 from bidsseg.image.nifti import write_changed, write_field, write_labels, write_map, write_maps
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol
@@ -188,7 +188,6 @@ class Job:
 
         What an earlier run has made on request and this run would contradict is removed, too, see `outdated`.
         """
-        subject = self.output_dir / f"sub-{self.scan.entities['subject']}"
         outdated = self.outdated()
         remove([self.record])
         remove(file for each in outdated for file in each.files)
@@ -197,9 +196,11 @@ class Job:
                 self.output_dir, self.scan, self.card.name, kept=self.paths.files, keep_tables=self.has_lesions
             )
         )
-        remove_halves(
-            subject.rglob(".*.part"), {path.name for path in (*self.paths.files, *self.paths.figures.values())}
-        )
+        self.remove_halves()
+
+    def remove_halves(self) -> None:
+        """Remove temporary files that killed runs have left in the folder of the participant."""
+        remove_halves((self.output_dir / f"sub-{self.scan.entities['subject']}").rglob(".*.part"))
 
     def write(self, images: Images, result: Segmentation, filled: Volume | None = None) -> None:
         """Write images, tables and sidecars; the record comes last.
@@ -373,8 +374,3 @@ def check_apart(jobs: Iterable[Job]) -> None:
                     'standard space already, by --bids-filter-file with {"t1w": {"space": null}}'
                 )
             owners[path] = job.scan.key
-
-
-def remove_halves(parts: Iterable[Path], names: Container[str]) -> None:
-    """Remove temporary files of killed runs with these names, except files that another process is writing."""
-    remove(part for part in parts if part.name[1:].rsplit(".", 2)[0] in names and not is_being_written(part))

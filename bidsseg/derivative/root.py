@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bidsseg.bids.outputs import viewer_table
+from bidsseg.bids.outputs import root_path, viewer_table
 from bidsseg.derivative import sidecars
 from bidsseg.derivative.sidecar_keys import CORRECTIONS, LESIONS
-from bidsseg.files import write_text_atomic
+from bidsseg.files import remove_halves, write_text_atomic
 from bidsseg.labels.viewer_tables import MARK, itksnap_labels, slicer_colors
 from bidsseg.models.card import Card, protocol_with_lesions
 from bidsseg.settings import Settings
@@ -15,6 +15,7 @@ from bidsseg.settings import Settings
 
 def write_root(settings: Settings, card: Card) -> None:
     """Write the files at the top of the output, keeping the entries of other models, and the tables for viewers."""
+    remove_root_halves(settings.output_dir)
     has_lesions = card.lesion is not None or settings.lesions is not None
     descriptions, lesions = {card.name: card.description or card.title}, [card.name] if has_lesions else []
     others = {CORRECTIONS: settings.corrections, LESIONS: settings.lesions}
@@ -26,6 +27,12 @@ def write_root(settings: Settings, card: Card) -> None:
             path = settings.output_dir / viewer_table(kind, card.name, name)
             if _is_due(path, text):
                 write_text_atomic(path, text)
+
+
+def remove_root_halves(output_dir: Path) -> None:
+    """Remove temporary files that killed runs have left at the top of the output, among logs and tables for viewers."""
+    folders = [output_dir, output_dir / root_path("logs"), (output_dir / viewer_table("itksnap", "M", "P")).parent]
+    remove_halves(part for folder in folders for part in folder.glob(".*.part"))
 
 
 def _is_due(path: Path, text: str) -> bool:

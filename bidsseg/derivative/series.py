@@ -17,12 +17,11 @@ from bidsseg.bids.scan import Scan
 from bidsseg.bids.series import ORIGINAL, SPACE, Series, SeriesPaths, SessionPaths, series_paths
 from bidsseg.derivative import sidecars
 from bidsseg.derivative.changes import CHANGES, LESION_CHANGES, Visits, change_table, lesion_table
-from bidsseg.derivative.job import remove_halves
 from bidsseg.derivative.ownership import ELSEWHERE
 from bidsseg.derivative.results import is_own_page
 from bidsseg.derivative.sidecar_keys import Sidecar, is_fast, is_of_model, is_record, read_sidecar
 from bidsseg.errors import OutputNotWritable
-from bidsseg.files import fingerprint, remove, write_json_atomic, write_table, write_text_atomic
+from bidsseg.files import fingerprint, remove, remove_halves, write_json_atomic, write_table, write_text_atomic
 from bidsseg.image.nifti import write_labels, write_map
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol
@@ -149,8 +148,7 @@ class SeriesJob:
     def clear(self) -> None:
         """Remove the record of an earlier run, its files that would contradict this one, and files of killed runs."""
         remove([self.record, *self.outdated()])
-        names = {path.name for path in (*self.paths.files, self.paths.figure)}
-        remove_halves((self.output_dir / self.series.key).rglob(".*.part"), names)
+        remove_halves((self.output_dir / self.series.key).rglob(".*.part"))
 
     def write(self, visits: Sequence[Visit], mean: Volume, protocols: Mapping[str, Protocol]) -> None:
         """Write images, tables and sidecars; the record comes last.

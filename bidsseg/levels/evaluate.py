@@ -14,6 +14,7 @@ from bidsseg.bids.recons import Recons
 from bidsseg.bids.scan import LabelMap, without_added
 from bidsseg.derivative.ownership import check_agreement_files, check_folder, check_source
 from bidsseg.derivative.results import NativeMap, find_native_maps, mixed_weights
+from bidsseg.derivative.root import remove_root_halves
 from bidsseg.derivative.sidecars import write_root_files
 from bidsseg.errors import BidssegError, InputMissing, NothingSelected, UsageError, listed
 from bidsseg.evaluation.conversion import Conversion, conversion
@@ -127,6 +128,7 @@ def evaluate_level(settings: Settings) -> None:
             report.say(f"{output_dir / _paths(pairing).table}: {len(pairing.pairs)} scans")
     if settings.dry_run:
         return
+    remove_root_halves(output_dir)
     report.start(sum(len(pairing.pairs) for pairing in pairings))
     compared = [_evaluate(settings, pairing) for pairing in pairings]
     report.stop()

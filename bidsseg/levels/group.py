@@ -36,6 +36,7 @@ from bidsseg.derivative.ownership import (
     is_lesion_table,
 )
 from bidsseg.derivative.results import Result, find_fates, find_results, is_own_page
+from bidsseg.derivative.root import remove_root_halves
 from bidsseg.derivative.sidecar_keys import corrections
 from bidsseg.errors import BidssegError, InputMissing, NothingSelected, listed
 from bidsseg.files import fingerprint, remove, write_json_atomic
@@ -69,6 +70,7 @@ def group_level(settings: Settings) -> None:
     if settings.corrections is not None and not settings.dry_run:  # in a dry run, participant has not used them yet
         _warn(settings, list(_without_correction(settings.corrections, list(_results(settings)))))
     if not settings.dry_run:
+        remove_root_halves(output_dir)
         report.start(len(cohorts) + 2, "step")
         particulars = _particulars(settings, cohorts)
     problems: dict[str, None] = {}  # of a model, once for all of its protocols

@@ -8,7 +8,7 @@ from functools import partial
 from bidsseg.bids import outputs
 from bidsseg.bids.names import with_extension
 from bidsseg.derivative.finished import has_page
-from bidsseg.derivative.job import Job, remove_halves
+from bidsseg.derivative.job import Job
 from bidsseg.derivative.root import write_root
 from bidsseg.derivative.run_log import Entry, RunLog, stamp, stopped
 from bidsseg.derivative.sidecars import lists_model
@@ -42,11 +42,11 @@ def _process(settings: Settings, card: Card, agenda: Agenda) -> None:
         _list(settings, card, agenda)
         return
     write_root(settings, card)
-    remove_halves(settings.output_dir.glob(".*.part"), {job.paths.report.name for job in agenda.jobs})
     for job in agenda.jobs:
-        if job in agenda.done and not has_page(job):
-            write_page(job)
         if job in agenda.done:
+            job.remove_halves()
+            if not has_page(job):
+                write_page(job)
             export(job, settings)
     log = _manifest(settings, card, agenda)
     log.save()

@@ -128,6 +128,19 @@ def test_a_page_that_a_killed_run_left_out_is_made(app: App) -> None:
     assert not list(app.output.rglob("*.part"))
 
 
+def test_half_files_of_killed_runs_are_removed_everywhere(app: App) -> None:
+    assert app() == 0
+    names = ("README.md", "descriptions.tsv", "labels/a.label", "logs/run-1.json", "group.html", "sub-01/figures/a.png")
+    parts = [app.output / name for name in names]
+    parts = [path.with_name(f".{path.name}.0123abcd.part") for path in parts]
+    theirs = [app.output / "sub-01/.a.part", app.output / ".note.part"]
+    for level, removed in (("participant", parts), ("group", parts[:-1])):
+        for path in (*parts, *theirs):
+            path.write_bytes(b"half a file")
+        assert app(level=level) == 0
+        assert not [path for path in removed if path.exists()] and all(path.exists() for path in theirs)
+
+
 def test_partly_written_scans_never_count_as_finished(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     assert app() == 0
     save_card(app.card, sha256="1" * 64)
