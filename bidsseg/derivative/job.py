@@ -173,14 +173,15 @@ class Job:
         """Return the outputs on request of an earlier run that the label maps of this job will contradict.
 
         These are all exports (``--measure``, ``--freesurfer``), and images that this job does not write and that were
-        made of other images, by another model or with other corrections.
+        made of other images, by another model or with other corrections, or that a killed run has not completed.
         """
         own = {self.output_dir / path for path in self.paths.files}
         found = earlier_outputs(self.output_dir, self.scan, self.card.name, record=self.record)
         return [
             each
             for each in found
-            if each.is_export or (own.isdisjoint(each.files) and not self.agrees_with(each.record))
+            if each.is_export
+            or (own.isdisjoint(each.files) and not (each.files[0].is_file() and self.agrees_with(each.record)))
         ]
 
     def clear(self) -> None:
@@ -230,11 +231,11 @@ class Job:
                 self._write_filled(places.filled, filled, t1w, result=result, origin=origins[LESION])
         for name, place in places.probseg.items():
             regions = [region.abbreviation for region in protocols[name].scored().regions]
+            self._claim(place, sidecars.probseg_sidecar(name, regions, origin))
             write_maps(self._place(place), result.probabilities[name].maps(), len(regions), like=t1w)
-            self._sidecar(place, sidecars.probseg_sidecar(name, regions, origin))
         for name, place in places.entropy.items():
+            self._claim(place, sidecars.entropy_sidecar(name, origin))
             write_map(self._place(place), result.entropy[name], t1w)
-            self._sidecar(place, sidecars.entropy_sidecar(name, origin))
         for name, place in places.dseg.items():
             protocol = protocols[name]
             write_labels(self._place(place), result.labels[name], t1w)
@@ -313,9 +314,9 @@ class Job:
         from bidsseg.image.brightness import shows_brain_alone
 
         assert result.lesion is not None
-        write_changed(self._place(place), self.scan.t1w, filled, changed=result.lesion)
         stripped, voxels = shows_brain_alone(t1w.data, result.brain), int(np.count_nonzero(result.lesion))
-        self._sidecar(place, sidecars.filled_sidecar(origin, voxels=voxels, skull_stripped=stripped))
+        self._claim(place, sidecars.filled_sidecar(origin, voxels=voxels, skull_stripped=stripped))
+        write_changed(self._place(place), self.scan.t1w, filled, changed=result.lesion)
 
     def _write_in(
         self,
@@ -336,11 +337,11 @@ class Job:
             images.append((places.lesion, result.lesion, sidecars.mask_sidecar("Lesion", origins[LESION])))
         for name, place in places.dseg.items():
             images.append((place, result.labels[name], sidecars.dseg_sidecar(name, origins[name])))
-            write_text_atomic(self._place(with_extension(place, ".tsv")), self.protocols[name].to_tsv())
         for place, labels, sidecar in images:
-            in_space = labels_at(labels, t1w.affine, fit.points)
-            write_labels(self._place(place), in_space, fit.grid)
-            self._sidecar(place, sidecar)
+            self._claim(place, sidecar)
+            write_labels(self._place(place), labels_at(labels, t1w.affine, fit.points), fit.grid)
+        for name, place in places.dseg.items():
+            write_text_atomic(self._place(with_extension(place, ".tsv")), self.protocols[name].to_tsv())
 
     def _write_transform(self, path: Path, fit: Fit) -> None:
         """Write the transform to a space, replacing one of another kind."""
@@ -355,6 +356,14 @@ class Job:
 
     def _place(self, path: Path) -> Path:
         return self.output_dir / path
+
+    def _claim(self, path: Path, content: Mapping[str, Any]) -> None:
+        """Write the sidecar of an output on request before its image.
+
+        A later run removes outputs on request by their sidecars, also if this run is killed before the image.
+        """
+        remove([self._place(path)])
+        self._sidecar(path, content)
 
     def _sidecar(self, path: Path, content: Mapping[str, Any]) -> None:
         write_json_atomic(self._place(with_extension(path, ".json")), content)

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -14,6 +15,8 @@ import phantoms
 import pytest
 from fake_model import App, make_app, save_card
 from nifti import load_nifti
+
+from bidsseg.image.nifti import write_maps
 
 ROOT = Path(__file__).parents[2]
 
@@ -154,6 +157,24 @@ def test_partly_written_scans_never_count_as_finished(app: App, monkeypatch: pyt
     save_card(app.card)
     assert app() == 0
     assert app.fake.segmented == 6
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_an_output_on_request_of_a_killed_run_does_not_outlive_its_image(
+    whole: bool, app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*given: Any, **named: Any) -> None:
+        if whole:
+            write_maps(*given, **named)
+        raise RuntimeError("killed here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bidsseg.derivative.job.write_maps", killed)
+        assert app("--probseg") == 1
+    phantoms.save(scan(app), phantoms.noisy_head(phantoms.grid(), seed=9), phantoms.grid())
+    assert len(app.files("sub-01/anat/*_probseg.*")) == 1 + whole
+    assert app() == 0
+    assert not app.files("sub-01/anat/*_probseg.*")
 
 
 def test_a_dry_run_lists_and_writes_nothing(app: App, capsys: pytest.CaptureFixture[str]) -> None:
