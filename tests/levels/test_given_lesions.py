@@ -337,7 +337,7 @@ def test_a_scan_is_recomputed_when_the_flair_of_its_mask_changes(make: Callable[
     app = make(flair=True)
     path = app.bids / f"{STEM}_FLAIR.nii.gz"
     flair = load_nifti(path)
-    labels = phantoms.head(flair.affine, flair.shape, phantoms.LABEL)
+    labels = phantoms.head(flair.affine, (48, 56, 24), phantoms.LABEL)
     phantoms.save(folder(app) / f"{STEM}_label-lesion_mask.nii.gz", (labels == 4).astype(np.uint8), flair.affine)
     assert app(*words(app)) == app(*words(app)) == 0 and app.fake.segmented == 1
     phantoms.save(path, np.asarray(flair.dataobj) + 1, flair.affine)
