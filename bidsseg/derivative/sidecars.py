@@ -400,6 +400,7 @@ def _desc_labels(models: Mapping[str, str]) -> dict[str, str]:
     for name, text in models.items():
         labels[name] = text
         labels[f"{name}longitudinal"] = f"Label map of {name} from all sessions of a participant (longitudinal)"
+        labels[f"{name}brain"] = f"Brain mask of {name} in the space halfway between sessions (longitudinal)"
         labels[f"{name}entropy"] = f"Uncertainty of {name}: entropy of its probabilities, 0 to 1"
     return labels
 

@@ -92,9 +92,11 @@ def test_descriptions_of_several_models_gather(tmp_path: Path) -> None:
         "desc-aseg": "Label map with the values and names of FreeSurfer's aseg (--freesurfer)",
         "desc-brain": "Brain mask",
         "desc-one": 'The first, with "quotes"',
+        "desc-onebrain": "Brain mask of one in the space halfway between sessions (longitudinal)",
         "desc-oneentropy": "Uncertainty of one: entropy of its probabilities, 0 to 1",
         "desc-onelongitudinal": "Label map of one from all sessions of a participant (longitudinal)",
         "desc-two": "The second, better",
+        "desc-twobrain": "Brain mask of two in the space halfway between sessions (longitudinal)",
         "desc-twoentropy": "Uncertainty of two: entropy of its probabilities, 0 to 1",
         "desc-twolongitudinal": "Label map of two from all sessions of a participant (longitudinal)",
     }
