@@ -363,10 +363,11 @@ def test_outputs_on_request_of_the_earlier_result_are_removed_and_named(
     assert app("--skip-bids-validation", "--participant-label", "01", *given, *more) == 0
     of_space = app.output / f"{STEM}_space-MNI152NLin6Asym_seg-FAST_res-2_desc-wholebrain_dseg.json"
     of_space.write_text((app.output / FAST.replace(".nii.gz", ".json")).read_text())
-    of_space.with_suffix(".tsv").write_text("")
+    for extension in (".tsv", ".nii.gz"):
+        of_space.with_suffix(extension).write_text("")
     on_request = ("_meas-", "desc-aseg", "_probseg.", "_viewer.html", "_space-")
     before = {name for name in app.files() if any(part in name for part in on_request)}
-    assert len(before) == 4 + 3 + 8 + 1 + 2
+    assert len(before) == 4 + 3 + 8 + 1 + 3
     assert app("--skip-bids-validation", "--participant-label", "01", "--overwrite", *given) == 0
     assert "recomputed without" not in capsys.readouterr().err
     assert before <= set(app.files()), "the label maps are the same"
