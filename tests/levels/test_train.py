@@ -1,10 +1,10 @@
 """The level train: from a labelled dataset to a usable model."""
 
-import json
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -378,37 +378,22 @@ def by_torchrun(*words: str | Path, folder: Path) -> str:
     return done.stdout + done.stderr
 
 
-SEVERAL_RUNS = """
-import json, runpy, sys
-
-run, *commands = map(json.loads, sys.argv[1:])
-for words in commands:
-    sys.argv = [run, *words]
-    try:
-        runpy.run_path(run, run_name="__main__")
-    except SystemExit as end:
-        assert not end.code
-"""
-
-
-def test_two_processes_train_the_same_models_as_one(ask: Ask, dataset: tuple[Path, Path], tmp_path: Path) -> None:
-    """Both models are trained in one start of the processes, which takes longer than the training."""
-    alone, commands = {}, []
-    for name, content in (("steps", RECIPE.replace("steps = 3", "steps = 3\nbatch = 4")), ("voxels", VOXEL_WISE)):
-        given = ask(content, output=f"{name}-alone")
-        alone[name] = weights(train_level(given))
-        recipe = Path(given.training.recipe).rename(tmp_path / f"{name}.toml")
-        what = ["--recipe", recipe, "--labels", f"FAST={dataset[1]}", "--folds", "1"]
-        how = ["--precision", "fp32", "--device", "cpu", "--n-cpus", "1"]
-        commands.append([str(word) for word in (dataset[0], tmp_path / name, "train", *what, *how)])
-    (tmp_path / "several_runs.py").write_text(SEVERAL_RUNS)
-    given_words = [json.dumps(value) for value in (str(RUN), *commands)]
-    printed = by_torchrun(tmp_path / "several_runs.py", *given_words, folder=tmp_path)
-    assert printed.count("training scans") == 2
-    for name, one in alone.items():
-        two = weights(tmp_path / name / "models" / "tiny")
-        assert all(torch.allclose(one[key], two[key], atol=2e-3) for key in one)
-        assert any(value.abs().max() > 0.1 for value in one.values())
+@pytest.mark.parametrize(
+    ("content", "start"),
+    [(RECIPE.replace("steps = 3", "steps = 3\nbatch = 4"), by_torchrun), (VOXEL_WISE, in_two_processes)],
+)
+def test_two_processes_train_the_same_model_as_one(
+    content: str, start: Callable[..., str], ask: Ask, dataset: tuple[Path, Path], tmp_path: Path
+) -> None:
+    given = ask(content)
+    one = weights(train_level(given))
+    what = ["--recipe", str(given.training.recipe), "--labels", f"FAST={dataset[1]}", "--folds", "1"]
+    how = ["--precision", "fp32", "--device", "cpu", "--n-cpus", "1"]
+    printed = start(RUN, dataset[0], tmp_path / "two", "train", *what, *how, folder=tmp_path)
+    assert printed.count("training scans") == 1
+    two = weights(tmp_path / "two" / "models" / "tiny")
+    assert all(torch.allclose(one[name], two[name], atol=2e-3) for name in one)
+    assert any(value.abs().max() > 0.1 for value in one.values())
 
 
 @pytest.mark.parametrize(("rank", "said"), [(0, 1), (1, 0)])
