@@ -19,7 +19,7 @@ from PIL import Image
 DOCS = Path(__file__).parent
 PICTURES = {
     "scan": ("sub-template.html", (1300, 1000)),
-    "cohort": ("group.html", (1300, 880)),
+    "cohort": ("group.html", (1300, 980)),
     "viewer": ("sub-template/figures/sub-template_desc-wholebrain_viewer.html", (1300, 760)),
 }
 """Page of each picture and size of the browser window (pixels)."""
