@@ -35,15 +35,6 @@ def entity_names() -> list[str]:
     return list(_order())
 
 
-def suffix_of(path: Path) -> str:
-    """Return the suffix at the end of a file name, also of one that is no BIDS name.
-
-    >>> suffix_of(Path("sub-01_T1w.nii.gz"))
-    'T1w'
-    """
-    return path.name.partition(".")[0].rpartition("_")[2]
-
-
 def parse_name(name: str) -> tuple[dict[str, str], str, str] | None:
     """Return entities (pybids names), suffix and extension of a file name; None if it is not a BIDS name.
 
@@ -124,3 +115,23 @@ def with_extension(path: Path, extension: str) -> Path:
 def as_label(text: str) -> str:
     """Return the letters and digits of a text, for use as a label in a file name."""
     return re.sub("[^0-9a-zA-Z]", "", text)
+
+
+def suffix_of(image: Path) -> str:
+    """Return the suffix of an image of a participant; empty for a name that is no BIDS name.
+
+    >>> suffix_of(Path("sub-01_T1w.nii.gz")), suffix_of(Path("scan.nii.gz"))
+    ('T1w', '')
+    """
+    parsed = parse_name(image.name)
+    return parsed[1] if parsed is not None and "subject" in parsed[0] else ""
+
+
+def modality_of(image: Path) -> str:
+    """Return the suffix of an image; T1w for a UNIT1 and for a name that is no BIDS name.
+
+    >>> [modality_of(Path(name)) for name in ("sub-01_T2w.nii.gz", "sub-01_UNIT1.nii", "my_T2w_scan.nii")]
+    ['T2w', 'T1w', 'T1w']
+    """
+    suffix = suffix_of(image)
+    return "T1w" if suffix in ("", *T1W_LIKE) else suffix

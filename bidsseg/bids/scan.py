@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bidsseg.bids.names import CONTRASTS, T1W_LIKE, as_label, build_name, parse_name, sort_entities, suffix_of
+from bidsseg.bids.names import as_label, build_name, modality_of, parse_name, sort_entities
 
 ADDED = ("meas", "space", "atlas", "segmentation", "scale", "res", "den", "label", "desc")
 """Entities that a derivative adds to those of its source."""
@@ -77,9 +77,8 @@ class Scan:
 
     @property
     def modality(self) -> str:
-        """Suffix of the contrast of the T1w, or of the image in its place; T1w for a name without a known one."""
-        suffix = suffix_of(self.t1w)
-        return suffix if suffix in CONTRASTS and suffix not in T1W_LIKE else "T1w"
+        """Suffix of the image in the place of the T1w; T1w for a UNIT1 and for a name that is no BIDS name."""
+        return modality_of(self.t1w)
 
     def images(self, suffixes: Iterable[str]) -> dict[str, Path]:
         """Return the paths of the requested suffixes ``T1w`` and ``FLAIR``, in that order, without missing images."""

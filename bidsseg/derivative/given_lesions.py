@@ -69,7 +69,7 @@ def read_given_lesions(given: GivenLesions, images: Images, *, scan: Scan) -> np
     def note(path: Path, text: str) -> None:
         images.notes.append(f"{path.name}: {text}")
 
-    if parsed and parsed[0].get("space") == "T1w":
+    if parsed and parsed[0].get("space") == scan.modality:
         mask, t1w = read_values(path, note=note), images.volumes["T1w"]
         if not mask.on_grid_of(t1w):
             note(path, "resampled to the grid of the T1w, nearest neighbour")

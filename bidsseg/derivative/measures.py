@@ -10,7 +10,7 @@ import numpy as np
 from nibabel.affines import apply_affine
 
 from bidsseg.bids.measured import find_measured
-from bidsseg.bids.names import parse_name, with_extension
+from bidsseg.bids.names import modality_of, parse_name, with_extension
 from bidsseg.bids.outputs import measure_path
 from bidsseg.bids.scan import Image
 from bidsseg.derivative.job import Job
@@ -35,8 +35,6 @@ STATISTICS: dict[str, str] = {
 """Columns of values, with their descriptions."""
 INVALID = {"NAN_VALUES", "HUGE_VALUES"}
 """Findings of images with voxels whose values were replaced."""
-T1W_SPACE = "T1w"
-"""Label of ``space-`` of an image that was already moved to the T1w."""
 
 
 def measure(job: Job, name: str, where: str | Path) -> None:
@@ -99,7 +97,7 @@ def sampled(image: Image, t1w: Path, inside: np.ndarray) -> tuple[np.ndarray, st
     moving, findings = read_image(image.path)
     motion, note = np.eye(4), "on the grid of the T1w"
     same = moving.on_grid_of(fixed)
-    if not same and image.entities.get("space") == T1W_SPACE:
+    if not same and image.entities.get("space") == modality_of(t1w):
         note = "on another grid in the space of the T1w; linearly interpolated"
     elif not same:
         _, moved = align(moving, fixed)

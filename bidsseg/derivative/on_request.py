@@ -51,12 +51,13 @@ def earlier_outputs(output_dir: Path, scan: Scan, model: str, *, record: Path) -
     found = read_sidecar(with_extension(aseg, ".json"))
     if is_of_model(found, model):
         yield Earlier("--freesurfer", _with_sidecar(aseg), found, is_export=True)
-    filled = output_dir / (paths.filled or "")
-    found = read_sidecar(with_extension(filled, ".json"))
-    if is_record(found) and is_of_model(found, model):
-        yield Earlier("--filled", _with_sidecar(filled), found)
+    own = output_dir / (paths.filled or "")
+    for path in sorted(own.parent.glob(f"{own.name.rpartition('_')[0]}_*.json")):  # of any contrast
+        found = read_sidecar(path)
+        if is_record(found) and is_of_model(found, model):
+            yield Earlier("--filled", _with_sidecar(path), found)
     source = build_name(without_desc(scan.entities))
-    for path in sorted((output_dir / paths.brain).parent.glob(f"{source}_from-T1w_to-*_desc-{before}{model}_xfm.*")):
+    for path in sorted((output_dir / paths.brain).parent.glob(f"{source}_from-*_to-*_desc-{before}{model}_xfm.*")):
         space = path.name.partition("_to-")[2].partition("_")[0]
         if space != SPACE:
             yield Earlier("", [path], read_sidecar(record))
@@ -77,13 +78,19 @@ def _flag(path: Path, scan: Scan, found: Sidecar, *, desc: str) -> str | None:
     if suffix == "stats" and "meas" in entities:
         return f"--measure {entities['meas']}" if entities.get("desc") == desc and space == named else None
     images = sources(found)  # none for an image outside of a dataset
-    if images and unquote(images[0]).rpartition("/")[2] != scan.t1w.name:
+    if images and _entities(unquote(images[0]).rpartition("/")[2]) != _entities(scan.t1w.name):
         return None
     if suffix == "probseg" and space == named:
         return {desc: "--probseg", f"{desc}entropy": "--entropy"}.get(entities.get("desc", ""))
     if space not in (None, named, SPACE, ORIGINAL) and suffix in ("dseg", "mask"):
         return f"--output-spaces {space}:res-{entities.get('res', '')}"
     return None
+
+
+def _entities(name: str) -> dict[str, str]:
+    """Return the entities of a file name, whatever its suffix."""
+    parsed = parse_name(name)
+    return parsed[0] if parsed else {}
 
 
 def earlier_lesions(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from bidsseg.bids import query, validator
 from bidsseg.bids.index import participant_labels
+from bidsseg.bids.names import CONTRASTS, suffix_of
 from bidsseg.bids.scan import Scan, Selection
 from bidsseg.derivative.corrections import Corrections, Search, find_corrections
 from bidsseg.derivative.finished import is_finished
@@ -137,10 +138,10 @@ def plan(settings: Settings, card: Card, selection: Selection, *, spaces: Sequen
         raise DataError("; ".join(str(error) for _, error in unusable))
     if spaces:
         check_apart(jobs)
-        _check_deformable(spaces, jobs)
+    _check_contrast(jobs, spaces)
     done = frozenset() if settings.overwrite else frozenset(job for job in jobs if is_finished(job))
     if not (settings.overwrite or settings.images):
-        check_same_contrast(job for job in jobs if job not in done)
+        check_same_contrast(jobs)
     check_files(settings.output_dir, jobs, done)
     if settings.freesurfer is not None:
         check_subjects(settings.freesurfer, jobs)
@@ -149,7 +150,7 @@ def plan(settings: Settings, card: Card, selection: Selection, *, spaces: Sequen
     warnings += _about_lesions(settings, card, jobs)
     warnings += _about_corrections(settings, card, jobs, scans=selection.scans)
     found = [(job.scan, job.given) for job in jobs]
-    warnings += about_given_lesions(settings.lesions, found, all_selected=_all_selected(settings))
+    warnings += about_given_lesions(settings.lesions, found, all_selected=_all_selected(settings, card.suffix))
     warnings += [warning for job in jobs if job not in done for warning in _lost_corrections(job)]
     warnings += _lost_outputs(settings, [job for job in jobs if job not in done])
     todo = [job.scan for job in jobs if job not in done]
@@ -201,20 +202,26 @@ def _job(settings: Settings, card: Card, scan: Scan, *, spaces: Sequence[Space])
     return job
 
 
-def _check_deformable(spaces: Sequence[Space], jobs: Sequence[Job]) -> None:
-    """Raise UsageError for a deformable registration of other images than T1w, whose contrast the templates lack."""
+def _check_contrast(jobs: Sequence[Job], spaces: Sequence[Space]) -> None:
+    """Raise UsageError for images of another contrast than T1w if that of a T1w is needed."""
     bent = next((space.template for space in spaces if not space.affine), None)
     for job in jobs:
-        if bent is not None and job.scan.modality != "T1w":
+        if job.scan.modality == "T1w":
+            continue
+        name = job.scan.t1w.name
+        if bent is not None:
+            raise UsageError(f"--output-spaces {bent}: the template is a T1w, and {name} is not: give {bent}:affine")
+        if job.given.file is not None or job.filled:
             raise UsageError(
-                f"--output-spaces {bent}: {job.scan.t1w.name} has another contrast than the template, a T1w: give "
-                f"{bent}:affine"
+                f"--lesions, --filled: lesions are filled with the brightness of white matter in a T1w, and {name} is "
+                "none: omit these flags"
             )
 
 
 def _about_contrast(card: Card, scans: Sequence[Scan]) -> list[str]:
     """Return a warning if images are, by their names, of a contrast that the model does not read."""
-    others = [scan.t1w.name for scan in scans if not card.reads(scan.modality)]
+    named = [scan for scan in scans if suffix_of(scan.t1w) in CONTRASTS]
+    others = [scan.t1w.name for scan in named if not card.reads(scan.modality)]
     if not others:
         return []
     return [f"{listed(others, 3)}: {card.name} was trained on {card.suffix} images; --model open reads any contrast"]
@@ -242,14 +249,15 @@ def _about_corrections(settings: Settings, card: Card, jobs: Sequence[Job], *, s
     found = [(job.scan, job.corrections) for job in jobs]
     other = [scan for scan in scans if scan.key not in {job.scan.key for job in jobs}]
     given = any(job.given.file is not None for job in jobs)
-    all_selected = _all_selected(settings)
+    all_selected = _all_selected(settings, card.suffix)
     search = Search(settings.corrections, card, found, other, all_selected=all_selected, given_lesions=given)
     return search.warnings()
 
 
-def _all_selected(settings: Settings) -> bool:
+def _all_selected(settings: Settings, suffix: str) -> bool:
     """Return whether the run has all scans of the dataset."""
-    return not (settings.participants or settings.sessions or settings.filters or settings.shard[1] > 1)
+    some = settings.participants or settings.sessions or settings.filters or settings.shard[1] > 1
+    return not some and settings.queries(suffix)["t1w"]["suffix"] == "T1w"
 
 
 def _lost_corrections(job: Job) -> list[str]:

@@ -87,6 +87,9 @@ def find_sources(
                 in_use.add(source)
             else:
                 report.warn(f"{label_map.path}: no matching image, skipped")
+    suffix = settings.queries()["t1w"]["suffix"]
+    if suffix != "T1w" and not any(source.scan for source in sources):
+        raise NothingSelected(f"no {suffix} image has an annotation: check --anat-modality and the filters")
     check_used(labels, sources, in_use)
     return sorted(sources, key=lambda source: source.name)
 

@@ -212,7 +212,14 @@ def evaluate(network: Network, cases: Sequence[ListedCase], plan: Plan, *, preci
     network.eval()
     device = next(network.parameters()).device
     calm = Intensity(0, 0, 0.02, 0, 1)
-    whole = replace(plan.recipe.sampling, realistic=1.0, contrasts=(), cut=0.0, noise_around=0.0, missing=0.0)
+    whole = replace(
+        plan.recipe.sampling,
+        realistic=1.0,
+        contrasts=plan.recipe.sampling.contrasts[:1],
+        cut=0.0,
+        noise_around=0.0,
+        missing=0.0,
+    )
     sampling = replace(whole, points=400_000, inside=0.0, balance=0.0)
     view = replace(plan.recipe.view, sampling=sampling, spatial=UNMOVED, intensity=calm)
     scores: dict[str, list[float]] = {}

@@ -86,7 +86,9 @@ def is_finished(setup: Setup) -> bool:
         return False
     if not options.resume:
         raise UsageError(f"{folder} holds a finished model: give --overwrite to train it again, or --resume to keep it")
-    before, now = read_card(folder).recipe, training_record(setup.recipe, options, start)
+    card = read_card(folder)
+    before = {"modality": card.modality, **card.recipe}
+    now = {"modality": setup.recipe.modality, **training_record(setup.recipe, options, start)}
     names = (before.keys() & now.keys()) | {"init"}  # older cards lack some keys; a card without init had no start
     same_run({name: before.get(name) for name in names}, {name: now.get(name) for name in names}, folder)
     setup.report.say(f"model: {folder} is finished")

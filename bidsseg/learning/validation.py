@@ -19,7 +19,7 @@ from bidsseg.labels.relation import identity
 from bidsseg.learning.augment import Intensity, change_intensity
 from bidsseg.learning.case_reading import LEARNING_MM
 from bidsseg.learning.cases import Annotation, Case, ListedCase
-from bidsseg.learning.synthesis import synthesise_each
+from bidsseg.learning.synthesis import CONTRASTS, synthesise_each
 from bidsseg.models.library import Model
 from bidsseg.report import Compared
 from bidsseg.segmentation.predict import segment
@@ -55,12 +55,13 @@ def validate(
     """
     heads = model.heads if lesion_model is None else {JOINT.name: JOINT}
     inputs = max((m.card.inputs for m in (model, lesion_model) if m is not None), key=len)
+    contrasts = [model.card.suffix if model.card.suffix in CONTRASTS else "T1w", *inputs[1:]]
     rows: list[dict[str, object]] = []
     for listed in cases:
         if stop():
             raise TemporaryFailure("interrupted during the validation; the training is saved: run again with --resume")
         case = listed.opened()
-        image = case.image if case.image is not None else synthetic_scan(case, inputs)
+        image = case.image if case.image is not None else synthetic_scan(case, contrasts)
         scan = {name: Volume(channel.numpy(), np.eye(4)) for name, channel in zip(inputs, image, strict=True)}
         try:
             result = segment(scan, model, precision=precision)
@@ -132,11 +133,11 @@ def described(table: pd.DataFrame) -> list[str]:
     return lines
 
 
-def synthetic_scan(case: Case, inputs: Sequence[str], draw: int = 0) -> torch.Tensor:
+def synthetic_scan(case: Case, contrasts: Sequence[str], draw: int = 0) -> torch.Tensor:
     """Return synthetic whole-head images (C, X, Y, Z) of a label map, always the same for a case and a draw."""
     generator = Generator().manual_seed(sum(case.name.encode()) + 1000 * draw)
     first = case.annotations[0]
-    channels = synthesise_each(first.values, first.protocol, realistic=True, contrasts=inputs, generator=generator)
+    channels = synthesise_each(first.values, first.protocol, realistic=True, contrasts=contrasts, generator=generator)
     plain = Intensity(gamma=0.0, blur=0.0)
     return 1000 * torch.stack([change_intensity(channel, plain, 1.0, generator=generator) for channel in channels])
 

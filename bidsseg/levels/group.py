@@ -40,7 +40,7 @@ from bidsseg.derivative.root import remove_root_halves
 from bidsseg.derivative.sidecar_keys import corrections
 from bidsseg.errors import BidssegError, InputMissing, NothingSelected, listed
 from bidsseg.files import fingerprint, remove, write_json_atomic
-from bidsseg.models.card import shipped
+from bidsseg.models.card import find_card, shipped
 from bidsseg.settings import Settings
 
 SHOWN_PROBLEMS = 5
@@ -233,7 +233,7 @@ def _expected(settings: Settings, tried: set[str]) -> list[dict[str, str]]:
             settings.bids_dir,
             participants=settings.participants or None,
             sessions=settings.sessions or None,
-            filters=settings.queries(),
+            filters=settings.queries(_suffix(settings)),
             database_dir=settings.database_dir,
             store_index=not settings.dry_run,
         )
@@ -243,6 +243,14 @@ def _expected(settings: Settings, tried: set[str]) -> list[dict[str, str]]:
         settings.report.warn(f"the list of scans without a result may be incomplete: {error}")
         expected = {}
     return list({**{key: each for key, each in attempted.items() if settings.selects(each)}, **expected}.values())
+
+
+def _suffix(settings: Settings) -> str:
+    """Return the suffix of the images that the model reads; T1w if the model is elsewhere now."""
+    try:
+        return find_card(settings.model).suffix
+    except BidssegError:
+        return "T1w"
 
 
 def _count(cohort: Cohort) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import phantoms
 import pytest
 from fake_model import App, make_app, save_card
@@ -12,9 +13,11 @@ from labelled import Ask
 
 from bidsseg.bids.outputs import output_paths
 from bidsseg.bids.scan import Scan
+from bidsseg.errors import NothingSelected, UsageError
 from bidsseg.levels.train import train_level
 from bidsseg.models.card import ANY, Card, find_card, read_card
 from bidsseg.registration.spaces import Space
+from bidsseg.report.methods import methods
 
 
 @pytest.fixture
@@ -128,3 +131,49 @@ def test_longitudinal_compares_t1w(app: App, tmp_path: Path, capsys: pytest.Capt
     some = save_card(tmp_path / "some", name="some", modality=ANY)
     assert app("--anat-modality", "T2w", level="longitudinal", model=some) == 64
     assert "compares T1w images, not sub-01_T2w.nii.gz, sub-03_T2w.nii.gz" in capsys.readouterr().err
+
+
+def test_lesions_are_filled_in_a_t1w_alone(app: App, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    some = save_card(tmp_path / "some", name="some", modality=ANY)
+    assert app("--anat-modality", "T2w", "--filled", model=some) == 64
+    assert "lesions are filled with the brightness of white matter in a T1w" in capsys.readouterr().err
+    mask = tmp_path / "masks/sub-01/anat/sub-01_label-lesion_mask.nii.gz"
+    drawn = np.zeros(phantoms.SHAPE, np.uint8)
+    drawn[20:23, 30:33, 24:27] = 1
+    phantoms.save(mask, drawn, phantoms.grid())
+    words = ("--anat-modality", "T2w", "--lesions", str(tmp_path / "masks"))
+    assert app(*words, model=some) == 64
+    assert app("--participant-label", "03", *words, model=some) == 0  # has no mask
+
+
+def test_a_flag_and_a_filter_select_alike(app: App, tmp_path: Path) -> None:
+    some = save_card(tmp_path / "some", name="some", modality=ANY)
+    (tmp_path / "filter.json").write_text('{"t1w": {"suffix": "T2w"}}')
+    copy = tmp_path / "corrected/sub-02/anat/sub-02_seg-FAST_dseg.nii.gz"
+    phantoms.save(copy, np.ones(phantoms.SHAPE, np.uint8), phantoms.grid())
+    corrections = ("--corrections", str(tmp_path / "corrected"))
+    assert app("--bids-filter-file", str(tmp_path / "filter.json"), *corrections, model=some) == 0
+    assert app("--anat-modality", "T2w", *corrections, "--overwrite", model=some) == 0
+
+
+def test_exports_are_not_made_of_two_contrasts(app: App, tmp_path: Path) -> None:
+    some = save_card(tmp_path / "some", name="some", modality=ANY)
+    only = ("--participant-label", "01")
+    assert app(*only, "--anat-modality", "T2w", model=some) == 0
+    assert app(*only, "--overwrite") == 0  # the brain mask, which models share, is now that of the T1w
+    assert app(*only, "--anat-modality", "T2w", "--measure", "T1w", model=some) == 73
+
+
+def test_training_needs_images_of_the_contrast(ask: Ask) -> None:
+    with pytest.raises(NothingSelected, match="no T2w image has an annotation"):
+        train_level(replace(ask(), modality="T2w"))
+    with pytest.raises(UsageError, match="images of one contrast"):
+        train_level(replace(ask(), filters={"t1w": {"suffix": ["T1w", "T2w"]}}))
+
+
+def test_names_that_are_no_bids_names() -> None:
+    methods_of = [
+        methods({"Models": [{"Name": "some"}], "Sources": [f"bids:raw:{name}"]}, ["FAST"])
+        for name in ("my_T2w_scan.nii.gz", "sub-01_T2w_brain.nii.gz", "sub-01_T2w.nii.gz", "sub-01_UNIT1.nii.gz")
+    ]
+    assert [found.text.partition(" ")[0] for found in methods_of if found] == ["T1w", "T1w", "T2w", "UNIT1"]
