@@ -103,7 +103,7 @@ def test_a_scan_is_recomputed_when_its_correction_changes(
     before = app.files("sub-*/anat/*")
     correct(app)
     assert app(*words(app), level="group") == 0
-    assert f"{Path(FAST).name} is not in the tables: run the level participant" in capsys.readouterr().err
+    assert f"{Path(FAST).name} is not in the tables of wholebrain: run participant" in capsys.readouterr().err
     assert app(*words(app)) == app(*words(app)) == 0
     assert app.fake.segmented == 2 and app.fates == {"sub-01": "skipped"}
     correct(app, change=lambda labels: np.where(labels == 1, 3, labels))
