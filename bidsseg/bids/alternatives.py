@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bidsseg.bids.index import anat_files
-from bidsseg.bids.names import CONTRASTS, IMAGE_EXTENSIONS, parse_name
+from bidsseg.bids.names import ANATOMICAL, IMAGE_EXTENSIONS, T1W_LIKE, parse_name
 
 RENAMED = "its name must end in {}: rename it"
 CONVERTED = "convert it to .nii.gz"
@@ -38,7 +38,7 @@ def alternatives(bids_dir: Path, labels: Iterable[str]) -> str:
 
 
 def _rank(remedy: str) -> int:
-    order = (CONVERTED, UNIFORM, LEFT_OUT, *map(SELECTED.format, CONTRASTS), OTHER)
+    order = (CONVERTED, UNIFORM, LEFT_OUT, *map(SELECTED.format, ANATOMICAL), OTHER)
     return order.index(remedy) + 1 if remedy in order else 0
 
 
@@ -50,9 +50,9 @@ def _remedy(name: str) -> str | None:
     _, suffix, extension = parsed
     t1w = suffix.upper() in ("T1W", "UNIT1")
     if extension in IMAGE_EXTENSIONS:
-        if suffix in ("T1w", "UNIT1"):
+        if suffix in T1W_LIKE:
             return LEFT_OUT if suffix == "T1w" else UNIFORM
-        if suffix in CONTRASTS:
+        if suffix in ANATOMICAL:
             return SELECTED.format(suffix)
         return RENAMED.format(f"_{_spelled(suffix)}{extension}") if t1w else OTHER
     if not t1w or extension.lower() in ("", ".json", ".tsv"):

@@ -12,10 +12,19 @@ from bidsseg.errors import UsageError
 
 LABEL = re.compile(r"[0-9a-zA-Z+]+")
 IMAGE_EXTENSIONS = (".nii", ".nii.gz")
-CONTRASTS = ("T1w", "UNIT1", "T2w", "PDw", "FLAIR", "T2starw")
+ANATOMICAL = ("T1w", "UNIT1", "T2w", "PDw", "FLAIR", "T2starw")
 """Suffixes of images that show the anatomy of the whole head."""
 T1W_LIKE = ("T1w", "UNIT1")
 """Those of the contrast of a T1w."""
+
+
+def modality(suffix: str) -> str:
+    """Return the suffix that stands for a contrast: T1w for a UNIT1.
+
+    >>> modality("UNIT1"), modality("T2w")
+    ('T1w', 'T2w')
+    """
+    return "T1w" if suffix in T1W_LIKE else suffix
 
 
 @cache
@@ -128,10 +137,9 @@ def suffix_of(image: Path) -> str:
 
 
 def modality_of(image: Path) -> str:
-    """Return the suffix of an image; T1w for a UNIT1 and for a name that is no BIDS name.
+    """Return the modality of an image; T1w for a name that is no BIDS name.
 
     >>> [modality_of(Path(name)) for name in ("sub-01_T2w.nii.gz", "sub-01_UNIT1.nii", "my_T2w_scan.nii")]
     ['T2w', 'T1w', 'T1w']
     """
-    suffix = suffix_of(image)
-    return "T1w" if suffix in ("", *T1W_LIKE) else suffix
+    return modality(suffix_of(image)) or "T1w"

@@ -136,10 +136,8 @@ def output_paths(
     def in_space(space: Mapping[str, str]) -> SpacePaths:
         brain = one("space_brain", **space)
         source = build_name(without_desc(scan.entities))
-        way = (
-            f"from-{scan.modality}_to-{space['space']}_mode-image_desc-{scan.entities.get('desc', '')}{model_name}_xfm"
-        )
-        transform = f"{source}_{way}{space['transform']}"
+        way, desc = f"from-{scan.modality}_to-{space['space']}_mode-image", scan.entities.get("desc", "")
+        transform = f"{source}_{way}_desc-{desc}{model_name}_xfm{space['transform']}"
         found = one("space_lesion", **space) if lesion else None
         return SpacePaths(each("space_dseg", **space), brain, found, brain.with_name(transform))
 

@@ -72,8 +72,8 @@ def is_exported(job: Job, subjects_dir: Path) -> bool:
     """Return whether the folder of a scan is complete and of the present label map, and ``desc-aseg`` of this model."""
     folder, aseg = subjects_dir / job.scan.key, job.output_dir / aseg_path(job.scan)
     source = job.output_dir / job.paths.dseg[values_of(job.card)]
-    complete = (folder / STATS).is_file() and aseg.is_file()
-    complete = complete and job.agrees_with(read_sidecar(with_extension(aseg, ".json")))
+    of_this_model = job.agrees_with(read_sidecar(with_extension(aseg, ".json")))
+    complete = (folder / STATS).is_file() and aseg.is_file() and of_this_model
     return complete and _record(folder).get("LabelMap") == fingerprint(source) != ""
 
 

@@ -197,11 +197,12 @@ class Job:
                 self.output_dir, self.scan, self.card.name, kept=self.paths.files, keep_tables=self.has_lesions
             )
         )
-        self.remove_halves()
+        remove_halves(self.folder.rglob(".*.part"))
 
-    def remove_halves(self) -> None:
-        """Remove temporary files that killed runs have left in the folder of the participant."""
-        remove_halves((self.output_dir / f"sub-{self.scan.entities['subject']}").rglob(".*.part"))
+    @property
+    def folder(self) -> Path:
+        """The folder of the participant in the output."""
+        return self.output_dir / f"sub-{self.scan.entities['subject']}"
 
     def write(self, images: Images, result: Segmentation, filled: Volume | None = None) -> None:
         """Write images, tables and sidecars; the record comes last.

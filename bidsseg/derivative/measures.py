@@ -84,7 +84,8 @@ def measure(job: Job, name: str, where: str | Path) -> None:
 def sampled(image: Image, t1w: Path, inside: np.ndarray) -> tuple[np.ndarray, str]:
     """Return the values of an image in voxels of a T1w, and how it was brought there.
 
-    An image on another grid is aligned rigidly, unless ``space-T1w`` in its name says that it is in place.
+    An image on another grid is aligned rigidly, unless the ``space-`` in its name is that of the T1w (``space-T1w``, or
+    the suffix of the image in its place).
 
     Args:
         inside: booleans on the grid of the T1w, (X, Y, Z).

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote
 
 from bidsseg.bids.names import build_name, parse_name, with_extension
 from bidsseg.bids.outputs import aseg_path, output_paths
 from bidsseg.bids.scan import Scan, without_added, without_desc
 from bidsseg.bids.series import ORIGINAL, SPACE
 from bidsseg.derivative.lesion_tables import own_region_tables
-from bidsseg.derivative.sidecar_keys import Sidecar, is_of_model, is_record, read_sidecar, sources
+from bidsseg.derivative.sidecar_keys import Sidecar, is_of_model, is_record, read_sidecar, source_paths
 from bidsseg.models.card import LESION
 
 
@@ -77,8 +76,8 @@ def _flag(path: Path, scan: Scan, found: Sidecar, *, desc: str) -> str | None:
     space, named = entities.get("space"), scan.entities.get("space")
     if suffix == "stats" and "meas" in entities:
         return f"--measure {entities['meas']}" if entities.get("desc") == desc and space == named else None
-    images = sources(found)  # none for an image outside of a dataset
-    if images and _entities(unquote(images[0]).rpartition("/")[2]) != _entities(scan.t1w.name):
+    images = source_paths(found)  # none for an image outside of a dataset
+    if images and _entities(images[0].name) != _entities(scan.t1w.name):
         return None
     if suffix == "probseg" and space == named:
         return {desc: "--probseg", f"{desc}entropy": "--entropy"}.get(entities.get("desc", ""))

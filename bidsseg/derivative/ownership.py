@@ -23,8 +23,8 @@ from bidsseg.derivative.finished import has_page
 from bidsseg.derivative.job import Job
 from bidsseg.derivative.lesion_tables import is_foreign_region_table
 from bidsseg.derivative.results import anat_folders, is_own_page
-from bidsseg.derivative.sidecar_keys import Sidecar, fingerprints, is_record, read_sidecar, sources
-from bidsseg.derivative.sidecars import NAME_PREFIX, README_MARK, SOURCE, TOOL, bids_uri, dataset_description
+from bidsseg.derivative.sidecar_keys import Sidecar, fingerprints, is_record, read_sidecar, source_paths, sources
+from bidsseg.derivative.sidecars import NAME_PREFIX, README_MARK, TOOL, bids_uri, dataset_description
 from bidsseg.errors import BidssegError, InputMissing, OutputNotWritable, UsageError
 from bidsseg.files import fingerprint
 from bidsseg.models.card import CARD, WEIGHTS
@@ -93,33 +93,28 @@ def check_files(output_dir: Path, jobs: Iterable[Job], done: Container[Job]) -> 
 
 def check_same_scan(job: Job, *, overwrite: bool) -> None:
     """Raise OutputNotWritable if the outputs of a job exist for another image and must not be overwritten."""
-    before = _segmented(job)
-    if before and before != bids_uri(job.scan.t1w, job.bids_dir) and not overwrite:
+    mask = _mask_record(job)
+    if sources(mask) and sources(mask)[0] != bids_uri(job.scan.t1w, job.bids_dir) and not overwrite:
         raise OutputNotWritable(
-            f"{job.output_dir} contains results of {_name(before)} under the name {job.scan.key}: {ELSEWHERE}, rename "
-            "the image, or give --overwrite to replace the results"
+            f"{job.output_dir} contains results of {source_paths(mask)[0]} under the name {job.scan.key}: {ELSEWHERE}, "
+            "rename the image, or give --overwrite to replace the results"
         )
 
 
 def check_same_contrast(jobs: Iterable[Job]) -> None:
     """Raise OutputNotWritable if the outputs of a job exist for an image with another suffix."""
     for job in jobs:
-        before = _segmented(job)
-        if before and suffix_of(Path(_name(before))) != suffix_of(job.scan.t1w):
+        before = source_paths(_mask_record(job))
+        if before and suffix_of(before[0]) != suffix_of(job.scan.t1w):
             raise OutputNotWritable(
-                f"{job.output_dir} contains results of {_name(before)}, not of {job.scan.t1w.name}: choose an "
+                f"{job.output_dir} contains results of {before[0]}, not of {job.scan.t1w.name}: choose an "
                 "OUTPUT_DIR for each contrast, or give --overwrite to replace the results"
             )
 
 
-def _segmented(job: Job) -> str:
-    """Return the URI of the image that was segmented under the name of a job; empty if there is none."""
-    mask = job.output_dir / with_extension(job.paths.brain, ".json")
-    return next(iter(sources(read_sidecar(mask))), "")
-
-
-def _name(uri: str) -> str:
-    return unquote(uri.removeprefix(f"bids:{SOURCE}:"))
+def _mask_record(job: Job) -> Sidecar:
+    """Return the sidecar of the brain mask, which all models share, under the name of a job; empty if there is none."""
+    return read_sidecar(job.output_dir / with_extension(job.paths.brain, ".json"))
 
 
 def check_group_files(output_dir: Path, cohorts: Iterable[Cohort]) -> None:
@@ -309,12 +304,11 @@ def _records(output_dir: Path) -> Iterator[Sidecar]:
 
 def _comparisons(output_dir: Path, bids_dir: Path) -> Iterator[bool]:
     """Yield for each recorded image that exists in the dataset whether its content is unchanged."""
-    prefix = f"bids:{SOURCE}:"
     for record in islice(_records(output_dir), LOOKED_AT):
-        uris, checksums = sources(record), fingerprints(record)
-        if not (uris and checksums):
+        paths, checksums = source_paths(record), fingerprints(record)
+        if not (paths and checksums):
             continue
-        found = fingerprint(bids_dir / unquote(uris[0].removeprefix(prefix)))
+        found = fingerprint(bids_dir / paths[0])
         if found:
             yield found == checksums[0]
 

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from urllib.parse import unquote
 
 from bidsseg.bids.annotations import find_label_maps
 from bidsseg.bids.index import folders
@@ -224,7 +223,7 @@ def find_native_maps(output_dir: Path, protocol: str) -> Iterator[NativeMap]:
         images, models = sidecar_keys.sources(about), sidecar_keys.models(about)
         if not (images and images[0] == about.get("SpatialReference")):
             continue  # on the grid of a template, from a comparison of sessions, or incomplete
-        parsed = parse_name(unquote(images[0]).rpartition("/")[2])
+        parsed = parse_name(sidecar_keys.source_paths(about)[0].name)
         if models:
             source = parsed[0] if parsed and "subject" in parsed[0] else without_added(found.entities)
             manual = sidecar_keys.is_manual(about) or sidecar_keys.has_given_lesions(about)

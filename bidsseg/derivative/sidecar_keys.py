@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
+from urllib.parse import unquote
 
 from bidsseg.reading import object_or_empty
 
@@ -139,9 +140,15 @@ def has_given_lesions(sidecar: Sidecar) -> bool:
 
 
 def sources(sidecar: Sidecar) -> list[str]:
-    """Return the BIDS URIs of the images that the model read, the T1w first, and of a FLAIR that was needed beside."""
+    """Return the BIDS URIs of the images that the model read, the T1w first."""
     uris = [str(uri) for uri in _list(sidecar.get("Sources"))]
-    return [uri for uri in uris if not uri.startswith((f"bids:{CORRECTIONS}:", f"bids:{LESIONS}:"))]
+    images = [uri for uri in uris if not uri.startswith((f"bids:{CORRECTIONS}:", f"bids:{LESIONS}:"))]
+    return images[:-1] if drawn_on(sidecar) else images
+
+
+def source_paths(sidecar: Sidecar) -> list[Path]:
+    """Return the paths of these images below their dataset."""
+    return [Path(unquote(uri.split(":", 2)[-1])) for uri in sources(sidecar)]
 
 
 def fingerprints(sidecar: Sidecar) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from bidsseg.bids import query, validator
 from bidsseg.bids.index import participant_labels
-from bidsseg.bids.names import CONTRASTS, suffix_of
+from bidsseg.bids.names import ANATOMICAL, suffix_of
 from bidsseg.bids.scan import Scan, Selection
 from bidsseg.derivative.corrections import Corrections, Search, find_corrections
 from bidsseg.derivative.finished import is_finished
@@ -28,6 +28,7 @@ from bidsseg.settings import LESION_FLAGS, Settings
 
 Failure = tuple[Entry, Exception]
 """A failed scan: its entry in the manifest, and the error."""
+OF_ANY_CONTRAST = "--model open reads images of any contrast"
 FOLDER_KEPT = " (its folder in the SUBJECTS_DIR remains that of the earlier result)"
 
 
@@ -67,8 +68,7 @@ def check_request(settings: Settings) -> Card:
     card = find_card(settings.model)
     if settings.modality is not None and not card.reads(settings.modality):
         raise UsageError(
-            f"--anat-modality {settings.modality}: the model {card.name} reads {card.suffix} images; "
-            "--model open reads images of any contrast"
+            f"--anat-modality {settings.modality}: the model {card.name} reads {card.suffix} images; {OF_ANY_CONTRAST}"
         )
     if settings.executor == "local":  # the machines of a cluster have their own devices
         check_device(settings.device)
@@ -220,11 +220,11 @@ def _check_contrast(jobs: Sequence[Job], spaces: Sequence[Space]) -> None:
 
 def _about_contrast(card: Card, scans: Sequence[Scan]) -> list[str]:
     """Return a warning if images are, by their names, of a contrast that the model does not read."""
-    named = [scan for scan in scans if suffix_of(scan.t1w) in CONTRASTS]
+    named = [scan for scan in scans if suffix_of(scan.t1w) in ANATOMICAL]
     others = [scan.t1w.name for scan in named if not card.reads(scan.modality)]
     if not others:
         return []
-    return [f"{listed(others, 3)}: {card.name} was trained on {card.suffix} images; --model open reads any contrast"]
+    return [f"{listed(others, 3)}: {card.name} was trained on {card.suffix} images; {OF_ANY_CONTRAST}"]
 
 
 def _about_lesions(settings: Settings, card: Card, jobs: Sequence[Job]) -> list[str]:

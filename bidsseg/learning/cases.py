@@ -174,7 +174,7 @@ class View:
         sampling, spatial, intensity: position of a sample, its motion, and the changes of its brightness.
         spacing_mm: spacing of the sample's grid.
         normalisation: normalisation of the brightness, see ``image.brightness``.
-        inputs: suffixes of the images.
+        contrasts: contrast of each image, by suffix, if it is synthesised.
     """
 
     sampling: Sampling
@@ -182,7 +182,7 @@ class View:
     intensity: Intensity
     spacing_mm: float
     normalisation: str = "percentile"
-    inputs: Sequence[str] = ("T1w",)
+    contrasts: Sequence[str] = ("T1w",)
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def draw_sample(case: Case, view: View, generator: Generator, *, move: Callable[
     is_cut = sampling.cut > 0 and uniform(0, 1, generator) < sampling.cut
     if is_cut:
         shown = shown & field_of_view(sampling.shape, sampling.deepest_cut, generator)
-    if len(view.inputs) > 1 and uniform(0, 1, generator) < sampling.missing:
+    if len(view.contrasts) > 1 and uniform(0, 1, generator) < sampling.missing:
         image[1:] = 0
     if case.image is None or not sampling.anywhere:
         mask = shown if not sampling.whole_head else None
@@ -277,7 +277,7 @@ def drawn_images(case: Case, view: View, warp: Warp, *, generator: Generator) ->
     first = case.annotations[0]
     values = sample_labels(first.values, warp.source)
     realistic = uniform(0, 1, generator) < view.sampling.realistic
-    contrasts = list(view.inputs)
+    contrasts = list(view.contrasts)
     if kinds := view.sampling.contrasts:
         contrasts[0] = kinds[int(uniform(0, len(kinds), generator))]
     return synthesise_each(

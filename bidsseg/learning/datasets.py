@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from bidsseg.bids.query import find_scans
 from bidsseg.bids.scan import Scan
@@ -58,13 +59,17 @@ def find_sources(
     for note in dict.fromkeys(note for source in labels for note in source.notes):
         report.say(note)
     datasets = [settings.bids_dir, *settings.training.also]
+    queries = settings.queries()
+    suffix = queries["t1w"]["suffix"]
+    selection = {"participants": settings.participants or None, "sessions": settings.sessions or None}
     sources: list[Source] = []
     used: set[Path] = set()
     in_use: set[LabelSource] = set()
     owner = {source.folder: source.folder.name for source in labels}
     for dataset in datasets:
         own = [source for source in labels if may_annotate(source.folder, dataset, datasets)]
-        chosen, scans = {scan.key for scan in selected_scans(dataset, settings)}, all_scans(dataset, settings)
+        chosen = {scan.key for scan in scans_of(dataset, **selection, filters=queries)}
+        scans = scans_of(dataset, filters={"t1w": {"suffix": suffix}})
         for scan in scans:
             fitting = annotations_of(scan, dataset, own, among=scans, report=report)
             maps = {name: paths[0] for name, paths in fitting.items()}
@@ -87,7 +92,6 @@ def find_sources(
                 in_use.add(source)
             else:
                 report.warn(f"{label_map.path}: no matching image, skipped")
-    suffix = settings.queries()["t1w"]["suffix"]
     if suffix != "T1w" and not any(source.scan for source in sources):
         raise NothingSelected(f"no {suffix} image has an annotation: check --anat-modality and the filters")
     check_used(labels, sources, in_use)
@@ -150,18 +154,9 @@ def may_annotate(folder: Path, dataset: Path, datasets: Sequence[Path]) -> bool:
     return not holders or dataset in holders
 
 
-def selected_scans(dataset: Path, settings: Settings) -> list[Scan]:
-    """Return the selected scans of a dataset; empty if there are none."""
-    participants, sessions = settings.participants or None, settings.sessions or None
+def scans_of(dataset: Path, **selection: Any) -> list[Scan]:
+    """Return the scans of a dataset as ``find_scans`` does; empty if none is selected."""
     try:
-        return find_scans(dataset, participants=participants, sessions=sessions, filters=settings.queries())
-    except NothingSelected:
-        return []
-
-
-def all_scans(dataset: Path, settings: Settings) -> list[Scan]:
-    """Return the scans of a dataset with images of the selected suffix; empty if there are none."""
-    try:
-        return find_scans(dataset, filters={"t1w": {"suffix": settings.queries()["t1w"]["suffix"]}})
+        return find_scans(dataset, **selection)
     except NothingSelected:
         return []

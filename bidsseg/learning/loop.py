@@ -207,19 +207,12 @@ def evaluate(network: Network, cases: Sequence[ListedCase], plan: Plan, *, preci
     Annotations in several protocols have separate results, however many cases have them.
 
     Heads without an exact annotation are omitted. Images of label maps without an image are synthesised from a fixed
-    seed, near the contrast of a T1w.
+    seed, near the contrast that the model reads.
     """
     network.eval()
     device = next(network.parameters()).device
     calm = Intensity(0, 0, 0.02, 0, 1)
-    whole = replace(
-        plan.recipe.sampling,
-        realistic=1.0,
-        contrasts=plan.recipe.sampling.contrasts[:1],
-        cut=0.0,
-        noise_around=0.0,
-        missing=0.0,
-    )
+    whole = replace(plan.recipe.sampling, realistic=1.0, contrasts=(), cut=0.0, noise_around=0.0, missing=0.0)
     sampling = replace(whole, points=400_000, inside=0.0, balance=0.0)
     view = replace(plan.recipe.view, sampling=sampling, spatial=UNMOVED, intensity=calm)
     scores: dict[str, list[float]] = {}

@@ -9,6 +9,7 @@ from bidsseg.bids.annotations import BRAIN
 from bidsseg.bids.recons import VOLUMES
 from bidsseg.labels import Protocol, load_relation, shipped_protocols
 from bidsseg.learning.recipe import Recipe
+from bidsseg.models.card import selected
 
 WEIGHT = 1.0
 """Weight of the loss of an added head."""
@@ -51,7 +52,7 @@ def renamed(recipe: Recipe, protocols: Sequence[str]) -> Recipe:
     return replace(
         recipe,
         name="".join(protocols),
-        title=f"{names} from a {recipe.inputs[0]}",
+        title=f"{names} from a {selected(recipe.modality)}",
         description=f"Trained with the recipe {recipe.name} for labels of {names}.",
     )
 

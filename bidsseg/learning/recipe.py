@@ -17,6 +17,7 @@ from bidsseg.learning.cases import Sampling, View
 from bidsseg.learning.losses import Loss
 from bidsseg.learning.optimiser import Optimiser, Readout
 from bidsseg.learning.registration import Registration
+from bidsseg.learning.synthesis import contrasts_of
 from bidsseg.models.card import Card, Inputs, ModelName
 from bidsseg.models.library import check_network
 from bidsseg.reading import read_toml
@@ -180,7 +181,8 @@ class Recipe:
     @property
     def view(self) -> View:
         """The view of a case that the finished model gets."""
-        return View(self.sampling, self.spatial, self.intensity, self.spacing_mm, self.normalisation, self.inputs)
+        contrasts = contrasts_of(self.inputs, self.modality)
+        return View(self.sampling, self.spatial, self.intensity, self.spacing_mm, self.normalisation, contrasts)
 
     def view_at(self, step: int) -> View:
         """Return the view of a case at a step of the training."""

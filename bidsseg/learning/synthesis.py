@@ -37,6 +37,11 @@ CONTRASTS: Mapping[str, tuple[Mapping[int, float | None], Mapping[str, float]]] 
 """Brightness of the classes, and exceptions by name, by the suffix of an image."""
 
 
+def contrasts_of(inputs: Sequence[str], modality: str) -> tuple[str, ...]:
+    """Return the contrast of the synthetic image for each input; a first one without a known contrast is a T1w."""
+    return (modality if modality in CONTRASTS else "T1w", *inputs[1:])
+
+
 def expected(region: Region, contrast: str) -> float | None:
     """Return the mean brightness of a region in an image with a suffix, about 0..1; None if it may be any."""
     classes, exceptions = CONTRASTS[contrast]

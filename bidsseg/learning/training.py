@@ -87,6 +87,7 @@ def is_finished(setup: Setup) -> bool:
     if not options.resume:
         raise UsageError(f"{folder} holds a finished model: give --overwrite to train it again, or --resume to keep it")
     card = read_card(folder)
+    # The record leaves out what the card has itself.
     before = {"modality": card.modality, **card.recipe}
     now = {"modality": setup.recipe.modality, **training_record(setup.recipe, options, start)}
     names = (before.keys() & now.keys()) | {"init"}  # older cards lack some keys; a card without init had no start

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from bidsseg.bids.names import T1W_LIKE
+from bidsseg.bids.names import modality
 from bidsseg.bids.outputs import root_path
 from bidsseg.errors import UsageError
 from bidsseg.labels import Protocol, load_protocol
@@ -20,8 +20,7 @@ from bidsseg.learning.own_heads import with_own_heads
 from bidsseg.learning.processes import Processes
 from bidsseg.learning.recipe import Recipe, has_small, load_recipe
 from bidsseg.learning.store import Store
-from bidsseg.learning.synthesis import CONTRASTS
-from bidsseg.models.card import ANY
+from bidsseg.models.card import ANY, selected
 from bidsseg.models.library import build_network
 from bidsseg.networks.network import Network
 from bidsseg.settings import Report, Settings, Training
@@ -126,20 +125,16 @@ def set_up(
 
 def with_modality(settings: Settings, recipe: Recipe) -> tuple[Settings, Recipe]:
     """Return settings and recipe with the suffix of the images in the place of the T1w: the user's, or the recipe's."""
-    filters = settings.queries("T1w" if recipe.modality == ANY else recipe.modality)
+    filters = settings.queries(selected(recipe.modality))
     settings, given = replace(settings, filters=filters, modality=None), filters["t1w"]["suffix"]
     if recipe.modality == ANY:
         return settings, recipe
-    suffixes = {"T1w" if each in T1W_LIKE else str(each) for each in (given if isinstance(given, list) else [given])}
-    if len(suffixes) != 1 or "*" in suffixes:
+    modalities = {modality(str(suffix)) for suffix in (given if isinstance(given, list) else [given])}
+    if len(modalities) != 1 or "*" in modalities:
         raise UsageError(
             "a model is trained on images of one contrast: give --anat-modality instead of several suffixes"
         )
-    (suffix,) = suffixes
-    sampling = recipe.sampling
-    if suffix != "T1w" and suffix in CONTRASTS and not sampling.contrasts:
-        sampling = replace(sampling, contrasts=(suffix,))
-    return settings, replace(recipe, modality=suffix, sampling=sampling)
+    return settings, replace(recipe, modality=modalities.pop())
 
 
 def check_whole(name_or_path: str, *, small: bool = False) -> Iterator[str]:

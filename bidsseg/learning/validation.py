@@ -19,7 +19,7 @@ from bidsseg.labels.relation import identity
 from bidsseg.learning.augment import Intensity, change_intensity
 from bidsseg.learning.case_reading import LEARNING_MM
 from bidsseg.learning.cases import Annotation, Case, ListedCase
-from bidsseg.learning.synthesis import CONTRASTS, synthesise_each
+from bidsseg.learning.synthesis import contrasts_of, synthesise_each
 from bidsseg.models.library import Model
 from bidsseg.report import Compared
 from bidsseg.segmentation.predict import segment
@@ -55,7 +55,7 @@ def validate(
     """
     heads = model.heads if lesion_model is None else {JOINT.name: JOINT}
     inputs = max((m.card.inputs for m in (model, lesion_model) if m is not None), key=len)
-    contrasts = [model.card.suffix if model.card.suffix in CONTRASTS else "T1w", *inputs[1:]]
+    contrasts = contrasts_of(inputs, model.card.modality)
     rows: list[dict[str, object]] = []
     for listed in cases:
         if stop():

@@ -17,6 +17,7 @@ from bidsseg.execution.exports import export, planned_exports
 from bidsseg.execution.machine import choose_workers
 from bidsseg.execution.outcomes import Outcomes
 from bidsseg.execution.pipeline import Pipeline, process_mb, write_page
+from bidsseg.files import remove_halves
 from bidsseg.models.card import Card
 from bidsseg.settings import Settings
 
@@ -42,9 +43,10 @@ def _process(settings: Settings, card: Card, agenda: Agenda) -> None:
         _list(settings, card, agenda)
         return
     write_root(settings, card)
+    for folder in {job.folder for job in agenda.done}:  # those of the others are removed before they are segmented
+        remove_halves(folder.rglob(".*.part"))
     for job in agenda.jobs:
         if job in agenda.done:
-            job.remove_halves()
             if not has_page(job):
                 write_page(job)
             export(job, settings)

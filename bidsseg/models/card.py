@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Len
 
 from bidsseg.arguments import absolute
-from bidsseg.bids.names import T1W_LIKE
+from bidsseg.bids.names import modality as modality_named
 from bidsseg.errors import DataError, InputMissing
 from bidsseg.models.lesion_rule import LesionRule
 from bidsseg.models.participants import with_others
@@ -36,6 +36,11 @@ ModelName = Annotated[
 ]
 KNOWN_INPUTS = Rule('["T1w"] or ["T1w", "FLAIR"]', lambda given: tuple(given) in INPUTS)
 Inputs = Annotated[Sequence[str], KNOWN_INPUTS]
+
+
+def selected(modality: str) -> str:
+    """Return the suffix of the images that a model with a modality reads unless the user selects others."""
+    return "T1w" if modality == ANY else modality
 
 
 def has_dice(metrics: Mapping[str, Any]) -> bool:
@@ -161,11 +166,11 @@ class Card:
     @property
     def suffix(self) -> str:
         """Suffix of the images that take the place of the T1w unless the user selects others."""
-        return "T1w" if self.modality == ANY else self.modality
+        return selected(self.modality)
 
     def reads(self, suffix: str) -> bool:
         """Return whether the model was trained for images with a suffix in the place of the T1w."""
-        return self.modality in (ANY, suffix) or {self.modality, suffix} <= {*T1W_LIKE}
+        return self.modality == ANY or modality_named(suffix) == modality_named(self.modality)
 
     @property
     def weights(self) -> Path:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from bidsseg import __version__
 from bidsseg.bids.names import suffix_of
 from bidsseg.derivative.sidecar_keys import (
     ModelUsed,
     Sidecar,
-    drawn_on,
     lesion_mask,
     output_spaces,
     software_version,
-    sources,
+    source_paths,
 )
 from bidsseg.derivative.sidecar_keys import models as models_of
 from bidsseg.errors import BidssegError
@@ -61,9 +59,7 @@ def methods(sidecar: Sidecar, protocols: Sequence[str], corrected: Sequence[str]
         return None
     name, *others = (str(model["Name"]) for model in models)
     cards = [card for model in models if (card := _card(model)) is not None]
-    read_by_model = sources(sidecar)[:-1] if drawn_on(sidecar) else sources(sidecar)
-    names = [Path(uri.rpartition("/")[2].rpartition(":")[2]) for uri in read_by_model]
-    suffixes = list(dict.fromkeys(suffix_of(name) or "T1w" for name in names)) or ["T1w"]
+    suffixes = list(dict.fromkeys(suffix_of(image) or "T1w" for image in source_paths(sidecar))) or ["T1w"]
     images, checksum = " and ".join(suffixes), str(models[0].get("SHA256", ""))[:12]
     version = software_version(sidecar, __version__)
     sentences = [

@@ -1,8 +1,9 @@
 """Images of a dataset, listed by pybids once: a new database takes longer than everything else in a short run."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,17 +15,11 @@ LISTED: dict[tuple[object, ...], tuple[list[Image], list[str]]] = {}
 
 
 def listed_once(
-    bids_dir: Path,
-    participants: Sequence[str] | None,
-    database_dir: Path | None = None,
-    *,
-    store_index: bool = True,
-    closed: Iterable[Path] = (),
+    bids_dir: Path, participants: Sequence[str] | None, database_dir: Path | None = None, **more: Any
 ) -> tuple[list[Image], list[str]]:
     """Return the images and notes of ``anatomical_images``, which depend on names and permissions alone."""
-    closed = list(closed)
-    if database_dir is not None or closed:
-        return index.anatomical_images(bids_dir, participants, database_dir, store_index=store_index, closed=closed)
+    if database_dir is not None or "closed" in more:
+        return index.anatomical_images(bids_dir, participants, database_dir, **more)
     names = sorted(
         (path, os.access(path, os.R_OK | os.X_OK, effective_ids=True), *below, "", *files)
         for path, below, files in os.walk(bids_dir, followlinks=True)

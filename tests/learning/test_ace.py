@@ -335,7 +335,7 @@ def test_two_models_are_joined_in_one_protocol() -> None:
 def test_two_models_are_measured_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     values = torch.tensor([[[0, 1, 2, 3, 3, 4, 4, 4]]], dtype=torch.uint8)
     tissue = np.array([[[0, 1, 2, 3, 3, 3, 2, 2]]], np.uint8)
-    of_tissue, of_lesions = (SimpleNamespace(card=SimpleNamespace(inputs=("T1w",), suffix="T1w")) for _ in range(2))
+    of_tissue, of_lesions = (SimpleNamespace(card=SimpleNamespace(inputs=("T1w",), modality="T1w")) for _ in range(2))
     answers = {id(of_tissue): answer({"FAST": tissue}), id(of_lesions): answer({"FAST": tissue}, values.numpy() == 4)}
     monkeypatch.setattr(validation, "segment", lambda images, model, precision: answers[id(model)])
     people = [case("both/sub-1", JOINT_HEAD, values)]

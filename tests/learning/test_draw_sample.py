@@ -172,3 +172,22 @@ def test_a_stripped_brain_may_be_cut_and_surrounded_by_noise() -> None:
             errors[name].append(float(middle.norm()))
     assert hidden > 10
     assert np.std(errors["cut"]) > 1.5 * np.std(errors["whole"])
+
+
+def test_synthetic_images_have_the_contrasts_of_the_recipe() -> None:
+    """Fluid is darker than white matter in a T1w, and brighter in a T2w."""
+    sampling = replace(SAMPLING, realistic=1.0, stripped=0.0)
+
+    def fluid_is_brighter(view: View, seed: int) -> bool:
+        sample = draw_sample(case(image=False), view, seeded(seed))
+        values = sample.values[0][1]
+        x, y, z = sample.points.T
+        brightness = sample.image[0, 0, x, y, z]
+        fluid, white = (STRUCTURES.indices.index(index) for index in (4, 2))
+        return bool(brightness[values == fluid].mean() > brightness[values == white].mean())
+
+    view = View(sampling, STILL, CALM, 1.0)
+    assert not any(fluid_is_brighter(view, seed) for seed in range(5))
+    assert all(fluid_is_brighter(replace(view, contrasts=("T2w",)), seed) for seed in range(5))
+    both = replace(view, sampling=replace(sampling, contrasts=("T1w", "T2w")))
+    assert {fluid_is_brighter(both, seed) for seed in range(12)} == {False, True}

@@ -45,6 +45,6 @@ def test_a_missing_image_stays_zero(changes: dict[str, bool], normalisation: str
 
 def test_images_are_hidden_as_often_as_asked() -> None:
     sampling = replace(SAMPLING, shape=(16, 16, 16), points=100, missing=0.3)
-    view = View(sampling, STILL, CALM, 2.0, inputs=BOTH)
+    view = View(sampling, STILL, CALM, 2.0, contrasts=BOTH)
     drawn = (draw_sample(two_images(), view, seeded(seed)) for seed in range(100))
     assert 20 <= sum(not sample.image[0, 1].any() for sample in drawn) <= 40

@@ -12,8 +12,9 @@ from fake_model import App, make_app, save_card
 from labelled import Ask
 
 from bidsseg.bids.outputs import output_paths
-from bidsseg.bids.scan import Scan
-from bidsseg.errors import NothingSelected, UsageError
+from bidsseg.bids.scan import Image, Scan
+from bidsseg.derivative import measures
+from bidsseg.errors import DataError, NothingSelected, UsageError
 from bidsseg.levels.train import train_level
 from bidsseg.models.card import ANY, Card, find_card, read_card
 from bidsseg.registration.spaces import Space
@@ -177,3 +178,35 @@ def test_names_that_are_no_bids_names() -> None:
         for name in ("my_T2w_scan.nii.gz", "sub-01_T2w_brain.nii.gz", "sub-01_T2w.nii.gz", "sub-01_UNIT1.nii.gz")
     ]
     assert [found.text.partition(" ")[0] for found in methods_of if found] == ["T1w", "T1w", "T2w", "UNIT1"]
+
+
+def test_a_model_of_t2w_has_the_cohort_of_the_t2w(app: App, tmp_path: Path) -> None:
+    some = save_card(tmp_path / "some", name="some", modality="T2w")
+    assert app(model=some) == app(level="group", model=some) == 0
+    assert list(app.table("group_seg-FAST_desc-some_morph.tsv")["participant_id"]) == ["sub-01", "sub-03"]
+
+
+def test_outputs_of_another_contrast_do_not_stay(app: App, tmp_path: Path) -> None:
+    some = save_card(tmp_path / "some", name="some", modality=ANY)
+    only = ("--participant-label", "01")
+    assert app(*only, "--probseg", model=some) == 0 and app.files("sub-01/anat/*_probseg.*")
+    assert app(*only, "--anat-modality", "T2w", "--overwrite", model=some) == 0
+    assert not app.files("sub-01/anat/*_probseg.*")
+
+
+def test_an_image_in_the_space_of_a_t1w_is_aligned_to_a_t2w(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    aligned = []
+    monkeypatch.setattr(measures, "align", lambda moving, fixed: (aligned.append(moving), (moving, None))[1])
+    t2w, inside = app.bids / "sub-01/anat/sub-01_T2w.nii.gz", np.ones(phantoms.SHAPE, bool)
+    path = phantoms.save(
+        app.bids / "map.nii.gz", np.arange(8000, dtype=np.float32).reshape(20, 20, 20), phantoms.grid(8.0)
+    )
+    for space, count in (("T2w", 0), ("T1w", 1)):
+        measures.sampled(Image(path, {"space": space}, "map"), t2w, inside)
+        assert len(aligned) == count
+
+
+def test_a_finished_model_of_another_contrast_is_not_resumed(ask: Ask) -> None:
+    train_level(ask())
+    with pytest.raises(DataError, match="modality"):
+        train_level(replace(ask(resume=True), modality="T2w"))
