@@ -15,6 +15,7 @@ from bidsseg.bids.outputs import output_paths
 from bidsseg.bids.scan import Image, Scan
 from bidsseg.derivative import measures
 from bidsseg.errors import DataError, NothingSelected, UsageError
+from bidsseg.image.volume import Volume
 from bidsseg.levels.train import train_level
 from bidsseg.models.card import ANY, Card, find_card, read_card
 from bidsseg.registration.spaces import Space
@@ -196,7 +197,12 @@ def test_outputs_of_another_contrast_do_not_stay(app: App, tmp_path: Path) -> No
 
 def test_an_image_in_the_space_of_a_t1w_is_aligned_to_a_t2w(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     aligned = []
-    monkeypatch.setattr(measures, "align", lambda moving, fixed: (aligned.append(moving), (moving, None))[1])
+
+    def align(moving: Volume, fixed: Volume) -> tuple[Volume, None]:
+        aligned.append(moving)
+        return moving, None
+
+    monkeypatch.setattr(measures, "align", align)
     t2w, inside = app.bids / "sub-01/anat/sub-01_T2w.nii.gz", np.ones(phantoms.SHAPE, bool)
     path = phantoms.save(
         app.bids / "map.nii.gz", np.arange(8000, dtype=np.float32).reshape(20, 20, 20), phantoms.grid(8.0)
