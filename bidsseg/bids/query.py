@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bidsseg.bids.alternatives import alternatives
 from bidsseg.bids.index import anatomical_images, closed_folders, participant_labels
-from bidsseg.bids.names import IMAGE_EXTENSIONS, build_name, entity_names, natural, parse_name
+from bidsseg.bids.names import ANATOMICAL, IMAGE_EXTENSIONS, build_name, entity_names, natural, parse_name
 from bidsseg.bids.scan import Image, Scan, Selection
 from bidsseg.errors import InputMissing, NothingSelected, UsageError
 from bidsseg.reading import read_object
@@ -105,10 +105,11 @@ def _key(folder: Path) -> str:
     return "_".join(part for part in folder.parts if part.startswith(("sub-", "ses-")))
 
 
-def t1w_of(bids_dir: Path, source: Mapping[str, str]) -> Path | None:
-    """Return the T1w image with exactly these entities; None if the dataset has none."""
-    paths = (_anat(bids_dir, source) / build_name(source, "T1w", extension) for extension in IMAGE_EXTENSIONS)
-    return next((path for path in paths if path.is_file()), None)
+def images_of(bids_dir: Path, source: Mapping[str, str]) -> Iterator[Path]:
+    """Yield the anatomical images with exactly these entities, the T1w first."""
+    for suffix in ANATOMICAL:
+        paths = (_anat(bids_dir, source) / build_name(source, suffix, extension) for extension in IMAGE_EXTENSIONS)
+        yield from (path for path in paths if path.is_file())
 
 
 def _anat(bids_dir: Path, source: Mapping[str, str]) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 from nibabel.affines import apply_affine
 
 from bidsseg.bids.measured import find_measured
-from bidsseg.bids.names import modality_of, parse_name, with_extension
+from bidsseg.bids.names import modality_of, parse_name, suffix_of, with_extension
 from bidsseg.bids.outputs import measure_path
 from bidsseg.bids.scan import Image
 from bidsseg.derivative.job import Job
@@ -96,14 +96,15 @@ def sampled(image: Image, t1w: Path, inside: np.ndarray) -> tuple[np.ndarray, st
     """
     fixed, _ = read_image(t1w)
     moving, findings = read_image(image.path)
-    motion, note = np.eye(4), "on the grid of the T1w"
+    suffix = suffix_of(t1w) or "T1w"
+    motion, note = np.eye(4), f"on the grid of the {suffix}"
     same = moving.on_grid_of(fixed)
     if not same and image.entities.get("space") == modality_of(t1w):
-        note = "on another grid in the space of the T1w; linearly interpolated"
+        note = f"on another grid in the space of the {suffix}; linearly interpolated"
     elif not same:
         _, moved = align(moving, fixed)
         if moved is not None:
-            motion, note = moved.matrix, f"{moved} to match the T1w; linearly interpolated"
+            motion, note = moved.matrix, f"{moved} to match the {suffix}; linearly interpolated"
     data = moving.data
     if INVALID & {finding.code for finding in findings}:
         data = np.where(read_usable(image.path), data, np.float32(np.nan))

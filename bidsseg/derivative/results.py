@@ -236,14 +236,32 @@ def mixed_weights(weights: Mapping[str, str]) -> str:
     Args:
         weights: checksum of the weights by key of the scan; empty if it is not recorded.
     """
-    usual = [each for each, _ in Counter(filter(None, weights.values())).most_common(1)]
-    others = [key for key, each in weights.items() if each and each not in usual]
+    others = _unlike_most(weights)
     if not others:
         return ""
     return (
         f"another model of the same name segmented {listed(others)}: segment all scans with one model (--overwrite), "
         "or give each model its own output folder"
     )
+
+
+def mixed_contrasts(contrasts: Mapping[str, str]) -> str:
+    """Return a warning if images of another contrast than most were segmented; or nothing.
+
+    Args:
+        contrasts: contrast of the segmented image by key of the scan, see `names.modality`.
+    """
+    others = _unlike_most(contrasts)
+    if not others:
+        return ""
+    found = listed([f"{key} ({contrasts[key]})" for key in others])
+    return f"images of other contrasts than most were segmented: {found}; volumes differ between contrasts"
+
+
+def _unlike_most(values: Mapping[str, str]) -> list[str]:
+    """Return the keys whose value is known and not the most frequent one."""
+    usual = [each for each, _ in Counter(filter(None, values.values())).most_common(1)]
+    return [key for key, each in values.items() if each and each not in usual]
 
 
 def find_fates(output_dir: Path) -> dict[tuple[str, str], Fate]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 from urllib.parse import unquote
 
+from bidsseg.bids.names import modality_of
 from bidsseg.reading import object_or_empty
 
 
@@ -149,6 +150,11 @@ def sources(sidecar: Sidecar) -> list[str]:
 def source_paths(sidecar: Sidecar) -> list[Path]:
     """Return the paths of these images below their dataset."""
     return [Path(unquote(uri.split(":", 2)[-1])) for uri in sources(sidecar)]
+
+
+def contrast(sidecar: Sidecar) -> str:
+    """Return the modality of the image that was segmented; empty if it is not recorded."""
+    return next((modality_of(path) for path in source_paths(sidecar)), "")
 
 
 def fingerprints(sidecar: Sidecar) -> list[str]:

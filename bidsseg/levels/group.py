@@ -127,7 +127,7 @@ def _write(settings: Settings, cohort: Cohort, particulars: Particulars) -> list
             f"{cohort.model}, {cohort.protocol}: the quality of some scans is the {cohort.quality[0]}, that of others, "
             f"from an earlier version, the {cohort.quality[1]}: recompute these (--overwrite) to compare them"
         )
-    if mixed := numbers.mixed_weights:
+    for mixed in numbers.mixtures:
         settings.report.warn(f"{cohort.model}, {cohort.protocol}: {mixed}")
     cohort.joined.append(Flags(numbers, settings.runs))
     measured = measured_columns({name for result in results for name, _ in find_measures(result)})

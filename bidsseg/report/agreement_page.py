@@ -11,7 +11,7 @@ import numpy as np
 
 from bidsseg.bids.names import with_extension
 from bidsseg.bids.outputs import AgreementPaths, report_path
-from bidsseg.bids.query import t1w_of
+from bidsseg.bids.query import images_of
 from bidsseg.bids.scan import Scan, without_added
 from bidsseg.errors import BidssegError
 from bidsseg.evaluation.bootstrap import Estimate
@@ -142,15 +142,17 @@ def _picture(case: Case, study: Study, bids_dir: Path) -> Iterator[str]:
     image = _image(case, reference, bids_dir)
     png = difference.difference_picture(found, reference, image)
     yield f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    yield "" if image is not None else "no T1w on this grid"
+    yield "" if image is not None else "no image on this grid"
 
 
 def _image(case: Case, grid: Volume, bids_dir: Path) -> Volume | None:
-    """Return the T1w of a scan if it is on the grid of the label maps, otherwise None."""
+    """Return an image of a scan on the grid of the label maps, preferably the T1w; None if there is none."""
     source = case.pair.source
-    path = t1w_of(bids_dir, source) or t1w_of(bids_dir, without_added(source))
-    try:
-        image = read_image(path)[0] if path is not None else None
-    except BidssegError:
-        return None
-    return image if image is not None and image.on_grid_of(grid) else None
+    for path in dict.fromkeys([*images_of(bids_dir, source), *images_of(bids_dir, without_added(source))]):
+        try:
+            image = read_image(path)[0]
+        except BidssegError:
+            continue
+        if image.on_grid_of(grid):
+            return image
+    return None

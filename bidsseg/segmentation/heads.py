@@ -121,7 +121,10 @@ def brain_in(
         labelled = place.filled(np.any([output.labels > 0 for output in outputs.values()], 0))
         brain = brain_of_labels(labelled, near, model, spacing=spacing)
     if not brain.any():
-        raise DataError("the segmentation is empty: is it a T1w of a head, with the right orientation in its header?")
+        raise DataError(
+            "the segmentation is empty: is it a head, in a contrast that the model reads, with the right orientation "
+            "in its header?"
+        )
     return brain
 
 

@@ -261,8 +261,8 @@ def look(seen: ModelInput, locator: Model, engine: Engine) -> tuple[Tensor, Feat
     piece = largest_piece(probability.numpy() > 0.5)
     if piece.sum() * seen.grid.spacing_mm**3 < SMALLEST_BRAIN_MM3:
         raise DataError(
-            "no brain found in the image: is it a T1w of a head, with the right orientation in its header? "
-            "[EMPTY_SEGMENTATION]"
+            "no brain found in the image: is it a head, in a contrast that the model reads, with the right orientation "
+            "in its header? [EMPTY_SEGMENTATION]"
         )
     rim = torch.from_numpy(ndimage.binary_dilation(piece))
     return torch.where(torch.from_numpy(piece), probability.clamp(min=0.5 + 1e-3), probability * rim), features

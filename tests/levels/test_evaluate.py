@@ -414,7 +414,7 @@ def test_participant_and_evaluate_in_one_call(app: App, tmp_path: Path, capsys: 
     page = app.output / "group_seg-FAST_desc-wholebrain_ref-mine_agreement.html"
     links = Links(page)
     assert all((app.output / address).is_file() for address in links.found) and "sub-01.html" in links.found
-    assert "no T1w" not in page.read_text() and len(links.pictures) == 2
+    assert "no image on this grid" not in page.read_text() and len(links.pictures) == 2
 
 
 def test_participants_that_the_model_was_trained_on_are_named(

@@ -216,3 +216,28 @@ def test_a_finished_model_of_another_contrast_is_not_resumed(ask: Ask) -> None:
     train_level(ask())
     with pytest.raises(DataError, match="modality"):
         train_level(replace(ask(resume=True), modality="T2w"))
+
+
+def test_results_of_t2w_are_compared_on_the_t2w(app: App, tmp_path: Path) -> None:
+    some = save_card(tmp_path / "some", name="some", modality=ANY)
+    t2w = app.bids / "sub-03/anat/sub-03_T2w.nii.gz"
+    t2w.rename(t2w.with_name("sub-03_UNIT1.nii.gz"))
+    (tmp_path / "filter.json").write_text('{"t1w": {"suffix": ["T2w", "UNIT1"]}}')
+    assert app("--bids-filter-file", str(tmp_path / "filter.json"), model=some) == 0
+    shutil.copytree(app.output, tmp_path / "mine")
+    words = ("--bids-filter-file", str(tmp_path / "filter.json"), "--labels", f"FAST={tmp_path / 'mine'}")
+    assert app(*words, level="evaluate", model=some) == 0
+    page = (app.output / "group_seg-FAST_desc-some_ref-mine_agreement.html").read_text()
+    assert page.count("data:image/png") == 2 and "no image on this grid" not in page
+
+
+def test_a_cohort_of_two_contrasts_is_warned_about(
+    app: App, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    some = save_card(tmp_path / "some", name="some", modality=ANY)
+    assert app("--participant-label", "01", "02", model=some) == app("group", model=some) == 0
+    assert "other contrasts" not in capsys.readouterr().err
+    assert app("--anat-modality", "T2w", "--participant-label", "03", model=some) == 0
+    assert app("group", model=some) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "some, FAST: images of other contrasts than most were segmented: sub-03 (T2w); volumes differ" in told
