@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -70,12 +71,16 @@ class ConformedGrid:
         matrix = np.linalg.inv(affine) @ self.affine
         linear = matrix[:3, :3]
         parallel = np.allclose(linear, np.diag(np.diag(linear)), atol=1e-6)
-        found: np.ndarray = affine_transform(
-            apply_orientation(data, turned),
+        oriented, found = apply_orientation(data, turned), np.zeros((self.size,) * 3, dtype)
+        # The voxels that the image reaches; for all others, the interpolation would only compute zeros.
+        reached = apply_affine(np.linalg.inv(matrix), list(product(*[(-1, length) for length in oriented.shape])))
+        start = np.clip(np.floor(reached.min(0)), 0, self.size).astype(int)
+        stop = np.clip(np.ceil(reached.max(0)) + 1, start, self.size).astype(int)
+        affine_transform(
+            oriented,
             np.diag(linear) if parallel else linear,
-            matrix[:3, 3],
-            output_shape=(self.size,) * 3,
-            output=dtype,
+            apply_affine(matrix, start),
+            output=found[tuple(map(slice, start, stop))],
             order=order,
             mode="grid-constant",
             prefilter=False,
