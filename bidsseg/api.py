@@ -72,7 +72,8 @@ def segment(
         lesion_threshold: least probability of a lesion voxel, above 0 and at most 1; None for that of the model.
         least_lesion_mm3: omit lesions that are smaller (mm³); None for the volume of the model.
         least_lesion_peak: omit lesions in which no voxel has this probability, 0 to 1; None for that of the model.
-        lesions: mask of lesions that are given, on the grid of the T1w, which is filled there before it is segmented.
+        lesions: mask of lesions that are given, on the grid of the T1w, which is filled there before it is segmented;
+            not for images of another contrast.
 
     Raises:
         UsageError: an argument has an invalid value or no effect, or the model needs a FLAIR.
@@ -212,6 +213,10 @@ def _segment(
     from bidsseg.segmentation.filling import fill_lesions
     from bidsseg.segmentation.given_lesions import with_given_lesions
 
+    name = name_of(sources["T1w"])
+    scan = Scan.of_files(Path(name))
+    if given is not None and not (scan.modality == "T1w" and model.card.reads("T1w")):
+        raise UsageError(f"lesions are filled with the brightness of white matter in a T1w, and {name} is none")
     machine = find_machine(device, precision, memory_mb)
     if memory_mb is not None:
         require_room(machine, model)
@@ -234,9 +239,8 @@ def _segment(
     protocols = written_protocols(model.card, given_lesions=mask is not None)
     if mask is not None:
         found = with_given_lesions(found, mask, protocols, voxel_mm3=t1w.voxel_volume_mm3)
-    name = name_of(sources["T1w"])
     require_brain(found, model, name)
-    return Result(model, protocols, Scan.of_files(Path(name)), images, found, lesions, fast)
+    return Result(model, protocols, scan, images, found, lesions, fast)
 
 
 def _mask(source: Source, t1w: Volume) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The Python interface: `import bidsseg`."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -210,6 +211,8 @@ def test_given_lesions(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     with pytest.raises(UsageError, match="no effect on given lesions"):
         bidsseg.segment(scan, model=model, lesions=mask, least_lesion_mm3=3)
+    with pytest.raises(UsageError, match=r"in a T1w, and .*sub-01_T2w.nii.gz is none"):
+        bidsseg.segment(shutil.copy(scan, tmp_path / "sub-01_T2w.nii.gz"), model=model, lesions=mask)
     phantoms.save(mask, drawn[1:], load_nifti(scan).affine)
     with pytest.raises(DataError, match="not on the grid of the T1w"):
         bidsseg.segment(scan, model=model, lesions=mask, **AS_ASKED)

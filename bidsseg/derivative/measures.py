@@ -21,7 +21,7 @@ from bidsseg.derivative.volumes import BRAIN_MASK, BRAIN_MASK_COLUMN, values_by_
 from bidsseg.errors import BidssegError, OutputNotWritable
 from bidsseg.files import fingerprint, write_json_atomic, write_table
 from bidsseg.image.nifti import read_image, read_labels, read_usable
-from bidsseg.image.volume import Volume
+from bidsseg.image.volume import Volume, in_order_of
 from bidsseg.labels.protocol import Protocol
 from bidsseg.reading import read_table
 from bidsseg.registration.align import align
@@ -96,19 +96,17 @@ def sampled(image: Image, t1w: Path, inside: np.ndarray) -> tuple[np.ndarray, st
     """
     fixed, _ = read_image(t1w)
     moving, findings = read_image(image.path)
-    suffix = suffix_of(t1w) or "T1w"
-    motion, note = np.eye(4), f"on the grid of the {suffix}"
-    same = moving.on_grid_of(fixed)
-    if not same and image.entities.get("space") == modality_of(t1w):
-        note = f"on another grid in the space of the {suffix}; linearly interpolated"
-    elif not same:
+    values, suffix = moving, suffix_of(t1w) or "T1w"
+    if INVALID & {finding.code for finding in findings}:
+        values = Volume(np.where(read_usable(image.path), moving.data, np.float32(np.nan)), moving.affine)
+    if (same := in_order_of(values, fixed)) is not None:
+        return same.data[inside], f"on the grid of the {suffix}"
+    motion, note = np.eye(4), f"on another grid in the space of the {suffix}; linearly interpolated"
+    if image.entities.get("space") != modality_of(t1w):
         _, moved = align(moving, fixed)
         if moved is not None:
             motion, note = moved.matrix, f"{moved} to match the {suffix}; linearly interpolated"
-    data = moving.data
-    if INVALID & {finding.code for finding in findings}:
-        data = np.where(read_usable(image.path), data, np.float32(np.nan))
-    return (data[inside] if same else _interpolated(Volume(data, moving.affine), fixed, inside, motion=motion)), note
+    return _interpolated(values, fixed, inside, motion=motion), note
 
 
 def read_measures(result: Result) -> dict[str, dict[str, dict[str, str]]]:

@@ -10,6 +10,8 @@ from nibabel.orientations import aff2axcodes
 
 SAME_MM = 0.01
 """Largest distance along an axis between equal voxels of images on the same grid."""
+ROUNDING = 1e-3
+"""Distance between equal voxels, in voxels, that is due to rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,3 +129,29 @@ def from_canonical(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
     ras, native = nib.orientations.axcodes2ornt("RAS"), nib.orientations.io_orientation(affine)
     turned: np.ndarray = nib.orientations.apply_orientation(data, nib.orientations.ornt_transform(ras, native))
     return turned
+
+
+def reordered(volume: Volume, other: Volume) -> Volume:
+    """Return a volume in the storage order of another that has the same voxels in another order."""
+    return Volume(from_canonical(canonical(volume.data, volume.affine), other.affine), other.affine, other.header)
+
+
+def distance_in_voxels(volume: Volume, other: Volume) -> float:
+    """Return the largest distance between equal voxels of two grids, in voxels of the other, whatever their order.
+
+    It is infinite if the grids have different numbers of voxels.
+    """
+    shape, wanted = (canonical(np.empty(each.shape, np.uint8), each.affine).shape for each in (volume, other))
+    if shape != wanted:
+        return np.inf
+    corners = corner_voxels(shape)
+    ours, theirs = canonical_affine(volume), canonical_affine(other)
+    apart = np.abs(apply_affine(np.linalg.inv(theirs) @ ours, corners) - corners)
+    return float(apart.max())
+
+
+def in_order_of(volume: Volume, other: Volume) -> Volume | None:
+    """Return a volume in the storage order of another image that has the same voxels; None if it is on another grid."""
+    if volume.on_grid_of(other):
+        return volume.placed_as(other)
+    return reordered(volume, other) if distance_in_voxels(volume, other) < ROUNDING else None

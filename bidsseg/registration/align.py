@@ -12,7 +12,7 @@ from nibabel.affines import apply_affine
 from bidsseg.errors import DataError, UsageError
 from bidsseg.image.guard import Finding, refusal
 from bidsseg.image.nifti import Source, name_of, read_image
-from bidsseg.image.volume import Volume
+from bidsseg.image.volume import Volume, in_order_of
 
 FAR_MM, FAR_DEGREES = 20.0, 15.0
 """Larger motion between two images of a session is unusual."""
@@ -106,14 +106,14 @@ def align(moving: Volume, fixed: Volume) -> tuple[Volume, Motion | None]:
 
     Returns:
         Volume with the shape of fixed, linearly interpolated, 0 outside the field of view of moving, deterministic; and
-        the motion. If both have the same grid, the unchanged voxels and None.
+        the motion. If both have the same voxels, these in the order of fixed, unchanged, and None.
 
     Raises:
         DataError: the two do not overlap.
         UsageError: SimpleITK is needed and not installed.
     """
-    if moving.on_grid_of(fixed):
-        return moving.placed_as(fixed), None
+    if (same := in_order_of(moving, fixed)) is not None:
+        return same, None
     try:
         from bidsseg.registration.linear import register
     except ImportError as error:

@@ -7,12 +7,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from nibabel.affines import apply_affine
 
 from bidsseg.errors import DataError, UsageError
 from bidsseg.image.mgh import is_mgh
 from bidsseg.image.nifti import read_image, read_labels, read_mask
-from bidsseg.image.volume import Volume, canonical, canonical_affine, corner_voxels, from_canonical
+from bidsseg.image.volume import ROUNDING, Volume, distance_in_voxels, reordered
 from bidsseg.labels.protocol import Protocol
 from bidsseg.registration.align import Images, align
 
@@ -21,8 +20,6 @@ TOLERANCE = 0.1
 
 PROBABLE = 0.5
 """Least probability of a label in a map of probabilities."""
-SAME = 1e-3
-"""Distance, in voxels, that is due to rounding."""
 
 Note = Callable[[Path, str], None]
 """Receives a file and a remark for the user."""
@@ -75,11 +72,6 @@ def read_on_grid(path: Path, images: Images, *, t1w: Path, flair: Path | None, n
     raise DataError(f"{path}: not on the grid of {t1w.name}")
 
 
-def reordered(labels: Volume, image: Volume) -> Volume:
-    """Return labels in the storage order of an image that has the same voxels in another order."""
-    return Volume(from_canonical(canonical(labels.data, labels.affine), image.affine), image.affine, image.header)
-
-
 def on_same_grid(
     labels: Volume, image: Volume, *, other: str = "the T1w", note: Callable[[str], None] = lambda text: None
 ) -> Volume | None:
@@ -96,7 +88,7 @@ def on_same_grid(
         return None
     if labels.orientation != image.orientation:
         note(f"stored as {labels.orientation} and not as {image.orientation} like {other}, accepted")
-    if distance > SAME:
+    if distance > ROUNDING:
         note(f"less than {TOLERANCE} voxels away from the grid of {other}, accepted")
     return reordered(labels, image)
 
@@ -128,20 +120,6 @@ def _motion(flair: Volume, images: Images, *, note: Callable[[str], None]) -> np
         note(f"the FLAIR is not aligned, its position in the scanner is used: {error}")
         return None
     return None if motion is None else motion.matrix
-
-
-def distance_in_voxels(labels: Volume, image: Volume) -> float:
-    """Return the largest distance between equal voxels of two grids, in voxels of the image, whatever their order.
-
-    It is infinite if the grids have different numbers of voxels.
-    """
-    shape, other = (canonical(np.empty(each.shape, np.uint8), each.affine).shape for each in (labels, image))
-    if shape != other:
-        return np.inf
-    corners = corner_voxels(shape)
-    ours, theirs = canonical_affine(labels), canonical_affine(image)
-    apart = np.abs(apply_affine(np.linalg.inv(theirs) @ ours, corners) - corners)
-    return float(apart.max())
 
 
 def nearest(labels: Volume, image: Volume, *, motion: np.ndarray | None = None) -> Volume:

@@ -79,6 +79,17 @@ def test_voxels_without_a_value_are_left_out_in_every_format(tmp_path: Path, kin
     assert np.array_equal(found[2:], values.ravel()[2:])
 
 
+def test_voxels_in_another_order_are_not_interpolated(tmp_path: Path) -> None:
+    values = a_map(tmp_path)
+    values[0, 0, :2] = np.nan, 1e13
+    path = tmp_path / "measured.nii.gz"
+    nib.save(nib.Nifti1Image(values, GRID).as_reoriented(np.array([[2, 1], [0, -1], [1, -1]])), path)
+    inside = np.ones(SHAPE, bool)
+    found, note = sampled(Image(path, {}, "T1map"), tmp_path / "sub-01/anat/sub-01_T1map.nii.gz", inside)
+    assert note == "on the grid of the T1map" and np.isnan(found[:2]).all()
+    assert np.array_equal(found[2:], values.ravel()[2:])
+
+
 def test_an_image_on_another_grid_is_aligned(
     tmp_path: Path, make_bids: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

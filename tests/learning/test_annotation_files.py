@@ -12,11 +12,11 @@ from labelled import HALF, SHAPE, console
 from recording_console import RecordingConsole
 
 from bidsseg.errors import DataError, NothingSelected
-from bidsseg.image.volume import Volume
+from bidsseg.image.volume import Volume, distance_in_voxels
 from bidsseg.labels import Protocol, Region, load_protocol
 from bidsseg.learning.cases import Case
 from bidsseg.learning.datasets import load_cases
-from bidsseg.registration.label_files import distance_in_voxels, nearest
+from bidsseg.registration.label_files import nearest
 from bidsseg.settings import Settings
 
 Change = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]

@@ -3,11 +3,13 @@
 import sys
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import phantoms
 import pytest
 from moved_heads import FIXED, FLAIR, SHAPE, T1W, blobs, motion
 from nibabel.affines import from_matvec
+from nibabel.orientations import axcodes2ornt, ornt_transform
 from scipy import ndimage
 
 from bidsseg.errors import DataError, UsageError
@@ -75,6 +77,16 @@ def test_images_on_the_same_grid_are_taken_as_aligned() -> None:
     assert found is None and aligned.data is moving.data
     with pytest.raises(UsageError, match=r'pip install "bidsseg\[flair\]"'):
         align(moving, fixed)
+
+
+@pytest.mark.parametrize("axes", ["RAS", "PSR", "ILA"])
+def test_the_same_voxels_in_another_order_are_not_moved(axes: str) -> None:
+    fixed, moving = blobs(FIXED, SHAPE, T1W), blobs(FIXED, SHAPE, FLAIR)
+    image = nib.Nifti1Image(moving.data, FIXED)
+    turn = ornt_transform(nib.io_orientation(FIXED), axcodes2ornt(axes))
+    stored = image.as_reoriented(turn)
+    aligned, found = align(Volume(np.asarray(stored.dataobj), stored.affine), fixed)
+    assert found is None and np.array_equal(aligned.data, moving.data) and np.array_equal(aligned.affine, FIXED)
 
 
 def test_an_image_that_shows_nothing_is_refused() -> None:
