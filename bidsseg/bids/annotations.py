@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 
 from bidsseg.bids.label_kinds import NATIVE_SPACES, Kind, anat_images, places
 from bidsseg.bids.names import build_name
-from bidsseg.bids.scan import ADDED, Image, LabelMap, Scan, without_added
+from bidsseg.bids.scan import ADDED, Image, LabelMap, Scan, in_space_of, without_added
 from bidsseg.errors import DataError, InputMissing
 
 BRAIN = "brain"
@@ -37,15 +38,17 @@ def find_annotations(derivatives_dir: Path, scan: Scan, wanted: str | Kind) -> P
 def annotations_of_scan(derivatives_dir: Path, scan: Scan, wanted: str | Kind) -> list[Path]:
     """Return the annotations of a scan in a protocol or of a kind that match best, sorted by name.
 
-    They must have exactly the entities of the scan, apart from those that derivatives add. An annotation in another
-    ``space`` than the scan counts only if it has the grid of the scan. Among several, those with the
-    fewest added entities match best. The folder may lack participants and a ``dataset_description.json``.
+    They must have exactly the entities of the scan, apart from those that derivatives add. An annotation in the
+    ``space`` of the scan matches best; one in another space counts only if it has the grid of the scan. Among several,
+    those with the fewest added entities match best. The folder may lack participants and a
+    ``dataset_description.json``.
 
     Raises:
         InputMissing: the folder does not exist.
+        DataError: the only annotation is in another space and cannot be read.
     """
-    fitting = sorted(_of_scan(derivatives_dir, scan, lambda image: annotates(image, wanted)), key=_rank)
-    return [image.path for image in fitting if _rank(image) == _rank(fitting[0])]
+    fitting = _best_of(derivatives_dir, scan, lambda image: annotates(image, wanted), rank=_rank)
+    return [image.path for image in fitting]
 
 
 def find_lesion_mask(derivatives_dir: Path, scan: Scan) -> Path | None:
@@ -56,14 +59,14 @@ def find_lesion_mask(derivatives_dir: Path, scan: Scan) -> Path | None:
 
     Raises:
         InputMissing: the folder does not exist.
-        DataError: several masks match equally well.
+        DataError: several masks match equally well, or the only one is in another space and cannot be read.
     """
 
     def rank(image: Image) -> tuple[int, int]:
         return LESION_SUFFIXES.index(image.suffix), sum(name in ADDED for name in image.entities)
 
-    fitting = sorted(_of_scan(derivatives_dir, scan, shows_lesions), key=rank)
-    if len(fitting) > 1 and rank(fitting[0]) == rank(fitting[1]):
+    fitting = _best_of(derivatives_dir, scan, shows_lesions, rank=rank)
+    if len(fitting) > 1:
         raise DataError(f"{fitting[0].path} and {fitting[1].path.name} both show lesions of {scan.key}: keep only one")
     return fitting[0].path if fitting else None
 
@@ -74,8 +77,24 @@ def shows_lesions(image: Image) -> bool:
     return image.suffix in LESION_SUFFIXES and any(label.lower().startswith(LESION) for label in named[:1])
 
 
+def _best_of(
+    derivatives_dir: Path, scan: Scan, accepted: Callable[[Image], bool], *, rank: Callable[[Image], tuple[int, int]]
+) -> list[Image]:
+    """Return the accepted files of a scan of the first rank, those in its space before others on its grid.
+
+    Headers are read only if no file is in its space: in a dataset of DataLad, those in other spaces may be missing.
+    """
+
+    def order(image: Image) -> tuple[bool, tuple[int, int]]:
+        return not _in_space_of(image, scan), rank(image)
+
+    equals = groupby(sorted(_of_scan(derivatives_dir, scan, accepted), key=order), key=order)
+    fitting = ([image for image in group if not elsewhere or _on_grid(image, scan)] for (elsewhere, _), group in equals)
+    return next(filter(None, fitting), [])
+
+
 def _of_scan(derivatives_dir: Path, scan: Scan, accepted: Callable[[Image], bool]) -> list[Image]:
-    """Return the accepted files that belong to a scan. InputMissing if the folder does not exist."""
+    """Return the accepted files with the entities of a scan. InputMissing if the folder does not exist."""
     if not derivatives_dir.is_dir():
         raise InputMissing(f"no folder {derivatives_dir} with annotations")
     source = without_added(scan.entities)
@@ -85,7 +104,7 @@ def _of_scan(derivatives_dir: Path, scan: Scan, accepted: Callable[[Image], bool
     return [
         image
         for image in anat_images(derivatives_dir, place)
-        if accepted(image) and without_added(image.entities) == source and _on_grid(image, scan)
+        if accepted(image) and without_added(image.entities) == source
     ]
 
 
@@ -130,12 +149,19 @@ def _described(image: Image) -> str:
     return desc if image.suffix == "mask" and "label" not in image.entities and desc.endswith(BRAIN) else ""
 
 
+def _in_space_of(image: Image, scan: Scan) -> bool:
+    """Return whether an annotation is in the space of a scan by its name; in a template, with the same resolution."""
+    same_resolution = image.entities.get("res") == scan.entities.get("res")
+    is_native = scan.entities.get("space", "orig") in NATIVE_SPACES
+    return in_space_of(scan.entities, image.entities, native=NATIVE_SPACES) and (is_native or same_resolution)
+
+
 def _on_grid(image: Image, scan: Scan) -> bool:
-    """Return whether an annotation is on the grid of the scan; in the space of its source, the name decides."""
-    space = image.entities.get("space", "orig")
-    if space in NATIVE_SPACES or space == scan.entities.get("space"):
-        return True
+    """Return whether an annotation is on the grid of the scan. DataError if one of them cannot be read."""
     from bidsseg.image.nifti import read_grid
     from bidsseg.image.volume import same_grid
 
-    return same_grid(read_grid(image.path), read_grid(scan.t1w))
+    try:
+        return same_grid(read_grid(image.path), read_grid(scan.t1w))
+    except InputMissing as error:  # of this file, not of the folder: it fails its scan, not the others
+        raise DataError(str(error)) from error

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from bidsseg.bids.names import IMAGE_EXTENSIONS, build_name, parse_name
-from bidsseg.bids.scan import Image
-from bidsseg.errors import InputMissing
+from bidsseg.bids.scan import Image, in_space_of
+from bidsseg.errors import InputMissing, listed
 
 NO_VALUES = ("dseg", "mask", "probseg", "xfm")
 """Suffixes of images without measured values."""
-SAME_SPACES = (None, "T1w", "orig", "individual")
+SAME_SPACES = ("T1w", "orig", "individual")
 """Labels of ``space-`` of images that show the scan itself, not a template."""
 Filter = Callable[[Image], bool]
 
@@ -19,8 +19,8 @@ Filter = Callable[[Image], bool]
 def find_measured(source: Mapping[str, str], name: str, where: str | Path, *, bids_dir: Path) -> Image:
     """Return the image of a scan that is measured.
 
-    It has the participant and session of the scan. Among several images in a folder, those of which a label or the
-    suffix is the name of the measure are preferred, then those of the same run.
+    It has the participant, session and space of the scan. Among several images in a folder, those of which a label or
+    the suffix is the name of the measure are preferred, then those of the same run, then of the same resolution.
 
     Args:
         source: entities of the T1w.
@@ -39,18 +39,21 @@ def find_measured(source: Mapping[str, str], name: str, where: str | Path, *, bi
     narrower: list[Filter] = [
         lambda image: named in {label.casefold() for label in (image.suffix, *image.entities.values())},
         lambda image: _number(image.entities.get("run")) == _number(source.get("run")),
+        lambda image: image.entities.get("res") == source.get("res"),
     ]
-    left = images
+    left = [image for image in images if in_space_of(source, image.entities, native=SAME_SPACES)]
     for fits in narrower:
         if len(left) > 1:
             left = [image for image in left if fits(image)] or left
     key = build_name({entity: source[entity] for entity in ("subject", "session") if entity in source})
     what = f"{suffix} image" if suffix else "image"
     if not left:
-        raise InputMissing(f"no {what} of {key} in {folder}")
+        elsewhere = listed([image.path.name for image in images])
+        others = f"; in another space than the scan: {elsewhere}" if images else ""
+        raise InputMissing(f"no {what} of {key} in {folder}{others}")
     if len(left) > 1:
-        listed = ", ".join(image.path.name for image in left[:4])
-        raise InputMissing(f"{len(left)} images of {key} in {folder} match ({listed}): leave one in the folder")
+        names = listed([image.path.name for image in left])
+        raise InputMissing(f"{len(left)} images of {key} in {folder} match ({names}): leave one in the folder")
     return left[0]
 
 
@@ -62,8 +65,7 @@ def _images(folder: Path, source: Mapping[str, str]) -> Iterable[Image]:
         if parsed is None or parsed[2] not in IMAGE_EXTENSIONS or parsed[1] in NO_VALUES:
             continue
         entities, suffix, _ = parsed
-        same = all(entities.get(key) == source.get(key) for key in ("subject", "session"))
-        if same and entities.get("space") in SAME_SPACES:
+        if all(entities.get(key) == source.get(key) for key in ("subject", "session")):
             yield Image(path, entities, suffix)
 
 

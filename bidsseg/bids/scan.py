@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,16 @@ def without_added(entities: Mapping[str, str]) -> dict[str, str]:
     {'subject': '01', 'run': '2'}
     """
     return {name: label for name, label in entities.items() if name not in ADDED}
+
+
+def in_space_of(source: Mapping[str, str], entities: Mapping[str, str], *, native: Collection[str]) -> bool:
+    """Return whether an image is in the space of a scan by its name: ``space-X`` for a scan in X, else a native space.
+
+    >>> in_space_of({}, {"space": "T1w"}, native=("orig", "T1w")), in_space_of({"space": "ACPC"}, {}, native=("orig",))
+    (True, False)
+    """
+    own, space = source.get("space", "orig"), entities.get("space", "orig")
+    return space in native if own in native else space == own
 
 
 def without_desc(entities: Mapping[str, str]) -> dict[str, str]:

@@ -84,8 +84,8 @@ def measure(job: Job, name: str, where: str | Path) -> None:
 def sampled(image: Image, t1w: Path, inside: np.ndarray) -> tuple[np.ndarray, str]:
     """Return the values of an image in voxels of a T1w, and how it was brought there.
 
-    An image on another grid is aligned rigidly, unless the ``space-`` in its name is that of the T1w (``space-T1w``, or
-    the suffix of the image in its place).
+    An image on another grid is aligned rigidly, unless the ``space-`` in its name is that of the T1w (``space-T1w``,
+    the suffix of the image in its place, or the ``space-`` in the name of this image).
 
     Args:
         inside: booleans on the grid of the T1w, (X, Y, Z).
@@ -102,11 +102,17 @@ def sampled(image: Image, t1w: Path, inside: np.ndarray) -> tuple[np.ndarray, st
     if (same := in_order_of(values, fixed)) is not None:
         return same.data[inside], f"on the grid of the {suffix}"
     motion, note = np.eye(4), f"on another grid in the space of the {suffix}; linearly interpolated"
-    if image.entities.get("space") != modality_of(t1w):
+    if image.entities.get("space") not in _spaces(t1w):
         _, moved = align(moving, fixed)
         if moved is not None:
             motion, note = moved.matrix, f"{moved} to match the {suffix}; linearly interpolated"
     return _interpolated(values, fixed, inside, motion=motion), note
+
+
+def _spaces(t1w: Path) -> set[str]:
+    """Return the labels of ``space-`` of images in the space of a T1w."""
+    parsed = parse_name(t1w.name)
+    return {modality_of(t1w), *([parsed[0]["space"]] if parsed and "space" in parsed[0] else [])}
 
 
 def read_measures(result: Result) -> dict[str, dict[str, dict[str, str]]]:

@@ -162,8 +162,8 @@ def one_of_each_scan(label_maps: Iterable[LabelMap], model: str) -> tuple[list[S
             reason = f"{first.path} and {others[0].path.name} belong to one scan: choose with --model, or keep only one"
             failed.append(Left(key, reason))
         else:
-            kept = {name: label for name, label in first.entities.items() if name == "space" or name not in ADDED}
-            scans.append(Scan(kept, first.path))
+            place = {name: label for name, label in first.entities.items() if name in ("space", "res")}
+            scans.append(Scan({**without_added(first.entities), **place}, first.path))
     return scans, failed
 
 

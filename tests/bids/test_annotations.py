@@ -8,7 +8,7 @@ import phantoms
 import pytest
 from bids_trees import home, make_tree
 
-from bidsseg.bids.annotations import find_annotations, find_label_maps
+from bidsseg.bids.annotations import find_annotations, find_label_maps, find_lesion_mask
 from bidsseg.bids.query import find_scans
 from bidsseg.bids.scan import LabelMap
 from bidsseg.errors import DataError, InputMissing
@@ -60,8 +60,34 @@ def test_an_annotation_that_was_not_fetched(tmp_path: Path) -> None:
     folder = make_tree(tmp_path / "labels", "sub-01_space-MNI152_label-lesion_mask.nii.gz")
     mask = folder / home("sub-01_space-MNI152_label-lesion_mask.nii.gz")
     mask.write_text("/annex/objects/MD5E-s9--0.nii.gz\n")
-    with pytest.raises(InputMissing, match=rf"datalad get .*{mask.name}"):
+    with pytest.raises(DataError, match=rf"datalad get .*{mask.name}"):
         find_annotations(folder, find_scans(bids_dir)[0], "lesion")
+    make_tree(folder, "sub-01_label-lesion_desc-x_mask.nii.gz")
+    assert find_annotations(folder, find_scans(bids_dir)[0], "lesion"), "a file of another space is not needed"
+    assert find_lesion_mask(folder, find_scans(bids_dir)[0])
+
+
+def test_a_scan_in_a_template_has_the_annotation_in_it(tmp_path: Path) -> None:
+    stems = ["sub-01_", "sub-01_space-A_", "sub-01_space-A_res-2_"]
+    folder = make_tree(tmp_path, *(f"{stem}desc-preproc_T1w.nii" for stem in stems))
+    names = [f"{stem}desc-brain_mask.nii" for stem in stems]
+    make_tree(folder, *names, "sub-01_label-lesion_mask.nii", "sub-01_space-A_label-lesion_dseg.nii")
+    native, template, coarse = find_scans(folder)
+    assert [find_annotations(folder, scan, "brain") for scan in (native, template, coarse)] == [
+        folder / home(name) for name in names
+    ]
+    assert find_lesion_mask(folder, native) == folder / home("sub-01_label-lesion_mask.nii")
+    assert find_lesion_mask(folder, template) == folder / home("sub-01_space-A_label-lesion_dseg.nii")
+
+
+def test_a_native_annotation_is_of_a_scan_in_a_template_only_on_its_grid(tmp_path: Path) -> None:
+    folder = make_tree(tmp_path, "sub-01_space-A_T1w.nii", "sub-01_desc-brain_mask.nii")
+    empty, affine = np.zeros((8, 9, 10), np.uint8), np.eye(4)
+    phantoms.save(folder / home("sub-01_space-A_T1w.nii"), empty, affine)
+    for shift_mm in (0.0, 1.0):
+        affine[0, 3] = shift_mm
+        mask = phantoms.save(folder / home("sub-01_desc-brain_mask.nii"), empty, affine)
+        assert find_annotations(folder, find_scans(folder)[0], "brain") == (None if shift_mm else mask)
 
 
 def test_label_maps_without_images(tmp_path: Path) -> None:

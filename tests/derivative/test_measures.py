@@ -118,6 +118,30 @@ def test_a_map_in_the_space_of_the_t1w_is_not_moved_and_not_extrapolated(app: Ap
     assert float(row["mean"]) == pytest.approx(points[inside, 0].mean(), abs=1e-3)
 
 
+def test_an_image_in_the_space_of_the_scan_is_measured(tmp_path: Path) -> None:
+    for name in ("T2w", "space-A_T2w", "space-A_res-2_T2w"):
+        a_map(tmp_path, f"sub-01_{name}.nii.gz")
+
+    def found(**source: str) -> str:
+        return find_measured({"subject": "01", **source}, "T2w", "T2w", bids_dir=tmp_path).path.name
+
+    assert found() == "sub-01_T2w.nii.gz"
+    assert found(space="A") == "sub-01_space-A_T2w.nii.gz"
+    assert found(space="A", res="2") == "sub-01_space-A_res-2_T2w.nii.gz"
+    with pytest.raises(InputMissing, match=r"no T2w image of sub-01 in .*; in another space than the scan: sub-01_T2w"):
+        found(space="B")
+
+
+def test_a_map_of_another_resolution_in_the_space_of_the_scan_is_not_moved(tmp_path: Path) -> None:
+    a_map(tmp_path, "sub-01_space-A_T1w.nii.gz")
+    shape = (48, 56, 48)
+    values = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    fine = phantoms.save(tmp_path / "map.nii.gz", values, phantoms.grid(4.0, "LAS", shape))
+    t1w = tmp_path / "sub-01/anat/sub-01_space-A_T1w.nii.gz"
+    _, note = sampled(Image(fine, {"space": "A"}, "map"), t1w, np.ones(SHAPE, bool))
+    assert note == "on another grid in the space of the T1w; linearly interpolated"
+
+
 def test_a_model_without_label_maps_measures_nothing(app: App, capsys: pytest.CaptureFixture[str]) -> None:
     save_card(app.card, heads=("brain",))
     assert run(app, "--measure", "T1w") == 64
