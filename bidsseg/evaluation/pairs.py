@@ -124,7 +124,7 @@ def pair_up(judged: Iterable[Scan], references: Iterable[LabelMap], pairing: Pai
         if len(found) > 1:
             both = " and ".join(map(str, found))
             pairing.failed.append(Left(scan.key, f"{both} belong to one scan: give one folder with --labels"))
-        elif found and found[0].samefile(scan.t1w):
+        elif found and _place(found[0]) == _place(scan.t1w):
             pairing.alone.append(Left(scan.key, f"{found[0].name} is on both sides: choose with --model or --labels"))
         elif found:
             pairing.pairs.append(Pair(scan.entities, scan.t1w, found[0], pairing.values))
@@ -133,6 +133,11 @@ def pair_up(judged: Iterable[Scan], references: Iterable[LabelMap], pairing: Pai
         else:
             pairing.alone.append(Left(scan.key, f"no reference in {', '.join(map(str, pairing.wanted))}"))
     pairing.alone += [Left(key, lacking) for key in waiting]
+
+
+def _place(path: Path) -> Path:
+    """Return the place of a file; a link is not followed, as git-annex stores equal files of two raters once."""
+    return path.parent.resolve() / path.name
 
 
 def check_holds(folder: Path, protocol: str, flag: str, *, wanted: str | Kind | None = None) -> None:

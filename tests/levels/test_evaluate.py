@@ -395,6 +395,17 @@ def test_a_label_map_is_not_compared_with_itself(folders: tuple[Path, Path], tmp
     assert set(table.participant_id) == {"sub-01"} and (table.dice < 1).all()
 
 
+def test_equal_maps_that_datalad_stores_once_are_compared(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    _, manual = folders
+    for key in KEYS:
+        stored = manual_path(manual, key).rename(tmp_path / f"{key}.nii.gz")
+        for folder in (manual, tmp_path / "rater2"):
+            manual_path(folder, key).parent.mkdir(parents=True, exist_ok=True)
+            manual_path(folder, key).symlink_to(stored)
+    assert not run(tmp_path / "tables", {"FAST": [manual]}, against=tmp_path / "rater2").warnings
+    assert (tables(tmp_path / "tables", "group_seg-FAST_desc-rater2_ref-manual")[0].dice == 1).all()
+
+
 # -- the command line --------------------------------------------------------------------------------------------------
 
 
