@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 from bidsseg.bids.label_kinds import NATIVE_SPACES, Kind, anat_images, places
-from bidsseg.bids.names import build_name
+from bidsseg.bids.names import build_name, unpadded
 from bidsseg.bids.scan import ADDED, Image, LabelMap, Scan, in_space_of, without_added
 from bidsseg.errors import DataError, InputMissing
 
@@ -38,7 +38,8 @@ def find_annotations(derivatives_dir: Path, scan: Scan, wanted: str | Kind) -> P
 def annotations_of_scan(derivatives_dir: Path, scan: Scan, wanted: str | Kind) -> list[Path]:
     """Return the annotations of a scan in a protocol or of a kind that match best, sorted by name.
 
-    They must have exactly the entities of the scan, apart from those that derivatives add. An annotation in the
+    They must have exactly the entities of the scan, apart from those that derivatives add; without such a file,
+    ``run-1`` and ``run-01`` are one. An annotation in the
     ``space`` of the scan matches best; one in another space counts only if it has the grid of the scan. Among several,
     those with the fewest added entities match best. The folder may lack participants and a
     ``dataset_description.json``.
@@ -94,18 +95,20 @@ def _best_of(
 
 
 def _of_scan(derivatives_dir: Path, scan: Scan, accepted: Callable[[Image], bool]) -> list[Image]:
-    """Return the accepted files with the entities of a scan. InputMissing if the folder does not exist."""
+    """Return the accepted files with the entities of a scan; if there are none, those whose run has other zeros.
+
+    InputMissing if the folder does not exist.
+    """
     if not derivatives_dir.is_dir():
         raise InputMissing(f"no folder {derivatives_dir} with annotations")
     source = without_added(scan.entities)
     place = derivatives_dir / build_name({"subject": source["subject"]})
     if "session" in source:
         place /= build_name({"session": source["session"]})
-    return [
-        image
-        for image in anat_images(derivatives_dir, place)
-        if accepted(image) and without_added(image.entities) == source
-    ]
+    images = [image for image in anat_images(derivatives_dir, place) if accepted(image)]
+    same = [image for image in images if without_added(image.entities) == source]
+    key = unpadded(build_name(source))
+    return same or [image for image in images if unpadded(build_name(without_added(image.entities))) == key]
 
 
 def find_label_maps(dataset_dir: Path, wanted: str | Kind) -> list[LabelMap]:

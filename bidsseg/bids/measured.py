@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from bidsseg.bids.names import IMAGE_EXTENSIONS, build_name, parse_name
+from bidsseg.bids.names import IMAGE_EXTENSIONS, build_name, number, parse_name
 from bidsseg.bids.scan import Image, in_space_of
 from bidsseg.errors import InputMissing, listed
 
@@ -38,7 +38,7 @@ def find_measured(source: Mapping[str, str], name: str, where: str | Path, *, bi
     named = name.casefold()
     narrower: list[Filter] = [
         lambda image: named in {label.casefold() for label in (image.suffix, *image.entities.values())},
-        lambda image: _number(image.entities.get("run")) == _number(source.get("run")),
+        lambda image: number(image.entities.get("run")) == number(source.get("run")),
         lambda image: image.entities.get("res") == source.get("res"),
     ]
     left = [image for image in images if in_space_of(source, image.entities, native=SAME_SPACES)]
@@ -67,7 +67,3 @@ def _images(folder: Path, source: Mapping[str, str]) -> Iterable[Image]:
         entities, suffix, _ = parsed
         if all(entities.get(key) == source.get(key) for key in ("subject", "session")):
             yield Image(path, entities, suffix)
-
-
-def _number(run: str | None) -> int | str | None:
-    return int(run) if run and run.isdigit() else run

@@ -102,6 +102,24 @@ def natural(name: str) -> list[list[tuple[int, str]]]:
     return [[(int(part) if part.isdigit() else -1, part) for part in entity] for entity in parts]
 
 
+def number(label: str | None) -> int | str | None:
+    """Return the number that a label is, or the label.
+
+    >>> number("01"), number("a1"), number(None)
+    (1, 'a1', None)
+    """
+    return int(label) if label and label.isdigit() else label
+
+
+def unpadded(key: str) -> str:
+    """Return a key or name without zeros before the number of the run, as programs such as fMRIPrep write it.
+
+    >>> unpadded("sub-01_run-01_desc-x"), unpadded("sub-01_run-10")
+    ('sub-01_run-1_desc-x', 'sub-01_run-10')
+    """
+    return re.sub(r"(?<=_run-)0+(?=[0-9])", "", key)
+
+
 def entity_column(entity: str) -> str:
     """Return the name of an entity's column in a table: as BIDS has it for participants and sessions; others follow.
 

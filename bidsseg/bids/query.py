@@ -8,7 +8,7 @@ from typing import Any
 
 from bidsseg.bids.alternatives import alternatives
 from bidsseg.bids.index import anatomical_images, closed_folders, participant_labels
-from bidsseg.bids.names import ANATOMICAL, IMAGE_EXTENSIONS, build_name, entity_names, natural, parse_name
+from bidsseg.bids.names import ANATOMICAL, IMAGE_EXTENSIONS, build_name, entity_names, natural, number, parse_name
 from bidsseg.bids.scan import Image, Scan, Selection
 from bidsseg.errors import InputMissing, NothingSelected, UsageError
 from bidsseg.reading import read_object
@@ -163,17 +163,13 @@ def pair_flair(t1w: Image, flairs: Sequence[Image]) -> tuple[Path | None, str | 
     where = f"session {session} of sub-{t1w.entities['subject']}" if session else f"sub-{t1w.entities['subject']}"
     if not same:
         return None, f"no FLAIR image in {where}"
-    same_run = [flair for flair in same if _run(flair) == _run(t1w)]
+    run = number(t1w.entities.get("run"))
+    same_run = [flair for flair in same if number(flair.entities.get("run")) == run]
     for fitting in (same_run, same):
         if len(fitting) == 1:
             return fitting[0].path, None
     names = ", ".join(flair.path.name for flair in same)
     return None, f"{len(same)} FLAIR images match in {where} ({names}): choose one with --bids-filter-file"
-
-
-def _run(image: Image) -> int | str | None:
-    run = image.entities.get("run")
-    return int(run) if run and run.isdigit() else run
 
 
 # -- selection ---------------------------------------------------------------------------------------------------------
@@ -240,8 +236,8 @@ def _equal(name: str, value: str | None, wanted: Any) -> bool:
         return value is wanted
     if wanted == "*":
         return True
-    if value.isdigit() and (isinstance(wanted, int) or (name == "run" and str(wanted).isdigit())):
-        return int(value) == int(wanted)
+    if isinstance(wanted, int) or name == "run":
+        return number(value) == number(str(wanted))
     prefix = {"subject": "sub-", "session": "ses-"}.get(name, "")
     if name == "extension":
         return value.lstrip(".") == str(wanted).lstrip(".")

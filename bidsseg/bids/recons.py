@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bidsseg.bids.names import build_name, parse_name
+from bidsseg.bids.names import build_name, parse_name, unpadded
 from bidsseg.bids.scan import LabelMap, Scan
 
 VOLUMES: Mapping[str, Sequence[str]] = {
@@ -56,7 +56,7 @@ class Recons:
             rivals = [other for other in among if entities.items() <= other.entities.items()]
             if scan.entities != entities and len(rivals) > 1:
                 continue
-            path = self._volume(self.folder / build_name(entities))
+            path = self._named(build_name(entities))
             if path is not None:
                 return path
         return None
@@ -70,6 +70,12 @@ class Recons:
             if path is not None and parsed is not None and "subject" in parsed[0]:
                 found.append(LabelMap(parsed[0], path))
         return found
+
+    def _named(self, name: str) -> Path | None:
+        """Return the label map in a folder, or in one whose name differs in zeros before the number of the run."""
+        alike = sorted(self.folder.glob(unpadded(name).replace("_run-", "_run-*")))
+        places = [self.folder / name, *(place for place in alike if unpadded(place.name) == unpadded(name))]
+        return next(filter(None, map(self._volume, places)), None)
 
     def _volume(self, place: Path) -> Path | None:
         paths = (place / "mri" / f"{name}.mgz" for name in VOLUMES[self.protocol])

@@ -12,7 +12,7 @@ import numpy as np
 
 from bidsseg.bids.annotations import annotates, annotations_of_scan
 from bidsseg.bids.label_kinds import kinds_of
-from bidsseg.bids.names import build_name, parse_name
+from bidsseg.bids.names import build_name, parse_name, unpadded
 from bidsseg.bids.scan import Image, Scan, without_added
 from bidsseg.derivative.volumes import volumes_mm3
 from bidsseg.errors import DataError, UsageError, listed
@@ -159,7 +159,7 @@ def _place(entities: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _source_key(entities: Mapping[str, str]) -> str:
-    return build_name(without_added(entities))
+    return unpadded(build_name(without_added(entities)))
 
 
 def _label_maps(folder: Path) -> list[Image]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bidsseg.bids.annotations import annotation_names, find_annotations, find_label_maps
 from bidsseg.bids.label_kinds import Kind
-from bidsseg.bids.names import build_name
+from bidsseg.bids.names import build_name, unpadded
 from bidsseg.bids.scan import ADDED, LabelMap, Scan, without_added
 from bidsseg.errors import DataError, InputMissing
 from bidsseg.evaluation.conversion import Conversion
@@ -110,11 +110,11 @@ def pair_up(judged: Iterable[Scan], references: Iterable[LabelMap], pairing: Pai
     """
     waiting: dict[str, Path] = {}
     for label_map in references:
-        waiting.setdefault(label_map.key, label_map.path)
+        waiting.setdefault(unpadded(label_map.key), label_map.path)
     for left in pairing.left:
-        waiting.pop(left.key, None)
+        waiting.pop(unpadded(left.key), None)
     for scan in judged:
-        elsewhere = waiting.pop(build_name(without_added(scan.entities)), None)
+        elsewhere = waiting.pop(unpadded(build_name(without_added(scan.entities))), None)
         try:
             fitting = [find_annotations(folder, scan, wanted) for folder, wanted in pairing.wanted.items()]
         except DataError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bidsseg.bids.annotations import find_label_maps
 from bidsseg.bids.label_kinds import Kind
-from bidsseg.bids.names import build_name, natural
+from bidsseg.bids.names import build_name, natural, unpadded
 from bidsseg.bids.outputs import AgreementPaths, agreement_paths, root_path
 from bidsseg.bids.recons import Recons
 from bidsseg.bids.scan import LabelMap, without_added
@@ -182,10 +182,10 @@ def _pairing(settings: Settings, sources: Sequence[LabelSource], compared: Judge
 
 def _masks_of_others(maps: Iterable[NativeMap], model: str, references: Iterable[LabelMap]) -> list[Left]:
     """Return the scans with a reference whose brain mask, a file that all models share, is from another model."""
-    keys = {label_map.key for label_map in references}
+    keys = {unpadded(label_map.key) for label_map in references}
     others = {build_name(without_added(each.scan.entities)): each.model for each in maps if each.model != model}
     reason = "its brain mask is that of the model {0}: run the level participant with --overwrite, or give --model {0}"
-    return [Left(key, reason.format(other)) for key, other in others.items() if key in keys]
+    return [Left(key, reason.format(other)) for key, other in others.items() if unpadded(key) in keys]
 
 
 def _leakage(settings: Settings, pairing: Pairing) -> list[str]:

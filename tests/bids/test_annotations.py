@@ -90,6 +90,17 @@ def test_a_native_annotation_is_of_a_scan_in_a_template_only_on_its_grid(tmp_pat
         assert find_annotations(folder, find_scans(folder)[0], "brain") == (None if shift_mm else mask)
 
 
+def test_zeros_before_the_number_of_a_run_do_not_matter_without_an_exact_match(tmp_path: Path) -> None:
+    one, ten = find_scans(make_tree(tmp_path / "bids", "sub-01_run-01_T1w.nii", "sub-01_run-10_T1w.nii"))
+    names = [f"sub-01_run-1_{name}.nii" for name in ("seg-A_dseg", "label-lesion_mask")]
+    folder = make_tree(tmp_path / "labels", *names)
+    assert find_annotations(folder, one, "A") == folder / home(names[0])
+    assert find_lesion_mask(folder, one) == folder / home(names[1])
+    assert find_annotations(folder, ten, "A") is None
+    make_tree(folder, "sub-01_run-01_seg-A_desc-x_dseg.nii")
+    assert find_annotations(folder, one, "A") == folder / home("sub-01_run-01_seg-A_desc-x_dseg.nii")
+
+
 def test_label_maps_without_images(tmp_path: Path) -> None:
     names = ["sub-01_seg-head_dseg.nii.gz", "sub-02_ses-1_seg-head_dseg.nii", "sub-02_ses-2_seg-other_dseg.nii"]
     folder = make_tree(tmp_path, *names, "sub-01_seg-head_dseg.json")

@@ -164,6 +164,9 @@ def test_a_folder_of_freesurfer_belongs_to_one_scan(subjects_dir: Path, tmp_path
     found = source(subjects_dir, "aseg")
     assert len(found.find(once[0], once)) == 1
     assert [found.find(scan, twice) for scan in twice] == [[], []]
+    runs = find_scans(make_tree(tmp_path / "runs", "sub-03_run-01_T1w.nii.gz", "sub-03_run-10_T1w.nii.gz"))
+    (subjects_dir / "sub-02_ses-1").rename(subjects_dir / "sub-03_run-1")
+    assert [len(found.find(scan, runs)) for scan in runs] == [1, 0], "zeros before the number do not matter"
 
 
 def test_a_mask_needs_no_table(tmp_path: Path) -> None:

@@ -368,6 +368,14 @@ def test_entities_unknown_to_bids_have_a_column(folders: tuple[Path, Path]) -> N
     assert list(tables(out)[0].foo_id.dropna().unique()) == ["foo-bar"]
 
 
+def test_zeros_before_the_number_of_a_run_do_not_matter(folders: tuple[Path, Path]) -> None:
+    out, manual = folders
+    reference = manual_path(manual, KEYS[1])
+    reference.rename(reference.with_name("sub-02_ses-1_run-01_seg-FAST_dseg.nii.gz"))
+    assert not run(out, {"FAST": [manual]}).warnings
+    assert set(tables(out)[0].participant_id) == {"sub-01", "sub-02"}
+
+
 def test_the_model_selects_one_of_several_maps_of_a_scan(folders: tuple[Path, Path], tmp_path: Path) -> None:
     out, manual = folders
     run(tmp_path / "tables", {"FAST": [manual]}, against=out, model="poor")
