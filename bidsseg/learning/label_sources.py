@@ -178,7 +178,8 @@ def _protocol(
     name = as_label(name)
     shipped = freesurfer_protocol(name) or (name if name in shipped_protocols() else None)
     tables = tables_of(folder, images) if kind.suffix == "dseg" else []
-    if not tables and shipped is not None:
+    generic = kind == Kind("", "", "dseg") and shipped is not None and _reorders_tissues(load_protocol(shipped))
+    if not tables and shipped is not None and not generic:
         return load_protocol(shipped), []
     if not tables and kind.suffix != "dseg":
         region = Region(1, kind.label or name, kind.label or name, "#e01010", None)
@@ -187,6 +188,7 @@ def _protocol(
         place = folder / f"{str(kind).removesuffix('dseg')}dseg.tsv"
         raise DataError(
             f"{given}: no table names the regions of the files *_{kind}: write {place} with the columns index and name"
+            f"{f'; without it, 1, 2, 3 are GM, WM, CSF in BIDS, not as in {shipped}' if generic else ''}"
         )
     protocol, notes = read_protocol(tables[0], shipped or name)
     for other in tables[1:]:
@@ -196,6 +198,12 @@ def _protocol(
         return protocol, [f"{given}: the regions are those of {tables[0]}", *notes]
     protocol, remark = as_shipped(protocol, load_protocol(shipped), tables[0])
     return protocol, [*notes, remark]
+
+
+def _reorders_tissues(protocol: Protocol) -> bool:
+    """Return whether a protocol has the values of tissues of BIDS (1 GM, 2 WM, 3 CSF) for other regions."""
+    mappings = {region.index: region.mapping for region in protocol.regions if region.index in (1, 2, 3)}
+    return len(mappings) == 3 and any(index != mapping for index, mapping in mappings.items())
 
 
 def as_shipped(table: Protocol, shipped: Protocol, where: Path) -> tuple[Protocol, str]:

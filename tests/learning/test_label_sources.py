@@ -125,6 +125,18 @@ def test_a_shipped_protocol_takes_no_labels_of_another(fmriprep: Path) -> None:
     assert source(fmriprep, "lesion").wanted == "lesion"
 
 
+@pytest.mark.parametrize("name", ["FAST", "Atropos"])
+def test_tissues_in_the_order_of_bids_are_no_labels_of_fsl(tmp_path: Path, name: str) -> None:
+    folder = make_tree(tmp_path / "fmriprep", "sub-01_dseg.nii.gz", "sub-01_desc-brain_mask.nii.gz")
+    with pytest.raises(
+        DataError, match=rf"write {folder}/dseg\.tsv .*1, 2, 3 are GM, WM, CSF in BIDS, not as in {name}"
+    ):
+        source(folder, name)
+    tissues = load_protocol(name).regions[1:4]
+    (folder / "dseg.tsv").write_text("index\tname\n" + "".join(f"{each.index}\t{each.name}\n" for each in tissues))
+    assert source(folder, name).protocol.name == name
+
+
 def test_a_table_that_contradicts_the_shipped_protocol_is_refused(fmriprep: Path) -> None:
     (fmriprep / "desc-aseg_dseg.tsv").write_text(OWN.replace("1\t", "10\t").replace("2\t", "49\t"))
     with pytest.raises(DataError, match=r"10 is 'Left-Claustrum', but 'Left Thalamus' in the shipped protocol aseg"):
