@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bidsseg.networks.layers import DoublingConv, InstanceNorm, TransposedConv
-from bidsseg.networks.network import Network
+from bidsseg.networks.network import Network, OfHeads
 from bidsseg.schema import PositiveInt, one_of
 
 PATHS = 8
@@ -233,10 +233,10 @@ class ENeuroNet(Network):
         self.outputs = dict(outputs)
         self.numbers_per_voxel = 64 + 3 * sum(outputs.values())
         self.trunk = Trunk(images, share, faithful=faithful)
-        self.before = nn.ModuleDict(
+        self.before = OfHeads(
             {name: nn.Sequential(nn.Conv3d(32, n, 3, padding=1), Activation(share)) for name, n in outputs.items()}
         )
-        self.heads = nn.ModuleDict({name: nn.Linear(n, n) for name, n in outputs.items()})
+        self.heads = OfHeads({name: nn.Linear(n, n) for name, n in outputs.items()})
         self.apply(initialise)
 
     def forward(self, image: Tensor, coordinates: Tensor | None = None) -> Tensor:

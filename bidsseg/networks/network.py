@@ -16,6 +16,13 @@ Widths = Annotated[Sequence[PositiveInt], Len(1)]
 """Channels at each resolution of a network, the finest first."""
 
 
+class OfHeads(nn.ModuleDict):
+    """Modules by the name of the head, which may be that of an attribute of modules, such as ``train`` or ``float``."""
+
+    def __setitem__(self, name: str, module: nn.Module) -> None:
+        self._modules[name] = module
+
+
 class Network(nn.Module):
     """Features of every voxel, and heads that read them with one linear map each.
 

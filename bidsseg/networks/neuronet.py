@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from annotated_types import Len
 from torch import Tensor, nn
 
-from bidsseg.networks.network import Network, Widths
+from bidsseg.networks.network import Network, OfHeads, Widths
 from bidsseg.schema import PositiveInt, one_of
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu6": nn.ReLU6, "lrelu0.1": partial(nn.LeakyReLU, 0.1)}
@@ -237,8 +237,8 @@ class NeuroNet(Network):
             nn.Sequential(ResidualUnit(a, b, 2, act=act), ResidualUnit(b, b, 1, act=act))
             for a, b in itertools.pairwise(widths)
         )
-        self.tails = nn.ModuleDict({name: Tail(widths, regions) for name, regions in outputs.items()})
-        self.heads = nn.ModuleDict({name: conv(regions, regions, 1) for name, regions in outputs.items()})
+        self.tails = OfHeads({name: Tail(widths, regions) for name, regions in outputs.items()})
+        self.heads = OfHeads({name: conv(regions, regions, 1) for name, regions in outputs.items()})
         self.apply(initialise)
         self.moments: list[Moments] = []
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bidsseg.networks.network import Network, Widths
+from bidsseg.networks.network import Network, OfHeads, Widths
 from bidsseg.schema import PositiveInt
 
 SLAB = 8
@@ -109,7 +109,7 @@ class SubpixelUNet(Network):
         self.up = nn.ModuleList(Residual(a) for a, _ in pairs[1:])
         self.last = conv(widths[0], last)
         self.unfold = nn.Conv3d(last + 8 * images, 8 * features, 1)
-        self.heads = nn.ModuleDict({name: nn.Linear(features, regions) for name, regions in outputs.items()})
+        self.heads = OfHeads({name: nn.Linear(features, regions) for name, regions in outputs.items()})
 
     def with_images(self, weights: dict[str, Tensor], before: int) -> dict[str, Tensor]:
         stem, unfold = weights["stem.0.weight"], weights["unfold.weight"]

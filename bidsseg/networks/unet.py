@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bidsseg.networks.layers import InstanceNorm
-from bidsseg.networks.network import Network, Widths
+from bidsseg.networks.network import Network, OfHeads, Widths
 from bidsseg.schema import PositiveInt
 
 SLOPE = 0.01
@@ -57,7 +57,7 @@ class UNet(Network):
         self.down = nn.ModuleList(nn.Sequential(nn.MaxPool3d(2), DoubleConv(a, b)) for a, b in pairs)
         self.enlarge = nn.ModuleList(nn.ConvTranspose3d(b, a, 2, stride=2, bias=False) for a, b in pairs)
         self.up = nn.ModuleList(DoubleConv(2 * a, a) for a, _ in pairs)
-        self.heads = nn.ModuleDict({name: nn.Linear(widths[0], regions) for name, regions in outputs.items()})
+        self.heads = OfHeads({name: nn.Linear(widths[0], regions) for name, regions in outputs.items()})
 
     def forward(self, image: Tensor, coordinates: Tensor | None = None) -> Tensor:
         """Return features (N, widths[0], D, H, W) of images (N, C, D, H, W)."""

@@ -7,6 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bidsseg.networks.eneuronet import ENeuroNet
+from bidsseg.networks.network import Network
+from bidsseg.networks.neuronet import NeuroNet
+from bidsseg.networks.subpixel_unet import SubpixelUNet
 from bidsseg.networks.unet import DoubleConv, UNet
 
 HEADS = {"full": 5, "partial": 3}
@@ -173,3 +177,10 @@ def test_both_heads_together_add_their_gradients() -> None:
 
     for both, full, partial in zip(gradients(*HEADS), gradients("full"), gradients("partial"), strict=True):
         assert torch.allclose(both, full + partial, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [UNet, SubpixelUNet, NeuroNet, ENeuroNet])
+def test_a_head_may_have_the_name_of_an_attribute_of_modules(kind: type[Network]) -> None:
+    net = kind({"train": 3, "values": 2}).eval()
+    assert list(net.heads) == ["train", "values"] and not net.training
+    kind({"train": 3, "values": 2}).load_state_dict(net.state_dict())
