@@ -45,6 +45,13 @@ def voxels(path: Path) -> np.ndarray:
     return np.asarray(nib.load(path).dataobj)  # type: ignore[attr-defined]
 
 
+def test_hidden_files_of_macos_are_no_cases(nnunet: Path, tmp_path: Path) -> None:
+    for path in [*nnunet.glob("*Tr/*.nii.gz")]:
+        path.with_name(f"._{path.name}").write_bytes(b"\0")
+    nnunet_to_bids(nnunet, tmp_path / "bids", RecordingConsole())
+    assert not [*(tmp_path / "bids").rglob("._*")]
+
+
 def test_there_and_back(nnunet: Path, tmp_path: Path) -> None:
     bids, back = tmp_path / "bids", tmp_path / "Dataset043_Back"
     assert main(["convert", "nnunet", str(nnunet), str(bids)]) == 0
