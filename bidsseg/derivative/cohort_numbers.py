@@ -22,6 +22,8 @@ from bidsseg.reading import NOT_AVAILABLE
 from bidsseg.settings import Runs
 
 OUTLIERS, CHECK, SELECTED = "outliers", "check", "selected"
+DELIMITER = " "
+"""Between the values of one cell, as the data dictionary says."""
 RULE = (
     f"robust z score beyond {FAR} (distance from the median of the cohort, divided by 1.4826 times the median absolute "
     f"deviation; in cohorts of at least {FEWEST} scans), of the fraction of the brain mask, and of the volume of the "
@@ -232,9 +234,13 @@ class Flags:
     def columns(self) -> dict[str, dict[str, Any]]:
         """The columns with their entries in the data dictionary."""
         described: dict[str, dict[str, Any]] = {
-            OUTLIERS: {"Description": f"Columns of volumes in which the scan is an outlier: {RULE}"},
+            OUTLIERS: {
+                "Description": f"Columns of volumes in which the scan is an outlier: {RULE}",
+                "Delimiter": DELIMITER,
+            },
             CHECK: {
                 "Description": "Reasons to look at the scan, separated by blanks; n/a: none",
+                "Delimiter": DELIMITER,
                 "Levels": {
                     "status": "the scan has no result",
                     "findings": "the scan or its result has findings",
@@ -259,8 +265,8 @@ class Flags:
         if row is None:
             return {CHECK: "status", **selected}
         return {
-            OUTLIERS: " ".join(self.numbers.outliers(row)) or NOT_AVAILABLE,
-            CHECK: " ".join(self.numbers.check(row)) or NOT_AVAILABLE,
+            OUTLIERS: DELIMITER.join(self.numbers.outliers(row)) or NOT_AVAILABLE,
+            CHECK: DELIMITER.join(self.numbers.check(row)) or NOT_AVAILABLE,
             **selected,
         }
 

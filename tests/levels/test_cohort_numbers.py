@@ -205,6 +205,17 @@ def test_low_quality_and_findings_are_reasons_to_look(bids: Path, output: Path) 
     assert check == {"sub-03": "findings", "sub-77": "quality"}
 
 
+def test_the_data_dictionary_says_what_separates_reasons(bids: Path, output: Path) -> None:
+    for number in range(FEWEST + 2):
+        add_result(output, {"subject": f"{number:02}"}, 100 + number)
+    add_result(output, {"subject": "77"}, 300)
+    sidecar = output / f"sub-77/anat/sub-77_seg-FAST_desc-{MODEL}_dseg.json"
+    sidecar.write_text(json.dumps({"ResultFindings": ["SIDES_UNEQUAL: ..."]}))
+    run_group(bids, output)
+    delimiter = str(dictionary(output)["check"]["Delimiter"])
+    assert table(output)[-1]["check"].split(delimiter) == ["findings", "outliers"]
+
+
 def add_expected_dice(output: Path, label: str) -> None:
     """Add an expected Dice to the table of FreeSurfer's regions, as if only that head were calibrated."""
     path = output / f"sub-{label}/anat/sub-{label}_seg-FreeSurfer_desc-{MODEL}_morph.tsv"
