@@ -25,7 +25,7 @@ from bidsseg.derivative.lesion_tables import (
     update_lesion_tables,
 )
 from bidsseg.derivative.on_request import Earlier, earlier_lesions, earlier_outputs
-from bidsseg.derivative.sidecar_keys import LESIONS, Sidecar, drawn_on, is_fast, lesion_mask
+from bidsseg.derivative.sidecar_keys import CORRECTIONS, LESIONS, Sidecar, drawn_on, is_fast, lesion_mask
 from bidsseg.derivative.sidecar_keys import corrections as corrections_in
 from bidsseg.derivative.volumes import volume_table
 from bidsseg.errors import DataError, UsageError
@@ -267,7 +267,7 @@ class Job:
 
     def _origin(self, details: Sidecar) -> sidecars.Origin:
         given = self.given.file
-        mask = "" if given is None else sidecars.bids_uri(given, self.given.folder, LESIONS)
+        mask = "" if given is None else self._uri(given, self.given.folder, LESIONS)
         flair = [self.scan.flair] if drawn_on(details) and self.scan.flair is not None else []
         return sidecars.Origin([*self.sources, *flair], self.bids_dir, details, lesions=mask)
 
@@ -289,8 +289,13 @@ class Job:
             origins |= dict.fromkeys(with_lesions, origin.given(is_drawn=False))
             origins[LESION] = origin.given(is_drawn=self.given.manual).without_quality()
         files, folder = self.corrections.files, self.corrections.folder
-        manual = {name: origins[name].corrected(files[other], folder) for name, other in result.manual.items()}
-        return {**origins, **manual}
+        uris = {name: self._uri(files[other], folder, CORRECTIONS) for name, other in result.manual.items()}
+        return {**origins, **{name: origins[name].corrected(uri) for name, uri in uris.items()}}
+
+    def _uri(self, path: Path, folder: Path, name: str) -> str:
+        """Return the URI of a file in a dataset that was given."""
+        dataset = sidecars.dataset_name(self.output_dir, name, folder, bids_dir=self.bids_dir)
+        return sidecars.bids_uri(path, folder, dataset)
 
     def _write_lesions(
         self, mask: np.ndarray, probability: np.ndarray | None, t1w: Volume, *, origin: sidecars.Origin

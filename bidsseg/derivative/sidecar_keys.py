@@ -6,6 +6,7 @@ functions of this file read the keys.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
@@ -95,6 +96,8 @@ CORRECTIONS = "corrections"
 """Name of the dataset of corrected label maps in BIDS URIs."""
 LESIONS = "lesions"
 """Name of the dataset of given masks of lesions in BIDS URIs."""
+GIVEN = re.compile(f"bids:({CORRECTIONS}|{LESIONS})[0-9]*:")
+"""Beginning of the URIs in these datasets; further folders have a number (``corrections2``)."""
 MESSAGES = (*FINDINGS, "Notes")
 """Keys with messages for the user, the most important first."""
 
@@ -143,7 +146,7 @@ def has_given_lesions(sidecar: Sidecar) -> bool:
 def sources(sidecar: Sidecar) -> list[str]:
     """Return the BIDS URIs of the images that the model read, the T1w first."""
     uris = [str(uri) for uri in _list(sidecar.get("Sources"))]
-    images = [uri for uri in uris if not uri.startswith((f"bids:{CORRECTIONS}:", f"bids:{LESIONS}:"))]
+    images = [uri for uri in uris if not GIVEN.match(uri)]
     return images[:-1] if drawn_on(sidecar) else images
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from urllib.parse import quote
 from bidsseg import __version__
 from bidsseg.bids.names import parse_name
 from bidsseg.bids.outputs import root_path
-from bidsseg.derivative.sidecar_keys import CORRECTIONS, ModelUsed, Sidecar
+from bidsseg.derivative.sidecar_keys import ModelUsed, Sidecar
 from bidsseg.errors import InputMissing, OutputNotWritable
 from bidsseg.files import locked, replacing, write_json_atomic, write_text_atomic
 from bidsseg.models.card import find_card
@@ -70,6 +71,14 @@ def bids_uri(path: Path, bids_dir: Path, dataset: str = SOURCE) -> str:
     return f"bids:{dataset}:{quote(path.relative_to(bids_dir).as_posix(), safe='/+')}"
 
 
+def dataset_name(output_dir: Path, name: str, folder: Path, *, bids_dir: Path) -> str:
+    """Return the name of a dataset in BIDS URIs: that of its link in the output, otherwise a free one (name, name2)."""
+    links = _links(_description(output_dir))
+    ours = {_link(output_dir, bids_dir, folder), folder.resolve().as_uri()}
+    names = itertools.chain([name], (f"{name}{number}" for number in itertools.count(2)))
+    return next(each for each in names if each not in links or links[each] in ours)
+
+
 @dataclass(frozen=True)
 class Origin:
     """Provenance of an output, identical in all sidecars of a scan.
@@ -111,9 +120,9 @@ class Origin:
         given: Sidecar = {"LesionsGiven": True} if self.has_given_lesions else {}
         return {**manual, **given}
 
-    def corrected(self, path: Path, folder: Path) -> Origin:
+    def corrected(self, uri: str) -> Origin:
         """Return the origin of an output that is corrected by a file in a derivative dataset, without a confidence."""
-        return replace(self.without_quality(), correction=bids_uri(path, folder, CORRECTIONS), has_given_lesions=False)
+        return replace(self.without_quality(), correction=uri, has_given_lesions=False)
 
     def given(self, *, is_drawn: bool | None) -> Origin:
         """Return the origin of an output that shows lesions that are given."""
@@ -328,13 +337,14 @@ def write_root_files(
     Args:
         descriptions: description of each model of this run, by its name; those of earlier runs are kept.
         lesions: names of the models with lesions.
-        links: other datasets in BIDS URIs, by name.
+        links: other datasets in BIDS URIs, by name; see ``dataset_name``.
     """
     with locked(output_dir):  # other runs may add their models at the same time
         table = output_dir / root_path("descriptions")
         numbered = {f"{name}lesions": f"Lesions found by {name} or given, numbered by volume" for name in lesions}
         numbered |= {"filled": "T1w with filled lesions (--filled)"} if numbered else {}
         rows = {**_read_descriptions(table), **_desc_labels(descriptions), **numbered}
+        links = {dataset_name(output_dir, name, folder, bids_dir=bids_dir): folder for name, folder in links.items()}
         description = _kept(_description(output_dir), dataset_description(output_dir, bids_dir, links=links))
         write_json_atomic(output_dir / root_path("description"), description)
         write_text_atomic(table, descriptions_table(rows))
@@ -355,9 +365,14 @@ def _kept(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """Return the new description of a dataset, with entries of users from the old one (authors, other tools)."""
     tools = before.get("GeneratedBy")
     others = [t for t in tools if isinstance(t, dict) and t.get("Name") != TOOL] if isinstance(tools, list) else []
-    known = before.get("DatasetLinks")
-    links = {**(known if isinstance(known, dict) else {}), **now["DatasetLinks"]}
+    links = {**_links(before), **now["DatasetLinks"]}
     return {**before, **now, "GeneratedBy": [*now["GeneratedBy"], *others], "DatasetLinks": links}
+
+
+def _links(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the links of a dataset to others, by their names in BIDS URIs."""
+    links = description.get("DatasetLinks")
+    return links if isinstance(links, dict) else {}
 
 
 def _text(path: Path) -> str:
@@ -385,7 +400,7 @@ def dataset_description(
         "DatasetType": "derivative",
         "GeneratedBy": [{**generated_by, "Container": container} if container else generated_by],
         "SourceDatasets": [_source_dataset(bids_dir, source)],
-        "DatasetLinks": {name: _link(output_dir, path) for name, path in {SOURCE: bids_dir, **links}.items()},
+        "DatasetLinks": {name: _link(output_dir, bids_dir, path) for name, path in {SOURCE: bids_dir, **links}.items()},
     }
 
 
@@ -435,12 +450,12 @@ def _source_dataset(bids_dir: Path, source: Mapping[str, Any]) -> dict[str, str]
     return {"URL": bids_dir.resolve().as_uri(), **known}
 
 
-def _link(output_dir: Path, bids_dir: Path) -> str:
-    """Return the link to the input: relative if the output is inside it and both can move together, otherwise a URI."""
-    source, output = bids_dir.resolve(), output_dir.resolve()
-    if output.is_relative_to(source):
-        return Path(os.path.relpath(source, output)).as_posix()
-    return source.as_uri()
+def _link(output_dir: Path, bids_dir: Path, folder: Path) -> str:
+    """Return the link to a dataset: relative if it and the output are inside the input and can move together."""
+    source, output, target = bids_dir.resolve(), output_dir.resolve(), folder.resolve()
+    if output.is_relative_to(source) and target.is_relative_to(source):
+        return quote(Path(os.path.relpath(target, output)).as_posix(), safe="/+")
+    return target.as_uri()
 
 
 def _container() -> dict[str, str]:

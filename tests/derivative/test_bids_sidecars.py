@@ -57,6 +57,9 @@ def test_description_of_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert Path(unquote(urlparse(outside["DatasetLinks"]["raw"]).path)) == bids_dir
     inside = sidecars.dataset_description(bids_dir / "derivatives" / "bidsseg", bids_dir)
     assert inside["DatasetLinks"]["raw"] == "../.."
+    output, masks = bids_dir / "derivatives" / "bidsseg", bids_dir / "derivatives" / "my masks"
+    both = sidecars.dataset_description(output, bids_dir, links={"lesions": masks})
+    assert both["DatasetLinks"]["lesions"] == "../my%20masks"
     monkeypatch.setenv("BIDSSEG_CONTAINER_TYPE", "docker")
     monkeypatch.setenv("BIDSSEG_CONTAINER_TAG", "bidsseg:0.1.0")
     (tool,) = sidecars.dataset_description(tmp_path / "out", bids_dir)["GeneratedBy"]

@@ -13,6 +13,7 @@ import pytest
 from fake_model import INTRACRANIAL_MM3, App, make_app, save_card
 from nifti import load_nifti
 
+from bidsseg.derivative.sidecar_keys import read_sidecar, sources
 from bidsseg.learning.label_sources import label_sources
 
 Change = Callable[[np.ndarray], np.ndarray]
@@ -236,6 +237,24 @@ def test_files_that_are_not_used_are_named(make: Callable[..., App], capsys: pyt
     assert "sub-09_seg-FAST_dseg.nii.gz not used: there is no scan of this name" in err
     assert "sub-01_seg-Mine_dseg.nii.gz not used: the model wholebrain writes no such label map" in err
     assert "sub-01_seg-FAST_desc-ace_dseg.nii.gz not used: it is a label map of another model than wholebrain" in err
+
+
+def test_a_second_folder_of_corrections_has_its_own_name(make: Callable[..., App]) -> None:
+    app = make(2)
+    correct(app)
+    assert app(*words(app)) == 0
+    second = app.bids / "derivatives" / "second"
+    for path in folder(app).rglob("*.nii.gz"):
+        target = second / str(path.relative_to(folder(app))).replace("sub-01", "sub-02")
+        target.parent.mkdir(parents=True)
+        shutil.copy(path, target)
+    assert app("--corrections", str(second), "--participant-label", "02", "--skip-bids-validation") == 0
+    links = json.loads((app.output / "dataset_description.json").read_text())["DatasetLinks"]
+    assert (links["corrections"], links["corrections2"]) == (folder(app).as_uri(), second.as_uri())
+    assert app.sidecar(FAST)["Sources"][1].startswith("bids:corrections:sub-01/")
+    about = read_sidecar(app.output / FAST.replace("sub-01", "sub-02").replace(".nii.gz", ".json"))
+    assert about["Sources"][1].startswith("bids:corrections2:sub-02/")
+    assert sources(about) == ["bids:raw:sub-02/anat/sub-02_T1w.nii.gz"]
 
 
 def test_a_file_outside_of_the_folder_of_its_session_is_named(
