@@ -22,7 +22,7 @@ from bidsseg.errors import TemporaryFailure, UsageError
 from bidsseg.learning.folds import dataset_of, held_out, person
 from bidsseg.learning.interruption import Interruption
 from bidsseg.learning.state import same_run
-from bidsseg.learning.training import discard, is_complete
+from bidsseg.learning.training import check_start_is_kept, discard, is_complete
 from bidsseg.learning.training_outputs import figures, save_table
 from bidsseg.learning.training_setup import Setup, model_folder
 from bidsseg.learning.validation import COLUMNS, MEASURES, described, regions_of
@@ -91,7 +91,10 @@ def parts_of(setup: Setup) -> list[Part]:
         for fold, start in enumerate(starts)
     ]
     final = replace(shared, folds=1, fold=0, init=last)
-    return [*parts, part_of(setup, "final model", options=final, output_dir=output_dir)]
+    parts.append(part_of(setup, "final model", options=final, output_dir=output_dir))
+    for part in parts:
+        check_start_is_kept(part.setup, forgotten(setup, parts))
+    return parts
 
 
 def part_of(setup: Setup, title: str, *, options: Training, output_dir: Path) -> Part:
@@ -199,9 +202,13 @@ def report_folds(parts: Sequence[Part], maps: Kinds) -> None:
 
 def forget(setup: Setup, parts: Sequence[Part]) -> None:
     """Remove all models and checkpoints of a cross-validation, also of an earlier one with more folds."""
-    folders = [part.setup.folder for part in parts]
-    for folder in {*folders, *fold_models(setup.settings.output_dir, setup.recipe.name)}:
+    for folder in forgotten(setup, parts):
         discard(folder)
+
+
+def forgotten(setup: Setup, parts: Sequence[Part]) -> set[Path]:
+    """Return the model folders that `forget` removes."""
+    return {*(part.setup.folder for part in parts), *fold_models(setup.settings.output_dir, setup.recipe.name)}
 
 
 # -- between the trainings ---------------------------------------------------------------------------------------------

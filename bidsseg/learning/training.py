@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,8 +74,7 @@ def is_finished(setup: Setup) -> bool:
     settings, options, folder = setup.settings, setup.options, setup.folder
     checkpoint = folder / CHECKPOINT
     start = find_card(options.init) if options.init else None
-    if start is not None and settings.overwrite and start.folder.resolve() == folder.resolve():
-        raise UsageError(f"--init {options.init}: --overwrite removes this model first: choose another OUTPUT_DIR")
+    check_start_is_kept(setup, [folder])
     if checkpoint.exists() and not options.resume and not settings.overwrite:
         raise UsageError(f"{checkpoint} exists: give --resume to resume the training, --overwrite to start again")
     if settings.overwrite and is_complete(folder):
@@ -94,6 +93,15 @@ def is_finished(setup: Setup) -> bool:
     same_run({name: before.get(name) for name in names}, {name: now.get(name) for name in names}, folder)
     setup.report.say(f"model: {folder} is finished")
     return True
+
+
+def check_start_is_kept(setup: Setup, folders: Iterable[Path]) -> None:
+    """Raise UsageError if --overwrite would remove the initial model, which is in one of the folders."""
+    init = setup.options.init
+    if init is None or not setup.settings.overwrite:
+        return
+    if find_card(init).folder.resolve() in {folder.resolve() for folder in folders}:
+        raise UsageError(f"--init {init}: --overwrite removes this model first: choose another OUTPUT_DIR")
 
 
 def is_complete(folder: Path) -> bool:

@@ -212,6 +212,20 @@ def test_overwriting_removes_all_folds(
     assert {path.parent.name for path in out.rglob("*") if path.is_file()} == {"logs", "prepared"}
 
 
+@pytest.mark.parametrize(
+    "start", ["folds/fold-0/models/tiny", "folds/fold-1/models/tiny", "folds/fold-2/models/tiny", "."]
+)
+def test_overwriting_keeps_its_start(start: str, finished: Settings, request_of: Request, tmp_path: Path) -> None:
+    """Also one in a fold of an earlier cross-validation with more folds."""
+    out = tmp_path / "out"
+    shutil.copytree(finished.output_dir, out)
+    shutil.copytree(model(out, 1), model(out, 2))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match=r"--init .*: --overwrite removes this model first: choose another OUTPUT_DIR"):
+        train_level(request_of(out, overwrite=True, init=str(out / start), cross_validate=3 if start == "." else 2))
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
 def test_folds_trained_on_earlier_labels_are_not_kept(
     finished: Settings, request_of: Request, tmp_path: Path, nothing_is_read: None
 ) -> None:
