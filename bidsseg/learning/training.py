@@ -28,7 +28,7 @@ from bidsseg.learning.interruption import INTERRUPTED, Interruption
 from bidsseg.learning.loop import fit
 from bidsseg.learning.prepared import prepared_cases
 from bidsseg.learning.readout import fit_readout
-from bidsseg.learning.recipe import DESCRIBING, Recipe
+from bidsseg.learning.recipe import DESCRIBING, ON_CARD, Recipe
 from bidsseg.learning.registration_loop import DFNET, fit_mover
 from bidsseg.learning.samples import Plan
 from bidsseg.learning.segnet import fit_voxels
@@ -86,9 +86,9 @@ def is_finished(setup: Setup) -> bool:
     if not options.resume:
         raise UsageError(f"{folder} holds a finished model: give --overwrite to train it again, or --resume to keep it")
     card = read_card(folder)
-    # The record leaves out what the card has itself.
-    before = {"modality": card.modality, **card.recipe}
-    now = {"modality": setup.recipe.modality, **training_record(setup.recipe, options, start)}
+    # The record leaves out what the card has itself; of the heads, it has the weights.
+    before = {**{name: getattr(card, name) for name in ON_CARD - {"heads"}}, **card.recipe}
+    now = {**setup.recipe.on_card(), **training_record(setup.recipe, options, start)}
     names = (before.keys() & now.keys()) | {"init"}  # older cards lack some keys; a card without init had no start
     same_run({name: before.get(name) for name in names}, {name: now.get(name) for name in names}, folder)
     setup.report.say(f"model: {folder} is finished")

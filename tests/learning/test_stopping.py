@@ -127,6 +127,23 @@ def test_a_run_with_other_participants_or_another_seed_is_not_resumed(
         train_level(ask(resume=True, **changes))
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "named"),
+    [
+        ("spacing_mm = 3.0", "spacing_mm = 2.0", "spacing_mm"),
+        ("widths = [4, 8]", "widths = [4, 12]", "network"),
+        ("steps = 3", "steps = 3\nmirror = true", "mirror"),
+        ("FAST = 1.0", "FAST = 2.0", "heads"),
+    ],
+)
+def test_a_finished_model_of_another_recipe_is_not_kept(before: str, now: str, named: str, ask: Ask) -> None:
+    """Otherwise the folds of a cross-validation could be of different networks."""
+    train_level(ask())
+    with pytest.raises(DataError, match=rf"models/tiny: of another run \({named} differ\)"):
+        train_level(ask(RECIPE.replace(before, now), resume=True))
+    train_level(ask(RECIPE.replace("Tissue from", "From"), resume=True))
+
+
 @pytest.mark.parametrize("named", ["seg-FAST_dseg", "T1w"])
 def test_changed_files_are_not_resumed(
     named: str, ask: Ask, dataset: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
