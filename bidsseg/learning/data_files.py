@@ -38,7 +38,7 @@ def digest(now: Mapping[str, str]) -> str:
 
 
 def check_finished(folder: Path, now: Mapping[str, str]) -> None:
-    """Raise DataError if a finished model of a cross-validation was trained on other files.
+    """Raise DataError if a finished model was trained on other files.
 
     Args:
         now: the checksums of the files.
@@ -46,8 +46,8 @@ def check_finished(folder: Path, now: Mapping[str, str]) -> None:
     before = read_card(folder).recipe.get("files", "")  # older cards lack it
     if before and before != digest(now):
         raise DataError(
-            f"{folder}: images or label maps changed since this model was trained: restore them, or give --overwrite "
-            "instead of --resume to train all folds on the present ones"
+            f"{folder}: participants, images or label maps changed since this model was trained: restore them, or "
+            "give --overwrite instead of --resume to train on the present ones"
         )
 
 

@@ -62,7 +62,7 @@ def check_beforehand(setup: Setup, sources: Sequence[Source], starts: Iterable[s
         report.warn('keep = "best" needs at least five labelled participants; the last weights are kept')
 
 
-def checked_files(setups: Sequence[Setup], sources: Sequence[Source], *, done: Iterable[Setup] = ()) -> dict[str, str]:
+def checked_files(setups: Sequence[Setup], sources: Sequence[Source], *, done: Sequence[Setup] = ()) -> dict[str, str]:
     """Return the checksums of the images and label maps of training runs with one recipe, see `fingerprints`.
 
     DataError if a file has changed since the checkpoint that one of the training runs resumes, or since a finished one.
@@ -70,13 +70,13 @@ def checked_files(setups: Sequence[Setup], sources: Sequence[Source], *, done: I
     Args:
         done: finished training runs, to be kept.
     """
-    files = files_of(sources, setups[0].recipe.inputs) if setups else {}
+    files = files_of(sources, [*setups, *done][0].recipe.inputs)
     found = fingerprints(files)
     for setup in setups:
         checkpoint = setup.folder / CHECKPOINT
         if setup.options.resume and checkpoint.is_file():
             check_unchanged(checkpoint, files, found)
-    for setup in done if setups else ():
+    for setup in done:
         check_finished(setup.folder, found)
     return found
 

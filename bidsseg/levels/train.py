@@ -77,10 +77,12 @@ def _train(setup: Setup, report: LoggedReport, interruption: Interruption) -> Pa
 
     check_model_folder(setup.settings.output_dir, setup.folder)
     with record.alone(setup, [setup.folder]):
-        if training.is_finished(setup):
-            return setup.folder
+        finished = training.is_finished(setup)
         sources = training.find_data(setup)
         held = training.held_out_of(setup, sources)
+        if finished:
+            preconditions.checked_files([], sources, done=[setup])
+            return setup.folder
         preconditions.check_beforehand(setup, sources, [setup.options.init])
         preconditions.warn_about_leakage(setup, held, sources)
         files = preconditions.checked_files([setup], sources)

@@ -173,6 +173,28 @@ def test_changed_files_are_not_resumed(
     assert read_card(train_level(settings(resume=True))).recipe["steps_done"] == 3
 
 
+@pytest.mark.parametrize("change", ["a label map", "the participants"])
+def test_a_finished_model_of_other_data_is_not_kept(
+    change: str, ask: Ask, dataset: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bids, labels = (Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in dataset)
+
+    def settings(**changes: Any) -> Settings:
+        return replace(ask(labels={"FAST": [labels]}, folds=2, **changes), bids_dir=bids)
+
+    train_level(settings())
+    monkeypatch.setattr(training, "prepared_cases", None)  # nothing is read
+    train_level(settings(resume=True))
+    if change == "a label map":
+        path = labels / "sub-03" / "anat" / "sub-03_seg-FAST_dseg.nii.gz"
+        path.write_bytes(path.read_bytes() + b"changed")
+    else:
+        for folder in (bids, labels):
+            shutil.rmtree(folder / "sub-01")
+    with pytest.raises(DataError, match=r"models/tiny: participants, images or label maps changed .*--overwrite"):
+        train_level(settings(resume=True))
+
+
 def test_a_checkpoint_without_checksums_is_resumed(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         interrupt_after(1, patched)

@@ -226,20 +226,23 @@ def test_overwriting_keeps_its_start(start: str, finished: Settings, request_of:
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("unfinished", [(), (1, None)])
 def test_folds_trained_on_earlier_labels_are_not_kept(
-    finished: Settings, request_of: Request, tmp_path: Path, nothing_is_read: None
+    unfinished: tuple[int | None, ...], finished: Settings, request_of: Request, tmp_path: Path, nothing_is_read: None
 ) -> None:
     out = tmp_path / "out"
     shutil.copytree(finished.output_dir, out)
-    for path in (model(out, 1), model(out)):
-        shutil.rmtree(path)
+    for fold in unfinished:
+        shutil.rmtree(model(out, fold))
     (labels,) = finished.labels["FAST"]
     copy = Path(shutil.copytree(labels, tmp_path / "labels"))
     settings = replace(request_of(out, resume=True, dry_run=True), labels={"FAST": [copy]})
     train_level(settings)
     path, other = (copy / f"sub-{number}" / "anat" / f"sub-{number}_seg-FAST_dseg.nii.gz" for number in ("01", "02"))
     path.write_bytes(other.read_bytes() + b"changed")
-    with pytest.raises(DataError, match=r"fold-0/models/tiny: images or label maps changed since this model"):
+    with pytest.raises(
+        DataError, match=r"fold-0/models/tiny: participants, images or label maps changed since this model"
+    ):
         train_level(settings)
 
 
