@@ -5,12 +5,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from bidsseg.errors import UsageError
 from bidsseg.learning.cases import ListedCase
 
+WATCHED = (5, 4)
+"""Number of folds, and the fold, of the participants that select the weights: every fifth of each dataset."""
+
+
+class HasName(Protocol):
+    """A case, or its source."""
+
+    @property
+    def name(self) -> str:
+        """Name of the case: dataset/participant, with session and run."""
+
+
 Listed = TypeVar("Listed", bound=ListedCase)
+Named = TypeVar("Named", bound=HasName)
 
 
 def split(
@@ -29,9 +42,9 @@ def split(
     return divided(cases, held)
 
 
-def divided(cases: Iterable[Listed], held: Container[str]) -> tuple[list[Listed], list[Listed]]:
+def divided(cases: Iterable[Named], held: Container[str]) -> tuple[list[Named], list[Named]]:
     """Return training cases and cases of held-out participants."""
-    parts: tuple[list[Listed], list[Listed]] = ([], [])
+    parts: tuple[list[Named], list[Named]] = ([], [])
     for case in cases:
         parts[person(case.name) in held].append(case)
     return parts

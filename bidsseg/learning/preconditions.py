@@ -15,7 +15,7 @@ from bidsseg.derivative.run_log import Entry
 from bidsseg.errors import InputMissing, IOFailure, UsageError
 from bidsseg.learning.case_reading import Source
 from bidsseg.learning.data_files import check_finished, check_unchanged, files_of, fingerprints
-from bidsseg.learning.folds import dataset_of, person
+from bidsseg.learning.folds import WATCHED, dataset_of, divided, held_out, person
 from bidsseg.learning.prepared import bytes_needed, entry_of, warn_of_missing
 from bidsseg.learning.recipe import is_shipped
 from bidsseg.learning.training import lacking, start_from
@@ -32,11 +32,14 @@ LISTED = 20
 """Largest number of names in a line."""
 
 
-def check_beforehand(setup: Setup, sources: Sequence[Source], starts: Iterable[str | None]) -> None:
+def check_beforehand(
+    setup: Setup, sources: Sequence[Source], starts: Iterable[str | None], *, held: Iterable[Container[str]]
+) -> None:
     """Check start, names, registration, images and disk of a training, and warn about weak settings.
 
     Args:
         starts: initial models of the run; None for random weights.
+        held: participants that each model of the run holds out.
 
     Raises:
         IOFailure: the disk has too little room.
@@ -46,7 +49,9 @@ def check_beforehand(setup: Setup, sources: Sequence[Source], starts: Iterable[s
     recipe, report, options = setup.recipe, setup.report, setup.options
     for start in {name for name in starts if name is not None}:
         check_start(setup, start)
-    check_registration(setup, sources)
+    trainings = [divided(sources, people)[0] for people in held]
+    for kept in trainings:
+        check_registration(setup, kept)
     check_images(setup, sources)
     check_room(setup, sources)
     if not is_shipped(options.recipe) and recipe.name in {card.name for card in shipped()}:
@@ -58,8 +63,19 @@ def check_beforehand(setup: Setup, sources: Sequence[Source], starts: Iterable[s
     for name, count in folders.items():
         if count > 1:
             report.warn(f"{count} datasets are in a folder {name}: participants with equal labels count as the same")
-    if recipe.keep == "best" and len({person(source.name) for source in sources if source.maps}) < 5:
-        report.warn('keep = "best" needs at least five labelled participants; the last weights are kept')
+    if recipe.keep == "best" and not all(seen_and_watched(setup, kept)[1] for kept in trainings):
+        report.warn('keep = "best" needs at least five labelled participants for training; the last weights are kept')
+
+
+def seen_and_watched(setup: Setup, kept: Iterable[Source]) -> tuple[list[Source], list[Source]]:
+    """Return the training scans and those that select the weights, as `training.people_of` divides them.
+
+    Args:
+        kept: scans that are not held out.
+    """
+    labelled = [source for source in kept if source.maps]
+    maps = {source.name: source.maps for source in labelled}
+    return divided(labelled, held_out(maps, *WATCHED, kinds=maps) if setup.recipe.keep == "best" else ())
 
 
 def checked_files(setups: Sequence[Setup], sources: Sequence[Source], *, done: Sequence[Setup] = ()) -> dict[str, str]:
@@ -120,13 +136,17 @@ def warn_about_leakage(setup: Setup, held: Container[str], sources: Sequence[Sou
         )
 
 
-def check_registration(setup: Setup, sources: Sequence[Source]) -> None:
-    """Raise UsageError if a recipe with registration has no scans to register, or none to register to."""
+def check_registration(setup: Setup, kept: Sequence[Source]) -> None:
+    """Raise UsageError if a recipe with registration has no scans to register, or none to register to.
+
+    Args:
+        kept: scans that are not held out.
+    """
     if setup.recipe.registration is None:
         return
-    if all(source.maps for source in sources):
+    if all(source.maps for source in kept):
         raise UsageError(f"recipe {setup.recipe.name} needs scans without annotation: give some with --also BIDS_DIR")
-    if sum(source.scan is not None and bool(source.maps) for source in sources) < 2:
+    if sum(source.scan is not None for source in seen_and_watched(setup, kept)[0]) < 2:
         raise UsageError(f"recipe {setup.recipe.name}: [registration] needs at least two labelled training scans")
 
 

@@ -23,7 +23,7 @@ from bidsseg.learning.case_reading import Source
 from bidsseg.learning.cases import ListedCase
 from bidsseg.learning.checks import check_labels, check_sides
 from bidsseg.learning.datasets import find_sources
-from bidsseg.learning.folds import divided, held_out, person, split
+from bidsseg.learning.folds import WATCHED, divided, held_out, person, split
 from bidsseg.learning.interruption import INTERRUPTED, Interruption
 from bidsseg.learning.loop import fit
 from bidsseg.learning.prepared import prepared_cases
@@ -187,7 +187,7 @@ def people_of(setup: Setup, cases: Sequence[ListedCase], held: Container[str]) -
         raise NothingSelected(NOBODY_LEFT)
     watched: list[ListedCase] = []
     if recipe.keep == "best":
-        seen, watched = split(seen, 5, 4)  # none of fewer than five participants
+        seen, watched = split(seen, *WATCHED)  # none of fewer than five participants
         if watched:
             report.say(f"the weights with the best result on {', '.join(c.name for c in watched)} are kept")
         else:

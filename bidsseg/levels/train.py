@@ -83,7 +83,7 @@ def _train(setup: Setup, report: LoggedReport, interruption: Interruption) -> Pa
         if finished:
             preconditions.checked_files([], sources, done=[setup])
             return setup.folder
-        preconditions.check_beforehand(setup, sources, [setup.options.init])
+        preconditions.check_beforehand(setup, sources, [setup.options.init], held=[held])
         preconditions.warn_about_leakage(setup, held, sources)
         files = preconditions.checked_files([setup], sources)
         if setup.settings.dry_run:
@@ -107,7 +107,8 @@ def _cross_validate(setup: Setup, report: LoggedReport, interruption: Interrupti
         sources = training.find_data(setup)
         maps = {source.name: source.maps for source in sources if source.maps}
         crossvalidation.check_people(parts, done, maps)
-        preconditions.check_beforehand(setup, sources, [part.setup.options.init for part in parts])
+        held = [crossvalidation.people_held_out(part, maps) for part in parts]
+        preconditions.check_beforehand(setup, sources, [part.setup.options.init for part in parts], held=held)
         left = [part.setup for part in parts if part not in done]
         files = preconditions.checked_files(left, sources, done=[part.setup for part in done])
         if setup.settings.dry_run:

@@ -260,6 +260,35 @@ def test_registration_without_targets_is_refused(ask: Ask, nothing_is_read: None
         train_level(ask(RECIPE + "\n[registration]\n"))
 
 
+@pytest.mark.parametrize("hold_out", [("01", "02"), ("01", "03", "04")])  # sub-04 is a label map alone
+def test_held_out_scans_are_not_registered(
+    hold_out: tuple[str, ...], ask: Ask, dataset: tuple[Path, Path], tmp_path: Path, nothing_is_read: None
+) -> None:
+    shutil.copytree(dataset[0], tmp_path / "other")
+    labels = Path(shutil.copytree(dataset[1], tmp_path / "bids" / "labels"))
+    shutil.copytree(dataset[0], tmp_path / "bids", dirs_exist_ok=True)
+    settings = ask(
+        RECIPE + "\n[registration]\n", hold_out=hold_out, also=[tmp_path / "other"], labels={"FAST": [labels]}
+    )
+    settings = replace(settings, bids_dir=tmp_path / "bids")
+    for dry_run in (True, False):
+        with pytest.raises(UsageError, match="needs at least two labelled training scans"):
+            train_level(replace(settings, dry_run=dry_run))
+    assert not settings.output_dir.exists()
+
+
+def test_held_out_scans_do_not_select_the_weights(ask: Ask, dataset: tuple[Path, Path], tmp_path: Path) -> None:
+    labels = Path(shutil.copytree(dataset[1], tmp_path / "labels"))
+    (fifth,) = Path(shutil.copytree(labels / "sub-04", labels / "sub-05")).rglob("*.nii.gz")
+    fifth.rename(fifth.with_name("sub-05_seg-FAST_dseg.nii.gz"))
+    recipe = RECIPE.replace("steps = 3", 'steps = 3\nkeep = "best"')
+    for hold_out in ((), ("01",)):
+        settings = replace(ask(recipe, labels={"FAST": [labels]}, hold_out=hold_out), dry_run=True)
+        train_level(settings)
+        warned = any(line.startswith('keep = "best" needs at least five') for line in console(settings).warnings)
+        assert warned == bool(hold_out)
+
+
 # -- folds -------------------------------------------------------------------------------------------------------------
 
 
