@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from bidsseg.errors import DataError, listed
 from bidsseg.learning.case_reading import Source
 from bidsseg.learning.prepared import identity
+from bidsseg.learning.state import glimpsed
 from bidsseg.models.card import read_card
 
 
@@ -77,8 +75,4 @@ def case_of(name: str) -> str:
 
 def stored(checkpoint: Path) -> dict[str, str]:
     """Return the checksums in a checkpoint, by name; empty if it is damaged or from an older version."""
-    try:
-        saved: dict[str, Any] = torch.load(checkpoint, weights_only=True, map_location="cpu", mmap=True)
-        return dict(saved["files"])
-    except Exception:  # reading the checkpoint reports the reason
-        return {}
+    return dict(glimpsed(checkpoint).get("files", {}))

@@ -18,7 +18,7 @@ from bidsseg.learning.clock import Clock
 from bidsseg.learning.optimiser import Stepper
 from bidsseg.learning.registration import Mover, Placed, displace
 from bidsseg.learning.samples import Plan
-from bidsseg.learning.state import Conditions, resumed, same_run, save_checkpoint, seeded
+from bidsseg.learning.state import Conditions, glimpsed, resumed, same_run, save_checkpoint, seeded
 from bidsseg.networks.dfnet import DFNet, roughness, similarity_loss, warp
 
 DFNET = "dfnet.safetensors"
@@ -53,6 +53,7 @@ def fit_mover(
         network.load_state_dict({name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
         same_run(json.loads(stored.metadata()["run"]), conditions.run, weights)
         spent_s = float(stored.metadata()["elapsed_s"])
+    remove_checkpoint(network, conditions)
     network = network.to(conditions.device).eval().requires_grad_(requires_grad=False)
     return Mover(network, Placed(unlabelled, *place), registration.share, conditions.precision), spent_s
 
@@ -94,11 +95,19 @@ def train(brains: Sequence[Tensor], plan: Plan, conditions: Conditions) -> None:
         if clock.is_time_to_save():
             save_checkpoint(conditions, network, stepper, state=state)
     if processes.first:
-        conditions.checkpoint.unlink(missing_ok=True)
         tensors = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
         with replacing(folder / DFNET) as stream:
             about = {"steps": str(state.step), "elapsed_s": f"{state.elapsed_s:.1f}", "run": json.dumps(conditions.run)}
             stream.write(save(tensors, about))
+
+
+def remove_checkpoint(network: DFNet, conditions: Conditions) -> None:
+    """Remove the checkpoint of a finished DFNet, if there still is one; one of the model that follows is kept."""
+    if conditions.processes.first:
+        saved = glimpsed(conditions.checkpoint).get("network", {})
+        if saved.keys() == network.state_dict().keys():
+            conditions.checkpoint.unlink()
+    conditions.processes.wait()
 
 
 def pair(brains: Sequence[Tensor], seed: int, number: int) -> list[Tensor]:

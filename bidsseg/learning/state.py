@@ -129,6 +129,14 @@ def continuing(conditions: Conditions) -> Iterator[dict[str, Any]]:
         raise DataError(f"{checkpoint}: of another version of bidsseg; give --overwrite to start again") from error
 
 
+def glimpsed(checkpoint: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint, mapped into memory; empty if it is missing or damaged."""
+    try:
+        return dict(torch.load(checkpoint, weights_only=True, map_location="cpu", mmap=True))
+    except Exception:  # reading the checkpoint reports the reason
+        return {}
+
+
 def same_run(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
     """Raise DataError unless a checkpoint was made by the same run."""
     before, now = (json.loads(json.dumps(run)) for run in (before, now))

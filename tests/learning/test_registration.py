@@ -1,5 +1,6 @@
 """Samples registered to unlabelled scans, and the DFNet that registers them."""
 
+import errno
 import itertools
 import math
 import shutil
@@ -20,12 +21,12 @@ from recording_console import RecordingConsole
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bidsseg.errors import DataError, TemporaryFailure, UsageError
+from bidsseg.errors import DataError, IOFailure, TemporaryFailure, UsageError
 from bidsseg.image.grid import whole_grid
 from bidsseg.image.volume import Volume
 from bidsseg.labels import load_protocol
 from bidsseg.learning import case_reading as reading
-from bidsseg.learning import clock
+from bidsseg.learning import clock, registration_loop
 from bidsseg.learning.augment import Intensity, Spatial, Warp, sample_image, sample_labels
 from bidsseg.learning.cases import Annotation, Case, Sampling
 from bidsseg.learning.datasets import load_cases
@@ -242,6 +243,27 @@ def test_dfnet_takes_a_part_of_the_time_alone(tmp_path: Path, monkeypatch: pytes
     conditions = Conditions(tmp_path, budget_s, lambda: False, messages.append)
     _, spent_s = fit_mover(CASES, CASES, replace(PLAN, recipe=recipe), conditions=conditions)
     assert 0.25 * budget_s <= spent_s < 0.25 * budget_s + 0.2
+
+
+def test_a_checkpoint_of_dfnet_is_kept_until_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    conditions = Conditions(tmp_path, math.inf, lambda: False, lambda _: None)
+    plan = replace(PLAN, recipe=replace(RECIPE, registration=Registration(steps=2)))
+    fit = partial(fit_mover, CASES, CASES[1:], plan, conditions=conditions)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(clock, "CHECKPOINT_EVERY_S", -1)
+        patched.setattr(registration_loop, "save", full)
+        with pytest.raises(IOFailure, match="no space left"):
+            fit()
+    kept = conditions.checkpoint.read_bytes()
+    fit()
+    assert not conditions.checkpoint.exists()
+    conditions.checkpoint.write_bytes(kept)  # as if the run had been killed before it removed the checkpoint
+    fit()
+    assert not conditions.checkpoint.exists()
 
 
 def test_one_labelled_scan_is_not_enough(tmp_path: Path) -> None:
