@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+
+from safetensors import safe_open
 
 from bidsseg.errors import DataError, listed
 from bidsseg.learning.case_reading import Source
@@ -16,12 +20,16 @@ from bidsseg.models.card import read_card
 def files_of(sources: Iterable[Source], inputs: Sequence[str]) -> dict[str, Path]:
     """Return the files of a training under names that do not depend on the place of the datasets.
 
-    A name has the case, and the protocol of a label map or the suffix of an image: ``dataset/sub-01 BrainCOLOR``.
+    A name has the case, and the protocol of a label map or the suffix of an image: ``dataset/sub-01 BrainCOLOR``. Cases
+    of one name, from datasets in folders of one name, are numbered.
     """
     found: dict[str, Path] = {}
+    names = Counter[str]()
     for source in sources:
+        names[source.name] += 1
+        case = source.name if names[source.name] == 1 else f"{source.name} ({names[source.name]})"
         images = {} if source.scan is None else source.scan.images(inputs)
-        found |= {f"{source.name} {name}": path for name, path in (*images.items(), *source.maps.items())}
+        found |= {f"{case} {name}": path for name, path in (*images.items(), *source.maps.items())}
     return found
 
 
@@ -50,7 +58,7 @@ def check_finished(folder: Path, now: Mapping[str, str]) -> None:
 
 
 def check_unchanged(checkpoint: Path, files: Mapping[str, Path], now: Mapping[str, str]) -> None:
-    """Raise DataError if files have another content than when a checkpoint was written.
+    """Raise DataError if files have another content than when a checkpoint, or a finished DFNet, was written.
 
     Copies of the files count as unchanged. Other participants are found when the checkpoint is read.
 
@@ -74,5 +82,11 @@ def case_of(name: str) -> str:
 
 
 def stored(checkpoint: Path) -> dict[str, str]:
-    """Return the checksums in a checkpoint, by name; empty if it is damaged or from an older version."""
-    return dict(glimpsed(checkpoint).get("files", {}))
+    """Return the checksums in a checkpoint or DFNet, by name; empty if it is damaged or from an older version."""
+    if checkpoint.suffix != ".safetensors":
+        return dict(glimpsed(checkpoint).get("files", {}))
+    try:
+        with safe_open(checkpoint, "pt") as saved:
+            return dict(json.loads(saved.metadata()["files"]))
+    except Exception:  # reading the weights reports the reason
+        return {}

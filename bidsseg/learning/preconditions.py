@@ -18,6 +18,7 @@ from bidsseg.learning.data_files import check_finished, check_unchanged, files_o
 from bidsseg.learning.folds import WATCHED, dataset_of, divided, held_out, person
 from bidsseg.learning.prepared import bytes_needed, entry_of, warn_of_missing
 from bidsseg.learning.recipe import is_shipped
+from bidsseg.learning.registration_loop import DFNET
 from bidsseg.learning.training import lacking, start_from
 from bidsseg.learning.training_setup import Setup, sketched
 from bidsseg.models.card import find_card, shipped
@@ -89,9 +90,9 @@ def checked_files(setups: Sequence[Setup], sources: Sequence[Source], *, done: S
     files = files_of(sources, [*setups, *done][0].recipe.inputs)
     found = fingerprints(files)
     for setup in setups:
-        checkpoint = setup.folder / CHECKPOINT
-        if setup.options.resume and checkpoint.is_file():
-            check_unchanged(checkpoint, files, found)
+        for saved in (setup.folder / CHECKPOINT, setup.folder / DFNET):
+            if setup.options.resume and saved.is_file():
+                check_unchanged(saved, files, found)
     for setup in done:
         check_finished(setup.folder, found)
     return found

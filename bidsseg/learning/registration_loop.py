@@ -98,6 +98,7 @@ def train(brains: Sequence[Tensor], plan: Plan, conditions: Conditions) -> None:
         tensors = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
         with replacing(folder / DFNET) as stream:
             about = {"steps": str(state.step), "elapsed_s": f"{state.elapsed_s:.1f}", "run": json.dumps(conditions.run)}
+            about["files"] = json.dumps(dict(conditions.files))
             stream.write(save(tensors, about))
 
 

@@ -26,7 +26,7 @@ from bidsseg.image.grid import whole_grid
 from bidsseg.image.volume import Volume
 from bidsseg.labels import load_protocol
 from bidsseg.learning import case_reading as reading
-from bidsseg.learning import clock, registration_loop
+from bidsseg.learning import clock, registration_loop, training
 from bidsseg.learning.augment import Intensity, Spatial, Warp, sample_image, sample_labels
 from bidsseg.learning.cases import Annotation, Case, Sampling
 from bidsseg.learning.datasets import load_cases
@@ -323,18 +323,18 @@ def ask(datasets: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.M
     leave_curves_undrawn(monkeypatch)
     list_once(monkeypatch)
 
-    def settings(text: str = TEXT, output: str = "out", **training: Any) -> Settings:
+    def settings(text: str = TEXT, output: str = "out", **asked: Any) -> Settings:
         path = tmp_path / "recipe.toml"
         path.write_text(text)
         labelled, fast, other = datasets
-        training = {"recipe": str(path), "folds": 1, "also": [other], **training}
+        asked = {"recipe": str(path), "folds": 1, "also": [other], **asked}
         return Settings(
             labelled,
             tmp_path / output,
             precision="fp32",
             n_cpus=1,
-            labels=training.pop("labels", {"FAST": [fast]}),
-            training=Training(**training),
+            labels=asked.pop("labels", {"FAST": [fast]}),
+            training=Training(**asked),
             report=RecordingConsole(),
         )
 
@@ -397,6 +397,25 @@ def test_a_run_stopped_at_any_time_goes_on_to_the_very_same_weights(ask: Ask, mo
     for name in (card.WEIGHTS, DFNET):
         one, other = (load_file(place / name) for place in (whole, folder))
         assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_dfnet_of_other_images_is_not_used(
+    ask: Ask, datasets: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the end of its training and the first checkpoint, only DFNet knows the files."""
+    copy = Path(shutil.copytree(datasets[0], tmp_path / "bids"))
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "fit", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_level(replace(ask(), bids_dir=copy))
+    (path,) = copy.glob("sub-01/anat/*_T1w.nii.gz")
+    path.write_bytes(path.read_bytes() + b"changed")
+    with pytest.raises(DataError, match=rf"dfnet\.safetensors: the data changed since: {path}"):
+        train_level(replace(ask(resume=True), bids_dir=copy))
 
 
 def test_without_an_unlabelled_scan_it_says_what_to_give(ask: Ask) -> None:

@@ -32,6 +32,8 @@ from bidsseg.learning import (
     training_setup,
     validation,
 )
+from bidsseg.learning.case_reading import Source
+from bidsseg.learning.data_files import files_of
 from bidsseg.learning.datasets import load_cases
 from bidsseg.learning.interruption import Interruption
 from bidsseg.learning.recipe import load_recipe
@@ -193,6 +195,12 @@ def test_a_finished_model_of_other_data_is_not_kept(
             shutil.rmtree(folder / "sub-01")
     with pytest.raises(DataError, match=r"models/tiny: participants, images or label maps changed .*--overwrite"):
         train_level(settings(resume=True))
+
+
+def test_files_of_datasets_of_one_name_are_all_known(tmp_path: Path) -> None:
+    images = [Path(place, "bids", "sub-01_T1w.nii.gz") for place in "ab"]
+    sources = [Source("bids/sub-01", None, {"FAST": path}, {}) for path in images]
+    assert files_of(sources, ["T1w"]) == {"bids/sub-01 FAST": images[0], "bids/sub-01 (2) FAST": images[1]}
 
 
 def test_a_checkpoint_without_checksums_is_resumed(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
