@@ -53,6 +53,7 @@ def find_sources(
         labels: the label maps that the settings name; None if they are not known yet.
 
     Raises:
+        DataError: a label map fits scans of two datasets.
         NothingSelected: no scan has an annotation, or no file of an entry of ``--labels`` is used.
     """
     labels = label_sources(settings.labels) if labels is None else labels
@@ -64,6 +65,7 @@ def find_sources(
     selection = {"participants": settings.participants or None, "sessions": settings.sessions or None}
     sources: list[Source] = []
     used: set[Path] = set()
+    claimed: dict[Path, Path] = {}
     in_use: set[LabelSource] = set()
     owner = {source.folder: source.folder.name for source in labels}
     for dataset in datasets:
@@ -73,6 +75,7 @@ def find_sources(
         for scan in scans:
             fitting = annotations_of(scan, dataset, own, among=scans, report=report)
             maps = {name: paths[0] for name, paths in fitting.items()}
+            claim(maps.values(), dataset, claimed)
             holders = [source for source in own if _holds(source, maps)]
             owner |= {source.folder: dataset.name for source in holders}
             in_use |= set(holders)
@@ -96,6 +99,17 @@ def find_sources(
         raise NothingSelected(f"no {suffix} image has an annotation: check --anat-modality and the filters")
     check_used(labels, sources, in_use)
     return sorted(sources, key=lambda source: source.name)
+
+
+def claim(maps: Iterable[Path], dataset: Path, claimed: dict[Path, Path]) -> None:
+    """Note the dataset that label maps annotate. DataError if another one has claimed them: names may be of others."""
+    for path in maps:
+        other = claimed.setdefault(path, dataset)
+        if other != dataset:
+            raise DataError(
+                f"{path}: fits participants of two datasets, {other} and {dataset}: move each folder of label maps "
+                "into its dataset, such as to derivatives/"
+            )
 
 
 def check_used(labels: Sequence[LabelSource], sources: Sequence[Source], fitting: Container[LabelSource]) -> None:

@@ -149,6 +149,20 @@ def test_each_dataset_has_its_own_folder_of_a_protocol(tmp_path: Path) -> None:
     assert str(caught.value) == f"{elsewhere[0]} and {elsewhere[1]} both annotate two/sub-01: give one folder"
 
 
+def test_label_maps_outside_of_all_datasets_annotate_one_of_them(tmp_path: Path) -> None:
+    """The participant 01 of the second dataset is another person."""
+    one, two = (phantoms.make_bids(tmp_path / name, 1, spacing_mm=8.0, shape=(24, 28, 24)) for name in ("one", "two"))
+    path = save_labels(tmp_path / "labels", "sub-01", 8.0)
+    asked = Settings(one, tmp_path / "out", labels={"FAST": [tmp_path / "labels"]}, training=Training(also=[two]))
+    with pytest.raises(DataError) as caught:
+        load_cases(asked, asked.report)
+    assert str(caught.value).startswith(f"{path}: fits participants of two datasets, {one} and {two}: move each folder")
+    (two / "sub-01").rename(two / "sub-02")
+    (image,) = two.glob("sub-02/anat/*_T1w.nii.gz")
+    image.rename(image.with_name("sub-02_T1w.nii.gz"))
+    assert [case.name for case in load_cases(asked, asked.report)] == ["one/sub-01"]
+
+
 def test_label_maps_alone_are_cases(tissues: Settings, tmp_path: Path) -> None:
     heads = tmp_path / "heads"
     save_labels(heads, "sub-07", 8.0)

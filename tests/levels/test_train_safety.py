@@ -246,8 +246,9 @@ def test_a_time_budget_that_is_no_number_is_refused(ask: Ask) -> None:
 def test_weak_settings_are_warned_about(ask: Ask, dataset: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "bids").symlink_to(dataset[0])
     shutil.copytree(dataset[0], tmp_path / "other" / "bids")
+    labels = Path(shutil.copytree(dataset[1], tmp_path / "other" / "bids" / "labels"))
     recipe = RECIPE.replace('"tiny"', '"wholebrain"').replace("steps = 3", 'steps = 3\nkeep = "best"')
-    settings = replace(ask(recipe, also=[tmp_path / "other" / "bids"]), dry_run=True)
+    settings = replace(ask(recipe, also=[tmp_path / "other" / "bids"], labels={"FAST": [labels]}), dry_run=True)
     train_level(settings)
     warnings = "\n".join(console(settings).warnings)
     assert "name = 'wholebrain' is the name of a shipped model" in warnings
