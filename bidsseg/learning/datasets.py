@@ -6,7 +6,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bidsseg.bids.query import find_scans
+from bidsseg.bids.query import select_scans
 from bidsseg.bids.scan import Scan
 from bidsseg.errors import DataError, NothingSelected
 from bidsseg.labels import Protocol, covers_brain
@@ -70,8 +70,8 @@ def find_sources(
     owner = {source.folder: source.folder.name for source in labels}
     for dataset in datasets:
         own = [source for source in labels if may_annotate(source.folder, dataset, datasets)]
-        chosen = {scan.key for scan in scans_of(dataset, **selection, filters=queries)}
-        scans = scans_of(dataset, filters={"t1w": {"suffix": suffix}})
+        chosen = {scan.key for scan in scans_of(dataset, report, **selection, filters=queries)}
+        scans = scans_of(dataset, Report(), filters={"t1w": {"suffix": suffix}})
         for scan in scans:
             fitting = annotations_of(scan, dataset, own, among=scans, report=report)
             maps = {name: paths[0] for name, paths in fitting.items()}
@@ -97,6 +97,7 @@ def find_sources(
                 report.warn(f"{label_map.path}: no matching image, skipped")
     if suffix != "T1w" and not any(source.scan for source in sources):
         raise NothingSelected(f"no {suffix} image has an annotation: check --anat-modality and the filters")
+    warn_of_unused(settings, sources, report)
     check_used(labels, sources, in_use)
     return sorted(sources, key=lambda source: source.name)
 
@@ -168,9 +169,25 @@ def may_annotate(folder: Path, dataset: Path, datasets: Sequence[Path]) -> bool:
     return not holders or dataset in holders
 
 
-def scans_of(dataset: Path, **selection: Any) -> list[Scan]:
-    """Return the scans of a dataset as ``find_scans`` does; empty if none is selected."""
+def scans_of(dataset: Path, report: Report, **selection: Any) -> list[Scan]:
+    """Return the scans of a dataset as ``select_scans`` does; empty if none is selected.
+
+    Folders that cannot be read are reported.
+    """
     try:
-        return find_scans(dataset, **selection)
+        found = select_scans(dataset, **selection)
     except NothingSelected:
         return []
+    for reason in found.closed.values():
+        report.warn(reason)
+    return found.scans
+
+
+def warn_of_unused(settings: Settings, sources: Iterable[Source], report: Report) -> None:
+    """Warn of selected participants and sessions of which no dataset has a case."""
+    wanted = [*(f"sub-{label}" for label in settings.participants), *(f"ses-{label}" for label in settings.sessions)]
+    found = {part for source in sources for part in source.name.partition("/")[2].split("_")}
+    datasets = " or ".join(map(str, (settings.bids_dir, *settings.training.also)))
+    for name in wanted:
+        if name not in found:
+            report.warn(f"{name}: nothing to train on in {datasets}")

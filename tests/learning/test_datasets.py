@@ -121,6 +121,15 @@ def test_participants_that_are_not_asked_for_are_not_synthesised(tissues: Settin
     }
 
 
+def test_participants_and_sessions_that_no_dataset_has_are_named(tissues: Settings, tmp_path: Path) -> None:
+    other = phantoms.make_bids(tmp_path / "other", 1, spacing_mm=8.0, shape=(24, 28, 24))
+    (other / "sub-01").rename(other / "sub-02")
+    report = RecordingConsole()
+    asked = replace(tissues, participants=("01", "05", "77"), training=Training(also=[other]))
+    load_cases(asked, report)
+    assert report.warnings == [f"sub-77: nothing to train on in {tissues.bids_dir} or {other}"]
+
+
 def test_scans_that_a_filter_leaves_out_are_not_synthesised(tissues: Settings) -> None:
     (folder,) = tissues.labels["FAST"]
     raw = tissues.bids_dir / "sub-01" / "anat"
