@@ -71,8 +71,6 @@ def parts_of(setup: Setup) -> list[Part]:
     """Return the training runs of a cross-validation, the final model last. UsageError if these cannot be started."""
     options, count = setup.options, setup.options.cross_validate
     assert count is not None
-    if options.resume and setup.settings.overwrite:
-        raise UsageError("--overwrite trains every fold again, --resume keeps finished folds: give one of the two")
     *starts, last = starts_of(options.init, count)
     if options.init is not None and last in starts:
         setup.report.warn(

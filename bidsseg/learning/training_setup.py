@@ -86,6 +86,8 @@ def set_up(
     recipe = load_recipe(options.recipe, small=options.small)
     if not settings.labels:
         raise UsageError("train needs --labels DIR, the folder of a derivative dataset with label maps, at least once")
+    if options.resume and settings.overwrite:
+        raise UsageError("--overwrite trains from the beginning, --resume keeps what is finished: give one of the two")
     if options.cross_validate is not None and Processes.started() > 1:
         raise UsageError(
             "--cross-validate runs in one process: with torchrun, train each fold (--folds K --fold I) into "

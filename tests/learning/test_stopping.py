@@ -76,6 +76,8 @@ def test_overwriting_starts_again(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(TemporaryFailure):
             train_level(ask())
     settings = ask(overwrite=True)
+    with pytest.raises(UsageError, match=r"--overwrite .* --resume .*: give one of the two"):
+        train_level(ask(overwrite=True, resume=True))
     whole = train_level(ask(output="whole"))
     assert (train_level(settings) / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
 
