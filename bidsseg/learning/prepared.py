@@ -24,7 +24,7 @@ from nibabel.spatialimages import SpatialImage
 from bidsseg import __version__
 from bidsseg.bids.scan import Scan
 from bidsseg.errors import DataError
-from bidsseg.files import fingerprint
+from bidsseg.files import fingerprint, remove_halves
 from bidsseg.labels import Protocol, load_protocol
 from bidsseg.learning.case_reading import LEARNING_MM, LOCATOR, Reading, Source, read_source
 from bidsseg.learning.cases import Annotation, Case, ListedCase
@@ -198,6 +198,7 @@ def prepared_cases(
             store.make(entries[number].key, entries[number].make)
 
         if missing:
+            remove_halves(store.folder.glob(".*.part"))
             needed_gb = bytes_needed(entries, sources, inputs) / 1e9
             report.say(f"{len(missing)} scans are read and kept in {store.folder}, about {needed_gb:.1f} GB")
             report.start(len(missing))

@@ -15,6 +15,7 @@ import torch
 from bidsseg import __version__
 from bidsseg.derivative.ownership import CHECKPOINT, MODEL_FILES
 from bidsseg.errors import NothingSelected, OutputNotWritable, TemporaryFailure, UsageError
+from bidsseg.files import remove_halves
 from bidsseg.labels import Protocol
 from bidsseg.labels.protocol import read_protocol
 from bidsseg.learning.average import average_brain
@@ -199,12 +200,13 @@ def people_of(setup: Setup, cases: Sequence[ListedCase], held: Container[str]) -
 
 
 def begin(setup: Setup) -> None:
-    """Create the model folder, remove a model that is not resumed, and store the protocols that are not shipped."""
+    """Create the model folder, remove a model that is not resumed and half files, and store own protocols."""
     try:
         setup.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputNotWritable(f"cannot create {setup.folder}: {error.strerror}; choose another OUTPUT_DIR") from error
     if setup.processes.first:
+        remove_halves(setup.folder.glob(".*.part"))
         if not setup.options.resume or is_complete(setup.folder):
             discard(setup.folder)  # its weights would have the new protocols
         for protocol in setup.own_protocols:

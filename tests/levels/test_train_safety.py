@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -162,6 +162,23 @@ def test_a_full_disk_keeps_the_last_checkpoint(ask: Ask, monkeypatch: pytest.Mon
     folder = train_level(resumed)
     one, other = weights(whole), weights(folder)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_half_files_of_killed_trainings_are_removed(ask: Ask) -> None:
+    settings = ask()
+    places = [
+        settings.output_dir / "models" / "tiny" / ".checkpoint.pt",
+        settings.output_dir / "prepared" / ".a.safetensors",
+    ]
+    left, written = ([place.with_name(f"{place.name}.{number:08x}.part") for place in places] for number in (1, 2))
+    for half in (*left, *written):
+        half.parent.mkdir(parents=True, exist_ok=True)
+        half.touch()
+    with ExitStack() as stack:
+        for half in written:
+            fcntl.flock(stack.enter_context(half.open("wb")), fcntl.LOCK_EX)
+        train_level(settings)
+    assert not any(half.exists() for half in left) and all(half.exists() for half in written)
 
 
 def test_a_disk_with_too_little_room_is_refused_at_once(
