@@ -97,8 +97,8 @@ class Training:
         default=False)  # fmt: skip
     time_budget_min: float | None = flag(
         "--time-budget MINUTES", TRAINING,
-        "stop after this time and save the state; with --cross-validate, the time of the whole run, divided evenly "
-        "among the unfinished models",
+        "finish the model within this time, with the steps for which there is time; with --cross-validate, the time of "
+        "the whole run, divided evenly among the unfinished models",
         default=None, read=float)  # fmt: skip
     cross_validate: int | None = flag(
         "--cross-validate K", TRAINING,
