@@ -179,10 +179,14 @@ def check_split(given: Container[str]) -> None:
 
     >>> check_split(["recipe", "folds", "fold"])
     """
-    others = [name for name in ("folds", "fold", "hold_out") if name in given]
-    if "cross_validate" in given and others:
-        flags = " and ".join(f"--{name.replace('_', '-')}" for name in others)
-        raise UsageError(f"--cross-validate holds out every participant once: leave out {flags}")
+    ways = (
+        ("cross_validate", "--cross-validate holds out every participant once", ("folds", "fold", "hold_out")),
+        ("hold_out", "--hold-out names the participants instead of a fold", ("folds", "fold")),
+    )
+    for name, meaning, instead in ways:
+        others = [f"--{other.replace('_', '-')}" for other in instead if other in given]
+        if name in given and others:
+            raise UsageError(f"{meaning}: leave out {' and '.join(others)}")
 
 
 def derivative(where: str, derivatives: Sequence[str], bids_dir: Path, *, flag: str) -> Path:

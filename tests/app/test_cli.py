@@ -287,6 +287,7 @@ def test_five_folds_are_cross_validated_if_no_number_is_given(
         (["--cross-validate", "1"], 64, "at least 2"),
         (["--cross-validate", "--folds", "5"], 64, "leave out --folds"),
         (["--cross-validate", "--fold", "0", "--hold-out", "01"], 64, "leave out --fold and --hold-out"),
+        (["--hold-out", "01", "--folds", "5", "--fold", "1"], 64, "leave out --folds and --fold"),
         (["--time-budget", "0"], 64, "positive"),
         (["--n-cpus", "0"], 64, "at least 1"),
         (["--mem", "much"], 64, "8G"),
