@@ -35,8 +35,8 @@ from bidsseg.settings import Report, Settings
 ENDINGS = (".nii.gz", ".nii")
 SUFFIXES = {"flair": "FLAIR", "t2": "T2w", "t1": "T1w", "mri": "T1w"}
 """BIDS suffixes for words in the names of channels, the first that occurs."""
-IGNORED = "ignore"
-"""Name of the label of nnU-Net that is not trained on."""
+EMPTY, IGNORED = "background", "ignore"
+"""Names in nnU-Net of the label 0 and of the label that is not trained on."""
 DERIVATIVE = Path("derivatives") / "nnunet"
 
 
@@ -186,7 +186,8 @@ def bids_to_nnunet(settings: Settings, folder: Path, report: Report) -> int:
 
     Raises:
         UsageError: the output folder is not empty, or the labels have several protocols.
-        DataError: two regions have one name, or a label map cannot be used.
+        DataError: two regions have one name, a region has a name with a meaning in nnU-Net, or a label map cannot be
+            used.
     """
     check_empty(folder)
     labels = label_sources(settings.labels)
@@ -196,16 +197,17 @@ def bids_to_nnunet(settings: Settings, folder: Path, report: Report) -> int:
             f"nnU-Net has one protocol in a dataset, --labels has {len(protocols)}: {', '.join(protocols)}"
         )
     check_names(protocols.values())
+    (protocol,) = protocols.values()
+    named = named_regions(protocol)
     sources = find_sources(settings, report, unlabelled=False, synthetic=False, labels=labels)
     inputs = ["T1w", "FLAIR"] if all(source.scan and source.scan.flair for source in sources) else ["T1w"]
-    (protocol,) = protocols.values()
     numbers = numbered(protocol)
     remarks = Remarks()
     for source in sources:
         _write_case(source, folder, inputs, numbers=numbers, remarks=remarks)
     for line in remarks.lines():
         report.say(line)
-    names = {"background": 0} | {r.name: numbers[r.index] for r in protocol.regions if r.scored and r.index}
+    names = {EMPTY: 0} | {region.name: numbers[region.index] for region in named}
     if not all(region.scored for region in protocol.regions):
         names[IGNORED] = max(numbers.values())
     content = {
@@ -217,6 +219,18 @@ def bids_to_nnunet(settings: Settings, folder: Path, report: Report) -> int:
     write_json_atomic(folder / "dataset.json", content)
     report.say(f"{len(sources)} cases written to {folder}")
     return len(sources)
+
+
+def named_regions(protocol: Protocol) -> list[Region]:
+    """Return the regions that nnU-Net learns by their names. DataError if a name has a meaning of its own there."""
+    regions = [region for region in protocol.regions if region.scored and region.index]
+    for region in regions:
+        if region.name in (EMPTY, IGNORED):
+            raise DataError(
+                f"the value {region.index} of {protocol.name} has the name '{region.name}', which has another meaning "
+                "in nnU-Net: rename it in the table of the labels"
+            )
+    return regions
 
 
 def numbered(protocol: Protocol) -> dict[int, int]:

@@ -12,9 +12,9 @@ from labelled import HALF, SHAPE
 from recording_console import RecordingConsole
 
 from bidsseg.app.cli import main
-from bidsseg.errors import BidssegError
+from bidsseg.errors import BidssegError, DataError
 from bidsseg.learning.datasets import load_cases
-from bidsseg.learning.nnunet import nnunet_to_bids, read_nnunet
+from bidsseg.learning.nnunet import bids_to_nnunet, nnunet_to_bids, read_nnunet
 from bidsseg.settings import Settings
 
 CONTENT = {
@@ -105,6 +105,17 @@ def test_labels_are_read_as_in_a_training(nnunet: Path, tmp_path: Path, capsys: 
     table.write_text(table.read_text().replace("Right-Half", "Left-Half"))
     assert main(["convert", "bids", str(bids), str(tmp_path / "two"), "--labels", str(labels)]) == 65
     assert "the values 1, 2 have the same name, 'Left-Half'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["background", "ignore"])
+def test_a_region_with_a_name_of_nnunet_is_refused(nnunet: Path, tmp_path: Path, name: str) -> None:
+    labels = nnunet_to_bids(nnunet, tmp_path / "bids", RecordingConsole())
+    (table,) = labels.glob("*_dseg.tsv")
+    table.write_text(table.read_text().replace("Right-Half", name))
+    settings = Settings(tmp_path / "bids", tmp_path / "out", labels={"": [labels]}, report=RecordingConsole())
+    with pytest.raises(DataError, match=rf"the value 2 of Halves has the name '{name}'.* rename it in the table"):
+        bids_to_nnunet(settings, tmp_path / "back", settings.report)
+    assert not (tmp_path / "back").exists()
 
 
 def test_the_first_version_of_the_format(nnunet: Path) -> None:
