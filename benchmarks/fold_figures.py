@@ -18,6 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from bidsseg.learning.crossvalidation import enter, fold_models, fold_output, gathered
+from bidsseg.learning.folds import person
 from bidsseg.learning.validation import described
 from bidsseg.models.card import CARD
 
@@ -42,9 +43,13 @@ def main() -> None:
 
 
 def matching(table: pd.DataFrame, pattern: str) -> pd.DataFrame:
-    """Return the rows whose case matches a pattern, with the fold in the name of the case."""
+    """Return the rows whose case matches a pattern, with the fold in the name of the participant."""
     names = table["case"] + " in fold " + table["fold"].astype(str)
-    return table.assign(case=names)[[fnmatchcase(name, pattern) for name in names]]
+    people = [
+        case.replace(person(case), f"{person(case)} in fold {fold}")
+        for case, fold in zip(table["case"], table["fold"], strict=True)
+    ]
+    return table.assign(case=people)[[fnmatchcase(name, pattern) for name in names]]
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from bidsseg.labels.relation import identity
 from bidsseg.learning.augment import Intensity, change_intensity
 from bidsseg.learning.case_reading import LEARNING_MM
 from bidsseg.learning.cases import Annotation, Case, ListedCase
+from bidsseg.learning.folds import person
 from bidsseg.learning.synthesis import contrasts_of, synthesise_each
 from bidsseg.models.library import Model
 from bidsseg.report import Compared
@@ -96,14 +97,17 @@ def regions_of(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean over regions, then over cases: one row for each head and annotation that has some region.
+    """Return the mean over regions, then over the scans of each participant, then over participants.
 
-    Columns dice with a bootstrap 95 % interval over cases (low, high), voxel_error and cases.
+    There is one row for each head and annotation that has some region, with columns dice and its bootstrap 95 %
+    interval over participants (low, high), voxel_error and cases.
     """
     keys = ["head", "annotation"]
-    regions = table[table.region != ERROR].groupby([*keys, "case"]).dice.mean()
-    errors = table[table.region == ERROR].groupby([*keys, "case"]).dice.mean()
-    result = regions.groupby(keys).agg(dice="mean", cases="count")
+    scans = table[table.region != ERROR].groupby([*keys, "case"]).dice.mean()
+    regions = participant_means(scans)
+    errors = participant_means(table[table.region == ERROR].groupby([*keys, "case"]).dice.mean())
+    result = regions.groupby(keys).agg(dice="mean")
+    result["cases"] = scans.groupby(keys).count()
     found = {key: estimate(part.to_numpy()) for key, part in regions.groupby(keys)}
     result["low"] = [found[key].low for key in result.index]
     result["high"] = [found[key].high for key in result.index]
@@ -111,10 +115,20 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     return result.reset_index()
 
 
+def participant_means(scans: pd.Series) -> pd.Series:
+    """Return the mean over the scans of each participant.
+
+    Args:
+        scans: values of scans; the last level of their index is the case.
+    """
+    people = scans.index.get_level_values(-1).map(person)
+    return scans.groupby([*scans.index.names[:-1], people], sort=False).mean()
+
+
 def described(table: pd.DataFrame) -> list[str]:
     """Return lines to print: for each head and annotation its row of the summary, then its regions.
 
-    Few regions are all listed with a bootstrap 95 % interval over cases, otherwise those with the lowest Dice.
+    Few regions are all listed with a bootstrap 95 % interval over participants, otherwise those with the lowest Dice.
     """
     lines = []
     for _, row in summary(table).iterrows():
@@ -122,11 +136,12 @@ def described(table: pd.DataFrame) -> list[str]:
         measured = f"{row['head']} (against {row['annotation']}, {row['cases']} scans)"
         lines.append(f"{measured}: Dice {row['dice']:.3f} {interval}, voxel error {row['voxel_error']:.3f}")
         part = table[(table["head"] == row["head"]) & (table["annotation"] == row["annotation"])]
-        regions = part[part.region != ERROR].groupby("region").dice
+        scans = part[part.region != ERROR].groupby(["region", "case"]).dice.mean()
+        regions = participant_means(scans).groupby("region")
         if regions.ngroups <= FEW:
             for name, values in regions:
-                mean = estimate(values.to_numpy())
-                lines.append(f"  {name} ({mean.brains} scans): Dice {mean.mean:.3f} [{mean.low:.3f}, {mean.high:.3f}]")
+                mean, count = estimate(values.to_numpy()), len(scans[name])
+                lines.append(f"  {name} ({count} scans): Dice {mean.mean:.3f} [{mean.low:.3f}, {mean.high:.3f}]")
         else:
             lowest = regions.mean().nsmallest(FEW)
             lines.append("  lowest: " + ", ".join(f"{name} {value:.2f}" for name, value in lowest.items()))

@@ -383,6 +383,9 @@ def test_people_of_one_name_in_two_folds_are_two() -> None:
     table = table.assign(head="FAST", annotation="FAST", region="White Matter")
     (row,) = summary(matching(table, "*")).to_dict("records")
     assert (row["cases"], row["dice"]) == (3, pytest.approx(0.5))
+    sessions = table.assign(case=["both/sub-01_ses-1", "both/sub-01_ses-1", "both/sub-01_ses-2"])
+    (row,) = summary(matching(sessions, "*")).to_dict("records")
+    assert (row["cases"], row["dice"]) == (3, pytest.approx((0.2 + 0.65) / 2))
     assert matching(table, "* in fold 1").dice.tolist() == [0.6, 0.7]
     assert matching(table, "both/sub-01 *").dice.tolist() == [0.2, 0.6]
     assert matching(table, "oasis/*").empty
