@@ -214,8 +214,9 @@ def test_given_lesions(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(UsageError, match=r"in a T1w, and .*sub-01_T2w.nii.gz is none"):
         bidsseg.segment(shutil.copy(scan, tmp_path / "sub-01_T2w.nii.gz"), model=model, lesions=mask)
     phantoms.save(mask, drawn[1:], load_nifti(scan).affine)
-    with pytest.raises(DataError, match="not on the grid of the T1w"):
-        bidsseg.segment(scan, model=model, lesions=mask, **AS_ASKED)
+    for name in ("sub-01_T1w.nii.gz", "sub-01_mprage.nii.gz"):
+        with pytest.raises(DataError, match="not on the grid of the T1w"):
+            bidsseg.segment(shutil.copy(scan, tmp_path / name), model=model, lesions=mask, **AS_ASKED)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import groupby
+from collections.abc import Callable, Iterator
+from itertools import chain, groupby
 from pathlib import Path
 
 from bidsseg.bids.label_kinds import NATIVE_SPACES, Kind, anat_images, places
@@ -89,13 +89,16 @@ def _best_of(
     def order(image: Image) -> tuple[bool, tuple[int, int]]:
         return not _in_space_of(image, scan), rank(image)
 
-    equals = groupby(sorted(_of_scan(derivatives_dir, scan, accepted), key=order), key=order)
-    fitting = ([image for image in group if not elsewhere or _on_grid(image, scan)] for (elsewhere, _), group in equals)
-    return next(filter(None, fitting), [])
+    def fitting(images: list[Image]) -> Iterator[list[Image]]:
+        for (elsewhere, _), group in groupby(sorted(images, key=order), key=order):
+            yield [image for image in group if not elsewhere or _on_grid(image, scan)]
+
+    same, alike = _of_scan(derivatives_dir, scan, accepted)
+    return next(filter(None, chain(fitting(same), fitting(alike))), [])
 
 
-def _of_scan(derivatives_dir: Path, scan: Scan, accepted: Callable[[Image], bool]) -> list[Image]:
-    """Return the accepted files with the entities of a scan; if there are none, those whose run has other zeros.
+def _of_scan(derivatives_dir: Path, scan: Scan, accepted: Callable[[Image], bool]) -> tuple[list[Image], list[Image]]:
+    """Return the accepted files with the entities of a scan, and those whose run has other zeros.
 
     InputMissing if the folder does not exist.
     """
@@ -108,7 +111,8 @@ def _of_scan(derivatives_dir: Path, scan: Scan, accepted: Callable[[Image], bool
     images = [image for image in anat_images(derivatives_dir, place) if accepted(image)]
     same = [image for image in images if without_added(image.entities) == source]
     key = unpadded(build_name(source))
-    return same or [image for image in images if unpadded(build_name(without_added(image.entities))) == key]
+    alike = [image for image in images if unpadded(build_name(without_added(image.entities))) == key]
+    return same, [image for image in alike if image not in same]
 
 
 def find_label_maps(dataset_dir: Path, wanted: str | Kind) -> list[LabelMap]:

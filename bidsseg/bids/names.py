@@ -14,6 +14,12 @@ LABEL = re.compile(r"[0-9a-zA-Z+]+")
 IMAGE_EXTENSIONS = (".nii", ".nii.gz")
 ANATOMICAL = ("T1w", "UNIT1", "T2w", "PDw", "FLAIR", "T2starw")
 """Suffixes of images that show the anatomy of the whole head."""
+OTHERS = (
+    "inplaneT1", "inplaneT2", "PDT2", "angio", "PD", "T2star", "FLASH", "MP2RAGE", "MEGRE", "MESE", "VFA", "IRT1",
+    "MPM", "MTS", "MTR", "T1map", "T2map", "T2starmap", "R1map", "R2map", "R2starmap", "PDmap", "PDT2map", "MTRmap",
+    "MTsat", "MTVmap", "MWFmap", "T1rho", "Chimap", "M0map", "S0map",
+)  # fmt: skip
+"""Other suffixes of BIDS in the folder anat."""
 T1W_LIKE = ("T1w", "UNIT1")
 """Those of the contrast of a T1w."""
 
@@ -157,7 +163,8 @@ def suffix_of(image: Path) -> str:
 def modality_of(image: Path) -> str:
     """Return the modality of an image; T1w for a name that is no BIDS name.
 
-    >>> [modality_of(Path(name)) for name in ("sub-01_T2w.nii.gz", "sub-01_UNIT1.nii", "my_T2w_scan.nii")]
-    ['T2w', 'T1w', 'T1w']
+    >>> [modality_of(Path(f"{name}.nii")) for name in ("sub-1_T2w", "sub-1_UNIT1", "my_T2w_scan", "sub-1_MPRAGE")]
+    ['T2w', 'T1w', 'T1w', 'T1w']
     """
-    return modality(suffix_of(image)) or "T1w"
+    suffix = suffix_of(image)
+    return modality(suffix) if suffix in ANATOMICAL + OTHERS else "T1w"

@@ -136,7 +136,9 @@ def pair_up(judged: Iterable[Scan], references: Iterable[LabelMap], pairing: Pai
 
 
 def _place(path: Path) -> Path:
-    """Return the place of a file; a link is not followed, as git-annex stores equal files of two raters once."""
+    """Return the place of a file. Links into git-annex are not followed: it stores equal files of two raters once."""
+    while path.is_symlink() and "annex" not in (target := path.parent / path.readlink()).parts:
+        path = target
     return path.parent.resolve() / path.name
 
 

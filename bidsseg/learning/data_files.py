@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -17,30 +16,34 @@ from bidsseg.learning.state import glimpsed
 from bidsseg.models.card import read_card
 
 
-def files_of(sources: Iterable[Source], inputs: Sequence[str]) -> dict[str, Path]:
+def files_of(sources: Iterable[Source], inputs: Sequence[str]) -> dict[str, list[Path]]:
     """Return the files of a training under names that do not depend on the place of the datasets.
 
     A name has the case, and the protocol of a label map or the suffix of an image: ``dataset/sub-01 BrainCOLOR``. Cases
-    of one name, from datasets in folders of one name, are numbered.
+    of datasets in folders of one name may have the same name.
     """
-    found: dict[str, Path] = {}
-    names = Counter[str]()
+    found: dict[str, list[Path]] = {}
     for source in sources:
-        names[source.name] += 1
-        case = source.name if names[source.name] == 1 else f"{source.name} ({names[source.name]})"
         images = {} if source.scan is None else source.scan.images(inputs)
-        found |= {f"{case} {name}": path for name, path in (*images.items(), *source.maps.items())}
+        for name, path in (*images.items(), *source.maps.items()):
+            found.setdefault(f"{source.name} {name}", []).append(path)
     return found
 
 
-def fingerprints(files: Mapping[str, Path]) -> dict[str, str]:
-    """Return the checksum of the content of each file."""
-    return {name: identity(path)[1] for name, path in files.items()}
+def fingerprints(files: Mapping[str, Sequence[Path]]) -> dict[str, str]:
+    """Return the checksums of the content of the files of each name, with blanks between them."""
+    return {name: " ".join(identity(path)[1] for path in paths) for name, paths in files.items()}
 
 
 def digest(now: Mapping[str, str]) -> str:
-    """Return one checksum of the checksums of all files, for a card."""
-    return hashlib.sha256("\n".join(f"{name}\t{now[name]}" for name in sorted(now)).encode()).hexdigest()
+    """Return one checksum of the checksums of all files, for a card; the order of the datasets does not count."""
+    lines = (f"{name}\t{' '.join(sorted(now[name].split()))}" for name in sorted(now))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def formerly(checksums: str) -> str:
+    """Return what versions before 0.22 stored of several files of one name: the checksum of the last."""
+    return checksums.rpartition(" ")[2]
 
 
 def check_finished(folder: Path, now: Mapping[str, str]) -> None:
@@ -50,14 +53,15 @@ def check_finished(folder: Path, now: Mapping[str, str]) -> None:
         now: the checksums of the files.
     """
     before = read_card(folder).recipe.get("files", "")  # older cards lack it
-    if before and before != digest(now):
+    known = digest(now), digest({name: formerly(checksums) for name, checksums in now.items()})
+    if before and before not in known:
         raise DataError(
             f"{folder}: participants, images or label maps changed since this model was trained: restore them, or "
             "give --overwrite instead of --resume to train on the present ones"
         )
 
 
-def check_unchanged(checkpoint: Path, files: Mapping[str, Path], now: Mapping[str, str]) -> None:
+def check_unchanged(checkpoint: Path, files: Mapping[str, Sequence[Path]], now: Mapping[str, str]) -> None:
     """Raise DataError if files have another content than when a checkpoint, or a finished DFNet, was written.
 
     Copies of the files count as unchanged. Other participants are found when the checkpoint is read.
@@ -67,13 +71,22 @@ def check_unchanged(checkpoint: Path, files: Mapping[str, Path], now: Mapping[st
     """
     before = stored(checkpoint)
     shared = {case_of(name) for name in before} & {case_of(name) for name in now}
-    changed = [str(files[name]) for name in now if case_of(name) in shared and before.get(name) != now[name]]
+    changed = [
+        " or ".join(map(str, files[name]))
+        for name in now
+        if case_of(name) in shared and not _equal(before.get(name, ""), now[name])
+    ]
     changed += [f"{name}, which is missing" for name in before if case_of(name) in shared and name not in now]
     if changed:
         raise DataError(
             f"{checkpoint}: the data changed since: {listed(changed)}: restore the files, or give "
             "--overwrite instead of --resume to train on the present ones from the beginning"
         )
+
+
+def _equal(before: str, now: str) -> bool:
+    """Return whether checksums of a name are those of the same files, in any order."""
+    return sorted(before.split()) == sorted(now.split()) or before == formerly(now)
 
 
 def case_of(name: str) -> str:

@@ -59,7 +59,7 @@ def find_sources(
     labels = label_sources(settings.labels) if labels is None else labels
     for note in dict.fromkeys(note for source in labels for note in source.notes):
         report.say(note)
-    datasets = [settings.bids_dir, *settings.training.also]
+    datasets = distinct([settings.bids_dir, *settings.training.also])
     queries = settings.queries()
     suffix = queries["t1w"]["suffix"]
     selection = {"participants": settings.participants or None, "sessions": settings.sessions or None}
@@ -75,7 +75,7 @@ def find_sources(
         for scan in scans:
             fitting = annotations_of(scan, dataset, own, among=scans, report=report)
             maps = {name: paths[0] for name, paths in fitting.items()}
-            claim(maps.values(), dataset, claimed)
+            claim(maps.values() if scan.key in chosen else (), dataset, claimed)
             holders = [source for source in own if _holds(source, maps)]
             owner |= {source.folder: dataset.name for source in holders}
             in_use |= set(holders)
@@ -100,6 +100,14 @@ def find_sources(
     warn_of_unused(settings, sources, report)
     check_used(labels, sources, in_use)
     return sorted(sources, key=lambda source: source.name)
+
+
+def distinct(folders: Iterable[Path]) -> list[Path]:
+    """Return folders without those that were given before, also by another path."""
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        found.setdefault(folder.resolve(), folder)
+    return list(found.values())
 
 
 def claim(maps: Iterable[Path], dataset: Path, claimed: dict[Path, Path]) -> None:

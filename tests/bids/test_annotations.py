@@ -97,6 +97,9 @@ def test_zeros_before_the_number_of_a_run_do_not_matter_without_an_exact_match(t
     assert find_annotations(folder, one, "A") == folder / home(names[0])
     assert find_lesion_mask(folder, one) == folder / home(names[1])
     assert find_annotations(folder, ten, "A") is None
+    phantoms.save(one.t1w, np.zeros((8, 9, 10), np.uint8), np.eye(4))
+    phantoms.save(folder / home("sub-01_run-01_space-B_seg-A_dseg.nii"), np.zeros((8, 9, 9), np.uint8), np.eye(4))
+    assert find_annotations(folder, one, "A") == folder / home(names[0])
     make_tree(folder, "sub-01_run-01_seg-A_desc-x_dseg.nii")
     assert find_annotations(folder, one, "A") == folder / home("sub-01_run-01_seg-A_desc-x_dseg.nii")
 

@@ -166,6 +166,8 @@ def test_label_maps_outside_of_all_datasets_annotate_one_of_them(tmp_path: Path)
     with pytest.raises(DataError) as caught:
         load_cases(asked, asked.report)
     assert str(caught.value).startswith(f"{path}: fits participants of two datasets, {one} and {two}: move each folder")
+    with pytest.raises(NothingSelected):  # without the participant, the label map is not used
+        load_cases(replace(asked, participants=["02"]), asked.report)
     (two / "sub-01").rename(two / "sub-02")
     (image,) = two.glob("sub-02/anat/*_T1w.nii.gz")
     image.rename(image.with_name("sub-02_T1w.nii.gz"))

@@ -33,7 +33,7 @@ from bidsseg.learning import (
     validation,
 )
 from bidsseg.learning.case_reading import Source
-from bidsseg.learning.data_files import files_of
+from bidsseg.learning.data_files import check_unchanged, digest, files_of, fingerprints
 from bidsseg.learning.datasets import load_cases
 from bidsseg.learning.interruption import Interruption
 from bidsseg.learning.recipe import load_recipe
@@ -200,9 +200,24 @@ def test_a_finished_model_of_other_data_is_not_kept(
 
 
 def test_files_of_datasets_of_one_name_are_all_known(tmp_path: Path) -> None:
-    images = [Path(place, "bids", "sub-01_T1w.nii.gz") for place in "ab"]
+    images = [tmp_path / place / "bids" / "sub-01_T1w.nii.gz" for place in "ab"]
     sources = [Source("bids/sub-01", None, {"FAST": path}, {}) for path in images]
-    assert files_of(sources, ["T1w"]) == {"bids/sub-01 FAST": images[0], "bids/sub-01 (2) FAST": images[1]}
+    for number, path in enumerate(images):
+        path.parent.mkdir(parents=True)
+        path.write_text(str(number))
+    both, swapped = (files_of(each, ["T1w"]) for each in (sources, sources[::-1]))
+    assert both == {"bids/sub-01 FAST": images}
+    now = fingerprints(both)
+    assert digest(now) == digest(fingerprints(swapped))
+    checkpoint = tmp_path / "checkpoint.pt"
+    last = fingerprints({name: paths[1:] for name, paths in both.items()})  # as before version 0.22
+    for saved in (now, fingerprints(swapped), last):
+        torch.save({"files": saved}, checkpoint)
+        check_unchanged(checkpoint, both, now)
+    torch.save({"files": now}, checkpoint)
+    images[0].write_text("changed")
+    with pytest.raises(DataError, match="the data changed"):
+        check_unchanged(checkpoint, both, fingerprints(both))
 
 
 def test_a_checkpoint_without_checksums_is_resumed(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:

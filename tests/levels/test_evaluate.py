@@ -401,12 +401,18 @@ def test_a_label_map_is_not_compared_with_itself(folders: tuple[Path, Path], tmp
     assert f"FAST: {KEYS[1]} not compared: " in warning and "on both sides" in warning
     table, _ = tables(tmp_path / "tables", "group_seg-FAST_desc-manual_ref-manual")
     assert set(table.participant_id) == {"sub-01"} and (table.dice < 1).all()
+    linked = manual_path(tmp_path / "linked", KEYS[0])
+    linked.parent.mkdir(parents=True)
+    linked.symlink_to(manual_path(link, KEYS[0], "seg-FAST_desc-changed_dseg"))
+    with pytest.raises(NothingSelected):
+        run(tmp_path / "tables", {"FAST": [tmp_path / "linked"]}, against=link, model="changed")
 
 
 def test_equal_maps_that_datalad_stores_once_are_compared(folders: tuple[Path, Path], tmp_path: Path) -> None:
     _, manual = folders
     for key in KEYS:
-        stored = manual_path(manual, key).rename(tmp_path / f"{key}.nii.gz")
+        (tmp_path / "annex").mkdir(exist_ok=True)
+        stored = manual_path(manual, key).rename(tmp_path / "annex" / f"{key}.nii.gz")
         for folder in (manual, tmp_path / "rater2"):
             manual_path(folder, key).parent.mkdir(parents=True, exist_ok=True)
             manual_path(folder, key).symlink_to(stored)
