@@ -118,7 +118,7 @@ def read_relation(path: Path, annotation: Protocol, head: Protocol) -> Relation:
             value, targets = int(row[0]), [int(word) for word in row[1].split()]
             if value in left_out:
                 continue
-            allowed[annotation.indices.index(value)] = np.isin(head.indices, targets)
+            allowed[annotation.indices.index(value)] = [index in targets for index in head.indices]
             missing = set(targets) - set(head.indices)
         except (ValueError, IndexError) as error:
             raise DataError(f"{path}: cannot read the row {row} ({error})") from error
