@@ -205,6 +205,7 @@ def _segment(
         given: mask of lesions on the grid of the T1w.
     """
     from bidsseg.bids.scan import Scan
+    from bidsseg.derivative.given_lesions import NO_T1W
     from bidsseg.execution.machine import find_machine
     from bidsseg.execution.pipeline import require_brain, require_room, segment_images
     from bidsseg.image.nifti import name_of
@@ -216,7 +217,7 @@ def _segment(
     name = name_of(sources["T1w"])
     scan = Scan.of_files(Path(name))
     if given is not None and not (scan.modality == "T1w" and model.card.reads("T1w")):
-        raise UsageError(f"lesions are filled with the brightness of white matter in a T1w, and {name} is none")
+        raise UsageError(NO_T1W.format(name))
     machine = find_machine(device, precision, memory_mb)
     if memory_mb is not None:
         require_room(machine, model)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import chain, groupby
+from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 
 from bidsseg.bids.label_kinds import NATIVE_SPACES, Kind, anat_images, places
 from bidsseg.bids.names import build_name, unpadded
-from bidsseg.bids.scan import ADDED, Image, LabelMap, Scan, in_space_of, without_added
+from bidsseg.bids.scan import ADDED, Image, LabelMap, Scan, in_space_of, source_key, without_added
 from bidsseg.errors import DataError, InputMissing
 
 BRAIN = "brain"
@@ -39,10 +39,9 @@ def annotations_of_scan(derivatives_dir: Path, scan: Scan, wanted: str | Kind) -
     """Return the annotations of a scan in a protocol or of a kind that match best, sorted by name.
 
     They must have exactly the entities of the scan, apart from those that derivatives add; without such a file,
-    ``run-1`` and ``run-01`` are one. An annotation in the
-    ``space`` of the scan matches best; one in another space counts only if it has the grid of the scan. Among several,
-    those with the fewest added entities match best. The folder may lack participants and a
-    ``dataset_description.json``.
+    ``run-1`` and ``run-01`` are one. An annotation in the ``space`` of the scan matches best; one in another space
+    counts only if it has the grid of the scan. Among several, those with the fewest added entities match best. The
+    folder may lack participants and a ``dataset_description.json``.
 
     Raises:
         InputMissing: the folder does not exist.
@@ -81,24 +80,21 @@ def shows_lesions(image: Image) -> bool:
 def _best_of(
     derivatives_dir: Path, scan: Scan, accepted: Callable[[Image], bool], *, rank: Callable[[Image], tuple[int, int]]
 ) -> list[Image]:
-    """Return the accepted files of a scan of the first rank, those in its space before others on its grid.
+    """Return the accepted files of a scan of the first rank: of exactly its run first, then in its space, then others.
 
     Headers are read only if no file is in its space: in a dataset of DataLad, those in other spaces may be missing.
     """
 
-    def order(image: Image) -> tuple[bool, tuple[int, int]]:
-        return not _in_space_of(image, scan), rank(image)
+    def order(image: Image) -> tuple[bool, bool, tuple[int, int]]:
+        return without_added(image.entities) != without_added(scan.entities), not _in_space_of(image, scan), rank(image)
 
-    def fitting(images: list[Image]) -> Iterator[list[Image]]:
-        for (elsewhere, _), group in groupby(sorted(images, key=order), key=order):
-            yield [image for image in group if not elsewhere or _on_grid(image, scan)]
-
-    same, alike = _of_scan(derivatives_dir, scan, accepted)
-    return next(filter(None, chain(fitting(same), fitting(alike))), [])
+    equals = groupby(sorted(_of_scan(derivatives_dir, scan, accepted), key=order), key=order)
+    fitting = ([one for one in group if not elsewhere or _on_grid(one, scan)] for (_, elsewhere, _), group in equals)
+    return next(filter(None, fitting), [])
 
 
-def _of_scan(derivatives_dir: Path, scan: Scan, accepted: Callable[[Image], bool]) -> tuple[list[Image], list[Image]]:
-    """Return the accepted files with the entities of a scan, and those whose run has other zeros.
+def _of_scan(derivatives_dir: Path, scan: Scan, accepted: Callable[[Image], bool]) -> list[Image]:
+    """Return the accepted files with the entities of a scan, whatever the zeros of the run.
 
     InputMissing if the folder does not exist.
     """
@@ -108,11 +104,9 @@ def _of_scan(derivatives_dir: Path, scan: Scan, accepted: Callable[[Image], bool
     place = derivatives_dir / build_name({"subject": source["subject"]})
     if "session" in source:
         place /= build_name({"session": source["session"]})
-    images = [image for image in anat_images(derivatives_dir, place) if accepted(image)]
-    same = [image for image in images if without_added(image.entities) == source]
     key = unpadded(build_name(source))
-    alike = [image for image in images if unpadded(build_name(without_added(image.entities))) == key]
-    return same, [image for image in alike if image not in same]
+    images = anat_images(derivatives_dir, place)
+    return [image for image in images if accepted(image) and unpadded(source_key(image.entities)) == key]
 
 
 def find_label_maps(dataset_dir: Path, wanted: str | Kind) -> list[LabelMap]:

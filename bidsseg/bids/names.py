@@ -14,7 +14,7 @@ LABEL = re.compile(r"[0-9a-zA-Z+]+")
 IMAGE_EXTENSIONS = (".nii", ".nii.gz")
 ANATOMICAL = ("T1w", "UNIT1", "T2w", "PDw", "FLAIR", "T2starw")
 """Suffixes of images that show the anatomy of the whole head."""
-OTHERS = (
+OTHER_SUFFIXES = (
     "inplaneT1", "inplaneT2", "PDT2", "angio", "PD", "T2star", "FLASH", "MP2RAGE", "MEGRE", "MESE", "VFA", "IRT1",
     "MPM", "MTS", "MTR", "T1map", "T2map", "T2starmap", "R1map", "R2map", "R2starmap", "PDmap", "PDT2map", "MTRmap",
     "MTsat", "MTVmap", "MWFmap", "T1rho", "Chimap", "M0map", "S0map",
@@ -167,4 +167,4 @@ def modality_of(image: Path) -> str:
     ['T2w', 'T1w', 'T1w', 'T1w']
     """
     suffix = suffix_of(image)
-    return modality(suffix) if suffix in ANATOMICAL + OTHERS else "T1w"
+    return modality(suffix) if suffix in ANATOMICAL + OTHER_SUFFIXES else "T1w"

@@ -22,6 +22,15 @@ def without_added(entities: Mapping[str, str]) -> dict[str, str]:
     return {name: label for name, label in entities.items() if name not in ADDED}
 
 
+def source_key(entities: Mapping[str, str]) -> str:
+    """Return the entities of the source of a derivative as in file names.
+
+    >>> source_key({"subject": "01", "run": "2", "desc": "preproc"})
+    'sub-01_run-2'
+    """
+    return build_name(without_added(entities))
+
+
 def in_space_of(source: Mapping[str, str], entities: Mapping[str, str], *, native: Collection[str]) -> bool:
     """Return whether an image is in the space of a scan by its name: ``space-X`` for a scan in X, else a native space.
 
@@ -119,4 +128,4 @@ class LabelMap:
     @property
     def key(self) -> str:
         """Its source entities as in file names."""
-        return build_name(without_added(self.entities))
+        return source_key(self.entities)

@@ -14,7 +14,7 @@ from bidsseg.bids.particulars import Particulars
 from bidsseg.derivative import sidecar_keys
 from bidsseg.derivative.cohort import CONFIDENCE, EXPECTED_DICE, Absent, Cohort
 from bidsseg.derivative.outliers import FAR, FEWEST, robust_z
-from bidsseg.derivative.results import Result, mixed_contrasts, mixed_weights
+from bidsseg.derivative.results import Result, mixed_modalities, mixed_weights
 from bidsseg.errors import BidssegError
 from bidsseg.labels.protocol import read_protocol
 from bidsseg.labels.sides import LEFT, partners, side_of, without_side
@@ -66,7 +66,7 @@ class Numbers:
         estimated: whether the table of the scan has a row for the intracranial volume, booleans (N,).
         findings: codes of the findings of each scan.
         weights: checksum of the weights that segmented each scan, empty where it is not recorded.
-        contrasts: contrast of the image of each scan, empty where it is not recorded.
+        modalities: modality of the image of each scan, empty where it is not recorded.
         selected: whether the run of the scan counts, booleans (N,).
     """
 
@@ -80,7 +80,7 @@ class Numbers:
     estimated: np.ndarray
     findings: list[list[str]]
     weights: list[str]
-    contrasts: list[str]
+    modalities: list[str]
     selected: np.ndarray
 
     @cached_property
@@ -126,10 +126,10 @@ class Numbers:
 
     @property
     def mixtures(self) -> list[str]:
-        """Warnings if weights of the model, or contrasts of the images, differ between the scans."""
+        """Warnings if weights of the model, or modalities of the images, differ between the scans."""
         keys = [result.key for result in self.results]
-        weights, contrasts = dict(zip(keys, self.weights, strict=True)), dict(zip(keys, self.contrasts, strict=True))
-        return [warning for warning in (mixed_weights(weights), mixed_contrasts(contrasts)) if warning]
+        weights, modalities = (dict(zip(keys, each, strict=True)) for each in (self.weights, self.modalities))
+        return [warning for warning in (mixed_weights(weights), mixed_modalities(modalities)) if warning]
 
     @property
     def without_estimate(self) -> list[str]:
@@ -159,7 +159,7 @@ def gather(cohort: Cohort, results: Sequence[Result], runs: Runs) -> Numbers:
     """
     names = {name: place for place, name in enumerate(cohort.regions.values())}
     readable, counted, soft, calibrated, estimated = [], [], [], [], []
-    qualities, manual, findings, weights, contrasts = [], [], [], [], []
+    qualities, manual, findings, weights, modalities = [], [], [], [], []
     for result in results:
         try:
             table = result.volumes()
@@ -179,7 +179,7 @@ def gather(cohort: Cohort, results: Sequence[Result], runs: Runs) -> Numbers:
         manual.append(sidecar_keys.is_manual(sidecar))
         findings.append(sidecar_keys.finding_codes(sidecar))
         weights.append(sidecar_keys.weights(sidecar))
-        contrasts.append(sidecar_keys.contrast(sidecar))
+        modalities.append(sidecar_keys.modality(sidecar))
     regions, pairs = _regions(cohort, readable)
     quality = np.array([np.nan if value is None else value for value in qualities])
     rank = np.where(manual, np.inf, quality)
@@ -195,7 +195,7 @@ def gather(cohort: Cohort, results: Sequence[Result], runs: Runs) -> Numbers:
         estimated=np.array(estimated, bool),
         findings=findings,
         weights=weights,
-        contrasts=contrasts,
+        modalities=modalities,
         selected=chosen_runs([result.source for result in readable], rank, runs),
     )
 

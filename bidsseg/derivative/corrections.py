@@ -12,8 +12,8 @@ import numpy as np
 
 from bidsseg.bids.annotations import annotates, annotations_of_scan
 from bidsseg.bids.label_kinds import kinds_of
-from bidsseg.bids.names import build_name, parse_name, unpadded
-from bidsseg.bids.scan import Image, Scan, without_added
+from bidsseg.bids.names import parse_name, unpadded
+from bidsseg.bids.scan import Image, Scan, source_key
 from bidsseg.derivative.volumes import volumes_mm3
 from bidsseg.errors import DataError, UsageError, listed
 from bidsseg.files import fingerprint
@@ -133,11 +133,11 @@ class Search:
 
     def _unused(self) -> Iterator[tuple[Image, str]]:
         """Yield the label maps that are not used, each with the reason."""
-        found = {_source_key(scan.entities): (scan, corrections) for scan, corrections in self.found}
-        others = {_source_key(scan.entities) for scan in self.other}
+        found = {unpadded(source_key(scan.entities)): (scan, corrections) for scan, corrections in self.found}
+        others = {unpadded(source_key(scan.entities)) for scan in self.other}
         places = {_place(scan.entities) for scan, _ in self.found}
         for image in _label_maps(self.folder):
-            key = _source_key(image.entities)
+            key = unpadded(source_key(image.entities))
             if image.path in self._used or key in others:
                 continue
             if key not in found:
@@ -156,10 +156,6 @@ class Search:
 
 def _place(entities: Mapping[str, str]) -> tuple[str, str]:
     return entities["subject"], entities.get("session", "")
-
-
-def _source_key(entities: Mapping[str, str]) -> str:
-    return unpadded(build_name(without_added(entities)))
 
 
 def _label_maps(folder: Path) -> list[Image]:

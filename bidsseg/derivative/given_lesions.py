@@ -21,6 +21,10 @@ from bidsseg.registration.align import Images
 FLAG = "--lesions"
 
 
+NO_T1W = "lesions are filled with the brightness of white matter in a T1w, and {} is none"
+"""Why lesions are not filled in an image."""
+
+
 @dataclass(frozen=True)
 class GivenLesions:
     """The given mask of the lesions of one scan.

@@ -267,7 +267,7 @@ class Job:
 
     def _origin(self, details: Sidecar) -> sidecars.Origin:
         given = self.given.file
-        mask = "" if given is None else self._uri(given, self.given.folder, LESIONS)
+        mask = "" if given is None else self._uris({LESION: given}, self.given.folder, LESIONS)[LESION]
         flair = [self.scan.flair] if drawn_on(details) and self.scan.flair is not None else []
         return sidecars.Origin([*self.sources, *flair], self.bids_dir, details, lesions=mask)
 
@@ -288,14 +288,14 @@ class Job:
             with_lesions = [name for name in result.labels if self.protocols[name].scored().lesions]
             origins |= dict.fromkeys(with_lesions, origin.given(is_drawn=False))
             origins[LESION] = origin.given(is_drawn=self.given.manual).without_quality()
-        files, folder = self.corrections.files, self.corrections.folder
-        uris = {name: self._uri(files[other], folder, CORRECTIONS) for name, other in result.manual.items()}
+        paths = {name: self.corrections.files[other] for name, other in result.manual.items()}
+        uris = self._uris(paths, self.corrections.folder, CORRECTIONS) if paths else {}
         return {**origins, **{name: origins[name].corrected(uri) for name, uri in uris.items()}}
 
-    def _uri(self, path: Path, folder: Path, name: str) -> str:
-        """Return the URI of a file in a dataset that was given."""
+    def _uris(self, paths: Mapping[str, Path], folder: Path, name: str) -> dict[str, str]:
+        """Return the URIs of files in a dataset that was given, see `sidecars.dataset_name`."""
         dataset = sidecars.dataset_name(self.output_dir, name, folder, bids_dir=self.bids_dir)
-        return sidecars.bids_uri(path, folder, dataset)
+        return {key: sidecars.bids_uri(path, folder, dataset) for key, path in paths.items()}
 
     def _write_lesions(
         self, mask: np.ndarray, probability: np.ndarray | None, t1w: Volume, *, origin: sidecars.Origin

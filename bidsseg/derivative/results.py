@@ -245,16 +245,16 @@ def mixed_weights(weights: Mapping[str, str]) -> str:
     )
 
 
-def mixed_contrasts(contrasts: Mapping[str, str]) -> str:
+def mixed_modalities(modalities: Mapping[str, str]) -> str:
     """Return a warning if images of another contrast than most were segmented; or nothing.
 
     Args:
-        contrasts: contrast of the segmented image by key of the scan, see `names.modality`.
+        modalities: modality of the segmented image by key of the scan; empty if it is not recorded.
     """
-    others = _unlike_most(contrasts)
+    others = _unlike_most(modalities)
     if not others:
         return ""
-    found = listed([f"{key} ({contrasts[key]})" for key in others])
+    found = listed([f"{key} ({modalities[key]})" for key in others])
     return f"images of other contrasts than most were segmented: {found}; volumes differ between contrasts"
 
 

@@ -155,7 +155,7 @@ def source_paths(sidecar: Sidecar) -> list[Path]:
     return [Path(unquote(uri.split(":", 2)[-1])) for uri in sources(sidecar)]
 
 
-def contrast(sidecar: Sidecar) -> str:
+def modality(sidecar: Sidecar) -> str:
     """Return the modality of the image that was segmented; empty if it is not recorded."""
     return next((modality_of(path) for path in source_paths(sidecar)), "")
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from bidsseg.bids.annotations import annotation_names, find_annotations, find_label_maps
 from bidsseg.bids.label_kinds import Kind
 from bidsseg.bids.names import build_name, unpadded
-from bidsseg.bids.scan import ADDED, LabelMap, Scan, without_added
+from bidsseg.bids.scan import ADDED, LabelMap, Scan, source_key, without_added
 from bidsseg.errors import DataError, InputMissing
 from bidsseg.evaluation.conversion import Conversion
 from bidsseg.labels.protocol import Protocol
+from bidsseg.reading import ANNEX
 from bidsseg.settings import Mask
 
 
@@ -114,7 +115,7 @@ def pair_up(judged: Iterable[Scan], references: Iterable[LabelMap], pairing: Pai
     for left in pairing.left:
         waiting.pop(unpadded(left.key), None)
     for scan in judged:
-        elsewhere = waiting.pop(unpadded(build_name(without_added(scan.entities))), None)
+        elsewhere = waiting.pop(unpadded(source_key(scan.entities)), None)
         try:
             fitting = [find_annotations(folder, scan, wanted) for folder, wanted in pairing.wanted.items()]
         except DataError as error:
@@ -137,8 +138,8 @@ def pair_up(judged: Iterable[Scan], references: Iterable[LabelMap], pairing: Pai
 
 def _place(path: Path) -> Path:
     """Return the place of a file. Links into git-annex are not followed: it stores equal files of two raters once."""
-    while path.is_symlink() and "annex" not in (target := path.parent / path.readlink()).parts:
-        path = target
+    while path.is_symlink() and ANNEX not in (target := path.readlink()).as_posix():
+        path = path.parent / target
     return path.parent.resolve() / path.name
 
 

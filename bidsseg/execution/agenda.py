@@ -13,7 +13,7 @@ from bidsseg.bids.scan import Scan, Selection
 from bidsseg.derivative.corrections import Corrections, Search, find_corrections
 from bidsseg.derivative.finished import is_finished
 from bidsseg.derivative.freesurfer import check_subjects, values_of
-from bidsseg.derivative.given_lesions import about_given_lesions, find_given_lesions
+from bidsseg.derivative.given_lesions import NO_T1W, about_given_lesions, find_given_lesions
 from bidsseg.derivative.job import Job, check_apart
 from bidsseg.derivative.ownership import check_files, check_folder, check_same_contrast, check_same_scan, check_source
 from bidsseg.derivative.run_log import Entry
@@ -212,10 +212,7 @@ def _check_contrast(jobs: Sequence[Job], spaces: Sequence[Space]) -> None:
         if bent is not None:
             raise UsageError(f"--output-spaces {bent}: the template is a T1w, and {name} is not: give {bent}:affine")
         if job.given.file is not None or job.filled:
-            raise UsageError(
-                f"--lesions, --filled: lesions are filled with the brightness of white matter in a T1w, and {name} is "
-                "none: omit these flags"
-            )
+            raise UsageError(f"--lesions, --filled: {NO_T1W.format(name)}: omit these flags")
 
 
 def _about_contrast(card: Card, scans: Sequence[Scan]) -> list[str]:

@@ -16,7 +16,7 @@ import torch
 from nibabel.affines import apply_affine
 from torch import Tensor
 
-from bidsseg.image.volume import Volume, canonical, canonical_affine
+from bidsseg.image.volume import Volume, canonical_affine, canonical_shape
 
 Turn = tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
 """A rotation (3, 3) as nested tuples."""
@@ -84,11 +84,6 @@ def canonical_frame(volume: Volume) -> np.ndarray:
     frame = canonical_affine(volume)
     frame[:3, :3] /= canonical_spacing(volume)
     return frame
-
-
-def canonical_shape(volume: Volume) -> tuple[int, ...]:
-    """Return the numbers of voxels (3,) along R, A, S."""
-    return canonical(np.empty(volume.shape, np.uint8), volume.affine).shape
 
 
 def canonical_spacing(volume: Volume) -> np.ndarray:

@@ -117,6 +117,11 @@ def canonical(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return turned
 
 
+def canonical_shape(volume: Volume) -> tuple[int, ...]:
+    """Return the numbers of voxels (3,) along R, A, S."""
+    return canonical(np.empty(volume.shape, np.uint8), volume.affine).shape
+
+
 def canonical_affine(volume: Volume) -> np.ndarray:
     """Return the affine (4, 4) of a volume after its axes are brought to R, A, S."""
     orientation = nib.orientations.io_orientation(volume.affine)
@@ -131,18 +136,13 @@ def from_canonical(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return turned
 
 
-def reordered(volume: Volume, other: Volume) -> Volume:
-    """Return a volume in the storage order of another that has the same voxels in another order."""
-    return Volume(from_canonical(canonical(volume.data, volume.affine), other.affine), other.affine, other.header)
-
-
 def distance_in_voxels(volume: Volume, other: Volume) -> float:
     """Return the largest distance between equal voxels of two grids, in voxels of the other, whatever their order.
 
     It is infinite if the grids have different numbers of voxels.
     """
-    shape, wanted = (canonical(np.empty(each.shape, np.uint8), each.affine).shape for each in (volume, other))
-    if shape != wanted:
+    shape = canonical_shape(volume)
+    if shape != canonical_shape(other):
         return np.inf
     corners = corner_voxels(shape)
     ours, theirs = canonical_affine(volume), canonical_affine(other)
@@ -150,8 +150,15 @@ def distance_in_voxels(volume: Volume, other: Volume) -> float:
     return float(apart.max())
 
 
-def in_order_of(volume: Volume, other: Volume) -> Volume | None:
-    """Return a volume in the storage order of another image that has the same voxels; None if it is on another grid."""
+def in_order_of(volume: Volume, other: Volume, *, within: float = ROUNDING) -> Volume | None:
+    """Return a volume in the storage order of another image that has the same voxels; None if it is on another grid.
+
+    Args:
+        within: distance between equal voxels, in voxels of the other, that is accepted.
+    """
     if volume.on_grid_of(other):
         return volume.placed_as(other)
-    return reordered(volume, other) if distance_in_voxels(volume, other) < ROUNDING else None
+    if distance_in_voxels(volume, other) >= within:
+        return None
+    data = from_canonical(canonical(volume.data, volume.affine), other.affine)
+    return Volume(data, other.affine, other.header)

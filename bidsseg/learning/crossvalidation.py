@@ -90,8 +90,9 @@ def parts_of(setup: Setup) -> list[Part]:
     ]
     final = replace(shared, folds=1, fold=0, init=last)
     parts.append(part_of(setup, "final model", options=final, output_dir=output_dir))
+    removed = forgotten(setup, parts)
     for part in parts:
-        check_start_is_kept(part.setup, forgotten(setup, parts))
+        check_start_is_kept(part.setup, removed)
     return parts
 
 

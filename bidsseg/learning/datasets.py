@@ -75,12 +75,12 @@ def find_sources(
         for scan in scans:
             fitting = annotations_of(scan, dataset, own, among=scans, report=report)
             maps = {name: paths[0] for name, paths in fitting.items()}
-            claim(maps.values() if scan.key in chosen else (), dataset, claimed)
             holders = [source for source in own if _holds(source, maps)]
             owner |= {source.folder: dataset.name for source in holders}
             in_use |= set(holders)
             used.update(*fitting.values())
             if scan.key in chosen and (maps or unlabelled):
+                claim(maps.values(), dataset, claimed)
                 sources.append(Source(f"{dataset.name}/{scan.key}", scan, maps, _protocols(own, maps)))
             elif scan.key in chosen:
                 expected = " or ".join(source.files for source in own)

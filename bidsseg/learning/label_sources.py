@@ -186,9 +186,10 @@ def _protocol(
         return Protocol(name, (BACKGROUND, region)), []
     if not tables:
         place = folder / f"{str(kind).removesuffix('dseg')}dseg.tsv"
+        reason = f"; without it, 1, 2, 3 are GM, WM, CSF in BIDS, not as in {shipped}" if generic else ""
         raise DataError(
             f"{given}: no table names the regions of the files *_{kind}: write {place} with the columns index and name"
-            f"{f'; without it, 1, 2, 3 are GM, WM, CSF in BIDS, not as in {shipped}' if generic else ''}"
+            f"{reason}"
         )
     protocol, notes = read_protocol(tables[0], shipped or name)
     for other in tables[1:]:

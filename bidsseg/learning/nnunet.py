@@ -134,8 +134,8 @@ def nnunet_to_bids(folder: Path, bids_dir: Path, report: Report) -> Path:
     """
     dataset = read_nnunet(folder)
     check_empty(bids_dir)
-    names = (path.name for path in (folder / "labelsTr").glob(f"*{dataset.ending}"))
-    cases = sorted(name.removesuffix(dataset.ending) for name in names if not name.startswith("."))  # ._* of macOS
+    label_maps = (folder / "labelsTr").glob(f"[!.]*{dataset.ending}")  # not ._* of macOS
+    cases = sorted(path.name.removesuffix(dataset.ending) for path in label_maps)
     if not cases:
         raise InputMissing(f"{folder / 'labelsTr'}: no label maps *{dataset.ending}")
     copies: dict[Path, Path] = {}

@@ -82,7 +82,8 @@ def seen_and_watched(setup: Setup, kept: Iterable[Source]) -> tuple[list[Source]
 def checked_files(setups: Sequence[Setup], sources: Sequence[Source], *, done: Sequence[Setup] = ()) -> dict[str, str]:
     """Return the checksums of the images and label maps of training runs with one recipe, see `fingerprints`.
 
-    DataError if a file has changed since the checkpoint that one of the training runs resumes, or since a finished one.
+    Finished training runs are reported. DataError if a file has changed since the checkpoint that one of the training
+    runs resumes, or since a finished one.
 
     Args:
         done: finished training runs, to be kept.
@@ -95,6 +96,7 @@ def checked_files(setups: Sequence[Setup], sources: Sequence[Source], *, done: S
                 check_unchanged(saved, files, found)
     for setup in done:
         check_finished(setup.folder, found)
+        setup.report.say(f"model: {setup.folder} is finished")
     return found
 
 

@@ -65,7 +65,7 @@ class People:
 
 
 def is_finished(setup: Setup) -> bool:
-    """Return whether the model is already trained, and report it if so.
+    """Return whether the model is already trained.
 
     Raises:
         DataError: the model, or the checkpoint to be resumed, is of another run.
@@ -92,7 +92,6 @@ def is_finished(setup: Setup) -> bool:
     now = {**setup.recipe.on_card(), **training_record(setup.recipe, options, start)}
     names = (before.keys() & now.keys()) | {"init"}  # older cards lack some keys; a card without init had no start
     same_run({name: before.get(name) for name in names}, {name: now.get(name) for name in names}, folder)
-    setup.report.say(f"model: {folder} is finished")
     return True
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from bidsseg.bids.annotations import find_label_maps
 from bidsseg.bids.label_kinds import Kind
-from bidsseg.bids.names import build_name, natural, unpadded
+from bidsseg.bids.names import natural, unpadded
 from bidsseg.bids.outputs import AgreementPaths, agreement_paths, root_path
 from bidsseg.bids.recons import Recons
-from bidsseg.bids.scan import LabelMap, without_added
+from bidsseg.bids.scan import LabelMap, source_key
 from bidsseg.derivative.ownership import check_agreement_files, check_folder, check_source
 from bidsseg.derivative.results import NativeMap, find_native_maps, mixed_weights
 from bidsseg.derivative.root import remove_root_halves
@@ -163,7 +163,7 @@ def _pairing(settings: Settings, sources: Sequence[LabelSource], compared: Judge
         judged = [each.scan for each in ours if not each.manual]
         if mixed := mixed_weights({each.scan.key: each.weights for each in ours if not each.manual}):
             settings.report.warn(f"{model}, {compared.protocol}: {mixed}")
-        alone = [Left(build_name(without_added(each.scan.entities)), CORRECTED) for each in ours if each.manual]
+        alone = [Left(source_key(each.scan.entities), CORRECTED) for each in ours if each.manual]
         if compared.protocol == BRAIN:
             alone += _masks_of_others(maps, model, references)
         lacking = f"not segmented by the model {model}: run the level participant first"
@@ -183,7 +183,7 @@ def _pairing(settings: Settings, sources: Sequence[LabelSource], compared: Judge
 def _masks_of_others(maps: Iterable[NativeMap], model: str, references: Iterable[LabelMap]) -> list[Left]:
     """Return the scans with a reference whose brain mask, a file that all models share, is from another model."""
     keys = {unpadded(label_map.key) for label_map in references}
-    others = {build_name(without_added(each.scan.entities)): each.model for each in maps if each.model != model}
+    others = {source_key(each.scan.entities): each.model for each in maps if each.model != model}
     reason = "its brain mask is that of the model {0}: run the level participant with --overwrite, or give --model {0}"
     return [Left(key, reason.format(other)) for key, other in others.items() if unpadded(key) in keys]
 

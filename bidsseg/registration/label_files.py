@@ -11,7 +11,7 @@ import numpy as np
 from bidsseg.errors import DataError, UsageError
 from bidsseg.image.mgh import is_mgh
 from bidsseg.image.nifti import read_image, read_labels, read_mask
-from bidsseg.image.volume import ROUNDING, Volume, distance_in_voxels, reordered
+from bidsseg.image.volume import ROUNDING, Volume, distance_in_voxels, in_order_of
 from bidsseg.labels.protocol import Protocol
 from bidsseg.registration.align import Images, align
 
@@ -82,15 +82,14 @@ def on_same_grid(
     Args:
         other: what the image is, for the notes.
     """
-    if labels.on_grid_of(image):
-        return labels.placed_as(image)
-    if (distance := distance_in_voxels(labels, image)) >= TOLERANCE:
-        return None
+    found = in_order_of(labels, image, within=TOLERANCE)
+    if found is None or labels.on_grid_of(image):
+        return found
     if labels.orientation != image.orientation:
         note(f"stored as {labels.orientation} and not as {image.orientation} like {other}, accepted")
-    if distance > ROUNDING:
+    if distance_in_voxels(labels, image) > ROUNDING:
         note(f"less than {TOLERANCE} voxels away from the grid of {other}, accepted")
-    return reordered(labels, image)
+    return found
 
 
 def read_values(path: Path, *, note: Note) -> Volume:

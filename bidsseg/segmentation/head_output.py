@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bidsseg.image.grid import Box, canonical_shape
-from bidsseg.image.volume import Volume, from_canonical
+from bidsseg.image.grid import Box
+from bidsseg.image.volume import Volume, canonical_shape, from_canonical
 from bidsseg.models.lesion_rule import LesionRule
 from bidsseg.segmentation.expected_dice import calibrated, estimated
 from bidsseg.segmentation.lesions import selected

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from bidsseg.errors import DataError
-from bidsseg.image.grid import UPRIGHT, Box, Grid, canonical_shape, canonical_spacing
+from bidsseg.image.grid import UPRIGHT, Box, Grid, canonical_spacing
 from bidsseg.image.resampling import hat_weights, linearly, resample
-from bidsseg.image.volume import Volume, canonical
+from bidsseg.image.volume import Volume, canonical, canonical_shape
 from bidsseg.labels import covers_brain
 from bidsseg.models.card import protocol_with_lesions
 from bidsseg.models.lesion_rule import MOST_PROBABLE, LesionRule

@@ -19,7 +19,6 @@ from bidsseg.image.grid import (
     as_turn,
     box_grid,
     brain_frame,
-    canonical_shape,
     canonical_spacing,
     coordinates,
     dilate,
@@ -29,7 +28,7 @@ from bidsseg.image.guard import BRAIN_CUT, Finding
 from bidsseg.image.pose import Pose, Reference, find_pose
 from bidsseg.image.resampling import between, stack, to_grid
 from bidsseg.image.shading import Shading, find_shading
-from bidsseg.image.volume import Volume
+from bidsseg.image.volume import Volume, canonical_shape
 from bidsseg.models.library import Model
 from bidsseg.segmentation.engine import Engine
 from bidsseg.segmentation.features import Features

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from bidsseg.image.brightness import rescaled, rescaled_each
-from bidsseg.image.grid import Grid, canonical_frame, canonical_shape, canonical_spacing, within_content
+from bidsseg.image.grid import Grid, canonical_frame, canonical_spacing, within_content
 from bidsseg.image.matching import mean_of
 from bidsseg.image.resampling import linearly
-from bidsseg.image.volume import Volume, from_canonical
+from bidsseg.image.volume import Volume, canonical_shape, from_canonical
 from bidsseg.models.lesion_rule import MOST_PROBABLE, LesionRule
 from bidsseg.models.library import Model
 from bidsseg.segmentation.engine import Engine

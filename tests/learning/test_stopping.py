@@ -17,6 +17,7 @@ import pandas as pd
 import phantoms
 import pytest
 import torch
+from fake_model import save_card
 from labelled import RECIPE, Ask, console, interrupt_after, weights
 
 from bidsseg.errors import DataError, InputMissing, TemporaryFailure, UsageError
@@ -33,7 +34,7 @@ from bidsseg.learning import (
     validation,
 )
 from bidsseg.learning.case_reading import Source
-from bidsseg.learning.data_files import check_unchanged, digest, files_of, fingerprints
+from bidsseg.learning.data_files import check_finished, check_unchanged, digest, files_of, fingerprints
 from bidsseg.learning.datasets import load_cases
 from bidsseg.learning.interruption import Interruption
 from bidsseg.learning.recipe import load_recipe
@@ -148,55 +149,57 @@ def test_a_finished_model_of_another_recipe_is_not_kept(before: str, now: str, n
     train_level(ask(RECIPE.replace("Tissue from", "From"), resume=True))
 
 
-@pytest.mark.parametrize("named", ["seg-FAST_dseg", "T1w"])
-def test_changed_files_are_not_resumed(
-    named: str, ask: Ask, dataset: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A label map that was corrected meanwhile is found before any image is read; a copy of the data is no change."""
+@pytest.fixture
+def on_copy(ask: Ask, dataset: tuple[Path, Path], tmp_path: Path) -> Ask:
+    """``on_copy(resume=True)`` asks for a training on a copy of the dataset, which a test may change."""
     bids, labels = (Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in dataset)
 
     def settings(**changes: Any) -> Settings:
         return replace(ask(labels={"FAST": [labels]}, **changes), bids_dir=bids)
 
+    return settings
+
+
+@pytest.mark.parametrize("named", ["seg-FAST_dseg", "T1w"])
+def test_changed_files_are_not_resumed(
+    named: str, on_copy: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A label map that was corrected meanwhile is found before any image is read; a copy of the data is no change."""
     with monkeypatch.context() as patched:
         interrupt_after(1, patched)
         with pytest.raises(TemporaryFailure):
-            train_level(settings())
+            train_level(on_copy())
     (path,) = tmp_path.glob(f"*/sub-02/anat/sub-02_{named}.nii.gz")
     kept = path.read_bytes()
     image = nib.Nifti1Image.from_filename(path)
     values = np.asanyarray(image.dataobj).copy()
     values[0, 0, 0] = 1
     phantoms.save(path, values, image.affine)
-    dry = replace(settings(resume=True), dry_run=True)
-    for asked in (dry, settings(resume=True)):
+    dry = replace(on_copy(resume=True), dry_run=True)
+    for asked in (dry, on_copy(resume=True)):
         with pytest.raises(DataError, match=rf"data changed since: {path}: restore .*or give --overwrite"):
             train_level(asked)
     path.unlink()
     path.write_bytes(kept)
-    assert read_card(train_level(settings(resume=True))).recipe["steps_done"] == 3
+    assert read_card(train_level(on_copy(resume=True))).recipe["steps_done"] == 3
 
 
 @pytest.mark.parametrize("change", ["a label map", "the participants"])
-def test_a_finished_model_of_other_data_is_not_kept(
-    change: str, ask: Ask, dataset: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bids, labels = (Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in dataset)
-
-    def settings(**changes: Any) -> Settings:
-        return replace(ask(labels={"FAST": [labels]}, folds=2, **changes), bids_dir=bids)
-
-    train_level(settings())
+def test_a_finished_model_of_other_data_is_not_kept(change: str, on_copy: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_level(on_copy(folds=2))
     monkeypatch.setattr(training, "prepared_cases", None)  # nothing is read
-    train_level(settings(resume=True))
+    again = on_copy(folds=2, resume=True)
+    train_level(again)
+    (labels,) = again.labels["FAST"]
     if change == "a label map":
         path = labels / "sub-03" / "anat" / "sub-03_seg-FAST_dseg.nii.gz"
         path.write_bytes(path.read_bytes() + b"changed")
     else:
-        for folder in (bids, labels):
+        for folder in (again.bids_dir, labels):
             shutil.rmtree(folder / "sub-01")
     with pytest.raises(DataError, match=r"models/tiny: participants, images or label maps changed .*--overwrite"):
-        train_level(settings(resume=True))
+        train_level(again)
+    assert len([line for line in console(again).messages if "is finished" in line]) == 1, "said after the comparison"
 
 
 def test_files_of_datasets_of_one_name_are_all_known(tmp_path: Path) -> None:
@@ -214,10 +217,13 @@ def test_files_of_datasets_of_one_name_are_all_known(tmp_path: Path) -> None:
     for saved in (now, fingerprints(swapped), last):
         torch.save({"files": saved}, checkpoint)
         check_unchanged(checkpoint, both, now)
+        check_finished(save_card(tmp_path / "model", recipe={"files": digest(saved)}), now)
     torch.save({"files": now}, checkpoint)
     images[0].write_text("changed")
     with pytest.raises(DataError, match="the data changed"):
         check_unchanged(checkpoint, both, fingerprints(both))
+    with pytest.raises(DataError, match="label maps changed"):
+        check_finished(save_card(tmp_path / "model", recipe={"files": digest(now)}), fingerprints(both))
 
 
 def test_a_checkpoint_without_checksums_is_resumed(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,13 +5,13 @@ import shutil
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 from browser import CONTRAST, needs_chromium, photographed, seen
+from compared import KEYS, STEM, TWO, found_map, make_folders, manual_path, run, tables
 from fake_model import App, save_card
 from label_maps import AFFINE, add_map, blobs, save
 from links import Links
@@ -24,51 +24,18 @@ from bidsseg.evaluation.agreement import dice, surface_distances
 from bidsseg.image.volume import Volume
 from bidsseg.levels.evaluate import evaluate_level
 from bidsseg.report.difference import BOTH, FOUND, REFERENCE, difference_picture
-from bidsseg.settings import Evaluation, Mask, Settings
+from bidsseg.settings import Mask, Settings
 
 MOVED = np.array([[1, 0, 0, 30], [0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]], float)
-STEM = "group_seg-FAST_desc-good_ref-manual"
-TWO = [{"subject": "01"}, {"subject": "02", "session": "1", "run": "1"}]
-KEYS = ["sub-01", "sub-02_ses-1_run-1"]
 
 
 # -- tables and page ---------------------------------------------------------------------------------------------------
 
 
-def found_map(seed: int) -> np.ndarray:
-    return np.where(blobs(9, regions=3) == 1, 2, blobs(seed, regions=3))
-
-
-def manual_path(folder: Path, key: str, name: str = "seg-FAST_dseg") -> Path:
-    place = "/".join(word for word in key.split("_") if word.startswith(("sub", "ses")))
-    return folder / place / "anat" / f"{key}_{name}.nii.gz"
-
-
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """FAST label maps of two models and references of two scans, in an output folder and a derivative dataset."""
-    out, manual = tmp_path / "out", tmp_path / "manual"
-    for seed, (entities, key) in enumerate(zip(TWO, KEYS, strict=True)):
-        add_map(out, entities, found_map(seed))
-        add_map(out, entities, np.roll(blobs(seed, regions=3), 5, 0), model="poor")
-        save(manual_path(manual, key), blobs(seed, regions=3))
-    return out, manual
-
-
-def run(out: Path, labels: dict[str, list[Path]], *, model: str = "good", **more: Any) -> RecordingConsole:
-    """Run the level on a dataset without images and return the recorded messages."""
-    bids, console = out.parent / "bids", RecordingConsole()
-    bids.mkdir(exist_ok=True)
-    options = {name: more.pop(name) for name in ("against", "mask") if name in more}
-    more = {"n_cpus": 1, "labels": labels, "evaluation": Evaluation(**options), **more}
-    evaluate_level(Settings(bids, out, model=model, report=console, **more))
-    return console
-
-
-def tables(out: Path, stem: str = STEM) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the table of the scans and the summary, indexed by the names of regions."""
-    summary = pd.read_csv(out / f"{stem}_summary.tsv", sep="\t").set_index("name")
-    return pd.read_csv(out / f"{stem}_agreement.tsv", sep="\t"), summary
+    """An output folder and a derivative dataset, see `make_folders`."""
+    return make_folders(tmp_path)
 
 
 @pytest.mark.parametrize("mask", ["own", "reference"])
@@ -333,91 +300,6 @@ def test_files_of_others_are_kept(folders: tuple[Path, Path], name: str) -> None
     (out / f"{STEM}{name}").unlink()
     for _ in range(2):
         run(out, {"FAST": [manual]})
-
-
-# -- two tools or raters -----------------------------------------------------------------------------------------------
-
-
-def test_two_raters_are_compared_in_an_empty_output_folder(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    _, manual = folders
-    other, tables_only = tmp_path / "rater 2", tmp_path / "tables"
-    for seed, key in enumerate(KEYS):
-        save(manual_path(other, key), found_map(seed))
-    console = run(tables_only, {"FAST": [manual]}, against=other)
-    stem = "group_seg-FAST_desc-rater2_ref-manual"
-    table, _ = tables(tables_only, stem)
-    expected = np.concatenate([dice(found_map(seed), blobs(seed, regions=3), [1, 2, 3]) for seed in range(2)])
-    np.testing.assert_allclose(table.dice, expected, rtol=1e-4)
-    own = {f"{stem}_{name}" for name in ("agreement.tsv", "agreement.json", "summary.tsv", "summary.json")}
-    of_dataset = {"dataset_description.json", "README.md", ".bidsignore", "descriptions.tsv"}
-    assert {path.name for path in tables_only.iterdir()} == own | of_dataset | {f"{stem}_agreement.html"}
-    assert not console.warnings
-    page = (tables_only / f"{stem}_agreement.html").read_text()
-    assert "Neither side is treated as the truth" in page and "Reference" not in page
-    run(tables_only, {"FAST": [other]}, against=manual)
-    back, _ = tables(tables_only, "group_seg-FAST_desc-manual_ref-rater2")
-    np.testing.assert_allclose(back.dice, table.dice)
-    np.testing.assert_allclose(back["volume-difference-mm3"], -table["volume-difference-mm3"])
-
-
-def test_entities_unknown_to_bids_have_a_column(folders: tuple[Path, Path]) -> None:
-    out, manual = folders
-    add_map(out, {"subject": "03", "foo": "bar"}, found_map(3))
-    save(manual_path(manual, "sub-03_foo-bar"), blobs(3, regions=3))
-    run(out, {"FAST": [manual]})
-    assert list(tables(out)[0].foo_id.dropna().unique()) == ["foo-bar"]
-
-
-def test_zeros_before_the_number_of_a_run_do_not_matter(folders: tuple[Path, Path]) -> None:
-    out, manual = folders
-    reference = manual_path(manual, KEYS[1])
-    reference.rename(reference.with_name("sub-02_ses-1_run-01_seg-FAST_dseg.nii.gz"))
-    assert not run(out, {"FAST": [manual]}).warnings
-    assert set(tables(out)[0].participant_id) == {"sub-01", "sub-02"}
-
-
-def test_the_model_selects_one_of_several_maps_of_a_scan(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    out, manual = folders
-    run(tmp_path / "tables", {"FAST": [manual]}, against=out, model="poor")
-    poor, _ = tables(tmp_path / "tables", "group_seg-FAST_desc-out_ref-manual")
-    expected = dice(np.roll(blobs(0, regions=3), 5, 0), blobs(0, regions=3), [1, 2, 3])
-    np.testing.assert_allclose(poor.dice[:3], expected, rtol=1e-4)
-    console = RecordingConsole()
-    with pytest.raises(NothingSelected):
-        sides = Evaluation(against=out)
-        evaluate_level(
-            Settings(manual, tmp_path / "tables", report=console, labels={"FAST": [manual]}, evaluation=sides)
-        )
-    assert len(console.warnings) == 2 and "choose with --model" in console.warnings[0]
-
-
-def test_a_label_map_is_not_compared_with_itself(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    _, manual = folders
-    save(manual_path(manual, KEYS[0], "seg-FAST_desc-changed_dseg"), found_map(0))
-    link = tmp_path / "link"
-    link.symlink_to(manual)
-    console = run(tmp_path / "tables", {"FAST": [manual]}, against=link, model="changed")
-    (warning,) = console.warnings
-    assert f"FAST: {KEYS[1]} not compared: " in warning and "on both sides" in warning
-    table, _ = tables(tmp_path / "tables", "group_seg-FAST_desc-manual_ref-manual")
-    assert set(table.participant_id) == {"sub-01"} and (table.dice < 1).all()
-    linked = manual_path(tmp_path / "linked", KEYS[0])
-    linked.parent.mkdir(parents=True)
-    linked.symlink_to(manual_path(link, KEYS[0], "seg-FAST_desc-changed_dseg"))
-    with pytest.raises(NothingSelected):
-        run(tmp_path / "tables", {"FAST": [tmp_path / "linked"]}, against=link, model="changed")
-
-
-def test_equal_maps_that_datalad_stores_once_are_compared(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    _, manual = folders
-    for key in KEYS:
-        (tmp_path / "annex").mkdir(exist_ok=True)
-        stored = manual_path(manual, key).rename(tmp_path / "annex" / f"{key}.nii.gz")
-        for folder in (manual, tmp_path / "rater2"):
-            manual_path(folder, key).parent.mkdir(parents=True, exist_ok=True)
-            manual_path(folder, key).symlink_to(stored)
-    assert not run(tmp_path / "tables", {"FAST": [manual]}, against=tmp_path / "rater2").warnings
-    assert (tables(tmp_path / "tables", "group_seg-FAST_desc-rater2_ref-manual")[0].dice == 1).all()
 
 
 # -- the command line --------------------------------------------------------------------------------------------------
