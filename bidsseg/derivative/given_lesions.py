@@ -19,10 +19,8 @@ from bidsseg.reading import object_or_empty
 from bidsseg.registration.align import Images
 
 FLAG = "--lesions"
-
-
 NO_T1W = "lesions are filled with the brightness of white matter in a T1w, and {} is none"
-"""Why lesions are not filled in an image."""
+"""Why lesions are not filled in an image with a name."""
 
 
 @dataclass(frozen=True)

@@ -266,8 +266,8 @@ class Job:
             self._sidecar(place, sidecars.dseg_sidecar(name, origins[name]))
 
     def _origin(self, details: Sidecar) -> sidecars.Origin:
-        given = self.given.file
-        mask = "" if given is None else self._uris({LESION: given}, self.given.folder, LESIONS)[LESION]
+        given, folder = self.given.file, self.given.folder
+        mask = "" if given is None else sidecars.bids_uri(given, folder, self._dataset(folder, LESIONS))
         flair = [self.scan.flair] if drawn_on(details) and self.scan.flair is not None else []
         return sidecars.Origin([*self.sources, *flair], self.bids_dir, details, lesions=mask)
 
@@ -288,14 +288,17 @@ class Job:
             with_lesions = [name for name in result.labels if self.protocols[name].scored().lesions]
             origins |= dict.fromkeys(with_lesions, origin.given(is_drawn=False))
             origins[LESION] = origin.given(is_drawn=self.given.manual).without_quality()
-        paths = {name: self.corrections.files[other] for name, other in result.manual.items()}
-        uris = self._uris(paths, self.corrections.folder, CORRECTIONS) if paths else {}
-        return {**origins, **{name: origins[name].corrected(uri) for name, uri in uris.items()}}
+        if result.manual:
+            folder = self.corrections.folder
+            dataset = self._dataset(folder, CORRECTIONS)
+            for name, other in result.manual.items():
+                uri = sidecars.bids_uri(self.corrections.files[other], folder, dataset)
+                origins[name] = origins[name].corrected(uri)
+        return origins
 
-    def _uris(self, paths: Mapping[str, Path], folder: Path, name: str) -> dict[str, str]:
-        """Return the URIs of files in a dataset that was given, see `sidecars.dataset_name`."""
-        dataset = sidecars.dataset_name(self.output_dir, name, folder, bids_dir=self.bids_dir)
-        return {key: sidecars.bids_uri(path, folder, dataset) for key, path in paths.items()}
+    def _dataset(self, folder: Path, name: str) -> str:
+        """Return the name of a dataset that was given in the URIs of its files."""
+        return sidecars.dataset_name(self.output_dir, name, folder, bids_dir=self.bids_dir)
 
     def _write_lesions(
         self, mask: np.ndarray, probability: np.ndarray | None, t1w: Volume, *, origin: sidecars.Origin

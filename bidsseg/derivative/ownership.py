@@ -101,7 +101,7 @@ def check_same_scan(job: Job, *, overwrite: bool) -> None:
         )
 
 
-def check_same_contrast(jobs: Iterable[Job]) -> None:
+def check_same_suffix(jobs: Iterable[Job]) -> None:
     """Raise OutputNotWritable if the outputs of a job exist for an image with another suffix."""
     for job in jobs:
         before = source_paths(_mask_record(job))

@@ -15,7 +15,7 @@ from bidsseg.derivative.finished import is_finished
 from bidsseg.derivative.freesurfer import check_subjects, values_of
 from bidsseg.derivative.given_lesions import NO_T1W, about_given_lesions, find_given_lesions
 from bidsseg.derivative.job import Job, check_apart
-from bidsseg.derivative.ownership import check_files, check_folder, check_same_contrast, check_same_scan, check_source
+from bidsseg.derivative.ownership import check_files, check_folder, check_same_scan, check_same_suffix, check_source
 from bidsseg.derivative.run_log import Entry
 from bidsseg.derivative.sidecar_keys import corrections as corrections_in
 from bidsseg.derivative.sidecar_keys import lesion_mask, read_sidecar
@@ -138,15 +138,15 @@ def plan(settings: Settings, card: Card, selection: Selection, *, spaces: Sequen
         raise DataError("; ".join(str(error) for _, error in unusable))
     if spaces:
         check_apart(jobs)
-    _check_contrast(jobs, spaces)
+    _check_modality(jobs, spaces)
     done = frozenset() if settings.overwrite else frozenset(job for job in jobs if is_finished(job))
     if not (settings.overwrite or settings.images):
-        check_same_contrast(jobs)
+        check_same_suffix(jobs)
     check_files(settings.output_dir, jobs, done)
     if settings.freesurfer is not None:
         check_subjects(settings.freesurfer, jobs)
     warnings = [*selection.notes, *(f"{entry.scan} is skipped: {entry.reason}" for entry in passed_over)]
-    warnings += _about_contrast(card, selection.scans)
+    warnings += _about_modality(card, selection.scans)
     warnings += _about_lesions(settings, card, jobs)
     warnings += _about_corrections(settings, card, jobs, scans=selection.scans)
     found = [(job.scan, job.given) for job in jobs]
@@ -202,7 +202,7 @@ def _job(settings: Settings, card: Card, scan: Scan, *, spaces: Sequence[Space])
     return job
 
 
-def _check_contrast(jobs: Sequence[Job], spaces: Sequence[Space]) -> None:
+def _check_modality(jobs: Sequence[Job], spaces: Sequence[Space]) -> None:
     """Raise UsageError for images of another contrast than T1w if that of a T1w is needed."""
     bent = next((space.template for space in spaces if not space.affine), None)
     for job in jobs:
@@ -215,7 +215,7 @@ def _check_contrast(jobs: Sequence[Job], spaces: Sequence[Space]) -> None:
             raise UsageError(f"--lesions, --filled: {NO_T1W.format(name)}: omit these flags")
 
 
-def _about_contrast(card: Card, scans: Sequence[Scan]) -> list[str]:
+def _about_modality(card: Card, scans: Sequence[Scan]) -> list[str]:
     """Return a warning if images are, by their names, of a contrast that the model does not read."""
     named = [scan for scan in scans if suffix_of(scan.t1w) in ANATOMICAL]
     others = [scan.t1w.name for scan in named if not card.reads(scan.modality)]

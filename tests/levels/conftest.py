@@ -1,10 +1,11 @@
-"""Fixtures of the levels: the program with a fake model, and its error stream."""
+"""Fixtures of the levels: the program with a fake model, its error stream, and label maps to compare."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from bad_input import ErrorStream, no_traceback
+from compared import make_folders
 from fake_model import App, make_app
 
 
@@ -26,3 +27,9 @@ def output(tmp_path: Path) -> Path:
     folder = tmp_path / "out"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """An output folder and a derivative dataset, see `make_folders`."""
+    return make_folders(tmp_path)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from browser import CONTRAST, needs_chromium, photographed, seen
-from compared import KEYS, STEM, TWO, found_map, make_folders, manual_path, run, tables
+from compared import KEYS, STEM, TWO, found_map, manual_path, run, tables
 from fake_model import App, save_card
 from label_maps import AFFINE, add_map, blobs, save
 from links import Links
@@ -30,12 +30,6 @@ MOVED = np.array([[1, 0, 0, 30], [0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]], floa
 
 
 # -- tables and page ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """An output folder and a derivative dataset, see `make_folders`."""
-    return make_folders(tmp_path)
 
 
 @pytest.mark.parametrize("mask", ["own", "reference"])

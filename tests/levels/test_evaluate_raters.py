@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from compared import KEYS, found_map, make_folders, manual_path, run, tables
+from compared import KEYS, found_map, manual_path, run, tables
 from label_maps import add_map, blobs, save
 from recording_console import RecordingConsole
 
@@ -12,12 +12,6 @@ from bidsseg.errors import NothingSelected
 from bidsseg.evaluation.agreement import dice
 from bidsseg.levels.evaluate import evaluate_level
 from bidsseg.settings import Evaluation, Settings
-
-
-@pytest.fixture
-def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """An output folder and a derivative dataset, see `make_folders`."""
-    return make_folders(tmp_path)
 
 
 def test_two_raters_are_compared_in_an_empty_output_folder(folders: tuple[Path, Path], tmp_path: Path) -> None:
