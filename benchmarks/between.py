@@ -4,8 +4,8 @@
 
 Weights that MODEL and START share are moved by SHARE of the way from MODEL (0) to START (1), the model from which the
 training of MODEL had started; the others, such as those of further heads, are those of MODEL. A second image that START
-does not read has the weights 0 there. OUT receives weights and card, without the figures of MODEL. (Wortsman et al.
-2022, Robust fine-tuning of zero-shot models, arXiv 2109.01903, section 3.)
+does not read has the weights 0 there. OUT receives weights and card, without the figures of MODEL and with ``moved`` in
+the recipe. (Wortsman et al. 2022, Robust fine-tuning of zero-shot models, arXiv 2109.01903, section 3.)
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def main() -> None:
     count = start_from(model.network, start, model.card.inputs, heads=list(model.heads.values()))
     update(moved, model.network, 1 - options.share)
     options.out.mkdir(parents=True, exist_ok=True)
-    save_model(replace(model.card, metrics={}), moved, options.out)
+    towards = {"towards": start.card.name, "sha256": start.card.sha256, "share": options.share}
+    card = replace(model.card, recipe={**model.card.recipe, "moved": towards}, metrics={})
+    save_model(card, moved, options.out)
     print(f"{options.out}: {count} of {len(moved)} tensors moved")
 
 

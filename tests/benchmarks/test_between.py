@@ -19,7 +19,8 @@ def test_shared_weights_are_moved_and_the_others_kept(
     """``lesions`` has a second image and another head for tissue, which ``open`` lacks."""
     monkeypatch.setattr(sys, "argv", ["between", "lesions", "open", str(share), str(tmp_path)])
     script("between").main()
-    moved, model, start = (load_model(name).network.state_dict() for name in (str(tmp_path), "lesions", "open"))
+    models = [load_model(name) for name in (str(tmp_path), "lesions", "open")]
+    moved, model, start = (each.network.state_dict() for each in models)
 
     def line(name: str) -> torch.Tensor:
         return torch.lerp(model[name], start[name], share).half().float()
@@ -30,3 +31,5 @@ def test_shared_weights_are_moved_and_the_others_kept(
     expected = ((1 - share) * model["stem.0.weight"][:, second_image]).half().float()
     torch.testing.assert_close(moved["stem.0.weight"][:, second_image], expected)
     assert torch.equal(moved["heads.FASTlesion.weight"], model["heads.FASTlesion.weight"])
+    towards = {"towards": "open", "sha256": models[2].card.sha256, "share": share}
+    assert models[0].card.recipe == {**models[1].card.recipe, "moved": towards}
