@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,7 +55,10 @@ LESION_CHANGES = {
     "volume-mm3": {"Description": "Volume of the lesion at this session", "Units": "mm^3"},
     "change-mm3": {"Description": "Change of the volume since the session before", "Units": "mm^3"},
     "status": {"Description": "Comparison with the session before", "Levels": STATUSES},
-}
+    "merged": {"Description": "Number of connected pieces of the lesion at this session that were two or more at the "
+               "session before"},
+    "split": {"Description": "Number of connected pieces at the session before that are two or more at this session"},
+}  # fmt: skip
 """Columns of the table of lesions."""
 
 
@@ -125,8 +129,8 @@ def change_table(visits: Visits, protocol: Protocol, smallest_percent: Mapping[i
 def lesion_table(visits: Visits, masks: Sequence[np.ndarray]) -> pd.DataFrame:
     """Return a row for each lesion and session, with its volume and its status since the session before.
 
-    A lesion is a connected piece of the voxels that are a lesion at any session, so that pieces which merge keep one
-    number.
+    A lesion is a connected piece of the voxels that are a lesion at any session, so that pieces which merge or split
+    keep one number.
 
     Args:
         masks: lesions of each session, booleans (X, Y, Z).
@@ -141,19 +145,41 @@ def lesion_table(visits: Visits, masks: Sequence[np.ndarray]) -> pd.DataFrame:
 
     pieces, count = ndimage.label(np.any(masks, 0), TOUCHING)
     mm3 = np.array([np.bincount(pieces[mask], minlength=count + 1)[1:] for mask in masks]) * visits.voxel_mm3
+    parts = [ndimage.label(mask, TOUCHING)[0] for mask in masks]
+    merged = [_joining(now, before, pieces) for before, now in pairwise(parts)]
+    split = [_joining(before, now, pieces) for before, now in pairwise(parts)]
     numbers = np.argsort(-mm3.max(0), kind="stable") if count else np.zeros(0, int)
     centres = ndimage.center_of_mass(pieces > 0, pieces, numbers + 1) if count else []
     rows: list[dict[str, Any]] = []
     for lesion, (number, centre) in enumerate(zip(numbers, centres, strict=True), 1):
         x, y, z = apply_affine(visits.affine, centre).round(1).tolist()
         before: float | None = None
-        for label, volume in zip(visits.labels, mm3[:, number].tolist(), strict=True):
-            change = np.nan if before is None else volume - before
+        for place, (label, volume) in enumerate(zip(visits.labels, mm3[:, number].tolist(), strict=True)):
             row = {"lesion": lesion, "x-mm": x, "y-mm": y, "z-mm": z, "session_id": label, "volume-mm3": volume}
-            rows.append({**row, "change-mm3": change, "status": lesion_status(before, volume)})
+            row["status"] = lesion_status(before, volume)
+            if before is not None:
+                row["change-mm3"] = volume - before
+                row |= {"merged": merged[place - 1][number], "split": split[place - 1][number]}
+            rows.append(row)
             before = volume
-    columns = ["lesion", "x-mm", "y-mm", "z-mm", "session_id", "volume-mm3", "change-mm3", "status"]
-    return pd.DataFrame(rows, columns=columns).round({"volume-mm3": 3, "change-mm3": 3})
+    table = pd.DataFrame(rows, columns=list(LESION_CHANGES)).round({"volume-mm3": 3, "change-mm3": 3})
+    return table.astype({"merged": "Int64", "split": "Int64"})
+
+
+def _joining(parts: np.ndarray, others: np.ndarray, lesions: np.ndarray) -> np.ndarray:
+    """Return for each lesion the number of its parts that overlap with two or more other parts.
+
+    Args:
+        parts, others: numbers of the connected pieces of two masks, integers (X, Y, Z); 0 elsewhere.
+        lesions: number of the lesion of each voxel of either mask, from 1.
+    """
+    from scipy import ndimage
+
+    both = (parts > 0) & (others > 0)
+    pairs = np.unique([parts[both], others[both]], axis=1)
+    found, overlaps = np.unique(pairs[0], return_counts=True)
+    lesion = np.asarray(ndimage.maximum(lesions, parts, found[overlaps > 1]), int)
+    return np.bincount(lesion, minlength=lesions.max() + 1)[1:]
 
 
 def lesion_status(before_mm3: float | None, now_mm3: float) -> str:

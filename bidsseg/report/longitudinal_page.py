@@ -35,6 +35,9 @@ TITLE = 22
 GAP = 6
 """Pixels between columns."""
 
+OfLesion = tuple[float | None, str, str]
+"""Volume (mm³) of a lesion at a session, its status, and the status with what merged or split."""
+
 
 @dataclass(frozen=True)
 class Line:
@@ -145,11 +148,13 @@ def _lines(table: Path) -> Iterator[Line]:
         )
 
 
-def _lesions(rows: Sequence[dict[str, str]]) -> list[tuple[dict[str, str], list[tuple[float | None, str]]]]:
+def _lesions(rows: Sequence[dict[str, str]]) -> list[tuple[dict[str, str], list[OfLesion]]]:
     """Return each lesion with its volume and status at each session."""
-    found: dict[str, tuple[dict[str, str], list[tuple[float | None, str]]]] = {}
+    found: dict[str, tuple[dict[str, str], list[OfLesion]]] = {}
     for row in rows:
-        found.setdefault(row["lesion"], (row, []))[1].append((number_or_none(row["volume-mm3"]), row["status"]))
+        pieces = [kind for kind in ("merged", "split") if (number_or_none(row[kind]) or 0) > 0]
+        volume, text = number_or_none(row["volume-mm3"]), ", ".join([row["status"], *pieces])
+        found.setdefault(row["lesion"], (row, []))[1].append((volume, row["status"], text))
     return list(found.values())
 
 

@@ -42,6 +42,20 @@ def test_each_lesion_has_a_status() -> None:
     assert len(lesion_table(visits, [~(first | True), ~(first | True)])) == 0
 
 
+def test_lesions_that_merge_or_split_keep_one_number() -> None:
+    apart = cubes((1, 1, 1, 3), (6, 1, 1, 3), (1, 12, 1, 3))
+    joined = apart | cubes((4, 2, 2, 1), (5, 2, 2, 1))
+    masks = [apart, joined, joined, apart & ~cubes((6, 1, 1, 3)), apart]
+    visits = Visits([f"ses-{n}" for n in range(1, 6)], [None] * 5, [], np.eye(4))
+    table = lesion_table(visits, masks)
+    large, other = (table[table.lesion == number] for number in (1, 2))
+    assert large["merged"].tolist()[1:] == [1, 0, 0, 0] and large["split"].tolist()[1:] == [0, 0, 0, 0]
+    assert large["merged"].isna().tolist() == [True, False, False, False, False]
+    assert other["merged"].tolist()[1:] == other["split"].tolist()[1:] == [0] * 4
+    [_, split] = lesion_table(Visits(visits.labels[:2], [None] * 2, [], np.eye(4)), [joined, apart])["split"][:2]
+    assert split == 1
+
+
 @pytest.mark.parametrize(
     ("before", "now", "status"),
     [(None, 5, "first"), (None, 0, "absent"), (0, 5, "new"), (5, 0, "vanished"), (0, 0, "absent"),
