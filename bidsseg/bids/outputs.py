@@ -228,6 +228,12 @@ def group_lesion_regions(model: str, other: str, protocol: str) -> Path:
     return Path(_pattern("group", "lesion_regions").format(model=model, other=other, protocol=protocol))
 
 
+def group_changes(model: str, protocol: str) -> Path:
+    """Return the table of the changes of a cohort in the regions of a protocol; without one, of its lesions."""
+    kind = "changes" if protocol else "lesion_changes"
+    return Path(_pattern("group", kind).format(model=model, protocol=protocol))
+
+
 def group_report() -> Path:
     """Return the page of the cohort."""
     return Path(_pattern("group", "report"))

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlparse
 
 from bidsseg.bids.index import folders
 from bidsseg.bids.names import suffix_of, with_extension
-from bidsseg.bids.outputs import FURTHER_TABLES, AgreementPaths, group_report, group_table, root_path
+from bidsseg.bids.outputs import FURTHER_TABLES, AgreementPaths, group_changes, group_report, group_table, root_path
 from bidsseg.derivative.cohort import QUALITY, STATUS, Cohort
 from bidsseg.derivative.finished import has_page
 from bidsseg.derivative.job import Job
@@ -46,6 +46,8 @@ OF_LONG = {"region", "brainmask-fraction"}
 """Columns of the long table of a cohort."""
 OF_LESIONS = {"participant_id", "lesions"}
 """Columns that all tables of the lesions of a cohort have."""
+OF_CHANGES = {"participant_id", "session_id", "change-mm3"}
+"""Columns that all tables of the changes of a cohort have."""
 OF_AGREEMENT = {"dice", "hausdorff95-mm", "found-mm3"}
 """Columns that both tables of the level evaluate have."""
 ELSEWHERE = "choose another OUTPUT_DIR"
@@ -133,6 +135,15 @@ def check_lesion_files(output_dir: Path, tables: Iterable[Path]) -> None:
 def is_lesion_table(path: Path) -> bool:
     """Return whether a table of the lesions of a cohort is of this program."""
     return set(columns(path)) >= OF_LESIONS
+
+
+def check_change_files(output_dir: Path, tables: Iterable[tuple[str, str]]) -> None:
+    """Raise OutputNotWritable if a table of the changes of the cohort would replace a file from another program.
+
+    Args:
+        tables: model and protocol of each.
+    """
+    _check_tables(output_dir, group_report(), [group_changes(*table) for table in tables], names=OF_CHANGES)
 
 
 def check_agreement_files(output_dir: Path, paths: AgreementPaths) -> None:

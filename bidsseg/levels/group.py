@@ -7,10 +7,11 @@ from pathlib import Path
 
 from bidsseg.bids.annotations import annotations_of_scan
 from bidsseg.bids.names import parse_name, with_extension
-from bidsseg.bids.outputs import group_report, group_table, report_path
+from bidsseg.bids.outputs import group_changes, group_report, group_table, report_path
 from bidsseg.bids.particulars import Particulars, read_particulars
 from bidsseg.bids.query import find_scans, has_image
 from bidsseg.bids.scan import Scan
+from bidsseg.derivative.change_cohort import Changes, find_comparisons, write_changes
 from bidsseg.derivative.cohort import Cohort, collect, write_table
 from bidsseg.derivative.cohort_numbers import Flags, People, gather
 from bidsseg.derivative.cohort_tables import measured_columns, wide_tables, write_long, write_wide
@@ -29,6 +30,7 @@ from bidsseg.derivative.lesion_cohort import (
 from bidsseg.derivative.lesion_tables import LesionFiles, update_lesion_tables
 from bidsseg.derivative.measures import find_measures
 from bidsseg.derivative.ownership import (
+    check_change_files,
     check_folder,
     check_group_files,
     check_lesion_files,
@@ -63,16 +65,18 @@ def group_level(settings: Settings) -> None:
     cohorts = collect(_results(settings), expected, fates)
     segmented = {(cohort.model, key) for cohort in cohorts for key in cohort.done}
     lesions = collect_lesions(_lesions(settings), expected, fates, segmented=segmented)
-    if not (cohorts or lesions):
+    changes = find_comparisons(output_dir, settings.participants)
+    if not (cohorts or lesions or changes):
         raise NothingSelected(f"no result of the selected scans in {output_dir}: run the level participant first")
     check_group_files(output_dir, cohorts)
     check_lesion_files(output_dir, [table for cohort in lesions for table in cohort.tables])
+    check_change_files(output_dir, changes)
     if settings.corrections is not None and not settings.dry_run:  # in a dry run, participant has not used them yet
         _warn(settings, list(_without_correction(settings.corrections, list(_results(settings)))))
+    particulars = Particulars() if settings.dry_run else _particulars(settings, cohorts, changes)
     if not settings.dry_run:
         remove_root_halves(output_dir)
         report.start(len(cohorts) + 2, "step")
-        particulars = _particulars(settings, cohorts)
     problems: dict[str, None] = {}  # of a model, once for all of its protocols
     for cohort in cohorts:
         path = output_dir / group_table(cohort.model, cohort.protocol)
@@ -84,15 +88,16 @@ def group_level(settings: Settings) -> None:
         if (long := _long_table(settings, cohort)) is not None:
             report.say(f"{long}: a row for each scan and region")
     _warn(settings, list(problems))
+    _write_changes(settings, changes, particulars)
     for of_model in lesions:
         _write_lesions(settings, of_model)
     if not settings.dry_run:
         _remove_outdated(output_dir, lesions)
-        _write_pages(settings, cohorts, lesions)
+        _write_pages(settings, cohorts, lesions, changes=changes)
     report.say(str(output_dir / group_report()))
 
 
-def _write_pages(settings: Settings, cohorts: list[Cohort], lesions: list[LesionCohort]) -> None:
+def _write_pages(settings: Settings, cohorts: list[Cohort], lesions: list[LesionCohort], *, changes: Changes) -> None:
     """Write the page of the cohort, and the cohort beside the volumes on the pages of the scans."""
     from bidsseg.report import compare_pages, group_page, read_lesions, read_table
 
@@ -101,18 +106,19 @@ def _write_pages(settings: Settings, cohorts: list[Cohort], lesions: list[Lesion
     tables = [read_table(output_dir, cohort) for cohort in cohorts]
     for table in tables:
         write_json_atomic(with_extension(output_dir / table.address, ".json"), table.data_dictionary())
-    group_page(output_dir, tables, [read_lesions(output_dir, cohort) for cohort in lesions])
+    group_page(output_dir, tables, [read_lesions(output_dir, cohort) for cohort in lesions], changes=changes)
     report.advance(group_report().name, "done")
     report.stage("pages of the scans", "the cohort beside their volumes")
     report.advance("pages of the scans", f"{compare_pages(output_dir, tables)} with the cohort beside their volumes")
     report.stop()
 
 
-def _particulars(settings: Settings, cohorts: list[Cohort]) -> Particulars:
+def _particulars(settings: Settings, cohorts: list[Cohort], changes: Changes) -> Particulars:
     """Return what the dataset says about the participants and sessions of all scans."""
     done = {key.removeprefix("sub-").partition("_")[0] for cohort in cohorts for key in cohort.done}
     absent = {item.source["subject"] for cohort in cohorts for item in cohort.absent if "subject" in item.source}
-    particulars = read_particulars(settings.bids_dir, sorted(done | absent))
+    compared = {one.subject for comparisons in changes.values() for one in comparisons}
+    particulars = read_particulars(settings.bids_dir, sorted(done | absent | compared))
     _warn(settings, particulars.problems)
     return particulars
 
@@ -174,6 +180,17 @@ def _without_correction(folder: Path, results: Sequence[Result]) -> Iterator[str
         known = corrections(result.sidecar()).values()
         if files and not any(fingerprint(path) in known for path in files):
             yield f"{files[0]} is not in the tables of {model}: run participant with this model and --corrections"
+
+
+def _write_changes(settings: Settings, changes: Changes, particulars: Particulars) -> None:
+    """Write the tables of the changes between sessions."""
+    problems: dict[str, None] = {}  # of a model, once for all of its protocols
+    for key, compared in changes.items():
+        path = settings.output_dir / group_changes(*key)
+        if not settings.dry_run:
+            problems |= dict.fromkeys(write_changes(path, compared, particulars, sessions=settings.sessions))
+        settings.report.say(f"{path}: the changes of {len(compared)} participant{'s' if len(compared) > 1 else ''}")
+    _warn(settings, list(problems))
 
 
 def _lesions(settings: Settings) -> Iterator[LesionFiles]:

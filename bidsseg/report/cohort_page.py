@@ -9,8 +9,9 @@ from typing import Any
 from urllib.parse import quote
 
 from bidsseg.bids.names import entity_column, natural, parse_name, with_extension
-from bidsseg.bids.outputs import FURTHER_TABLES, group_report, group_table, report_path
+from bidsseg.bids.outputs import FURTHER_TABLES, group_changes, group_report, group_table, report_path
 from bidsseg.bids.scan import Scan
+from bidsseg.derivative.change_cohort import Changes
 from bidsseg.derivative.cohort import CORRECTED, QUALITY, STATUS, Absent, Cohort
 from bidsseg.derivative.results import is_own_page
 from bidsseg.derivative.series import comparisons_of
@@ -64,16 +65,18 @@ def read_table(output_dir: Path, cohort: Cohort) -> Table:
     return Table(cohort, path.as_posix(), shown, drawn, was_compared)
 
 
-def group_page(output_dir: Path, tables: Sequence[Table], lesions: Sequence[LesionTable] = ()) -> Path:
+def group_page(output_dir: Path, tables: Sequence[Table], lesions: Sequence[LesionTable], *, changes: Changes) -> Path:
     """Write the page, with links to the comparisons of sessions that exist, and return its path."""
     page = output_dir / group_report()
     scans = [key for table in tables for key in table.cohort.done]
     scans += [files.key for table in lesions for files in table.cohort.scans]
+    scans += [f"sub-{one.subject}" for compared in changes.values() for one in compared]
     content = {
         "title": "Cohort",
         "tables": tables,
         "lesions": lesions,
         "comparisons": _comparisons(output_dir, scans),
+        "changes": [group_changes(*key).as_posix() for key in changes],
         "absent": _absent([table.cohort for table in tables]),
         "at_most": AT_MOST,
         "height": HEIGHT,

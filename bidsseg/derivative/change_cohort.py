@@ -1,0 +1,137 @@
+"""The tables of the changes of a cohort, from the comparisons of the sessions of each participant.
+
+Rows are streamed, since there are a hundred for each session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bidsseg.bids.names import entity_cells, parse_name, with_extension
+from bidsseg.bids.particulars import PARTICIPANT, SESSION, Particulars
+from bidsseg.derivative.changes import CHANGES, STATUSES
+from bidsseg.derivative.results import mixed_weights, participant_folders
+from bidsseg.derivative.sidecar_keys import is_record, read_sidecar, weights
+from bidsseg.errors import BidssegError
+from bidsseg.files import table_writer, write_json_atomic
+from bidsseg.reading import read_table
+
+COUNTED = ("new", "enlarged", "stable", "shrunken", "vanished")
+"""Statuses of lesions that are compared with the session before."""
+LESION_TOTALS: dict[str, dict[str, Any]] = {
+    SESSION: {"Description": "Session"},
+    "years": CHANGES["years"],
+    "lesions": {"Description": "Number of lesions at this session, as in the table of the participant"},
+    "volume-mm3": {"Description": "Volume of all lesions at this session", "Units": "mm^3"},
+    "change-mm3": {"Description": "Change of volume-mm3 since the session before", "Units": "mm^3"},
+    **{
+        name: entry
+        for status in COUNTED
+        for name, entry in (
+            (status, {"Description": f"Number of lesions: {STATUSES[status]}"}),
+            (f"{status}-mm3", {"Description": f"Change of the volume of these lesions ({status})", "Units": "mm^3"}),
+        )
+    },
+}
+"""Columns of the table of lesions, with a row for each participant and session."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The table of changes of a participant.
+
+    Attributes:
+        subject: label of the participant.
+        model: ``desc-`` label of the results.
+        protocol: of the regions; empty in a table of lesions.
+    """
+
+    subject: str
+    model: str
+    protocol: str
+    path: Path
+
+    def sessions(self) -> dict[str, str]:
+        """Return the sessions that were compared, in their order, with the years since the first one."""
+        tables = sorted(self.path.parent.glob(f"sub-*_seg-*_desc-{self.model}_longitudinal.tsv"))
+        return {row[SESSION]: row["years"] for table in tables[:1] for row in read_table(table)}
+
+
+Changes = dict[tuple[str, str], list[Comparison]]
+"""Comparisons in natural order, by model and protocol."""
+
+
+def find_comparisons(output_dir: Path, participants: Iterable[str] = ()) -> Changes:
+    """Return the tables of changes in an output folder; no labels mean all participants."""
+    found: Changes = {}
+    for folder in participant_folders(output_dir, participants):
+        for path in sorted((folder / "anat").glob("sub-*_longitudinal.tsv")):
+            parsed = parse_name(path.name)
+            if parsed is None or not is_record(read_sidecar(with_extension(path, ".json"))):
+                continue
+            entities = parsed[0]
+            one = Comparison(entities["subject"], entities.get("desc", ""), entities.get("segmentation", ""), path)
+            found.setdefault((one.model, one.protocol), []).append(one)
+    return {key: found[key] for key in sorted(found, key=lambda key: (key[0], not key[1], key[1]))}
+
+
+def write_changes(
+    path: Path, compared: Sequence[Comparison], particulars: Particulars, *, sessions: Iterable[str] = ()
+) -> list[str]:
+    """Write the table of the changes of all participants and its data dictionary, and return problems, one line each.
+
+    Args:
+        compared: tables of one model and protocol.
+        sessions: labels of those that get rows; none means all.
+    """
+    protocol = compared[0].protocol
+    own = CHANGES if protocol else LESION_TOTALS
+    joined = particulars.columns({PARTICIPANT, "Description", *own})
+    wanted, problems = {f"ses-{label}" for label in sessions}, []
+    with table_writer(path, [PARTICIPANT, *own, *joined.values()]) as writer:
+        for one in compared:
+            try:
+                rows = list(_rows(one))
+            except (BidssegError, KeyError, ValueError) as error:
+                problems.append(f"{one.path.name}: not a table of changes: {error}")
+                continue
+            for row in rows:
+                if wanted and row[SESSION] not in wanted:
+                    continue
+                source = {"subject": one.subject, "session": row[SESSION].removeprefix("ses-")}
+                more = {joined[column]: cell for column, cell in particulars.cells(source).items()}
+                writer.writerow({**entity_cells(source), **row, **more})
+    what = f"Volumes of the regions of the {protocol} protocol" if protocol else "Lesions"
+    content = {
+        "Description": f"{what} at each session of each participant, and their changes",
+        PARTICIPANT: {"Description": "Participant"},
+        **own,
+        **{name: particulars.description(*column) for column, name in joined.items()},
+    }
+    write_json_atomic(with_extension(path, ".json"), content)
+    used = {f"sub-{one.subject}": weights(read_sidecar(with_extension(one.path, ".json"))) for one in compared}
+    return [*problems, *filter(None, [mixed_weights(used)])]
+
+
+def _rows(one: Comparison) -> Iterator[dict[str, str]]:
+    """Yield the rows of a participant in the table of the cohort, without the columns of the dataset."""
+    rows = read_table(one.path)
+    if one.protocol:
+        yield from ({name: row[name] for name in CHANGES} for row in rows)
+        return
+    before: float | None = None
+    for session, years in one.sessions().items():
+        here = [row for row in rows if row[SESSION] == session]
+        volumes = [float(row["volume-mm3"]) for row in here]
+        total = sum(volumes, 0.0)
+        cells = {"lesions": sum(volume > 0 for volume in volumes), "volume-mm3": round(total, 3)}
+        if before is not None:
+            cells["change-mm3"] = round(total - before, 3)
+            for status in COUNTED:
+                changes = [float(row["change-mm3"]) for row in here if row["status"] == status]
+                cells |= {status: len(changes), f"{status}-mm3": round(sum(changes, 0.0), 3)}
+        yield {SESSION: session, "years": years, **{name: str(cell) for name, cell in cells.items()}}
+        before = total
