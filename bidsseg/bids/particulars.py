@@ -12,6 +12,9 @@ from bidsseg.errors import BidssegError, DataError, listed
 from bidsseg.reading import NOT_AVAILABLE, object_or_empty, read_cells
 
 PARTICIPANT, SESSION = "participant_id", "session_id"
+AGE = "age"
+DAYS = {"year": 365.25, "yr": 365.25, "y": 365.25, "month": 365.25 / 12, "week": 7.0, "day": 1.0}
+"""Days of the units that an age may have."""
 Cells = dict[str, str]
 """The cells of a row, by column."""
 
@@ -42,6 +45,21 @@ class Particulars:
         own = self.participants.get((person, session), self.participants.get((person, ""), {}))
         found = {("participants", column): cell for column, cell in own.items()}
         return found | {("sessions", column): cell for column, cell in self.sessions.get((person, session), {}).items()}
+
+    def age_years(self, source: Mapping[str, str]) -> float | None:
+        """Return the age at a scan, of the session or else of the participant; None if it is not a known number.
+
+        Args:
+            source: entities of its T1w.
+        """
+        cells = self.cells(source)
+        for table in ("sessions", "participants"):
+            unit = str(self.described.get((table, AGE), {}).get("Units", "year")).strip().lower()
+            try:
+                return float(cells[table, AGE]) * DAYS[unit.removesuffix("s")] / DAYS["year"]
+            except (KeyError, ValueError):
+                continue
+        return None
 
     def columns(self, taken: Container[str]) -> dict[tuple[str, str], str]:
         """Return the name that each column has in the table of a cohort, those of participants first.

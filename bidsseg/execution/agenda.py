@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from bidsseg.bids import query, validator
 from bidsseg.bids.index import participant_labels
 from bidsseg.bids.names import ANATOMICAL, suffix_of
+from bidsseg.bids.particulars import read_particulars
 from bidsseg.bids.scan import Scan, Selection
 from bidsseg.derivative.corrections import Corrections, Search, find_corrections
 from bidsseg.derivative.finished import is_finished
@@ -22,12 +23,15 @@ from bidsseg.derivative.sidecar_keys import lesion_mask, read_sidecar
 from bidsseg.errors import BidssegError, DataError, InputMissing, NothingSelected, UsageError, listed
 from bidsseg.execution.cluster_config import CONFIGS, read_config
 from bidsseg.execution.machine import check_device
+from bidsseg.models.card import FOLDER as SHIPPED
 from bidsseg.models.card import Card, find_card
 from bidsseg.registration.spaces import Space, find_space
 from bidsseg.settings import LESION_FLAGS, Settings
 
 Failure = tuple[Entry, Exception]
 """A failed scan: its entry in the manifest, and the error."""
+LEAST_AGE = 2
+"""Age in years below which white matter is not the brightest tissue of a T1w everywhere."""
 OF_ANY_CONTRAST = "--model open reads images of any contrast"
 FOLDER_KEPT = " (its folder in the SUBJECTS_DIR remains that of the earlier result)"
 
@@ -154,6 +158,7 @@ def plan(settings: Settings, card: Card, selection: Selection, *, spaces: Sequen
     warnings += [warning for job in jobs if job not in done for warning in _lost_corrections(job)]
     warnings += _lost_outputs(settings, [job for job in jobs if job not in done])
     todo = [job.scan for job in jobs if job not in done]
+    warnings += about_ages(settings, card, todo)
     if todo and not (settings.skip_validation or settings.images):
         place = None if settings.dry_run else settings.output_dir
         warnings += [str(issue) for issue in validator.validate(settings.bids_dir, todo, place)]
@@ -222,6 +227,21 @@ def _about_modality(card: Card, scans: Sequence[Scan]) -> list[str]:
     if not others:
         return []
     return [f"{listed(others, 3)}: {card.name} was trained on {card.suffix} images; {OF_ANY_CONTRAST}"]
+
+
+def about_ages(settings: Settings, card: Card, scans: Sequence[Scan]) -> list[str]:
+    """Return a warning if participants are, by the tables of the dataset, too young for a shipped model."""
+    if settings.images or card.folder.parent != SHIPPED:
+        return []
+    particulars = read_particulars(settings.bids_dir, dict.fromkeys(scan.entities["subject"] for scan in scans))
+    ages = {scan.key: particulars.age_years(scan.entities) for scan in scans}
+    infants = [f"{key} (age {age:.2g})" for key, age in ages.items() if age is not None and age < LEAST_AGE]
+    if not infants:
+        return []
+    return [
+        f"{listed(infants, 3)}: younger than {LEAST_AGE} years: {card.name} is not made for infants, whose tissues have"
+        " another contrast, and its results may be wrong without any finding"
+    ]
 
 
 def _about_lesions(settings: Settings, card: Card, jobs: Sequence[Job]) -> list[str]:

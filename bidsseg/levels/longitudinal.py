@@ -24,7 +24,7 @@ from bidsseg.errors import (
     explained,
     listed,
 )
-from bidsseg.execution.agenda import check_request, select
+from bidsseg.execution.agenda import about_ages, check_request, select
 from bidsseg.execution.machine import keep_freed_memory, peak_memory_mb, release_freed_memory
 from bidsseg.execution.outcomes import raise_if_failed
 from bidsseg.files import write_text_atomic
@@ -115,6 +115,7 @@ def _jobs(settings: Settings, card: Card) -> list[SeriesJob] | None:
     series, notes = find_series([scan for scan in selection.scans if scan not in lacking], settings.bids_dir)
     unusable = [f"{scan.key} is skipped: {card.name} needs a FLAIR: {scan.flair_reason}" for scan in lacking]
     # Without a series, the error says what the notes would say about every participant.
+    unusable += about_ages(settings, card, [scan for each in series for scan in each.scans])
     for note in [*selection.notes, *selection.closed.values(), *unusable, *(notes if series else [])]:
         settings.report.warn(note)
     if not series:
