@@ -11,8 +11,9 @@ from bidsseg import __version__
 from bidsseg.derivative.volumes import values_by_region
 from bidsseg.labels.protocol import Protocol
 
-VENTRICLES = (4, 5, 14, 15, 31, 43, 44, 63, 72)
-"""Ventricles and choroid plexus."""
+LATERAL_VENTRICLES = (4, 5, 31, 43, 44, 63)
+"""Lateral ventricles with their inferior horns and the choroid plexus: ``VentricleChoroidVol`` of FreeSurfer."""
+MIDLINE_VENTRICLES = (14, 15, 72)
 SUBCORTICAL = (10, 11, 12, 13, 17, 18, 26, 28, 49, 50, 51, 52, 53, 54, 58, 60)
 CSF = 24
 LEFT_CORTEX, RIGHT_CORTEX = 3, 42
@@ -115,8 +116,9 @@ def _measures(about: Segmented) -> Iterable[str]:
     cortex, below = total(LEFT_CORTEX, RIGHT_CORTEX), total(*SUBCORTICAL)
     measures = {
         "BrainSeg, BrainSegVol, Brain Segmentation Volume": brain,
-        "BrainSegNotVent, BrainSegVolNotVent, Brain Segmentation Volume Without Ventricles": brain - total(*VENTRICLES),
-        "VentricleChoroidVol, VentricleChoroidVol, Volume of ventricles and choroid plexus": total(*VENTRICLES),
+        "BrainSegNotVent, BrainSegVolNotVent, Brain Segmentation Volume Without Ventricles": brain
+        - total(*LATERAL_VENTRICLES, *MIDLINE_VENTRICLES),
+        "VentricleChoroidVol, VentricleChoroidVol, Volume of ventricles and choroid plexus": total(*LATERAL_VENTRICLES),
         "lhCortex, lhCortexVol, Left hemisphere cortical gray matter volume": total(LEFT_CORTEX),
         "rhCortex, rhCortexVol, Right hemisphere cortical gray matter volume": total(RIGHT_CORTEX),
         "Cortex, CortexVol, Total cortical gray matter volume": cortex,

@@ -13,8 +13,10 @@ from nibabel.freesurfer.mghformat import MGHImage
 from nifti import load_nifti
 
 from bidsseg.bids.recons import recons_in
+from bidsseg.derivative.aseg_stats import Segmented, aseg_stats
 from bidsseg.image.conformed import ConformedGrid
 from bidsseg.image.volume import Volume
+from bidsseg.labels import load_protocol
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +110,17 @@ def test_the_table_is_read_as_freesurfers(output: Path, subjects: Path) -> None:
     assert measures["lhCortexVol"] == pytest.approx((native == 3).sum() * voxel, abs=0.01)
     assert measures["BrainSegVol"] - measures["BrainSegVolNotVent"] == measures["VentricleChoroidVol"] > 0
     assert measures["MaskVol"] >= measures["BrainSegVol"] and measures["eTIV"] == INTRACRANIAL_MM3
+
+
+def test_ventricles_are_those_that_freesurfer_counts() -> None:
+    volumes = {value: float(2**place) for place, value in enumerate((2, 4, 5, 14, 15, 24, 31, 43, 44, 63, 72))}
+    empty = np.zeros((1, 1, 1), np.uint8)
+    text = aseg_stats(Segmented("sub-01", volumes, 1.0, None, empty, empty, protocol=load_protocol("aseg")))
+    found = {words[1]: float(words[3]) for line in text.splitlines() if len(words := line.split(", ")) == 5}
+    lateral, midline = sum(volumes[v] for v in (4, 5, 31, 43, 44, 63)), sum(volumes[v] for v in (14, 15, 72))
+    assert found["VentricleChoroidVol"] == lateral
+    assert found["BrainSegVol"] == volumes[2] + lateral + midline
+    assert found["BrainSegVolNotVent"] == volumes[2]
 
 
 def test_an_unknown_intracranial_volume_is_no_measure(app: App, tmp_path: Path) -> None:
