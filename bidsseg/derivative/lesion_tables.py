@@ -47,7 +47,8 @@ LESIONS: dict[str, dict[str, Any]] = {
     "y-mm": {"Description": "Mean position of the voxels, to the front", "Units": "mm"},
     "z-mm": {"Description": "Mean position of the voxels, upwards", "Units": "mm"},
     "diameter-mm": {
-        "Description": "Largest diameter: the longest line through the centres of two voxels, to their outer faces",
+        "Description": "Largest diameter: the longest line through the centres of two voxels, to their outer faces, "
+        "and at least the longest edge of a voxel",
         "Units": "mm",
     },
     "probability": {"Description": "Mean probability of a lesion in the voxels, from 0 to 1"},

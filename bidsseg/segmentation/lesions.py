@@ -14,7 +14,7 @@ from bidsseg.models.lesion_rule import LesionRule
 
 TOUCHING = np.ones((3, 3, 3), int)
 """Connectivity: neighbouring voxels of a lesion share a face, an edge or a corner."""
-FEW = 200
+FEW = 2000
 """Number of voxels up to which all pairs are compared; of more, only the corners of their convex hull."""
 
 
@@ -94,8 +94,8 @@ def describe(lesions: np.ndarray, affine: np.ndarray, probability: np.ndarray | 
 def diameter_mm(voxels: np.ndarray, affine: np.ndarray) -> float:
     """Return the largest diameter of a lesion (mm): the longest line through two voxel centres, to the outer faces.
 
-    It is the largest distance between the centres of two voxels, and the part of this line in the outer half of both
-    voxels. The diameter of a single voxel is its longest edge.
+    A line consists of the distance between two centres and of its part in the outer half of both voxels. The diameter
+    is at least the longest edge of a voxel, which is that of a single voxel.
 
     Args:
         voxels: (N, 3) indices.
@@ -108,9 +108,6 @@ def diameter_mm(voxels: np.ndarray, affine: np.ndarray) -> float:
         except QhullError:  # all voxels are in one plane
             corners = voxels
     points = apply_affine(affine, corners)
-    distances = cdist(points, points)
-    one, other = np.unravel_index(int(distances.argmax()), distances.shape)
-    if one == other:
-        return float(voxel_sizes(affine).max())
-    steps = np.abs(corners[one] - corners[other]).max()  # of a line of n steps, 1 / n is in the two outer halves
-    return float(distances[one, other] * (1 + 1 / steps))
+    steps = np.maximum(cdist(corners, corners, "chebyshev"), 1)
+    lengths = cdist(points, points) * (1 + 1 / steps)  # of a line of n steps, 1 / n is in the two outer halves
+    return float(max(lengths.max(), voxel_sizes(affine).max()))

@@ -55,16 +55,25 @@ def test_the_position_of_the_head_changes_no_size(name: str) -> None:
         assert np.allclose(other.centre_mm, turned)
 
 
-def test_the_diameter_is_that_of_all_pairs_of_voxels() -> None:
+def test_the_diameter_is_the_longest_line_through_two_voxels(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(3)
     affine = phantoms.grid((0.8, 1.0, 2.5), "LAS", rotation_degrees=23)
     voxels = np.argwhere(random.random((9, 12, 7)) < 0.7)
     assert len(voxels) > 400
     points = apply_affine(affine, voxels)
     distances = np.linalg.norm(points[:, None] - points[None], axis=-1)
-    one, other = np.unravel_index(distances.argmax(), distances.shape)
-    expected = distances.max() * (1 + 1 / np.abs(voxels[one] - voxels[other]).max())
+    steps = np.abs(voxels[:, None] - voxels[None]).max(-1)
+    expected = (distances * (1 + 1 / np.maximum(steps, 1))).max()
     assert diameter_mm(voxels, affine) == pytest.approx(expected)
+    monkeypatch.setattr("bidsseg.segmentation.lesions.FEW", 100)
+    assert diameter_mm(voxels, affine) == pytest.approx(expected, rel=0.02)
+
+
+def test_no_voxel_makes_a_lesion_smaller() -> None:
+    affine = np.diag([1.0, 1.0, 3.0, 1.0])
+    voxels = np.array([[2, 0, 0], [1, 0, 0], [2, 0, 1], [3, 0, 0], [4, 0, 0], [0, 0, 0]])
+    found = [diameter_mm(voxels[:count], affine) for count in range(1, 7)]
+    assert found == pytest.approx([3, 3, *[2 * np.hypot(1, 3)] * 4])  # from one slice to the other
 
 
 def test_diameters_of_flat_thin_and_single_lesions() -> None:
