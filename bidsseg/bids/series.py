@@ -27,7 +27,7 @@ class Series:
 
     Attributes:
         scans: two or more, in the order of their dates if all are known, otherwise of their labels.
-        years: since the first scan; None where the date of either is unknown.
+        years: since the first scan; None unless all dates are known.
     """
 
     scans: Sequence[Scan]
@@ -72,9 +72,11 @@ def find_series(scans: Iterable[Scan], bids_dir: Path) -> tuple[list[Series], li
             left.setdefault(reason, []).append(scan.key)
         dates = {label: acquired(scan, bids_dir) for label, scan in sessions.items()}
         known = {label: date for label, date in dates.items() if date is not None}
-        order = sorted(sessions, key=lambda label: known[label]) if len(known) == len(dates) else list(sessions)
-        start = known.get(order[0])
-        years = [_years(start, known.get(label)) for label in order]
+        order = list(sessions)
+        years: list[float | None] = [None] * len(order)
+        if len(known) == len(sessions):
+            order = sorted(sessions, key=lambda label: known[label])
+            years = [_years(known[order[0]], known[label]) for label in order]
         found.append(Series([sessions[label] for label in order], years))
     return found, [f"not compared: {listed(names)}: {reason}" for reason, names in left.items()]
 
@@ -101,8 +103,8 @@ def _time(table: Path, column: str, values: set[str]) -> datetime | None:
         return None
 
 
-def _years(start: datetime | None, date: datetime | None) -> float | None:
-    return None if start is None or date is None else (date - start).total_seconds() / 86400 / DAYS_PER_YEAR
+def _years(start: datetime, date: datetime) -> float:
+    return (date - start).total_seconds() / 86400 / DAYS_PER_YEAR
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 BORDER_MM = 0.25
 """A lesion is enlarged or shrunken if its border has moved farther than this on average."""
-SPHERE = (36 * np.pi) ** (1 / 3)
-"""Surface of a sphere with the volume 1."""
+SPHERE = (3 / (4 * np.pi)) ** (1 / 3)
+"""Radius of a sphere with the volume 1."""
 STATUSES = {
     "first": "present at the first session",
     "new": "not present at the session before",
@@ -35,7 +35,7 @@ STATUSES = {
 """The column ``status`` of the table of lesions."""
 CHANGES = {
     "session_id": {"Description": "Session"},
-    "years": {"Description": "Time since the first session; n/a without acq_time of both in scans.tsv or sessions.tsv",
+    "years": {"Description": "Time since the first session; n/a unless all have acq_time in scans.tsv or sessions.tsv",
               "Units": "year"},
     **{name: text for name, text in VOLUMES.items() if name not in ("voxels", "expected-dice")},
     "change-mm3": {"Description": "Change of softvolume-mm3 (of the brain mask: volume-mm3) since the first "
@@ -190,7 +190,6 @@ def lesion_status(before_mm3: float | None, now_mm3: float) -> str:
         return "new" if now_mm3 else "absent"
     if not now_mm3:
         return "vanished"
-    visible = BORDER_MM * SPHERE * before_mm3 ** (2 / 3)
-    if abs(now_mm3 - before_mm3) <= visible:
+    if abs(SPHERE * (np.cbrt(now_mm3) - np.cbrt(before_mm3))) <= BORDER_MM:
         return "stable"
     return "enlarged" if now_mm3 > before_mm3 else "shrunken"

@@ -59,7 +59,8 @@ def test_lesions_that_merge_or_split_keep_one_number() -> None:
 @pytest.mark.parametrize(
     ("before", "now", "status"),
     [(None, 5, "first"), (None, 0, "absent"), (0, 5, "new"), (5, 0, "vanished"), (0, 0, "absent"),
-     (1000, 1100, "stable"), (1000, 1150, "enlarged"), (1000, 850, "shrunken"), (10, 14, "stable")],
+     (1000, 1100, "stable"), (1000, 1150, "enlarged"), (1000, 850, "shrunken"), (10, 14, "stable"), (8, 13, "stable"),
+     (13, 8, "stable"), (8, 14, "enlarged"), (14, 8, "shrunken")],
 )  # fmt: skip
 def test_a_border_must_move_by_a_quarter_of_a_millimetre(before: float | None, now: float, status: str) -> None:
     assert lesion_status(before, now) == status
@@ -116,6 +117,20 @@ def test_dates_define_the_order(tmp_path: Path) -> None:
     (tmp_path / "sub-01/sub-01_sessions.tsv").write_text("session_id\tacq_time\nses-a\tlast year\n")
     [series], _ = find_series(scans, tmp_path)
     assert series.sessions == ["ses-a", "ses-b"] and series.years == [None, None]
+
+
+def test_without_all_dates_no_time_is_known(tmp_path: Path) -> None:
+    scans = [scan(tmp_path, label) for label in ("12m", "baseline", "late")]
+    (tmp_path / "sub-01").mkdir()
+    dates = "session_id\tacq_time\nses-12m\t2021-03-01\nses-baseline\t2020-02-29\nses-late\tn/a\n"
+    (tmp_path / "sub-01/sub-01_sessions.tsv").write_text(dates)
+    [series], _ = find_series(scans, tmp_path)
+    assert series.sessions == ["ses-12m", "ses-baseline", "ses-late"]
+    assert series.years == [None, None, None], "the first session is not the first in time"
+    (tmp_path / "sub-01/sub-01_sessions.tsv").write_text(dates.replace("n/a", "2022-02-28"))
+    [series], _ = find_series(scans, tmp_path)
+    assert series.sessions == ["ses-baseline", "ses-12m", "ses-late"]
+    assert series.years == pytest.approx([0, 366 / 365.25, 730 / 365.25])
 
 
 def test_the_noise_belongs_to_the_weights(tmp_path: Path) -> None:
