@@ -76,6 +76,7 @@ class Cohort:
         regions: full name of the region of each column of volumes, from the first result.
         joined: further columns, behind those of volumes.
         quality: what the quality of its scans is, EXPECTED_DICE or CONFIDENCE; both, or none, are possible.
+        uncounted: keys of the scans of which another run counts.
     """
 
     model: str
@@ -87,6 +88,7 @@ class Cohort:
     regions: dict[str, str] = field(default_factory=dict)
     joined: list[Joined] = field(default_factory=list)
     quality: Sequence[str] = ()
+    uncounted: set[str] = field(default_factory=set)
 
     @property
     def ids(self) -> list[str]:

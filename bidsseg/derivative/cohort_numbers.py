@@ -26,8 +26,9 @@ DELIMITER = " "
 """Between the values of one cell, as the data dictionary says."""
 RULE = (
     f"robust z score beyond {FAR} (distance from the median of the cohort, divided by 1.4826 times the median absolute "
-    f"deviation; in cohorts of at least {FEWEST} scans), of the fraction of the brain mask, and of the volume of the "
-    "brain mask and the intracranial volume themselves"
+    "deviation, or by 1.2533 times the mean absolute deviation if more than half of the values are equal; in cohorts "
+    f"of at least {FEWEST} scans), of the fraction of the brain mask, and of the volume of the brain mask and the "
+    "intracranial volume themselves"
 )
 WHOLE = 2
 """Number of the first columns, which are no regions: the brain mask and the estimated intracranial volume."""

@@ -57,6 +57,11 @@ class LesionCohort:
         """The table with a row for each scan."""
         return group_lesions(self.model)
 
+    def leave_out(self, uncounted: Container[str]) -> None:
+        """Leave out the scans of which another run counts, given by their keys."""
+        self.scans = [files for files in self.scans if files.key not in uncounted]
+        self.absent = [(source, fate) for source, fate in self.absent if build_name(source) not in uncounted]
+
     def region_table(self, other: tuple[str, str]) -> Path:
         """Return the table with a row for each scan and region of a label map."""
         protocol, desc = other

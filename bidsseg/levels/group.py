@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
 from bidsseg.bids.annotations import annotations_of_scan
@@ -90,7 +90,8 @@ def group_level(settings: Settings) -> None:
     _warn(settings, list(problems))
     _write_changes(settings, changes, particulars)
     for of_model in lesions:
-        _write_lesions(settings, of_model)
+        uncounted = next((cohort.uncounted for cohort in cohorts if cohort.model == of_model.model), set())
+        _write_lesions(settings, of_model, uncounted)
     if not settings.dry_run:
         _remove_outdated(output_dir, lesions)
         _write_pages(settings, cohorts, lesions, changes=changes)
@@ -128,6 +129,9 @@ def _write(settings: Settings, cohort: Cohort, particulars: Particulars) -> list
     results = list(_of(cohort, settings))
     numbers = gather(cohort, results, settings.runs)
     cohort.quality = numbers.quality_names
+    cohort.uncounted = {
+        result.key for result, counts in zip(numbers.results, numbers.selected, strict=True) if not counts
+    }
     if len(cohort.quality) > 1:
         settings.report.warn(
             f"{cohort.model}, {cohort.protocol}: the quality of some scans is the {cohort.quality[0]}, that of others, "
@@ -197,11 +201,16 @@ def _lesions(settings: Settings) -> Iterator[LesionFiles]:
     return find_all_lesions(settings.output_dir, settings.participants, settings.sessions)
 
 
-def _write_lesions(settings: Settings, cohort: LesionCohort) -> None:
-    """Update the tables of the lesions of each scan, and write those of the cohort."""
+def _write_lesions(settings: Settings, cohort: LesionCohort, uncounted: Container[str]) -> None:
+    """Update the tables of the lesions of each scan, and write those of the cohort.
+
+    Args:
+        uncounted: keys of the scans of which another run counts.
+    """
     output_dir = settings.output_dir
     if not settings.dry_run:
         problems = [*rules_differ(cohort), *_update_lesions(settings, cohort)]
+        cohort.leave_out(uncounted)
         problems += write_lesion_table(output_dir / cohort.table, cohort)
         write_json_atomic(with_extension(output_dir / cohort.table, ".json"), lesion_dictionary(cohort))
         for other in sorted(cohort.others):

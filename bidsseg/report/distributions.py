@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from bidsseg.derivative.cohort_numbers import SELECTED
+
 BINS = 24
 SUMMARY = ("Count", "Mean", "StandardDeviation", "Minimum", "Maximum")
 """Entries about a column in the data dictionary of a table."""
@@ -69,7 +71,7 @@ class Line:
 
 
 def distributions(table: Path, columns: Sequence[str]) -> list[Distribution]:
-    """Return the distribution of each column; cells without a number are ignored.
+    """Return the distribution of each column; cells without a number, and runs that do not count, are left out.
 
     Args:
         table: a TSV file.
@@ -77,7 +79,7 @@ def distributions(table: Path, columns: Sequence[str]) -> list[Distribution]:
     size = len(columns)
     n, mean, squares = np.zeros(size, int), np.zeros(size), np.zeros(size)
     low, high = np.full(size, np.inf), np.full(size, -np.inf)
-    for _, values in _rows(table, columns):
+    for values in _counted(table, columns):
         known = np.isfinite(values)
         n += known
         step = np.where(known, values - mean, 0)
@@ -87,7 +89,7 @@ def distributions(table: Path, columns: Sequence[str]) -> list[Distribution]:
     width = np.where(high > low, high - low, 1)
     counts = np.zeros((size, BINS), int)
     everything = np.arange(size)
-    for _, values in _rows(table, columns):
+    for values in _counted(table, columns):
         known = np.isfinite(values)
         places = np.clip((values[known] - low[known]) / width[known] * BINS, 0, BINS - 1).astype(int)
         counts[everything[known], places] += 1
@@ -139,6 +141,11 @@ def _rows(table: Path, columns: Sequence[str]) -> Iterator[tuple[dict[str, str],
     with table.open(encoding="utf-8", newline="") as stream:
         for cells in csv.DictReader(stream, delimiter="\t"):
             yield cells, np.array([_number(cells[column]) for column in columns])
+
+
+def _counted(table: Path, columns: Sequence[str]) -> Iterator[np.ndarray]:
+    """Yield the numbers of each row, except those of runs that do not count."""
+    return (values for cells, values in _rows(table, columns) if cells.get(SELECTED) != "0")
 
 
 def _number(text: str) -> float:

@@ -292,6 +292,16 @@ def test_the_best_run_counts_and_all_are_listed(bids: Path, output: Path) -> Non
     assert "selected" not in table(output)[0] and len(table(output, "fraction")) == 4
 
 
+def test_the_cohort_on_the_pages_has_only_the_runs_that_count(bids: Path, output: Path) -> None:
+    for number in range(FEWEST):
+        add_result(output, {"subject": f"{number:02}", "run": "1"}, 100 + number, quality=0.9)
+        add_result(output, {"subject": f"{number:02}", "run": "2"}, 300, quality=0.5)
+    run_group(bids, output, runs="best")
+    cohort = dictionary(output)["GM"]["Cohort"]
+    assert isinstance(cohort, dict) and (cohort["Count"], cohort["Mean"], cohort["Maximum"]) == (FEWEST, 209, 218)
+    assert "0.21 ± 0.01 ml (0.20 to 0.22)" in (output / "group.html").read_text()
+
+
 def test_a_corrected_run_is_the_best_and_a_scan_without_run_the_first(bids: Path, output: Path) -> None:
     add_result(output, {"subject": "01"}, quality=0.9)
     for number in ("2", "10"):

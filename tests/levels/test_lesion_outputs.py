@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -149,6 +150,16 @@ def test_places_and_regions_come_from_a_map_that_is_written_later(run: Callable[
     links = re.findall(r'<a href="(\S*longitudinal\S*)">', of_cohort)
     assert links == ["sub-01_desc-tiny_longitudinal.html"], "not of a participant of no scan, or of another program"
     assert by_region.stat().st_mtime_ns == before  # newer than its label maps
+
+
+def test_lesions_are_those_of_the_runs_that_count(run: Callable[..., Path], tmp_path: Path) -> None:
+    scan = tmp_path / "bids/sub-01/anat/sub-01_T1w.nii.gz"
+    shutil.copy(scan, scan.with_name("sub-01_run-2_T1w.nii.gz"))
+    output = run()
+    for words, runs in (((), ["n/a", "run-2", "n/a"]), (("--runs", "first"), ["n/a", "n/a"])):
+        run(*words, levels=("group",))
+        rows = pd.read_csv(output / "group_label-lesion_desc-tiny_morph.tsv", sep="\t", keep_default_na=False)
+        assert rows.get("run_id", pd.Series(["n/a"] * len(rows))).tolist() == runs
 
 
 def test_places_come_with_the_scan_if_the_map_is_there(run: Callable[..., Path]) -> None:
