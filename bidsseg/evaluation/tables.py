@@ -122,7 +122,7 @@ def _write(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]
     import pandas as pd
 
     table = pd.DataFrame(rows, columns=list(columns)).astype({"index": "Int64"})
-    write_table(path, table, float_format="%.6g")
+    write_table(path, table, float_format="%.8g")
 
 
 def _description(text: str, study: Study) -> dict[str, Any]:

@@ -68,6 +68,21 @@ def test_results_equal_plain_formulas(folders: tuple[Path, Path], mask: Mask) ->
     assert f"mean Dice {np.mean(means):.3f}" in console.messages[0] and not console.warnings
 
 
+def test_large_volumes_agree_with_their_difference(tmp_path: Path) -> None:
+    out, manual = tmp_path / "out", tmp_path / "manual"
+    affine = np.diag([11.11, 11.11, 11.11, 1])
+    found = found_map(0)
+    add_map(out, TWO[0], found)
+    save(next(out.rglob("*_dseg.nii.gz")), found, affine)
+    save(manual_path(manual, KEYS[0]), blobs(0, regions=3), affine)
+    run(out, {"FAST": [manual]})
+    table, _ = tables(out)
+    assert table["found-mm3"].max() > 1e6
+    volumes = np.bincount(found.ravel())[1:4] * 11.11**3
+    np.testing.assert_allclose(table["found-mm3"], volumes, atol=0.1)
+    np.testing.assert_allclose(table["found-mm3"] - table["reference-mm3"], table["volume-difference-mm3"], atol=0.1)
+
+
 def test_mean_volumes_are_over_participants_like_their_difference(folders: tuple[Path, Path]) -> None:
     out, manual = folders
     add_map(out, {"subject": "01", "session": "2"}, found_map(5))
