@@ -160,7 +160,7 @@ def gather(cohort: Cohort, results: Sequence[Result], runs: Runs) -> Numbers:
     """
     names = {name: place for place, name in enumerate(cohort.regions.values())}
     readable, counted, soft, calibrated, estimated = [], [], [], [], []
-    qualities, manual, findings, weights, modalities = [], [], [], [], []
+    qualities, corrected, findings, weights, modalities = [], [], [], [], []
     for result in results:
         try:
             table = result.volumes()
@@ -177,13 +177,13 @@ def gather(cohort: Cohort, results: Sequence[Result], runs: Runs) -> Numbers:
         soft.append(rows[1])
         sidecar = result.sidecar()
         qualities.append(sidecar_keys.quality(sidecar))
-        manual.append(sidecar_keys.is_manual(sidecar))
+        corrected.append(result.is_corrected())
         findings.append(sidecar_keys.finding_codes(sidecar))
         weights.append(sidecar_keys.weights(sidecar))
         modalities.append(sidecar_keys.modality(sidecar))
     regions, pairs = _regions(cohort, readable)
     quality = np.array([np.nan if value is None else value for value in qualities])
-    rank = np.where(manual, np.inf, quality)
+    rank = np.where(corrected, np.inf, quality)
     shape = len(readable), len(names)
     return Numbers(
         readable,

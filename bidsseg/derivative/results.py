@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -76,15 +76,20 @@ class Result:
         Args:
             volumes: those of this result, which are tested first, without reading a table.
         """
-        others = (volume for path in self._tables() if path != self.path for volume in _volumes_or_none(path))
+        paths = (result.path for result in self._in_all_protocols() if result.path != self.path)
+        others = (volume for path in paths for volume in _volumes_or_none(path))
         return any(volume.expected_dice is not None for volume in chain(volumes, others))
 
-    def _tables(self) -> Iterator[Path]:
-        """Yield the tables of volumes of the scan and model, in all protocols."""
+    def is_corrected(self) -> bool:
+        """Return whether a label map of the scan by this model, in any protocol, was corrected by hand."""
+        return any(result.manual for result in self._in_all_protocols())
+
+    def _in_all_protocols(self) -> Iterator[Result]:
+        """Yield the results of the scan by this model, in all protocols."""
         for path in sorted(self.path.parent.glob(f"sub-*_seg-*_desc-{self.model}_morph.tsv")):
             parsed = parse_name(path.name)
             if parsed and {**parsed[0], "segmentation": self.protocol} == self._entities:
-                yield path
+                yield replace(self, protocol=parsed[0]["segmentation"], path=path)
 
     def findings(self) -> list[str]:
         """Return the codes of the findings in the scan and its result, those of the result first."""

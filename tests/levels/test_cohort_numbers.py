@@ -314,6 +314,16 @@ def test_a_corrected_run_is_the_best_and_a_scan_without_run_the_first(bids: Path
     assert [row["selected"] for row in table(output)] == ["0", "1", "0"]
 
 
+def test_a_run_with_one_corrected_label_map_counts_in_every_protocol(bids: Path, output: Path) -> None:
+    for number, quality in (("1", 0.9), ("2", 0.7)):
+        add_result(output, {"subject": "01", "run": number}, quality=quality, protocols=("FAST", "FreeSurfer"))
+    (output / f"sub-01/anat/sub-01_run-2_seg-FAST_desc-{MODEL}_dseg.json").write_text('{"Manual": true}')
+    run_group(bids, output, runs="best")
+    for protocol in ("FAST", "FreeSurfer"):
+        assert [row["selected"] for row in table(output, protocol=protocol)] == ["0", "1"]
+    assert [row["status"] for row in table(output, protocol="FreeSurfer")] == ["done", "done"]
+
+
 def test_runs_of_other_acquisitions_are_chosen_apart() -> None:
     sources = [
         {"subject": "01", "acquisition": "a", "run": "1"},
