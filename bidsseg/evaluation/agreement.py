@@ -18,6 +18,9 @@ from bidsseg.errors import DataError
 from bidsseg.labels.protocol import Protocol, Region
 from bidsseg.settings import Mask
 
+Spacing = Sequence[float] | np.ndarray
+"""Size of a voxel along each axis (3,), or the step of each axis as a row (3, 3)."""
+
 
 @dataclass(frozen=True, eq=False)
 class Agreement:
@@ -49,7 +52,7 @@ class Agreement:
 
 
 def compare(
-    found: np.ndarray, reference: np.ndarray, protocol: Protocol, *, spacing_mm: Sequence[float], mask: Mask = "own"
+    found: np.ndarray, reference: np.ndarray, protocol: Protocol, *, spacing_mm: Spacing, mask: Mask = "own"
 ) -> Agreement:
     """Return all measures of one brain.
 
@@ -57,7 +60,7 @@ def compare(
         found: evaluated label map (X, Y, Z).
         reference: reference label map (X, Y, Z).
         protocol: protocol of both maps.
-        spacing_mm: size of a voxel along each axis.
+        spacing_mm: see `Spacing`; axes need not be perpendicular.
         mask: see :func:`counted`.
 
     Raises:
@@ -66,10 +69,10 @@ def compare(
     return measured(*counted(found, reference, protocol, mask=mask), protocol, spacing_mm=spacing_mm)
 
 
-def measured(found: np.ndarray, reference: np.ndarray, protocol: Protocol, *, spacing_mm: Sequence[float]) -> Agreement:
+def measured(found: np.ndarray, reference: np.ndarray, protocol: Protocol, *, spacing_mm: Spacing) -> Agreement:
     """Return all measures of one brain, from the maps (X, Y, Z) that :func:`counted` returns."""
     indices = [region.index for region in scored_regions(protocol)]
-    voxel_mm3 = float(np.prod(spacing_mm))
+    voxel_mm3 = abs(float(np.linalg.det(_steps(spacing_mm))))
     return Agreement(
         dice(found, reference, indices),
         *surface_distances(found, reference, indices, spacing_mm=spacing_mm),
@@ -124,7 +127,7 @@ def voxel_counts(labels: np.ndarray, indices: Sequence[int]) -> np.ndarray:
 
 
 def surface_distances(
-    found: np.ndarray, reference: np.ndarray, indices: Sequence[int], *, spacing_mm: Sequence[float]
+    found: np.ndarray, reference: np.ndarray, indices: Sequence[int], *, spacing_mm: Spacing
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the 95 % Hausdorff distance and the mean surface distance (mm) of each region, both of shape (R,).
 
@@ -144,7 +147,7 @@ def surface_distances(
     return hausdorff95, mean
 
 
-def _surfaces(labels: np.ndarray, indices: Sequence[int], spacing_mm: Sequence[float]) -> Iterator[np.ndarray]:
+def _surfaces(labels: np.ndarray, indices: Sequence[int], spacing_mm: Spacing) -> Iterator[np.ndarray]:
     """Yield the positions (N, 3) in mm of the surface voxels of each region; N is 0 for an absent region."""
     boxes = ndimage.find_objects(labels, max(indices))
     for index in indices:
@@ -154,7 +157,13 @@ def _surfaces(labels: np.ndarray, indices: Sequence[int], spacing_mm: Sequence[f
             continue
         region = labels[box] == index
         surface = region & ~ndimage.binary_erosion(region)
-        yield (np.argwhere(surface) + [side.start for side in box]) * np.asarray(spacing_mm, float)
+        yield (np.argwhere(surface) + [side.start for side in box]) @ _steps(spacing_mm)
+
+
+def _steps(spacing_mm: Spacing) -> np.ndarray:
+    """Return the step of each axis as a row (3, 3)."""
+    steps = np.asarray(spacing_mm, float)
+    return np.diag(steps) if steps.ndim == 1 else steps
 
 
 def brain_means(values: np.ndarray) -> np.ndarray:

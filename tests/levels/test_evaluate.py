@@ -83,6 +83,21 @@ def test_large_volumes_agree_with_their_difference(tmp_path: Path) -> None:
     np.testing.assert_allclose(table["found-mm3"] - table["reference-mm3"], table["volume-difference-mm3"], atol=0.1)
 
 
+def test_volumes_and_distances_on_axes_that_are_not_perpendicular(tmp_path: Path) -> None:
+    out, manual = tmp_path / "out", tmp_path / "manual"
+    affine = np.array([[1, 0, 1, 0], [0, 2, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])  # the third axis is tilted by 45°
+    found, reference = np.zeros((2, 12, 12, 12), np.uint8)
+    found[2, 3, 4:7] = reference[6, 3, 2] = 1
+    add_map(out, TWO[0], found)
+    save(next(out.rglob("*_dseg.nii.gz")), found, affine)
+    save(manual_path(manual, KEYS[0]), reference, affine)
+    run(out, {"FAST": [manual]})
+    [row] = tables(out)[0].to_dict("records")
+    assert (row["found-mm3"], row["reference-mm3"]) == (6, 2), "the volume of morph.tsv"
+    distances = np.hypot([-2, -1, 0], [2, 3, 4])
+    assert row["surface-distance-mm"] == pytest.approx((distances.sum() + distances.min()) / 4, rel=1e-6)
+
+
 def test_mean_volumes_are_over_participants_like_their_difference(folders: tuple[Path, Path]) -> None:
     out, manual = folders
     add_map(out, {"subject": "01", "session": "2"}, found_map(5))
