@@ -143,8 +143,9 @@ def _dictionary(columns: Sequence[str], about: About) -> dict[str, Any]:
     for column in columns:
         base = column.removesuffix("-low").removesuffix("-high") if column not in DESCRIPTIONS else column
         if base != column:
-            end = "Lower" if column.endswith("-low") else "Upper"
-            found[column] = {"Description": f"{end} end of the 95 % interval of {base}"}
+            end, (_, unit) = "Lower" if column.endswith("-low") else "Upper", DESCRIPTIONS[base]
+            text = f"{end} end of the 95 % interval of {base}"
+            found[column] = {"Description": text, **({"Units": unit} if unit else {})}
         elif column == "participants":
             found[column] = {"Description": "Number of participants in the mean Dice"}
         else:
