@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -84,11 +84,13 @@ def write_text_atomic(path: Path, text: str) -> None:
         stream.write(text.encode(errors="backslashreplace"))
 
 
-def write_table(path: Path, table: pd.DataFrame, *, float_format: str | None = None, missing: str = "n/a") -> None:
+def write_table(
+    path: Path, table: pd.DataFrame, *, float_format: str | Callable[[Any], str] | None = None, missing: str = "n/a"
+) -> None:
     """Write a table with columns separated by tabs, whole or not at all; its folder is created if needed.
 
     Args:
-        float_format: format of numbers, as for ``%``; by default, all digits.
+        float_format: format of numbers, as for ``%`` or as a function; by default, all digits.
         missing: text of a missing value; the default is that of BIDS.
 
     Raises:

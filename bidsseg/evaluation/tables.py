@@ -122,7 +122,12 @@ def _write(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]
     import pandas as pd
 
     table = pd.DataFrame(rows, columns=list(columns)).astype({"index": "Int64"})
-    write_table(path, table, float_format="%.8g")
+    write_table(path, table, float_format=_shown)
+
+
+def _shown(value: float) -> str:
+    """Return a number with six digits, or with all digits before the point if there are more."""
+    return f"{value:.6g}" if abs(value) < 1e6 else f"{value:.0f}"
 
 
 def _description(text: str, study: Study) -> dict[str, Any]:

@@ -79,8 +79,8 @@ def test_large_volumes_agree_with_their_difference(tmp_path: Path) -> None:
     table, _ = tables(out)
     assert table["found-mm3"].max() > 1e6
     volumes = np.bincount(found.ravel())[1:4] * 11.11**3
-    np.testing.assert_allclose(table["found-mm3"], volumes, atol=0.1)
-    np.testing.assert_allclose(table["found-mm3"] - table["reference-mm3"], table["volume-difference-mm3"], atol=0.1)
+    np.testing.assert_allclose(table["found-mm3"], volumes, atol=0.5)
+    np.testing.assert_allclose(table["found-mm3"] - table["reference-mm3"], table["volume-difference-mm3"], atol=1.5)
 
 
 def test_volumes_and_distances_on_axes_that_are_not_perpendicular(tmp_path: Path) -> None:
