@@ -96,7 +96,7 @@ def _time(table: Path, column: str, values: set[str]) -> datetime | None:
     if not table.is_file():
         return None
     try:
-        rows = read_table(table)
+        rows = [{name.strip(): cell.strip() for name, cell in row.items()} for row in read_table(table)]
         text = next((row["acq_time"] for row in rows if row[column] in values), "")
         return datetime.fromisoformat(text).replace(tzinfo=None)
     except (BidssegError, KeyError, ValueError, AttributeError):

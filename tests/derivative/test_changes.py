@@ -119,6 +119,14 @@ def test_dates_define_the_order(tmp_path: Path) -> None:
     assert series.sessions == ["ses-a", "ses-b"] and series.years == [None, None]
 
 
+def test_blanks_around_cells_hide_no_date(tmp_path: Path) -> None:
+    (tmp_path / "sub-01").mkdir()
+    table = "session_id\t acq_time\nses-1 \t2020-01-01 \n ses-2\t2021-01-01\n"
+    (tmp_path / "sub-01/sub-01_sessions.tsv").write_text(table)
+    [series], _ = find_series([scan(tmp_path, "1"), scan(tmp_path, "2")], tmp_path)
+    assert series.years == pytest.approx([0, 366 / 365.25])
+
+
 def test_without_all_dates_no_time_is_known(tmp_path: Path) -> None:
     scans = [scan(tmp_path, label) for label in ("12m", "baseline", "late")]
     (tmp_path / "sub-01").mkdir()
