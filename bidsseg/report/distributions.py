@@ -26,6 +26,7 @@ class Distribution:
     """The values of one column.
 
     Attributes:
+        sd: standard deviation (of a sample: N - 1); NaN for one value.
         counts: number of values in each of BINS equal steps from the smallest to the largest, shape (BINS,).
     """
 
@@ -38,9 +39,9 @@ class Distribution:
     counts: np.ndarray = field(default_factory=lambda: np.zeros(BINS, int))
 
     def summary(self) -> dict[str, float]:
-        """Return everything except the counts, in JSON form."""
+        """Return everything except the counts, and a deviation that is not known, in JSON form."""
         figures = zip(SUMMARY, (self.n, self.mean, self.sd, self.smallest, self.largest), strict=True)
-        return {key: float(f"{value:.10g}") for key, value in figures}
+        return {key: float(f"{value:.10g}") for key, value in figures if np.isfinite(value)}
 
     @classmethod
     def of(cls, name: str, summary: Mapping[str, float]) -> Distribution:
@@ -93,7 +94,7 @@ def distributions(table: Path, columns: Sequence[str]) -> list[Distribution]:
         known = np.isfinite(values)
         places = np.clip((values[known] - low[known]) / width[known] * BINS, 0, BINS - 1).astype(int)
         counts[everything[known], places] += 1
-    sd = np.sqrt(squares / np.maximum(n - 1, 1))
+    sd = np.sqrt(np.where(n > 1, squares / np.maximum(n - 1, 1), np.nan))
     return [
         Distribution(name, int(n[i]), float(mean[i]), float(sd[i]), float(low[i]), float(high[i]), counts[i])
         for i, name in enumerate(columns)

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from bidsseg import __version__
 from bidsseg.files import write_text_atomic
+from bidsseg.reading import NOT_AVAILABLE
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -31,7 +32,11 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["millilitres"] = lambda mm3: "" if mm3 is None else f"{mm3 / 1000:.2f}"
-    environment.filters["decimals"] = lambda value, digits=2: "" if value is None else f"{value:.{digits}f}"
+    environment.filters["millilitres"] = lambda mm3: "" if mm3 is None else _number(mm3 / 1000, 2)
+    environment.filters["decimals"] = lambda value, digits=2: "" if value is None else _number(value, digits)
     environment.filters["known"] = lambda value, digits=2: f"{value:z.{digits}f}" if math.isfinite(value) else ""
     return environment
+
+
+def _number(value: float, digits: int) -> str:
+    return NOT_AVAILABLE if math.isnan(value) else f"{value:.{digits}f}"

@@ -302,6 +302,14 @@ def test_the_cohort_on_the_pages_has_only_the_runs_that_count(bids: Path, output
     assert "0.21 ± 0.01 ml (0.20 to 0.22)" in (output / "group.html").read_text()
 
 
+def test_one_scan_has_no_standard_deviation(bids: Path, output: Path) -> None:
+    add_result(output, {"subject": "01"})
+    run_group(bids, output)
+    cohort = {"Count": 1, "Mean": 60, "Minimum": 60, "Maximum": 60}
+    assert dictionary(output)["GM"]["Cohort"] == cohort
+    assert "0.06 ± n/a ml (0.06 to 0.06)" in (output / "group.html").read_text()
+
+
 def test_a_corrected_run_is_the_best_and_a_scan_without_run_the_first(bids: Path, output: Path) -> None:
     add_result(output, {"subject": "01"}, quality=0.9)
     for number in ("2", "10"):
