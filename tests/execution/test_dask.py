@@ -1,5 +1,6 @@
 """The level participant on a Dask cluster of real processes: results, failures, and workers that die."""
 
+import asyncio
 import math
 import os
 import shlex
@@ -21,6 +22,7 @@ import numpy as np
 import phantoms
 import psutil
 import pytest
+from dask_jobqueue.slurm import SLURMJob
 from fake_model import App, make_app
 from nifti import load_nifti
 from recording_console import RecordingConsole
@@ -76,10 +78,29 @@ def results(app: App) -> dict[str, bytes]:
     return {name: content for name, content in app.files("**/*").items() if not name.startswith("logs/")}
 
 
+@pytest.fixture
+def asked_of_processes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the processes of a run on this machine are given: settings, environment, threads and interrupts."""
+    found: list[Any] = []
+    start = spreading.on_this_machine
+
+    @contextmanager
+    def ask(settings: Settings, workers: Workers) -> Iterator[tuple[distributed.Client, Settings]]:
+        with start(settings, workers) as (client, asked):
+            arenas = client.run(lambda: os.environ["MALLOC_ARENA_MAX"])
+            interrupts = client.run(lambda: signal.getsignal(signal.SIGINT))
+            found.extend([asked, arenas, client.nthreads(), interrupts])
+            yield client, asked
+
+    monkeypatch.setattr(spreading, "on_this_machine", ask)
+    return found
+
+
 @pytest.mark.usefixtures("two_processes")
 def test_processes_of_one_machine(
     tmp_path: Path,
     make_bids: Callable[..., Path],
+    asked_of_processes: list[Any],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -88,22 +109,18 @@ def test_processes_of_one_machine(
     monkeypatch.setenv("FAKE_MODEL_PRECISION", "bf16")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     next((app.bids / "sub-03" / "anat").glob("sub-03_run-*2_T1w.nii.gz")).write_bytes(b"nothing")
-    assert app("--n-cpus", "2", "--omp-nthreads", "1") == 1
+    assert app("--n-cpus", "4", "--omp-nthreads", "2") == 1
     assert sorted(app.fates.values()) == ["done"] * 5 + ["failed"]
     error = capsys.readouterr().err
     assert "[6/6]" in error and error.count("emulation is") == (1 if cpu_flags() else 0)
+    asked, arenas, threads, interrupts = asked_of_processes
+    assert (asked.n_cpus, asked.memory_mb) == (2, 16_000)
+    assert set(arenas.values()) == {"1"} and len(arenas) == 2
+    assert set(threads.values()) == {spreading.TASKS}
+    assert set(interrupts.values()) == {signal.SIG_IGN}
     spread, app.output = results(app), tmp_path / "alone"
     assert app() == 1
     assert results(app) == spread
-
-
-@pytest.mark.usefixtures("two_processes")
-def test_what_each_process_of_this_machine_is_given(app: App) -> None:
-    with spreading.on_this_machine(Settings(app.bids, app.output), Workers(2, 4, 3000)) as (client, asked):
-        assert (asked.n_cpus, asked.memory_mb) == (4, 3000)
-        assert set(client.run(lambda: os.environ["MALLOC_ARENA_MAX"]).values()) == {"1"}
-        assert set(client.nthreads().values()) == {spreading.TASKS}
-        assert set(client.run(lambda: signal.getsignal(signal.SIGINT)).values()) == {signal.SIG_IGN}
 
 
 class Task:
@@ -314,32 +331,33 @@ def test_who_waits_for_workers_is_told(
     assert script.rindex("--memory-limit 0") > script.rindex("--memory-limit 1.86GiB")
 
 
-@pytest.mark.parametrize(
-    ("command", "cancel", "reason"),
-    [
-        ("scancel-of-another-machine", None, "scancel-of-another-machine"),
-        ("scancel", "sleep 60", "scancel: TimeoutError"),
-        ("scancel", "echo 'Invalid job id' >&2; exit 1", None),  # the job may have ended by itself
-    ],
-)
-def test_jobs_that_cannot_be_cancelled_are_a_warning(
-    command: str,
-    cancel: str | None,
-    reason: str | None,
+def test_a_job_that_cannot_be_cancelled_in_time_is_a_warning(
     app: App,
     batch_system: Callable[..., list[str]],
     fake_jobs: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("dask_jobqueue.slurm.SLURMJob.cancel_command", command)
-    monkeypatch.setattr(spreading, "CANCEL_S", 1.0 if reason and "Timeout" in reason else 300.0)
-    assert app(*batch_system(sbatch(fake_jobs, 0), cancel), "--participant-label", "01") == 0
+    monkeypatch.setattr(spreading, "CANCEL_S", 1.0)
+    assert app(*batch_system(sbatch(fake_jobs, 0), "sleep 60"), "--participant-label", "01") == 0
     error = capsys.readouterr().err
     assert "internal error" not in error and "Traceback" not in error
-    assert ("slurm: jobs of this run could not be cancelled" in error) == (reason is not None)
-    assert reason is None or reason in error
+    assert "slurm: jobs of this run could not be cancelled (scancel: TimeoutError)" in error
     assert app.fates == {"sub-01": "done"}
+
+
+@pytest.mark.parametrize(
+    ("command", "reasons"),
+    [
+        ("scancel-of-another-machine", ["scancel-of-another-machine: "]),
+        ("scancel", []),  # the job may have ended by itself
+    ],
+)
+def test_why_a_job_was_not_cancelled(command: str, reasons: list[str], batch_system: Callable[..., list[str]]) -> None:
+    batch_system("", "echo 'Invalid job id' >&2; exit 1")
+    job = spreading.recorded(SLURMJob, submissions := spreading.Submissions())
+    asyncio.run(job._close_job("7", command))  # type: ignore[attr-defined]
+    assert [reason[: len(command) + 2] for reason in submissions.left] == reasons
 
 
 def test_a_cluster_that_cannot_be_closed_is_a_warning(tmp_path: Path) -> None:
