@@ -34,6 +34,7 @@ from bidsseg.image.volume import Volume
 from bidsseg.levels.longitudinal import longitudinal_level
 from bidsseg.levels.participant import participant_level
 from bidsseg.models.library import load_model
+from bidsseg.registration import linear
 from bidsseg.registration.align import Motion
 from bidsseg.registration.linear import motion_of
 from bidsseg.segmentation.predict import segment
@@ -86,15 +87,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def roughly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compare few voxels in registrations, where it does not matter how exact they are."""
-    monkeypatch.setattr("bidsseg.registration.linear.SAMPLES", 3000)
+    """Compare few voxels at one resolution in registrations, where it does not matter how exact they are."""
+    monkeypatch.setattr(linear, "SAMPLES", 3000)
+    monkeypatch.setattr(linear, "LEVELS_MM", (6.0,))
 
 
 def run(bids: Path, model: Path, **more: Any) -> RecordingConsole:
-    """Run the level and return the recorded messages."""
+    """Run the level, with a third of the usual voxels in registrations at most, and return the recorded messages."""
     console = RecordingConsole()
     given = {"skip_validation": True, "precision": "fp32", "n_cpus": 1, "report": console, **more}
-    longitudinal_level(Settings(bids, bids.parent / "out", model=str(model), **given))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear, "SAMPLES", min(linear.SAMPLES, 10_000))
+        longitudinal_level(Settings(bids, bids.parent / "out", model=str(model), **given))
     return console
 
 
