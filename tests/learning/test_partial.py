@@ -86,16 +86,15 @@ def trained(
 
 
 @pytest.fixture
-def quickly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Use one thread, which is fastest for a small network, and no seed for GPUs, which takes longer than a draw."""
-    monkeypatch.setattr(torch, "manual_seed", torch.default_generator.manual_seed)
+def one_thread() -> Iterator[None]:
+    """Use one thread, which is fastest for a small network."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
 
-@pytest.mark.usefixtures("quickly")
+@pytest.mark.usefixtures("one_thread")
 def test_partial_annotations_help_where_one_full_one_has_no_more_to_teach(tmp_path: Path) -> None:
     """Joint, then full annotations are better than full ones alone for as many steps, by a Dice of at least .03."""
     one = [brain(1, full=True)]
