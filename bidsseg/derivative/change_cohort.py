@@ -17,7 +17,7 @@ from bidsseg.derivative.results import mixed_weights, participant_folders
 from bidsseg.derivative.sidecar_keys import is_record, read_sidecar, weights
 from bidsseg.errors import BidssegError
 from bidsseg.files import table_writer, write_json_atomic
-from bidsseg.reading import read_table
+from bidsseg.reading import NOT_AVAILABLE, read_table
 
 COUNTED = ("new", "enlarged", "stable", "shrunken", "vanished")
 """Statuses of lesions that are compared with the session before."""
@@ -55,9 +55,12 @@ class Comparison:
     path: Path
 
     def sessions(self) -> dict[str, str]:
-        """Return the sessions that were compared, in their order, with the years since the first one."""
+        """Return the sessions that were compared, in their order, with the years since the first one.
+
+        A model without label maps writes no years, and nothing about a participant without lesions.
+        """
         tables = sorted(self.path.parent.glob(f"sub-*_seg-*_desc-{self.model}_longitudinal.tsv"))
-        return {row[SESSION]: row["years"] for table in tables[:1] for row in read_table(table)}
+        return {row[SESSION]: row.get("years", NOT_AVAILABLE) for row in read_table([*tables, self.path][0])}
 
 
 Changes = dict[tuple[str, str], list[Comparison]]

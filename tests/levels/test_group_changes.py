@@ -100,6 +100,17 @@ def test_lesions_are_counted_by_status(bids: Path, output: Path) -> None:
     assert set(rows[0]) <= set(json.loads((output / f"{LESIONS}.json").read_text()))
 
 
+def test_lesions_of_a_model_without_label_maps(bids: Path, output: Path) -> None:
+    add_comparison(output, "02", [50, 50], [ball(4), ball(3)])
+    for path in output.glob("sub-02/anat/sub-02_seg-*"):
+        path.unlink()
+    run_group(bids, output)
+    rows = rows_of(output / f"{LESIONS}.tsv")
+    assert [(row["session_id"], row["years"], row["volume-mm3"]) for row in rows] == [
+        ("ses-1", "n/a", "64.0"), ("ses-2", "n/a", "27.0"),
+    ]  # fmt: skip
+
+
 def test_only_the_selected_participants_and_sessions_are_in_the_tables(bids: Path, output: Path) -> None:
     for subject in ("02", "10"):
         add_comparison(output, subject, [50, 50], [ball(4), ball(3)])
