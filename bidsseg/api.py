@@ -170,7 +170,7 @@ def compare(
             raise DataError(
                 f"label maps of {one.shape} and {drawn.shape} voxels are on different grids: resample one to the other"
             )
-        measured = agreement.compare(one.data, other.data, table, spacing_mm=other.affine[:3, :3].T, mask=mask)
+        measured = agreement.compare(one.data, other.data, table, affine=other.affine, mask=mask)
     regions = [region for region in table.regions if region.scored and region.index != 0]
     return pd.DataFrame(
         {

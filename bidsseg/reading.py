@@ -95,14 +95,16 @@ def read_table(
 ) -> list[dict[str, str]]:
     """Return the rows of a tab-separated table with a header; missing cells are empty.
 
-    Columns without a name are left out; of columns with the same name, the last one counts.
+    Columns without a name are left out; of columns with the same name, the last one counts. Blanks around names and
+    cells are no part of them.
 
     Args:
         quotes: whether quotation marks enclose cells; otherwise, they are ordinary characters.
         separator: the character between cells.
     """
     header, *rows = read_cells(path, kind, quotes=quotes, separator=separator) or [[]]
-    return [{name: cell for name, cell in zip_longest(header, row, fillvalue="") if name} for row in rows]
+    names = [name.strip() for name in header]
+    return [{name: cell.strip() for name, cell in zip_longest(names, row, fillvalue="") if name} for row in rows]
 
 
 def columns(table: Path) -> list[str]:

@@ -13,8 +13,9 @@ from bidsseg.reading import NOT_AVAILABLE, object_or_empty, read_cells
 
 PARTICIPANT, SESSION = "participant_id", "session_id"
 AGE = "age"
-DAYS = {"year": 365.25, "yr": 365.25, "y": 365.25, "month": 365.25 / 12, "week": 7.0, "day": 1.0}
-"""Days of the units that an age may have."""
+DAYS_PER_YEAR = 365.25
+YEARS = {"year": 1, "yr": 1, "y": 1, "month": 1 / 12, "week": 7 / DAYS_PER_YEAR, "day": 1 / DAYS_PER_YEAR}
+"""Years of the units that an age may have."""
 Cells = dict[str, str]
 """The cells of a row, by column."""
 
@@ -56,7 +57,7 @@ class Particulars:
         for table in ("sessions", "participants"):
             unit = str(self.described.get((table, AGE), {}).get("Units", "year")).strip().lower()
             try:
-                return float(cells[table, AGE]) * DAYS[unit.removesuffix("s")] / DAYS["year"]
+                return float(cells[table, AGE]) * YEARS[unit.removesuffix("s")]
             except (KeyError, ValueError):
                 continue
         return None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bidsseg.bids.names import build_name, with_extension
 from bidsseg.bids.outputs import filled
+from bidsseg.bids.particulars import DAYS_PER_YEAR
 from bidsseg.bids.scan import Scan
 from bidsseg.errors import BidssegError, listed
 from bidsseg.reading import read_table
@@ -18,7 +19,6 @@ SPACE = "halfway"
 """The ``space-`` of images between the sessions."""
 ORIGINAL = "orig"
 """The ``space-`` and the reference of images on the grid of the T1w of a session."""
-DAYS_PER_YEAR = 365.25
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _time(table: Path, column: str, values: set[str]) -> datetime | None:
     if not table.is_file():
         return None
     try:
-        rows = [{name.strip(): cell.strip() for name, cell in row.items()} for row in read_table(table)]
+        rows = read_table(table)
         text = next((row["acq_time"] for row in rows if row[column] in values), "")
         return datetime.fromisoformat(text).replace(tzinfo=None)
     except (BidssegError, KeyError, ValueError, AttributeError):

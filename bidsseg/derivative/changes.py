@@ -146,20 +146,20 @@ def lesion_table(visits: Visits, masks: Sequence[np.ndarray]) -> pd.DataFrame:
     pieces, count = ndimage.label(np.any(masks, 0), TOUCHING)
     mm3 = np.array([np.bincount(pieces[mask], minlength=count + 1)[1:] for mask in masks]) * visits.voxel_mm3
     parts = [ndimage.label(mask, TOUCHING)[0] for mask in masks]
-    merged = [_joining(now, before, pieces) for before, now in pairwise(parts)]
-    split = [_joining(before, now, pieces) for before, now in pairwise(parts)]
+    first = np.full(count, np.nan)
+    merged = np.array([first, *(_joining(now, before, pieces) for before, now in pairwise(parts))])
+    split = np.array([first, *(_joining(before, now, pieces) for before, now in pairwise(parts))])
     numbers = np.argsort(-mm3.max(0), kind="stable") if count else np.zeros(0, int)
     centres = ndimage.center_of_mass(pieces > 0, pieces, numbers + 1) if count else []
     rows: list[dict[str, Any]] = []
     for lesion, (number, centre) in enumerate(zip(numbers, centres, strict=True), 1):
         x, y, z = apply_affine(visits.affine, centre).round(1).tolist()
         before: float | None = None
-        for place, (label, volume) in enumerate(zip(visits.labels, mm3[:, number].tolist(), strict=True)):
+        of_sessions = zip(visits.labels, mm3[:, number].tolist(), merged[:, number], split[:, number], strict=True)
+        for label, volume, joined, parted in of_sessions:
+            change = np.nan if before is None else volume - before
             row = {"lesion": lesion, "x-mm": x, "y-mm": y, "z-mm": z, "session_id": label, "volume-mm3": volume}
-            row["status"] = lesion_status(before, volume)
-            if before is not None:
-                row["change-mm3"] = volume - before
-                row |= {"merged": merged[place - 1][number], "split": split[place - 1][number]}
+            row |= {"change-mm3": change, "status": lesion_status(before, volume), "merged": joined, "split": parted}
             rows.append(row)
             before = volume
     table = pd.DataFrame(rows, columns=list(LESION_CHANGES)).round({"volume-mm3": 3, "change-mm3": 3})

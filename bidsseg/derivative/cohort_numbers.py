@@ -177,7 +177,7 @@ def gather(cohort: Cohort, results: Sequence[Result], runs: Runs) -> Numbers:
         soft.append(rows[1])
         sidecar = result.sidecar()
         qualities.append(sidecar_keys.quality(sidecar))
-        corrected.append(result.is_corrected())
+        corrected.append(runs == "best" and result.is_corrected())
         findings.append(sidecar_keys.finding_codes(sidecar))
         weights.append(sidecar_keys.weights(sidecar))
         modalities.append(sidecar_keys.modality(sidecar))

@@ -18,9 +18,6 @@ from bidsseg.errors import DataError
 from bidsseg.labels.protocol import Protocol, Region
 from bidsseg.settings import Mask
 
-Spacing = Sequence[float] | np.ndarray
-"""Size of a voxel along each axis (3,), or the step of each axis as a row (3, 3)."""
-
 
 @dataclass(frozen=True, eq=False)
 class Agreement:
@@ -52,7 +49,7 @@ class Agreement:
 
 
 def compare(
-    found: np.ndarray, reference: np.ndarray, protocol: Protocol, *, spacing_mm: Spacing, mask: Mask = "own"
+    found: np.ndarray, reference: np.ndarray, protocol: Protocol, *, affine: np.ndarray, mask: Mask = "own"
 ) -> Agreement:
     """Return all measures of one brain.
 
@@ -60,22 +57,22 @@ def compare(
         found: evaluated label map (X, Y, Z).
         reference: reference label map (X, Y, Z).
         protocol: protocol of both maps.
-        spacing_mm: see `Spacing`; axes need not be perpendicular.
+        affine: from voxels to mm, (4, 4); its axes need not be perpendicular.
         mask: see :func:`counted`.
 
     Raises:
         DataError: a map has values that the protocol lacks.
     """
-    return measured(*counted(found, reference, protocol, mask=mask), protocol, spacing_mm=spacing_mm)
+    return measured(*counted(found, reference, protocol, mask=mask), protocol, affine=affine)
 
 
-def measured(found: np.ndarray, reference: np.ndarray, protocol: Protocol, *, spacing_mm: Spacing) -> Agreement:
+def measured(found: np.ndarray, reference: np.ndarray, protocol: Protocol, *, affine: np.ndarray) -> Agreement:
     """Return all measures of one brain, from the maps (X, Y, Z) that :func:`counted` returns."""
     indices = [region.index for region in scored_regions(protocol)]
-    voxel_mm3 = abs(float(np.linalg.det(_steps(spacing_mm))))
+    voxel_mm3 = abs(float(np.linalg.det(affine[:3, :3])))
     return Agreement(
         dice(found, reference, indices),
-        *surface_distances(found, reference, indices, spacing_mm=spacing_mm),
+        *surface_distances(found, reference, indices, affine=affine),
         found_mm3=voxel_counts(found, indices) * voxel_mm3,
         reference_mm3=voxel_counts(reference, indices) * voxel_mm3,
         voxel_error=voxel_error(found, reference),
@@ -127,7 +124,7 @@ def voxel_counts(labels: np.ndarray, indices: Sequence[int]) -> np.ndarray:
 
 
 def surface_distances(
-    found: np.ndarray, reference: np.ndarray, indices: Sequence[int], *, spacing_mm: Spacing
+    found: np.ndarray, reference: np.ndarray, indices: Sequence[int], *, affine: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the 95 % Hausdorff distance and the mean surface distance (mm) of each region, both of shape (R,).
 
@@ -137,7 +134,7 @@ def surface_distances(
     voxels of both surfaces.
     """
     hausdorff95, mean = np.full(len(indices), np.nan), np.full(len(indices), np.nan)
-    surfaces = zip(_surfaces(found, indices, spacing_mm), _surfaces(reference, indices, spacing_mm), strict=True)
+    surfaces = zip(_surfaces(found, indices, affine), _surfaces(reference, indices, affine), strict=True)
     for i, (one, other) in enumerate(surfaces):
         if len(one) and len(other):
             # No distance transforms: a single stray voxel would enlarge the box of its region to the whole head.
@@ -147,7 +144,7 @@ def surface_distances(
     return hausdorff95, mean
 
 
-def _surfaces(labels: np.ndarray, indices: Sequence[int], spacing_mm: Spacing) -> Iterator[np.ndarray]:
+def _surfaces(labels: np.ndarray, indices: Sequence[int], affine: np.ndarray) -> Iterator[np.ndarray]:
     """Yield the positions (N, 3) in mm of the surface voxels of each region; N is 0 for an absent region."""
     boxes = ndimage.find_objects(labels, max(indices))
     for index in indices:
@@ -157,13 +154,7 @@ def _surfaces(labels: np.ndarray, indices: Sequence[int], spacing_mm: Spacing) -
             continue
         region = labels[box] == index
         surface = region & ~ndimage.binary_erosion(region)
-        yield (np.argwhere(surface) + [side.start for side in box]) @ _steps(spacing_mm)
-
-
-def _steps(spacing_mm: Spacing) -> np.ndarray:
-    """Return the step of each axis as a row (3, 3)."""
-    steps = np.asarray(spacing_mm, float)
-    return np.diag(steps) if steps.ndim == 1 else steps
+        yield (np.argwhere(surface) + [side.start for side in box]) @ affine[:3, :3].T
 
 
 def brain_means(values: np.ndarray) -> np.ndarray:

@@ -77,7 +77,7 @@ def compare_pair(pair: Pair, protocol: Protocol, mask: Mask) -> Case:
     """Return the comparison of two label maps. It raises the errors of :func:`read_pair`."""
     notes: list[tuple[Path, str]] = []
     found, reference = read_pair(pair, protocol, mask, note=lambda *remark: notes.append(remark))
-    agreement = measured(found.data, reference.data, protocol, spacing_mm=reference.affine[:3, :3].T)
+    agreement = measured(found.data, reference.data, protocol, affine=reference.affine)
     lesions = None
     if protocol.lesions:
         indices = [region.index for region in scored_regions(protocol)]

@@ -31,7 +31,8 @@ from bidsseg.settings import LESION_FLAGS, Settings
 Failure = tuple[Entry, Exception]
 """A failed scan: its entry in the manifest, and the error."""
 LEAST_AGE = 2
-"""Age in years below which white matter is not the brightest tissue of a T1w everywhere."""
+"""Age in years from which white matter is brighter than grey matter in a T1w, as in adults (Paus et al. 2001,
+doi:10.1016/S0361-9230(00)00434-2)."""
 OF_ANY_CONTRAST = "--model open reads images of any contrast"
 FOLDER_KEPT = " (its folder in the SUBJECTS_DIR remains that of the earlier result)"
 

@@ -231,8 +231,8 @@ def measured_rows(found: np.ndarray, truth: np.ndarray, regions: Sequence[Region
     Both maps are on the grid of cases.
     """
     indices = [region.index for region in regions]
-    spacing, volume_mm3 = (LEARNING_MM,) * 3, LEARNING_MM**3
-    distances, _ = surface_distances(found, truth, indices, spacing_mm=spacing)
+    affine, volume_mm3 = np.diag([LEARNING_MM] * 3 + [1]), LEARNING_MM**3
+    distances, _ = surface_distances(found, truth, indices, affine=affine)
     volumes = (voxel_counts(labels, indices) * volume_mm3 for labels in (found, truth))
     values = zip(regions, dice(found, truth, indices), distances, *volumes, strict=True)
     rows: list[dict[str, object]] = [

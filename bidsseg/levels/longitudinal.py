@@ -114,9 +114,9 @@ def _jobs(settings: Settings, card: Card) -> list[SeriesJob] | None:
     lacking = [scan for scan in selection.scans if card.lacks(scan.images(card.inputs))]
     series, notes = find_series([scan for scan in selection.scans if scan not in lacking], settings.bids_dir)
     unusable = [f"{scan.key} is skipped: {card.name} needs a FLAIR: {scan.flair_reason}" for scan in lacking]
+    young = about_ages(settings, card, [scan for each in series for scan in each.scans])
     # Without a series, the error says what the notes would say about every participant.
-    unusable += about_ages(settings, card, [scan for each in series for scan in each.scans])
-    for note in [*selection.notes, *selection.closed.values(), *unusable, *(notes if series else [])]:
+    for note in [*selection.notes, *selection.closed.values(), *unusable, *young, *(notes if series else [])]:
         settings.report.warn(note)
     if not series:
         raise NothingToCompare("no participant has two sessions (ses-*) with images that the model reads")

@@ -35,8 +35,8 @@ TITLE = 22
 GAP = 6
 """Pixels between columns."""
 
-OfLesion = tuple[float | None, str, str]
-"""Volume (mm³) of a lesion at a session, its status, and the status with what merged or split."""
+OfLesion = tuple[float | None, str, list[str]]
+"""Volume (mm³) of a lesion at a session, its status, and whether pieces of it merged or split."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +153,7 @@ def _lesions(rows: Sequence[dict[str, str]]) -> list[tuple[dict[str, str], list[
     found: dict[str, tuple[dict[str, str], list[OfLesion]]] = {}
     for row in rows:
         pieces = [kind for kind in ("merged", "split") if (number_or_none(row[kind]) or 0) > 0]
-        volume, text = number_or_none(row["volume-mm3"]), ", ".join([row["status"], *pieces])
-        found.setdefault(row["lesion"], (row, []))[1].append((volume, row["status"], text))
+        found.setdefault(row["lesion"], (row, []))[1].append((number_or_none(row["volume-mm3"]), row["status"], pieces))
     return list(found.values())
 
 

@@ -40,7 +40,7 @@ def test_measures_equal_monai(seed: int, spacing_mm: tuple[float, float, float])
     from monai.metrics import DiceMetric, compute_average_surface_distance, compute_hausdorff_distance
 
     found, reference = blobs(seed), blobs(seed + 100)
-    ours = compare(found, reference, protocol(1, 2, 3, 4), spacing_mm=spacing_mm)
+    ours = compare(found, reference, protocol(1, 2, 3, 4), affine=np.diag([*spacing_mm, 1]))
     y_pred, y = one_hot(found), one_hot(reference)
     overlap = DiceMetric(include_background=False, reduction="none")(y_pred, y)[0]
     hausdorff = compute_hausdorff_distance(y_pred, y, percentile=95, spacing=spacing_mm)[0]
@@ -55,8 +55,8 @@ def test_labels_need_not_be_consecutive() -> None:
     found, reference = blobs(5), blobs(6)
     table = np.array([0, 7, 200, 1035, 12])
     indices = [7, 12, 200, 1035]
-    far = compare(table[found], table[reference], protocol(*indices), spacing_mm=(1, 1, 1))
-    near = compare(found, reference, protocol(1, 4, 2, 3), spacing_mm=(1, 1, 1))
+    far = compare(table[found], table[reference], protocol(*indices), affine=np.diag([1, 1, 1, 1]))
+    near = compare(found, reference, protocol(1, 4, 2, 3), affine=np.diag([1, 1, 1, 1]))
     np.testing.assert_array_equal(far.dice, near.dice)
     np.testing.assert_array_equal(far.hausdorff95_mm, near.hausdorff95_mm)
 
@@ -66,7 +66,7 @@ def test_labels_need_not_be_consecutive() -> None:
 
 def test_equal_maps() -> None:
     labels = blobs(0)
-    same = compare(labels, labels, protocol(1, 2, 3, 4), spacing_mm=(1, 2, 3))
+    same = compare(labels, labels, protocol(1, 2, 3, 4), affine=np.diag([1, 2, 3, 1]))
     np.testing.assert_array_equal(same.dice, 1)
     for zero in (
         same.hausdorff95_mm,
@@ -87,7 +87,7 @@ def test_shifted_cubes(axis: int, shift: int) -> None:
     reference = cube((4, 4, 4), side)
     start[axis] += shift
     found = cube((start[0], start[1], start[2]), side)
-    result = compare(found, reference, protocol(1), spacing_mm=spacing_mm.tolist())
+    result = compare(found, reference, protocol(1), affine=np.diag([*spacing_mm, 1]))
     assert result.dice[0] == pytest.approx((side - shift) / side)
     assert result.voxel_error == pytest.approx(shift / side)
     # A sixth of the surface, the trailing face, has the distance of the shift; no voxel has a larger distance.
@@ -100,13 +100,13 @@ def test_mean_surface_distance_of_cubes_one_voxel_apart() -> None:
     surface = side**3 - (side - 2) ** 3
     # At a distance of one voxel: the whole trailing face, and the leading face without its rim.
     expected = step_mm * (side**2 + (side - 2) ** 2) / surface
-    _, mean = surface_distances(cube((5, 4, 4), side), cube((4, 4, 4), side), [1], spacing_mm=(step_mm, 1, 2))
+    _, mean = surface_distances(cube((5, 4, 4), side), cube((4, 4, 4), side), [1], affine=np.diag([step_mm, 1, 2, 1]))
     assert mean[0] == pytest.approx(expected)
 
 
 def test_distance_of_single_voxels_is_in_millimetres() -> None:
     found, reference = cube((2, 3, 4), 1), cube((5, 7, 4), 1)
-    hausdorff95, mean = surface_distances(found, reference, [1], spacing_mm=(2, 3, 5))
+    hausdorff95, mean = surface_distances(found, reference, [1], affine=np.diag([2, 3, 5, 1]))
     assert hausdorff95[0] == mean[0] == pytest.approx(np.hypot(3 * 2, 4 * 3))
 
 
@@ -114,20 +114,22 @@ def test_five_percent_of_the_surface_may_be_anywhere() -> None:
     reference = cube((2, 2, 2), 6, shape=(60, 20, 20))
     found = reference.copy()
     found[55, 10, 10] = 1
-    assert surface_distances(found, reference, [1], spacing_mm=(1, 1, 1))[0][0] == 0
+    assert surface_distances(found, reference, [1], affine=np.diag([1, 1, 1, 1]))[0][0] == 0
     found[50:55, 8:12, 8:12] = 1
-    assert surface_distances(found, reference, [1], spacing_mm=(1, 1, 1))[0][0] > 40
+    assert surface_distances(found, reference, [1], affine=np.diag([1, 1, 1, 1]))[0][0] > 40
 
 
 def test_hausdorff_distance_is_the_worse_direction() -> None:
     small, large = cube((8, 8, 8), 2), cube((4, 4, 4), 10)
-    one, other = (surface_distances(a, b, [1], spacing_mm=(1, 1, 1)) for a, b in ((small, large), (large, small)))
+    one, other = (
+        surface_distances(a, b, [1], affine=np.diag([1, 1, 1, 1])) for a, b in ((small, large), (large, small))
+    )
     assert one == other
     assert one[0][0] > 4  # no voxel of the small cube is farther than 4 from the surface of the large one
 
 
 def test_volumes() -> None:
-    result = compare(cube((4, 4, 4), 4), cube((4, 4, 4), 8), protocol(1), spacing_mm=(1, 0.5, 2))
+    result = compare(cube((4, 4, 4), 4), cube((4, 4, 4), 8), protocol(1), affine=np.diag([1, 0.5, 2, 1]))
     assert (result.found_mm3[0], result.reference_mm3[0]) == (64, 512)
     assert result.volume_difference_mm3[0] == 64 - 512
     assert result.volume_difference_percent[0] == pytest.approx(-87.5)
@@ -138,7 +140,7 @@ def test_volumes() -> None:
 
 def test_absent_regions() -> None:
     found, reference = cube((2, 2, 2), 3, 1), cube((10, 10, 10), 3, 2)
-    result = compare(found, reference, protocol(1, 2, 3), spacing_mm=(1, 1, 1))
+    result = compare(found, reference, protocol(1, 2, 3), affine=np.diag([1, 1, 1, 1]))
     np.testing.assert_array_equal(result.dice, [0, 0, np.nan])
     assert np.isnan(result.hausdorff95_mm).all()
     assert np.isnan(result.surface_distance_mm).all()
@@ -161,7 +163,7 @@ def test_voxel_error_is_inside_the_reference_brain() -> None:
 def test_outside_the_reference_brain_only_the_own_mask_counts() -> None:
     reference, found = cube((4, 4, 4), 4), cube((4, 4, 4), 8)
     own, inside = (
-        compare(found, reference, protocol(1), spacing_mm=(1, 1, 1), mask=mask) for mask in ("own", "reference")
+        compare(found, reference, protocol(1), affine=np.diag([1, 1, 1, 1]), mask=mask) for mask in ("own", "reference")
     )
     assert own.dice[0] == pytest.approx(2 * 64 / (64 + 512))
     assert inside.dice[0] == 1
@@ -174,7 +176,7 @@ def test_a_hole_in_the_brain_counts_under_both_masks() -> None:
     found = reference.copy()
     found[4:8] = 0
     for mask in ("own", "reference"):
-        result = compare(found, reference, protocol(1), spacing_mm=(1, 1, 1), mask=mask)
+        result = compare(found, reference, protocol(1), affine=np.diag([1, 1, 1, 1]), mask=mask)
         assert result.dice[0] == pytest.approx(2 / 3)
         assert result.voxel_error == pytest.approx(1 / 2)
 
@@ -185,7 +187,7 @@ def test_regions_that_are_not_scored() -> None:
     kept, truth = counted(found, reference, protocol(1, 9, unscored=(9,)))
     assert truth.tolist() == [[[0, 0, 0, 1, 1]]]
     assert kept.tolist() == [[[0, 0, 0, 1, 0]]], "what is never scored is as good as no label"
-    result = compare(found, reference, protocol(1, 9, unscored=(9,)), spacing_mm=(1, 1, 1))
+    result = compare(found, reference, protocol(1, 9, unscored=(9,)), affine=np.diag([1, 1, 1, 1]))
     assert result.dice.tolist() == [pytest.approx(2 / 3)]
     assert result.voxel_error == 1 / 2
 
@@ -193,11 +195,11 @@ def test_regions_that_are_not_scored() -> None:
 def test_maps_that_cannot_be_compared() -> None:
     labels = cube((0, 0, 0), 2)
     with pytest.raises(DataError, match="reference has the values \\[5\\]"):
-        compare(labels, cube((0, 0, 0), 2, 5), protocol(1), spacing_mm=(1, 1, 1))
+        compare(labels, cube((0, 0, 0), 2, 5), protocol(1), affine=np.diag([1, 1, 1, 1]))
     with pytest.raises(DataError, match="label map has the values \\[-1\\]"):
-        compare(-labels.astype(int), labels, protocol(1), spacing_mm=(1, 1, 1))
+        compare(-labels.astype(int), labels, protocol(1), affine=np.diag([1, 1, 1, 1]))
     with pytest.raises(ValueError, match="different grids"):
-        compare(labels[1:], labels, protocol(1), spacing_mm=(1, 1, 1))
+        compare(labels[1:], labels, protocol(1), affine=np.diag([1, 1, 1, 1]))
 
 
 # -- means -------------------------------------------------------------------------------------------------------------
