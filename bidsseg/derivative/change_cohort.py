@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bidsseg.bids.names import entity_cells, parse_name, with_extension
+from bidsseg.bids.outputs import group_changes
 from bidsseg.bids.particulars import PARTICIPANT, SESSION, Particulars
 from bidsseg.derivative.changes import CHANGES, STATUSES
 from bidsseg.derivative.results import mixed_weights, participant_folders
@@ -79,6 +80,19 @@ def find_comparisons(output_dir: Path, participants: Iterable[str] = ()) -> Chan
             one = Comparison(entities["subject"], entities.get("desc", ""), entities.get("segmentation", ""), path)
             found.setdefault((one.model, one.protocol), []).append(one)
     return {key: found[key] for key in sorted(found, key=lambda key: (key[0], not key[1], key[1]))}
+
+
+def outdated_changes(output_dir: Path, current: Changes) -> list[Path]:
+    """Return the tables of changes of an earlier cohort that no participant in the output folder has any more.
+
+    Args:
+        current: the comparisons that are put together now.
+    """
+    tables = {path for kind in ("*", "") for path in output_dir.glob(str(group_changes("*", kind)))}
+    tables -= {output_dir / group_changes(*key) for key in current}
+    if tables:  # participants that are not selected now may have them
+        tables -= {output_dir / group_changes(*key) for key in find_comparisons(output_dir)}
+    return sorted(tables)
 
 
 def write_changes(

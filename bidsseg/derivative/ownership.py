@@ -146,6 +146,11 @@ def check_change_files(output_dir: Path, tables: Iterable[tuple[str, str]]) -> N
     _check_tables(output_dir, group_report(), [group_changes(*table) for table in tables], names=OF_CHANGES)
 
 
+def is_change_table(path: Path) -> bool:
+    """Return whether a table of the changes of a cohort is of this program."""
+    return set(columns(path)) >= OF_CHANGES
+
+
 def check_agreement_files(output_dir: Path, paths: AgreementPaths) -> None:
     """Raise OutputNotWritable if a table or the page of evaluate would replace a file from another program."""
     _check_tables(output_dir, paths.page, [paths.table, paths.summary], names=OF_AGREEMENT)

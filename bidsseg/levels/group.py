@@ -11,7 +11,7 @@ from bidsseg.bids.outputs import group_changes, group_report, group_table, repor
 from bidsseg.bids.particulars import Particulars, read_particulars
 from bidsseg.bids.query import find_scans, has_image
 from bidsseg.bids.scan import Scan
-from bidsseg.derivative.change_cohort import Changes, find_comparisons, write_changes
+from bidsseg.derivative.change_cohort import Changes, find_comparisons, outdated_changes, write_changes
 from bidsseg.derivative.cohort import Cohort, collect, write_table
 from bidsseg.derivative.cohort_numbers import Flags, People, gather
 from bidsseg.derivative.cohort_tables import measured_columns, wide_tables, write_long, write_wide
@@ -35,6 +35,7 @@ from bidsseg.derivative.ownership import (
     check_group_files,
     check_lesion_files,
     check_source,
+    is_change_table,
     is_lesion_table,
 )
 from bidsseg.derivative.results import Result, find_fates, find_results, is_own_page
@@ -93,7 +94,7 @@ def group_level(settings: Settings) -> None:
         uncounted = next((cohort.uncounted for cohort in cohorts if cohort.model == of_model.model), set())
         _write_lesions(settings, of_model, uncounted)
     if not settings.dry_run:
-        _remove_outdated(output_dir, lesions)
+        _remove_outdated(output_dir, lesions, changes)
         _write_pages(settings, cohorts, lesions, changes=changes)
     report.say(str(output_dir / group_report()))
 
@@ -222,11 +223,12 @@ def _write_lesions(settings: Settings, cohort: LesionCohort, uncounted: Containe
         settings.report.say(f"{output_dir / table}: {len(cohort.scans)} scans")
 
 
-def _remove_outdated(output_dir: Path, lesions: list[LesionCohort]) -> None:
-    """Remove tables of the lesions of an earlier cohort that the results contradict."""
-    for path in outdated_tables(output_dir, lesions):
-        if is_lesion_table(path):
-            remove([path, with_extension(path, ".json")])
+def _remove_outdated(output_dir: Path, lesions: list[LesionCohort], changes: Changes) -> None:
+    """Remove tables of the lesions and changes of an earlier cohort that the results contradict."""
+    own = [path for path in outdated_tables(output_dir, lesions) if is_lesion_table(path)]
+    own += [path for path in outdated_changes(output_dir, changes) if is_change_table(path)]
+    for path in own:
+        remove([path, with_extension(path, ".json")])
 
 
 def _update_lesions(settings: Settings, cohort: LesionCohort) -> list[str]:

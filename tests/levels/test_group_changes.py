@@ -149,3 +149,22 @@ def test_tables_of_others_are_kept(bids: Path, output: Path) -> None:
     )
     with pytest.raises(NothingSelected):
         run_group(bids, output, participants=["10"])
+
+
+def test_tables_without_a_comparison_are_removed(bids: Path, output: Path) -> None:
+    add_result(output, {"subject": "02", "session": "1"})
+    for subject in ("02", "10"):
+        add_comparison(output, subject, [50, 50], [ball(4), ball(3)])
+    foreign = output / "group_seg-theirs_desc-m_longitudinal.tsv"
+    foreign.write_text("participant_id\tchange\n")
+    run_group(bids, output)
+    for path in output.glob("sub-02/anat/*_longitudinal.*"):
+        path.unlink()
+    tables = [output / f"{name}.{ending}" for name in (REGIONS, LESIONS) for ending in ("tsv", "json")]
+    run_group(bids, output, participants=["02"])
+    assert all(path.is_file() for path in tables), "a participant that is not selected has a comparison"
+    for path in output.glob("sub-10/anat/*_longitudinal.*"):
+        path.unlink()
+    run_group(bids, output)
+    assert not [path.name for path in tables if path.exists()] and foreign.is_file()
+    assert "longitudinal" not in (output / "group.html").read_text()
