@@ -19,11 +19,11 @@ from bidsseg.derivative.sidecar_keys import Sidecar, fingerprints, is_manual, is
 from bidsseg.derivative.sidecars import TOOL, bids_uri
 from bidsseg.derivative.volumes import BRAIN_MASK, BRAIN_MASK_COLUMN, values_by_region
 from bidsseg.errors import BidssegError, OutputNotWritable
-from bidsseg.files import fingerprint, write_json_atomic, write_table
+from bidsseg.files import fingerprint, remove, replacing, write_json_atomic
 from bidsseg.image.nifti import read_image, read_labels, read_usable
 from bidsseg.image.volume import Volume, in_order_of
 from bidsseg.labels.protocol import Protocol
-from bidsseg.reading import read_table
+from bidsseg.reading import NOT_AVAILABLE, read_table
 from bidsseg.registration.align import align
 
 STATISTICS: dict[str, str] = {
@@ -71,14 +71,16 @@ def measure(job: Job, name: str, where: str | Path) -> None:
         record = read_sidecar(with_extension(job.output_dir / job.paths.dseg[protocol], ".json"))
         kept: dict[str, Any] = {key: value for key, value in record.items() if key in ("Models", "SoftwareVersion")}
         kept |= {"Manual": True} if is_manual(record) else {}
-        # Before and after the table: a killed run leaves neither a table without a record nor one that looks finished.
         address = _address(image.path, job.bids_dir)
         text = f"Values of {name} in the regions of the {protocol} protocol and in the brain mask"
         text += _about_mask(brain_record, job.card.name)
-        content = {"Description": text, **_sidecar(address=address, note=note), **kept}
-        write_json_atomic(with_extension(path, ".json"), {**content, "InputFingerprints": []})
-        write_table(path, _frame(rows), float_format="%.6g")
-        write_json_atomic(with_extension(path, ".json"), {**content, "InputFingerprints": made_of[protocol]})
+        made: Sidecar = {"InputFingerprints": made_of[protocol]}
+        content = {"Description": text, **_sidecar(address=address, note=note), **kept, **made}
+        with replacing(path) as stream:  # both files or none, the sidecar first: a later run recognises the table by it
+            stream.write(_table(rows))
+            stream.flush()
+            remove([path, with_extension(path, ".json")])
+            write_json_atomic(with_extension(path, ".json"), content)
 
 
 def sampled(image: Image, t1w: Path, inside: np.ndarray) -> tuple[np.ndarray, str]:
@@ -165,11 +167,13 @@ def _statistics(values: np.ndarray) -> tuple[float, float, float, int]:
     return float(known.mean()), float(np.median(known)), deviation, known.size
 
 
-def _frame(rows: list[tuple[Any, ...]]) -> Any:
+def _table(rows: list[tuple[Any, ...]]) -> bytes:
     import pandas as pd
 
     table = pd.DataFrame(rows, columns=["index", "name", "abbreviation", *STATISTICS])
-    return table.astype({"index": "Int64", "voxels": "int64"})
+    table = table.astype({"index": "Int64", "voxels": "int64"})
+    text: str = table.to_csv(sep="\t", index=False, na_rep=NOT_AVAILABLE, float_format="%.6g", lineterminator="\n")
+    return text.encode()
 
 
 def _about_mask(brain: Sidecar, model: str) -> str:

@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -175,6 +176,24 @@ def test_a_new_result_leaves_no_table_of_the_old_one(app: App, tmp_path: Path, m
     assert stats(app, "T1").is_file() and aseg.is_file()
     assert run(app, "--participant-label", "01", "--overwrite") == 0
     assert not stats(app, "T1").exists() and not aseg.exists() and foreign.exists()
+
+
+def test_a_killed_run_leaves_both_files_or_none(app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*given: Any, **named: Any) -> None:
+        raise RuntimeError("killed here")
+
+    words = ("--measure", f"T1={tmp_path / 'maps'}", "--participant-label", "01")
+    a_map(tmp_path / "maps")
+    assert run(app, *words[2:]) == 0
+    for seed in (3, 4):
+        before = {path: path.read_bytes() for path in stats(app, "T1").parent.glob("*_stats.*")}
+        a_map(tmp_path / "maps", seed=seed)
+        with monkeypatch.context() as patch:
+            patch.setattr("pandas.DataFrame.to_csv", killed)
+            assert run(app, *words) != 0
+        assert {path: path.read_bytes() for path in stats(app, "T1").parent.glob("*_stats.*")} == before
+        assert run(app, *words) == 0
+        assert len(list(stats(app, "T1").parent.glob("*_stats.*"))) == 6
 
 
 def test_a_scan_without_the_image_is_a_warning(app: App, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
