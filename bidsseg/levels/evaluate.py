@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bidsseg.bids.annotations import find_label_maps
 from bidsseg.bids.label_kinds import Kind
-from bidsseg.bids.names import natural, unpadded
+from bidsseg.bids.names import natural, unpadded, with_extension
 from bidsseg.bids.outputs import AgreementPaths, agreement_paths, root_path
 from bidsseg.bids.recons import Recons
 from bidsseg.bids.scan import LabelMap, source_key
@@ -20,6 +20,7 @@ from bidsseg.errors import BidssegError, InputMissing, NothingSelected, UsageErr
 from bidsseg.evaluation.conversion import Conversion, conversion
 from bidsseg.evaluation.pairs import About, Left, Pairing, check_holds, one_of_each_scan, pair_up
 from bidsseg.execution.machine import choose_processes
+from bidsseg.files import remove
 from bidsseg.learning.label_sources import LabelSource, label_sources
 from bidsseg.models.card import BRAIN, find_card, name_of, protocol_with_lesions
 from bidsseg.models.participants import participants
@@ -241,4 +242,19 @@ def _evaluate(settings: Settings, pairing: Pairing) -> int:
         write_tables(output_dir, paths, study)
         page = agreement_page(output_dir, settings.bids_dir, paths, study=study)
         report.say(f"{page}: {study.in_words()}")
+    elif _is_corrected(pairing) and not (settings.participants or settings.sessions):
+        _remove_earlier(settings, paths)
     return len(cases)
+
+
+def _is_corrected(pairing: Pairing) -> bool:
+    """Return whether there is nothing to compare any more because label maps of the model were corrected."""
+    return not (pairing.pairs or pairing.failed) and any(left.reason == CORRECTED for left in pairing.alone)
+
+
+def _remove_earlier(settings: Settings, paths: AgreementPaths) -> None:
+    """Remove the tables and the page of an earlier run, whose label maps cannot be compared any more."""
+    files = [settings.output_dir / path for path in (paths.table, paths.summary, paths.page)]
+    if any(path.exists() for path in files):
+        remove(each for path in files for each in (path, with_extension(path, ".json")))
+        settings.report.say(f"{files[-1]}: removed with its tables, since none of its scans can be compared any more")

@@ -275,6 +275,22 @@ def test_scans_that_the_model_has_not_segmented(folders: tuple[Path, Path]) -> N
     assert not list(out.glob("group_*"))
 
 
+def test_results_of_label_maps_that_were_all_corrected_are_removed(folders: tuple[Path, Path]) -> None:
+    out, manual = folders
+    labels = {"FAST": [manual]}
+    run(out, labels)
+    run(out, labels, model="poor")
+    of_poor = {path.name for path in out.glob("group_*_desc-poor_*")}
+    for path in out.glob("sub-*/**/anat/*_seg-FAST_desc-good_dseg.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "Manual": True}))
+    with pytest.raises(NothingSelected):
+        run(out, labels, participants=["01"])
+    assert len(list(out.glob(f"{STEM}_*"))) == 5, "scans that are not selected may still be comparable"
+    with pytest.raises(NothingSelected):
+        run(out, labels)
+    assert {path.name for path in out.glob("group_*")} == of_poor
+
+
 def test_a_brain_mask_that_another_model_wrote_is_named(tmp_path: Path) -> None:
     out, manual = tmp_path / "out", tmp_path / "manual"
     for entities, key, model in zip(TWO, KEYS, ("good", "poor"), strict=True):
