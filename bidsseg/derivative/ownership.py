@@ -7,7 +7,7 @@ the manifests in ``logs/`` and the mark on each page.
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -17,7 +17,15 @@ from urllib.parse import unquote, urlparse
 
 from bidsseg.bids.index import folders
 from bidsseg.bids.names import suffix_of, with_extension
-from bidsseg.bids.outputs import FURTHER_TABLES, AgreementPaths, group_changes, group_report, group_table, root_path
+from bidsseg.bids.outputs import (
+    FURTHER_TABLES,
+    AgreementPaths,
+    group_changes,
+    group_report,
+    group_table,
+    manifest_path,
+    root_path,
+)
 from bidsseg.derivative.cohort import QUALITY, STATUS, Cohort
 from bidsseg.derivative.finished import has_page
 from bidsseg.derivative.job import Job
@@ -214,14 +222,19 @@ def check_source(settings: Settings) -> None:
 
 @dataclass(frozen=True)
 class Manifests:
-    """The records of the runs of this program in ``logs/``."""
+    """The records of the runs of this program in ``logs/``.
+
+    Attributes:
+        names: pattern of the names of the files.
+    """
 
     output_dir: Path
+    names: str = manifest_path("*").name
 
     @cached_property
     def contents(self) -> list[dict[str, Any]]:
         """Manifests of this program, read on first use."""
-        found = map(object_or_empty, (self.output_dir / root_path("logs")).glob("run-*.json"))
+        found = map(object_or_empty, (self.output_dir / root_path("logs")).glob(self.names))
         return [content for content in found if TOOL in _mapping(content.get("versions"))]
 
     @property
@@ -230,19 +243,29 @@ class Manifests:
         return bool(self.contents)
 
     @cached_property
-    def scans(self) -> frozenset[str] | None:
-        """Keys of the scans that a run planned to segment; None if runs before 0.10.0 did not record them."""
+    def planned(self) -> frozenset[tuple[str, str]] | None:
+        """Name of the model, and an empty one, with the key of each scan that a run planned to segment.
+
+        None if runs before 0.10.0 did not record the scans.
+        """
         if any("planned" not in content for content in self.contents):
             return None
-        return frozenset(str(key) for content in self.contents for key in content["planned"] or ())
+        models = [(str(_mapping(content.get("model")).get("name")), content["planned"]) for content in self.contents]
+        return frozenset((name, str(key)) for model, keys in models for key in keys or () for name in ("", model))
 
-    def claim(self, key: str) -> bool:
-        """Return whether files of this scan may come from a run of this program."""
-        return self.scans is None or key in self.scans
+    def claim(self, key: str, model: str = "") -> bool:
+        """Return whether files of this scan may come from a run of this program, with the model if one is given."""
+        return self.planned is None or (model, key) in self.planned
 
     def claim_page(self, page: Path) -> bool:
         """Return whether a page may come from a run of this program."""
-        return self.scans is None or any(f"{key}_".startswith(f"{page.stem}_") for key in self.scans)
+        return self.planned is None or any(f"{key}_".startswith(f"{page.stem}_") for _, key in self.planned)
+
+
+def without_sidecar(files: Collection[Path]) -> list[Path]:
+    """Return the files that exist without their ``.json``, which is one of the files, too."""
+    beside = {path: with_extension(path, ".json") for path in files if os.path.lexists(path)}
+    return [path for path, sidecar in beside.items() if sidecar in files and sidecar not in beside]
 
 
 # -- files of other tools ----------------------------------------------------------------------------------------------
@@ -277,14 +300,17 @@ def _is_readme(found: Iterable[Path]) -> bool:
 
 def _foreign_result(job: Job, manifests: Manifests) -> Path | None:
     """Return an existing file of the job that has no record of this program; None if there is none."""
-    names = [*job.paths.files, *job.paths.figures.values()]
-    present = [path for name in names if os.path.lexists(path := job.output_dir / name)]
+    files = dict.fromkeys(job.output_dir / path for path in (*job.paths.files, *job.paths.figures.values()))
+    present = [path for path in files if os.path.lexists(path)]
     foreign = [table for table in job.region_tables if is_foreign_region_table(table)]
     sidecars = {path: content for path in present if path.suffix == ".json" and (content := read_sidecar(path))}
     foreign += [path for path, content in sidecars.items() if not is_record(content)]
     if foreign:
         return foreign[0]
-    return None if sidecars or not present or manifests.claim(job.scan.key) else present[0]
+    brain = job.output_dir / job.paths.brain  # which all models share
+    doubtful = without_sidecar(files) if sidecars else present
+    models = {path: "" if path == brain else job.card.name for path in doubtful}
+    return next((path for path, model in models.items() if not manifests.claim(job.scan.key, model)), None)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -17,7 +17,7 @@ from bidsseg.bids.scan import Scan
 from bidsseg.bids.series import ORIGINAL, SPACE, Series, SeriesPaths, SessionPaths, series_paths
 from bidsseg.derivative import sidecars
 from bidsseg.derivative.changes import CHANGES, LESION_CHANGES, Visits, change_table, lesion_table
-from bidsseg.derivative.ownership import ELSEWHERE
+from bidsseg.derivative.ownership import ELSEWHERE, Manifests, without_sidecar
 from bidsseg.derivative.results import is_own_page
 from bidsseg.derivative.sidecar_keys import Sidecar, is_fast, is_of_model, is_record, read_sidecar
 from bidsseg.errors import OutputNotWritable
@@ -28,7 +28,6 @@ from bidsseg.labels.protocol import Protocol
 from bidsseg.models.card import Card
 from bidsseg.models.lesion_rule import LesionRule
 from bidsseg.models.rescan import smallest_changes
-from bidsseg.reading import object_or_empty
 from bidsseg.registration.align import Images
 
 if TYPE_CHECKING:
@@ -109,22 +108,19 @@ class SeriesJob:
 
     def check_files(self) -> None:
         """Raise OutputNotWritable if a file of another program would be replaced."""
-        present = [place for path in self.paths.files if os.path.lexists(place := self.output_dir / path)]
+        files = dict.fromkeys(self.output_dir / path for path in self.paths.files)
+        present = [place for place in files if os.path.lexists(place)]
         records = {place: is_record(read_sidecar(place)) for place in present if place.suffix == ".json"}
         foreign = [place for place, is_own in records.items() if not is_own]
-        if not (records or self._was_planned()):
-            foreign += present
+        manifests = Manifests(self.output_dir, series_log_path("*").name)
+        doubtful = without_sidecar(files) if records else present
+        if doubtful and not manifests.claim(self.series.key, self.card.name):
+            foreign += doubtful
         page = self.output_dir / self.paths.page
         if os.path.lexists(page) and not is_own_page(page):
             foreign.append(page)
         if foreign:
             raise OutputNotWritable(f"{foreign[0]} exists and was not written by {sidecars.TOOL}: {ELSEWHERE}")
-
-    def _was_planned(self) -> bool:
-        """Return whether a run was going to compare the participant, so that files without a record are its own."""
-        logs = (self.output_dir / series_log_path("*")).parent
-        manifests = map(object_or_empty, logs.glob(series_log_path("*").name))
-        return any(self.series.key in (manifest.get("planned") or ()) for manifest in manifests)
 
     def outdated(self) -> list[Path]:
         """Return the files of an earlier comparison by this model that this one does not write, in a new space.

@@ -100,6 +100,24 @@ def test_a_sidecar_of_another_tool_beside_own_results(app: App) -> None:
     assert run(app, "--overwrite") == 73
 
 
+def test_files_of_others_beside_own_results(app: App, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run claims files without a sidecar only with the name of its model, or the mask that all models share."""
+    assert run(app) == 0
+    other = save_card(app.card.parent / "other", name="other", heads=("FAST",))
+    own, theirs = (f"sub-01/anat/sub-01_seg-FAST_desc-{name}_dseg.nii.gz" for name in ("wholebrain", "other"))
+    for name in (own, MASK):
+        (app.output / name.replace(".nii.gz", ".json")).unlink()
+    write(app, {theirs: "theirs"})
+    before = app.files()
+    assert app("--skip-bids-validation", model=other) == 73
+    assert f"{theirs} exists" in capsys.readouterr().err and app.files() == before
+    assert run(app) == 0
+    (app.output / theirs).unlink()
+    assert app("--skip-bids-validation", model=other) == 0
+    (app.output / theirs.replace(".nii.gz", ".json")).unlink()
+    assert app("--skip-bids-validation", model=other) == 0
+
+
 @pytest.mark.parametrize("name", ["group.html", "group_seg-FAST_desc-wholebrain_morph.tsv"])
 def test_tables_and_pages_of_another_cohort_tool(name: str, app: App) -> None:
     assert run(app) == 0

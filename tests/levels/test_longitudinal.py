@@ -426,6 +426,12 @@ def test_a_label_map_of_another_program_is_kept(twice: Path, model: Path, tmp_pa
     with pytest.raises(OutputNotWritable, match="was not written by bidsseg"):
         run(tmp_path / "copy/bids", model, overwrite=True)
     assert sidecar.read_text() == '{"Manual": true}'
+    sidecar.unlink()
+    for manifest in (tmp_path / "copy/out/logs").glob("longitudinal-*.json"):
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "model": {"name": "other"}}))
+    with pytest.raises(OutputNotWritable, match="was not written by bidsseg"):
+        run(tmp_path / "copy/bids", model, overwrite=True)
+    assert not sidecar.exists()
 
 
 @pytest.mark.data
