@@ -29,7 +29,7 @@ GIVEN = "given"
 NO_MASK = Fate("no mask", "no mask of lesions was given")
 STATUSES = {
     "done": "the scan was segmented",
-    CORRECTED: "the label map of the scan was corrected by hand",
+    CORRECTED: "the label map or the brain mask of the scan was corrected by hand",
     GIVEN: "the lesions are those of a given mask",
     NO_MASK.outcome: "the scan was segmented, but no mask of its lesions was given",
     "failed": "the last run could not segment the scan",
@@ -209,7 +209,7 @@ def _row(item: Result | Absent, cohort: Cohort, problems: list[str]) -> dict[str
     shown = NOT_AVAILABLE if quality is None else f"{quality:.4g}"
     return {
         **ids,
-        STATUS: status_of(manual=item.manual),
+        STATUS: status_of(manual=item.has_correction),
         QUALITY: shown,
         FINDINGS: " ".join(item.findings()) or NOT_AVAILABLE,
         **row,

@@ -62,7 +62,8 @@ def write_wide(output_dir: Path, cohort: Cohort, numbers: Numbers, *, table: Wid
     with table_writer(output_dir / path, [*cohort.ids, STATUS, QUALITY, *table.columns]) as writer:
         for row in np.flatnonzero(numbers.selected).tolist():
             cells = {name: _shown(value) for name, value in zip(table.columns, table.values[row], strict=True)}
-            writer.writerow({**_scan(numbers, row), STATUS: status_of(manual=numbers.results[row].manual), **cells})
+            status = status_of(manual=numbers.results[row].has_correction)
+            writer.writerow({**_scan(numbers, row), STATUS: status, **cells})
     described = {name: {"LongName": full, **_filled(table.entry, full)} for name, full in table.columns.items()}
     text = f"{table.text} in the {cohort.protocol} protocol, one row for each scan with a result"
     content = {"Description": text, **_of_scan(cohort, STATUS, QUALITY), **described}

@@ -61,6 +61,12 @@ class Result:
         """Whether the label map was corrected by hand."""
         return sidecar_keys.is_manual(self.sidecar())
 
+    @property
+    def has_correction(self) -> bool:
+        """Whether the label map, or the brain mask in the table of volumes, was corrected by hand."""
+        about = sidecar_keys.read_sidecar(with_extension(self.path, ".json"))
+        return self.manual or sidecar_keys.has_correction(about)
+
     def model_name(self) -> str:
         """Return the name of the model, without a ``desc`` of the T1w before it."""
         names = [str(model["Name"]) for model in sidecar_keys.models(self.sidecar())]

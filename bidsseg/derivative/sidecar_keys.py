@@ -128,6 +128,11 @@ def corrections(sidecar: Sidecar) -> dict[str, str]:
     return found if isinstance(found, dict) else {}
 
 
+def has_correction(sidecar: Sidecar) -> bool:
+    """Return whether a label map or mask that was corrected by hand is one of the sources."""
+    return any(re.match(f"bids:{CORRECTIONS}[0-9]*:", str(uri)) for uri in _list(sidecar.get("Sources")))
+
+
 def lesion_mask(sidecar: Sidecar) -> str:
     """Return the checksum of the given mask of lesions of the scan; empty if none was given."""
     return str(sidecar.get("LesionMaskFingerprint", ""))

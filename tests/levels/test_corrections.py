@@ -96,6 +96,17 @@ def test_a_corrected_label_map_takes_the_place_of_the_model_s(
     assert "mean confidence in the brain, before the correction<" in page
 
 
+def test_a_scan_with_a_corrected_brain_mask_has_that_status(make: Callable[..., App]) -> None:
+    app = make(2)
+    correct(app, f"{STEM}_desc-brain_mask.nii.gz", lambda labels: labels > 1)
+    assert app(*words(app)) == 0
+    assert app(*words(app), level="group") == 0
+    assert manual(app) == {"desc-brain_mask.json"}
+    for kind in ("morph", "fraction", "softvolume"):
+        cohort = app.table(f"group_seg-FAST_desc-wholebrain_{kind}.tsv")
+        assert list(cohort["status"]) == ["corrected", "done"] and list(cohort["quality"]) == [0.875, 0.875]
+
+
 def test_a_scan_is_recomputed_when_its_correction_changes(
     make: Callable[..., App], capsys: pytest.CaptureFixture[str]
 ) -> None:
