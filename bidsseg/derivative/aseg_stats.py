@@ -142,18 +142,18 @@ def _measures(about: Segmented) -> Iterable[str]:
 
 
 def _rows(about: Segmented) -> Iterable[str]:
-    """Yield the row of each region that is not empty, on either grid."""
+    """Yield the row of each region of the scan; intensities are 0 if it is too small for a voxel of ``aseg.mgz``."""
     inside = about.labels > 0
     number = 0
     for region, values in values_by_region(about.intensities[inside], about.labels[inside], about.protocol):
-        if not values.size:
+        volume = about.volumes.get(region.index, 0.0)
+        if not volume:
             continue
         number += 1
-        here = values.astype(np.float64)
+        here = values.astype(np.float64) if values.size else np.zeros(1)
         low, high = here.min(), here.max()
         figures = f"{here.mean():10.4f} {here.std(ddof=1) if here.size > 1 else 0:10.4f} {low:10.4f} {high:10.4f}"
-        volume = about.volumes.get(region.index, 0.0)
         yield (
-            f"{number:3} {region.index:3}  {here.size:8} {volume:9.1f}  {region.abbreviation:<30} {figures} "
+            f"{number:3} {region.index:3}  {values.size:8} {volume:9.1f}  {region.abbreviation:<30} {figures} "
             f"{high - low:10.4f} "
         )

@@ -123,6 +123,18 @@ def test_ventricles_are_those_that_freesurfer_counts() -> None:
     assert found["BrainSegVolNotVent"] == volumes[2]
 
 
+def test_a_region_smaller_than_a_voxel_of_the_grid_has_a_row(tmp_path: Path) -> None:
+    labels = np.zeros((1, 1, 2), np.uint8)
+    labels[0, 0, 0] = 2
+    volumes, protocol = {2: 1.0, 4: 0.25, 5: 0.0}, load_protocol("aseg")
+    about = Segmented("sub-01", volumes, 1.0, None, labels, labels * 7, protocol=protocol)
+    path = tmp_path / "aseg.stats"
+    path.write_text(aseg_stats(about))
+    _, rows = read_stats(path)
+    assert [tuple(row.values())[:4] for row in rows] == [("1", "2", "1", "1.0"), ("2", "4", "0", "0.2")]
+    assert [row["normMean"] for row in rows] == ["14.0000", "0.0000"]
+
+
 def test_an_unknown_intracranial_volume_is_no_measure(app: App, tmp_path: Path) -> None:
     assert app("--skip-bids-validation") == 0
     path = app.output / "sub-01/anat/sub-01_seg-FreeSurfer_desc-wholebrain_morph.tsv"
