@@ -196,7 +196,7 @@ def answer(
         quality=means[0] if means else float(certainty.mean(dtype=np.float64)),
         expected_dice=expected,
         probabilities={
-            name: Probabilities(volume.shape, volume.affine, place.positions, output.probabilities)
+            name: Probabilities(canonical_shape(volume), volume.affine, place.positions, output.probabilities)
             for name, output in written.items()
             if output.probabilities is not None
         },

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bidsseg.image.guard import Finding
-from bidsseg.image.volume import canonical, from_canonical
+from bidsseg.image.volume import from_canonical
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,9 @@ class Probabilities:
     """Region probabilities, stored only where brain is possible; background elsewhere.
 
     Attributes:
-        shape: (X, Y, Z) of the native grid.
-        voxels: flat positions (P,) in its canonical form.
+        shape: of the native grid in its canonical form.
+        affine: of the native grid.
+        voxels: flat positions (P,) in the canonical form.
         table: (P, R), float16.
     """
 
@@ -33,10 +34,9 @@ class Probabilities:
 
     def of_region(self, position: int) -> np.ndarray:
         """Return the map (X, Y, Z), float16, of the region at a position in the protocol."""
-        canonical_shape = canonical(np.empty(self.shape, np.uint8), self.affine).shape
-        values = np.full(int(np.prod(self.shape)), position == 0, np.float16)
-        values[self.voxels] = self.table[:, position]
-        return from_canonical(values.reshape(canonical_shape), self.affine)
+        values = np.full(self.shape, position == 0, np.float16)
+        values.reshape(-1)[self.voxels] = self.table[:, position]
+        return from_canonical(values, self.affine)
 
 
 @dataclass(frozen=True)
