@@ -112,6 +112,11 @@ class Job:
         return planned_region_tables(folder, self.scan.entities, desc, protocols=protocols, lesions=self.has_lesions)
 
     @property
+    def region_labels(self) -> set[str]:
+        """The ``desc-`` labels of those tables that are in the output."""
+        return {path.stem.partition("_desc-")[2].partition("_")[0] for path in self.region_tables if path.is_file()}
+
+    @property
     def pictures(self) -> list[Path]:
         """Pictures of the page, relative to the output folder."""
         shown = [*self.card.protocols, BRAIN, *([LESION] if self.has_lesions else [])]

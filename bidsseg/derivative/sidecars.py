@@ -59,6 +59,8 @@ QUALITY = (
     "calibrated, mean probability of the chosen region in the brain; n/a if the label map was corrected"
 )
 """Meaning of the quality of a scan, see ``Segmentation.quality``."""
+BY_REGION = "Lesions of the first model, found or given, in each region of a label map of the second"
+"""Meaning of the ``desc-`` label of a table of lesions by region."""
 ENVIRONMENT = {"Type": "BIDSSEG_CONTAINER_TYPE", "Tag": "BIDSSEG_CONTAINER_TAG", "URI": "BIDSSEG_CONTAINER_URI"}
 """Variables that a container image sets to name itself in ``GeneratedBy``."""
 
@@ -330,6 +332,8 @@ def write_root_files(
     descriptions: Mapping[str, str],
     *,
     lesions: Iterable[str] = (),
+    before: Iterable[str] = (),
+    by_region: Iterable[str] = (),
     links: Mapping[str, Path] = MappingProxyType({}),
 ) -> None:
     """Write ``dataset_description.json``, ``descriptions.tsv``, ``README.md`` and ``.bidsignore``.
@@ -337,13 +341,18 @@ def write_root_files(
     Args:
         descriptions: description of each model of this run, by its name; those of earlier runs are kept.
         lesions: names of the models with lesions.
+        before: the ``desc-`` labels of images, which begin those of their results.
+        by_region: the ``desc-`` labels of tables of lesions by region.
         links: other datasets in BIDS URIs, by name; see ``dataset_name``.
     """
     with locked(output_dir):  # other runs may add their models at the same time
         table = output_dir / root_path("descriptions")
         numbered = {f"{name}lesions": f"Lesions found by {name} or given, numbered by volume" for name in lesions}
         numbered |= {"filled": "T1w with filled lesions (--filled)"} if numbered else {}
-        rows = {**_read_descriptions(table), **_desc_labels(descriptions), **numbered}
+        labels = {**_desc_labels(descriptions), **numbered}
+        rows = {**dict.fromkeys(by_region, BY_REGION), **_read_descriptions(table), **labels}
+        for desc in before:
+            rows |= {f"{desc}{label}": f"{text}; of images with desc-{desc}" for label, text in labels.items()}
         links = {dataset_name(output_dir, name, folder, bids_dir=bids_dir): folder for name, folder in links.items()}
         description = _kept(_description(output_dir), dataset_description(output_dir, bids_dir, links=links))
         write_json_atomic(output_dir / root_path("description"), description)
@@ -356,9 +365,9 @@ def write_root_files(
             stream.write("".join(f"{line}\n" for line in lines).encode(errors="surrogateescape"))
 
 
-def lists_model(output_dir: Path, model: str) -> bool:
-    """Return whether ``descriptions.tsv`` contains the model."""
-    return model in _read_descriptions(output_dir / root_path("descriptions"))
+def describes(output_dir: Path, labels: Iterable[str]) -> bool:
+    """Return whether ``descriptions.tsv`` contains all ``desc-`` labels."""
+    return _read_descriptions(output_dir / root_path("descriptions")).keys() >= set(labels)
 
 
 def _kept(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:

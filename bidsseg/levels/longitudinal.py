@@ -78,7 +78,7 @@ def longitudinal_level(settings: Settings) -> None:
         scans = [scan for job in todo for scan in job.series.scans]
         for issue in validator.validate(settings.bids_dir, scans, settings.output_dir):
             settings.report.warn(str(issue))
-    write_root(settings, card)
+    write_root(settings, card, [scan for job in jobs for scan in job.series.scans])
     log = RunLog(
         settings.output_dir / series_log_path(stamp()),
         settings.command,

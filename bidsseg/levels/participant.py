@@ -11,7 +11,7 @@ from bidsseg.derivative.finished import has_page
 from bidsseg.derivative.job import Job
 from bidsseg.derivative.root import write_root
 from bidsseg.derivative.run_log import Entry, RunLog, stamp, stopped
-from bidsseg.derivative.sidecars import lists_model
+from bidsseg.derivative.sidecars import describes
 from bidsseg.execution.agenda import Agenda, check_exports, check_request, plan, select
 from bidsseg.execution.exports import export, planned_exports
 from bidsseg.execution.machine import choose_workers
@@ -42,7 +42,8 @@ def _process(settings: Settings, card: Card, agenda: Agenda) -> None:
     if settings.dry_run:
         _list(settings, card, agenda)
         return
-    write_root(settings, card)
+    scans = [job.scan for job in agenda.jobs]
+    write_root(settings, card, scans)
     for folder in {job.folder for job in agenda.done}:  # those of the others are removed before they are segmented
         remove_halves(folder.rglob(".*.part"))
     for job in agenda.jobs:
@@ -57,8 +58,10 @@ def _process(settings: Settings, card: Card, agenda: Agenda) -> None:
         _segment(settings, agenda.todo, outcomes=outcomes)
     finally:
         log.finish()
-    if not lists_model(settings.output_dir, card.name):  # a simultaneous run on a file system without locks
-        write_root(settings, card)
+    by_region = {label for job in agenda.todo for label in job.region_labels}
+    # A simultaneous run on a file system without locks may have left out the model.
+    if not describes(settings.output_dir, {card.name, *by_region}):
+        write_root(settings, card, scans, by_region=by_region)
     outcomes.conclude(agenda)
 
 

@@ -58,6 +58,14 @@ def rows_of(table: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream, delimiter="\t"))
 
 
+def test_the_label_of_the_image_is_described_with_that_of_the_model(app: App) -> None:
+    assert app("--skip-bids-validation") == 0
+    rows = {row["desc_id"]: row["description"] for row in rows_of(app.output / "descriptions.tsv")}
+    written = {path.name.partition("_desc-")[2].partition("_")[0] for path in app.output.glob("sub-*/anat/*")}
+    assert written == {"preprocwholebrain", "preprocbrain"} and {f"desc-{label}" for label in written} <= rows.keys()
+    assert rows["desc-preprocbrain"] == f"{rows['desc-brain']}; of images with desc-preproc"
+
+
 def test_scans_that_failed_are_failed_in_the_table(app: App) -> None:
     anat = app.bids / "sub-02" / "anat"
     (anat / f"sub-02_{IN_SPACE}_T1w.nii.gz").write_bytes(b"")

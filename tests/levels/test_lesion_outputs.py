@@ -169,6 +169,9 @@ def test_places_come_with_the_scan_if_the_map_is_there(run: Callable[..., Path])
     folder = output / "sub-01" / "anat"
     assert table(folder / f"{STEM}.tsv")["place"].notna().all()
     assert (folder / "sub-01_seg-FreeSurfer_label-lesion_desc-tiny+other_morph.tsv").is_file()
+    labels = set(table(output / "descriptions.tsv")["desc_id"])
+    assert labels >= {"desc-tiny", "desc-tinylesions", "desc-tiny+other"} and "desc-other+tiny" not in labels
+    assert "- `tiny+other`: Lesions of the first model" in (output / "README.md").read_text()
     assert "Places refer to sub-01_seg-FreeSurfer_desc-other_dseg.nii.gz" in (output / "sub-01.html").read_text()
 
 
