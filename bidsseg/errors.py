@@ -82,6 +82,10 @@ class DataError(BidssegError):
     code = 65
 
 
+class OtherGrid(DataError):
+    """A label map is not on the grid of its image."""
+
+
 class InputMissing(BidssegError):
     """An input file or folder does not exist or cannot be opened."""
 

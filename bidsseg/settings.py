@@ -198,7 +198,7 @@ class Settings:
     corrections: Path | None = flag(
         "--corrections DIR", OUTPUTS,
         "derivative dataset with label maps or masks that were corrected by hand, in the place of the model's",
-        default=None)  # fmt: skip
+        default=None, levels="participant longitudinal")  # fmt: skip
     lesions: Path | None = flag(
         "--lesions DIR", OUTPUTS,
         "derivative dataset with masks of lesions, drawn by hand or by another tool, in the place of the model's; they "

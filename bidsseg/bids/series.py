@@ -19,6 +19,8 @@ SPACE = "halfway"
 """The ``space-`` of images between the sessions."""
 ORIGINAL = "orig"
 """The ``space-`` and the reference of images on the grid of the T1w of a session."""
+TOGETHER = "longitudinal"
+"""What follows the name of the model in the ``desc-`` of label maps on that grid."""
 
 
 @dataclass(frozen=True)

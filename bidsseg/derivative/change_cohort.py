@@ -13,9 +13,9 @@ from typing import Any
 from bidsseg.bids.names import entity_cells, parse_name, with_extension
 from bidsseg.bids.outputs import group_changes
 from bidsseg.bids.particulars import PARTICIPANT, SESSION, Particulars
-from bidsseg.derivative.changes import CHANGES, STATUSES
+from bidsseg.derivative.changes import CHANGES, LESION_CHANGES, STATUSES
 from bidsseg.derivative.results import mixed_weights, participant_folders
-from bidsseg.derivative.sidecar_keys import is_record, read_sidecar, weights
+from bidsseg.derivative.sidecar_keys import Sidecar, corrected_sessions, is_record, read_sidecar, weights
 from bidsseg.errors import BidssegError
 from bidsseg.files import table_writer, write_json_atomic
 from bidsseg.reading import NOT_AVAILABLE, read_table
@@ -36,6 +36,7 @@ LESION_TOTALS: dict[str, dict[str, Any]] = {
             (f"{status}-mm3", {"Description": f"Change of the volume of these lesions ({status})", "Units": "mm^3"}),
         )
     },
+    "corrected": LESION_CHANGES["corrected"],
 }
 """Columns of the table of lesions, with a row for each participant and session."""
 
@@ -54,6 +55,10 @@ class Comparison:
     model: str
     protocol: str
     path: Path
+
+    def sidecar(self) -> Sidecar:
+        """Return the data dictionary of the table, its record."""
+        return read_sidecar(with_extension(self.path, ".json"))
 
     def sessions(self) -> dict[str, str]:
         """Return the sessions that were compared, in their order, with the years since the first one.
@@ -129,7 +134,7 @@ def write_changes(
         **{name: particulars.description(*column) for column, name in joined.items()},
     }
     write_json_atomic(with_extension(path, ".json"), content)
-    used = {f"sub-{one.subject}": weights(read_sidecar(with_extension(one.path, ".json"))) for one in compared}
+    used = {f"sub-{one.subject}": weights(one.sidecar()) for one in compared}
     return [*problems, *filter(None, [mixed_weights(used)])]
 
 
@@ -137,14 +142,17 @@ def _rows(one: Comparison) -> Iterator[dict[str, str]]:
     """Yield the rows of a participant in the table of the cohort, without the columns of the dataset."""
     rows = read_table(one.path)
     if one.protocol:
-        yield from ({name: row[name] for name in CHANGES} for row in rows)
+        earlier = {"corrected": "0"}  # tables of versions before 0.24 lack the column
+        yield from ({name: {**earlier, **row}[name] for name in CHANGES} for row in rows)
         return
+    corrected = corrected_sessions(one.sidecar())
     before: float | None = None
     for session, years in one.sessions().items():
         here = [row for row in rows if row[SESSION] == session]
         volumes = [float(row["volume-mm3"]) for row in here]
         total = sum(volumes, 0.0)
         cells = {"lesions": sum(volume > 0 for volume in volumes), "volume-mm3": round(total, 3)}
+        cells["corrected"] = int(session in corrected)
         if before is not None:
             cells["change-mm3"] = round(total - before, 3)
             for status in COUNTED:

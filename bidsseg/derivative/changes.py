@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from nibabel.affines import apply_affine
 from bidsseg.derivative.sidecars import VOLUMES
 from bidsseg.derivative.volumes import volume_table
 from bidsseg.labels.protocol import Protocol
+from bidsseg.models.card import BRAIN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,20 +34,23 @@ STATUSES = {
     "absent": "present neither at this session nor at the one before",
 }
 """The column ``status`` of the table of lesions."""
-CHANGES = {
+CHANGES: dict[str, dict[str, Any]] = {
     "session_id": {"Description": "Session"},
     "years": {"Description": "Time since the first session; n/a unless all have acq_time in scans.tsv or sessions.tsv",
               "Units": "year"},
     **{name: text for name, text in VOLUMES.items() if name not in ("voxels", "expected-dice")},
-    "change-mm3": {"Description": "Change of softvolume-mm3 (of the brain mask: volume-mm3) since the first "
-                   "session", "Units": "mm^3"},
+    "change-mm3": {"Description": "Change of softvolume-mm3 since the first session; of the brain mask, and of a "
+                   "region that was corrected at this or the first session, that of volume-mm3", "Units": "mm^3"},
     "change-percent": {"Description": "The change as a percentage of the volume at the first session", "Units": "%"},
     "change-percent-per-year": {"Description": "change-percent divided by years", "Units": "%/year"},
     "smallest-change-percent": {"Description": "Change that two scans of an unchanged head exceed in 5 % of cases "
-                                "(1.96 SD of the differences); n/a where it was not measured", "Units": "%"},
+                                "(1.96 SD of the differences); n/a where it was not measured, and for a change between "
+                                "counted voxels", "Units": "%"},
+    "corrected": {"Description": "Whether the region, or the brain mask, was corrected by hand at this session",
+                  "Levels": {"1": "yes; softvolume-mm3 is then n/a", "0": "no"}},
 }  # fmt: skip
 """Columns of the table of regions."""
-LESION_CHANGES = {
+LESION_CHANGES: dict[str, dict[str, Any]] = {
     "lesion": {"Description": "Number of the lesion: a connected piece of the voxels that are a lesion at any session"},
     "x-mm": {"Description": "Centre of the lesion in the halfway space, to the right", "Units": "mm"},
     "y-mm": {"Description": "Centre of the lesion in the halfway space, to the front", "Units": "mm"},
@@ -58,6 +62,8 @@ LESION_CHANGES = {
     "merged": {"Description": "Number of connected pieces of the lesion at this session that were two or more at the "
                "session before"},
     "split": {"Description": "Number of connected pieces at the session before that are two or more at this session"},
+    "corrected": {"Description": "Whether the mask of lesions of this session was corrected by hand",
+                  "Levels": {"1": "yes", "0": "no"}},
 }  # fmt: skip
 """Columns of the table of lesions."""
 
@@ -86,8 +92,8 @@ class Visits:
 def change_table(visits: Visits, protocol: Protocol, smallest_percent: Mapping[int, float]) -> pd.DataFrame:
     """Return a row for each session and region, and one for each session and the brain mask.
 
-    Changes are those of the sum of probabilities since the first session; of the brain mask, those of the counted
-    voxels.
+    Changes are those of the sum of probabilities since the first session; of the brain mask, and of a region that was
+    corrected at either session, those of the counted voxels: the two volumes differ even if nothing changed.
 
     Args:
         smallest_percent: smallest change that noise does not explain, by the index of the region; the others are
@@ -109,8 +115,9 @@ def change_table(visits: Visits, protocol: Protocol, smallest_percent: Mapping[i
         ).drop(columns=["voxels", "expected-dice"])
         table.insert(0, "session_id", label)
         table.insert(1, "years", np.nan if years is None else years)
-        measured = table["softvolume-mm3"].fillna(table["volume-mm3"])
-        start = measured if not tables else tables[0]["measured"]
+        first = tables[0] if tables else table
+        counted = table["softvolume-mm3"].isna() | first["softvolume-mm3"].isna()
+        measured, start = (each["softvolume-mm3"].mask(counted, each["volume-mm3"]) for each in (table, first))
         with np.errstate(divide="ignore", invalid="ignore"):
             percent = (100 * (measured - start) / start).where(start > 0)
             table["change-mm3"] = measured - start
@@ -118,15 +125,16 @@ def change_table(visits: Visits, protocol: Protocol, smallest_percent: Mapping[i
             table["change-percent-per-year"] = (percent / table["years"]).where(table["years"] > 0)
         if not tables:
             table[["change-mm3", "change-percent"]] = np.nan
-        table["smallest-change-percent"] = [
-            np.nan if pd.isna(index) else smallest_percent.get(int(index), np.nan) for index in table["index"]
-        ]
-        tables.append(table.assign(measured=measured))
-    whole: pd.DataFrame = pd.concat(tables, ignore_index=True).drop(columns="measured")
+        smallest = [np.nan if pd.isna(index) else smallest_percent.get(int(index), np.nan) for index in table["index"]]
+        table["smallest-change-percent"] = pd.Series(smallest, dtype=float).mask(counted)
+        is_region = table["index"].notna()
+        table["corrected"] = table["softvolume-mm3"].isna().where(is_region, BRAIN in result.manual).astype(int)
+        tables.append(table)
+    whole: pd.DataFrame = pd.concat(tables, ignore_index=True)
     return whole.round({name: 3 for name in whole.columns if name.endswith(("mm3", "percent", "year", "years"))})
 
 
-def lesion_table(visits: Visits, masks: Sequence[np.ndarray]) -> pd.DataFrame:
+def lesion_table(visits: Visits, masks: Sequence[np.ndarray], *, corrected: Container[str] = ()) -> pd.DataFrame:
     """Return a row for each lesion and session, with its volume and its status since the session before.
 
     A lesion is a connected piece of the voxels that are a lesion at any session, so that pieces which merge or split
@@ -134,6 +142,7 @@ def lesion_table(visits: Visits, masks: Sequence[np.ndarray]) -> pd.DataFrame:
 
     Args:
         masks: lesions of each session, booleans (X, Y, Z).
+        corrected: labels of the sessions whose mask was corrected by hand.
 
     Returns:
         The columns of ``LESION_CHANGES``. Lesions are sorted by their largest volume.
@@ -160,7 +169,7 @@ def lesion_table(visits: Visits, masks: Sequence[np.ndarray]) -> pd.DataFrame:
             change = np.nan if before is None else volume - before
             row = {"lesion": lesion, "x-mm": x, "y-mm": y, "z-mm": z, "session_id": label, "volume-mm3": volume}
             row |= {"change-mm3": change, "status": lesion_status(before, volume), "merged": joined, "split": parted}
-            rows.append(row)
+            rows.append({**row, "corrected": int(label in corrected)})
             before = volume
     table = pd.DataFrame(rows, columns=list(LESION_CHANGES)).round({"volume-mm3": 3, "change-mm3": 3})
     return table.astype({"merged": "Int64", "split": "Int64"})

@@ -1,4 +1,7 @@
-"""Label maps that were corrected by hand (``--corrections``): found, read, and put in the place of the model's."""
+"""Label maps that were corrected by hand (``--corrections``): found, read, and put in the place of the model's.
+
+Those of a scan are on the grid of its T1w, those of a comparison of sessions on the grid of the halfway space.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bidsseg.bids.annotations import annotates, annotations_of_scan
-from bidsseg.bids.label_kinds import kinds_of
+from bidsseg.bids.label_kinds import SUFFIXES, anat_images, kinds_of, places
 from bidsseg.bids.names import parse_name, unpadded
 from bidsseg.bids.scan import Image, Scan, source_key
+from bidsseg.bids.series import SPACE, TOGETHER, SessionPaths
 from bidsseg.derivative.volumes import volumes_mm3
 from bidsseg.errors import DataError, UsageError, listed
 from bidsseg.files import fingerprint
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Corrections:
-    """The corrected label maps of one scan.
+    """The corrected label maps of one scan, or of one session in a comparison.
 
     Attributes:
         folder: the derivative dataset that they are in.
@@ -75,10 +79,27 @@ def find_corrections(folder: Path, scan: Scan, card: Card, *, given_lesions: boo
     return Corrections(folder, found)
 
 
+def find_halfway_corrections(folder: Path, places: SessionPaths) -> Corrections:
+    """Return the corrected label maps of a session in the halfway space, which have the names of the outputs."""
+    outputs = {**places.dseg, LESION: places.lesion, BRAIN: places.brain}
+    files = {name: folder / place for name, place in outputs.items() if place is not None}
+    return Corrections(folder, {name: path for name, path in files.items() if path.is_file()})
+
+
+def maps_of_comparisons(folder: Path) -> list[Image]:
+    """Return the label maps and masks in a folder that are, by their names, those of comparisons of sessions."""
+    found = (image for place in places(folder) for image in anat_images(folder, place) if image.suffix in SUFFIXES)
+    return [image for image in found if _is_halfway(image) or image.entities.get("desc", "").endswith(TOGETHER)]
+
+
+def _is_halfway(image: Image) -> bool:
+    return image.entities.get("space") == SPACE
+
+
 def is_of_another_model(path: Path, scan: Scan, model: str, *, others: Set[str] = frozenset()) -> bool:
-    """Return whether the ``desc-`` of a label map names another model: a shipped one, or one of others."""
+    """Return whether the ``desc-`` of a label map names a comparison, or another model: a shipped one, or of others."""
     name = _desc(path).removeprefix(scan.entities.get("desc", ""))
-    return name != model and name in _shipped_names() | others
+    return name != model and name.removesuffix(TOGETHER) in {model} | _shipped_names() | others
 
 
 @cache
@@ -114,7 +135,8 @@ class Search:
         left: dict[str, list[str]] = {}
         for image, reason in self._unused():
             left.setdefault(reason, []).append(image.path.name)
-        if not self._used and not self.other and (left or self.all_selected):
+        is_for_sessions = any(_is_halfway(image) for image in maps_of_comparisons(self.folder))
+        if not self._used and not self.other and not is_for_sessions and (left or self.all_selected):
             wanted = " or ".join(self._correctable.values())
             names = listed([name for files in left.values() for name in files]) or "no label maps"
             raise UsageError(
@@ -159,7 +181,8 @@ def _place(entities: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _label_maps(folder: Path) -> list[Image]:
-    return [image for kind, images in kinds_of(folder).items() if kind.suffix != "probseg" for image in images]
+    found = (image for kind, images in kinds_of(folder).items() if kind.suffix != "probseg" for image in images)
+    return [image for image in found if not _is_halfway(image)]
 
 
 def read_corrections(
@@ -214,6 +237,7 @@ def corrected(
     files: Mapping[str, Path],
     spacing_mm: np.ndarray,
     voxel_mm3: float,
+    by_region: bool = False,
 ) -> Segmentation:
     """Return a segmentation with corrected label maps and masks in the place of the model's.
 
@@ -228,6 +252,7 @@ def corrected(
         files: the file of each.
         spacing_mm: size of a voxel, (3,).
         voxel_mm3: volume of a voxel.
+        by_region: whether the regions of a corrected label map that were not touched keep their soft volumes.
     """
     from bidsseg.segmentation.given_lesions import with_lesions_of
     from bidsseg.segmentation.plausibility import CODES, implausible_findings
@@ -257,8 +282,18 @@ def corrected(
         manual=manual,
     )
     found.findings.extend(implausible_findings(found, model, voxel_mm3, protocols=protocols))
-    unknown = {name: np.full_like(volumes, np.nan) for name, volumes in counted.items()}
-    return replace(found, soft_mm3={**found.soft_mm3, **unknown})
+    soft = {name: np.full_like(volumes, np.nan) for name, volumes in counted.items()}
+    if by_region:
+        soft = {name: _untouched(result, name, maps[name], protocol=protocols[name]) for name in counted}
+    return replace(found, soft_mm3={**found.soft_mm3, **soft})
+
+
+def _untouched(result: Segmentation, name: str, labels: np.ndarray, *, protocol: Protocol) -> np.ndarray:
+    """Return the soft volumes of a protocol, NaN for regions that lost or gained voxels in corrected labels."""
+    before = result.labels[name]
+    edited = before != labels
+    touched = np.union1d(before[edited], labels[edited])
+    return np.where(np.isin(protocol.indices, touched), np.nan, result.soft_mm3[name])
 
 
 def _equal(ours: np.ndarray | None, theirs: np.ndarray) -> bool:

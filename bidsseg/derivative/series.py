@@ -14,18 +14,20 @@ import numpy as np
 from bidsseg.bids.names import parse_name, with_extension
 from bidsseg.bids.outputs import series_log_path
 from bidsseg.bids.scan import Scan
-from bidsseg.bids.series import ORIGINAL, SPACE, Series, SeriesPaths, SessionPaths, series_paths
+from bidsseg.bids.series import ORIGINAL, SPACE, TOGETHER, Series, SeriesPaths, series_paths
 from bidsseg.derivative import sidecars
 from bidsseg.derivative.changes import CHANGES, LESION_CHANGES, Visits, change_table, lesion_table
+from bidsseg.derivative.corrections import Corrections, find_halfway_corrections
 from bidsseg.derivative.ownership import ELSEWHERE, Manifests, without_sidecar
 from bidsseg.derivative.results import is_own_page
-from bidsseg.derivative.sidecar_keys import Sidecar, is_fast, is_of_model, is_record, read_sidecar
+from bidsseg.derivative.sidecar_keys import CORRECTIONS, Sidecar, is_fast, is_of_model, is_record, read_sidecar
+from bidsseg.derivative.sidecar_keys import corrections as corrections_in
 from bidsseg.errors import OutputNotWritable
 from bidsseg.files import fingerprint, remove, remove_halves, write_json_atomic, write_table, write_text_atomic
 from bidsseg.image.nifti import write_labels, write_map
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol
-from bidsseg.models.card import Card
+from bidsseg.models.card import BRAIN, LESION, Card
 from bidsseg.models.lesion_rule import LesionRule
 from bidsseg.models.rescan import smallest_changes
 from bidsseg.registration.align import Images
@@ -33,7 +35,7 @@ from bidsseg.registration.align import Images
 if TYPE_CHECKING:
     from bidsseg.segmentation.result import Segmentation
 
-KINDS = ((SPACE, ""), (SPACE, "brain"), (ORIGINAL, "longitudinal"))
+KINDS = ((SPACE, ""), (SPACE, "brain"), (ORIGINAL, TOGETHER))
 """Space of the images of a session in a comparison, and what follows the name of the model in ``desc-``."""
 
 
@@ -60,6 +62,7 @@ class SeriesJob:
     Attributes:
         fast: whether the pass over the mirror image is omitted.
         lesions: which voxels are lesions.
+        corrections_dir: derivative dataset with corrected label maps.
     """
 
     series: Series
@@ -68,6 +71,7 @@ class SeriesJob:
     output_dir: Path
     fast: bool = False
     lesions: LesionRule = field(default_factory=LesionRule)
+    corrections_dir: Path | None = None
 
     @cached_property
     def paths(self) -> SeriesPaths:
@@ -84,6 +88,22 @@ class SeriesJob:
         """Checksums of the images of each session."""
         return [[fingerprint(path) for path in paths] for paths in self.sources]
 
+    @cached_property
+    def corrections(self) -> list[Corrections]:
+        """The corrected label maps of each session."""
+        folder, sessions = self.corrections_dir, self.paths.sessions
+        return [Corrections() if folder is None else find_halfway_corrections(folder, places) for places in sessions]
+
+    @cached_property
+    def correction_checksums(self) -> dict[str, str]:
+        """Checksum of each corrected label map, by session and output: ``ses-1 FAST``."""
+        of_sessions = zip(self.series.sessions, self.corrections, strict=True)
+        return {f"{label} {name}": value for label, each in of_sessions for name, value in each.fingerprints().items()}
+
+    def lost_corrections(self) -> list[str]:
+        """Return the corrected label maps that the present tables contain, and this job does not have any more."""
+        return sorted(corrections_in(read_sidecar(self.record)).keys() - self.correction_checksums.keys())
+
     def provenance(self, checksums: Iterable[str]) -> Sidecar:
         """Return the model and the images that determine a result."""
         return sidecars.provenance(self.card, checksums, fast=self.fast, lesions=self.lesions)
@@ -95,12 +115,12 @@ class SeriesJob:
         return self.output_dir / with_extension(last, ".json")
 
     def is_finished(self) -> bool:
-        """Return whether all outputs are present and were made by this model from these images and dates."""
+        """Return whether all outputs are present, made by this model from these images, dates and corrections."""
         found = read_sidecar(self.record)
         wanted = self.provenance(checksum for each in self.checksums for checksum in each)
         if not found or is_fast(found) != self.fast or any(found.get(key) != value for key, value in wanted.items()):
             return False
-        if found.get("Years") != self._years:
+        if found.get("Years") != self._years or corrections_in(found) != self.correction_checksums:
             return False
         if not is_own_page(self.output_dir / self.paths.page):
             return False
@@ -157,27 +177,29 @@ class SeriesJob:
         paths, series = self.paths, self.series
         images = [path for each in self.sources for path in each]
         details = self.provenance(checksum for each in self.checksums for checksum in each)
-        whole = sidecars.Origin(images, self.bids_dir, {**details, "Years": self._years})
+        corrections: Sidecar = {"CorrectionFingerprints": found} if (found := self.correction_checksums) else {}
+        whole = sidecars.Origin(images, self.bids_dir, {**details, "Years": self._years, **corrections})
         write_map(self.output_dir / paths.mean, mean.data, mean)
         of_mean: Sidecar = {**details, "SpatialReference": self._reference, "SkullStripped": False}
         text = "Mean T1w of all sessions in the halfway space, brightness from 0 to 1"
         self._sidecar(paths.mean, sidecars.image_sidecar(text, sidecars.Origin(images, self.bids_dir, of_mean)))
-        for scan, checksums, places, visit in zip(series.scans, self.checksums, paths.sessions, visits, strict=True):
-            self._write_session(scan, checksums, places, visit=visit, protocols=protocols)
+        for number, visit in enumerate(visits):
+            self._write_session(number, visit, protocols)
         compared = Visits(series.sessions, series.years, [visit.result for visit in visits], mean.affine)
         for name, place in paths.tables.items():
             smallest, scans = smallest_changes(self.card, name)
             write_table(self.output_dir / place, change_table(compared, protocols[name], smallest))
             text = f"Volumes of the regions of the {name} protocol at each session, and their changes"
             noise = {"NoiseMeasuredOn": scans} if scans else {}
-            self._sidecar(place, {"Description": text, "Sources": whole.uris, **CHANGES, **noise, **whole.details})
+            sources = self._sources(whole, visits, name, BRAIN)
+            self._sidecar(place, {"Description": text, **sources, **CHANGES, **noise, **whole.details})
         if paths.lesions is not None:
             masks = [visit.result.lesion for visit in visits if visit.result.lesion is not None]
-            write_table(self.output_dir / paths.lesions, lesion_table(compared, masks))
+            sources = self._sources(whole, visits, LESION)
+            table = lesion_table(compared, masks, corrected=sources.get("CorrectedSessions", ()))
+            write_table(self.output_dir / paths.lesions, table)
             text = "Lesions at each session"
-            self._sidecar(
-                paths.lesions, {"Description": text, "Sources": whole.uris, **LESION_CHANGES, **whole.details}
-            )
+            self._sidecar(paths.lesions, {"Description": text, **sources, **LESION_CHANGES, **whole.details})
 
     @property
     def _reference(self) -> str:
@@ -188,45 +210,59 @@ class SeriesJob:
     def _years(self) -> list[float | None]:
         return [None if years is None else round(years, 4) for years in self.series.years]
 
-    def _write_session(
-        self,
-        scan: Scan,
-        checksums: Sequence[str],
-        places: SessionPaths,
-        *,
-        visit: Visit,
-        protocols: Mapping[str, Protocol],
-    ) -> None:
+    def _sources(self, whole: sidecars.Origin, visits: Sequence[Visit], *outputs: str) -> Sidecar:
+        """Return the sources of a table of some outputs, and the sessions at which one of them was corrected."""
+        manual = [{other for name, other in visit.result.manual.items() if name in outputs} for visit in visits]
+        uris = [self._correction(number, output) for number, found in enumerate(manual) for output in sorted(found)]
+        sessions = [label for label, found in zip(self.series.sessions, manual, strict=True) if found]
+        sources: Sidecar = {"Sources": [*whole.uris, *uris]}
+        return {**sources, "CorrectedSessions": sessions} if sessions else sources
+
+    def _correction(self, number: int, output: str) -> str:
+        """Return the URI of a corrected label map of a session."""
+        corrections = self.corrections[number]
+        dataset = sidecars.dataset_name(self.output_dir, CORRECTIONS, corrections.folder, bids_dir=self.bids_dir)
+        return sidecars.bids_uri(corrections.files[output], corrections.folder, dataset)
+
+    def _write_session(self, number: int, visit: Visit, protocols: Mapping[str, Protocol]) -> None:
         """Write the images of one session."""
         from bidsseg.registration.linear import as_text
 
+        scan, places, corrections = self.series.scans[number], self.paths.sessions[number], self.corrections[number]
         t1w, result = visit.images.volumes["T1w"], visit.result
+        given: Sidecar = {"CorrectionFingerprints": found} if (found := corrections.fingerprints()) else {}
         details: Sidecar = {
-            **self.provenance(checksums),
+            **self.provenance(self.checksums[number]),
+            **given,
             **sidecars.carried_over(scan.t1w, self.bids_dir),
             **sidecars.result_details(visit.images, result),
         }
         sources = list(scan.images(self.card.inputs).values())
         origin = sidecars.Origin(sources, self.bids_dir, {**details, "SpatialReference": self._reference})
+
+        def made(name: str, origin: sidecars.Origin) -> sidecars.Origin:
+            corrected = result.manual.get(name)
+            return origin if corrected is None else origin.corrected(self._correction(number, corrected))
+
         text = "T1w in the halfway space of all sessions, with the brightness of their mean, from 0 to 1"
         write_map(self.output_dir / places.t1w, t1w.data, t1w)
         self._sidecar(places.t1w, sidecars.image_sidecar(text, origin, {"SkullStripped": False}))
         write_text_atomic(self.output_dir / places.transform, as_text(visit.motion))
         write_labels(self.output_dir / places.brain, result.brain, t1w)
-        self._sidecar(places.brain, sidecars.mask_sidecar("Brain", origin))
+        self._sidecar(places.brain, sidecars.mask_sidecar("Brain", made(BRAIN, origin)))
         if places.lesion is not None and result.lesion is not None:
             write_labels(self.output_dir / places.lesion, result.lesion, t1w)
-            self._sidecar(places.lesion, sidecars.mask_sidecar("Lesion", origin))
+            self._sidecar(places.lesion, sidecars.mask_sidecar("Lesion", made(LESION, origin)))
         for name, place in places.dseg.items():
             write_labels(self.output_dir / place, result.labels[name], t1w)
             write_text_atomic(self.output_dir / with_extension(place, ".tsv"), protocols[name].to_tsv())
-            self._sidecar(place, sidecars.dseg_sidecar(name, origin))
+            self._sidecar(place, sidecars.dseg_sidecar(name, made(name, origin)))
         native = sidecars.Origin(sources, self.bids_dir, {**details, "SpatialReference": ORIGINAL})
         for name, place in places.native.items():
             write_labels(self.output_dir / place, visit.native[name].data, visit.native[name])
             write_text_atomic(self.output_dir / with_extension(place, ".tsv"), protocols[name].to_tsv())
             table = self.paths.tables[name].name
-            self._sidecar(place, sidecars.native_sidecar(name, native, table=table))
+            self._sidecar(place, sidecars.native_sidecar(name, made(name, native), table=table))
 
     def _sidecar(self, path: Path, content: Mapping[str, Any]) -> None:
         write_json_atomic(self.output_dir / with_extension(path, ".json"), content)

@@ -41,7 +41,9 @@ class Sidecar(TypedDict, total=False):
         FlairFingerprint: checksum of the FLAIR that a given mask or correction was drawn on, unless the model reads it.
         LesionsGiven: whether the lesions of this image are those of the given mask.
         FilledVoxels: number of voxels whose brightness was replaced.
-        CorrectionFingerprints: checksums of the corrected label maps of the scan, by protocol, ``brain`` or ``lesion``.
+        CorrectionFingerprints: checksums of the corrected label maps of the scan, by protocol, ``brain`` or ``lesion``;
+            of the table of a comparison, by session and protocol.
+        CorrectedSessions: sessions of which a table has corrected label maps or masks of lesions, in a comparison.
         Fast: whether the pass over the mirror image was omitted.
         Temperature: for each head with calibrated probabilities, the number that its logits were divided by.
         LesionThreshold: least probability of a lesion voxel, or ``most probable region``.
@@ -65,6 +67,7 @@ class Sidecar(TypedDict, total=False):
     Models: list[ModelUsed]
     InputFingerprints: list[str]
     CorrectionFingerprints: dict[str, str]
+    CorrectedSessions: list[str]
     LesionMaskFingerprint: str
     FlairFingerprint: str
     LesionsGiven: bool
@@ -131,6 +134,11 @@ def corrections(sidecar: Sidecar) -> dict[str, str]:
 def has_correction(sidecar: Sidecar) -> bool:
     """Return whether a label map or mask that was corrected by hand is one of the sources."""
     return any(re.match(f"bids:{CORRECTIONS}[0-9]*:", str(uri)) for uri in _list(sidecar.get("Sources")))
+
+
+def corrected_sessions(sidecar: Sidecar) -> list[str]:
+    """Return the sessions of which a table of a comparison has corrected label maps or masks of lesions."""
+    return [str(session) for session in _list(sidecar.get("CorrectedSessions"))]
 
 
 def lesion_mask(sidecar: Sidecar) -> str:

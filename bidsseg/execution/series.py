@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bidsseg.bids.scan import Scan
+from bidsseg.derivative.corrections import corrected, read_corrections
 from bidsseg.derivative.series import SeriesJob, Visit
-from bidsseg.errors import DataError
+from bidsseg.errors import DataError, OtherGrid
 from bidsseg.image.brightness import rescaled
 from bidsseg.image.guard import Finding
 from bidsseg.image.matching import matched, mean_of, ties
@@ -18,11 +20,14 @@ from bidsseg.image.nifti import read_image
 from bidsseg.image.volume import Volume
 from bidsseg.registration.align import Images, about, align
 from bidsseg.registration.halfway import HalfwaySpace, halfway_space
+from bidsseg.registration.label_files import nearest
 
 if TYPE_CHECKING:
     from bidsseg.execution.machine import Machine
     from bidsseg.models.library import Model
     from bidsseg.segmentation.engine import Engine
+    from bidsseg.segmentation.result import Segmentation
+    from bidsseg.segmentation.together import NativeScan
 
 FINEST_MM = 1.0
 """Finest voxels of the halfway space."""
@@ -60,7 +65,8 @@ def compare_sessions(
         strict: whether the user has set the memory limit, so that exceeding it is an error.
 
     Raises:
-        InputMissing, DataError: an image cannot be used, no brain is found, or two sessions do not overlap.
+        InputMissing, DataError: an image or correction cannot be used, no brain is found, or two sessions do not
+            overlap.
         UsageError: SimpleITK is not installed.
         TemporaryFailure: the sessions need more memory than the limit.
     """
@@ -78,6 +84,10 @@ def compare_sessions(
     first = job.card.inputs[0]
     spacing = spacing_mm(model.card.spacing_mm, [session.volumes[first] for session in sessions])
     space = halfway_space([s.volumes[first] for s in sessions], [s.brain for s in sessions], spacing)
+    given = [
+        _read_corrections(job, number, model, space=space, notes=session.notes)
+        for number, session in zip(order, sessions, strict=True)
+    ]
     images, tie = alike(sessions, space, spacing)
     natives = [NativeScan(s.volumes[first], motion) for s, motion in zip(sessions, space.motions, strict=True)]
     largest = max(native.volume.data.size for native in natives)  # they are labelled one after the other
@@ -88,6 +98,11 @@ def compare_sessions(
     )
     for number, result in zip(order, results, strict=True):
         require_brain(result, model, str(job.series.scans[number].t1w))
+    for place, number in enumerate(order):
+        if given[place]:
+            corrections, in_space = job.corrections[number], results[place]
+            results[place] = _corrected(in_space, given[place], model, files=corrections.files, affine=space.affine)
+            _carry_over(in_space, results[place], natives[place], labels=labels[place], affine=space.affine)
     shown = [dict[str, Volume]() for _ in images]
     for suffix in images[0]:
         mean = mean_of([each[suffix].data for each in images])
@@ -157,6 +172,67 @@ def _read(scan: Scan, model: Model, engine: Engine) -> _Session:
             session.notes.append(f"{suffix} {motion} to match the {next(iter(read))}")
     session.brain = located_brain(aligned, model, engine)
     return session
+
+
+def _read_corrections(
+    job: SeriesJob, number: int, model: Model, *, space: HalfwaySpace, notes: list[str]
+) -> dict[str, np.ndarray]:
+    """Return the corrected label maps (X, Y, Z) of a session, by output, and add notes on them to those given."""
+    scan = Scan(job.series.scans[number].entities, job.paths.sessions[number].t1w)
+    grid = Images({"T1w": Volume(np.zeros(space.shape, bool), space.affine)}, notes=notes)
+    heads = model.heads
+    try:
+        return read_corrections(job.corrections[number], grid, scan=scan, protocols=heads, with_lesions=heads)
+    except OtherGrid as error:
+        raise OtherGrid(
+            f"{error}: the halfway space is another one if sessions, images or the model changed: compare without this "
+            "file, and correct the new label map"
+        ) from error
+
+
+def _corrected(
+    result: Segmentation,
+    given: Mapping[str, np.ndarray],
+    model: Model,
+    *,
+    files: Mapping[str, Path],
+    affine: np.ndarray,
+) -> Segmentation:
+    """Return the segmentation of a session with its corrected label maps (X, Y, Z), all in the halfway space.
+
+    Regions that were not touched keep their volumes from probabilities.
+
+    Args:
+        files: the file of each label map.
+        affine: (4, 4) of the grid.
+    """
+    grid = Volume(result.brain, affine)
+    return corrected(
+        result,
+        given,
+        model,
+        protocols=model.heads,
+        files=files,
+        spacing_mm=grid.spacing_mm,
+        voxel_mm3=grid.voxel_volume_mm3,
+        by_region=True,
+    )
+
+
+def _carry_over(
+    before: Segmentation, after: Segmentation, native: NativeScan, *, labels: dict[str, np.ndarray], affine: np.ndarray
+) -> None:
+    """Change label maps on the grid of a T1w as those in the halfway space were changed at the nearest voxel.
+
+    Args:
+        affine: (4, 4) of the grid of the halfway space.
+    """
+    back = np.linalg.inv(native.motion)
+    for name in after.manual.keys() & labels.keys():
+        was, now = (
+            nearest(Volume(result.labels[name], affine), native.volume, motion=back).data for result in (before, after)
+        )
+        labels[name] = np.where(was != now, now, labels[name])
 
 
 def _within_memory(engine: Engine, model: Model, machine: Machine, *, voxels: int, strict: bool) -> Engine:

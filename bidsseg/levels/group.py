@@ -11,11 +11,12 @@ from bidsseg.bids.outputs import group_changes, group_report, group_table, repor
 from bidsseg.bids.particulars import Particulars, read_particulars
 from bidsseg.bids.query import find_scans, has_image
 from bidsseg.bids.scan import Scan
+from bidsseg.bids.series import SPACE
 from bidsseg.derivative.change_cohort import Changes, find_comparisons, outdated_changes, write_changes
 from bidsseg.derivative.cohort import Cohort, collect, write_table
 from bidsseg.derivative.cohort_numbers import Flags, People, gather
 from bidsseg.derivative.cohort_tables import measured_columns, wide_tables, write_long, write_wide
-from bidsseg.derivative.corrections import is_of_another_model
+from bidsseg.derivative.corrections import is_of_another_model, maps_of_comparisons
 from bidsseg.derivative.lesion_cohort import (
     LesionCohort,
     collect_lesions,
@@ -74,6 +75,7 @@ def group_level(settings: Settings) -> None:
     check_change_files(output_dir, changes)
     if settings.corrections is not None and not settings.dry_run:  # in a dry run, participant has not used them yet
         _warn(settings, list(_without_correction(settings.corrections, list(_results(settings)))))
+        _warn(settings, list(_changes_without_correction(settings.corrections, changes)))
     particulars = Particulars() if settings.dry_run else _particulars(settings, cohorts, changes)
     if not settings.dry_run:
         remove_root_halves(output_dir)
@@ -185,6 +187,17 @@ def _without_correction(folder: Path, results: Sequence[Result]) -> Iterator[str
         known = corrections(result.sidecar()).values()
         if files and not any(fingerprint(path) in known for path in files):
             yield f"{files[0]} is not in the tables of {model}: run participant with this model and --corrections"
+
+
+def _changes_without_correction(folder: Path, changes: Changes) -> Iterator[str]:
+    """Yield a warning for each corrected label map in the halfway space that no table of changes contains."""
+    compared = [one for comparisons in changes.values() for one in comparisons]
+    subjects = {one.subject for one in compared}
+    known = {value for one in compared for value in corrections(one.sidecar()).values()}
+    for image in maps_of_comparisons(folder):
+        is_known = image.entities["subject"] not in subjects or fingerprint(image.path) in known
+        if image.entities.get("space") == SPACE and not is_known:
+            yield f"{image.path} is not in the tables of changes: run longitudinal with its model and --corrections"
 
 
 def _write_changes(settings: Settings, changes: Changes, particulars: Particulars) -> None:

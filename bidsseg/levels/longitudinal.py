@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bidsseg.bids import validator
 from bidsseg.bids.outputs import crash_path, report_path, series_log_path
-from bidsseg.bids.series import find_series
+from bidsseg.bids.series import SPACE, find_series
+from bidsseg.derivative.corrections import maps_of_comparisons
 from bidsseg.derivative.results import is_own_page
 from bidsseg.derivative.root import write_root
 from bidsseg.derivative.run_log import Entry, RunLog, crash_text, stamp, stopped
@@ -46,7 +47,6 @@ def longitudinal_level(settings: Settings) -> None:
     check_executor(settings)
     card = check_request(settings)
     unused = {
-        "corrections": settings.corrections,
         "lesions": settings.lesions,
         "filled": settings.filled,
         "measure": settings.measures,
@@ -64,6 +64,8 @@ def longitudinal_level(settings: Settings) -> None:
         return
     done = [] if settings.overwrite else [job for job in jobs if job.is_finished()]
     todo = [job for job in jobs if job not in done]
+    for warning in [*_lost_corrections(todo), *_about_corrections(settings, card, jobs)]:
+        settings.report.warn(warning)
     for job in todo:
         job.check_files()
         if sessions := sorted({path.parent.parent.name for path in job.outdated()}):
@@ -121,7 +123,35 @@ def _jobs(settings: Settings, card: Card) -> list[SeriesJob] | None:
     if not series:
         raise NothingToCompare("no participant has two sessions (ses-*) with images that the model reads")
     lesions = card.lesion_rule(*settings.lesion_numbers)
-    return [SeriesJob(each, card, settings.bids_dir, settings.output_dir, settings.fast, lesions) for each in series]
+    given: dict[str, Any] = {"fast": settings.fast, "lesions": lesions, "corrections_dir": settings.corrections}
+    return [SeriesJob(each, card, settings.bids_dir, settings.output_dir, **given) for each in series]
+
+
+def _lost_corrections(jobs: Sequence[SeriesJob]) -> Iterator[str]:
+    """Yield a warning for each comparison that had corrections and is made again without them."""
+    for job in jobs:
+        if lost := job.lost_corrections():
+            yield f"{job.series.key}: compared again without the correction of {listed(lost)} (see --corrections)"
+
+
+def _about_corrections(settings: Settings, card: Card, jobs: Sequence[SeriesJob]) -> Iterator[str]:
+    """Yield warnings about corrections that are not used."""
+    if settings.corrections is None:
+        return
+    used = {path for job in jobs for corrections in job.corrections for path in corrections.files.values()}
+    subjects = {job.series.source["subject"] for job in jobs}
+    unused = [
+        image.path.name
+        for image in maps_of_comparisons(settings.corrections)
+        if image.path not in used
+        and image.entities["subject"] in subjects
+        and card.name in image.entities.get("desc", card.name)
+    ]
+    if unused or not used:
+        yield (
+            f"longitudinal: --corrections: {listed(unused) or 'no label map'} {'not ' if unused else ''}used: changes "
+            f"are those of label maps and masks in the halfway space: correct copies of *_space-{SPACE}_* in OUTPUT_DIR"
+        )
 
 
 def _compare(settings: Settings, jobs: Sequence[SeriesJob], log: RunLog) -> list[tuple[Entry, Exception]]:
@@ -173,6 +203,8 @@ def _process(settings: Settings, job: SeriesJob, entry: Entry, *, machine: Machi
         entry.notes += [*visit.images.notes, *visit.result.notes]
         for finding in findings:
             report.warn(f"{key} {label}: {finding.message} [{finding.code}]")
+        for note in visit.result.notes:
+            report.warn(f"{key} {label}: {note}")
     report.stage(key, "writing")
     job.clear()
     write_change_figure(job, visits)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bidsseg.errors import DataError, UsageError
+from bidsseg.errors import DataError, OtherGrid, UsageError
 from bidsseg.image.mgh import is_mgh
 from bidsseg.image.nifti import read_image, read_labels, read_mask
 from bidsseg.image.volume import ROUNDING, Volume, distance_in_voxels, in_order_of
@@ -55,7 +55,7 @@ def read_on_grid(path: Path, images: Images, *, t1w: Path, flair: Path | None, n
         t1w, flair: files of the scan.
 
     Raises:
-        DataError: the file is not a label map, or is on another grid.
+        DataError: the file is not a label map, or is on another grid (OtherGrid).
     """
     labels, grid = read_values(path, note=note), images.volumes["T1w"]
     if (same := on_same_grid(labels, grid, note=partial(note, path))) is not None:
@@ -69,7 +69,7 @@ def read_on_grid(path: Path, images: Images, *, t1w: Path, flair: Path | None, n
     if is_mgh(path):
         note(path, "resampled to the grid of the T1w, nearest neighbour")
         return nearest(labels, grid)
-    raise DataError(f"{path}: not on the grid of {t1w.name}")
+    raise OtherGrid(f"{path}: not on the grid of {t1w.name}")
 
 
 def on_same_grid(

@@ -44,7 +44,8 @@ class Line:
     """A region on the page.
 
     Attributes:
-        volumes_mm3: at each session; None where unknown.
+        volumes_mm3: at each session, counted voxels if one of them was corrected; None where unknown.
+        corrected: sessions at which the region was corrected by hand.
         percent, per_year, smallest: change (%) from the first to the last session, for each year, and the smallest
             change that noise does not explain; None where unknown.
     """
@@ -52,6 +53,7 @@ class Line:
     name: str
     abbreviation: str
     volumes_mm3: list[float | None]
+    corrected: list[str]
     percent: float | None
     per_year: float | None
     smallest: float | None
@@ -136,12 +138,14 @@ def _lines(table: Path) -> Iterator[Line]:
     for row in read_table(table):
         of_region.setdefault(row["name"], []).append(row)
     for name, rows in of_region.items():
-        column = "volume-mm3" if name == BRAIN_MASK else "softvolume-mm3"
+        corrected = [row["session_id"] for row in rows if row["corrected"] == "1"]
+        column = "volume-mm3" if corrected or name == BRAIN_MASK else "softvolume-mm3"
         last = rows[-1]
         yield Line(
             name,
             last["abbreviation"],
             [number_or_none(row[column]) for row in rows],
+            corrected,
             _rounded(last["change-percent"]),
             _rounded(last["change-percent-per-year"]),
             number_or_none(last["smallest-change-percent"]),

@@ -70,7 +70,8 @@ def test_changes_are_since_the_first_session() -> None:
     protocol = load_protocol("FAST").scored()
     labels = cubes((1, 1, 1, 10)).astype(np.uint8)
     soft = [np.array([0.0, 0, 50, 100]), np.array([0.0, 10, 45, 100]), np.array([0.0, 0, 60, 100])]
-    results = [SimpleNamespace(labels={"FAST": labels}, soft_mm3={"FAST": each}, brain=labels > 0) for each in soft]
+    of_all = {"labels": {"FAST": labels}, "brain": labels > 0, "manual": {}}
+    results = [SimpleNamespace(soft_mm3={"FAST": each}, **of_all) for each in soft]
     visits = Visits(["ses-a", "ses-b", "ses-c"], [0.0, 0.5, None], results, np.eye(4))  # type: ignore[arg-type]
     table = change_table(visits, protocol, {2: 1.5})
     grey = table[table["index"] == 2]
@@ -81,6 +82,24 @@ def test_changes_are_since_the_first_session() -> None:
     fluid = table[table["index"] == 1]
     assert fluid["change-mm3"].tolist()[1:] == [10, 0] and fluid["change-percent"].isna().all()
     assert table[table["name"] == "brain mask"]["change-mm3"].tolist()[1:] == [0, 0]
+
+
+def test_voxels_are_counted_at_both_sessions_if_a_region_was_corrected() -> None:
+    labels = [cubes((1, 1, 1, edge)).astype(np.uint8) * 2 for edge in (10, 9, 10)]
+    soft = [np.array([0.0, 5, mm3, 100]) for mm3 in (990.0, np.nan, 980.0)]
+    results = [
+        SimpleNamespace(labels={"FAST": each}, soft_mm3={"FAST": mm3}, brain=each > 0, manual={"brain": "brain"})
+        for each, mm3 in zip(labels, soft, strict=True)
+    ]
+    results[0].manual = results[2].manual = {}
+    visits = Visits(["ses-a", "ses-b", "ses-c"], [None] * 3, results, np.eye(4))  # type: ignore[arg-type]
+    table = change_table(visits, load_protocol("FAST").scored(), {1: 1.5, 2: 1.5})
+    grey = table[table["index"] == 2]
+    assert grey["corrected"].tolist() == [0, 1, 0]
+    assert grey["change-mm3"].tolist()[1:] == [9**3 - 10**3, -10]
+    assert grey["smallest-change-percent"].fillna(0).tolist() == [1.5, 0, 1.5], "it is that of probabilities"
+    assert table[table["name"] == "brain mask"]["corrected"].tolist() == [0, 1, 0]
+    assert table["corrected"].sum() == 2
 
 
 def scan(root: Path, session: str | None, run: str = "1", subject: str = "01") -> Scan:

@@ -32,10 +32,8 @@ def add_comparison(
 ) -> None:
     """Write what the level reads of a comparison: grey matter (mm³) and lesions at sessions half a year apart."""
     labels = np.ones(SHAPE, np.uint8)
-    results = [
-        SimpleNamespace(labels={"FAST": labels}, soft_mm3={"FAST": np.array([0, 10, mm3, 20.0])}, brain=labels > 0)
-        for mm3 in grey
-    ]
+    of_all = {"labels": {"FAST": labels}, "brain": labels > 0, "manual": {}}
+    results = [SimpleNamespace(soft_mm3={"FAST": np.array([0, 10, mm3, 20.0])}, **of_all) for mm3 in grey]
     years = [place / 2 for place in range(len(grey))]
     visits = Visits([f"ses-{n}" for n, _ in enumerate(grey, 1)], years, results, np.eye(4))  # type: ignore[arg-type]
     tables = {"seg-FAST": change_table(visits, load_protocol("FAST").scored(), {})}
