@@ -149,6 +149,7 @@ class Settings:
         participants: labels without ``sub-``; empty means all.
         sessions: labels without ``ses-``; empty means all.
         shard: (I, N).
+        where: conditions that scans must meet, see ``bids.marks.Marks``.
         filters: for each query (``t1w``, ``flair``) the pybids entities it must match.
         modality: suffix of the images in the place of the T1w; None for that of the model.
         device: ``auto`` never selects ``mps``, a GPU of Apple.
@@ -177,6 +178,11 @@ class Settings:
         "--bids-filter-file FILE", SCANS,
         "JSON with the entities that t1w and flair must have; null = absent, '*' = any value",
         default={}, read=Path, levels="participant longitudinal train")  # fmt: skip
+    where: Sequence[str] = flag(
+        "--where COLUMN=VALUE", SCANS,
+        "only scans with this value in scans.tsv, sessions.tsv or participants.tsv (VALUE,VALUE: one of these; "
+        "COLUMN!=VALUE: another or none); level group: only they count",
+        default=(), several=True, read=arguments.conditions, levels="participant longitudinal")  # fmt: skip
     modality: str | None = flag(
         "--anat-modality SUFFIX", SCANS,
         "images to segment: T1w, UNIT1 or, with a model of any contrast (open), e.g. T2w or FLAIR [those of the model]",

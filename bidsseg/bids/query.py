@@ -8,9 +8,10 @@ from typing import Any
 
 from bidsseg.bids.alternatives import alternatives
 from bidsseg.bids.index import anatomical_images, closed_folders, participant_labels
+from bidsseg.bids.marks import Marks
 from bidsseg.bids.names import ANATOMICAL, IMAGE_EXTENSIONS, build_name, entity_names, natural, number, parse_name
 from bidsseg.bids.scan import Image, Scan, Selection
-from bidsseg.errors import InputMissing, NothingSelected, UsageError
+from bidsseg.errors import InputMissing, NothingSelected, UsageError, listed
 from bidsseg.reading import read_object
 
 Filters = Mapping[str, Mapping[str, Any]]
@@ -23,6 +24,7 @@ def find_scans(
     participants: Iterable[str] | None = None,
     sessions: Iterable[str] | None = None,
     filters: Filters | None = None,
+    where: Sequence[str] = (),
     database_dir: Path | None = None,
     store_index: bool = True,
 ) -> list[Scan]:
@@ -32,6 +34,7 @@ def find_scans(
         participants=participants,
         sessions=sessions,
         filters=filters,
+        where=where,
         database_dir=database_dir,
         store_index=store_index,
     ).scans
@@ -43,6 +46,7 @@ def select_scans(
     participants: Iterable[str] | None = None,
     sessions: Iterable[str] | None = None,
     filters: Filters | None = None,
+    where: Sequence[str] = (),
     database_dir: Path | None = None,
     store_index: bool = True,
 ) -> Selection:
@@ -55,12 +59,14 @@ def select_scans(
         filters: for ``t1w`` and ``flair`` the values that entities must have: one value, a list of them, None for
             "absent" or ``"*"`` for "any". Files without an entity that is filtered by value are excluded, and so are
             ``part-phase``, ``part-real`` and ``part-imag`` unless the filter names ``part``.
+        where: conditions that each T1w must meet in the tables of the dataset, see ``Marks``.
         database_dir: folder of the pybids index for later runs, which then lists all participants.
         store_index: whether to create the index if there is none that matches the dataset.
 
     Raises:
         InputMissing: the folder does not exist.
         NothingSelected: no T1w matches.
+        UsageError: no table has the column of a condition.
     """
     filters = _complete(filters)
     existing = participant_labels(bids_dir)
@@ -71,9 +77,9 @@ def select_scans(
         what = f"no participant {', '.join(sorted(wanted))}" if wanted is not None else "no sub-* folder"
         raise NothingSelected(f"{what} in {bids_dir}{_some(existing)}")
     closed: dict[str, str] = {}
-    listed = None if wanted is None else chosen
+    indexed = None if wanted is None else chosen
     try:
-        images, more_notes = anatomical_images(bids_dir, listed, database_dir, store_index=store_index)
+        images, more_notes = anatomical_images(bids_dir, indexed, database_dir, store_index=store_index)
     except OSError:
         found = closed_folders(bids_dir, chosen)
         if not found:
@@ -97,6 +103,9 @@ def select_scans(
     with_t1w = {image.entities["subject"] for image in t1ws} | {key[4:].partition("_")[0] for key in closed}
     without = [label for label in chosen if label not in with_t1w]
     notes += [f"sub-{label}: no {suffixes} image matches{alternatives(bids_dir, [label])}" for label in without]
+    if where:
+        t1ws, more_notes = _marked(t1ws, Marks(bids_dir, where))
+        notes += more_notes
     return Selection(paired(t1ws, flairs), notes, closed)
 
 
@@ -242,6 +251,20 @@ def _equal(name: str, value: str | None, wanted: Any) -> bool:
     if name == "extension":
         return value.lstrip(".") == str(wanted).lstrip(".")
     return value == str(wanted).removeprefix(prefix)
+
+
+def _marked(images: Sequence[Image], marks: Marks) -> tuple[list[Image], list[str]]:
+    """Return the images that meet all conditions, and notes on the others. NothingSelected if none does."""
+    unmet = {image.path: marks.unmet(image.entities, image.path.name) for image in images}
+    marks.check()
+    others: dict[str, list[str]] = {}
+    for path, reason in unmet.items():
+        if reason:
+            others.setdefault(reason, []).append(path.name)
+    notes = [f"left out: {listed(names, 3)}: not --where {reason}" for reason, names in others.items()]
+    if all(unmet.values()):
+        raise NothingSelected("; ".join(notes))
+    return [image for image in images if not unmet[image.path]], notes
 
 
 def _unique(images: Iterable[Image], notes: Iterable[str] = ()) -> tuple[list[Image], list[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -151,12 +151,13 @@ class Numbers:
         return [reason for reason, applies in reasons.items() if applies]
 
 
-def gather(cohort: Cohort, results: Sequence[Result], runs: Runs) -> Numbers:
+def gather(cohort: Cohort, results: Sequence[Result], runs: Runs, *, unmarked: Container[str] = ()) -> Numbers:
     """Return the numbers of a cohort; scans whose table of volumes cannot be read are left out.
 
     Args:
         results: results of the cohort, in natural order.
         runs: the runs that count, see `chosen_runs`.
+        unmarked: keys of the scans that the user left out (``--where``).
     """
     names = {name: place for place, name in enumerate(cohort.regions.values())}
     readable, counted, soft, calibrated, estimated = [], [], [], [], []
@@ -185,6 +186,9 @@ def gather(cohort: Cohort, results: Sequence[Result], runs: Runs) -> Numbers:
     quality = np.array([np.nan if value is None else value for value in qualities])
     rank = np.where(corrected, np.inf, quality)
     shape = len(readable), len(names)
+    marked = [row for row, result in enumerate(readable) if result.key not in unmarked]
+    selected = np.zeros(len(readable), bool)
+    selected[marked] = chosen_runs([readable[row].source for row in marked], rank[marked], runs)
     return Numbers(
         readable,
         regions,
@@ -197,7 +201,7 @@ def gather(cohort: Cohort, results: Sequence[Result], runs: Runs) -> Numbers:
         findings=findings,
         weights=weights,
         modalities=modalities,
-        selected=chosen_runs([result.source for result in readable], rank, runs),
+        selected=selected,
     )
 
 
@@ -226,10 +230,15 @@ def chosen_runs(sources: Sequence[Mapping[str, str]], quality: np.ndarray, runs:
 
 @dataclass(frozen=True, eq=False)
 class Flags:
-    """Columns that flag the scans to look at, and the runs that count unless all do."""
+    """Columns that flag the scans to look at, and those that count unless all do.
+
+    Attributes:
+        where: conditions of the scans that count.
+    """
 
     numbers: Numbers
     runs: Runs
+    where: Sequence[str] = ()
 
     @property
     def columns(self) -> dict[str, dict[str, Any]]:
@@ -250,19 +259,27 @@ class Flags:
                 },
             },
         }
-        if self.runs != "all":
-            rule = {"best": "corrected by hand, otherwise highest quality", "first": "lowest number"}[self.runs]
+        if self._rules:
             described[SELECTED] = {
-                "Description": f"Whether the run counts in the other tables and in the rule of outliers: {rule} among "
-                "the scans with results whose other entities are equal",
-                "Levels": {"1": "the run counts", "0": "another run counts, or there is no result"},
+                "Description": "Whether the scan counts in the other tables and in the rule of outliers: "
+                f"{', and '.join(self._rules)}",
+                "Levels": {"1": "the scan counts", "0": "it does not, another run counts, or there is no result"},
             }
         return described
+
+    @property
+    def _rules(self) -> list[str]:
+        """What is said of a scan that counts; empty if all do."""
+        marked = [f"{' and '.join(self.where)} in the tables of the dataset"] if self.where else []
+        if self.runs == "all":
+            return marked
+        rule = {"best": "corrected by hand, otherwise highest quality", "first": "lowest number"}[self.runs]
+        return [*marked, f"{rule} among the scans with results whose other entities are equal"]
 
     def cells(self, item: Result | Absent) -> dict[str, str]:
         """Return the cells of a scan."""
         row = self.numbers.rows.get(item.key)
-        selected = {SELECTED: str(int(row is not None and self.numbers.selected[row]))} if self.runs != "all" else {}
+        selected = {SELECTED: str(int(row is not None and self.numbers.selected[row]))} if self._rules else {}
         if row is None:
             return {CHECK: "status", **selected}
         return {

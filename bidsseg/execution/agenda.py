@@ -113,6 +113,7 @@ def select(settings: Settings, card: Card) -> Selection | None:
         participants=participants,
         sessions=settings.sessions or None,
         filters=settings.queries(card.suffix),
+        where=settings.where,
         database_dir=settings.database_dir,
         store_index=not settings.dry_run,
     )
@@ -274,7 +275,7 @@ def _about_corrections(settings: Settings, card: Card, jobs: Sequence[Job], *, s
 
 def _all_selected(settings: Settings, suffix: str) -> bool:
     """Return whether the run has all scans of the dataset."""
-    some = settings.participants or settings.sessions or settings.filters or settings.shard[1] > 1
+    some = settings.participants or settings.sessions or settings.filters or settings.where or settings.shard[1] > 1
     return not some and settings.queries(suffix)["t1w"]["suffix"] == "T1w"
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from bidsseg.bids.annotations import annotations_of_scan
+from bidsseg.bids.marks import Marks
 from bidsseg.bids.names import parse_name, with_extension
 from bidsseg.bids.outputs import group_changes, group_report, group_table, report_path
 from bidsseg.bids.particulars import Particulars, read_particulars
@@ -41,7 +42,7 @@ from bidsseg.derivative.ownership import (
 )
 from bidsseg.derivative.results import Result, find_fates, find_results, is_own_page
 from bidsseg.derivative.root import remove_root_halves
-from bidsseg.derivative.sidecar_keys import corrections
+from bidsseg.derivative.sidecar_keys import Sidecar, corrections, read_sidecar, source_paths
 from bidsseg.errors import BidssegError, InputMissing, NothingSelected, listed
 from bidsseg.files import fingerprint, remove, write_json_atomic
 from bidsseg.models.card import find_card, shipped
@@ -76,6 +77,7 @@ def group_level(settings: Settings) -> None:
     if settings.corrections is not None and not settings.dry_run:  # in a dry run, participant has not used them yet
         _warn(settings, list(_without_correction(settings.corrections, list(_results(settings)))))
         _warn(settings, list(_changes_without_correction(settings.corrections, changes)))
+    unmarked = _unmarked(settings, [lesion for cohort in lesions for lesion in cohort.scans])
     particulars = Particulars() if settings.dry_run else _particulars(settings, cohorts, changes)
     if not settings.dry_run:
         remove_root_halves(output_dir)
@@ -85,7 +87,7 @@ def group_level(settings: Settings) -> None:
         path = output_dir / group_table(cohort.model, cohort.protocol)
         if not settings.dry_run:
             report.stage(path.name, "volumes")
-            problems |= dict.fromkeys(_write(settings, cohort, particulars))
+            problems |= dict.fromkeys(_write(settings, cohort, particulars, unmarked=unmarked))
             report.advance(path.name, "done")
         report.say(f"{path}: {_count(cohort)}")
         if (long := _long_table(settings, cohort)) is not None:
@@ -94,7 +96,7 @@ def group_level(settings: Settings) -> None:
     _write_changes(settings, changes, particulars)
     for of_model in lesions:
         uncounted = next((cohort.uncounted for cohort in cohorts if cohort.model == of_model.model), set())
-        _write_lesions(settings, of_model, uncounted)
+        _write_lesions(settings, of_model, uncounted | unmarked)
     if not settings.dry_run:
         _remove_outdated(output_dir, lesions, changes)
         _write_pages(settings, cohorts, lesions, changes=changes)
@@ -127,10 +129,32 @@ def _particulars(settings: Settings, cohorts: list[Cohort], changes: Changes) ->
     return particulars
 
 
-def _write(settings: Settings, cohort: Cohort, particulars: Particulars) -> list[str]:
+def _unmarked(settings: Settings, lesions: Iterable[LesionFiles]) -> set[str]:
+    """Return the keys of the scans with a result that do not meet the conditions of ``--where``.
+
+    Raises:
+        UsageError: no table of the dataset has the column of a condition.
+        NothingSelected: no scan meets them.
+    """
+    if not settings.where:
+        return set()
+    marks, about = Marks(settings.bids_dir, settings.where), dict[str, tuple[dict[str, str], Sidecar]]()
+    for result in _results(settings):
+        about.setdefault(result.key, (result.source, result.sidecar()))
+    for files in lesions:
+        about.setdefault(files.key, (files.source, read_sidecar(with_extension(files.table, ".json"))))
+    names = {key: next((path.name for path in source_paths(sidecar)), key) for key, (_, sidecar) in about.items()}
+    unmet = {key: reason for key, (source, _) in about.items() if (reason := marks.unmet(source, names[key]))}
+    marks.check()
+    if about and len(unmet) == len(about):
+        raise NothingSelected(f"--where: no scan with a result meets {' and '.join(settings.where)}")
+    return set(unmet)
+
+
+def _write(settings: Settings, cohort: Cohort, particulars: Particulars, *, unmarked: Container[str]) -> list[str]:
     """Write the tables of a cohort, and return problems; the data dictionary of the first is written with the page."""
     results = list(_of(cohort, settings))
-    numbers = gather(cohort, results, settings.runs)
+    numbers = gather(cohort, results, settings.runs, unmarked=unmarked)
     cohort.quality = numbers.quality_names
     cohort.uncounted = {
         result.key for result, counts in zip(numbers.results, numbers.selected, strict=True) if not counts
@@ -142,7 +166,7 @@ def _write(settings: Settings, cohort: Cohort, particulars: Particulars) -> list
         )
     for mixed in numbers.mixtures:
         settings.report.warn(f"{cohort.model}, {cohort.protocol}: {mixed}")
-    cohort.joined.append(Flags(numbers, settings.runs))
+    cohort.joined.append(Flags(numbers, settings.runs, settings.where))
     measured = measured_columns({name for result in results for name, _ in find_measures(result)})
     cohort.joined.append(People(particulars, cohort, measured))
     path = settings.output_dir / group_table(cohort.model, cohort.protocol)
@@ -275,6 +299,7 @@ def _expected(settings: Settings, tried: set[str]) -> list[dict[str, str]]:
             participants=settings.participants or None,
             sessions=settings.sessions or None,
             filters=settings.queries(_suffix(settings)),
+            where=settings.where,
             database_dir=settings.database_dir,
             store_index=not settings.dry_run,
         )

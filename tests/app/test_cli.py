@@ -123,6 +123,7 @@ VALUES = {
     "--participant-label": ["01", "02"],
     "--subject-label": ["01", "02"],
     "--session-label": ["1"],
+    "--where": ["qc=pass"],
     "--shard": ["2/3"],
     "--bids-filter-file": ["{tmp}/filters.json"],
     "--anat-modality": ["UNIT1"],

@@ -54,6 +54,29 @@ def test_a_session_label_leaves_out_files_without_session(tmp_path: Path) -> Non
     assert keys(bids_dir, sessions=["1"]) == ["sub-02_ses-1"]
 
 
+def test_scans_that_the_tables_mark(tmp_path: Path) -> None:
+    runs = [f"sub-02_ses-{session}_run-{run}_T1w.nii.gz" for session in (1, 2) for run in (1, 2)]
+    bids_dir = make_tree(tmp_path, "sub-01_T1w.nii", "sub-03_T1w.nii", *runs)
+    scans = "filename\tuse\nanat/sub-02_ses-1_run-2_T1w.nii.gz\t1.0\nanat/sub-02_ses-1_run-1_T1w.nii.gz\t0.0\n"
+    (bids_dir / "sub-02/ses-1/sub-02_ses-1_scans.tsv").write_text(scans)
+    (bids_dir / "sub-01/sub-01_scans.tsv").write_text("filename\tuse\nsub-01_T1w.nii\t 1\n")
+    (bids_dir / "sub-02/sub-02_sessions.tsv").write_text("session_id\tuse\tqc\nses-1\t1\tfair\n2\t1\tbad\n")
+    (bids_dir / "participants.tsv").write_text("participant_id\tgroup\nsub-01\tpatient\n02\tcontrol\n")
+    of_second = ["sub-02_ses-2_run-1", "sub-02_ses-2_run-2"]
+    assert keys(bids_dir, where=["use=1"]) == ["sub-01", "sub-02_ses-1_run-2", *of_second]
+    assert keys(bids_dir, where=["use=1", "qc!=bad"]) == ["sub-01", "sub-02_ses-1_run-2"]
+    assert keys(bids_dir, where=["qc=bad,poor"]) == of_second
+    assert keys(bids_dir, where=["group!=control"]) == ["sub-01", "sub-03"]
+    assert keys(bids_dir, where=["group=n/a"]) == ["sub-03"]
+    assert select_scans(bids_dir, where=["use!=0"]).notes == [
+        "left out: sub-02_ses-1_run-1_T1w.nii.gz: not --where use!=0 (0.0)"
+    ]
+    with pytest.raises(NothingSelected, match=r"sub-03_T1w.nii: not --where use=2 \(n/a\)"):
+        find_scans(bids_dir, where=["use=2"])
+    with pytest.raises(UsageError, match="the column quality; there are filename, group, participant_id, qc"):
+        find_scans(bids_dir, where=["quality=good"])
+
+
 def test_what_matches_nothing_is_named(tmp_path: Path) -> None:
     bids_dir = make_tree(tmp_path, *(f"sub-{i:02}_ses-1_T1w.nii" for i in range(20)))
     with pytest.raises(NothingSelected, match=r"no participant 7, 99 .* there are 20: 00, 01.*\.\.\."):

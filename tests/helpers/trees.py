@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from recording_console import RecordingConsole
 
-from bidsseg.bids.names import with_extension
+from bidsseg.bids.names import build_name, with_extension
 from bidsseg.bids.outputs import output_paths
 from bidsseg.bids.scan import Scan
 from bidsseg.derivative.volumes import volume_table
@@ -32,6 +32,7 @@ def add_result(
 ) -> None:
     """Write what the group level reads of a scan: 10 voxels of CSF, some of grey matter and 20 of white matter."""
     paths = output_paths(Scan(entities, Path()), model, protocols)
+    source = {"Sources": [f"bids:raw:{build_name(entities, 'T1w', '.nii.gz')}"]}
     for name in protocols:
         protocol = load_protocol(name).scored()
         labels = np.repeat(protocol.indices[1:4], [10, grey_voxels, 20]).reshape(-1, 1, 1)
@@ -42,7 +43,7 @@ def add_result(
         path = output / paths.morph[name]
         path.parent.mkdir(parents=True, exist_ok=True)
         table.to_csv(path, sep="\t", index=False, na_rep="n/a")
-        write_json_atomic(with_extension(output / paths.dseg[name], ".json"), {"Quality": quality})
+        write_json_atomic(with_extension(output / paths.dseg[name], ".json"), {"Quality": quality, **source})
 
 
 def add_run(output: Path, stamp: str, fates: Mapping[str, tuple[str, str]]) -> None:

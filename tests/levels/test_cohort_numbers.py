@@ -10,6 +10,7 @@ from trees import MODEL, add_result, rows_of, run_group
 
 from bidsseg.derivative.cohort_numbers import chosen_runs
 from bidsseg.derivative.outliers import FEWEST, robust_z
+from bidsseg.errors import NothingSelected, UsageError
 
 MASK_MM3 = 120.0
 """Volume of the brain mask of a result with 30 voxels of grey matter, of 60 voxels of 2 mm³."""
@@ -300,6 +301,26 @@ def test_the_cohort_on_the_pages_has_only_the_runs_that_count(bids: Path, output
     cohort = dictionary(output)["GM"]["Cohort"]
     assert isinstance(cohort, dict) and (cohort["Count"], cohort["Mean"], cohort["Maximum"]) == (FEWEST, 209, 218)
     assert "0.21 ± 0.01 ml (0.20 to 0.22)" in (output / "group.html").read_text()
+
+
+def test_only_marked_scans_count(bids: Path, output: Path) -> None:
+    for number, quality in (("1", 0.9), ("2", 0.8), ("3", 0.7)):
+        add_result(output, {"subject": "01", "run": number}, quality=quality)
+    add_result(output, {"subject": "02"})
+    marks = {1: "fail", 2: "pass", 3: "pass"}
+    rows = [f"anat/sub-01_run-{number}_T1w.nii.gz\t{mark}\n" for number, mark in marks.items()]
+    (bids / "sub-01").mkdir(exist_ok=True)
+    (bids / "sub-01/sub-01_scans.tsv").write_text("".join(["filename\tqc\n", *rows]))
+    run_group(bids, output, where=["qc=pass"])
+    assert [row["selected"] for row in table(output)] == ["0", "1", "1", "0"], "sub-02 has no mark"
+    assert len(table(output, "fraction")) == 2
+    assert "qc=pass in the tables of the dataset" in str(dictionary(output)["selected"]["Description"])
+    run_group(bids, output, where=["qc!=fail"], runs="best")
+    assert [row["selected"] for row in table(output)] == ["0", "1", "0", "1"], "the best of the marked runs"
+    with pytest.raises(UsageError, match=r"has the column mark; there are .*filename"):
+        run_group(bids, output, where=["mark=1"])
+    with pytest.raises(NothingSelected, match="no scan with a result meets qc=maybe"):
+        run_group(bids, output, where=["qc=maybe"])
 
 
 def test_one_scan_has_no_standard_deviation(bids: Path, output: Path) -> None:

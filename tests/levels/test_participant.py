@@ -59,6 +59,19 @@ def test_the_tree_is_the_committed_one(sessions: App) -> None:
     assert listing == EXPECTED.read_text(), "if this is meant, run again with BIDSSEG_UPDATE_EXPECTED=1"
 
 
+def test_marked_scans_are_segmented_and_count(sessions: App, capsys: pytest.CaptureFixture[str]) -> None:
+    table = sessions.bids / "sub-01/ses-1/sub-01_ses-1_scans.tsv"
+    table.write_text("filename\tuse\nanat/sub-01_ses-1_run-1_T1w.nii.gz\t0\nanat/sub-01_ses-1_run-2_T1w.nii.gz\t1\n")
+    words = ("--participant-label", "01", "--session-label", "1", "--skip-bids-validation")
+    assert sessions(*words, "--where", "use=1") == 0
+    assert sessions.fates == {"sub-01_ses-1_run-2": "done"}
+    assert "left out: sub-01_ses-1_run-1_T1w.nii.gz: not --where use=1 (0)" in capsys.readouterr().err
+    assert sessions(*words) == sessions(*words[:-1], "--where", "use!=0", level="group") == 0
+    cohort = sessions.table("group_seg-FAST_desc-wholebrain_morph.tsv")
+    assert list(cohort["selected"]) == [0, 1]
+    assert len(sessions.table("group_seg-FAST_desc-wholebrain_fraction.tsv")) == 1
+
+
 @pytest.mark.skipif(not VALIDATOR.is_file(), reason="the BIDS validator is not installed")
 def test_the_tree_passes_the_validator(sessions: App, tmp_path: Path) -> None:
     assert sessions("--probseg", "--entropy", "--viewer") == 0
