@@ -145,7 +145,7 @@ class Settings:
     """Settings of all levels. The flags have the order of the help text.
 
     Attributes:
-        images: T1w and FLAIR, by suffix, of the command ``file``; ``bids_dir`` is then their common folder.
+        images: T1w and FLAIR, by suffix, of the command ``file``; ``bids_dir`` is then the folder of the T1w.
         participants: labels without ``sub-``; empty means all.
         sessions: labels without ``ses-``; empty means all.
         shard: (I, N).

@@ -188,7 +188,7 @@ def _file_settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
         values["measures"] = arguments.measured_images(values["measures"])
     return Settings(
         **values,
-        bids_dir=Path(os.path.commonpath([path.parent for path in images.values()])),
+        bids_dir=images["T1w"].parent,
         images=images,
         stop_on_first_crash=True,  # so that the run ends with the error of the image
     )

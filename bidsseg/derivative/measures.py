@@ -71,7 +71,7 @@ def measure(job: Job, name: str, where: str | Path) -> None:
         record = read_sidecar(with_extension(job.output_dir / job.paths.dseg[protocol], ".json"))
         kept: dict[str, Any] = {key: value for key, value in record.items() if key in ("Models", "SoftwareVersion")}
         kept |= {"Manual": True} if is_manual(record) else {}
-        address = _address(image.path, job.bids_dir)
+        address = bids_uri(image.path, job.bids_dir)
         text = f"Values of {name} in the regions of the {protocol} protocol and in the brain mask"
         text += _about_mask(brain_record, job.card.name)
         made: Sidecar = {"InputFingerprints": made_of[protocol]}
@@ -192,10 +192,6 @@ def _sidecar(*, address: str, note: str) -> Mapping[str, Any]:
         "abbreviation": {"Description": "Short name of the region"},
         **{column: {"Description": text} for column, text in STATISTICS.items()},
     }
-
-
-def _address(path: Path, bids_dir: Path) -> str:
-    return bids_uri(path, bids_dir) if path.is_relative_to(bids_dir) else path.absolute().as_uri()
 
 
 def _made_of(job: Job, protocol: str, image: Image) -> list[str]:

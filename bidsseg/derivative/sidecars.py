@@ -69,7 +69,12 @@ ENVIRONMENT = {"Type": "BIDSSEG_CONTAINER_TYPE", "Tag": "BIDSSEG_CONTAINER_TAG",
 
 
 def bids_uri(path: Path, bids_dir: Path, dataset: str = SOURCE) -> str:
-    """Return the URI of a file in the input, or in another dataset: ``bids:raw:sub-01/anat/sub-01_T1w.nii.gz``."""
+    """Return the URI of a file in the input, or in another dataset: ``bids:raw:sub-01/anat/sub-01_T1w.nii.gz``.
+
+    For a file outside of the folder, it is ``file:///…``.
+    """
+    if not path.is_relative_to(bids_dir):
+        return path.absolute().as_uri()
     return f"bids:{dataset}:{quote(path.relative_to(bids_dir).as_posix(), safe='/+')}"
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import phantoms
 import pytest
 from nifti import load_nifti
-from tiny_model import save_tiny
+from tiny_model import SecondImage, save_tiny
 
 from bidsseg.app.cli import main
 from bidsseg.app.parser import is_command
@@ -114,6 +114,27 @@ def test_results_of_another_image_are_kept(
     assert run(other, "--overwrite") == 0
     assert run(named(scan, "second.nii.gz")) == 0
     assert (tmp_path / "out" / "sub-second.html").is_file() and (tmp_path / "out" / "sub-myt1.html").is_file()
+
+
+def test_a_flair_in_another_folder_joins_earlier_results_of_the_t1w(
+    scan: Path,
+    tmp_path: Path,
+    run: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    loose, flair = named(scan, "t1.nii.gz"), tmp_path / "fluid" / "flair 1.nii.gz"
+    flair.parent.mkdir()
+    flair.write_bytes(scan.read_bytes())
+    assert run(loose) == run(loose, "--flair", str(flair)) == 0
+    assert "segmented 0 of 1 scans" in capsys.readouterr().out
+    inputs = ("T1w", "FLAIR")
+    both = save_tiny(tmp_path / "both", monkeypatch, SecondImage, name="both", inputs=inputs)
+    for count in (1, 0):
+        assert run(loose, "--flair", str(flair), "--model", str(both)) == 0
+        assert f"segmented {count} of 1 scans" in capsys.readouterr().out
+    sidecar = json.loads((tmp_path / "out/sub-t1/anat/sub-t1_seg-FAST_desc-both_dseg.json").read_text())
+    assert sidecar["Sources"] == ["bids:raw:t1.nii.gz", flair.as_uri()]
 
 
 def test_exports_of_one_file(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

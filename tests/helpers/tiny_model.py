@@ -55,8 +55,8 @@ def save_tiny(
 ) -> Path:
     """Write the model, whose network is registered until the end of the test, and return its folder."""
     monkeypatch.setitem(library.NETWORKS, "brightness", network)
-    given = {"spacing_mm": 6.0, "heads": tuple(meaning), "inputs": ("T1w",), **values}
+    given = {"name": "tiny", "spacing_mm": 6.0, "heads": tuple(meaning), "inputs": ("T1w",), **values}
     options = {"name": "brightness", "meaning": meaning}
-    card = Card(name="tiny", title="By brightness", sha256="", network=options, **given)
+    card = Card(title="By brightness", sha256="", network=options, **given)
     library.save_model(card, library.build(card).state_dict(), folder)
     return folder
