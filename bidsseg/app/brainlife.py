@@ -7,8 +7,9 @@ Reads ``config.json`` in the working folder and writes there
 - ``product.json``: volumes as a plot, a picture, warnings,
 - ``output/``: all outputs, as a BIDS derivative dataset.
 
-Keys of the configuration: ``t1``, ``flair`` (paths; a missing file counts as not given), ``model`` and
-``protocol`` (of ``parc``; by default, the first of the model).
+Keys of the configuration: ``t1``, ``t2``, ``flair`` (paths; a missing file counts as not given), ``model`` and
+``protocol`` (of ``parc``; by default, the first of the model). The first image whose contrast the model reads is
+segmented.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ from bidsseg.reading import read_object
 from bidsseg.settings import Settings
 
 CONFIG = "config.json"
-IMAGES = {"t1": "T1w", "flair": "FLAIR"}
+IMAGES = {"t1": "T1w", "t2": "T2w", "flair": "FLAIR"}
+"""Suffixes of the images of the platform, by the names of their files there."""
 SHARES = {"--n-cpus": "SLURM_CPUS_PER_TASK", "--nprocs": "PBS_NUM_PPN", "--mem": "SLURM_MEM_PER_NODE"}
 """Variables in which batch systems give the CPUs and the memory (MB) of a job."""
 PICTURE_PIXELS = 480
@@ -60,12 +62,13 @@ def main(folder: Path | None = None) -> int:
             raise UsageError(f"{CONFIG}: protocol {protocol!r} is not one of {', '.join(card.protocols)}")
         output = folder / "output"
         with tempfile.TemporaryDirectory() as scratch:
-            label = make_dataset(config, folder, Path(scratch))
+            label, suffixes = make_dataset(config, folder, Path(scratch))
+            modality = next((suffix for suffix in suffixes if card.reads(suffix)), card.suffix)
             words = [scratch, str(output), "participant", "--participant-label", label, "--skip-bids-validation"]
             words += [
                 word for flag, name in SHARES.items() if os.environ.get(name) for word in (flag, os.environ[name])
             ]
-            code = cli.main([*words, "--model", model])
+            code = cli.main([*words, "--model", model, "--anat-modality", modality])
         if code == 0:
             write_products(output, label, card, protocol=protocol, folder=folder)
         return code
@@ -75,32 +78,33 @@ def main(folder: Path | None = None) -> int:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return the configuration; UsageError if it does not name a T1w."""
+    """Return the configuration; UsageError if it does not name an image."""
     if not path.is_file():
         raise InputMissing(f"no file {path}: run in the folder that contains it")
     config = read_object(path, UsageError)
-    if not isinstance(config.get("t1"), str):
+    if not any(config.get(key) for key in IMAGES):
         raise UsageError(f"{path}: give the path of a T1w as 't1' (see config.json.sample)")
-    if not isinstance(config.get("flair") or "", str):
-        raise UsageError(f"{path}: give the path of one FLAIR as 'flair', or none")
+    for key, suffix in IMAGES.items():
+        if not isinstance(config.get(key) or "", str):
+            raise UsageError(f"{path}: give the path of one {suffix} as '{key}', or none")
     return config
 
 
-def make_dataset(config: Mapping[str, Any], folder: Path, dataset: Path) -> str:
-    """Create a BIDS dataset of links to the images, and return the label of its participant."""
+def make_dataset(config: Mapping[str, Any], folder: Path, dataset: Path) -> tuple[str, list[str]]:
+    """Create a BIDS dataset of links to the images, and return the label of its participant and their suffixes."""
     inputs = config.get("_inputs") or [{}]
     label = re.sub("[^A-Za-z0-9]", "", str((inputs[0].get("meta") or {}).get("subject", ""))) or "01"
     anat = dataset / f"sub-{label}" / "anat"
     anat.mkdir(parents=True)
     write_json_atomic(dataset / "dataset_description.json", {"Name": "brainlife", "BIDSVersion": BIDS_VERSION})
-    for key, suffix in IMAGES.items():
-        image = folder / str(config.get(key) or f"no-{key}")
-        if image.is_file():
-            extension = ".nii" if image.suffix == ".nii" else ".nii.gz"
-            (anat / f"sub-{label}_{suffix}{extension}").symlink_to(image.resolve())
-        elif key == "t1":
-            raise InputMissing(f"{CONFIG}: no file {image}")
-    return label
+    given = {suffix: folder / config[key] for key, suffix in IMAGES.items() if config.get(key)}
+    images = {suffix: image for suffix, image in given.items() if image.is_file()}
+    if not images:
+        raise InputMissing(f"{CONFIG}: no file {' or '.join(map(str, given.values()))}")
+    for suffix, image in images.items():
+        extension = ".nii" if image.suffix == ".nii" else ".nii.gz"
+        (anat / f"sub-{label}_{suffix}{extension}").symlink_to(image.resolve())
+    return label, list(images)
 
 
 def write_products(output: Path, label: str, card: Card, *, protocol: str, folder: Path) -> None:

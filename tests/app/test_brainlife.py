@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -100,12 +101,34 @@ def test_images_that_are_not_there_are_not_given(task: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("names", "values", "read"),
+    [
+        (("t1", "t2", "flair"), {"inputs": ("T1w", "FLAIR")}, ["T1w", "FLAIR"]),
+        (("t1", "t2"), {"modality": "T2w"}, ["T2w"]),
+        (("t2", "flair"), {"modality": "any"}, ["T2w"]),
+        (("flair",), {"modality": "any"}, ["FLAIR"]),
+    ],
+)
+def test_the_model_reads_images_of_its_contrasts(
+    names: tuple[str, ...], values: dict[str, Any], read: list[str], task: Path
+) -> None:
+    shutil.copy(task / "input" / "flair.nii.gz", task / "input" / "t2.nii.gz")
+    model = save_card(task.parent / "other", **values)
+    configure(task, **{name: f"input/{name}.nii.gz" for name in names}, model=str(model), protocol="FAST")
+    assert brainlife.main(task) == 0
+    sidecar = json.loads((task / "output/sub-01/anat/sub-01_seg-FAST_desc-wholebrain_dseg.json").read_text())
+    assert sidecar["Sources"] == [f"bids:raw:sub-01/anat/sub-01_{suffix}.nii.gz" for suffix in read]
+    assert (task / "parc" / "parc.nii.gz").is_file()
+
+
+@pytest.mark.parametrize(
     ("config", "code", "message"),
     [
         ("{}", 64, "give the path of a T1w as 't1'"),
         ("[", 64, "is not JSON"),
         (None, 66, "run in the folder that contains it"),
         ('{"t1": "input/none.nii.gz", "model": "MODEL"}', 66, "no file"),
+        ('{"flair": "input/flair.nii.gz", "model": "MODEL"}', 18, "no T1w image"),
         (
             '{"t1": "input/t1.nii.gz", "protocol": "Atropos", "model": "MODEL"}',
             64,
@@ -149,7 +172,7 @@ def test_a_job_takes_its_share_of_the_machine(
     monkeypatch.setattr("bidsseg.app.cli.main", run)
     assert brainlife.main(task) == 1
     (words,) = given
-    assert words[6:-2] == wanted
+    assert words[6:-4] == wanted
 
 
 @pytest.mark.data
