@@ -1,8 +1,8 @@
-"""Files that a participant has instead of a readable T1w image, and their remedies."""
+"""Files that a participant has instead of a readable image of the selected suffix, and their remedies."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from bidsseg.bids.index import anat_files
@@ -10,23 +10,27 @@ from bidsseg.bids.names import ANATOMICAL, IMAGE_EXTENSIONS, T1W_LIKE, parse_nam
 
 RENAMED = "its name must end in {}: rename it"
 CONVERTED = "convert it to .nii.gz"
-UNIFORM = "select it by --anat-modality UNIT1"
-LEFT_OUT = "excluded by the selection or the filters"
+SAME_CONTRAST = "select it by --anat-modality {}"
+NO_MAGNITUDE = "not a magnitude image"
+LEFT_OUT = "excluded by the selection or the filters: --session-label, --bids-filter-file"
 SELECTED = "segment it with --model open --anat-modality {}"
 OTHER = "no model reads it"
 """Remedies, in the order of the message."""
 
 
-def alternatives(bids_dir: Path, labels: Iterable[str]) -> str:
+def alternatives(bids_dir: Path, labels: Iterable[str], suffixes: Collection[str]) -> str:
     """Return the end of a message: an example of each kind of image in ``anat``, and its remedy; empty without images.
 
-    >>> alternatives(Path("/nowhere"), ["01"])
+    Args:
+        suffixes: those that are selected, "*" for any.
+
+    >>> alternatives(Path("/nowhere"), ["01"], ["T1w"])
     ''
     """
     examples: dict[str, tuple[str, int]] = {}
     names = sorted(parts[-1] for label in labels for parts in anat_files(bids_dir, label))
     for name in names:
-        remedy = _remedy(name)
+        remedy = _remedy(name, suffixes)
         if remedy is not None:
             example, count = examples.get(remedy, (name, 0))
             examples[remedy] = example, count + 1
@@ -38,20 +42,23 @@ def alternatives(bids_dir: Path, labels: Iterable[str]) -> str:
 
 
 def _rank(remedy: str) -> int:
-    order = (CONVERTED, UNIFORM, LEFT_OUT, *map(SELECTED.format, ANATOMICAL), OTHER)
+    same = map(SAME_CONTRAST.format, T1W_LIKE)
+    order = (CONVERTED, *same, NO_MAGNITUDE, LEFT_OUT, *map(SELECTED.format, ANATOMICAL), OTHER)
     return order.index(remedy) + 1 if remedy in order else 0
 
 
-def _remedy(name: str) -> str | None:
+def _remedy(name: str, suffixes: Collection[str]) -> str | None:
     """Return the remedy for a file; None if it is not an image."""
     parsed = parse_name(name)
     if parsed is None:
         return None
-    _, suffix, extension = parsed
+    entities, suffix, extension = parsed
     t1w = suffix.upper() in ("T1W", "UNIT1")
     if extension in IMAGE_EXTENSIONS:
+        if suffix in suffixes or "*" in suffixes:
+            return LEFT_OUT if entities.get("part", "mag") == "mag" else NO_MAGNITUDE
         if suffix in T1W_LIKE:
-            return LEFT_OUT if suffix == "T1w" else UNIFORM
+            return SAME_CONTRAST.format(suffix)
         if suffix in ANATOMICAL:
             return SELECTED.format(suffix)
         return RENAMED.format(f"_{_spelled(suffix)}{extension}") if t1w else OTHER

@@ -91,18 +91,21 @@ def select_scans(
     if wanted_sessions is not None:
         images, more_notes = _of_sessions(images, wanted_sessions)
         notes += more_notes
-    suffixes = " or ".join(map(str, suffix if isinstance(suffix := filters["t1w"]["suffix"], list) else [suffix]))
+    suffixes = list(map(str, suffix if isinstance(suffix := filters["t1w"]["suffix"], list) else [suffix]))
+    wanted_images = f"{' or '.join(suffixes)} image"
     t1ws, more_notes = _unique(*_matching(images, filters["t1w"]))
     flairs, _ = _unique(*_matching(images, filters["flair"]))
     notes += more_notes
     if closed and not t1ws:
         raise InputMissing(f"{'; '.join(closed.values())}; change the permissions")
     if not t1ws:
-        others = alternatives(bids_dir, chosen) or ": participants, sessions, filters?"
-        raise NothingSelected(f"no {suffixes} image (.nii or .nii.gz) matches in {bids_dir}{others}")
+        others = alternatives(bids_dir, chosen, suffixes) or ": participants, sessions, filters?"
+        raise NothingSelected(f"no {wanted_images} (.nii or .nii.gz) matches in {bids_dir}{others}")
     with_t1w = {image.entities["subject"] for image in t1ws} | {key[4:].partition("_")[0] for key in closed}
     without = [label for label in chosen if label not in with_t1w]
-    notes += [f"sub-{label}: no {suffixes} image matches{alternatives(bids_dir, [label])}" for label in without]
+    notes += [
+        f"sub-{label}: no {wanted_images} matches{alternatives(bids_dir, [label], suffixes)}" for label in without
+    ]
     if where:
         t1ws, more_notes = _marked(t1ws, Marks(bids_dir, where))
         notes += more_notes

@@ -110,7 +110,7 @@ def test_participants_without_t1w_are_noted(tmp_path: Path) -> None:
         (["sub-01_T1w.NII.GZ"], r"sub-01_T1w\.NII\.GZ \(its name must end in _T1w\.nii\.gz: rename"),
         (["sub-01_t1w.nii"], r"sub-01_t1w\.nii \(its name must end in _T1w\.nii: rename"),
         (["sub-01_acq-x_T1w.nii"], r"sub-01_acq-x_T1w\.nii \(excluded by the selection or the filters"),
-        (["sub-01_part-phase_T1w.nii"], "excluded by"),
+        (["sub-01_part-phase_T1w.nii"], r"sub-01_part-phase_T1w\.nii \(not a magnitude image"),
         (["sub-01_T1w.mgz", "sub-01_T2w.nii", "sub-02_UNIT1.nii"], r"mgz \(convert.*; sub-02_UNIT1.*; sub-01_T2w"),
         (["sub-01_T1w.json", "sub-01_scans.tsv", "readme"], "participants, sessions, filters"),
     ],
@@ -119,6 +119,24 @@ def test_files_found_instead_of_a_t1w_are_listed(tmp_path: Path, names: list[str
     bids_dir = make_tree(tmp_path, "sub-01/sub-01_scans.tsv", *names)
     with pytest.raises(NothingSelected, match=rf"no T1w image \(\.nii or \.nii\.gz\) matches in .*{told}"):
         find_scans(bids_dir, filters={"t1w": {"acquisition": None}})
+
+
+@pytest.mark.parametrize(
+    ("suffix", "found", "told"),
+    [
+        ("T2w", "T2w", "(excluded by the selection or the filters: --session-label, --bids-filter-file)"),
+        ("UNIT1", "UNIT1", "(excluded by"),
+        (["PDw", "T2w"], "T2w", "(excluded by"),
+        ("*", "FLAIR", "(excluded by"),
+        ("T2w", "T1w", "(select it by --anat-modality T1w)"),
+        ("UNIT1", "T2w", "(segment it with --model open --anat-modality T2w)"),
+    ],
+)
+def test_a_given_suffix_is_not_suggested(tmp_path: Path, suffix: str | list[str], found: str, told: str) -> None:
+    bids_dir = make_tree(tmp_path, f"sub-01_ses-1_{found}.nii")
+    with pytest.raises(NothingSelected) as error:
+        find_scans(bids_dir, filters={"t1w": {"suffix": suffix, "session": "2"}})
+    assert f"found sub-01_ses-1_{found}.nii {told}" in str(error.value)
 
 
 def test_a_filter_takes_another_suffix(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_a_model_of_any_contrast(app: App, tmp_path: Path, capsys: pytest.Captur
     assert sources(app, "some") == {
         label: [f"bids:raw:{label}/anat/{label}_T2w.nii.gz"] for label in ("sub-01", "sub-03")
     }
-    assert "sub-02: no T2w image matches; found sub-02_T1w.nii.gz (excluded" in capsys.readouterr().err
+    assert "sub-02: no T2w image matches; found sub-02_T1w.nii.gz (select it by" in capsys.readouterr().err
     assert "on the grid of the T2w" in (app.output / "sub-01.html").read_text()
     assert app("--anat-modality", "T2w", level="group", model=some) == 0
     table = app.table("group_seg-FAST_desc-some_morph.tsv")
