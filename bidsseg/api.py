@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -29,11 +30,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from bidsseg.image.nifti import Source
-    from bidsseg.image.volume import Volume
     from bidsseg.labels.protocol import Protocol
     from bidsseg.models.card import Card
     from bidsseg.models.lesion_rule import LesionRule
     from bidsseg.models.library import Model
+    from bidsseg.registration.align import Images
 
 __all__ = ["Image", "Result", "compare", "list_models", "load_model", "segment"]
 
@@ -72,8 +73,8 @@ def segment(
         lesion_threshold: least probability of a lesion voxel, above 0 and at most 1; None for that of the model.
         least_lesion_mm3: omit lesions that are smaller (mm³); None for the volume of the model.
         least_lesion_peak: omit lesions in which no voxel has this probability, 0 to 1; None for that of the model.
-        lesions: mask of lesions that are given, on the grid of the T1w, which is filled there before it is segmented;
-            not for images of another contrast.
+        lesions: mask of lesions that are given (values above 0, or probabilities of at least .5), on the grid of the
+            T1w, which is filled there before it is segmented; not for images of another contrast.
 
     Raises:
         UsageError: an argument has an invalid value or no effect, or the model needs a FLAIR.
@@ -223,7 +224,7 @@ def _segment(
         require_room(machine, model)
     images = read_aligned(sources)
     t1w = images.volumes["T1w"]
-    mask = None if given is None else _mask(given, t1w)
+    mask = None if given is None else _mask(given, images)
     found = segment_images(
         images,
         model,
@@ -244,12 +245,19 @@ def _segment(
     return Result(model, protocols, scan, images, found, lesions, fast)
 
 
-def _mask(source: Source, t1w: Volume) -> np.ndarray:
-    """Return the voxels of a mask, booleans (X, Y, Z). DataError if it is on another grid than the T1w."""
-    from bidsseg.image.nifti import name_of, read_labels
-    from bidsseg.registration.label_files import on_same_grid
+def _mask(source: Source, images: Images) -> np.ndarray:
+    """Return the voxels of a mask, booleans (X, Y, Z). DataError if it is on another grid than the T1w.
 
-    mask = on_same_grid(read_labels(source), t1w)
+    Differences are accepted, with a note among those of the images.
+    """
+    from bidsseg.image.nifti import name_of
+    from bidsseg.registration.label_files import on_same_grid, read_values
+
+    def note(path: Path, text: str) -> None:
+        images.notes.append(f"{path.name}: {text}")
+
+    values = read_values(source, note=note, is_mask=True)
+    mask = on_same_grid(values, images.volumes["T1w"], note=partial(note, Path(name_of(source))))
     if mask is None:
         raise DataError(f"{name_of(source)}: the mask of lesions is not on the grid of the T1w: resample it")
     found: np.ndarray = mask.data > 0

@@ -219,6 +219,22 @@ def test_given_lesions(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
             bidsseg.segment(shutil.copy(scan, tmp_path / name), model=model, lesions=mask, **AS_ASKED)
 
 
+def test_given_probabilities_of_lesions(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = save_tiny(tmp_path / "model", monkeypatch)
+    brain = np.asarray(bidsseg.segment(scan, model=model, **AS_ASKED).brain_mask.dataobj)
+    probable = brain * np.linspace(0, 1, brain.size, dtype=np.float32).reshape(brain.shape)
+    path = tmp_path / "drawn" / "sub-01" / "anat" / "sub-01_label-lesion_probseg.nii.gz"
+    phantoms.save(path, probable, load_nifti(scan).affine)
+    there = bids_results(scan, model, "--lesions", str(tmp_path / "drawn"), "--precision", "fp32")
+    (file,) = there.glob("*_label-lesion_*_mask.nii.gz")
+    assert np.array_equal(np.asarray(load_nifti(file).dataobj), probable >= 0.5)
+    for lesions in (path, shutil.copy(path, tmp_path / "wmh.nii.gz"), load_nifti(path)):
+        result = bidsseg.segment(scan, model=model, lesions=lesions, **AS_ASKED)
+        assert result.lesion_mask is not None
+        assert np.array_equal(np.asarray(result.lesion_mask.dataobj), probable >= 0.5)
+        assert "probabilities of at least 0.5 are read as labels" in result.notes[0]
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

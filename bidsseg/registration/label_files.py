@@ -10,7 +10,7 @@ import numpy as np
 
 from bidsseg.errors import DataError, OtherGrid, UsageError
 from bidsseg.image.mgh import is_mgh
-from bidsseg.image.nifti import read_image, read_labels, read_mask
+from bidsseg.image.nifti import Source, name_of, read_image, read_labels, read_mask
 from bidsseg.image.volume import ROUNDING, Volume, distance_in_voxels, in_order_of
 from bidsseg.labels.protocol import Protocol
 from bidsseg.registration.align import Images, align
@@ -92,16 +92,18 @@ def on_same_grid(
     return found
 
 
-def read_values(path: Path, *, note: Note) -> Volume:
-    """Return a label map; in a mask (``_mask``, ``_probseg``), probabilities are labels from a threshold.
+def read_values(source: Source, *, note: Note, is_mask: bool = False) -> Volume:
+    """Return a label map; in a mask, probabilities are labels from a threshold. DataError if the image is neither.
 
-    DataError if the file is neither.
+    Args:
+        is_mask: whether it is a mask without a name that says so (``_mask``, ``_probseg``).
     """
+    path = Path(name_of(source))
     try:
-        return read_labels(path)
+        return read_labels(source)
     except DataError:
-        is_mask = path.name.partition(".")[0].endswith(("_mask", "_probseg"))
-        mask = read_mask(path, PROBABLE) if is_mask else None
+        is_mask = is_mask or path.name.partition(".")[0].endswith(("_mask", "_probseg"))
+        mask = read_mask(source, PROBABLE) if is_mask else None
         if mask is None:
             raise
     note(path, f"probabilities of at least {PROBABLE} are read as labels")
