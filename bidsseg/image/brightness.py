@@ -19,8 +19,10 @@ BRAIN_ALONE = 1.5
 """Volume that an image of the brain alone shows at most, in volumes of the brain."""
 RIPPLE = 0.02
 """Largest difference from the background that is no part of a head, in medians of the brain above the background."""
-FAR_RIPPLE = 1e-3
-"""Largest such difference, for most voxels, on the faces of an image."""
+NOISE = 6
+"""Largest such difference in medians of the noise on the faces of an image."""
+NOISIEST = 0.1
+"""Largest such difference at which a dark skull is still seen, in medians of the brain above the background."""
 DARKEST = 1e-3
 """Lowest brightness outside of the background, as a share of the range of an image."""
 STEPS = np.float32(1 << 14)
@@ -42,9 +44,9 @@ def _constant(faces: np.ndarray) -> float | None:
 
 
 def shows_brain_alone(data: np.ndarray, brain: np.ndarray) -> bool:
-    """Return whether an image (X, Y, Z) shows the brain alone: little else is outside of a constant background.
+    """Return whether an image (X, Y, Z) shows the brain alone: little else differs from the background.
 
-    When a skull-stripped image is resampled with splines, they leave ripples around the brain, which do not count.
+    Ripples around the brain, which splines leave when a skull-stripped image is resampled, and weak noise do not count.
 
     Args:
         brain: mask (X, Y, Z).
@@ -56,10 +58,10 @@ def shows_brain_alone(data: np.ndarray, brain: np.ndarray) -> bool:
     constant = _constant(faces)
     level = float(np.median(faces)) if constant is None else constant
     contrast = abs(float(np.median(data[brain > 0])) - level)
-    if constant is None and np.median(np.abs(faces - np.float32(level))) > FAR_RIPPLE * contrast:
-        return False  # air is noise
-    shown = int(np.count_nonzero(np.abs(data - np.float32(level)) > RIPPLE * contrast))
-    return shown < BRAIN_ALONE * count
+    noise = float(np.median(np.abs(faces - np.float32(level)))) if constant is None else 0.0
+    faintest = max(RIPPLE * contrast, NOISE * noise)
+    shown = int(np.count_nonzero(np.abs(data - np.float32(level)) > faintest))
+    return faintest < NOISIEST * contrast and shown < BRAIN_ALONE * count
 
 
 def _faces(data: np.ndarray) -> np.ndarray:

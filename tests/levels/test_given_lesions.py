@@ -111,7 +111,7 @@ def test_the_anatomy_is_that_of_the_filled_t1w(make: Callable[..., App]) -> None
     assert (app.voxels(fast) == np.digitize(share, (0.2, 0.4, 0.7)))[mask].all()
     assert (app.voxels(fast)[mask] == 3).all() and (before[mask] < 3).all()
     about = app.sidecar(FILLED)
-    assert (about["FilledVoxels"], about["SkullStripped"]) == (14, False)
+    assert about["FilledVoxels"] == 14 and about["SkullStripped"]  # the brain of this model is the whole head
     assert about["Sources"][1] == f"bids:lesions:{STEM}_label-lesion_mask.nii.gz"
 
 

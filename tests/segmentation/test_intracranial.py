@@ -1,11 +1,14 @@
 """The estimated intracranial volume, and the reasons why it is not known."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from nifti import load_nifti
 from scipy import ndimage
 
+import bidsseg
 from bidsseg.image.brightness import shows_brain_alone
 from bidsseg.image.guard import Finding
 from bidsseg.image.volume import Volume
@@ -56,6 +59,25 @@ def test_ripples_of_a_resampled_image_are_no_head() -> None:
     moved = [ndimage.shift(image, 0.4, order=3).astype(np.float32) for image in (stripped, head)]
     assert np.count_nonzero(moved[0]) > 2 * np.count_nonzero(stripped)
     assert [shows_brain_alone(image, distance < 20) for image in (stripped, head, *moved)] == [True, False, True, False]
+
+
+@pytest.mark.parametrize(("noise", "seen"), [(1.0, True), (3.0, True), (10.0, False)])
+def test_noise_is_no_head(noise: float, seen: bool) -> None:
+    """In strong noise, a dark skull could not be told from air."""
+    distance, random = np.sqrt(((np.indices((80, 80, 80)) - 39.5) ** 2).sum(0)), np.random.default_rng(0)
+    waves = random.normal(0, noise, (2, 80, 80, 80))
+    stripped, head = (np.hypot(100.0 * (distance < radius) + waves[0], waves[1]) for radius in (20, 30))
+    assert [shows_brain_alone(image, distance < 20) for image in (stripped, head)] == [seen, False]
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("place", "alone"), [("ds002748/sub-01", True), ("ds000011/sub-01", False)])
+def test_real_scans_in_noise(place: str, alone: bool, testdata: Path) -> None:
+    (path,) = (testdata / place / "anat").glob("*_T1w.nii.gz")
+    scan = bidsseg.segment(path, model="open", device="cpu", fast=True)
+    brain, image = np.asarray(scan.brain_mask.dataobj), np.asarray(load_nifti(path).dataobj, np.float32)
+    noise = 0.02 * np.median(image[brain > 0]) * np.random.default_rng(0).normal(size=image.shape)
+    assert [shows_brain_alone(each, brain) for each in (image, image + noise)] == [alone, alone]
 
 
 def test_the_models_that_were_measured_say_so() -> None:
