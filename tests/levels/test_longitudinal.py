@@ -116,6 +116,9 @@ def test_a_known_change_is_found(tmp_path: Path, model: Path) -> None:
     grown = 4 / 3 * np.pi * np.prod(phantoms.TISSUES["ventricle"][0]) * (1.15**3 - 1)
     found = float((volumes(bids, "ses-2") - volumes(bids, "ses-1"))["Cerebrospinal Fluid"])
     assert found == pytest.approx(grown, rel=1 / 3)
+    names = [f"sub-01/ses-{n}/anat/sub-01_ses-{n}_space-halfway_seg-FAST_desc-tiny_dseg.nii.gz" for n in (1, 2)]
+    before, after = (np.asarray(load_nifti(tmp_path / "out" / name).dataobj) for name in names)
+    assert dice(before, after, [1]) > 0.93, "volumes alone do not show that the sessions are aligned"
 
 
 def test_the_order_of_the_sessions_does_not_matter(twice: Path, tmp_path: Path, model: Path) -> None:
