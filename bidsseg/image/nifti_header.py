@@ -22,6 +22,9 @@ def nifti_header(stored: bytes) -> tuple[nib.Nifti1Header, list[Finding]]:
     corrections = _Corrections()
     try:
         header.check_fix(logger=corrections)
+        if not header["vox_offset"]:  # which nibabel accepts, and reads the header as voxels
+            header["vox_offset"] = header.single_vox_offset
+            corrections.append("the voxels begin after it, not at vox offset 0")
         header.get_data_dtype()
         header.get_slope_inter()
         header.get_data_shape()

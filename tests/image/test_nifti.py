@@ -148,6 +148,7 @@ def _bad_quaternion(header: nib.Nifti1Header) -> None:
         (lambda header: header["pixdim"].__setitem__(slice(1, 4), (2, 2, 2)), "SPACING_DISAGREES"),
         (lambda header: header["pixdim"].__setitem__(1, -4), "HEADER_CORRECTED"),
         (lambda header: header.__setitem__("sform_code", 77), "HEADER_CORRECTED"),
+        (lambda header: header.__setitem__("vox_offset", 0), "HEADER_CORRECTED"),
         (lambda header: header.__setitem__("xyzt_units", 1), "UNITS_WRONG"),
         (lambda header: header.__setitem__("xyzt_units", 3), "UNITS_WRONG"),
         (lambda header: header.__setitem__("xyzt_units", 5), "UNITS_MISSING"),
@@ -158,6 +159,7 @@ def test_odd_headers_are_told(tmp_path: Path, change: Callable[[nib.Nifti1Header
     volume, findings = read_image(path)
     assert expected in [finding.code for finding in findings]
     assert all(finding.message.endswith(".") and "\n" not in finding.message for finding in findings)
+    assert np.array_equal(volume.data, HEAD)
     assert np.array_equal(volume.affine, load_nifti(path).affine)
 
 
