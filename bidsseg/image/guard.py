@@ -224,7 +224,7 @@ def clean_intensities(data: np.ndarray) -> list[Finding]:
         ):
             if count := int(voxels.sum()):
                 share = 100 * count / data.size
-                findings.append(Finding(code, f"Voxels set to 0 because they were {what}: {count} ({share:.2g} %)."))
+                findings.append(Finding(code, f"Voxels set to 0 because they were {what}: {count} ({share:.3g} %)."))
         data[~is_usable(data)] = 0
         low, high = float(data.min()), float(data.max())
     if low == high:
@@ -234,7 +234,7 @@ def clean_intensities(data: np.ndarray) -> list[Finding]:
         findings.append(
             Finding(
                 "NEGATIVE_VALUES",
-                f"{100 * negative / data.size:.2g} % of the voxels are negative "
+                f"{100 * negative / data.size:.3g} % of the voxels are negative "
                 f"(lowest {low:.4g}); the image seems to be normalised already.",
             )
         )

@@ -92,6 +92,11 @@ def test_float64_beyond_float32_is_no_crash(tmp_path: Path) -> None:
     assert codes(phantoms.save(tmp_path / "a.nii.gz", data, GRID)) == ["NAN_VALUES"]
 
 
+def test_a_share_of_all_voxels_is_100_percent(tmp_path: Path) -> None:
+    _, (finding,) = read_image(phantoms.save(tmp_path / "a.nii.gz", HEAD - 500, GRID))
+    assert finding.message.startswith("100 % of the voxels are negative")
+
+
 def test_a_few_negative_voxels_are_no_finding(tmp_path: Path) -> None:
     data = HEAD.copy()
     data[:2, :2, :2] = -1
