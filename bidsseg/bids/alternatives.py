@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from bidsseg.bids.index import anat_files
+from bidsseg.bids.index import anat_files, read_image_name
 from bidsseg.bids.names import ANATOMICAL, IMAGE_EXTENSIONS, T1W_LIKE, parse_name
 
 RENAMED = "its name must end in {}: rename it"
+MISPLACED = "its name contradicts its folder: rename it"
 CONVERTED = "convert it to .nii.gz"
 SAME_CONTRAST = "select it by --anat-modality {}"
 NO_MAGNITUDE = "not a magnitude image"
@@ -28,11 +29,11 @@ def alternatives(bids_dir: Path, labels: Iterable[str], suffixes: Collection[str
     ''
     """
     examples: dict[str, tuple[str, int]] = {}
-    names = sorted(parts[-1] for label in labels for parts in anat_files(bids_dir, label))
-    for name in names:
-        remedy = _remedy(name, suffixes)
+    files = sorted((parts for label in labels for parts in anat_files(bids_dir, label)), key=lambda parts: parts[-1])
+    for parts in files:
+        remedy = _remedy(parts, suffixes)
         if remedy is not None:
-            example, count = examples.get(remedy, (name, 0))
+            example, count = examples.get(remedy, (parts[-1], 0))
             examples[remedy] = example, count + 1
     found = [
         f"{example}{f' and {count - 1} more' if count > 1 else ''} ({remedy})"
@@ -43,18 +44,20 @@ def alternatives(bids_dir: Path, labels: Iterable[str], suffixes: Collection[str
 
 def _rank(remedy: str) -> int:
     same = map(SAME_CONTRAST.format, T1W_LIKE)
-    order = (CONVERTED, *same, NO_MAGNITUDE, LEFT_OUT, *map(SELECTED.format, ANATOMICAL), OTHER)
+    order = (MISPLACED, CONVERTED, *same, NO_MAGNITUDE, LEFT_OUT, *map(SELECTED.format, ANATOMICAL), OTHER)
     return order.index(remedy) + 1 if remedy in order else 0
 
 
-def _remedy(name: str, suffixes: Collection[str]) -> str | None:
-    """Return the remedy for a file; None if it is not an image."""
-    parsed = parse_name(name)
+def _remedy(parts: Sequence[str], suffixes: Collection[str]) -> str | None:
+    """Return the remedy for a file, given as parts of its path below the dataset; None if it is not an image."""
+    parsed = parse_name(parts[-1])
     if parsed is None:
         return None
     entities, suffix, extension = parsed
     t1w = suffix.upper() in ("T1W", "UNIT1")
     if extension in IMAGE_EXTENSIONS:
+        if read_image_name(Path(), parts) is None:
+            return MISPLACED
         if suffix in suffixes or "*" in suffixes:
             return LEFT_OUT if entities.get("part", "mag") == "mag" else NO_MAGNITUDE
         if suffix in T1W_LIKE:

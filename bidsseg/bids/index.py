@@ -128,7 +128,8 @@ def anatomical_images(
         if image:
             images.append(image)
         elif parts[-1].endswith(("_T1w.nii", "_T1w.nii.gz")):
-            notes.append(f"{'/'.join(parts)} is skipped: not a BIDS file name")
+            reason = "its name contradicts its folder" if parse_name(parts[-1]) else "not a BIDS file name"
+            notes.append(f"{'/'.join(parts)} is skipped: {reason}")
     return images, notes
 
 

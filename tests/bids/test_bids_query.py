@@ -139,6 +139,18 @@ def test_a_given_suffix_is_not_suggested(tmp_path: Path, suffix: str | list[str]
     assert f"found sub-01_ses-1_{found}.nii {told}" in str(error.value)
 
 
+@pytest.mark.parametrize("place", ["sub-02/anat/sub-01_T1w.nii", "sub-02/ses-1/anat/sub-02_ses-2_T1w.nii"])
+def test_a_name_that_contradicts_its_folder(tmp_path: Path, place: str) -> None:
+    bids_dir = make_tree(tmp_path, "sub-01_T1w.nii", place)
+    told = f"no T1w image matches; found {Path(place).name} (its name contradicts its folder: rename it)"
+    assert select_scans(bids_dir).notes == [
+        f"{place} is skipped: its name contradicts its folder",
+        f"sub-02: {told}",
+    ]
+    with pytest.raises(NothingSelected, match="contradicts its folder: rename it"):
+        find_scans(bids_dir, participants=["02"])
+
+
 def test_a_filter_takes_another_suffix(tmp_path: Path) -> None:
     bids_dir = make_tree(tmp_path, "sub-01_UNIT1.nii.gz", "sub-02_T1w.nii", "sub-02_UNIT1.nii", "sub-03_T1w.nii")
     chosen = select_scans(bids_dir, filters={"t1w": {"suffix": "UNIT1"}})
