@@ -144,12 +144,14 @@ def read_labels(source: Source) -> Volume:
 def read_mask(source: Source, threshold: float) -> Volume | None:
     """Return the voxels of a map of probabilities with at least some probability; None for other values than 0 to 1.
 
+    A value that is not a number, as some tools write outside of the brain, counts as 0.
+
     Raises:
         InputMissing, DataError: as `read_labels`, whatever the values are.
     """
     with _named(source):
         header, stored, _ = _load(source)
-        values = np.asarray(stored)
+        values = np.nan_to_num(np.asarray(stored))
         shape, _ = check_shape(values.shape)
         affine, _ = check_space(header, shape)
         if not (values.min() >= -LABEL_TOLERANCE and values.max() <= 1 + LABEL_TOLERANCE):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from nifti import load_nifti
 
 from bidsseg.errors import BidssegError, DataError, InputMissing, IOFailure
-from bidsseg.image.nifti import read_image, read_labels
+from bidsseg.image.nifti import read_image, read_labels, read_mask
 
 GRID = phantoms.grid()
 HEAD = phantoms.noisy_head(GRID)
@@ -342,6 +342,13 @@ def test_labels_near_integers_are_rounded(tmp_path: Path) -> None:
     stored = LABELS.astype(np.int16) * 1000
     volume = read_labels(phantoms.save(tmp_path / "a.nii.gz", stored, GRID, slope=0.000999999))
     assert np.array_equal(volume.data, LABELS)
+
+
+@pytest.mark.parametrize("outside", [0, np.nan])
+def test_a_mask_of_probabilities_may_be_nan_outside_of_the_brain(tmp_path: Path, outside: float) -> None:
+    probabilities = np.where(HEAD > 100, 0.7, np.where(HEAD > 50, 0.2, outside)).astype(np.float32)
+    mask = read_mask(phantoms.save(tmp_path / "a.nii.gz", probabilities, GRID), 0.5)
+    assert mask is not None and np.array_equal(mask.data, HEAD > 100)
 
 
 @pytest.mark.parametrize("wrong", [2.5, 1.02, np.nan, np.inf, 1e20])
