@@ -90,14 +90,25 @@ def write_table(
     """Write a table with columns separated by tabs, whole or not at all; its folder is created if needed.
 
     Args:
-        float_format: format of numbers, as for ``%`` or as a function; by default, all digits.
-        missing: text of a missing value; the default is that of BIDS.
+        float_format, missing: as for `table_text`.
 
     Raises:
         OutputNotWritable, IOFailure: as for write_text_atomic.
     """
-    text = table.to_csv(sep="\t", index=False, na_rep=missing, float_format=float_format, lineterminator="\n")
-    write_text_atomic(path, text)
+    write_text_atomic(path, table_text(table, float_format=float_format, missing=missing))
+
+
+def table_text(
+    table: pd.DataFrame, *, float_format: str | Callable[[Any], str] | None = None, missing: str = "n/a"
+) -> str:
+    """Return the text of a table with columns separated by tabs.
+
+    Args:
+        float_format: format of numbers, as for ``%`` or as a function; by default, all digits.
+        missing: text of a missing value; the default is that of BIDS.
+    """
+    text: str = table.to_csv(sep="\t", index=False, na_rep=missing, float_format=float_format, lineterminator="\n")
+    return text
 
 
 @contextmanager

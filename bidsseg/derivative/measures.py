@@ -19,11 +19,11 @@ from bidsseg.derivative.sidecar_keys import Sidecar, fingerprints, is_manual, is
 from bidsseg.derivative.sidecars import TOOL, bids_uri
 from bidsseg.derivative.volumes import BRAIN_MASK, BRAIN_MASK_COLUMN, values_by_region
 from bidsseg.errors import BidssegError, OutputNotWritable
-from bidsseg.files import fingerprint, remove, replacing, write_json_atomic
+from bidsseg.files import fingerprint, remove, replacing, table_text, write_json_atomic
 from bidsseg.image.nifti import read_image, read_labels, read_usable
 from bidsseg.image.volume import Volume, in_order_of
 from bidsseg.labels.protocol import Protocol
-from bidsseg.reading import NOT_AVAILABLE, read_table
+from bidsseg.reading import read_table
 from bidsseg.registration.align import align
 
 STATISTICS: dict[str, str] = {
@@ -77,7 +77,7 @@ def measure(job: Job, name: str, where: str | Path) -> None:
         made: Sidecar = {"InputFingerprints": made_of[protocol]}
         content = {"Description": text, **_sidecar(address=address, note=note), **kept, **made}
         with replacing(path) as stream:  # both files or none, the sidecar first: a later run recognises the table by it
-            stream.write(_table(rows))
+            stream.write(table_text(_frame(rows), float_format="%.6g").encode())
             stream.flush()
             remove([path, with_extension(path, ".json")])
             write_json_atomic(with_extension(path, ".json"), content)
@@ -167,13 +167,11 @@ def _statistics(values: np.ndarray) -> tuple[float, float, float, int]:
     return float(known.mean()), float(np.median(known)), deviation, known.size
 
 
-def _table(rows: list[tuple[Any, ...]]) -> bytes:
+def _frame(rows: list[tuple[Any, ...]]) -> Any:
     import pandas as pd
 
     table = pd.DataFrame(rows, columns=["index", "name", "abbreviation", *STATISTICS])
-    table = table.astype({"index": "Int64", "voxels": "int64"})
-    text: str = table.to_csv(sep="\t", index=False, na_rep=NOT_AVAILABLE, float_format="%.6g", lineterminator="\n")
-    return text.encode()
+    return table.astype({"index": "Int64", "voxels": "int64"})
 
 
 def _about_mask(brain: Sidecar, model: str) -> str:
