@@ -133,8 +133,11 @@ def labels(entity: str, words: Sequence[str], *, patterns: bool = False) -> list
     return list(found)
 
 
-def condition(text: str) -> tuple[str, list[str], bool]:
+def condition(text: str, flag: str = "--where") -> tuple[str, list[str], bool]:
     """Return the column of a condition, its values, and whether one of them is wanted or none of them.
+
+    Args:
+        flag: for the message if it is not a condition.
 
     >>> condition("qc=pass,maybe"), condition("use!=0")
     (('qc', ['pass', 'maybe'], True), ('use', ['0'], False))
@@ -142,13 +145,13 @@ def condition(text: str) -> tuple[str, list[str], bool]:
     column, equals, values = text.partition("=")
     name = column.removesuffix("!").strip()
     if not (name and equals and values.strip()):
-        raise UsageError(f"--where '{text}': give COLUMN=VALUE or COLUMN!=VALUE, e.g. qc=pass")
+        raise UsageError(f"{flag} '{text}': give COLUMN=VALUE or COLUMN!=VALUE, e.g. qc=pass")
     return name, [value.strip() for value in values.split(",")], not column.endswith("!")
 
 
-def conditions(words: Sequence[str]) -> list[str]:
+def conditions(flag: str, words: Sequence[str]) -> list[str]:
     """Return the texts of conditions, after checking them."""
-    return [word for word in words if condition(word)]
+    return [word for word in words if condition(word, flag)]
 
 
 def _is_file(word: str) -> bool:

@@ -150,6 +150,8 @@ class Settings:
         sessions: labels without ``ses-``; empty means all.
         shard: (I, N).
         where: conditions that scans must meet, see ``bids.marks.Marks``.
+        controls: conditions that the scans of controls meet.
+        covariates: columns; empty means age and sex, see ``derivative.norms.Controls``.
         filters: for each query (``t1w``, ``flair``) the pybids entities it must match.
         modality: suffix of the images in the place of the T1w; None for that of the model.
         device: ``auto`` never selects ``mps``, a GPU of Apple.
@@ -182,7 +184,8 @@ class Settings:
         "--where COLUMN=VALUE", SCANS,
         "only scans with this value in scans.tsv, sessions.tsv or participants.tsv (VALUE,VALUE: one of these; "
         "COLUMN!=VALUE: another or none); level group: only they count",
-        default=(), several=True, read=arguments.conditions, levels="participant longitudinal")  # fmt: skip
+        default=(), several=True, read=partial(arguments.conditions, "--where"),
+        levels="participant longitudinal")  # fmt: skip
     modality: str | None = flag(
         "--anat-modality SUFFIX", SCANS,
         "images to segment: T1w, UNIT1 or, with a model of any contrast (open), e.g. T2w or FLAIR [those of the model]",
@@ -248,6 +251,15 @@ class Settings:
         "--runs", OUTPUTS,
         "level group: runs of a session that count: all, the best by quality, or the first [%(default)s]",
         default="all", choices=get_args(Runs))  # fmt: skip
+    controls: Sequence[str] = flag(
+        "--controls COLUMN=VALUE", OUTPUTS,
+        "level group: also write z scores of the volumes of all scans, relative to the participants with this value in "
+        "the tables of the dataset, given age, sex and head size",
+        default=(), several=True, read=partial(arguments.conditions, "--controls"))  # fmt: skip
+    covariates: Sequence[str] = flag(
+        "--covariates COLUMN", OUTPUTS,
+        "columns of these tables for which --controls corrects, beside head size [age and sex, or gender]",
+        default=(), several=True)  # fmt: skip
     overwrite: bool = flag(
         "--overwrite", OUTPUTS, "recompute finished scans",
         default=False, levels="participant longitudinal evaluate train")  # fmt: skip
@@ -313,6 +325,8 @@ class Settings:
             raise UsageError(f"--omp-nthreads {self.threads}: give at least 1")
         check_memory(self.memory_mb, f"--mem {self.memory_mb} MB", " (a number alone means MB)")
         check_lesion_rule(*self.lesion_numbers, names=LESION_FLAGS)
+        if self.covariates and not self.controls:
+            raise UsageError("--covariates requires --controls")
         if not self.images:
             self._check_places()
 

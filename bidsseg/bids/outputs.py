@@ -14,7 +14,7 @@ from bidsseg.bids.names import build_name, parse_name, with_extension
 from bidsseg.bids.scan import Scan, without_desc
 from bidsseg.errors import UsageError
 
-FURTHER_TABLES = ("softvolume", "fraction", "asymmetry", "long")
+FURTHER_TABLES = ("softvolume", "fraction", "asymmetry", "zscore", "long")
 """Tables of a cohort beside that of its volumes."""
 LONGEST_KEY = 180
 """Longest key of a scan in the names of files that do not need the complete key."""

@@ -293,7 +293,7 @@ class People:
     """Columns with what the dataset says about participants and sessions.
 
     Args:
-        measured: columns of the values of other images, in the long table.
+        measured: further columns of the long table.
     """
 
     def __init__(self, particulars: Particulars, cohort: Cohort, measured: Iterable[str] = ()) -> None:

@@ -31,6 +31,7 @@ from bidsseg.derivative.lesion_cohort import (
 )
 from bidsseg.derivative.lesion_tables import LesionFiles, update_lesion_tables
 from bidsseg.derivative.measures import find_measures
+from bidsseg.derivative.norms import Controls, Norms, Z, find_norms
 from bidsseg.derivative.ownership import (
     check_change_files,
     check_folder,
@@ -79,6 +80,7 @@ def group_level(settings: Settings) -> None:
         _warn(settings, list(_changes_without_correction(settings.corrections, changes)))
     unmarked = _unmarked(settings, [lesion for cohort in lesions for lesion in cohort.scans])
     particulars = Particulars() if settings.dry_run else _particulars(settings, cohorts, changes)
+    controls = _controls(settings, particulars)
     if not settings.dry_run:
         remove_root_halves(output_dir)
         report.start(len(cohorts) + 2, "step")
@@ -87,7 +89,7 @@ def group_level(settings: Settings) -> None:
         path = output_dir / group_table(cohort.model, cohort.protocol)
         if not settings.dry_run:
             report.stage(path.name, "volumes")
-            problems |= dict.fromkeys(_write(settings, cohort, particulars, unmarked=unmarked))
+            problems |= dict.fromkeys(_write(settings, cohort, particulars, unmarked=unmarked, controls=controls))
             report.advance(path.name, "done")
         report.say(f"{path}: {_count(cohort)}")
         if (long := _long_table(settings, cohort)) is not None:
@@ -138,20 +140,56 @@ def _unmarked(settings: Settings, lesions: Iterable[LesionFiles]) -> set[str]:
     """
     if not settings.where:
         return set()
-    marks, about = Marks(settings.bids_dir, settings.where), dict[str, tuple[dict[str, str], Sidecar]]()
+    marks, images = Marks(settings.bids_dir, settings.where), _images(settings, lesions)
+    unmet = {key for key, image in images.items() if marks.unmet(*image)}
+    marks.check()
+    if images and len(unmet) == len(images):
+        raise NothingSelected(f"--where: no scan with a result meets {' and '.join(settings.where)}")
+    return unmet
+
+
+def _controls(settings: Settings, particulars: Particulars) -> Controls | None:
+    """Return what the dataset says about the scans with a result and which are controls; None without any.
+
+    Raises:
+        UsageError: no table of the dataset has the column of a condition, or of a covariate.
+        NothingSelected: no scan meets the conditions.
+    """
+    marks, images = Marks(settings.bids_dir, settings.controls, "--controls"), _images(settings)
+    if not (settings.controls and images):
+        return None
+    met = {key for key, image in images.items() if not marks.unmet(*image)}
+    marks.check()
+    for column in settings.covariates:
+        marks.check_column(column, f"--covariates {column}")
+    if not met:
+        raise NothingSelected(f"--controls: no scan with a result meets {' and '.join(settings.controls)}")
+    cells = {key: marks.cells(*image) for key, image in images.items()}
+    categorical = {column for (_, column), entry in particulars.described.items() if "Levels" in entry}
+    return Controls(settings.controls, met, cells, settings.covariates, categorical)
+
+
+def _images(settings: Settings, lesions: Iterable[LesionFiles] = ()) -> dict[str, tuple[dict[str, str], str]]:
+    """Return entities and file name of the image of each scan with a result, by its key."""
+    about: dict[str, tuple[dict[str, str], Sidecar]] = {}
     for result in _results(settings):
         about.setdefault(result.key, (result.source, result.sidecar()))
     for files in lesions:
         about.setdefault(files.key, (files.source, read_sidecar(with_extension(files.table, ".json"))))
-    names = {key: next((path.name for path in source_paths(sidecar)), key) for key, (_, sidecar) in about.items()}
-    unmet = {key: reason for key, (source, _) in about.items() if (reason := marks.unmet(source, names[key]))}
-    marks.check()
-    if about and len(unmet) == len(about):
-        raise NothingSelected(f"--where: no scan with a result meets {' and '.join(settings.where)}")
-    return set(unmet)
+    return {
+        key: (source, next((path.name for path in source_paths(sidecar)), key))
+        for key, (source, sidecar) in about.items()
+    }
 
 
-def _write(settings: Settings, cohort: Cohort, particulars: Particulars, *, unmarked: Container[str]) -> list[str]:
+def _write(
+    settings: Settings,
+    cohort: Cohort,
+    particulars: Particulars,
+    *,
+    unmarked: Container[str],
+    controls: Controls | None,
+) -> list[str]:
     """Write the tables of a cohort, and return problems; the data dictionary of the first is written with the page."""
     results = list(_of(cohort, settings))
     numbers = gather(cohort, results, settings.runs, unmarked=unmarked)
@@ -167,18 +205,31 @@ def _write(settings: Settings, cohort: Cohort, particulars: Particulars, *, unma
     for mixed in numbers.mixtures:
         settings.report.warn(f"{cohort.model}, {cohort.protocol}: {mixed}")
     cohort.joined.append(Flags(numbers, settings.runs, settings.where))
+    norms, problems = (None, list[str]()) if controls is None else find_norms(numbers, controls)
+    if norms is not None:
+        cohort.joined.append(norms)
     measured = measured_columns({name for result in results for name, _ in find_measures(result)})
-    cohort.joined.append(People(particulars, cohort, measured))
+    cohort.joined.append(People(particulars, cohort, [*measured, Z]))
     path = settings.output_dir / group_table(cohort.model, cohort.protocol)
     _warn(settings, write_table(path, cohort, results))
-    for table in wide_tables(numbers):
+    for table in wide_tables(numbers, norms):
         write_wide(settings.output_dir, cohort, numbers, table=table)
     if _long_table(settings, cohort) is not None:
-        write_long(settings.output_dir, cohort, numbers)
-    if not numbers.without_estimate or results[0].model_name() not in _skull_models():
-        return []
-    scans = listed(numbers.without_estimate, 3)
-    return [f"{cohort.model}: no eTIV of {scans}, from a version before 0.17.0: recompute them (--overwrite) to get it"]
+        write_long(settings.output_dir, cohort, numbers, norms=norms)
+    _report_norms(settings, cohort, norms)
+    if numbers.without_estimate and results[0].model_name() in _skull_models():
+        scans = listed(numbers.without_estimate, 3)
+        problems.append(f"no eTIV of {scans}, from a version before 0.17.0: recompute them (--overwrite) to get it")
+    return [f"{cohort.model}: {problem}" for problem in problems]
+
+
+def _report_norms(settings: Settings, cohort: Cohort, norms: Norms | None) -> None:
+    """Report the table of z scores; without one, remove that of an earlier run, which the other tables contradict."""
+    table = settings.output_dir / group_table(cohort.model, cohort.protocol, "zscore")
+    if norms is None:
+        remove([table, with_extension(table, ".json")])
+    else:
+        settings.report.say(f"{table}: {norms}")
 
 
 def _skull_models() -> set[str]:

@@ -136,6 +136,8 @@ VALUES = {
     "--freesurfer": ["{tmp}/subjects"],
     "--measure": ["FLAIR", "T1map={tmp}"],
     "--runs": ["best"],
+    "--controls": ["group=control", "qc!=bad"],
+    "--covariates": ["age", "sex", "--controls", "group=control"],
     "--device": ["cuda:1"],
     "--precision": ["fp32"],
     "--n-cpus": ["3"],
