@@ -13,8 +13,11 @@ from bidsseg.bids.outputs import FURTHER_TABLES, group_changes, group_report, gr
 from bidsseg.bids.scan import Scan
 from bidsseg.derivative.change_cohort import Changes
 from bidsseg.derivative.cohort import CORRECTED, QUALITY, STATUS, Absent, Cohort
+from bidsseg.derivative.cohort_numbers import DELIMITER
+from bidsseg.derivative.norms import DEVIATIONS, EXTRAPOLATED, IN_CONTROLS, Norms
 from bidsseg.derivative.results import is_own_page
 from bidsseg.derivative.series import comparisons_of
+from bidsseg.reading import NOT_AVAILABLE
 from bidsseg.report.distributions import Distribution, Line, bars, distributions, lines
 from bidsseg.report.lesion_cohort import LesionTable
 from bidsseg.report.page import write_page
@@ -41,6 +44,11 @@ class Table:
     lines: list[tuple[Line, Scan | None]]
     distributions: list[tuple[Distribution, str, list[tuple[int, float, float]]]]
     was_compared: bool
+
+    @property
+    def norms(self) -> Norms | None:
+        """The norms of the cohort; None without controls."""
+        return next((joined for joined in self.cohort.joined if isinstance(joined, Norms)), None)
 
     def data_dictionary(self) -> dict[str, Any]:
         """Return the meaning of each column, and the distribution of its values."""
@@ -83,6 +91,7 @@ def group_page(output_dir: Path, tables: Sequence[Table], lesions: Sequence[Lesi
         "bars": lambda distribution: bars(distribution.counts, HEIGHT),
         "dictionary": lambda table: with_extension(Path(table.address), ".json").as_posix(),
         "quality_of": _quality,
+        "from_controls": _from_controls,
         "further": lambda table: _further(output_dir, table.cohort),
         "id_of": entity_column,
         "page_of": lambda scan: report_path(scan).as_posix(),
@@ -94,6 +103,15 @@ def group_page(output_dir: Path, tables: Sequence[Table], lesions: Sequence[Lesi
 def _quality(cohort: Cohort) -> str:
     """Return the name of the quality on the page."""
     return f"Quality: {' or '.join(cohort.quality)}" if cohort.quality else "Quality"
+
+
+def _from_controls(line: Line) -> tuple[str, str, str]:
+    """Return how a scan relates to the controls, the number of its z scores beyond the limit, and the farthest ones."""
+    cells = line.cells
+    names = [name for name in cells[DEVIATIONS].split(DELIMITER) if name != NOT_AVAILABLE]
+    beyond = "" if cells[EXTRAPOLATED] == NOT_AVAILABLE else f"beyond: {cells[EXTRAPOLATED]}"
+    relation = "control" if cells[IN_CONTROLS] == "1" else beyond
+    return relation, str(len(names)), ", ".join(names[:3])
 
 
 def _comparisons(output_dir: Path, scans: Iterable[str]) -> dict[str, list[tuple[str, str]]]:

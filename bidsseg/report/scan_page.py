@@ -30,6 +30,7 @@ from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol, load_protocol
 from bidsseg.models.card import BRAIN, LESION
 from bidsseg.reading import NOT_AVAILABLE, object_or_empty, read_table
+from bidsseg.report.control_scores import ControlScores, control_scores
 from bidsseg.report.distributions import FAR, FEWEST, SUMMARY, Distribution
 from bidsseg.report.lesion_list import ShownLesions, shown_lesions
 from bidsseg.report.methods import Methods, methods
@@ -153,6 +154,7 @@ class _Scan:
         pictures: picture of each protocol.
         viewer: address of the 3-D page, if there is one.
         tables: rows of volumes of each protocol.
+        controls: z scores of each protocol that has them.
         corrected: protocols whose label maps were corrected by hand.
         unusual: rows of all protocols that are far from the mean of the cohort, the farthest first.
         warnings: findings of the image guard and notes of the run.
@@ -172,6 +174,7 @@ class _Scan:
     pictures: dict[str, str] = field(default_factory=dict)
     viewer: str = ""
     tables: dict[str, list[_Shown]] = field(default_factory=dict)
+    controls: dict[str, ControlScores] = field(default_factory=dict)
     corrected: list[str] = field(default_factory=list)
     unusual: list[_Shown] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -216,7 +219,9 @@ class _Scan:
         self.mask_mm3, self.intracranial_mm3 = brain_mask_mm3(rows), intracranial_mm3(rows)
         about = object_or_empty(with_extension(result.path, ".json"))
         self.intracranial_note = str(about.get("EstimatedTotalIntracranialVolume", NOT_AVAILABLE))
-        colors = _colors(result)
+        colors, controls = _colors(result), control_scores(output_dir, result)
+        if controls is not None:
+            self.controls[result.protocol] = controls
         shown = [
             _Shown(row, colors.get(row.name, UNLISTED), self.mask_mm3, ranges.get(row.name))
             for row in rows

@@ -1,6 +1,7 @@
 """The level group with ``--controls``: z scores relative to the user's own controls."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import pytest
 from scipy import stats
 from trees import MODEL, add_result, rows_of, run_group
 
+from bidsseg.bids.scan import Scan
 from bidsseg.errors import NothingSelected, OutputNotWritable, UsageError
+from bidsseg.report import participant_page
 from bidsseg.settings import Settings
 
 TABLE = f"group_seg-FAST_desc-{MODEL}_zscore.tsv"
@@ -249,3 +252,47 @@ def test_without_the_flag_the_table_is_removed(study: Study) -> None:
 def test_a_dry_run_writes_no_table(study: Study) -> None:
     study.run(dry_run=True)
     assert not list(study.output.glob("group*"))
+
+
+# -- pages -------------------------------------------------------------------------------------------------------------
+
+
+def participant_text(study: Study, label: str) -> str:
+    return participant_page(study.output, Scan({"subject": label}, Path())).read_text()
+
+
+def test_the_pages_mark_what_is_beyond_the_controls(study: Study) -> None:
+    volumes = {name: values[17] for name, values in study.volumes.items()}
+    path = add_volumes(study.output, {"subject": "17"}, {**volumes, "GM": volumes["GM"] - 150})
+    study.write_people(age={"16": "71"})
+    participant_text(study, "17")
+    study.run()
+    text = (study.output / "sub-17.html").read_text()
+    z = float(study.z()["17"]["GM"])
+    assert f'<td class="number far below">{z:.2f}</td>' in text and "far above" not in text
+    assert "3 regions, 1 beyond ±1.96 of the controls" in text
+    assert "16 controls (group=control), given age, sex, head size (BrainMask)" in text
+    assert "is one of the controls" in participant_text(study, "02")
+    assert "extrapolated, beyond the range of the controls: age" in participant_text(study, "16")
+    group = (study.output / "group.html").read_text()
+    assert "<td>beyond: age</td>" in group and group.count("<td>control</td>") == 16
+    assert '<td></td><td class="number">1</td><td>GM</td>' in group
+    newer = (study.output / TABLE).stat().st_mtime_ns + 10**9
+    os.utime(path, ns=(newer, newer))
+    assert "z scores relative to" not in participant_text(study, "17"), "the scan was segmented again"
+
+
+def test_pages_lose_the_scores_with_the_table(study: Study) -> None:
+    study.run()
+    assert "z scores relative to" in participant_text(study, "17")
+    study.run(controls=[])
+    pages = [study.output / "sub-17.html", study.output / "group.html"]
+    assert not [page for page in pages if "z scores relative to" in page.read_text()]
+
+
+def test_an_edited_table_does_not_stop_the_page(study: Study) -> None:
+    study.run()
+    table = study.output / TABLE
+    for content in ("", "participant_id\n", table.read_text().replace("sub-17\tdone\t", "sub-17\tdone\tx\t")):
+        table.write_text(content)
+        assert "z scores relative to" not in participant_text(study, "17")
