@@ -1,4 +1,4 @@
-"""Norms learned from the user's own controls (``--controls``): the regression, and the z scores of all scans."""
+"""Norms estimated in the user's own controls (``--controls``): the regression, and the z scores of all scans."""
 
 from __future__ import annotations
 

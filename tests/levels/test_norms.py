@@ -64,10 +64,10 @@ class Study:
 
     def write_people(self, **cells: Mapping[str, str]) -> None:
         """Write participants.tsv, with other cells for some participants, by column."""
-        columns = {"age": self.age, "sex": self.sex, "group": self.groups}
+        columns = {"age": [*map(str, self.age)], "sex": [*map(str, self.sex)], "group": self.groups}
         rows = [["participant_id", *columns, *(name for name in cells if name not in columns)]]
         for row, label in enumerate(self.labels):
-            own = {name: str(values[row]) for name, values in columns.items()}
+            own = {name: values[row] for name, values in columns.items()}
             own |= {name: changed.get(label, own.get(name, "n/a")) for name, changed in cells.items()}
             rows.append([f"sub-{label}", *own.values()])
         (self.bids / "participants.tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
