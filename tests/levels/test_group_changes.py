@@ -10,7 +10,7 @@ import pytest
 from trees import add_result, rows_of, run_group
 
 from bidsseg.derivative.changes import Visits, change_table, lesion_table
-from bidsseg.errors import NothingSelected, OutputNotWritable
+from bidsseg.errors import NothingSelected, OutputNotWritable, UsageError
 from bidsseg.files import write_json_atomic, write_table
 from bidsseg.labels.protocol import load_protocol
 
@@ -118,6 +118,14 @@ def test_only_the_selected_participants_and_sessions_are_in_the_tables(bids: Pat
     }
     [row] = rows_of(output / f"{LESIONS}.tsv")
     assert row["shrunken"] == "1" and row["shrunken-mm3"] == "-37.0", "compared with a session that is not selected"
+
+
+def test_comparisons_without_results_of_scans_contain_marked_scans_already(bids: Path, output: Path) -> None:
+    add_comparison(output, "02", [50, 50])
+    run_group(bids, output, where=["age=40"])
+    assert len(rows_of(output / f"{REGIONS}.tsv")) == 8
+    with pytest.raises(UsageError, match="has the column size; there are age, dose, participant_id"):
+        run_group(bids, output, where=["size=40"])
 
 
 def test_what_cannot_be_joined_is_a_warning(bids: Path, output: Path) -> None:
