@@ -243,7 +243,7 @@ def _write_lesions(settings: Settings, cohort: LesionCohort, uncounted: Containe
     """Update the tables of the lesions of each scan, and write those of the cohort.
 
     Args:
-        uncounted: keys of the scans of which another run counts.
+        uncounted: keys of the scans that do not count, by their marks or because another run does.
     """
     output_dir = settings.output_dir
     if not settings.dry_run:
@@ -320,12 +320,13 @@ def _suffix(settings: Settings) -> str:
 
 
 def _count(cohort: Cohort) -> str:
-    """Return the number of scans with a result, and the number of scans without one for each reason."""
+    """Return the number of scans with a result, of those that do not count, and of scans without one by reason."""
     counts: dict[str, int] = {}
     for absent in cohort.absent:
         counts[absent.fate.outcome] = counts.get(absent.fate.outcome, 0) + 1
     others = [f"{number} {outcome}" for outcome, number in sorted(counts.items())]
-    return ", ".join([f"{len(cohort.done)} scans", *others])
+    uncounted = [f"{len(cohort.uncounted)} of them not counted"] if cohort.uncounted else []
+    return ", ".join([f"{len(cohort.done)} scans", *uncounted, *others])
 
 
 def _warn(settings: Settings, problems: list[str]) -> None:
