@@ -262,7 +262,8 @@ def corrected(
     lesion, head, manual = new.get(LESION, result.lesion), model.card.lesion, {name: name for name in new}
     drawn = set(new)
     if head in drawn and LESION not in drawn:
-        lesion, manual[LESION] = np.isin(new[head], protocols[head].lesions), head
+        lesion = np.isin(new[head], protocols[head].lesions)
+        manual |= {} if _equal(result.lesion, lesion) else {LESION: head}
     for name, values in result.labels.items() if LESION in drawn else ():
         if name not in drawn and protocols[name].lesions:
             new[name] = with_lesions_of(new[LESION], values, protocols[name], spacing_mm=spacing_mm)
