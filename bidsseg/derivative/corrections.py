@@ -168,7 +168,7 @@ class Search:
                 continue
             scan, corrections = found[key]
             if is_of_another_model(image.path, scan, self.card.name):
-                yield image, f"it is a label map of another model than {self.card.name} (desc-)"
+                yield image, f"it is a label map of another model than {self.card.name}, or of a comparison (desc-)"
             elif names := [name for name in self._correctable if annotates(image, name)]:
                 replaced = any(name in corrections.files for name in names)
                 yield image, "another file of the scan is used" if replaced else "it is not in the folder of its scan"

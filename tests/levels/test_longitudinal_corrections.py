@@ -168,6 +168,15 @@ def test_each_level_takes_its_own_corrections(bids: Path, model: Path) -> None:
     assert warning.startswith(f"longitudinal: --corrections: {Path(NATIVE).name} not used: changes are those")
     shutil.rmtree(folder)
     correct(bids, FAST, without_some_fluid)
+    other = FAST.replace("desc-tiny", "desc-tinyedited")
+    shutil.copy(folder / FAST, folder / other)
+    console = run(bids, model, corrections=folder, dry_run=True)
+    assert warned(console)[0].endswith(
+        "_desc-tinyedited_dseg.nii.gz not used: no session that is compared has an output "
+        "of this name: keep the names of the files in OUTPUT_DIR"
+    )
+    assert "sub-01 (ses-1, ses-2): to do, corrected: ses-2 FAST" in console.messages
+    (folder / other).unlink()
     console = RecordingConsole()
     given: dict[str, Any] = {"skip_validation": True, "precision": "fp32", "n_cpus": 1, "corrections": folder}
     participant_level(Settings(bids, bids.parent / "out", model=str(model), report=console, **given))
