@@ -77,7 +77,9 @@ def group_level(settings: Settings) -> None:
     if settings.corrections is not None and not settings.dry_run:  # in a dry run, participant has not used them yet
         _warn(settings, list(_without_correction(settings.corrections, list(_results(settings)))))
         _warn(settings, list(_changes_without_correction(settings.corrections, changes)))
-    unmarked = _unmarked(settings, [lesion for cohort in lesions for lesion in cohort.scans])
+    marks = Marks(settings.bids_dir, settings.where)
+    unmarked = _unmarked(settings, marks, [lesion for cohort in lesions for lesion in cohort.scans])
+    changes = _marked(settings, marks, changes)
     particulars = Particulars() if settings.dry_run else _particulars(settings, cohorts, changes)
     if not settings.dry_run:
         remove_root_halves(output_dir)
@@ -129,7 +131,7 @@ def _particulars(settings: Settings, cohorts: list[Cohort], changes: Changes) ->
     return particulars
 
 
-def _unmarked(settings: Settings, lesions: Iterable[LesionFiles]) -> set[str]:
+def _unmarked(settings: Settings, marks: Marks, lesions: Iterable[LesionFiles]) -> set[str]:
     """Return the keys of the scans with a result that do not meet the conditions of ``--where``.
 
     Raises:
@@ -138,7 +140,7 @@ def _unmarked(settings: Settings, lesions: Iterable[LesionFiles]) -> set[str]:
     """
     if not settings.where:
         return set()
-    marks, about = Marks(settings.bids_dir, settings.where), dict[str, tuple[dict[str, str], Sidecar]]()
+    about: dict[str, tuple[dict[str, str], Sidecar]] = {}
     for result in _results(settings):
         about.setdefault(result.key, (result.source, result.sidecar()))
     for files in lesions:
@@ -149,6 +151,27 @@ def _unmarked(settings: Settings, lesions: Iterable[LesionFiles]) -> set[str]:
     if about and len(unmet) == len(about):
         raise NothingSelected(f"--where: no scan with a result meets {' and '.join(settings.where)}")
     return set(unmet)
+
+
+def _marked(settings: Settings, marks: Marks, changes: Changes) -> Changes:
+    """Return the comparisons of scans that all meet the conditions of ``--where``; warn if only some do."""
+    if not settings.where:
+        return changes
+    found: Changes = {key: [] for key in changes}
+    mixed: dict[str, None] = {}
+    for key, compared in changes.items():
+        for one in compared:
+            unmet = [bool(marks.unmet(*scan)) for scan in one.scans()]
+            if not any(unmet):
+                found[key].append(one)
+            elif not all(unmet):
+                mixed[f"sub-{one.subject}"] = None
+    if mixed:
+        settings.report.warn(
+            f"{listed(list(mixed), 3)}: not in the tables of changes: the comparison contains scans that are left out: "
+            "repeat longitudinal with the same --where"
+        )
+    return found
 
 
 def _write(settings: Settings, cohort: Cohort, particulars: Particulars, *, unmarked: Container[str]) -> list[str]:
@@ -230,8 +253,10 @@ def _write_changes(settings: Settings, changes: Changes, particulars: Particular
     for key, compared in changes.items():
         path = settings.output_dir / group_changes(*key)
         if not settings.dry_run:
-            problems |= dict.fromkeys(write_changes(path, compared, particulars, sessions=settings.sessions))
-        settings.report.say(f"{path}: the changes of {len(compared)} participant{'s' if len(compared) > 1 else ''}")
+            problems |= dict.fromkeys(
+                write_changes(path, compared, particulars, protocol=key[1], sessions=settings.sessions)
+            )
+        settings.report.say(f"{path}: the changes of {len(compared)} participant{'' if len(compared) == 1 else 's'}")
     _warn(settings, list(problems))
 
 
