@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os.path import lexists
 from pathlib import Path
@@ -24,11 +24,12 @@ class Marks:
 
     Attributes:
         conditions: ``COLUMN=VALUE`` or ``COLUMN!=VALUE``, see `arguments.condition`; all must hold.
+        _tables: the rows of each table that was read, by the file, session or participant that they are about.
     """
 
     bids_dir: Path
     conditions: Sequence[str]
-    _tables: dict[Path, Rows] = field(default_factory=dict)
+    _tables: dict[Path, dict[str, Rows]] = field(default_factory=dict)
 
     def unmet(self, entities: Mapping[str, str], image: str) -> str:
         """Return the first condition that a scan does not meet, with its value; empty if the scan meets all.
@@ -49,7 +50,7 @@ class Marks:
     def check(self) -> None:
         """Raise UsageError if no table of the dataset has the column of a condition."""
         wanted = {condition(text)[0]: text for text in self.conditions}
-        known = {name for rows in self._tables.values() for row in rows[:1] for name in row}
+        known = {name for rows in self._tables.values() for name in _names(rows)}
         if not wanted.keys() <= known:  # tables of participants that are not selected may have it
             known |= {name for place in TABLES for table in self.bids_dir.glob(place) for name in columns(table)}
         for column, text in wanted.items():
@@ -62,30 +63,41 @@ class Marks:
     def _cells(self, column: str, entities: Mapping[str, str], image: str) -> Iterator[str]:
         """Yield the values of a scan in ``scans.tsv``, ``sessions.tsv`` and ``participants.tsv``."""
         subject, label = build_name({"subject": entities["subject"]}), entities.get("session", "")
-        folder, stem = self.bids_dir / subject, image.partition(".")[0]
+        folder, sessions = self.bids_dir / subject, self.bids_dir / subject / f"{subject}_sessions.tsv"
         of_session = [folder / f"ses-{label}" / f"{subject}_ses-{label}_scans.tsv"] if label else []
         for table in (*of_session, folder / f"{subject}_scans.tsv"):
-            for row in self._read(table, "filename", column):
-                if row["filename"].rpartition("/")[2].partition(".")[0] == stem:
-                    yield row[column]
-        for row in self._read(folder / f"{subject}_sessions.tsv", SESSION, column):
-            if row[SESSION].removeprefix("ses-") == label:
-                yield row[column]
-        for row in self._read(self.bids_dir / "participants.tsv", PARTICIPANT, column):
-            of_person = row[PARTICIPANT].removeprefix("sub-") == entities["subject"]
-            if of_person and row.get(SESSION, "").removeprefix("ses-") in ("", label):
+            yield from (row[column] for row in self._rows(table, "filename", image, column=column))
+        yield from (row[column] for row in self._rows(sessions, SESSION, label, column=column))
+        for row in self._rows(self.bids_dir / "participants.tsv", PARTICIPANT, subject, column=column):
+            if _plain(row.get(SESSION, "")) in ("", label):
                 yield row[column]
 
-    def _read(self, table: Path, key: str, column: str) -> Rows:
-        """Return the rows of a table, none if it lacks a column. DataError if it has the column, but not the key."""
+    def _rows(self, table: Path, key: str, name: str, *, column: str) -> Rows:
+        """Return the rows with a name in the column of a key; none if the table lacks the other column.
+
+        DataError if it has that column, but not the key.
+        """
         if table not in self._tables:
-            self._tables[table] = read_table(table) if lexists(table) else []
-        rows = self._tables[table]
-        if not rows or column not in rows[0]:
-            return []
-        if key not in rows[0]:
+            rows: dict[str, Rows] = {}
+            for row in read_table(table) if lexists(table) else ():
+                rows.setdefault(_plain(row.get(key, "")), []).append(row)
+            self._tables[table] = rows
+        names = _names(self._tables[table])
+        if column in names and key not in names:
             raise DataError(f"{table} has no column {key}, so that its column {column} cannot be used")
-        return rows
+        return self._tables[table].get(_plain(name), []) if column in names else []
+
+
+def _names(rows: Mapping[str, Rows]) -> Iterable[str]:
+    """Return the columns of a table, which each of its rows has."""
+    return next(iter(rows.values()), [{}])[0]
+
+
+def _plain(name: str) -> str:
+    """Return the label of a participant or session without its prefix, and the name of a file without its ending."""
+    if name == NOT_AVAILABLE:
+        return ""
+    return name.rpartition("/")[2].partition(".")[0].removeprefix("sub-").removeprefix("ses-")
 
 
 def _equal(cell: str, value: str) -> bool:

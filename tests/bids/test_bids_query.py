@@ -81,7 +81,7 @@ def test_tables_that_mark_scans_in_other_forms(tmp_path: Path) -> None:
     bids_dir = make_tree(tmp_path, "sub-01_ses-1_T1w.nii", "sub-01_ses-2_T1w.nii", "sub-02_T1w.nii")
     marks = "filename\tuse\nses-1/anat/sub-01_ses-1_T1w.nii\t1\nses-2/anat/sub-01_ses-2_T1w.nii\tNaN\n"
     (bids_dir / "sub-01/sub-01_scans.tsv").write_text(marks)
-    people, rows = bids_dir / "participants.tsv", "sub-01\t1\tBonn, Jena\nsub-01\t\tBonn\nsub-02\t\tJena\n"
+    people, rows = bids_dir / "participants.tsv", "sub-01\t1\tBonn, Jena\nsub-01\t\tBonn\nsub-02\tn/a\tJena\n"
     people.write_text(f"participant_id\tsession_id\tsite\n{rows}")
     assert keys(bids_dir, where=["use=1"]) == ["sub-01_ses-1"]
     assert keys(bids_dir, where=["use=NaN"]) == ["sub-01_ses-2"]
