@@ -139,14 +139,15 @@ def condition(text: str, flag: str = "--where") -> tuple[str, list[str], bool]:
     Args:
         flag: for the message if it is not a condition.
 
-    >>> condition("qc=pass,maybe"), condition("use!=0")
-    (('qc', ['pass', 'maybe'], True), ('use', ['0'], False))
+    >>> condition("use!=0"), condition("site=Bonn, Jena")  # which may also be one value
+    (('use', ['0'], False), ('site', ['Bonn, Jena', 'Bonn', 'Jena'], True))
     """
     column, equals, values = text.partition("=")
     name = column.removesuffix("!").strip()
     if not (name and equals and values.strip()):
         raise UsageError(f"{flag} '{text}': give COLUMN=VALUE or COLUMN!=VALUE, e.g. qc=pass")
-    return name, [value.strip() for value in values.split(",")], not column.endswith("!")
+    each = dict.fromkeys(value.strip() for value in (values, *values.split(",")))
+    return name, list(each), not column.endswith("!")
 
 
 def conditions(flag: str, words: Sequence[str]) -> list[str]:

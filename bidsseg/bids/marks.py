@@ -1,17 +1,21 @@
-"""What the tables of a dataset say about a scan, and the scans that they mark, such as by ``use`` in ``scans.tsv``."""
+"""What the tables of a dataset say about its scans, such as ``use`` in ``scans.tsv`` (``--where COLUMN=VALUE``)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from os.path import lexists
 from pathlib import Path
 
 from bidsseg.arguments import condition
 from bidsseg.bids.names import build_name
-from bidsseg.errors import UsageError, listed
-from bidsseg.reading import NOT_AVAILABLE, read_table
+from bidsseg.bids.particulars import PARTICIPANT, SESSION
+from bidsseg.errors import DataError, UsageError, listed
+from bidsseg.reading import NOT_AVAILABLE, columns, read_table
 
-Rows = list[dict[str, str]]
+Row = dict[str, str]
+TABLES = ("participants.tsv", "sub-*/sub-*_sessions.tsv", "sub-*/sub-*_scans.tsv", "sub-*/ses-*/sub-*_scans.tsv")
+"""The tables of a dataset that may mark scans."""
 
 
 @dataclass
@@ -20,14 +24,14 @@ class Marks:
 
     Attributes:
         conditions: ``COLUMN=VALUE`` or ``COLUMN!=VALUE``, see `arguments.condition`; all must hold.
-        flag: the flag that gives the conditions, for messages.
+        flag: where the user gave them.
+        _tables: the rows of each table that was read, by the file, session or participant that they are about.
     """
 
     bids_dir: Path
     conditions: Sequence[str]
     flag: str = "--where"
-    _tables: dict[Path, Rows] = field(default_factory=dict)
-    _people: dict[Path, dict[str | None, Rows]] = field(default_factory=dict)
+    _tables: dict[Path, dict[str, list[Row]]] = field(default_factory=dict)
 
     def unmet(self, entities: Mapping[str, str], image: str) -> str:
         """Return the first condition that a scan does not meet, with its value; empty if the scan meets all.
@@ -36,7 +40,7 @@ class Marks:
             image: file name of the T1w.
 
         Raises:
-            InputMissing, DataError: a table cannot be read.
+            InputMissing, DataError: a table cannot be read, or does not say which scans its rows are about.
         """
         cells = self.cells(entities, image)
         for text in self.conditions:
@@ -46,60 +50,77 @@ class Marks:
                 return f"{text} ({cell})"
         return ""
 
-    def cells(self, entities: Mapping[str, str], image: str) -> dict[str, str]:
+    def cells(self, entities: Mapping[str, str], image: str) -> Row:
         """Return the cells of a scan by column: of ``scans.tsv``, otherwise of the session, otherwise the participant.
 
         Args:
             image: file name of the T1w.
         """
-        rows = reversed([*self._rows(entities, image)])
-        return {column: cell or NOT_AVAILABLE for row in rows for column, cell in row.items()}
+        found: Row = {}
+        for row in self._rows(entities, image):
+            for column, cell in row.items():
+                found.setdefault(column, cell or NOT_AVAILABLE)
+        return found
 
     def check(self) -> None:
-        """Raise UsageError if none of the tables that were read has the column of a condition."""
+        """Raise UsageError if no table of the dataset has the column of a condition."""
         for text in self.conditions:
             self.check_column(condition(text)[0], f"{self.flag} {text}")
 
     def check_column(self, column: str, given: str) -> None:
-        """Raise UsageError, with the flag as it was given, if none of the tables that were read has a column."""
-        known = {name for rows in self._tables.values() for row in rows[:1] for name in row}
+        """Raise UsageError, with the flag as it was given, if no table of the dataset has a column."""
+        known = {name for rows in self._tables.values() for name in _names(rows)}
+        if column not in known:  # tables of participants that are not selected may have it
+            known |= {name for place in TABLES for table in self.bids_dir.glob(place) for name in columns(table)}
         if column not in known:
             raise UsageError(
-                f"{given}: no scans.tsv, sessions.tsv or participants.tsv of the selected participants has "
-                f"the column {column}; there are {listed(sorted(known), 12) or 'none'}"
+                f"{given}: no scans.tsv, sessions.tsv or participants.tsv of the dataset has the column {column}; "
+                f"there are {listed(sorted(known), 12) or 'none'}"
             )
 
-    def _rows(self, entities: Mapping[str, str], image: str) -> Iterator[dict[str, str]]:
+    def _rows(self, entities: Mapping[str, str], image: str) -> Iterator[Row]:
         """Yield the rows about a scan in ``scans.tsv``, ``sessions.tsv`` and ``participants.tsv``."""
         subject, label = build_name({"subject": entities["subject"]}), entities.get("session", "")
-        session, folder = f"ses-{label}" if label else "", self.bids_dir / subject
-        scans = folder / session / f"{'_'.join(filter(None, (subject, session)))}_scans.tsv"
-        for row in self._read(scans):
-            if row.get("filename", "").rpartition("/")[2].partition(".")[0] == image.partition(".")[0]:
+        folder = self.bids_dir / subject
+        if label:
+            yield from self._about(folder / f"ses-{label}" / f"{subject}_ses-{label}_scans.tsv", "filename", image)
+        yield from self._about(folder / f"{subject}_scans.tsv", "filename", image)
+        yield from self._about(folder / f"{subject}_sessions.tsv", SESSION, label)
+        for row in self._about(self.bids_dir / "participants.tsv", PARTICIPANT, subject):
+            if _plain(row.get(SESSION, "")) in ("", label):
                 yield row
-        for table in (folder / f"{subject}_sessions.tsv", self.bids_dir / "participants.tsv"):
-            for row in self._of(entities["subject"], table):
-                if row.get("session_id", label).removeprefix("ses-") == label:
-                    yield row
 
-    def _of(self, person: str, table: Path) -> Rows:
-        """Return the rows about a participant; all of a table without the column of participants."""
-        if table not in self._people:
-            rows = self._people[table] = dict[str | None, Rows]()
-            for row in self._read(table):
-                label = row.get("participant_id")
-                rows.setdefault(label and label.removeprefix("sub-"), []).append(row)
-        return self._people[table].get(person) or self._people[table].get(None, [])
-
-    def _read(self, table: Path) -> Rows:
+    def _about(self, table: Path, key: str, name: str) -> list[Row]:
+        """Return the rows with a name in the column of a key. DataError if the table is needed and lacks the column."""
         if table not in self._tables:
-            self._tables[table] = read_table(table) if table.is_file() else []
-        return self._tables[table]
+            rows: dict[str, list[Row]] = {}
+            for row in read_table(table) if lexists(table) else ():
+                rows.setdefault(_plain(row.get(key, "")), []).append(row)
+            self._tables[table] = rows
+        names = _names(self._tables[table])
+        if names and key not in names:
+            needed = next((column for text in self.conditions if (column := condition(text)[0]) in names), None)
+            if needed is not None:
+                raise DataError(f"{table} has no column {key}, so that its column {needed} cannot be used")
+            return []
+        return self._tables[table].get(_plain(name), [])
+
+
+def _names(rows: Mapping[str, list[Row]]) -> Row:
+    """Return a row of a table, which has all of its columns."""
+    return next(iter(rows.values()), [{}])[0]
+
+
+def _plain(name: str) -> str:
+    """Return the label of a participant or session without its prefix, and the name of a file without its ending."""
+    if name == NOT_AVAILABLE:
+        return ""
+    return name.rpartition("/")[2].partition(".")[0].removeprefix("sub-").removeprefix("ses-")
 
 
 def _equal(cell: str, value: str) -> bool:
     """Return whether a cell has a value; numbers are compared as numbers, since programs write 1 as 1.0."""
     try:
-        return float(cell) == float(value)
+        return cell == value or float(cell) == float(value)
     except ValueError:
-        return cell == value
+        return False

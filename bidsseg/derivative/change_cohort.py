@@ -10,12 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bidsseg.bids.names import entity_cells, parse_name, with_extension
+from bidsseg.bids.names import entity_cells, parse_name, suffix_of, with_extension
 from bidsseg.bids.outputs import group_changes
 from bidsseg.bids.particulars import PARTICIPANT, SESSION, Particulars
 from bidsseg.derivative.changes import CHANGES, LESION_CHANGES, STATUSES
 from bidsseg.derivative.results import mixed_weights, participant_folders
-from bidsseg.derivative.sidecar_keys import Sidecar, corrected_sessions, is_record, read_sidecar, weights
+from bidsseg.derivative.sidecar_keys import (
+    Sidecar,
+    corrected_sessions,
+    is_record,
+    read_sidecar,
+    source_paths,
+    weights,
+)
 from bidsseg.errors import BidssegError
 from bidsseg.files import table_writer, write_json_atomic
 from bidsseg.reading import NOT_AVAILABLE, read_table
@@ -60,6 +67,12 @@ class Comparison:
         """Return the data dictionary of the table, its record."""
         return read_sidecar(with_extension(self.path, ".json"))
 
+    def scans(self) -> list[tuple[dict[str, str], str]]:
+        """Return entities and file name of the T1w of each session; none if they are not recorded."""
+        paths = source_paths(self.sidecar())
+        t1ws = [path.name for path in paths if suffix_of(path) == suffix_of(paths[0])]
+        return [(parsed[0], name) for name in t1ws if (parsed := parse_name(name))]
+
     def sessions(self) -> dict[str, str]:
         """Return the sessions that were compared, in their order, with the years since the first one.
 
@@ -101,15 +114,20 @@ def outdated_changes(output_dir: Path, current: Changes) -> list[Path]:
 
 
 def write_changes(
-    path: Path, compared: Sequence[Comparison], particulars: Particulars, *, sessions: Iterable[str] = ()
+    path: Path,
+    compared: Sequence[Comparison],
+    particulars: Particulars,
+    *,
+    protocol: str,
+    sessions: Iterable[str] = (),
 ) -> list[str]:
     """Write the table of the changes of all participants and its data dictionary, and return problems, one line each.
 
     Args:
         compared: tables of one model and protocol.
+        protocol: name of the protocol, empty for lesions.
         sessions: labels of those that get rows; none means all.
     """
-    protocol = compared[0].protocol
     own = CHANGES if protocol else LESION_TOTALS
     joined = particulars.columns({PARTICIPANT, "Description", *own})
     wanted, problems = {f"ses-{label}" for label in sessions}, []

@@ -76,7 +76,7 @@ class Cohort:
         regions: full name of the region of each column of volumes, from the first result.
         joined: further columns, behind those of volumes.
         quality: what the quality of its scans is, EXPECTED_DICE or CONFIDENCE; both, or none, are possible.
-        uncounted: keys of the scans of which another run counts.
+        uncounted: keys of the scans with a result that do not count, by their marks or because another run does.
     """
 
     model: str

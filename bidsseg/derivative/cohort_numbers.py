@@ -68,7 +68,7 @@ class Numbers:
         findings: codes of the findings of each scan.
         weights: checksum of the weights that segmented each scan, empty where it is not recorded.
         modalities: modality of the image of each scan, empty where it is not recorded.
-        selected: whether the run of the scan counts, booleans (N,).
+        selected: whether the scan counts, booleans (N,).
     """
 
     results: list[Result]

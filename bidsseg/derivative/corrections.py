@@ -168,7 +168,7 @@ class Search:
                 continue
             scan, corrections = found[key]
             if is_of_another_model(image.path, scan, self.card.name):
-                yield image, f"it is a label map of another model than {self.card.name} (desc-)"
+                yield image, f"it is a label map of another model than {self.card.name}, or of a comparison (desc-)"
             elif names := [name for name in self._correctable if annotates(image, name)]:
                 replaced = any(name in corrections.files for name in names)
                 yield image, "another file of the scan is used" if replaced else "it is not in the folder of its scan"
@@ -262,7 +262,8 @@ def corrected(
     lesion, head, manual = new.get(LESION, result.lesion), model.card.lesion, {name: name for name in new}
     drawn = set(new)
     if head in drawn and LESION not in drawn:
-        lesion, manual[LESION] = np.isin(new[head], protocols[head].lesions), head
+        lesion = np.isin(new[head], protocols[head].lesions)
+        manual |= {} if _equal(result.lesion, lesion) else {LESION: head}
     for name, values in result.labels.items() if LESION in drawn else ():
         if name not in drawn and protocols[name].lesions:
             new[name] = with_lesions_of(new[LESION], values, protocols[name], spacing_mm=spacing_mm)

@@ -58,7 +58,7 @@ class LesionCohort:
         return group_lesions(self.model)
 
     def leave_out(self, uncounted: Container[str]) -> None:
-        """Leave out the scans of which another run counts, given by their keys."""
+        """Leave out the scans that do not count, given by their keys."""
         self.scans = [files for files in self.scans if files.key not in uncounted]
         self.absent = [(source, fate) for source, fate in self.absent if build_name(source) not in uncounted]
 

@@ -116,6 +116,8 @@ def evaluate_level(settings: Settings) -> None:
     """
     references = _references(settings)
     output_dir, report = settings.output_dir, settings.report
+    if settings.where:
+        report.warn("evaluate: --where is not used: all label maps of the selected participants are compared")
     if settings.evaluation.against is None and not output_dir.is_dir():
         raise InputMissing(f"there is no folder {output_dir}: run the level participant first")
     check_folder(output_dir)

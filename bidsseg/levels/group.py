@@ -78,7 +78,9 @@ def group_level(settings: Settings) -> None:
     if settings.corrections is not None and not settings.dry_run:  # in a dry run, participant has not used them yet
         _warn(settings, list(_without_correction(settings.corrections, list(_results(settings)))))
         _warn(settings, list(_changes_without_correction(settings.corrections, changes)))
-    unmarked = _unmarked(settings, [lesion for cohort in lesions for lesion in cohort.scans])
+    marks = Marks(settings.bids_dir, settings.where)
+    unmarked = _unmarked(settings, marks, [lesion for cohort in lesions for lesion in cohort.scans])
+    changes = _marked(settings, marks, changes)
     particulars = Particulars() if settings.dry_run else _particulars(settings, cohorts, changes)
     controls = _controls(settings, particulars)
     if not settings.dry_run:
@@ -131,7 +133,7 @@ def _particulars(settings: Settings, cohorts: list[Cohort], changes: Changes) ->
     return particulars
 
 
-def _unmarked(settings: Settings, lesions: Iterable[LesionFiles]) -> set[str]:
+def _unmarked(settings: Settings, marks: Marks, lesions: Iterable[LesionFiles]) -> set[str]:
     """Return the keys of the scans with a result that do not meet the conditions of ``--where``.
 
     Raises:
@@ -140,7 +142,7 @@ def _unmarked(settings: Settings, lesions: Iterable[LesionFiles]) -> set[str]:
     """
     if not settings.where:
         return set()
-    marks, images = Marks(settings.bids_dir, settings.where), _images(settings, lesions)
+    images = _images(settings, lesions)
     unmet = {key for key, image in images.items() if marks.unmet(*image)}
     marks.check()
     if images and len(unmet) == len(images):
@@ -180,6 +182,27 @@ def _images(settings: Settings, lesions: Iterable[LesionFiles] = ()) -> dict[str
         key: (source, next((path.name for path in source_paths(sidecar)), key))
         for key, (source, sidecar) in about.items()
     }
+
+
+def _marked(settings: Settings, marks: Marks, changes: Changes) -> Changes:
+    """Return the comparisons of scans that all meet the conditions of ``--where``; warn if only some do."""
+    if not settings.where:
+        return changes
+    found: Changes = {key: [] for key in changes}
+    mixed: dict[str, None] = {}
+    for key, compared in changes.items():
+        for one in compared:
+            unmet = [bool(marks.unmet(*scan)) for scan in one.scans()]
+            if not any(unmet):
+                found[key].append(one)
+            elif not all(unmet):
+                mixed[f"sub-{one.subject}"] = None
+    if mixed:
+        settings.report.warn(
+            f"{listed(list(mixed), 3)}: not in the tables of changes: the comparison contains scans that are left out: "
+            "repeat longitudinal with the same --where"
+        )
+    return found
 
 
 def _write(
@@ -281,8 +304,10 @@ def _write_changes(settings: Settings, changes: Changes, particulars: Particular
     for key, compared in changes.items():
         path = settings.output_dir / group_changes(*key)
         if not settings.dry_run:
-            problems |= dict.fromkeys(write_changes(path, compared, particulars, sessions=settings.sessions))
-        settings.report.say(f"{path}: the changes of {len(compared)} participant{'s' if len(compared) > 1 else ''}")
+            problems |= dict.fromkeys(
+                write_changes(path, compared, particulars, protocol=key[1], sessions=settings.sessions)
+            )
+        settings.report.say(f"{path}: the changes of {len(compared)} participant{'' if len(compared) == 1 else 's'}")
     _warn(settings, list(problems))
 
 
@@ -294,7 +319,7 @@ def _write_lesions(settings: Settings, cohort: LesionCohort, uncounted: Containe
     """Update the tables of the lesions of each scan, and write those of the cohort.
 
     Args:
-        uncounted: keys of the scans of which another run counts.
+        uncounted: keys of the scans that do not count, by their marks or because another run does.
     """
     output_dir = settings.output_dir
     if not settings.dry_run:
@@ -371,12 +396,13 @@ def _suffix(settings: Settings) -> str:
 
 
 def _count(cohort: Cohort) -> str:
-    """Return the number of scans with a result, and the number of scans without one for each reason."""
+    """Return the number of scans with a result, of those that do not count, and of scans without one by reason."""
     counts: dict[str, int] = {}
     for absent in cohort.absent:
         counts[absent.fate.outcome] = counts.get(absent.fate.outcome, 0) + 1
     others = [f"{number} {outcome}" for outcome, number in sorted(counts.items())]
-    return ", ".join([f"{len(cohort.done)} scans", *others])
+    uncounted = [f"{len(cohort.uncounted)} of them not counted"] if cohort.uncounted else []
+    return ", ".join([f"{len(cohort.done)} scans", *uncounted, *others])
 
 
 def _warn(settings: Settings, problems: list[str]) -> None:

@@ -36,6 +36,12 @@ if TYPE_CHECKING:
     from bidsseg.execution.machine import Machine
     from bidsseg.models.library import Model
 
+OTHER_SPACE = (
+    f"changes are those of label maps and masks in the halfway space: correct copies of *_space-{SPACE}_* in OUTPUT_DIR"
+)
+OTHER_NAME = "no session that is compared has an output of this name: keep the names of the files in OUTPUT_DIR"
+"""Reasons why a correction is not used."""
+
 
 def longitudinal_level(settings: Settings) -> None:
     """Compare the sessions of every selected participant who has two or more, and write tables and pages.
@@ -140,18 +146,16 @@ def _about_corrections(settings: Settings, card: Card, jobs: Sequence[SeriesJob]
         return
     used = {path for job in jobs for corrections in job.corrections for path in corrections.files.values()}
     subjects = {job.series.source["subject"] for job in jobs}
-    unused = [
-        image.path.name
-        for image in maps_of_comparisons(settings.corrections)
-        if image.path not in used
-        and image.entities["subject"] in subjects
-        and card.name in image.entities.get("desc", card.name)
-    ]
-    if unused or not used:
-        yield (
-            f"longitudinal: --corrections: {listed(unused) or 'no label map'} {'not ' if unused else ''}used: changes "
-            f"are those of label maps and masks in the halfway space: correct copies of *_space-{SPACE}_* in OUTPUT_DIR"
-        )
+    unused: dict[str, list[str]] = {}
+    for image in maps_of_comparisons(settings.corrections):
+        is_of_model = card.name in image.entities.get("desc", card.name)
+        if image.path not in used and image.entities["subject"] in subjects and is_of_model:
+            reason = OTHER_NAME if image.entities.get("space") == SPACE else OTHER_SPACE
+            unused.setdefault(reason, []).append(image.path.name)
+    for reason, names in unused.items():
+        yield f"longitudinal: --corrections: {listed(names)} not used: {reason}"
+    if not (used or unused):
+        yield f"longitudinal: --corrections: no label map used: {OTHER_SPACE}"
 
 
 def _compare(settings: Settings, jobs: Sequence[SeriesJob], log: RunLog) -> list[tuple[Entry, Exception]]:
@@ -230,7 +234,8 @@ def _list(settings: Settings, card: Card, jobs: Sequence[SeriesJob], *, done: Se
     """Report the plan of a dry run."""
     settings.report.say(f"model {card.name}: {card.title}")
     for job in jobs:
-        sessions = ", ".join(job.series.sessions)
-        settings.report.say(f"{job.series.key} ({sessions}): {'done' if job in done else 'to do'}")
+        sessions, names = ", ".join(job.series.sessions), ", ".join(job.correction_checksums)
+        corrected = f", corrected: {names}" if names else ""
+        settings.report.say(f"{job.series.key} ({sessions}): {'done' if job in done else 'to do'}{corrected}")
         for path in (*job.paths.files, job.paths.figure, job.paths.page):
             settings.report.say(f"  {settings.output_dir / path}")

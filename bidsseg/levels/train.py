@@ -42,8 +42,10 @@ def train_level(settings: Settings) -> Path:
 
     Raises:
         TemporaryFailure: the run was interrupted; run again with --resume. Or another training writes to the folder.
-        UsageError: training on this device is not supported.
+        UsageError: training on this device is not supported, or scans should be selected by their marks.
     """
+    if settings.where:
+        raise UsageError("--where does not select scans for training: leave the others out of the folders of --labels")
     if settings.device == "mps":
         raise UsageError("--device mps: a model can only be trained on cpu or cuda")
     with Interruption() as interruption:

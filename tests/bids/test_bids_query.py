@@ -10,7 +10,7 @@ from bids_trees import home, make_tree
 
 from bidsseg.bids.annotations import find_annotations, find_label_maps
 from bidsseg.bids.query import find_scans, read_filters, select_scans
-from bidsseg.errors import InputMissing, NothingSelected, OutputNotWritable, UsageError
+from bidsseg.errors import DataError, InputMissing, NothingSelected, OutputNotWritable, UsageError
 
 
 def keys(bids_dir: Path, **choice: Any) -> list[str]:
@@ -75,6 +75,27 @@ def test_scans_that_the_tables_mark(tmp_path: Path) -> None:
         find_scans(bids_dir, where=["use=2"])
     with pytest.raises(UsageError, match="the column quality; there are filename, group, participant_id, qc"):
         find_scans(bids_dir, where=["quality=good"])
+
+
+def test_tables_that_mark_scans_in_other_forms(tmp_path: Path) -> None:
+    bids_dir = make_tree(tmp_path, "sub-01_ses-1_T1w.nii", "sub-01_ses-2_T1w.nii", "sub-02_T1w.nii")
+    marks = "filename\tuse\nses-1/anat/sub-01_ses-1_T1w.nii\t1\nses-2/anat/sub-01_ses-2_T1w.nii\tNaN\n"
+    (bids_dir / "sub-01/sub-01_scans.tsv").write_text(marks)
+    people, rows = bids_dir / "participants.tsv", "sub-01\t1\tBonn, Jena\nsub-01\t\tBonn\nsub-02\tn/a\tJena\n"
+    people.write_text(f"participant_id\tsession_id\tsite\n{rows}")
+    assert keys(bids_dir, where=["use=1"]) == ["sub-01_ses-1"]
+    assert keys(bids_dir, where=["use=NaN"]) == ["sub-01_ses-2"]
+    assert keys(bids_dir, where=["site=Bonn, Jena"]) == ["sub-01_ses-1", "sub-01_ses-2", "sub-02"]
+    assert keys(bids_dir, where=["site!=Bonn"]) == ["sub-01_ses-1", "sub-02"]
+    assert keys(bids_dir, where=["use!=1"], participants=["02"]) == ["sub-02"], "the table of sub-01 has the column"
+    people.write_text(f"person\tsession_id\tsite\n{rows}")
+    with pytest.raises(DataError, match=r"participants.tsv has no column participant_id, so that its column site"):
+        find_scans(bids_dir, where=["site=Bonn"])
+    assert keys(bids_dir, where=["use=1"]) == ["sub-01_ses-1"]
+    people.unlink()
+    people.symlink_to(".git/annex/objects/participants.tsv")
+    with pytest.raises(InputMissing, match="was not downloaded"):
+        find_scans(bids_dir, where=["site=Bonn"])
 
 
 def test_what_matches_nothing_is_named(tmp_path: Path) -> None:

@@ -311,7 +311,10 @@ def test_only_marked_scans_count(bids: Path, output: Path) -> None:
     rows = [f"anat/sub-01_run-{number}_T1w.nii.gz\t{mark}\n" for number, mark in marks.items()]
     (bids / "sub-01").mkdir(exist_ok=True)
     (bids / "sub-01/sub-01_scans.tsv").write_text("".join(["filename\tqc\n", *rows]))
-    run_group(bids, output, where=["qc=pass"])
+    console = run_group(bids, output, where=["qc=pass"])
+    assert console.messages[0].endswith("4 scans, 2 of them not counted")
+    page = (output / "group.html").read_text()
+    assert "4 scans, 2 of them not counted, 0 without a result" in page and page.count("<td>not counted ") == 2
     assert [row["selected"] for row in table(output)] == ["0", "1", "1", "0"], "sub-02 has no mark"
     assert len(table(output, "fraction")) == 2
     assert "qc=pass in the tables of the dataset" in str(dictionary(output)["selected"]["Description"])

@@ -163,6 +163,11 @@ def test_a_dry_run_writes_nothing(folders: tuple[Path, Path]) -> None:
     assert not list(out.glob("group_*")) and console.messages == [f"{out / STEM}_agreement.tsv: 2 scans"]
 
 
+def test_marks_do_not_select_scans(folders: tuple[Path, Path]) -> None:
+    out, manual = folders
+    assert "evaluate: --where is not used" in run(out, {"FAST": [manual]}, dry_run=True, where=["use=1"]).warnings[0]
+
+
 # -- what cannot be compared -------------------------------------------------------------------------------------------
 
 

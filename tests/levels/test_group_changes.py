@@ -10,7 +10,7 @@ import pytest
 from trees import add_result, rows_of, run_group
 
 from bidsseg.derivative.changes import Visits, change_table, lesion_table
-from bidsseg.errors import NothingSelected, OutputNotWritable
+from bidsseg.errors import NothingSelected, OutputNotWritable, UsageError
 from bidsseg.files import write_json_atomic, write_table
 from bidsseg.labels.protocol import load_protocol
 
@@ -43,7 +43,8 @@ def add_comparison(
         path = output / f"sub-{subject}/anat/sub-{subject}_{name}_desc-m_longitudinal.tsv"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_table(path, table)
-        record = {"InputFingerprints": ["1"], "Models": [{"Name": "m", "SHA256": weights}]}
+        t1ws = [f"bids:raw:sub-{subject}_ses-{n}_{suffix}.nii" for n in (1, 2) for suffix in ("T1w", "FLAIR")]
+        record = {"InputFingerprints": ["1"], "Models": [{"Name": "m", "SHA256": weights}], "Sources": t1ws}
         write_json_atomic(path.with_suffix(".json"), record)
 
 
@@ -118,6 +119,19 @@ def test_only_the_selected_participants_and_sessions_are_in_the_tables(bids: Pat
     }
     [row] = rows_of(output / f"{LESIONS}.tsv")
     assert row["shrunken"] == "1" and row["shrunken-mm3"] == "-37.0", "compared with a session that is not selected"
+
+
+def test_only_comparisons_of_marked_scans_are_in_the_tables(bids: Path, output: Path) -> None:
+    for subject in ("02", "10"):
+        add_comparison(output, subject, [50, 50], [ball(4), ball(3)])
+    assert "repeat longitudinal" not in str(run_group(bids, output, where=["age=40"]).warnings)
+    assert {row["participant_id"] for row in rows_of(output / f"{REGIONS}.tsv")} == {"sub-02"}
+    assert {row["participant_id"] for row in rows_of(output / f"{LESIONS}.tsv")} == {"sub-02"}
+    console = run_group(bids, output, where=["dose=5"])
+    assert "sub-02: not in the tables of changes: the comparison contains scans" in console.warnings[-1]
+    assert not rows_of(output / f"{REGIONS}.tsv") and "0 participants" in console.messages[0]
+    with pytest.raises(UsageError, match="has the column size; there are age, dose, participant_id"):
+        run_group(bids, output, where=["size=40"])
 
 
 def test_what_cannot_be_joined_is_a_warning(bids: Path, output: Path) -> None:

@@ -168,6 +168,15 @@ def test_each_level_takes_its_own_corrections(bids: Path, model: Path) -> None:
     assert warning.startswith(f"longitudinal: --corrections: {Path(NATIVE).name} not used: changes are those")
     shutil.rmtree(folder)
     correct(bids, FAST, without_some_fluid)
+    other = FAST.replace("desc-tiny", "desc-tinyedited")
+    shutil.copy(folder / FAST, folder / other)
+    console = run(bids, model, corrections=folder, dry_run=True)
+    assert warned(console)[0].endswith(
+        "_desc-tinyedited_dseg.nii.gz not used: no session that is compared has an output "
+        "of this name: keep the names of the files in OUTPUT_DIR"
+    )
+    assert "sub-01 (ses-1, ses-2): to do, corrected: ses-2 FAST" in console.messages
+    (folder / other).unlink()
     console = RecordingConsole()
     given: dict[str, Any] = {"skip_validation": True, "precision": "fp32", "n_cpus": 1, "corrections": folder}
     participant_level(Settings(bids, bids.parent / "out", model=str(model), report=console, **given))
@@ -188,12 +197,16 @@ def test_a_corrected_mask_of_lesions(tmp_path: Path, monkeypatch: pytest.MonkeyP
     run(bids, model)
     assert "new" in set(rows(bids, LESIONS).query("`volume-mm3` > 5000")["status"])
     mask = f"{STEM}space-halfway_label-lesion_desc-tiny_mask.nii.gz"
+    labels = mask.replace("label-lesion_desc-tiny_mask", "seg-FASTlesion_desc-tiny_dseg")
+    correct(bids, labels, lambda values: np.where(values == 2, 3, values).astype(np.uint8))
+    run(bids, model, corrections=tmp_path / "corrected")
+    assert set(rows(bids, LESIONS)["corrected"]) == {0} and not sidecar(bids, mask)["Manual"], "only tissue changed"
+    (tmp_path / "corrected" / labels).unlink()
     drawn = correct(bids, mask, on_the_left)
     run(bids, model, corrections=tmp_path / "corrected")
     found = rows(bids, LESIONS)
     assert "new" not in set(found.query("`volume-mm3` > 5000")["status"])
     assert set(found.query("session_id == 'ses-2'")["corrected"]) == {1} and set(found["corrected"]) == {0, 1}
-    labels = mask.replace("label-lesion_desc-tiny_mask", "seg-FASTlesion_desc-tiny_dseg")
     assert ((voxels(bids, labels) == 4) == (drawn > 0)).all() and sidecar(bids, labels)["Manual"]
     run_group(bids, tmp_path / "out", corrections=tmp_path / "corrected")
     cohort = pd.read_csv(tmp_path / "out/group_label-lesion_desc-tiny_longitudinal.tsv", sep="\t")

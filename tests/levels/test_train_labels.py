@@ -59,6 +59,11 @@ def test_the_first_error_asks_for_labels(ask: Ask) -> None:
         train_level(ask(labels={}))
 
 
+def test_marks_do_not_select_scans_for_training(ask: Ask) -> None:
+    with pytest.raises(UsageError, match="--where does not select scans for training"):
+        train_level(replace(ask(), where=["use=1"]))
+
+
 def test_one_command(ask: Ask, halves: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = ask()
     words = [str(settings.bids_dir), str(settings.output_dir), "train", "--labels", str(halves), "--dry-run"]
