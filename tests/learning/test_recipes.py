@@ -11,7 +11,7 @@ from labelled import RECIPE
 from bidsseg.errors import DataError
 from bidsseg.labels import load_protocol
 from bidsseg.learning.recipe import DESCRIBING, load_recipe, shipped_recipes
-from bidsseg.models.card import Card
+from bidsseg.models.card import ANY, Card
 from bidsseg.models.library import build
 
 
@@ -32,6 +32,12 @@ def test_shipped_recipes_can_be_read_and_stored(name: str) -> None:
     stored = json.loads(json.dumps(recipe.as_dict()))
     assert stored["sampling"]["shape"] == list(recipe.sampling.shape)
     assert all(load_protocol(head) for head in recipe.heads)
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_models_of_real_images_read_their_contrast_alone(name: str) -> None:
+    recipe = load_recipe(name)
+    assert (recipe.modality == ANY) == (recipe.synthetic_share == 1)
 
 
 def test_no_two_recipes_make_models_of_one_name() -> None:
