@@ -12,7 +12,7 @@ grid. As in the experiments of ACE (Roulet et al. 2019, arXiv 1903.03445), each 
 - ``anatomy``: the heads HEALTHY. Labels, in ``derivatives/fast``: the tissues of FAST; if a label may be either of two
   tissues, the one with the nearer brightness in a T1w.
 - ``both``, for testing only: patients with the heads TESTED, each with a separate mask, every third one. Labels, in
-  ``derivatives/truth``: tissue and lesion (FASTlesion), and the structures under the lesions (FreeSurfer).
+  ``derivatives/truth``: tissue and lesion (FASTlesion), the structures under the lesions (FreeSurfer), the brain mask.
 
 No head and no mask is in two datasets, so training and test participants are disjoint. FOLD (0, the default, to 2)
 selects other heads and masks for testing. Lesions in the label maps of the heads become white matter. Participants of
@@ -101,6 +101,7 @@ def main(data: Path, out: Path, fold: int = 0) -> None:
         write_annotation(labels, name, "seg-FASTlesion_dseg", labels=truth)
         structures = in_protocol(values, load_protocol("FreeSurfer"))
         write_annotation(labels, name, "seg-FreeSurfer_dseg", labels=structures)
+        write_annotation(labels, name, "desc-brain_mask", labels=brain_of(values).numpy())
 
 
 def roles(fold: int) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
@@ -270,7 +271,7 @@ def write_annotation(folder: Path, name: str, ending: str, *, labels: np.ndarray
     """Write a label map (X, Y, Z) with its sidecar, and the table of its protocol."""
     path = folder / name / "anat" / f"{name}_{ending}.nii.gz"
     write_labels(path, labels, on_grid(torch.from_numpy(labels)))
-    kind = {"Type": "Lesion"} if ending.endswith("mask") else {}
+    kind = {"Type": "Brain" if "brain" in ending else "Lesion"} if ending.endswith("mask") else {}
     sidecar = {"Manual": False, "SpatialReference": "orig", **kind}
     write_json_atomic(path.with_name(f"{name}_{ending}.json"), sidecar)
     if ending.startswith("seg-"):

@@ -1,8 +1,8 @@
-"""What the tables of a dataset say about its scans, such as ``use`` in ``scans.tsv`` (``--where COLUMN=VALUE``)."""
+"""What the tables of a dataset say about its scans, such as ``use`` or ``acq_time`` in ``scans.tsv``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from os.path import lexists
 from pathlib import Path
@@ -20,52 +20,65 @@ TABLES = ("participants.tsv", "sub-*/sub-*_sessions.tsv", "sub-*/sub-*_scans.tsv
 
 @dataclass
 class Marks:
-    """The conditions that scans must meet, and the tables with their values.
+    """The tables of a dataset that say something about its scans; each is read once.
+
+    Methods take the entities and the file name of the T1w of a scan. Conditions are ``COLUMN=VALUE`` or
+    ``COLUMN!=VALUE``, see `arguments.condition`; all must hold.
+
+    Raises:
+        InputMissing, DataError: a table cannot be read, or does not say which scans its rows are about.
 
     Attributes:
-        conditions: ``COLUMN=VALUE`` or ``COLUMN!=VALUE``, see `arguments.condition`; all must hold.
-        flag: where the user gave them.
         _tables: the rows of each table that was read, by the file, session or participant that they are about.
     """
 
     bids_dir: Path
-    conditions: Sequence[str]
-    flag: str = "--where"
     _tables: dict[Path, dict[str, list[Row]]] = field(default_factory=dict)
 
-    def unmet(self, entities: Mapping[str, str], image: str) -> str:
-        """Return the first condition that a scan does not meet, with its value; empty if the scan meets all.
-
-        Args:
-            image: file name of the T1w.
-
-        Raises:
-            InputMissing, DataError: a table cannot be read, or does not say which scans its rows are about.
-        """
-        cells = self.cells(entities, image)
-        for text in self.conditions:
-            column, values, is_wanted = condition(text)
+    def unmet(self, conditions: Sequence[str], entities: Mapping[str, str], image: str) -> str:
+        """Return the first condition that a scan does not meet, with its value; empty if the scan meets all."""
+        wanted = {text: condition(text) for text in conditions}
+        cells = self.cells(entities, image, needed={column for column, _, _ in wanted.values()})
+        for text, (column, values, is_wanted) in wanted.items():
             cell = cells.get(column, NOT_AVAILABLE)
             if any(_equal(cell, value) for value in values) != is_wanted:
                 return f"{text} ({cell})"
         return ""
 
-    def cells(self, entities: Mapping[str, str], image: str) -> Row:
+    def cells(self, entities: Mapping[str, str], image: str, needed: Set[str] = frozenset()) -> Row:
         """Return the cells of a scan by column: of ``scans.tsv``, otherwise of the session, otherwise the participant.
 
         Args:
-            image: file name of the T1w.
+            needed: columns whose tables must say which scans their rows are about.
         """
+        subject = build_name({"subject": entities["subject"]})
+        of_person = self._about(self.bids_dir / "participants.tsv", PARTICIPANT, subject, needed=needed)
+        of_person = [row for row in of_person if _plain(row.get(SESSION, "")) in ("", entities.get("session"))]
         found: Row = {}
-        for row in self._rows(entities, image):
+        for row in (*self.of_scan(entities, image, needed), *self.of_session(entities, needed), *of_person):
             for column, cell in row.items():
                 found.setdefault(column, cell or NOT_AVAILABLE)
         return found
 
-    def check(self) -> None:
-        """Raise UsageError if no table of the dataset has the column of a condition."""
-        for text in self.conditions:
-            self.check_column(condition(text)[0], f"{self.flag} {text}")
+    def of_scan(self, entities: Mapping[str, str], image: str, needed: Set[str] = frozenset()) -> list[Row]:
+        """Return the rows of a scan in ``scans.tsv`` of its session and of its participant."""
+        subject = build_name({"subject": entities["subject"]})
+        tables = [self.bids_dir / subject / f"{subject}_scans.tsv"]
+        if "session" in entities:
+            session = build_name({"session": entities["session"]})
+            tables.insert(0, self.bids_dir / subject / session / f"{subject}_{session}_scans.tsv")
+        return [row for table in tables for row in self._about(table, "filename", image, needed=needed)]
+
+    def of_session(self, entities: Mapping[str, str], needed: Set[str] = frozenset()) -> list[Row]:
+        """Return the rows of the session of a scan in ``sessions.tsv``; none without a session."""
+        subject = build_name({"subject": entities["subject"]})
+        table = self.bids_dir / subject / f"{subject}_sessions.tsv"
+        return self._about(table, SESSION, entities["session"], needed=needed) if "session" in entities else []
+
+    def check(self, conditions: Sequence[str], flag: str) -> None:
+        """Raise UsageError if no table of the dataset has the column of a condition that was given by a flag."""
+        for text in conditions:
+            self.check_column(condition(text)[0], f"{flag} {text}")
 
     def check_column(self, column: str, given: str) -> None:
         """Raise UsageError, with the flag as it was given, if no table of the dataset has a column."""
@@ -78,19 +91,7 @@ class Marks:
                 f"there are {listed(sorted(known), 12) or 'none'}"
             )
 
-    def _rows(self, entities: Mapping[str, str], image: str) -> Iterator[Row]:
-        """Yield the rows about a scan in ``scans.tsv``, ``sessions.tsv`` and ``participants.tsv``."""
-        subject, label = build_name({"subject": entities["subject"]}), entities.get("session", "")
-        folder = self.bids_dir / subject
-        if label:
-            yield from self._about(folder / f"ses-{label}" / f"{subject}_ses-{label}_scans.tsv", "filename", image)
-        yield from self._about(folder / f"{subject}_scans.tsv", "filename", image)
-        yield from self._about(folder / f"{subject}_sessions.tsv", SESSION, label)
-        for row in self._about(self.bids_dir / "participants.tsv", PARTICIPANT, subject):
-            if _plain(row.get(SESSION, "")) in ("", label):
-                yield row
-
-    def _about(self, table: Path, key: str, name: str) -> list[Row]:
+    def _about(self, table: Path, key: str, name: str, *, needed: Set[str]) -> list[Row]:
         """Return the rows with a name in the column of a key. DataError if the table is needed and lacks the column."""
         if table not in self._tables:
             rows: dict[str, list[Row]] = {}
@@ -98,12 +99,11 @@ class Marks:
                 rows.setdefault(_plain(row.get(key, "")), []).append(row)
             self._tables[table] = rows
         names = _names(self._tables[table])
-        if names and key not in names:
-            needed = next((column for text in self.conditions if (column := condition(text)[0]) in names), None)
-            if needed is not None:
-                raise DataError(f"{table} has no column {key}, so that its column {needed} cannot be used")
-            return []
-        return self._tables[table].get(_plain(name), [])
+        if not names or key in names:
+            return self._tables[table].get(_plain(name), [])
+        if found := sorted(needed & names.keys()):
+            raise DataError(f"{table} has no column {key}, so that its column {found[0]} cannot be used")
+        return []
 
 
 def _names(rows: Mapping[str, list[Row]]) -> Row:

@@ -107,7 +107,7 @@ def select_scans(
         f"sub-{label}: no {wanted_images} matches{alternatives(bids_dir, [label], suffixes)}" for label in without
     ]
     if where:
-        t1ws, more_notes = _marked(t1ws, Marks(bids_dir, where))
+        t1ws, more_notes = _marked(t1ws, where, Marks(bids_dir))
         notes += more_notes
     return Selection(paired(t1ws, flairs), notes, closed)
 
@@ -256,10 +256,10 @@ def _equal(name: str, value: str | None, wanted: Any) -> bool:
     return value == str(wanted).removeprefix(prefix)
 
 
-def _marked(images: Sequence[Image], marks: Marks) -> tuple[list[Image], list[str]]:
+def _marked(images: Sequence[Image], where: Sequence[str], marks: Marks) -> tuple[list[Image], list[str]]:
     """Return the images that meet all conditions, and notes on the others. NothingSelected if none does."""
-    unmet = {image.path: marks.unmet(image.entities, image.path.name) for image in images}
-    marks.check()
+    unmet = {image.path: marks.unmet(where, image.entities, image.path.name) for image in images}
+    marks.check(where, "--where")
     others: dict[str, list[str]] = {}
     for path, reason in unmet.items():
         if reason:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
 from pathlib import Path
 
+from bidsseg.bids.marks import Marks, Row
 from bidsseg.bids.names import build_name, with_extension
 from bidsseg.bids.outputs import filled
 from bidsseg.bids.particulars import DAYS_PER_YEAR
 from bidsseg.bids.scan import Scan
 from bidsseg.errors import BidssegError, listed
-from bidsseg.reading import read_table
 
 SPACE = "halfway"
 """The ``space-`` of images between the sessions."""
@@ -57,7 +57,7 @@ def find_series(scans: Iterable[Scan], bids_dir: Path) -> tuple[list[Series], li
     Args:
         scans: sorted by participant. The first T1w of each session is used.
     """
-    found: list[Series] = []
+    marks, found = Marks(bids_dir), list[Series]()
     left: dict[str, list[str]] = {}
     for subject, group in groupby(scans, key=lambda scan: scan.entities["subject"]):
         sessions: dict[str, Scan] = {}
@@ -72,7 +72,7 @@ def find_series(scans: Iterable[Scan], bids_dir: Path) -> tuple[list[Series], li
         for scan in others:
             reason = "another T1w of the session is used" if "session" in scan.entities else "in no session"
             left.setdefault(reason, []).append(scan.key)
-        dates = {label: acquired(scan, bids_dir) for label, scan in sessions.items()}
+        dates = {label: acquired(scan, marks) for label, scan in sessions.items()}
         known = {label: date for label, date in dates.items() if date is not None}
         order = list(sessions)
         years: list[float | None] = [None] * len(order)
@@ -83,25 +83,18 @@ def find_series(scans: Iterable[Scan], bids_dir: Path) -> tuple[list[Series], li
     return found, [f"not compared: {listed(names)}: {reason}" for reason, names in left.items()]
 
 
-def acquired(scan: Scan, bids_dir: Path) -> datetime | None:
+def acquired(scan: Scan, marks: Marks) -> datetime | None:
     """Return when a scan was acquired: ``acq_time`` in its ``scans.tsv``, or in ``sessions.tsv``; None if unknown."""
-    folder, subject = scan.t1w.parent.parent, bids_dir / build_name({"subject": scan.entities["subject"]})
-    session = build_name({"session": scan.entities["session"]})
-    names = {f"{scan.t1w.parent.name}/{scan.t1w.name}", scan.t1w.name}
-    of_scan = _time(folder / f"{subject.name}_{session}_scans.tsv", "filename", names)
-    labels = {session, session.removeprefix("ses-")}
-    return of_scan or _time(subject / f"{subject.name}_sessions.tsv", "session_id", labels)
+    of_scan = _time(lambda: marks.of_scan(scan.entities, scan.t1w.name))
+    return of_scan or _time(lambda: marks.of_session(scan.entities))
 
 
-def _time(table: Path, column: str, values: set[str]) -> datetime | None:
-    """Return the date in the row of a table with one of the values in a column; None if it is unknown."""
-    if not table.is_file():
-        return None
+def _time(rows: Callable[[], list[Row]]) -> datetime | None:
+    """Return the date in the first row with ``acq_time``; None if it is unknown, or a table cannot be read."""
     try:
-        rows = read_table(table)
-        text = next((row["acq_time"] for row in rows if row[column] in values), "")
+        text = next((row["acq_time"] for row in rows() if "acq_time" in row), "")
         return datetime.fromisoformat(text).replace(tzinfo=None)
-    except (BidssegError, KeyError, ValueError, AttributeError):
+    except (BidssegError, ValueError):
         return None
 
 

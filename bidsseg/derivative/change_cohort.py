@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,14 @@ class Comparison:
     protocol: str
     path: Path
 
+    @cached_property
     def sidecar(self) -> Sidecar:
-        """Return the data dictionary of the table, its record."""
+        """The data dictionary of the table, its record."""
         return read_sidecar(with_extension(self.path, ".json"))
 
     def scans(self) -> list[tuple[dict[str, str], str]]:
         """Return entities and file name of the T1w of each session; none if they are not recorded."""
-        paths = source_paths(self.sidecar())
+        paths = source_paths(self.sidecar)
         t1ws = [path.name for path in paths if suffix_of(path) == suffix_of(paths[0])]
         return [(parsed[0], name) for name in t1ws if (parsed := parse_name(name))]
 
@@ -152,7 +154,7 @@ def write_changes(
         **{name: particulars.description(*column) for column, name in joined.items()},
     }
     write_json_atomic(with_extension(path, ".json"), content)
-    used = {f"sub-{one.subject}": weights(one.sidecar()) for one in compared}
+    used = {f"sub-{one.subject}": weights(one.sidecar) for one in compared}
     return [*problems, *filter(None, [mixed_weights(used)])]
 
 
@@ -163,7 +165,7 @@ def _rows(one: Comparison) -> Iterator[dict[str, str]]:
         earlier = {"corrected": "0"}  # tables of versions before 0.24 lack the column
         yield from ({name: {**earlier, **row}[name] for name in CHANGES} for row in rows)
         return
-    corrected = corrected_sessions(one.sidecar())
+    corrected = corrected_sessions(one.sidecar)
     before: float | None = None
     for session, years in one.sessions().items():
         here = [row for row in rows if row[SESSION] == session]

@@ -89,10 +89,11 @@ def find_halfway_corrections(folder: Path, places: SessionPaths) -> Corrections:
 def maps_of_comparisons(folder: Path) -> list[Image]:
     """Return the label maps and masks in a folder that are, by their names, those of comparisons of sessions."""
     found = (image for place in places(folder) for image in anat_images(folder, place) if image.suffix in SUFFIXES)
-    return [image for image in found if _is_halfway(image) or image.entities.get("desc", "").endswith(TOGETHER)]
+    return [image for image in found if is_halfway(image) or image.entities.get("desc", "").endswith(TOGETHER)]
 
 
-def _is_halfway(image: Image) -> bool:
+def is_halfway(image: Image) -> bool:
+    """Return whether an image is, by its name, in the halfway space of a comparison."""
     return image.entities.get("space") == SPACE
 
 
@@ -135,8 +136,8 @@ class Search:
         left: dict[str, list[str]] = {}
         for image, reason in self._unused():
             left.setdefault(reason, []).append(image.path.name)
-        is_for_sessions = any(_is_halfway(image) for image in maps_of_comparisons(self.folder))
-        if not self._used and not self.other and not is_for_sessions and (left or self.all_selected):
+        is_wrong = not self._used and not self.other and (left or self.all_selected)
+        if is_wrong and not any(map(is_halfway, maps_of_comparisons(self.folder))):
             wanted = " or ".join(self._correctable.values())
             names = listed([name for files in left.values() for name in files]) or "no label maps"
             raise UsageError(
@@ -182,7 +183,7 @@ def _place(entities: Mapping[str, str]) -> tuple[str, str]:
 
 def _label_maps(folder: Path) -> list[Image]:
     found = (image for kind, images in kinds_of(folder).items() if kind.suffix != "probseg" for image in images)
-    return [image for image in found if not _is_halfway(image)]
+    return [image for image in found if not is_halfway(image)]
 
 
 def read_corrections(

@@ -272,7 +272,7 @@ class Job:
 
     def _origin(self, details: Sidecar) -> sidecars.Origin:
         given, folder = self.given.file, self.given.folder
-        mask = "" if given is None else sidecars.bids_uri(given, folder, self._dataset(folder, LESIONS))
+        mask = "" if given is None else self._given_uri(given, LESIONS, folder)
         flair = [self.scan.flair] if drawn_on(details) and self.scan.flair is not None else []
         return sidecars.Origin([*self.sources, *flair], self.bids_dir, details, lesions=mask)
 
@@ -293,17 +293,13 @@ class Job:
             with_lesions = [name for name in result.labels if self.protocols[name].scored().lesions]
             origins |= dict.fromkeys(with_lesions, origin.given(is_drawn=False))
             origins[LESION] = origin.given(is_drawn=self.given.manual).without_quality()
-        if result.manual:
-            folder = self.corrections.folder
-            dataset = self._dataset(folder, CORRECTIONS)
-            for name, other in result.manual.items():
-                uri = sidecars.bids_uri(self.corrections.files[other], folder, dataset)
-                origins[name] = origins[name].corrected(uri)
+        for name, other in result.manual.items():
+            uri = self._given_uri(self.corrections.files[other], CORRECTIONS, self.corrections.folder)
+            origins[name] = origins[name].corrected(uri)
         return origins
 
-    def _dataset(self, folder: Path, name: str) -> str:
-        """Return the name of a dataset that was given in the URIs of its files."""
-        return sidecars.dataset_name(self.output_dir, name, folder, bids_dir=self.bids_dir)
+    def _given_uri(self, path: Path, name: str, folder: Path) -> str:
+        return sidecars.given_uri(path, name, folder, output_dir=self.output_dir, bids_dir=self.bids_dir)
 
     def _write_lesions(
         self, mask: np.ndarray, probability: np.ndarray | None, t1w: Volume, *, origin: sidecars.Origin

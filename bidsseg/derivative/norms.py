@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bidsseg.bids.particulars import AGE
 from bidsseg.derivative.cohort import Absent
 from bidsseg.derivative.cohort_numbers import DELIMITER, WHOLE, Numbers
 from bidsseg.derivative.deviations import FEWEST, deviations, freedom
@@ -19,7 +20,7 @@ from bidsseg.reading import NOT_AVAILABLE
 Z, IN_CONTROLS, EXTRAPOLATED, DEVIATIONS = "control-z", "in-controls", "extrapolated", "deviations"
 FAR = 1.96
 """Distance from 0 beyond which 1 in 20 z scores of normal brains are."""
-AGE = "age"
+NORMAL = f"In a normal brain, 1 region in 20 is on average beyond ±{FAR}"
 USUAL = ((AGE,), ("sex", "gender"))
 """Names of the covariates that are used unless the user names others; one of each."""
 CONTROLS, SUMMARY = "Controls", "Summary"
@@ -153,14 +154,13 @@ class Norms:
     @cached_property
     def z(self) -> np.ndarray:
         """The z scores of all columns of volumes, shape (N, C)."""
-        volumes, whole = self.numbers.volumes, slice(WHOLE)
-        scores = self._scores(volumes, self.design)
-        scores[:, whole] = self._scores(volumes[:, whole], self.given)
-        return scores
-
-    def _scores(self, volumes: np.ndarray, design: np.ndarray) -> np.ndarray:
         people = np.array([result.source["subject"] for result in self.numbers.results])
-        return deviations(volumes, design, people=people, controls=self.controls)
+        whole, regions = np.split(self.numbers.volumes, [WHOLE], axis=1)
+        scores = [
+            deviations(volumes, design, people=people, controls=self.controls)
+            for volumes, design in ((whole, self.given), (regions, self.design))
+        ]
+        return np.concatenate(scores, axis=1)
 
     @property
     def columns(self) -> dict[str, dict[str, Any]]:

@@ -243,23 +243,29 @@ class Manifests:
         return bool(self.contents)
 
     @cached_property
-    def planned(self) -> frozenset[tuple[str, str]] | None:
-        """Name of the model, and an empty one, with the key of each scan that a run planned to segment.
+    def planned(self) -> dict[str, set[str]] | None:
+        """Names of the models that a run planned to segment each scan with, by the key of the scan.
 
         None if runs before 0.10.0 did not record the scans.
         """
         if any("planned" not in content for content in self.contents):
             return None
-        models = [(str(_mapping(content.get("model")).get("name")), content["planned"]) for content in self.contents]
-        return frozenset((name, str(key)) for model, keys in models for key in keys or () for name in ("", model))
+        found: dict[str, set[str]] = {}
+        for content in self.contents:
+            for key in content["planned"] or ():
+                found.setdefault(str(key), set()).add(str(_mapping(content.get("model")).get("name")))
+        return found
 
-    def claim(self, key: str, model: str = "") -> bool:
+    def claim(self, key: str, model: str | None = None) -> bool:
         """Return whether files of this scan may come from a run of this program, with the model if one is given."""
-        return self.planned is None or (model, key) in self.planned
+        if self.planned is None:
+            return True
+        models = self.planned.get(key, set())
+        return bool(models) if model is None else model in models
 
     def claim_page(self, page: Path) -> bool:
         """Return whether a page may come from a run of this program."""
-        return self.planned is None or any(f"{key}_".startswith(f"{page.stem}_") for _, key in self.planned)
+        return self.planned is None or any(f"{key}_".startswith(f"{page.stem}_") for key in self.planned)
 
 
 def without_sidecar(files: Collection[Path]) -> list[Path]:
@@ -309,7 +315,7 @@ def _foreign_result(job: Job, manifests: Manifests) -> Path | None:
         return foreign[0]
     brain = job.output_dir / job.paths.brain  # which all models share
     doubtful = without_sidecar(files) if sidecars else present
-    models = {path: "" if path == brain else job.card.name for path in doubtful}
+    models = {path: None if path == brain else job.card.name for path in doubtful}
     return next((path for path, model in models.items() if not manifests.claim(job.scan.key, model)), None)
 
 

@@ -221,8 +221,8 @@ class SeriesJob:
     def _correction(self, number: int, output: str) -> str:
         """Return the URI of a corrected label map of a session."""
         corrections = self.corrections[number]
-        dataset = sidecars.dataset_name(self.output_dir, CORRECTIONS, corrections.folder, bids_dir=self.bids_dir)
-        return sidecars.bids_uri(corrections.files[output], corrections.folder, dataset)
+        file, folder = corrections.files[output], corrections.folder
+        return sidecars.given_uri(file, CORRECTIONS, folder, output_dir=self.output_dir, bids_dir=self.bids_dir)
 
     def _write_session(self, number: int, visit: Visit, protocols: Mapping[str, Protocol]) -> None:
         """Write the images of one session."""

@@ -133,7 +133,8 @@ def corrections(sidecar: Sidecar) -> dict[str, str]:
 
 def has_correction(sidecar: Sidecar) -> bool:
     """Return whether a label map or mask that was corrected by hand is one of the sources."""
-    return any(re.match(f"bids:{CORRECTIONS}[0-9]*:", str(uri)) for uri in _list(sidecar.get("Sources")))
+    given = (GIVEN.match(str(uri)) for uri in _list(sidecar.get("Sources")))
+    return any(found is not None and found[1] == CORRECTIONS for found in given)
 
 
 def corrected_sessions(sidecar: Sidecar) -> list[str]:

@@ -86,6 +86,11 @@ def dataset_name(output_dir: Path, name: str, folder: Path, *, bids_dir: Path) -
     return next(each for each in names if each not in links or links[each] in ours)
 
 
+def given_uri(path: Path, name: str, folder: Path, *, output_dir: Path, bids_dir: Path) -> str:
+    """Return the URI of a file in a dataset that the user gave, such as ``CORRECTIONS``; see `dataset_name`."""
+    return bids_uri(path, folder, dataset_name(output_dir, name, folder, bids_dir=bids_dir))
+
+
 @dataclass(frozen=True)
 class Origin:
     """Provenance of an output, identical in all sidecars of a scan.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bidsseg.bids.annotations import annotations_of_scan
@@ -12,12 +12,11 @@ from bidsseg.bids.outputs import group_changes, group_report, group_table, repor
 from bidsseg.bids.particulars import Particulars, read_particulars
 from bidsseg.bids.query import find_scans, has_image
 from bidsseg.bids.scan import Scan
-from bidsseg.bids.series import SPACE
 from bidsseg.derivative.change_cohort import Changes, find_comparisons, outdated_changes, write_changes
 from bidsseg.derivative.cohort import Cohort, collect, write_table
 from bidsseg.derivative.cohort_numbers import Flags, People, gather
 from bidsseg.derivative.cohort_tables import measured_columns, wide_tables, write_long, write_wide
-from bidsseg.derivative.corrections import is_of_another_model, maps_of_comparisons
+from bidsseg.derivative.corrections import is_halfway, is_of_another_model, maps_of_comparisons
 from bidsseg.derivative.lesion_cohort import (
     LesionCohort,
     collect_lesions,
@@ -43,13 +42,15 @@ from bidsseg.derivative.ownership import (
 )
 from bidsseg.derivative.results import Result, find_fates, find_results, is_own_page
 from bidsseg.derivative.root import remove_root_halves
-from bidsseg.derivative.sidecar_keys import Sidecar, corrections, read_sidecar, source_paths
+from bidsseg.derivative.sidecar_keys import corrections, read_sidecar, source_paths
 from bidsseg.errors import BidssegError, InputMissing, NothingSelected, listed
 from bidsseg.files import fingerprint, remove, write_json_atomic
 from bidsseg.models.card import find_card, shipped
 from bidsseg.settings import Settings
 
 SHOWN_PROBLEMS = 5
+Named = tuple[Mapping[str, str], str]
+"""Entities and file name of an image."""
 
 
 def group_level(settings: Settings) -> None:
@@ -78,11 +79,11 @@ def group_level(settings: Settings) -> None:
     if settings.corrections is not None and not settings.dry_run:  # in a dry run, participant has not used them yet
         _warn(settings, list(_without_correction(settings.corrections, list(_results(settings)))))
         _warn(settings, list(_changes_without_correction(settings.corrections, changes)))
-    marks = Marks(settings.bids_dir, settings.where)
-    unmarked = _unmarked(settings, marks, [lesion for cohort in lesions for lesion in cohort.scans])
+    marks, images = Marks(settings.bids_dir), _images(settings, lesions)
+    unmarked = _unmarked(settings, marks, images)
     changes = _marked(settings, marks, changes)
     particulars = Particulars() if settings.dry_run else _particulars(settings, cohorts, changes)
-    controls = _controls(settings, particulars)
+    controls = _controls(settings, marks, images, particulars=particulars)
     if not settings.dry_run:
         remove_root_halves(output_dir)
         report.start(len(cohorts) + 2, "step")
@@ -133,7 +134,21 @@ def _particulars(settings: Settings, cohorts: list[Cohort], changes: Changes) ->
     return particulars
 
 
-def _unmarked(settings: Settings, marks: Marks, lesions: Iterable[LesionFiles]) -> set[str]:
+def _images(settings: Settings, lesions: Iterable[LesionCohort]) -> dict[str, Named]:
+    """Return entities and file name of the image of each scan with a result, by its key; none without conditions."""
+    if not (settings.where or settings.controls):
+        return {}
+    of_lesions = [files for cohort in lesions for files in cohort.scans]
+    about = {files.key: (files.source, read_sidecar(with_extension(files.table, ".json"))) for files in of_lesions}
+    first = {result.key: result for result in reversed(list(_results(settings)))}  # one of all protocols
+    about |= {key: (result.source, result.sidecar()) for key, result in first.items()}
+    return {
+        key: (source, next((path.name for path in source_paths(sidecar)), key))
+        for key, (source, sidecar) in about.items()
+    }
+
+
+def _unmarked(settings: Settings, marks: Marks, images: Mapping[str, Named]) -> set[str]:
     """Return the keys of the scans with a result that do not meet the conditions of ``--where``.
 
     Raises:
@@ -142,26 +157,26 @@ def _unmarked(settings: Settings, marks: Marks, lesions: Iterable[LesionFiles]) 
     """
     if not settings.where:
         return set()
-    images = _images(settings, lesions)
-    unmet = {key for key, image in images.items() if marks.unmet(*image)}
-    marks.check()
+    unmet = {key for key, image in images.items() if marks.unmet(settings.where, *image)}
+    marks.check(settings.where, "--where")
     if images and len(unmet) == len(images):
         raise NothingSelected(f"--where: no scan with a result meets {' and '.join(settings.where)}")
     return unmet
 
 
-def _controls(settings: Settings, particulars: Particulars) -> Controls | None:
+def _controls(
+    settings: Settings, marks: Marks, images: Mapping[str, Named], *, particulars: Particulars
+) -> Controls | None:
     """Return what the dataset says about the scans with a result and which are controls; None without any.
 
     Raises:
         UsageError: no table of the dataset has the column of a condition, or of a covariate.
         NothingSelected: no scan meets the conditions.
     """
-    marks, images = Marks(settings.bids_dir, settings.controls, "--controls"), _images(settings)
     if not (settings.controls and images):
         return None
-    met = {key for key, image in images.items() if not marks.unmet(*image)}
-    marks.check()
+    met = {key for key, image in images.items() if not marks.unmet(settings.controls, *image)}
+    marks.check(settings.controls, "--controls")
     for column in settings.covariates:
         marks.check_column(column, f"--covariates {column}")
     if not met:
@@ -169,19 +184,6 @@ def _controls(settings: Settings, particulars: Particulars) -> Controls | None:
     cells = {key: marks.cells(*image) for key, image in images.items()}
     categorical = {column for (_, column), entry in particulars.described.items() if "Levels" in entry}
     return Controls(settings.controls, met, cells, settings.covariates, categorical)
-
-
-def _images(settings: Settings, lesions: Iterable[LesionFiles] = ()) -> dict[str, tuple[dict[str, str], str]]:
-    """Return entities and file name of the image of each scan with a result, by its key."""
-    about: dict[str, tuple[dict[str, str], Sidecar]] = {}
-    for result in _results(settings):
-        about.setdefault(result.key, (result.source, result.sidecar()))
-    for files in lesions:
-        about.setdefault(files.key, (files.source, read_sidecar(with_extension(files.table, ".json"))))
-    return {
-        key: (source, next((path.name for path in source_paths(sidecar)), key))
-        for key, (source, sidecar) in about.items()
-    }
 
 
 def _marked(settings: Settings, marks: Marks, changes: Changes) -> Changes:
@@ -192,7 +194,7 @@ def _marked(settings: Settings, marks: Marks, changes: Changes) -> Changes:
     mixed: dict[str, None] = {}
     for key, compared in changes.items():
         for one in compared:
-            unmet = [bool(marks.unmet(*scan)) for scan in one.scans()]
+            unmet = [bool(marks.unmet(settings.where, *scan)) for scan in one.scans()]
             if not any(unmet):
                 found[key].append(one)
             elif not all(unmet):
@@ -291,10 +293,10 @@ def _changes_without_correction(folder: Path, changes: Changes) -> Iterator[str]
     """Yield a warning for each corrected label map in the halfway space that no table of changes contains."""
     compared = [one for comparisons in changes.values() for one in comparisons]
     subjects = {one.subject for one in compared}
-    known = {value for one in compared for value in corrections(one.sidecar()).values()}
+    known = {value for one in compared for value in corrections(one.sidecar).values()}
     for image in maps_of_comparisons(folder):
         is_known = image.entities["subject"] not in subjects or fingerprint(image.path) in known
-        if image.entities.get("space") == SPACE and not is_known:
+        if is_halfway(image) and not is_known:
             yield f"{image.path} is not in the tables of changes: run longitudinal with its model and --corrections"
 
 

@@ -6,12 +6,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bidsseg.bids import validator
 from bidsseg.bids.outputs import crash_path, report_path, series_log_path
 from bidsseg.bids.series import SPACE, find_series
-from bidsseg.derivative.corrections import maps_of_comparisons
+from bidsseg.derivative.corrections import is_halfway, maps_of_comparisons
 from bidsseg.derivative.results import is_own_page
 from bidsseg.derivative.root import write_root
 from bidsseg.derivative.run_log import Entry, RunLog, crash_text, stamp, stopped
@@ -129,8 +129,18 @@ def _jobs(settings: Settings, card: Card) -> list[SeriesJob] | None:
     if not series:
         raise NothingToCompare("no participant has two sessions (ses-*) with images that the model reads")
     lesions = card.lesion_rule(*settings.lesion_numbers)
-    given: dict[str, Any] = {"fast": settings.fast, "lesions": lesions, "corrections_dir": settings.corrections}
-    return [SeriesJob(each, card, settings.bids_dir, settings.output_dir, **given) for each in series]
+    return [
+        SeriesJob(
+            each,
+            card,
+            settings.bids_dir,
+            settings.output_dir,
+            fast=settings.fast,
+            lesions=lesions,
+            corrections_dir=settings.corrections,
+        )
+        for each in series
+    ]
 
 
 def _lost_corrections(jobs: Sequence[SeriesJob]) -> Iterator[str]:
@@ -148,9 +158,9 @@ def _about_corrections(settings: Settings, card: Card, jobs: Sequence[SeriesJob]
     subjects = {job.series.source["subject"] for job in jobs}
     unused: dict[str, list[str]] = {}
     for image in maps_of_comparisons(settings.corrections):
-        is_of_model = card.name in image.entities.get("desc", card.name)
+        is_of_model = card.name in image.entities.get("desc", card.name)  # copies may have a longer name
         if image.path not in used and image.entities["subject"] in subjects and is_of_model:
-            reason = OTHER_NAME if image.entities.get("space") == SPACE else OTHER_SPACE
+            reason = OTHER_NAME if is_halfway(image) else OTHER_SPACE
             unused.setdefault(reason, []).append(image.path.name)
     for reason, names in unused.items():
         yield f"longitudinal: --corrections: {listed(names)} not used: {reason}"

@@ -14,7 +14,7 @@ from bidsseg.bids.scan import Scan
 from bidsseg.derivative.change_cohort import Changes
 from bidsseg.derivative.cohort import CORRECTED, QUALITY, STATUS, Absent, Cohort
 from bidsseg.derivative.cohort_numbers import DELIMITER
-from bidsseg.derivative.norms import DEVIATIONS, EXTRAPOLATED, IN_CONTROLS, Norms
+from bidsseg.derivative.norms import DEVIATIONS, EXTRAPOLATED, FAR, IN_CONTROLS, NORMAL, Norms
 from bidsseg.derivative.results import is_own_page
 from bidsseg.derivative.series import comparisons_of
 from bidsseg.reading import NOT_AVAILABLE
@@ -92,6 +92,8 @@ def group_page(output_dir: Path, tables: Sequence[Table], lesions: Sequence[Lesi
         "dictionary": lambda table: with_extension(Path(table.address), ".json").as_posix(),
         "quality_of": _quality,
         "from_controls": _from_controls,
+        "far": FAR,
+        "normal": NORMAL,
         "further": lambda table: _further(output_dir, table.cohort),
         "id_of": entity_column,
         "page_of": lambda scan: report_path(scan).as_posix(),

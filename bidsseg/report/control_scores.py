@@ -9,7 +9,7 @@ from pathlib import Path
 from bidsseg.bids.names import entity_cells, with_extension
 from bidsseg.bids.outputs import group_table
 from bidsseg.derivative.cohort import STATUS
-from bidsseg.derivative.norms import CONTROLS, EXTRAPOLATED, FAR, IN_CONTROLS, SUMMARY
+from bidsseg.derivative.norms import CONTROLS, EXTRAPOLATED, FAR, IN_CONTROLS, NORMAL, SUMMARY
 from bidsseg.derivative.results import Result
 from bidsseg.derivative.volumes import BRAIN_MASK, INTRACRANIAL
 from bidsseg.reading import NOT_AVAILABLE, object_or_empty
@@ -36,12 +36,13 @@ class ControlScores:
             " The scan is one of the controls and is compared with the others." if self._says(IN_CONTROLS, "1") else ""
         )
         mask = f" Brain mask, without head size: {self.z[BRAIN_MASK]:+.2f}." if BRAIN_MASK in self.z else ""
-        return f"{self.summary}. In a normal brain, 1 region in 20 is on average beyond ±{FAR} (▲ ▼).{own}{mask}"
+        return f"{self.summary}. {NORMAL} (▲ ▼).{own}{mask}"
 
     @property
-    def beyond(self) -> int:
-        """Number of regions that are beyond those of normal brains."""
-        return sum(bool(self.side(name)) for name in self.z if name not in (BRAIN_MASK, INTRACRANIAL))
+    def beyond(self) -> str:
+        """How many regions are beyond those of normal brains."""
+        count = sum(bool(self.side(name)) for name in self.z if name not in (BRAIN_MASK, INTRACRANIAL))
+        return f"{count} beyond ±{FAR} of the controls"
 
     @property
     def warning(self) -> str:
