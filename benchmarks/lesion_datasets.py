@@ -37,7 +37,7 @@ from torch import Generator, Tensor
 
 from bidsseg.bids.annotations import find_label_maps
 from bidsseg.bids.scan import LabelMap
-from bidsseg.derivative.sidecars import BIDS_VERSION
+from bidsseg.derivative.root import BIDS_VERSION
 from bidsseg.files import write_json_atomic, write_text_atomic
 from bidsseg.image.grid import brain_frame, dilate
 from bidsseg.image.nifti import read_labels, write_labels, write_map

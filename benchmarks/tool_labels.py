@@ -17,7 +17,7 @@ import numpy as np
 
 from bidsseg.bids.names import build_name
 from bidsseg.bids.query import find_scans
-from bidsseg.derivative.sidecars import BIDS_VERSION
+from bidsseg.derivative.root import BIDS_VERSION
 from bidsseg.files import write_json_atomic, write_text_atomic
 from bidsseg.image.nifti import read_image, write_labels
 from bidsseg.image.volume import Volume

@@ -11,7 +11,7 @@ from bids_trees import make_tree
 from bidsseg import arguments
 from bidsseg.app import brainlife
 from bidsseg.bids.query import read_filters
-from bidsseg.derivative import sidecars
+from bidsseg.derivative import root
 from bidsseg.derivative.results import Result
 from bidsseg.errors import BidssegError, DataError, InputMissing, OutputNotWritable, UsageError
 from bidsseg.execution.cluster_config import read_config
@@ -104,7 +104,7 @@ def test_descriptions_with_a_byte_order_mark_are_kept(tmp_path: Path) -> None:
     output.mkdir()
     table = output / "descriptions.tsv"
     table.write_bytes("desc_id\tdescription\r\ndesc-mine\tgrün\r\n".encode("utf-8-sig"))
-    sidecars.write_root_files(output, bids_dir, {"one": "The first"})
+    root.write_root_files(output, bids_dir, {"one": "The first"})
     assert "desc-mine\tgrün\n" in table.read_text(encoding="utf-8")
 
 
@@ -118,7 +118,7 @@ def test_descriptions_that_cannot_be_read_are_not_replaced(tmp_path: Path, conte
     output.mkdir()
     (output / "descriptions.tsv").write_bytes(content)
     with pytest.raises(OutputNotWritable, match=r"descriptions\.tsv"):
-        sidecars.write_root_files(output, bids_dir, {"one": "The first"})
+        root.write_root_files(output, bids_dir, {"one": "The first"})
     assert (output / "descriptions.tsv").read_bytes() == content
 
 
@@ -126,9 +126,9 @@ def test_the_name_of_the_input_is_read_past_a_byte_order_mark(tmp_path: Path) ->
     bids_dir = make_tree(tmp_path / "bids")
     path = bids_dir / "dataset_description.json"
     path.write_bytes(json.dumps({"Name": "Grün", "BIDSVersion": "1.10.1"}, ensure_ascii=False).encode("utf-8-sig"))
-    assert sidecars.dataset_description(tmp_path / "out", bids_dir)["Name"] == "bidsseg: segmentation of Grün"
+    assert root.dataset_description(tmp_path / "out", bids_dir)["Name"] == "bidsseg: segmentation of Grün"
     path.write_bytes('{"Name": "Grün"}'.encode("latin-1"))
-    assert sidecars.dataset_description(tmp_path / "out", bids_dir)["Name"] == "bidsseg: segmentation of bids"
+    assert root.dataset_description(tmp_path / "out", bids_dir)["Name"] == "bidsseg: segmentation of bids"
 
 
 def test_tables_and_sidecars_of_results(tmp_path: Path) -> None:

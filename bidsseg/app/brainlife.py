@@ -33,8 +33,8 @@ from bidsseg.bids.names import with_extension
 from bidsseg.bids.outputs import output_paths
 from bidsseg.bids.scan import Scan
 from bidsseg.derivative.results import Result
+from bidsseg.derivative.root import BIDS_VERSION
 from bidsseg.derivative.sidecar_keys import messages
-from bidsseg.derivative.sidecars import BIDS_VERSION
 from bidsseg.errors import BidssegError, InputMissing, UsageError
 from bidsseg.files import write_json_atomic, write_text_atomic
 from bidsseg.models.card import BRAIN, Card, find_card

@@ -16,8 +16,7 @@ from bidsseg.bids.outputs import aseg_path
 from bidsseg.derivative.aseg_stats import Segmented, aseg_stats, color_table
 from bidsseg.derivative.job import Job
 from bidsseg.derivative.results import Result, brain_mask_mm3, intracranial_mm3
-from bidsseg.derivative.sidecar_keys import is_record, read_sidecar
-from bidsseg.derivative.sidecars import TOOL
+from bidsseg.derivative.sidecar_keys import TOOL, is_record, read_sidecar
 from bidsseg.derivative.volumes import volumes_mm3
 from bidsseg.errors import DataError, OutputNotWritable, UsageError
 from bidsseg.files import fingerprint, remove, remove_halves, write_json_atomic, write_text_atomic

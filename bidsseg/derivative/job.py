@@ -24,6 +24,7 @@ from bidsseg.derivative.lesion_tables import (
     planned_region_tables,
     update_lesion_tables,
 )
+from bidsseg.derivative.links import given_uri
 from bidsseg.derivative.on_request import Earlier, earlier_lesions, earlier_outputs
 from bidsseg.derivative.sidecar_keys import CORRECTIONS, LESIONS, Sidecar, drawn_on, is_fast, lesion_mask
 from bidsseg.derivative.sidecar_keys import corrections as corrections_in
@@ -299,7 +300,7 @@ class Job:
         return origins
 
     def _given_uri(self, path: Path, name: str, folder: Path) -> str:
-        return sidecars.given_uri(path, name, folder, output_dir=self.output_dir, bids_dir=self.bids_dir)
+        return given_uri(path, name, folder, output_dir=self.output_dir, bids_dir=self.bids_dir)
 
     def _write_lesions(
         self, mask: np.ndarray, probability: np.ndarray | None, t1w: Volume, *, origin: sidecars.Origin

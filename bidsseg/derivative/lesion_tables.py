@@ -20,8 +20,8 @@ import numpy as np
 from bidsseg.bids.names import build_name, parse_name, with_extension
 from bidsseg.bids.outputs import lesion_regions
 from bidsseg.bids.scan import without_desc
-from bidsseg.derivative.sidecar_keys import Sidecar, is_record, lesion_mask, read_sidecar
-from bidsseg.derivative.sidecars import TOOL, Origin
+from bidsseg.derivative.sidecar_keys import TOOL, Sidecar, is_record, lesion_mask, read_sidecar
+from bidsseg.derivative.sidecars import Origin
 from bidsseg.errors import BidssegError, DataError, InputMissing
 from bidsseg.files import locked, remove, write_json_atomic, write_table
 from bidsseg.labels.anatomy import Anatomy, find_anatomy

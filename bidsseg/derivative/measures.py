@@ -14,9 +14,9 @@ from bidsseg.bids.names import modality_of, parse_name, suffix_of, with_extensio
 from bidsseg.bids.outputs import measure_path
 from bidsseg.bids.scan import Image
 from bidsseg.derivative.job import Job
+from bidsseg.derivative.links import bids_uri
 from bidsseg.derivative.results import Result
-from bidsseg.derivative.sidecar_keys import Sidecar, fingerprints, is_manual, is_record, models, read_sidecar
-from bidsseg.derivative.sidecars import TOOL, bids_uri
+from bidsseg.derivative.sidecar_keys import TOOL, Sidecar, fingerprints, is_manual, is_record, models, read_sidecar
 from bidsseg.derivative.volumes import BRAIN_MASK, BRAIN_MASK_COLUMN, values_by_region
 from bidsseg.errors import BidssegError, OutputNotWritable
 from bidsseg.files import fingerprint, remove, replacing, table_text, write_json_atomic

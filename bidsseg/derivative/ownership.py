@@ -30,9 +30,10 @@ from bidsseg.derivative.cohort import QUALITY, STATUS, Cohort
 from bidsseg.derivative.finished import has_page
 from bidsseg.derivative.job import Job
 from bidsseg.derivative.lesion_tables import is_foreign_region_table
+from bidsseg.derivative.links import bids_uri
 from bidsseg.derivative.results import anat_folders, is_own_page
-from bidsseg.derivative.sidecar_keys import Sidecar, fingerprints, is_record, read_sidecar, source_paths, sources
-from bidsseg.derivative.sidecars import NAME_PREFIX, README_MARK, TOOL, bids_uri, dataset_description
+from bidsseg.derivative.root import NAME_PREFIX, README_MARK, dataset_description
+from bidsseg.derivative.sidecar_keys import TOOL, Sidecar, fingerprints, is_record, read_sidecar, source_paths, sources
 from bidsseg.errors import BidssegError, InputMissing, OutputNotWritable, UsageError
 from bidsseg.files import fingerprint
 from bidsseg.models.card import CARD, WEIGHTS

@@ -18,9 +18,10 @@ from bidsseg.bids.series import ORIGINAL, SPACE, TOGETHER, Series, SeriesPaths, 
 from bidsseg.derivative import sidecars
 from bidsseg.derivative.changes import CHANGES, LESION_CHANGES, Visits, change_table, lesion_table
 from bidsseg.derivative.corrections import Corrections, find_halfway_corrections
+from bidsseg.derivative.links import given_uri
 from bidsseg.derivative.ownership import ELSEWHERE, Manifests, without_sidecar
 from bidsseg.derivative.results import is_own_page
-from bidsseg.derivative.sidecar_keys import CORRECTIONS, Sidecar, is_fast, is_of_model, is_record, read_sidecar
+from bidsseg.derivative.sidecar_keys import CORRECTIONS, TOOL, Sidecar, is_fast, is_of_model, is_record, read_sidecar
 from bidsseg.derivative.sidecar_keys import corrections as corrections_in
 from bidsseg.errors import OutputNotWritable
 from bidsseg.files import fingerprint, remove, remove_halves, write_json_atomic, write_table, write_text_atomic
@@ -140,7 +141,7 @@ class SeriesJob:
         if os.path.lexists(page) and not is_own_page(page):
             foreign.append(page)
         if foreign:
-            raise OutputNotWritable(f"{foreign[0]} exists and was not written by {sidecars.TOOL}: {ELSEWHERE}")
+            raise OutputNotWritable(f"{foreign[0]} exists and was not written by {TOOL}: {ELSEWHERE}")
 
     def outdated(self) -> list[Path]:
         """Return the files of an earlier comparison by this model that this one does not write, in a new space.
@@ -222,7 +223,7 @@ class SeriesJob:
         """Return the URI of a corrected label map of a session."""
         corrections = self.corrections[number]
         file, folder = corrections.files[output], corrections.folder
-        return sidecars.given_uri(file, CORRECTIONS, folder, output_dir=self.output_dir, bids_dir=self.bids_dir)
+        return given_uri(file, CORRECTIONS, folder, output_dir=self.output_dir, bids_dir=self.bids_dir)
 
     def _write_session(self, number: int, visit: Visit, protocols: Mapping[str, Protocol]) -> None:
         """Write the images of one session."""

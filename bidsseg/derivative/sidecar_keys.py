@@ -15,6 +15,9 @@ from urllib.parse import unquote
 from bidsseg.bids.names import modality_of
 from bidsseg.reading import object_or_empty
 
+TOOL = "bidsseg"
+"""Name of this program in ``GeneratedBy``."""
+
 
 class ModelUsed(TypedDict, total=False):
     """A model that was used, with the name and checksum on its card."""

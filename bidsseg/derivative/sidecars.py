@@ -1,25 +1,19 @@
-"""Metadata beside images: JSON sidecars, data dictionaries and the files at the top of the output."""
+"""Metadata beside images and tables: JSON sidecars and data dictionaries."""
 
 from __future__ import annotations
 
-import itertools
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, cast
-from urllib.parse import quote
 
 from bidsseg import __version__
 from bidsseg.bids.names import parse_name
-from bidsseg.bids.outputs import root_path
+from bidsseg.derivative.links import bids_uri
 from bidsseg.derivative.sidecar_keys import ModelUsed, Sidecar
-from bidsseg.errors import InputMissing, OutputNotWritable
-from bidsseg.files import locked, replacing, write_json_atomic, write_text_atomic
 from bidsseg.models.card import find_card
-from bidsseg.reading import NOT_AVAILABLE, object_or_empty, read_table
+from bidsseg.reading import NOT_AVAILABLE, object_or_empty
 
 if TYPE_CHECKING:
     from bidsseg.models.card import Card
@@ -27,68 +21,15 @@ if TYPE_CHECKING:
     from bidsseg.registration.align import Images
     from bidsseg.segmentation.result import Segmentation
 
-BIDS_VERSION = "1.10.1"
-SOURCE = "raw"
-"""Name of the input dataset in BIDS URIs."""
-TOOL = "bidsseg"
-"""Name of this program in ``GeneratedBy``."""
-NAME_PREFIX = f"{TOOL}: segmentation of "
-"""Beginning of the name of an output dataset, followed by the name of the source."""
-README_MARK = f"# Segmentation of brain MRI by {TOOL}"
-"""Beginning of the README of an output."""
-
-BIDSIGNORE = (
-    "*.html",
-    "figures",
-    "*_morph.tsv",
-    "*_morph.json",
-    "*_stats.tsv",
-    "*_stats.json",
-    "*_longitudinal.*",
-    "group_*",
-    "*_xfm.*",
-    "models",
-    "folds",
-    "prepared",
-    "labels",
-)
-"""Outputs without a BIDS name. No slash after a folder: otherwise, the validator still reports the folder."""
 
 QUALITY = (
     "Expected mean Dice over the regions of the first protocol of the model, from 0 to 1; if the model is not "
     "calibrated, mean probability of the chosen region in the brain; n/a if the label map was corrected"
 )
 """Meaning of the quality of a scan, see ``Segmentation.quality``."""
-BY_REGION = "Lesions of the first model, found or given, in each region of a label map of the second"
-"""Meaning of the ``desc-`` label of a table of lesions by region."""
-ENVIRONMENT = {"Type": "BIDSSEG_CONTAINER_TYPE", "Tag": "BIDSSEG_CONTAINER_TAG", "URI": "BIDSSEG_CONTAINER_URI"}
-"""Variables that a container image sets to name itself in ``GeneratedBy``."""
 
 
 # -- of images ---------------------------------------------------------------------------------------------------------
-
-
-def bids_uri(path: Path, bids_dir: Path, dataset: str = SOURCE) -> str:
-    """Return the URI of a file in the input, or in another dataset: ``bids:raw:sub-01/anat/sub-01_T1w.nii.gz``.
-
-    For a file outside of the folder, it is ``file:///…``.
-    """
-    if not path.is_relative_to(bids_dir):
-        return path.absolute().as_uri()
-    return f"bids:{dataset}:{quote(path.relative_to(bids_dir).as_posix(), safe='/+')}"
-
-
-def dataset_name(output_dir: Path, name: str, folder: Path, *, bids_dir: Path) -> str:
-    """Return the name of a dataset in BIDS URIs: that of its link in the output, otherwise a free one (name, name2)."""
-    links = _links(_description(output_dir))
-    ours = {_link(output_dir, bids_dir, folder), folder.resolve().as_uri()}
-    names = itertools.chain([name], (f"{name}{number}" for number in itertools.count(2)))
-    return next(each for each in names if each not in links or links[each] in ours)
-
-
-def given_uri(path: Path, name: str, folder: Path, *, output_dir: Path, bids_dir: Path) -> str:
-    """Return the URI of a file in a dataset that the user gave, such as ``CORRECTIONS``; see `dataset_name`."""
-    return bids_uri(path, folder, dataset_name(output_dir, name, folder, bids_dir=bids_dir))
 
 
 @dataclass(frozen=True)
@@ -331,155 +272,3 @@ def group_sidecar(protocol: str, entities: Iterable[str], regions: Mapping[str, 
             for column, name in regions.items()
         },
     }
-
-
-# -- of the dataset ----------------------------------------------------------------------------------------------------
-
-
-def write_root_files(
-    output_dir: Path,
-    bids_dir: Path,
-    descriptions: Mapping[str, str],
-    *,
-    lesions: Iterable[str] = (),
-    before: Iterable[str] = (),
-    by_region: Iterable[str] = (),
-    links: Mapping[str, Path] = MappingProxyType({}),
-) -> None:
-    """Write ``dataset_description.json``, ``descriptions.tsv``, ``README.md`` and ``.bidsignore``.
-
-    Args:
-        descriptions: description of each model of this run, by its name; those of earlier runs are kept.
-        lesions: names of the models with lesions.
-        before: the ``desc-`` labels of images, which begin those of their results.
-        by_region: the ``desc-`` labels of tables of lesions by region.
-        links: other datasets in BIDS URIs, by name; see ``dataset_name``.
-    """
-    with locked(output_dir):  # other runs may add their models at the same time
-        table = output_dir / root_path("descriptions")
-        numbered = {f"{name}lesions": f"Lesions found by {name} or given, numbered by volume" for name in lesions}
-        numbered |= {"filled": "T1w with filled lesions (--filled)"} if numbered else {}
-        labels = {**_desc_labels(descriptions), **numbered}
-        rows = {**dict.fromkeys(by_region, BY_REGION), **_read_descriptions(table), **labels}
-        for desc in before:
-            rows |= {f"{desc}{label}": f"{text}; of images with desc-{desc}" for label, text in labels.items()}
-        links = {dataset_name(output_dir, name, folder, bids_dir=bids_dir): folder for name, folder in links.items()}
-        description = _kept(_description(output_dir), dataset_description(output_dir, bids_dir, links=links))
-        write_json_atomic(output_dir / root_path("description"), description)
-        write_text_atomic(table, descriptions_table(rows))
-        readme, bidsignore = output_dir / root_path("readme"), output_dir / root_path("bidsignore")
-        if _text(readme).startswith(README_MARK) or not readme.exists():  # otherwise, the user has written it
-            write_text_atomic(readme, _readme(bids_dir, rows))
-        lines = dict.fromkeys([*_text(bidsignore).splitlines(), *BIDSIGNORE])
-        with replacing(bidsignore) as stream:
-            stream.write("".join(f"{line}\n" for line in lines).encode(errors="surrogateescape"))
-
-
-def describes(output_dir: Path, labels: Iterable[str]) -> bool:
-    """Return whether ``descriptions.tsv`` contains all ``desc-`` labels."""
-    return _read_descriptions(output_dir / root_path("descriptions")).keys() >= set(labels)
-
-
-def _kept(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the new description of a dataset, with entries of users from the old one (authors, other tools)."""
-    tools = before.get("GeneratedBy")
-    others = [t for t in tools if isinstance(t, dict) and t.get("Name") != TOOL] if isinstance(tools, list) else []
-    links = {**_links(before), **now["DatasetLinks"]}
-    return {**before, **now, "GeneratedBy": [*now["GeneratedBy"], *others], "DatasetLinks": links}
-
-
-def _links(description: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the links of a dataset to others, by their names in BIDS URIs."""
-    links = description.get("DatasetLinks")
-    return links if isinstance(links, dict) else {}
-
-
-def _text(path: Path) -> str:
-    """Return the content of a text file; empty if it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-    except OSError:
-        return ""
-
-
-def dataset_description(
-    output_dir: Path, bids_dir: Path, *, links: Mapping[str, Path] = MappingProxyType({})
-) -> dict[str, Any]:
-    """Return the content of ``dataset_description.json`` of the derivative dataset.
-
-    Args:
-        links: other datasets in BIDS URIs, by name.
-    """
-    source = _description(bids_dir)
-    generated_by = {"Name": TOOL, "Version": __version__, "Description": "Segmentation of brain MRI"}
-    container = _container()
-    return {
-        "Name": f"{NAME_PREFIX}{source.get('Name') or bids_dir.resolve().name}",
-        "BIDSVersion": BIDS_VERSION,
-        "DatasetType": "derivative",
-        "GeneratedBy": [{**generated_by, "Container": container} if container else generated_by],
-        "SourceDatasets": [_source_dataset(bids_dir, source)],
-        "DatasetLinks": {name: _link(output_dir, bids_dir, path) for name, path in {SOURCE: bids_dir, **links}.items()},
-    }
-
-
-def descriptions_table(descriptions: Mapping[str, str]) -> str:
-    """Return the content of ``descriptions.tsv``: the meaning of each ``desc-`` label."""
-    lines = [f"desc-{label}\t{' '.join(text.split())}" for label, text in sorted(descriptions.items())]
-    return "\n".join(["desc_id\tdescription", *lines]) + "\n"
-
-
-def _desc_labels(models: Mapping[str, str]) -> dict[str, str]:
-    labels = {"brain": "Brain mask", "aseg": "Label map with the values and names of FreeSurfer's aseg (--freesurfer)"}
-    for name, text in models.items():
-        labels[name] = text
-        labels[f"{name}longitudinal"] = f"Label map of {name} from all sessions of a participant (longitudinal)"
-        labels[f"{name}brain"] = f"Brain mask of {name} in the space halfway between sessions (longitudinal)"
-        labels[f"{name}entropy"] = f"Uncertainty of {name}: entropy of its probabilities, 0 to 1"
-    return labels
-
-
-def _read_descriptions(table: Path) -> dict[str, str]:
-    if not table.is_file():
-        return {}
-    try:
-        rows = read_table(table, OutputNotWritable, quotes=False)
-        return {row["desc_id"].removeprefix("desc-"): row["description"] for row in rows}
-    except InputMissing as error:
-        raise OutputNotWritable(str(error)) from error
-    except KeyError as error:
-        raise OutputNotWritable(f"{table} has no column {error}: correct or remove it") from error
-
-
-def _readme(bids_dir: Path, descriptions: Mapping[str, str]) -> str:
-    text = Path(__file__).with_name("readme.md").read_text(encoding="utf-8")
-    source = _description(bids_dir).get("Name") or bids_dir.resolve().name
-    models = "\n".join(f"- `{label}`: {what}" for label, what in sorted(descriptions.items()))
-    return text.format(version=__version__, source=source, models=models)
-
-
-def _description(dataset: Path) -> dict[str, Any]:
-    """Return the description of a dataset; empty if it cannot be read, since no entry is required."""
-    return object_or_empty(dataset / root_path("description"))
-
-
-def _source_dataset(bids_dir: Path, source: Mapping[str, Any]) -> dict[str, str]:
-    doi = source.get("DatasetDOI")
-    known = {"DOI": doi} if isinstance(doi, str) and doi else {}
-    return {"URL": bids_dir.resolve().as_uri(), **known}
-
-
-def _link(output_dir: Path, bids_dir: Path, folder: Path) -> str:
-    """Return the link to a dataset: relative if it and the output are inside the input and can move together."""
-    source, output, target = bids_dir.resolve(), output_dir.resolve(), folder.resolve()
-    if output.is_relative_to(source) and target.is_relative_to(source):
-        return quote(Path(os.path.relpath(target, output)).as_posix(), safe="/+")
-    return target.as_uri()
-
-
-def _container() -> dict[str, str]:
-    """Return the container named by the environment; empty outside of a container."""
-    known = {key: os.environ[name] for key, name in ENVIRONMENT.items() if os.environ.get(name)}
-    if os.environ.get("APPTAINER_CONTAINER") or os.environ.get("SINGULARITY_CONTAINER"):
-        known["Type"] = "apptainer"
-    return {"Tag": f"bidsseg:{__version__}", **known} if known else {}

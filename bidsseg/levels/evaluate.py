@@ -14,8 +14,7 @@ from bidsseg.bids.recons import Recons
 from bidsseg.bids.scan import LabelMap, source_key
 from bidsseg.derivative.ownership import check_agreement_files, check_folder, check_source
 from bidsseg.derivative.results import NativeMap, find_native_maps, mixed_weights
-from bidsseg.derivative.root import remove_root_halves
-from bidsseg.derivative.sidecars import write_root_files
+from bidsseg.derivative.root import remove_root_halves, write_root_files
 from bidsseg.errors import BidssegError, InputMissing, NothingSelected, UsageError, listed
 from bidsseg.evaluation.conversion import Conversion, conversion
 from bidsseg.evaluation.pairs import About, Left, Pairing, check_holds, one_of_each_scan, pair_up

@@ -9,9 +9,8 @@ from bidsseg.bids import outputs
 from bidsseg.bids.names import with_extension
 from bidsseg.derivative.finished import has_page
 from bidsseg.derivative.job import Job
-from bidsseg.derivative.root import write_root
+from bidsseg.derivative.root import describes, write_root
 from bidsseg.derivative.run_log import Entry, RunLog, stamp, stopped
-from bidsseg.derivative.sidecars import describes
 from bidsseg.execution.agenda import Agenda, check_exports, check_request, plan, select
 from bidsseg.execution.exports import export, planned_exports
 from bidsseg.execution.machine import choose_workers

@@ -13,7 +13,8 @@ from bidsseg.bids.names import build_name, entity_names, parse_name, with_extens
 from bidsseg.bids.outputs import agreement_paths, group_report, group_table, output_paths, report_path
 from bidsseg.bids.scan import Scan
 from bidsseg.bids.validator import _program
-from bidsseg.derivative.sidecars import Origin, dataset_description, image_sidecar, write_root_files
+from bidsseg.derivative.root import dataset_description, write_root_files
+from bidsseg.derivative.sidecars import Origin, image_sidecar
 from bidsseg.errors import UsageError
 from bidsseg.files import write_json_atomic
 

@@ -19,7 +19,7 @@ from bidsseg.bids.outputs import OutputPaths, output_paths
 from bidsseg.bids.query import find_scans
 from bidsseg.bids.scan import Scan
 from bidsseg.bids.validator import PROGRAM, _program
-from bidsseg.derivative import sidecar_keys, sidecars
+from bidsseg.derivative import links, root, sidecar_keys, sidecars
 from bidsseg.derivative.sidecar_keys import Sidecar
 from bidsseg.errors import OutputNotWritable
 from bidsseg.files import write_json_atomic, write_text_atomic
@@ -29,7 +29,7 @@ DETAILS: Sidecar = {"Models": [{"Name": "wholebrain", "SHA256": "0" * 64}]}
 
 @pytest.fixture(autouse=True)
 def _outside_of_containers(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*sidecars.ENVIRONMENT.values(), "APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"):
+    for name in (*root.ENVIRONMENT.values(), "APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -42,30 +42,30 @@ def test_sources_are_uris_in_the_linked_dataset(tmp_path: Path) -> None:
     assert content["SpatialReference"] == content["Sources"][0]
     assert content["Type"] == "Lesion"
     assert content["Models"] == DETAILS["Models"]
-    description = sidecars.dataset_description(tmp_path / "out", bids_dir)
-    assert sidecars.SOURCE in description["DatasetLinks"]
+    description = root.dataset_description(tmp_path / "out", bids_dir)
+    assert links.SOURCE in description["DatasetLinks"]
 
 
 def test_description_of_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bids_dir = make_tree(tmp_path / "my bïds")
-    outside = sidecars.dataset_description(tmp_path / "out", bids_dir)
+    outside = root.dataset_description(tmp_path / "out", bids_dir)
     assert outside["DatasetType"] == "derivative"
     assert outside["Name"] == "bidsseg: segmentation of A test"
     (tool,) = outside["GeneratedBy"]
     assert (tool["Name"], tool["Version"]) == ("bidsseg", __version__)
     assert "Container" not in tool
     assert Path(unquote(urlparse(outside["DatasetLinks"]["raw"]).path)) == bids_dir
-    inside = sidecars.dataset_description(bids_dir / "derivatives" / "bidsseg", bids_dir)
+    inside = root.dataset_description(bids_dir / "derivatives" / "bidsseg", bids_dir)
     assert inside["DatasetLinks"]["raw"] == "../.."
     output, masks = bids_dir / "derivatives" / "bidsseg", bids_dir / "derivatives" / "my masks"
-    both = sidecars.dataset_description(output, bids_dir, links={"lesions": masks})
+    both = root.dataset_description(output, bids_dir, links={"lesions": masks})
     assert both["DatasetLinks"]["lesions"] == "../my%20masks"
     monkeypatch.setenv("BIDSSEG_CONTAINER_TYPE", "docker")
     monkeypatch.setenv("BIDSSEG_CONTAINER_TAG", "bidsseg:0.1.0")
-    (tool,) = sidecars.dataset_description(tmp_path / "out", bids_dir)["GeneratedBy"]
+    (tool,) = root.dataset_description(tmp_path / "out", bids_dir)["GeneratedBy"]
     assert tool["Container"] == {"Type": "docker", "Tag": "bidsseg:0.1.0"}
     monkeypatch.setenv("APPTAINER_CONTAINER", "/images/bidsseg.sif")
-    (tool,) = sidecars.dataset_description(tmp_path / "out", bids_dir)["GeneratedBy"]
+    (tool,) = root.dataset_description(tmp_path / "out", bids_dir)["GeneratedBy"]
     assert tool["Container"]["Type"] == "apptainer"
 
 
@@ -73,22 +73,22 @@ def test_description_of_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_broken_description_of_the_input_does_not_matter(tmp_path: Path, content: str) -> None:
     bids_dir = make_tree(tmp_path / "bids")
     (bids_dir / "dataset_description.json").write_text(content, encoding="utf-8")
-    sidecars.write_root_files(tmp_path / "out", bids_dir, {"wholebrain": "A model"})
+    root.write_root_files(tmp_path / "out", bids_dir, {"wholebrain": "A model"})
     assert json.loads((tmp_path / "out/dataset_description.json").read_text())["Name"].startswith("bidsseg")
 
 
 def test_doi_of_the_source(tmp_path: Path) -> None:
     bids_dir = make_tree(tmp_path / "bids")
     (bids_dir / "dataset_description.json").write_text('{"Name": "x", "DatasetDOI": "doi:10.1/2"}', encoding="utf-8")
-    (source,) = sidecars.dataset_description(tmp_path / "out", bids_dir)["SourceDatasets"]
+    (source,) = root.dataset_description(tmp_path / "out", bids_dir)["SourceDatasets"]
     assert source["DOI"] == "doi:10.1/2"
 
 
 def test_descriptions_of_several_models_gather(tmp_path: Path) -> None:
     bids_dir, output = make_tree(tmp_path / "bids"), tmp_path / "out"
-    sidecars.write_root_files(output, bids_dir, {"one": 'The first,\nwith \t"quotes"'})
-    sidecars.write_root_files(output, bids_dir, {"two": "The second"})
-    sidecars.write_root_files(output, bids_dir, {"two": "The second, better"})
+    root.write_root_files(output, bids_dir, {"one": 'The first,\nwith \t"quotes"'})
+    root.write_root_files(output, bids_dir, {"two": "The second"})
+    root.write_root_files(output, bids_dir, {"two": "The second, better"})
     text = (output / "descriptions.tsv").read_text(encoding="utf-8")
     rows = list(csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE))
     assert {row["desc_id"]: row["description"] for row in rows} == {
@@ -108,7 +108,7 @@ def test_descriptions_of_several_models_gather(tmp_path: Path) -> None:
 
 
 def test_no_pattern_in_bidsignore_ends_in_a_slash() -> None:
-    assert not [line for line in sidecars.BIDSIGNORE if line.endswith("/")]
+    assert not [line for line in root.BIDSIGNORE if line.endswith("/")]
 
 
 def test_data_dictionaries_tell_every_column() -> None:
@@ -165,7 +165,7 @@ def test_the_validator_accepts_a_whole_dataset(tmp_path: Path, place: str) -> No
         write_outputs(output, scan, bids_dir, paths)
         for extra in (paths.report, *paths.figures.values()):
             write_text_atomic(output / extra, "x")
-    sidecars.write_root_files(output, bids_dir, {"wholebrain": "A model"})
+    root.write_root_files(output, bids_dir, {"wholebrain": "A model"})
     program = _program()
     assert program is not None, f"{PROGRAM} is missing"
     done = subprocess.run([program, str(output), "--format", "json"], capture_output=True, check=False)
