@@ -14,6 +14,7 @@ from bidsseg.bids.outputs import filled
 from bidsseg.bids.particulars import DAYS_PER_YEAR
 from bidsseg.bids.scan import Scan
 from bidsseg.errors import BidssegError, listed
+from bidsseg.reading import NOT_AVAILABLE
 
 SPACE = "halfway"
 """The ``space-`` of images between the sessions."""
@@ -21,6 +22,8 @@ ORIGINAL = "orig"
 """The ``space-`` and the reference of images on the grid of the T1w of a session."""
 TOGETHER = "longitudinal"
 """What follows the name of the model in the ``desc-`` of label maps on that grid."""
+UNDATED = "the sessions are in the order of their labels, and years and changes per year are not known"
+"""What follows if dates cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,8 @@ class Series:
     """One scan of each session of a participant.
 
     Attributes:
-        scans: two or more, in the order of their dates if all are known, otherwise of their labels.
-        years: since the first scan; None unless all dates are known.
+        scans: two or more, in the order of their dates if all are known and not on one day, otherwise of their labels.
+        years: since the first scan; None unless all dates are known and not on one day.
     """
 
     scans: Sequence[Scan]
@@ -52,13 +55,13 @@ class Series:
 
 
 def find_series(scans: Iterable[Scan], bids_dir: Path) -> tuple[list[Series], list[str]]:
-    """Return the participants with two or more sessions, and a note for each reason why others are not compared.
+    """Return the participants with two or more sessions, and notes on those that are not compared, or without dates.
 
     Args:
         scans: sorted by participant. The first T1w of each session is used.
     """
     marks, found = Marks(bids_dir), list[Series]()
-    left: dict[str, list[str]] = {}
+    left, undated = dict[str, list[str]](), dict[str, list[str]]()
     for subject, group in groupby(scans, key=lambda scan: scan.entities["subject"]):
         sessions: dict[str, Scan] = {}
         others: list[Scan] = []
@@ -72,29 +75,47 @@ def find_series(scans: Iterable[Scan], bids_dir: Path) -> tuple[list[Series], li
         for scan in others:
             reason = "another T1w of the session is used" if "session" in scan.entities else "in no session"
             left.setdefault(reason, []).append(scan.key)
-        dates = {label: acquired(scan, marks) for label, scan in sessions.items()}
-        known = {label: date for label, date in dates.items() if date is not None}
-        order = list(sessions)
-        years: list[float | None] = [None] * len(order)
-        if len(known) == len(sessions):
-            order = sorted(sessions, key=lambda label: known[label])
-            years = [_years(known[order[0]], known[label]) for label in order]
-        found.append(Series([sessions[label] for label in order], years))
-    return found, [f"not compared: {listed(names)}: {reason}" for reason, names in left.items()]
+        series, problem = _dated(list(sessions.values()), marks)
+        found.append(series)
+        if problem:
+            undated.setdefault(problem, []).append(series.key)
+    notes = [f"not compared: {listed(names)}: {reason}" for reason, names in left.items()]
+    return found, [*notes, *(f"{listed(names)}: {reason}; {UNDATED}" for reason, names in undated.items())]
 
 
-def acquired(scan: Scan, marks: Marks) -> datetime | None:
-    """Return when a scan was acquired: ``acq_time`` in its ``scans.tsv``, or in ``sessions.tsv``; None if unknown."""
-    of_scan = _time(lambda: marks.of_scan(scan.entities, scan.t1w.name))
-    return of_scan or _time(lambda: marks.of_session(scan.entities))
+def _dated(scans: Sequence[Scan], marks: Marks) -> tuple[Series, str]:
+    """Return the scans of a participant as a series, and what is wrong with their dates, or an empty text."""
+    written = {scan.key: _written(scan, marks) for scan in scans}
+    dates = {key: date for key, texts in written.items() if (date := next(filter(None, map(_date, texts)), None))}
+    if wrong := next((texts[0] for key, texts in written.items() if texts and key not in dates), ""):
+        return Series(scans, [None] * len(scans)), f"acq_time {wrong!r} is not a date and time as BIDS has it"
+    if len(dates) < len(scans):
+        return Series(scans, [None] * len(scans)), ""
+    if len({date.date() for date in dates.values()}) == 1:
+        return Series(scans, [None] * len(scans)), "all sessions have the same date in acq_time"
+    scans = sorted(scans, key=lambda scan: dates[scan.key])
+    return Series(scans, [_years(dates[scans[0].key], dates[scan.key]) for scan in scans]), ""
 
 
-def _time(rows: Callable[[], list[Row]]) -> datetime | None:
-    """Return the date in the first row with ``acq_time``; None if it is unknown, or a table cannot be read."""
+def _written(scan: Scan, marks: Marks) -> list[str]:
+    """Return ``acq_time`` of a scan in its ``scans.tsv`` and in ``sessions.tsv``, where it is known."""
+    tables = (lambda: marks.of_scan(scan.entities, scan.t1w.name), lambda: marks.of_session(scan.entities))
+    return [text for text in map(_acq_time, tables) if text not in ("", NOT_AVAILABLE)]
+
+
+def _acq_time(rows: Callable[[], list[Row]]) -> str:
+    """Return the first cell of ``acq_time``; empty if there is none, or a table cannot be read."""
     try:
-        text = next((row["acq_time"] for row in rows() if "acq_time" in row), "")
+        return next((row["acq_time"] for row in rows() if "acq_time" in row), "")
+    except BidssegError:
+        return ""
+
+
+def _date(text: str) -> datetime | None:
+    """Return the date in a cell, without its time zone; None if it is not one."""
+    try:
         return datetime.fromisoformat(text).replace(tzinfo=None)
-    except (BidssegError, ValueError):
+    except ValueError:
         return None
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from nibabel.affines import apply_affine
 
+from bidsseg.bids.particulars import DAYS_PER_YEAR
 from bidsseg.derivative.sidecars import VOLUMES
 from bidsseg.derivative.volumes import volume_table
 from bidsseg.labels.protocol import Protocol
@@ -36,13 +37,15 @@ STATUSES = {
 """The column ``status`` of the table of lesions."""
 CHANGES: dict[str, dict[str, Any]] = {
     "session_id": {"Description": "Session"},
-    "years": {"Description": "Time since the first session; n/a unless all have acq_time in scans.tsv or sessions.tsv",
+    "years": {"Description": "Time since the first session; n/a unless all have acq_time in scans.tsv or sessions.tsv, "
+              "and not all on one day",
               "Units": "year"},
     **{name: text for name, text in VOLUMES.items() if name not in ("voxels", "expected-dice")},
     "change-mm3": {"Description": "Change of softvolume-mm3 since the first session; of the brain mask, and of a "
                    "region that was corrected at this or the first session, that of volume-mm3", "Units": "mm^3"},
     "change-percent": {"Description": "The change as a percentage of the volume at the first session", "Units": "%"},
-    "change-percent-per-year": {"Description": "change-percent divided by years", "Units": "%/year"},
+    "change-percent-per-year": {"Description": "change-percent divided by years; n/a less than a day after the first "
+                                "session", "Units": "%/year"},
     "smallest-change-percent": {"Description": "Change that two scans of an unchanged head exceed in 5 % of cases "
                                 "(1.96 SD of the differences); n/a where it was not measured, and for a change between "
                                 "counted voxels", "Units": "%"},
@@ -122,7 +125,7 @@ def change_table(visits: Visits, protocol: Protocol, smallest_percent: Mapping[i
             percent = (100 * (measured - start) / start).where(start > 0)
             table["change-mm3"] = measured - start
             table["change-percent"] = percent
-            table["change-percent-per-year"] = (percent / table["years"]).where(table["years"] > 0)
+            table["change-percent-per-year"] = (percent / table["years"]).where(table["years"] >= 1 / DAYS_PER_YEAR)
         if not tables:
             table[["change-mm3", "change-percent"]] = np.nan
         smallest = [np.nan if pd.isna(index) else smallest_percent.get(int(index), np.nan) for index in table["index"]]

@@ -160,6 +160,44 @@ def test_without_all_dates_no_time_is_known(tmp_path: Path) -> None:
     assert series.years == pytest.approx([0, 366 / 365.25, 730 / 365.25])
 
 
+@pytest.mark.parametrize(
+    ("dates", "problem"),
+    [
+        (("1925-01-01T14:00:00", "1925-01-01T10:00:00"), "all sessions have the same date in acq_time"),
+        (("2020-05", "2021-05"), "acq_time '2020-05' is not a date and time as BIDS has it"),
+        (("2020-05-01", "next year"), "acq_time 'next year' is not a date and time as BIDS has it"),
+    ],
+)
+def test_dates_that_say_no_time_between_sessions_are_named(
+    dates: tuple[str, str], problem: str, tmp_path: Path
+) -> None:
+    """The first dates are those of a tool that makes data anonymous: their order is that of the time of day."""
+    (tmp_path / "sub-01").mkdir()
+    table = f"session_id\tacq_time\nses-1\t{dates[0]}\nses-2\t{dates[1]}\n"
+    (tmp_path / "sub-01/sub-01_sessions.tsv").write_text(table)
+    [series], notes = find_series([scan(tmp_path, "1"), scan(tmp_path, "2")], tmp_path)
+    assert series.sessions == ["ses-1", "ses-2"] and series.years == [None, None]
+    [note] = notes
+    assert note.startswith(f"sub-01: {problem}; ")
+
+
+def test_a_change_within_a_day_has_no_rate_per_year() -> None:
+    results = [
+        SimpleNamespace(
+            labels={"FAST": np.ones(SHAPE, np.uint8)},
+            soft_mm3={"FAST": np.array([0.0, volume, 0, 0])},
+            brain=np.ones(SHAPE, bool),
+            manual=(),
+        )
+        for volume in (100.0, 101.0, 102.0)
+    ]
+    visits = Visits(["ses-1", "ses-2", "ses-3"], [0.0, 0.5 / 365.25, 1.0], results, np.eye(4))  # type: ignore[arg-type]
+    table = change_table(visits, load_protocol("FAST").scored(), {})
+    fluid = table[table["index"] == 1]
+    assert fluid["change-percent"].tolist()[1:] == [1, 2]
+    assert fluid["change-percent-per-year"].fillna(0).tolist() == [0, 0, 2]
+
+
 def test_the_noise_belongs_to_the_weights(tmp_path: Path) -> None:
     card = Card("m", "", ("T1w",), {}, 1.0, ("FAST",), sha256="1", folder=tmp_path)
     assert smallest_changes(card, "FAST") == ({}, "")
