@@ -122,7 +122,8 @@ def _read(path: Path, person: str, found: Particulars) -> None:
     for line in lines:
         row = {name: " ".join(cell.split()) for name, cell in zip_longest(names, line, fillvalue="") if name}
         label = person or row.pop(PARTICIPANT).removeprefix("sub-")
-        place = label, row.pop(SESSION, "").removeprefix("ses-")
+        session = row.pop(SESSION, "").removeprefix("ses-")
+        place = label, "" if session == NOT_AVAILABLE else session
         if place in rows_by:
             found.problems.append(f"{path}: several rows for {'_'.join(filter(None, place))}; the first is used")
             continue

@@ -23,6 +23,8 @@ FAR = 1.96
 NORMAL = f"In a normal brain, 1 region in 20 is on average beyond ±{FAR}"
 USUAL = ((AGE,), ("sex", "gender"))
 """Names of the covariates that are used unless the user names others; one of each."""
+MISSING = ("", "na", "n/a", "nan")
+"""Cells without a value, in lower case, as R, pandas and MATLAB write them."""
 CONTROLS, SUMMARY = "Controls", "Summary"
 """Key of the model in the data dictionary of the table of z scores, and of its first entry."""
 SCORE = f"z score of the volume relative to the controls, see {CONTROLS}"
@@ -60,11 +62,21 @@ class Controls:
         usual = (next((name for name in columns if name.lower() in names), None) for names in USUAL)
         found = []
         for name in self.covariates or filter(None, usual):
-            cells = np.array([row.get(name, NOT_AVAILABLE) for row in rows], object)
+            cells = np.array([_known(row.get(name, NOT_AVAILABLE)) for row in rows], object)
             values = np.array([_number(cell) for cell in cells])
             is_linear = bool(np.isfinite(values[cells != NOT_AVAILABLE]).all()) or name.lower() == AGE
             found.append(Covariate(name, values if is_linear and name not in self.categorical else cells))
         return found
+
+    def problems(self, covariates: Sequence[Covariate]) -> Iterator[str]:
+        """Yield a warning for each column of numbers that counts as categories because some cells are no numbers."""
+        for covariate in covariates:
+            if covariate.is_linear or covariate.name in self.categorical:
+                continue
+            cells = sorted(set(covariate.values[covariate.known]))
+            words = [cell for cell in cells if not np.isfinite(_number(cell))]
+            if len(words) < len(cells) or any(np.isfinite(_number(cell.replace(",", "."))) for cell in cells):
+                yield f"{covariate.name} has an effect for each value, not a linear one: {words[0]} is no number"
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,19 +263,26 @@ def find_norms(numbers: Numbers, about: Controls) -> tuple[Norms | None, list[st
     controls[list(first.values())] = True
     norms = Norms(numbers, about.conditions, covariates, controls, head)
     degrees = freedom(norms.design[controls]) if first else 0
+    problems = list(about.problems(covariates))
     if degrees < FEWEST:
         names = [covariate.name for covariate in covariates]
         return None, [
+            *problems,
             f"no z scores: {len(first)} controls with a result{' and known ' if names else ''}{' and '.join(names)}, "
-            f"{len(first) - degrees} coefficients: the difference must be at least {FEWEST}"
+            f"{len(first) - degrees} coefficients: the difference must be at least {FEWEST}",
         ]
-    return norms, list(norms.problems())
+    return norms, [*problems, *norms.problems()]
 
 
 def _standardised(values: np.ndarray, controls: np.ndarray) -> np.ndarray:
     """Return values as z scores of the controls, shape (N, 1); none, (N, 0), if the controls are equal."""
     own = values[controls]
     return ((values - own.mean()) / own.std())[:, None] if own.max() > own.min() else np.empty((len(values), 0))
+
+
+def _known(cell: str) -> str:
+    """Return a cell, ``n/a`` for what programs write where a value is missing."""
+    return NOT_AVAILABLE if cell.lower() in MISSING else cell
 
 
 def _number(cell: str) -> float:

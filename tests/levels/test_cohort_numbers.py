@@ -76,6 +76,14 @@ def test_participants_with_a_row_for_each_session(bids: Path, output: Path) -> N
     assert [row["score"] for row in table(output)] == ["5", "7"]
 
 
+def test_a_row_of_no_session_is_that_of_all_sessions(bids: Path, output: Path) -> None:
+    (bids / "participants.tsv").write_text("participant_id\tsession_id\tscore\nsub-01\tn/a\t5\nsub-01\tses-2\t7\n")
+    for session in ("1", "2"):
+        add_result(output, {"subject": "01", "session": session})
+    run_group(bids, output)
+    assert [row["score"] for row in table(output)] == ["5", "7"]
+
+
 def test_columns_named_like_those_of_a_measure_are_kept(bids: Path, output: Path) -> None:
     (bids / "participants.tsv").write_text("participant_id\tFLAIR-mean\tT1-mean\nsub-01\thigh\tlow\n")
     add_result(output, {"subject": "01"})

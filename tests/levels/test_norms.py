@@ -207,6 +207,27 @@ def test_covariates_that_the_user_chooses(study: Study) -> None:
         Settings(study.bids, study.output, covariates=["age"])
 
 
+@pytest.mark.parametrize("missing", ["NA", "NaN", "nan", "N/A", ""])
+def test_a_missing_number_is_no_category(study: Study, missing: str) -> None:
+    years = {label: str(8 + row % 5) for row, label in enumerate(study.labels)}
+    study.write_people(education={**years, "03": missing})
+    warnings = study.run(covariates=["age", "education"])
+    assert study.model()["Covariates"]["education"]["Minimum"] == 8
+    assert study.z()["03"]["GM"] == "n/a" and study.z()["04"]["GM"] != "n/a"
+    assert any("no z scores of sub-03: education is not known" in warning for warning in warnings)
+
+
+def test_numbers_that_count_as_categories_are_named(study: Study) -> None:
+    doses = {label: f"{row % 2},5" for row, label in enumerate(study.labels)}
+    study.write_people(dose=doses, grade={label: "2" if label > "05" else "I" for label in study.labels})
+    warnings = study.run(covariates=["sex", "dose", "grade"])
+    assert set(study.model()["Covariates"]["dose"]["Levels"]) == {"0,5", "1,5"}
+    said = [warning for warning in warnings if "not a linear one" in warning]
+    assert ["0,5 is no number" in said[0], "I is no number" in said[1], len(said)] == [True, True, 2]
+    (study.bids / "participants.json").write_text(json.dumps({"grade": {"Levels": {}}, "dose": {"Levels": {}}}))
+    assert not any("not a linear one" in warning for warning in study.run(covariates=["sex", "dose", "grade"]))
+
+
 def test_without_known_covariates_head_size_remains(study: Study) -> None:
     (study.bids / "participants.tsv").write_text(
         "participant_id\tgroup\n" + "".join(f"sub-{label}\tcontrol\n" for label in study.labels)
