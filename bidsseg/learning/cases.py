@@ -24,6 +24,7 @@ from bidsseg.learning.augment import (
     sample_labels,
     uniform,
 )
+from bidsseg.learning.region_places import Places, region_places
 from bidsseg.learning.synthesis import CONTRASTS, noise_around, strip, synthesise_each
 from bidsseg.schema import NonNegativeInt, PositiveInt, Share, ShareBelowOne, one_of
 
@@ -54,6 +55,11 @@ class ListedCase(ABC):
     @abstractmethod
     def protocols(self) -> Sequence[Protocol]:
         """The protocols of its annotations, in their order."""
+
+    @property
+    @abstractmethod
+    def places(self) -> Sequence[Places]:
+        """The places of the regions of each of its annotations."""
 
     @property
     @abstractmethod
@@ -104,6 +110,10 @@ class Case(ListedCase):
     @property
     def protocols(self) -> Sequence[Protocol]:
         return [annotation.protocol for annotation in self.annotations]
+
+    @property
+    def places(self) -> Sequence[Places]:
+        return [region_places(each.values, len(each.protocol.regions), self.brain) for each in self.annotations]
 
     @property
     def has_image(self) -> bool:

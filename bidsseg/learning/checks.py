@@ -1,13 +1,16 @@
-"""Checks of recipe and labels before any data is read."""
+"""Checks of recipe and labels before any data is read, and of the regions in the label maps that were read."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from bidsseg.errors import DataError, InputMissing, UsageError
+from bidsseg.errors import DataError, InputMissing, UsageError, listed
 from bidsseg.labels import Protocol, load_relation
+from bidsseg.labels.protocol import is_shipped
 from bidsseg.learning.case_reading import LEARNING_MM
+from bidsseg.learning.cases import ListedCase
 from bidsseg.learning.recipe import Recipe
+from bidsseg.learning.region_places import Places, hidden_pairs, undrawn
 from bidsseg.models.card import find_card
 from bidsseg.networks.network import Network
 from bidsseg.networks.segnet.staged import StagedSegNet
@@ -48,6 +51,33 @@ def check_sides(recipe: Recipe, protocols: Iterable[Protocol]) -> None:
             f"{one_sided}, so samples cannot be mirrored: name it in the column partner of the protocol's table, "
             "or write flip = 0.0 under [spatial] and mirror = false in the recipe"
         )
+
+
+def check_drawn(recipe: Recipe, cases: Iterable[ListedCase], report: Report) -> None:
+    """Check the regions of own protocols in the label maps that were read; warn about those that no map has.
+
+    UsageError if samples are mirrored, but two regions lie left and right whose names are on no side.
+    """
+    protocols: dict[str, Protocol] = {}
+    places: dict[str, list[Places]] = {}
+    for case in cases:
+        for protocol, of_map in zip(case.protocols, case.places, strict=True):
+            if not is_shipped(protocol):
+                protocols[protocol.name] = protocol
+                places.setdefault(protocol.name, []).append(of_map)
+    for name, protocol in protocols.items():
+        if recipe.mirrors and (pair := next(hidden_pairs(protocol, places[name]), None)):
+            raise UsageError(
+                f"protocol {name}: '{pair[0]}' is on the left and '{pair[1]}' on the right in all label maps, but not "
+                "by their names, so samples cannot be mirrored: write their sides (L, R) in the column hemi and the "
+                "index of each other in the column partner of the table, or write flip = 0.0 under [spatial] and "
+                "mirror = false in the recipe"
+            )
+        if lacking := undrawn(protocol, places[name]):
+            names = listed([protocol.regions[place].name for place in lacking], 3)
+            others = {protocol.sides[place] for place in lacking} - {*lacking, None}
+            hint = ": if the label maps show one side alone, write flip = 0.0 under [spatial] and mirror = false"
+            report.warn(f"protocol {name}: no label map has {names}{hint if recipe.mirrors and others else ''}")
 
 
 def check_recipe(recipe: Recipe, network: Network) -> None:

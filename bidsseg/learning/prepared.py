@@ -29,12 +29,13 @@ from bidsseg.labels import Protocol, load_protocol
 from bidsseg.learning.case_reading import LEARNING_MM, LOCATOR, Reading, Source, read_source
 from bidsseg.learning.cases import Annotation, Case, ListedCase
 from bidsseg.learning.processes import Processes
+from bidsseg.learning.region_places import Places
 from bidsseg.learning.store import Content, Store
 from bidsseg.models.card import find_card
 from bidsseg.registration.label_files import Remarks
 from bidsseg.settings import Report
 
-FORMAT = 1
+FORMAT = 2
 """Part of the key of a file. Raise it with each change of the code that changes cases within a version."""
 READER_MB = 1000
 """Memory (MB) for reading one scan, in a thread of its own."""
@@ -78,6 +79,10 @@ class StoredCase(ListedCase):
         return self.annotated
 
     @property
+    def places(self) -> Sequence[Places]:
+        return list(self.about["places"])
+
+    @property
     def has_image(self) -> bool:
         return bool(self.about["has_image"])
 
@@ -99,7 +104,7 @@ def content_of(reading: Reading) -> Content:
     arrays |= {f"map-{i}": annotation.values for i, annotation in enumerate(case.annotations)}
     about = {
         "protocols": [protocol.name for protocol in case.protocols],
-        "drawn": [bool(annotation.values.any()) for annotation in case.annotations],
+        "places": case.places,
         "has_image": case.has_image,
         "size": case.size,
         "details": reading.details,
@@ -273,8 +278,8 @@ def check_not_empty(cases: Sequence[StoredCase]) -> None:
     """Raise DataError if all label maps of a protocol are empty."""
     drawn: dict[str, bool] = {}
     for case in cases:
-        for protocol, has_labels in zip(case.protocols, case.about["drawn"], strict=True):
-            drawn[protocol.name] = drawn.get(protocol.name, False) or has_labels
+        for protocol, places in zip(case.protocols, case.places, strict=True):
+            drawn[protocol.name] = drawn.get(protocol.name, False) or any(voxels for voxels, *_ in places)
     empty = [name for name, has_labels in drawn.items() if not has_labels]
     if empty:
         raise DataError(f"all label maps of {empty[0]} are empty: every voxel is background")

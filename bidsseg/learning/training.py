@@ -22,7 +22,7 @@ from bidsseg.learning.average import average_brain
 from bidsseg.learning.card_texts import texts_of
 from bidsseg.learning.case_reading import Source
 from bidsseg.learning.cases import ListedCase
-from bidsseg.learning.checks import check_labels, check_sides
+from bidsseg.learning.checks import check_drawn, check_labels, check_sides
 from bidsseg.learning.datasets import find_sources
 from bidsseg.learning.folds import WATCHED, divided, held_out, person, split
 from bidsseg.learning.interruption import INTERRUPTED, Interruption
@@ -150,6 +150,7 @@ def prepare_data(setup: Setup, sources: Sequence[Source], interruption: Interrup
     )
     if processes.agree(interruption.asked())[0]:
         raise TemporaryFailure(INTERRUPTED)
+    check_drawn(setup.recipe, cases, setup.report)
     return cases
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import phantoms
 import pytest
 from labelled import HALF, SHAPE, Ask, console
+from nifti import load_nifti
 
 from bidsseg.app.cli import main
 from bidsseg.errors import DataError, UsageError
@@ -52,6 +53,29 @@ def test_two_regions_of_one_name_are_refused(ask: Ask, halves: Path) -> None:
     (halves / "desc-halves_dseg.tsv").write_text(TABLE.replace("Right-Half", "Left-Half"))
     with pytest.raises(DataError, match="halves: the values 1, 2 have the same name, 'Left-Half'"):
         train_level(ask(labels={"": [halves]}))
+
+
+def test_sides_that_the_names_do_not_say_are_refused(ask: Ask, halves: Path) -> None:
+    """Mirrored samples would show the left half as the right one, and the other way round."""
+    spoken = TABLE.replace("Left-Half", "Mitad izquierda").replace("Right-Half", "Mitad derecha")
+    (halves / "desc-halves_dseg.tsv").write_text(spoken)
+    settings = ask()
+    settings = replace(settings, labels={**settings.labels, "": [halves]})
+    with pytest.raises(UsageError, match="'Mitad izquierda' is on the left and 'Mitad derecha' on the right"):
+        train_level(settings)
+    rows = ["index;name;partner", "1;Mitad izquierda;2", "2;Mitad derecha;1"]
+    (halves / "desc-halves_dseg.tsv").write_text("\n".join(rows))
+    train_level(settings)
+
+
+def test_regions_that_no_label_map_has_are_named(ask: Ask, halves: Path) -> None:
+    for path in halves.rglob("*.nii.gz"):
+        image = load_nifti(path)
+        phantoms.save(path, np.asarray(image.dataobj) % 2, image.affine)  # the left half alone
+    settings = ask()
+    train_level(replace(settings, labels={**settings.labels, "": [halves]}))
+    (warning,) = [line for line in console(settings).warnings if "no label map has" in line]
+    assert warning.startswith("protocol halves: no label map has Right-Half: if the label maps show one side alone")
 
 
 def test_the_first_error_asks_for_labels(ask: Ask) -> None:
