@@ -91,6 +91,11 @@ def check_recipe(recipe: Recipe, network: Network) -> None:
             find_card(recipe.locator)
         except InputMissing as error:
             raise DataError(f"recipe {recipe.name}: locator: {error}") from error
+    if network.positioned is not None and {recipe.sampling.whole_head, not recipe.locator} != {not network.positioned}:
+        raise DataError(
+            f"recipe {recipe.name}: coordinates = 3 requires a locator and whole_head = false under [sampling], "
+            "coordinates = 0 requires whole_head = true and no locator"
+        )
     if recipe.voxels is not None and recipe.spacing_mm != LEARNING_MM:
         raise DataError(f"recipe {recipe.name}: segnet is trained on a grid of {LEARNING_MM:g} mm: omit spacing_mm")
     multiple = network.multiple

@@ -108,7 +108,7 @@ class Recipe:
         licence: licence of the weights, for the card.
         citation: publications to cite, for the card.
         voxels: training of a network such as SegNet, voxel by voxel instead of by samples.
-        locator: the model that finds the brain for the finished model; none, or "", shows it the whole scan.
+        locator: the model that finds the brain for the finished model; without one, or with "", it sees the whole scan.
         shown_mm: distance beyond the located brain that the finished model sees.
         pose_head: the protocol whose regions give the pose of the head, for a model that finds the brain for others.
         bits: bits of each stored weight of the finished model: 16, or 8 for a model that would be too large.

@@ -38,6 +38,8 @@ class Network(nn.Module):
     """Approximate number of values stored for each voxel of the grid while the features are computed."""
     whole = False
     """Whether the network needs the whole brain, because windows would give other results."""
+    positioned: bool | None = None
+    """Whether the network requires coordinates or cannot read them; None if it ignores them."""
     last_layers: tuple[str, ...] = ("heads",)
     """Prefixes of the names of tensors after ``cells_at``; empty if these layers cannot be trained alone."""
     of_regions: tuple[str, ...] = ()

@@ -95,7 +95,7 @@ class SubpixelUNet(Network):
         last: PositiveInt = 64,
     ) -> None:
         super().__init__()
-        self.cell = 2
+        self.cell, self.positioned = 2, coordinates > 0
         self.numbers_per_voxel = widths[0]  # four arrays at half resolution, and the same amount for all coarser scales
         self.features = features
         # Without the bias, the normalisation would make bright and dark tissue equal.
