@@ -248,6 +248,7 @@ def test_given_probabilities_of_lesions(scan: Path, tmp_path: Path, monkeypatch:
         ({"lesion_threshold": "x"}, "lesion_threshold 'x': give a number"),
         ({"least_lesion_mm3": [5]}, r"least_lesion_mm3 \[5\]: give a number"),
         ({"memory_mb": "8G"}, "memory_mb '8G': give a number"),
+        ({"lesion_threshold": 0.5}, "finds no lesions: lesion_threshold has no effect"),
         ({"device": 0}, "cuda:N"),
         ({"model": 3}, "model 3: give a name, a folder"),
         ({"image": {"FLAIR": "x"}}, "images by suffix"),

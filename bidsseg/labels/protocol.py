@@ -225,7 +225,11 @@ def read_protocol(path: Path, name: str | None = None) -> tuple[Protocol, list[s
             regions.insert(0, BACKGROUND)
             notes.append(f"{path}: has no row for the background; the value 0 was added")
         return Protocol(name, tuple(regions)), notes
-    except (KeyError, ValueError, DataError) as error:
+    except KeyError as error:
+        raise DataError(
+            f"{path}: not a look-up table with the columns index and name: it has {listed(sorted(cells[0])) or 'none'}"
+        ) from error
+    except (ValueError, DataError) as error:
         raise DataError(f"{path}: not a look-up table with the columns index and name ({error})") from error
 
 
@@ -248,6 +252,8 @@ def _separator(path: Path) -> str:
 def _regions(rows: Iterable[dict[str, str]]) -> Iterable[Region]:
     for row in rows:
         known = {column: cell for column, cell in row.items() if cell not in ("", NOT_AVAILABLE)}
+        if "name" in row and "name" not in known:
+            raise ValueError(f"the region {row['index']} has no name")
         yield Region(
             index=_integer(row["index"]),
             name=row["name"],

@@ -8,6 +8,7 @@ import pytest
 
 from bidsseg.errors import DataError
 from bidsseg.labels import Protocol, Region, Relation, load_protocol, load_relation, shipped_protocols
+from bidsseg.labels.protocol import read_protocol
 from bidsseg.labels.relation import FOLDER, closed_background, identity, open_background, read_relation
 
 TABLES = sorted(path.stem for path in FOLDER.glob("*.tsv"))
@@ -312,3 +313,18 @@ def test_a_faulty_table_of_a_relation_is_named(content: str, reason: str, tmp_pa
     with pytest.raises(DataError, match=reason) as caught:
         read_relation(path, protocol("a", 0, 1, 2), protocol("b", 0, 4, 8))
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("IDX\tLABEL\n1\tLeft\n", "columns index and name: it has idx, label$"),
+        ("#No. Label Name: R G B A\n17 Left-Hippocampus 220 216 20 0\n", "it has #no. label name: r g b a$"),
+        ("index\tname\n0\tBackground\n7\t\n", "the region 7 has no name"),
+        ("index\tname\n0\tBackground\n7\tn/a\n", "the region 7 has no name"),
+    ],
+)
+def test_what_a_table_lacks_is_named(text: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "seg-Mine_dseg.tsv").write_text(text)
+    with pytest.raises(DataError, match=reason):
+        read_protocol(tmp_path / "seg-Mine_dseg.tsv")
