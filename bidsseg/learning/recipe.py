@@ -283,9 +283,11 @@ def undescribed(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a table whose values another table replaces, also in inner tables; ``heads`` is replaced as a whole."""
-    tables = [
-        key for key in over if isinstance(over[key], dict) and isinstance(values.get(key), dict) and key != "heads"
-    ]
-    inner = {key: merged(values[key], over[key]) for key in tables}
+    """Return a table whose values another table replaces, also in inner tables.
+
+    ``heads`` is replaced as a whole, and so is ``network`` if another one is named: its options are others.
+    """
+    tables = [key for key in over if isinstance(over[key], dict) and isinstance(values.get(key), dict)]
+    parts = [key for key in tables if key != "heads" and over[key].get("name") in (None, values[key].get("name"))]
+    inner = {key: merged(values[key], over[key]) for key in parts}
     return {**values, **over, **inner}

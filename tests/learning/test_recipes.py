@@ -75,6 +75,14 @@ def test_a_small_scale_is_laid_over_the_recipe(tmp_path: Path) -> None:
         load_recipe(str(path), small=True)
 
 
+def test_a_recipe_may_have_another_network_than_its_base(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('base = "wholebrain"\nname = "mine"\n[network]\nname = "unet"\n')
+    assert load_recipe(str(path)).network == {"name": "unet"}
+    path.write_text('base = "wholebrain"\nname = "mine"\n[network]\nname = "subpixel-unet"\nlast = 8\n')
+    assert load_recipe(str(path)).network == {**load_recipe("wholebrain").network, "last": 8}
+
+
 def test_a_recipe_says_only_what_differs_from_its_base(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('base = "neuronet"\nname = "mine"\nheads = { FAST = 1.0 }\n[sampling]\npoints = 7\n')
