@@ -193,7 +193,8 @@ def people_of(setup: Setup, cases: Sequence[ListedCase], held: Container[str]) -
             report.say(f"the weights with the best result on {', '.join(c.name for c in watched)} are kept")
         else:
             report.say('keep = "best": too few participants are left to select the weights; the last ones are kept')
-    report.say(f"{len(seen)} training scans, {len(unseen)} held out: {', '.join(c.name for c in unseen)}")
+    names = ", ".join(case.name for case in unseen) or "nobody"
+    report.say(f"{len(seen)} training scans, {len(unseen)} held out: {names}")
     if recipe.registration is not None:
         report.say(f"{len(targets)} scans without annotation as registration targets")
     return People(seen, watched, unseen, targets)

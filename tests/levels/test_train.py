@@ -217,9 +217,11 @@ def test_participants_can_be_held_out_by_name(ask: Ask) -> None:
 
 
 def test_one_fold_holds_nobody_out(ask: Ask) -> None:
-    card = read_card(train_level(ask(folds=1, fold=0)))
+    settings = ask(folds=1, fold=0)
+    card = read_card(train_level(settings))
     assert card.data == ["bids: 4 scans"]
     assert card.recipe["held_out"] == [] and card.metrics == {}
+    assert "4 training scans, 0 held out: nobody" in console(settings).messages
 
 
 @pytest.mark.parametrize("head", ["lesion", "FASTlesion"])
