@@ -42,6 +42,12 @@ def test_the_site_lists_every_page() -> None:
     assert listed == {page.relative_to(ROOT / "docs").as_posix() for page in PAGES[1:]}
 
 
+def test_the_page_of_recipes_lists_every_shipped_recipe() -> None:
+    page = (ROOT / "docs" / "reference" / "recipes.md").read_text()
+    shipped = {path.stem for path in (ROOT / "bidsseg" / "learning" / "recipes").glob("*.toml")}
+    assert shipped and not {name for name in shipped if f"`{name}`" not in page}
+
+
 def test_checks_on_github_call_the_makefile_alone() -> None:
     steps = re.findall(r"^ *(?:- )?run: (.*)$", (ROOT / ".github" / "workflows" / "ci.yml").read_text(), re.MULTILINE)
     assert len(steps) > 3 and all(re.fullmatch(r"make [a-z-]+( [A-Z]+=\S+)*", step) for step in steps)
