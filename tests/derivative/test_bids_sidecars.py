@@ -4,7 +4,10 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
+import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -14,6 +17,7 @@ import pytest
 from bids_trees import make_tree
 
 from bidsseg import __version__
+from bidsseg.bids import outputs
 from bidsseg.bids.names import with_extension
 from bidsseg.bids.outputs import OutputPaths, output_paths
 from bidsseg.bids.query import find_scans
@@ -105,6 +109,19 @@ def test_descriptions_of_several_models_gather(tmp_path: Path) -> None:
     }
     readme = (output / "README.md").read_text(encoding="utf-8")
     assert "A test" in readme and "`one`" in readme and "`two`: The second, better" in readme
+
+
+def test_the_readme_lists_every_kind_of_file(tmp_path: Path) -> None:
+    """Pictures are left out: they are on the pages."""
+    bids_dir, output = make_tree(tmp_path / "bids"), tmp_path / "out"
+    sidecars.write_root_files(output, bids_dir, {"one": "The first"})
+    rows = [line for line in (output / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    listed = [name for row in rows for name in re.findall("`([^`]+)`", row.split(" | ")[0])]
+    patterns = tomllib.loads((Path(outputs.__file__).parent / "outputs.toml").read_text(encoding="utf-8"))
+    names = [entry["name"] for table in ("scan", "session", "series", "group") for entry in patterns[table].values()]
+    files = ["sub-01_" + re.sub(r"{\w+}", "x", name).rpartition("/")[2] for name in names if "/figures/" not in name]
+    files = [name.removeprefix("sub-01_") if name.startswith("sub-01_group") else name for name in files]
+    assert [name for name in files if not any(fnmatch(name, pattern) for pattern in listed)] == []
 
 
 def test_no_pattern_in_bidsignore_ends_in_a_slash() -> None:
