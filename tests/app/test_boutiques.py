@@ -38,6 +38,13 @@ def test_the_bundle_for_nipoppy_has_the_descriptor_and_its_invocation_fits(tmp_p
     bosh(["invocation", str(NAMES["participant"]), "-i", str(filled)])
 
 
+def test_the_invocation_on_the_page_fits(tmp_path: Path) -> None:
+    page = (FOLDER.parent / "docs" / "how-to" / "launchers.md").read_text()
+    shown = re.findall("^echo '(.*)' > invocation.json$", page, re.MULTILINE)
+    (tmp_path / "invocation.json").write_text(shown[0].replace("/data/bids", str(tmp_path)))
+    bosh(["invocation", str(NAMES["participant"]), "-i", str(tmp_path / "invocation.json")])
+
+
 def test_their_own_validator_accepts_them() -> None:
     bosh(["validate", "--bids", str(NAMES["participant"])])
     bosh(["validate", str(NAMES["longitudinal"])])
