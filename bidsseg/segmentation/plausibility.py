@@ -38,8 +38,8 @@ def implausible_findings(
     if least is not None and result.quality < least:
         yield Finding(
             "CONFIDENCE_LOW",
-            f"The result is probably less accurate than usual (quality {result.quality:.2f}, usually at least "
-            f"{least:.2f}): check it before you use it.",
+            f"The result is probably less accurate than usual (quality {result.quality:.4f}, usually at least "
+            f"{least:g}): check it before you use it.",
         )
     if is_cut(result.findings):
         return

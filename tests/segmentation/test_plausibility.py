@@ -58,6 +58,9 @@ def test_a_side_that_is_missing() -> None:
 
 def test_a_network_that_is_unsure() -> None:
     assert codes(result(quality=0.5)) == ["CONFIDENCE_LOW"]
+    near = replace(MODEL, card=replace(CARD, least_quality=0.735))
+    (finding,) = implausible_findings(result(quality=0.7329), near, 1000.0)
+    assert "quality 0.7329, usually at least 0.735" in finding.message
     unknown = replace(MODEL, card=replace(CARD, least_quality=None))
     assert list(implausible_findings(result(quality=0.5), unknown, 1000.0)) == []
 
