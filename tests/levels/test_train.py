@@ -1,10 +1,7 @@
 """The level train: from a labelled dataset to a usable model."""
 
-import os
-import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -360,43 +357,27 @@ TRAINING = "bids,matplotlib.figure,torch._dynamo,bidsseg.levels.train,bidsseg.le
 """Modules that a training imports."""
 
 
-def in_two_processes(*words: str | Path, folder: Path, modules: str = TRAINING) -> str:
-    """Run Python in two processes with the variables that torchrun sets, and return their output; see `two_ranks`."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    environment = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def test_two_processes_train_the_same_model_as_one(ask: Ask, dataset: tuple[Path, Path], tmp_path: Path) -> None:
+    """Recipes for whole volumes and for voxels, with the variables that torchrun sets."""
+    commands: list[str | Path] = [two_ranks.__file__, TRAINING]
+    single = {}
+    for name, content in (("volumes", RECIPE.replace("steps = 3", "steps = 3\nbatch = 4")), ("voxels", VOXEL_WISE)):
+        given = ask(content, output=f"one-{name}")
+        single[name] = weights(train_level(given))
+        recipe = Path(given.training.recipe).rename(tmp_path / f"{name}.toml")
+        what = ["--recipe", str(recipe), "--labels", f"FAST={dataset[1]}", "--folds", "1"]
+        how = ["--precision", "fp32", "--device", "cpu", "--n-cpus", "1"]
+        commands += ["--", RUN, dataset[0], tmp_path / f"two-{name}", "train", *what, *how]
     done = subprocess.run(
-        [sys.executable, two_ranks.__file__, modules, *words], cwd=folder, env=environment, text=True, timeout=300,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [sys.executable, *commands], cwd=tmp_path, text=True, timeout=300, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    return done.stdout
-
-
-def by_torchrun(*words: str | Path, folder: Path) -> str:
-    """Run Python in two processes started by torchrun, and return their output."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*torchrun, *words], cwd=folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
-
-
-@pytest.mark.parametrize(
-    ("content", "start"),
-    [(RECIPE.replace("steps = 3", "steps = 3\nbatch = 4"), by_torchrun), (VOXEL_WISE, in_two_processes)],
-)
-def test_two_processes_train_the_same_model_as_one(
-    content: str, start: Callable[..., str], ask: Ask, dataset: tuple[Path, Path], tmp_path: Path
-) -> None:
-    given = ask(content)
-    one = weights(train_level(given))
-    what = ["--recipe", str(given.training.recipe), "--labels", f"FAST={dataset[1]}", "--folds", "1"]
-    how = ["--precision", "fp32", "--device", "cpu", "--n-cpus", "1"]
-    printed = start(RUN, dataset[0], tmp_path / "two", "train", *what, *how, folder=tmp_path)
-    assert printed.count("training scans") == 1
-    two = weights(tmp_path / "two" / "models" / "tiny")
-    assert all(torch.allclose(one[name], two[name], atol=2e-3) for name in one)
-    assert any(value.abs().max() > 0.1 for value in one.values())
+    assert done.stdout.count("training scans") == 2, "once for each recipe"
+    for name, one in single.items():
+        two = weights(tmp_path / f"two-{name}" / "models" / "tiny")
+        assert all(torch.allclose(one[key], two[key], atol=2e-3) for key in one)
+        assert any(value.abs().max() > 0.1 for value in one.values())
 
 
 @pytest.mark.parametrize(("rank", "said"), [(0, 1), (1, 0)])
@@ -408,16 +389,18 @@ def test_a_step_has_a_sample_for_each_process(rank: int, said: int, ask: Ask, mo
     assert console(settings).messages == ["each step has 2 samples instead of 1: one per process"] * said
 
 
-def test_processes_average_floating_point_tensors_only(tmp_path: Path) -> None:
+def test_processes_of_torchrun_average_floating_point_tensors_only(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import torch\nfrom bidsseg.learning.processes import Processes\nthey = Processes.join()\n"
         "values = [torch.tensor([2.0 * they.rank]), torch.tensor([they.rank])]\nthey.average(values)\n"
-        "from pathlib import Path\ntext = ' '.join(str(value.item()) for value in values)\n"
-        "Path(f'{they.rank}.txt').write_text(text)\nthey.leave()\n"
+        "from pathlib import Path\nfound = [they.count, they.neighbours(), *(value.item() for value in values)]\n"
+        "Path(f'{they.rank}.txt').write_text(' '.join(map(str, found)))\nthey.leave()\n"
     )
-    in_two_processes(script, folder=tmp_path, modules="bidsseg.learning.processes")
-    assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["1.0 0", "1.0 1"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*torchrun, script], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["2 2 1.0 0", "2 2 1.0 1"]
 
 
 def test_segnet_has_one_grid(ask: Ask) -> None:
