@@ -230,8 +230,6 @@ class Pipeline:
             return fill_lesions(images.volumes["T1w"], lesion)
 
     def _segment(self, task: _Task, images: Images, model: Model, *, machine: Machine) -> Segmentation:
-        from bidsseg.segmentation.given_lesions import with_given_lesions
-
         asked, scan = self.settings, task.job.scan
         given, protocols, voxel_mm3 = task.given, task.job.protocols, images.volumes["T1w"].voxel_volume_mm3
         result = segment_images(
@@ -249,6 +247,8 @@ class Pipeline:
         )
         release_freed_memory()
         if given is not None:
+            from bidsseg.segmentation.given_lesions import with_given_lesions
+
             with naming(task.job.given.file):
                 result = with_given_lesions(result, given, protocols, voxel_mm3=voxel_mm3)
         if task.corrections:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +96,7 @@ def load_relation(annotation: Protocol, head: Protocol) -> Relation | None:
     return open_background(annotation, head) if named and named <= {region.name for region in head.regions} else None
 
 
+@cache
 def covers_brain(protocol: Protocol) -> bool:
     """Return whether the regions of a protocol make up the whole brain, which no head is without."""
     return load_relation(protocol, load_protocol("brain").scored()) is not None
