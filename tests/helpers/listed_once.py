@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from bidsseg.bids import index, query
 from bidsseg.bids.scan import Image
 
 LISTED: dict[tuple[object, ...], tuple[list[Image], list[str]]] = {}
-"""What was found in each state of a dataset in this process."""
+"""What was found in each state of a dataset in this process, with paths below the dataset."""
 
 
 def listed_once(
@@ -21,14 +22,16 @@ def listed_once(
     if database_dir is not None or "closed" in more:
         return index.anatomical_images(bids_dir, participants, database_dir, **more)
     names = sorted(
-        (path, os.access(path, os.R_OK | os.X_OK, effective_ids=True), *below, "", *files)
+        (os.path.relpath(path, bids_dir), os.access(path, os.R_OK | os.X_OK, effective_ids=True), *below, "", *files)
         for path, below, files in os.walk(bids_dir, followlinks=True)
     )
-    key = (bids_dir, None if participants is None else tuple(participants), *names)
+    place = None if str(bids_dir).isascii() and "/sub-" not in str(bids_dir) else bids_dir
+    key = (place, None if participants is None else tuple(participants), *names)
     if key not in LISTED:
-        LISTED[key] = index.anatomical_images(bids_dir, participants)
+        images, notes = index.anatomical_images(bids_dir, participants)
+        LISTED[key] = [replace(image, path=image.path.relative_to(bids_dir)) for image in images], notes
     images, notes = LISTED[key]
-    return list(images), list(notes)
+    return [replace(image, path=bids_dir / image.path) for image in images], list(notes)
 
 
 def list_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from functools import lru_cache
 from pathlib import Path
 
 import nibabel as nib
@@ -51,8 +52,15 @@ def grid(
 
 def head(affine: np.ndarray, shape: tuple[int, int, int] = SHAPE, contrast: int = INTENSITY) -> np.ndarray:
     """Return intensities (float32) or, with ``contrast=LABEL``, labels (uint8) of the head on a grid."""
+    return _head(tuple(affine[:3].ravel().tolist()), shape, contrast).copy()
+
+
+@lru_cache
+def _head(affine: tuple[float, ...], shape: tuple[int, int, int], contrast: int) -> np.ndarray:
+    """Return the voxels of `head`; most tests use the same grids."""
+    matrix = np.reshape(affine, (3, 4))
     voxels = np.indices(shape).reshape(3, -1)
-    points = (affine[:3, :3] @ voxels + affine[:3, 3:]).T
+    points = (matrix[:, :3] @ voxels + matrix[:, 3:]).T
     values = np.zeros(len(points), dtype=np.uint8 if contrast == LABEL else np.float32)
     for tissue in TISSUES.values():
         half, centre = np.array(tissue[0]), np.array(tissue[1])
