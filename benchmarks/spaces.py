@@ -1,71 +1,100 @@
-"""Overlap of label maps of different participants in the space of a template, with deformable and affine registration.
+"""Overlap of the manual labels of different participants in the space of a template, with both kinds of registration.
 
-    python benchmarks/spaces.py BIDS_DIR LABEL... [--space MNI152NLin2009cAsym]
+    python benchmarks/spaces.py BIDS_DIR LABELS_DIR PROTOCOL [--space TEMPLATE] [--participant-label L...]
 
-The script segments the template and the named participants, with results in the space of the template. It prints for
-each protocol the Dice between the label maps of the participants and the label map of the template (mean over the
-regions of the template, then over participants), and the seconds for writing, including registration. The template must
-be in TemplateFlow's cache, or the script needs network access.
+The script registers the T1w of each participant, skull-stripped by ``wholebrain``, to the template, moves its label map
+there, and prints the Dice between the label maps of each two participants: the mean over the regions that both have in
+the original label maps, then over pairs. It also prints the seconds of a registration and the share of voxels in which
+the field folds. Without ``--space``, the template is the one that the package nilearn contains (ICBM 2009a, 1 mm);
+others must be in TemplateFlow's cache, or the script needs network access.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
-from speed import HERE, ONE_PROCESS
+from nibabel.affines import apply_affine
 
+import bidsseg
+from bidsseg.bids.annotations import find_annotations
+from bidsseg.bids.query import find_scans
 from bidsseg.evaluation.agreement import dice
-from bidsseg.image.nifti import read_labels
-from bidsseg.registration.spaces import find_space
+from bidsseg.image.nifti import read_image, read_labels
+from bidsseg.image.volume import Volume, places
+from bidsseg.registration.spaces import Fit, Space, find_space, fit_to, labels_at
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bids_dir", type=Path)
-    parser.add_argument("people", nargs="+")
-    parser.add_argument("--space", default="MNI152NLin2009cAsym")
+    parser.add_argument("labels_dir", type=Path)
+    parser.add_argument("protocol")
+    parser.add_argument("--space")
+    parser.add_argument("--participant-label", nargs="+")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        template, people = Path(name) / "template", Path(name) / "people"
-        image = template / "bids" / "sub-template" / "anat" / "sub-template_T1w.nii.gz"
-        image.parent.mkdir(parents=True)
-        image.write_bytes(find_space(options.space).image.read_bytes())
-        (template / "bids" / "dataset_description.json").write_text('{"Name": "template", "BIDSVersion": "1.10.1"}')
-        run(template / "bids", template / "out")
-        for way in ("", ":affine"):
-            run(
-                options.bids_dir, people, "--output-spaces", options.space + way, "--participant-label", *options.people
+    scans = [
+        (read_image(scan.t1w)[0], read_labels(path))
+        for scan in find_scans(options.bids_dir, participants=options.participant_label)
+        if (path := find_annotations(options.labels_dir, scan, options.protocol)) is not None
+    ]
+    brains = [brain_of(t1w) for t1w, _ in scans]
+    regions = [set(np.unique(labels.data).tolist()) - {0} for _, labels in scans]
+    with tempfile.TemporaryDirectory() as folder:
+        space = find_space(options.space) if options.space else template_of_nilearn(Path(folder))
+        for affine in (False, True):
+            started, maps, folds = time.monotonic(), [], []
+            for (t1w, labels), brain in zip(scans, brains, strict=True):
+                fit = fit_to(replace(space, affine=affine), t1w, brain)
+                maps.append(labels_at(labels.data, labels.affine, fit.points))
+                folds.append(folded(fit))
+            seconds = (time.monotonic() - started) / len(scans)
+            overlap = mean_dice(maps, regions)
+            print(
+                f"{'affine' if affine else 'deformable'}: Dice {overlap:.3f}, {seconds:.1f} s a scan, "
+                f"{100 * np.mean(folds):.3f} % folded",
+                flush=True,
             )
-            for path in sorted(template.glob("out/sub-*/anat/*_dseg.nii.gz")):
-                protocol = path.name.split("_")[1]
-                found = sorted(people.glob(f"sub-*/anat/*_space-*_{protocol}_*_dseg.nii.gz"))
-                print(f"{options.space}{way}, {protocol}: Dice {np.mean([agreement(one, path) for one in found]):.3f}")
-            print(f"{options.space}{way}: {seconds(people):.1f} s a scan")
 
 
-def run(bids: Path, out: Path, *words: str) -> None:
-    """Segment in one process, so that the times are not affected by other processes."""
-    command = [sys.executable, HERE / "run.py", bids, out, "participant", "--skip-bids-validation"]
-    command += [*ONE_PROCESS, *words]
-    subprocess.run([str(word) for word in command], check=True, capture_output=True)
+def brain_of(t1w: Volume) -> np.ndarray:
+    """Return the brain mask (X, Y, Z) of a T1w."""
+    mask = bidsseg.segment(nib.Nifti1Image(t1w.data, t1w.affine), device="cpu").brain_mask
+    return np.asarray(mask.dataobj) > 0
 
 
-def agreement(one: Path, other: Path) -> float:
-    """Return the mean Dice over the regions of the other label map."""
-    labels, truth = read_labels(one).data, read_labels(other).data
-    return float(np.mean(dice(labels, truth, np.unique(truth)[1:].tolist())))
+def template_of_nilearn(folder: Path) -> Space:
+    """Write nilearn's template at 1 mm into a folder, and return it."""
+    from nilearn.datasets import load_mni152_brain_mask, load_mni152_template
+
+    image, brain = folder / "T1w.nii.gz", folder / "brain.nii.gz"
+    nib.save(load_mni152_template(resolution=1), image)
+    mask = load_mni152_brain_mask(resolution=1)
+    nib.save(nib.Nifti1Image(np.asarray(mask.dataobj).astype(np.uint8), mask.affine), brain)
+    return Space("nilearn", "1", image, brain)
 
 
-def seconds(out: Path) -> float:
-    """Return the mean time (s) for writing a scan in the last run."""
-    manifest = json.loads(sorted((out / "logs").glob("run-*.json"))[-1].read_text())
-    return float(np.mean([scan["seconds"]["write"] for scan in manifest["scans"]]))
+def folded(fit: Fit) -> float:
+    """Return the share of voxels of the field with a Jacobian that is not positive; 0 for an affine registration."""
+    if fit.field is None:
+        return 0.0
+    affine, vectors = fit.field.affine, fit.field.vectors
+    index = apply_affine(np.linalg.inv(affine) @ fit.motion, places(vectors.shape[:3], affine) + vectors)
+    slopes = np.stack([np.gradient(index, axis=axis) for axis in range(3)], -2)
+    return float((np.linalg.det(slopes) <= 0).mean())
+
+
+def mean_dice(maps: list[np.ndarray], regions: list[set[int]]) -> float:
+    """Return the Dice of label maps (X, Y, Z) on one grid, the mean over common regions, then over pairs."""
+    pairs: Iterable[tuple[int, int]] = combinations(range(len(maps)), 2)
+    return float(np.mean([np.mean(dice(maps[a], maps[b], sorted(regions[a] & regions[b]))) for a, b in pairs]))
 
 
 if __name__ == "__main__":
