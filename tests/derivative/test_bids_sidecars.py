@@ -114,7 +114,7 @@ def test_descriptions_of_several_models_gather(tmp_path: Path) -> None:
 def test_the_readme_lists_every_kind_of_file(tmp_path: Path) -> None:
     """Pictures are left out: they are on the pages."""
     bids_dir, output = make_tree(tmp_path / "bids"), tmp_path / "out"
-    sidecars.write_root_files(output, bids_dir, {"one": "The first"})
+    root.write_root_files(output, bids_dir, {"one": "The first"})
     rows = [line for line in (output / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
     listed = [name for row in rows for name in re.findall("`([^`]+)`", row.split(" | ")[0])]
     patterns = tomllib.loads((Path(outputs.__file__).parent / "outputs.toml").read_text(encoding="utf-8"))
