@@ -74,7 +74,7 @@ def test_marked_scans_are_segmented_and_count(sessions: App, capsys: pytest.Capt
 
 @pytest.mark.skipif(not VALIDATOR.is_file(), reason="the BIDS validator is not installed")
 def test_the_tree_passes_the_validator(sessions: App, tmp_path: Path) -> None:
-    assert sessions("--probseg", "--entropy", "--viewer") == 0
+    assert sessions("--probseg", "--entropy", "--viewer", "--participant-label", "01") == 0
     (tmp_path / "filter.json").write_text('{"t1w": {"subject": "01", "session": "1", "run": 1}}')
     one = ("--bids-filter-file", str(tmp_path / "filter.json"))
     assert sessions("--freesurfer", str(sessions.output / "sourcedata" / "freesurfer"), *one) == 0
