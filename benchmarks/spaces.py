@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Iterable
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -28,7 +27,7 @@ from bidsseg.bids.annotations import find_annotations
 from bidsseg.bids.query import find_scans
 from bidsseg.evaluation.agreement import dice
 from bidsseg.image.nifti import read_image, read_labels
-from bidsseg.image.volume import Volume, places
+from bidsseg.image.volume import places
 from bidsseg.registration.spaces import Fit, Space, find_space, fit_to, labels_at
 
 
@@ -40,18 +39,18 @@ def main() -> None:
     parser.add_argument("--space")
     parser.add_argument("--participant-label", nargs="+")
     options = parser.parse_args()
+    model = bidsseg.load_model("wholebrain")
     scans = [
-        (read_image(scan.t1w)[0], read_labels(path))
+        (read_image(scan.t1w)[0], bidsseg.segment(scan.t1w, model=model).brain_mask.get_fdata() > 0, read_labels(path))
         for scan in find_scans(options.bids_dir, participants=options.participant_label)
         if (path := find_annotations(options.labels_dir, scan, options.protocol)) is not None
     ]
-    brains = [brain_of(t1w) for t1w, _ in scans]
-    regions = [set(np.unique(labels.data).tolist()) - {0} for _, labels in scans]
+    regions = [set(np.unique(labels.data).tolist()) - {0} for _, _, labels in scans]
     with tempfile.TemporaryDirectory() as folder:
         space = find_space(options.space) if options.space else template_of_nilearn(Path(folder))
         for affine in (False, True):
             started, maps, folds = time.monotonic(), [], []
-            for (t1w, labels), brain in zip(scans, brains, strict=True):
+            for t1w, brain, labels in scans:
                 fit = fit_to(replace(space, affine=affine), t1w, brain)
                 maps.append(labels_at(labels.data, labels.affine, fit.points))
                 folds.append(folded(fit))
@@ -62,12 +61,6 @@ def main() -> None:
                 f"{100 * np.mean(folds):.3f} % folded",
                 flush=True,
             )
-
-
-def brain_of(t1w: Volume) -> np.ndarray:
-    """Return the brain mask (X, Y, Z) of a T1w."""
-    mask = bidsseg.segment(nib.Nifti1Image(t1w.data, t1w.affine), device="cpu").brain_mask
-    return np.asarray(mask.dataobj) > 0
 
 
 def template_of_nilearn(folder: Path) -> Space:
@@ -93,8 +86,8 @@ def folded(fit: Fit) -> float:
 
 def mean_dice(maps: list[np.ndarray], regions: list[set[int]]) -> float:
     """Return the Dice of label maps (X, Y, Z) on one grid, the mean over common regions, then over pairs."""
-    pairs: Iterable[tuple[int, int]] = combinations(range(len(maps)), 2)
-    return float(np.mean([np.mean(dice(maps[a], maps[b], sorted(regions[a] & regions[b]))) for a, b in pairs]))
+    pairs = combinations(zip(maps, regions, strict=True), 2)
+    return float(np.mean([np.mean(dice(a, b, sorted(in_a & in_b))) for (a, in_a), (b, in_b) in pairs]))
 
 
 if __name__ == "__main__":

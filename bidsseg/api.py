@@ -97,8 +97,8 @@ def segment(
         loaded = load_model(model) if isinstance(model, str | os.PathLike) else model
         if not hasattr(loaded, "card"):
             raise UsageError(f"model {model!r}: give a name, a folder or the result of load_model")
-        if loaded.card.lesion is None and (useless := [name for name, value in rule.items() if value is not None]):
-            raise UsageError(f"the model {loaded.card.name} finds no lesions: {', '.join(useless)} has no effect")
+        if loaded.card.lesion is None and (useless := next((key for key, it in rule.items() if it is not None), "")):
+            raise UsageError(f"{loaded.card.name} finds no lesions: {useless} has no effect")
         return _segment(
             _used(images, loaded.card),
             loaded,

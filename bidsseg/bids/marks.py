@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bidsseg.arguments import condition
 from bidsseg.bids.names import build_name
-from bidsseg.bids.particulars import PARTICIPANT, SESSION
+from bidsseg.bids.particulars import PARTICIPANT, SESSION, plain
 from bidsseg.errors import DataError, UsageError, listed
 from bidsseg.reading import NOT_AVAILABLE, columns, read_table
 
@@ -53,7 +53,7 @@ class Marks:
         """
         subject = build_name({"subject": entities["subject"]})
         of_person = self._about(self.bids_dir / "participants.tsv", PARTICIPANT, subject, needed=needed)
-        of_person = [row for row in of_person if _plain(row.get(SESSION, "")) in ("", entities.get("session"))]
+        of_person = [row for row in of_person if plain(row.get(SESSION, "")) in ("", entities.get("session"))]
         found: Row = {}
         for row in (*self.of_scan(entities, image, needed), *self.of_session(entities, needed), *of_person):
             for column, cell in row.items():
@@ -96,11 +96,11 @@ class Marks:
         if table not in self._tables:
             rows: dict[str, list[Row]] = {}
             for row in read_table(table) if lexists(table) else ():
-                rows.setdefault(_plain(row.get(key, "")), []).append(row)
+                rows.setdefault(plain(row.get(key, "")), []).append(row)
             self._tables[table] = rows
         names = _names(self._tables[table])
         if not names or key in names:
-            return self._tables[table].get(_plain(name), [])
+            return self._tables[table].get(plain(name), [])
         if found := sorted(needed & names.keys()):
             raise DataError(f"{table} has no column {key}, so that its column {found[0]} cannot be used")
         return []
@@ -109,13 +109,6 @@ class Marks:
 def _names(rows: Mapping[str, list[Row]]) -> Row:
     """Return a row of a table, which has all of its columns."""
     return next(iter(rows.values()), [{}])[0]
-
-
-def _plain(name: str) -> str:
-    """Return the label of a participant or session without its prefix, and the name of a file without its ending."""
-    if name == NOT_AVAILABLE:
-        return ""
-    return name.rpartition("/")[2].partition(".")[0].removeprefix("sub-").removeprefix("ses-")
 
 
 def _equal(cell: str, value: str) -> bool:

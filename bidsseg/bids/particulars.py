@@ -121,15 +121,24 @@ def _read(path: Path, person: str, found: Particulars) -> None:
     found.problems += _lost_columns(path, names, lines)
     for line in lines:
         row = {name: " ".join(cell.split()) for name, cell in zip_longest(names, line, fillvalue="") if name}
-        label = person or row.pop(PARTICIPANT).removeprefix("sub-")
-        session = row.pop(SESSION, "").removeprefix("ses-")
-        place = label, "" if session == NOT_AVAILABLE else session
+        label = person or plain(row.pop(PARTICIPANT))
+        place = label, plain(row.pop(SESSION, ""))
         if place in rows_by:
             found.problems.append(f"{path}: several rows for {'_'.join(filter(None, place))}; the first is used")
             continue
         rows_by[place] = {column: cell or NOT_AVAILABLE for column, cell in row.items()}
         for column in row:
             found.described.setdefault((table, column), {})
+
+
+def plain(name: str) -> str:
+    """Return the label of a participant or session without its prefix, and the name of a file without its ending.
+
+    Empty for ``n/a``.
+    """
+    if name == NOT_AVAILABLE:
+        return ""
+    return name.rpartition("/")[2].partition(".")[0].removeprefix("sub-").removeprefix("ses-")
 
 
 def _lost_columns(path: Path, names: Sequence[str], lines: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -87,12 +87,13 @@ def _dated(scans: Sequence[Scan], marks: Marks) -> tuple[Series, str]:
     """Return the scans of a participant as a series, and what is wrong with their dates, or an empty text."""
     written = {scan.key: _written(scan, marks) for scan in scans}
     dates = {key: date for key, texts in written.items() if (date := next(filter(None, map(_date, texts)), None))}
+    undated = Series(scans, [None] * len(scans))
     if wrong := next((texts[0] for key, texts in written.items() if texts and key not in dates), ""):
-        return Series(scans, [None] * len(scans)), f"acq_time {wrong!r} is not a date and time as BIDS has it"
+        return undated, f"acq_time {wrong!r} is not a date and time as BIDS has it"
     if len(dates) < len(scans):
-        return Series(scans, [None] * len(scans)), ""
+        return undated, ""
     if len({date.date() for date in dates.values()}) == 1:
-        return Series(scans, [None] * len(scans)), "all sessions have the same date in acq_time"
+        return undated, "all sessions have the same date in acq_time"
     scans = sorted(scans, key=lambda scan: dates[scan.key])
     return Series(scans, [_years(dates[scans[0].key], dates[scan.key]) for scan in scans]), ""
 

@@ -74,9 +74,9 @@ class Controls:
             if covariate.is_linear or covariate.name in self.categorical:
                 continue
             cells = sorted(set(covariate.values[covariate.known]))
-            words = [cell for cell in cells if not np.isfinite(_number(cell))]
-            if len(words) < len(cells) or any(np.isfinite(_number(cell.replace(",", "."))) for cell in cells):
-                yield f"{covariate.name} has an effect for each value, not a linear one: {words[0]} is no number"
+            if any(np.isfinite(_number(cell.replace(",", "."))) for cell in cells):
+                word = next(cell for cell in cells if not np.isfinite(_number(cell)))
+                yield f"{covariate.name} has an effect for each value, not a linear one: {word} is no number"
 
 
 @dataclass(frozen=True, eq=False)

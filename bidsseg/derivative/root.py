@@ -77,23 +77,6 @@ def write_root(settings: Settings, card: Card, scans: Iterable[Scan], *, by_regi
                 write_text_atomic(path, text)
 
 
-def remove_root_halves(output_dir: Path) -> None:
-    """Remove temporary files that killed runs have left at the top of the output, among logs and tables for viewers."""
-    folders = [output_dir, output_dir / root_path("logs"), (output_dir / viewer_table("itksnap", "M", "P")).parent]
-    remove_halves(part for folder in folders for part in folder.glob(".*.part"))
-
-
-def _is_due(path: Path, text: str) -> bool:
-    """Return whether a table for a viewer is missing, or is an older one of this program that can be read."""
-    try:
-        found = path.read_bytes()
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return MARK.encode() in found[:1000] and found != text.encode()
-
-
 def write_root_files(
     output_dir: Path,
     bids_dir: Path,
@@ -131,6 +114,23 @@ def write_root_files(
         lines = dict.fromkeys([*_text(bidsignore).splitlines(), *BIDSIGNORE])
         with replacing(bidsignore) as stream:
             stream.write("".join(f"{line}\n" for line in lines).encode(errors="surrogateescape"))
+
+
+def remove_root_halves(output_dir: Path) -> None:
+    """Remove temporary files that killed runs have left at the top of the output, among logs and tables for viewers."""
+    folders = [output_dir, output_dir / root_path("logs"), (output_dir / viewer_table("itksnap", "M", "P")).parent]
+    remove_halves(part for folder in folders for part in folder.glob(".*.part"))
+
+
+def _is_due(path: Path, text: str) -> bool:
+    """Return whether a table for a viewer is missing, or is an older one of this program that can be read."""
+    try:
+        found = path.read_bytes()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return MARK.encode() in found[:1000] and found != text.encode()
 
 
 def describes(output_dir: Path, labels: Iterable[str]) -> bool:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from bidsseg.registration.align import Images
     from bidsseg.segmentation.result import Segmentation
 
-
 QUALITY = (
     "Expected mean Dice over the regions of the first protocol of the model, from 0 to 1; if the model is not "
     "calibrated, mean probability of the chosen region in the brain; n/a if the label map was corrected"

@@ -225,12 +225,9 @@ def read_protocol(path: Path, name: str | None = None) -> tuple[Protocol, list[s
             regions.insert(0, BACKGROUND)
             notes.append(f"{path}: has no row for the background; the value 0 was added")
         return Protocol(name, tuple(regions)), notes
-    except KeyError as error:
-        raise DataError(
-            f"{path}: not a look-up table with the columns index and name: it has {listed(sorted(cells[0])) or 'none'}"
-        ) from error
-    except (ValueError, DataError) as error:
-        raise DataError(f"{path}: not a look-up table with the columns index and name ({error})") from error
+    except (KeyError, ValueError, DataError) as error:
+        reason = f"it has {listed(sorted(cells[0]))}" if isinstance(error, KeyError) else error
+        raise DataError(f"{path}: not a look-up table with the columns index and name: {reason}") from error
 
 
 def protocol_name(stem: str) -> str:

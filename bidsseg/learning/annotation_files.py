@@ -13,6 +13,7 @@ from bidsseg.image.volume import Volume
 from bidsseg.labels import Protocol
 from bidsseg.labels.sides import LEFT
 from bidsseg.learning.cases import Annotation
+from bidsseg.learning.region_centres import sizes_and_centres
 from bidsseg.registration.align import Images
 from bidsseg.registration.label_files import Note, read_on_grid, with_known_values
 
@@ -50,12 +51,9 @@ def exchanged(annotation: Annotation) -> str | None:
     pairs = [(i, j) for i in lefts if (j := protocol.sides[i]) not in (None, i)]
     if not pairs:
         return None
-    values = annotation.values.long()
-    planes = torch.stack([torch.bincount(plane.flatten(), minlength=len(protocol.regions)) for plane in values])
-    count = planes.sum(0).double()
-    middle = (planes * torch.arange(len(planes))[:, None]).sum(0) / count
-    drawn = [(i, j) for i, j in pairs if count[i] > 0 and count[j] > 0]
-    wrong = [i for i, j in drawn if middle[i] > middle[j] + CLOSE_MM]
+    sizes, centres = sizes_and_centres(annotation.values.numpy(), len(protocol.regions))
+    drawn = [(i, j) for i, j in pairs if sizes[i] > 0 and sizes[j] > 0]
+    wrong = [i for i, j in drawn if centres[i, 0] > centres[j, 0] + CLOSE_MM]
     return protocol.regions[wrong[0]].name if 2 * len(wrong) > len(drawn) else None
 
 

@@ -11,6 +11,7 @@ from bidsseg.image.grid import brain_frame
 from bidsseg.image.pose import Reference
 from bidsseg.labels import Protocol, Relation, load_relation
 from bidsseg.learning.cases import VENTRICLES, Annotation, Case, ListedCase
+from bidsseg.learning.region_centres import sizes_and_centres
 
 FEWEST = 8
 """Fewest regions that an annotation must define to be used."""
@@ -48,14 +49,10 @@ def measured(case: Case, annotation: Annotation, head: Protocol) -> tuple[np.nda
     if relation is None or known is None or known.sum() < FEWEST:
         return None
     region = np.where(relation.allowed.sum(1) == 1, relation.allowed.argmax(1), 0)[annotation.values.numpy()]
-    places, regions = np.argwhere(region), region[region > 0]
-    volumes = np.bincount(regions, minlength=len(known)).astype(float)
-    sums = [np.bincount(regions, weights=places[:, axis], minlength=len(known)) for axis in range(3)]
-    with np.errstate(invalid="ignore"):
-        centres = np.stack(sums, 1) / volumes[:, None] - brain_frame(case.brain)[0]
+    volumes, centres = sizes_and_centres(region, len(known))
     absent = ~known | (volumes == 0)
     centres[absent], volumes[absent] = np.nan, np.nan
-    return centres, volumes
+    return centres - brain_frame(case.brain)[0], volumes
 
 
 def whole_regions(relation: Relation) -> np.ndarray:

@@ -24,7 +24,7 @@ from bidsseg.learning.augment import (
     sample_labels,
     uniform,
 )
-from bidsseg.learning.region_places import Places, region_places
+from bidsseg.learning.region_centres import Centres, region_centres
 from bidsseg.learning.synthesis import CONTRASTS, noise_around, strip, synthesise_each
 from bidsseg.schema import NonNegativeInt, PositiveInt, Share, ShareBelowOne, one_of
 
@@ -58,8 +58,8 @@ class ListedCase(ABC):
 
     @property
     @abstractmethod
-    def places(self) -> Sequence[Places]:
-        """The places of the regions of each of its annotations."""
+    def centres(self) -> Sequence[Centres]:
+        """Sizes and centres of the regions of each of its annotations."""
 
     @property
     @abstractmethod
@@ -112,8 +112,8 @@ class Case(ListedCase):
         return [annotation.protocol for annotation in self.annotations]
 
     @property
-    def places(self) -> Sequence[Places]:
-        return [region_places(each.values, len(each.protocol.regions), self.brain) for each in self.annotations]
+    def centres(self) -> Sequence[Centres]:
+        return [region_centres(each.values, len(each.protocol.regions), self.brain) for each in self.annotations]
 
     @property
     def has_image(self) -> bool:

@@ -10,7 +10,7 @@ from bidsseg.labels.protocol import is_shipped
 from bidsseg.learning.case_reading import LEARNING_MM
 from bidsseg.learning.cases import ListedCase
 from bidsseg.learning.recipe import Recipe
-from bidsseg.learning.region_places import Places, hidden_pairs, undrawn
+from bidsseg.learning.region_centres import Centres, hidden_pairs, undrawn
 from bidsseg.models.card import find_card
 from bidsseg.networks.network import Network
 from bidsseg.networks.segnet.staged import StagedSegNet
@@ -59,23 +59,23 @@ def check_drawn(recipe: Recipe, cases: Iterable[ListedCase], report: Report) -> 
     UsageError if samples are mirrored, but two regions lie left and right whose names are on no side.
     """
     protocols: dict[str, Protocol] = {}
-    places: dict[str, list[Places]] = {}
+    centres: dict[str, list[Centres]] = {}
     for case in cases:
-        for protocol, of_map in zip(case.protocols, case.places, strict=True):
+        for protocol, of_map in zip(case.protocols, case.centres, strict=True):
             if not is_shipped(protocol):
                 protocols[protocol.name] = protocol
-                places.setdefault(protocol.name, []).append(of_map)
+                centres.setdefault(protocol.name, []).append(of_map)
     for name, protocol in protocols.items():
-        if recipe.mirrors and (pair := next(hidden_pairs(protocol, places[name]), None)):
+        if recipe.mirrors and (pair := next(hidden_pairs(protocol, centres[name]), None)):
             raise UsageError(
                 f"protocol {name}: '{pair[0]}' is on the left and '{pair[1]}' on the right in all label maps, but not "
                 "by their names, so samples cannot be mirrored: write their sides (L, R) in the column hemi and the "
                 "index of each other in the column partner of the table, or write flip = 0.0 under [spatial] and "
                 "mirror = false in the recipe"
             )
-        if lacking := undrawn(protocol, places[name]):
-            names = listed([protocol.regions[place].name for place in lacking], 3)
-            others = {protocol.sides[place] for place in lacking} - {*lacking, None}
+        if lacking := undrawn(protocol, centres[name]):
+            names = listed([protocol.regions[row].name for row in lacking], 3)
+            others = {protocol.sides[row] for row in lacking} - {*lacking, None}
             hint = ": if the label maps show one side alone, write flip = 0.0 under [spatial] and mirror = false"
             report.warn(f"protocol {name}: no label map has {names}{hint if recipe.mirrors and others else ''}")
 
@@ -91,7 +91,8 @@ def check_recipe(recipe: Recipe, network: Network) -> None:
             find_card(recipe.locator)
         except InputMissing as error:
             raise DataError(f"recipe {recipe.name}: locator: {error}") from error
-    if network.positioned is not None and {recipe.sampling.whole_head, not recipe.locator} != {not network.positioned}:
+    positioned, located = network.positioned, bool(recipe.locator)
+    if positioned is not None and not (positioned == located == (not recipe.sampling.whole_head)):
         raise DataError(
             f"recipe {recipe.name}: coordinates = 3 requires a locator and whole_head = false under [sampling], "
             "coordinates = 0 requires whole_head = true and no locator"

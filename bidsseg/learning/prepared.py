@@ -29,7 +29,7 @@ from bidsseg.labels import Protocol, load_protocol
 from bidsseg.learning.case_reading import LEARNING_MM, LOCATOR, Reading, Source, read_source
 from bidsseg.learning.cases import Annotation, Case, ListedCase
 from bidsseg.learning.processes import Processes
-from bidsseg.learning.region_places import Places
+from bidsseg.learning.region_centres import Centres
 from bidsseg.learning.store import Content, Store
 from bidsseg.models.card import find_card
 from bidsseg.registration.label_files import Remarks
@@ -79,8 +79,8 @@ class StoredCase(ListedCase):
         return self.annotated
 
     @property
-    def places(self) -> Sequence[Places]:
-        return list(self.about["places"])
+    def centres(self) -> Sequence[Centres]:
+        return list(self.about["centres"])
 
     @property
     def has_image(self) -> bool:
@@ -104,7 +104,7 @@ def content_of(reading: Reading) -> Content:
     arrays |= {f"map-{i}": annotation.values for i, annotation in enumerate(case.annotations)}
     about = {
         "protocols": [protocol.name for protocol in case.protocols],
-        "places": case.places,
+        "centres": case.centres,
         "has_image": case.has_image,
         "size": case.size,
         "details": reading.details,
@@ -278,8 +278,8 @@ def check_not_empty(cases: Sequence[StoredCase]) -> None:
     """Raise DataError if all label maps of a protocol are empty."""
     drawn: dict[str, bool] = {}
     for case in cases:
-        for protocol, places in zip(case.protocols, case.places, strict=True):
-            drawn[protocol.name] = drawn.get(protocol.name, False) or any(voxels for voxels, *_ in places)
+        for protocol, centres in zip(case.protocols, case.centres, strict=True):
+            drawn[protocol.name] = drawn.get(protocol.name, False) or any(voxels for voxels, *_ in centres)
     empty = [name for name, has_labels in drawn.items() if not has_labels]
     if empty:
         raise DataError(f"all label maps of {empty[0]} are empty: every voxel is background")

@@ -68,16 +68,11 @@ def test_sessions_have_their_own_rows(bids: Path, output: Path) -> None:
     assert cells == [("40", "2020-01-01", "40"), ("40", "2021-02-01", "41"), ("40", "n/a", "n/a")]
 
 
-def test_participants_with_a_row_for_each_session(bids: Path, output: Path) -> None:
-    (bids / "participants.tsv").write_text("participant_id\tsession_id\tscore\nsub-01\tses-1\t5\nsub-01\tses-2\t7\n")
-    for session in ("1", "2"):
-        add_result(output, {"subject": "01", "session": session})
-    run_group(bids, output)
-    assert [row["score"] for row in table(output)] == ["5", "7"]
-
-
-def test_a_row_of_no_session_is_that_of_all_sessions(bids: Path, output: Path) -> None:
-    (bids / "participants.tsv").write_text("participant_id\tsession_id\tscore\nsub-01\tn/a\t5\nsub-01\tses-2\t7\n")
+@pytest.mark.parametrize("first", ["ses-1", "n/a"])
+def test_participants_with_a_row_for_each_session(first: str, bids: Path, output: Path) -> None:
+    """A row of no session is that of all sessions without a row."""
+    rows = ["participant_id\tsession_id\tscore", f"sub-01\t{first}\t5", "sub-01\tses-2\t7\n"]
+    (bids / "participants.tsv").write_text("\n".join(rows))
     for session in ("1", "2"):
         add_result(output, {"subject": "01", "session": session})
     run_group(bids, output)
