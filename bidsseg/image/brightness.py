@@ -15,6 +15,10 @@ SAMPLE = 60_000
 """Number of brain voxels that is enough to estimate a percentile."""
 CONSTANT = 1 / 3
 """Smallest share of the faces of an image that a constant background covers."""
+PLATEAU = 10
+"""How many times as many voxels as the next value a second, darker background has."""
+SMALLEST_PLATEAU = 1e-3
+"""Smallest share of the voxels that are no background, of a second one."""
 BRAIN_ALONE = 1.5
 """Volume that an image of the brain alone shows at most, in volumes of the brain."""
 RIPPLE = 0.02
@@ -41,6 +45,21 @@ def _constant(faces: np.ndarray) -> float | None:
     """Return the value that most faces of an image have; None if it varies there."""
     values, counts = np.unique(faces, return_counts=True)
     return float(values[counts.argmax()]) if counts.max() >= CONSTANT * len(faces) else None
+
+
+def _second_background(values: np.ndarray) -> np.float32 | None:
+    """Return the lowest of the values (V,) outside of the background if it is a background too: far more frequent.
+
+    Skull-stripping, then padding or another mask, leave two of them.
+    """
+    if not values.size:
+        return None
+    lowest = values.min()
+    others = values[values != lowest]
+    count = values.size - others.size
+    if count < SMALLEST_PLATEAU * values.size or not others.size:
+        return None
+    return lowest if count >= PLATEAU * np.count_nonzero(others == others.min()) else None
 
 
 def shows_brain_alone(data: np.ndarray, brain: np.ndarray) -> bool:
@@ -78,6 +97,10 @@ def rescaled(volume: Volume) -> Volume:
     constant = background(data)
     surrounding = None if constant is None else data == np.float32(constant)
     values = data.ravel() if surrounding is None else data[~surrounding]
+    second = None if surrounding is None else _second_background(values)
+    if surrounding is not None and second is not None:
+        surrounding |= data == second
+        values = values[values != second]
     values = values[:: max(1, values.size // SAMPLE)]
     low, high = np.quantile(values, [0.001, 0.999]).astype(float) if values.size else (0.0, 1.0)
     scaled = (data - np.float32(low)) * np.float32(1 / (high - low) if high > low else 0)

@@ -58,6 +58,24 @@ def test_a_constant_background_of_any_value_is_nothing(value: float | str) -> No
     assert (found[brain & same] > 0).all()
 
 
+@pytest.mark.parametrize("value", [-1024.0, "brightest"])
+def test_a_second_background_is_nothing_either(value: float | str) -> None:
+    """As when a skull-stripped scan is padded, or masked again with a larger mask."""
+    data = stripped()
+    inner = np.pad(data[4:-4, 4:-4, 4:-4], 4, constant_values=data.max() if value == "brightest" else value)
+    assert (inner == 0).any() and background(inner) != 0
+    expected = scaled(np.where(inner == background(inner), 0, inner))
+    same = inner != data.max()
+    assert scaled(inner)[same] == pytest.approx(expected[same], abs=1e-4)
+
+
+def test_the_darkest_tissue_is_no_background() -> None:
+    """Integers begin with a value that some voxels have."""
+    assert (scaled(stripped())[stripped() > 0] > 0).all()
+    whole = np.where(noisy() < 3, 0, noisy())
+    assert ((scaled(whole) > 0) == (whole > 0)).all()
+
+
 def test_normalised_scans_are_as_others() -> None:
     data = stripped()
     brain = data > 0
