@@ -3,9 +3,10 @@
     python benchmarks/robustness.py T1W... [--model NAME] [--copies NAME ...] [--table TSV] [run.py options]
 
 The script creates copies of each scan with other units, another background, another field of view or pose, fewer grey
-levels, noise around the head, or shading. It runs ``participant`` on all of them, resamples the label maps to the grid
-of the scan, and prints the mean Dice over regions of each protocol, averaged over scans, with the lowest quality and
-the findings. Copies of a skull-stripped scan are compared with the scan stripped with its own brain mask.
+levels, noise around the head, shading, or larger voxels. It runs ``participant`` on all of them, resamples the label
+maps to the grid of the scan, and prints the mean Dice over regions of each protocol, averaged over scans, with the
+lowest quality and the findings. Copies of a skull-stripped scan are compared with the scan stripped with its own brain
+mask.
 """
 
 from __future__ import annotations
@@ -96,19 +97,19 @@ def measure(
             quality, findings = quality_and_findings(folder, name)
             rows.append({**row, "quality": quality, "findings": findings})
             print(f"{number} {name} {protocol} {dice:.3f} {quality:.3f} {findings}", file=sys.stderr, flush=True)
-    turned_copies = {name: copy for name, copy in copies.items() if name in TURNED}
-    if turned_copies:
+    resampled = {name: copy for name, copy in copies.items() if name in RESAMPLED}
+    if resampled:
         probabilities = segment({"T1w": volume}, load_model(model), want_probabilities=True).probabilities
         protocol, head = min(probabilities.items(), key=lambda item: item[1].table.shape[1])
         maps = [each.astype(np.float32) for each in head.maps()]
-        for name, copy in turned_copies.items():
+        for name, copy in resampled.items():
             row = {"scan": f"{number} {path.name}", "copy": f"{name}, at best", "protocol": protocol}
             rows.append({**row, "dice": ceiling(maps, scan, copy), "quality": float("nan"), "findings": ""})
     return rows
 
 
 def ceiling(maps: list[np.ndarray], scan: nib.Nifti1Image, copy: Copy) -> float:
-    """Return the highest possible Dice on a rotated grid, which nearest-neighbour resampling limits.
+    """Return the highest possible Dice on another grid, which nearest-neighbour resampling limits.
 
     The probabilities (X, Y, Z) of the regions of a scan are interpolated on the grid of the copy, and the most probable
     labels are resampled to the scan.
@@ -272,6 +273,29 @@ def turned(axis: tuple[float, ...], angle: float, *, straight: bool = False) -> 
     return make
 
 
+def coarse(*sizes_mm: float) -> Callable[[nib.Nifti1Image, np.ndarray], Copy]:
+    """Return a function that creates copies with larger voxels, each the mean of what it covers.
+
+    Args:
+        sizes_mm: of the voxels along the axes of RAS; a voxel that is larger already stays as it is.
+    """
+
+    def make(scan: nib.Nifti1Image, mask: np.ndarray) -> Copy:
+        data, affine = scan.get_fdata(), scan.affine.copy()
+        for axis, wanted in enumerate(sizes_mm):
+            along = voxel_axis(scan, axis)
+            ratio = max(1.0, wanted / nib.affines.voxel_sizes(scan.affine)[along])
+            starts = ratio * np.arange(int(data.shape[along] / ratio))[:, None]
+            before = np.arange(data.shape[along])[None]
+            shares = np.clip(np.minimum(starts + ratio, before + 1) - np.maximum(starts, before), 0, None) / ratio
+            data = np.moveaxis(np.tensordot(shares, data, (1, along)), 0, along)
+            affine[:3, 3] += affine[:3, along] * (ratio - 1) / 2
+            affine[:3, along] *= ratio
+        return Copy(nib.Nifti1Image(data.astype(np.float32), affine), affine)
+
+    return make
+
+
 def cut(axis: int, side: int, place: Callable[[np.ndarray], float]) -> Callable[[nib.Nifti1Image, np.ndarray], Copy]:
     """Return a function that creates copies cut off above (1) or below (-1) a position along an RAS axis."""
 
@@ -335,6 +359,9 @@ COPIES: dict[str, Callable[[nib.Nifti1Image, np.ndarray], Copy]] = {
     "shading": shaded,
     "one hemisphere": cut(0, 1, middle),
     "cerebellum cut": cut(2, -1, low_third),
+    "voxels of 1.5 mm": coarse(1.5, 1.5, 1.5),
+    "slices of 3 mm": coarse(1, 1, 3),
+    "slices of 5 mm": coarse(1, 1, 5),
     "grid turned 20": turned(OBLIQUE, 20),
     "grid turned 30": turned(OBLIQUE, 30),
     "grid turned 45": turned(OBLIQUE, 45),
@@ -342,7 +369,16 @@ COPIES: dict[str, Callable[[nib.Nifti1Image, np.ndarray], Copy]] = {
     "tilt 20": turned(TILT, 20, straight=True),
     "turned there and back": twice,
 }
-TURNED = ("grid turned 20", "grid turned 30", "grid turned 45", "nod 20", "tilt 20")
+RESAMPLED = (
+    "voxels of 1.5 mm",
+    "slices of 3 mm",
+    "slices of 5 mm",
+    "grid turned 20",
+    "grid turned 30",
+    "grid turned 45",
+    "nod 20",
+    "tilt 20",
+)
 """Copies whose labels are resampled to another grid."""
 
 

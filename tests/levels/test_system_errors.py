@@ -47,12 +47,13 @@ def test_system_errors_have_exit_codes() -> None:
 
 
 def test_an_unforeseen_error_of_the_system_is_no_internal_error(
-    app: App, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    app: App, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO), "/data/x")
 
     with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path))  # the report of the crash: there is no output folder yet
         patch.setattr("bidsseg.levels.participant.write_root", fail)
         assert app() == 74
     err = capsys.readouterr().err
