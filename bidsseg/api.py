@@ -223,7 +223,7 @@ def _segment(
         raise UsageError(NO_T1W.format(name))
     machine = find_machine(device, precision, memory_mb)
     if memory_mb is not None:
-        require_room(machine, model)
+        require_room(machine, model, memory_mb)
     images = read_aligned(sources)
     t1w = images.volumes["T1w"]
     mask = None if given is None else _mask(given, images)

@@ -79,12 +79,15 @@ def prepare(settings: Settings, sha256: str) -> tuple[Machine, Model]:
     return choose_machine(settings), load_model(settings.model)
 
 
-def require_room(machine: Machine, model: Model) -> None:
-    """Raise UsageError if a typical scan cannot be segmented on this machine within the user's limit."""
+def require_room(machine: Machine, model: Model, limit_mb: int) -> None:
+    """Raise UsageError if a typical scan cannot be segmented on this machine within the user's limit (MB).
+
+    The free memory may be smaller for a while, which only the scans of that time must wait for.
+    """
     from bidsseg.segmentation.memory_needed import require_memory
 
     if machine.device == "cpu":
-        require_memory(model, machine.memory_mb, machine.number_bytes)
+        require_memory(model, limit_mb, machine.number_bytes)
 
 
 def segment_images(
@@ -185,7 +188,7 @@ class Pipeline:
             with self.turn:
                 machine, model = self.prepare(asked, jobs[0].card.sha256)
             if asked.memory_mb is not None:
-                require_room(machine, model)
+                require_room(machine, model, asked.memory_mb)
             self.machine = asdict(machine)
             if warning := emulation(machine):
                 asked.report.warn(warning)

@@ -61,8 +61,8 @@ def left_for_network(model: Model, memory_mb: int, voxels: int, *, number_bytes:
     if strict and memory_mb < held + least:
         needed = gigabytes(held + least)
         raise MemoryTooSmall(
-            f"cannot be done in {gigabytes(memory_mb)}: a scan of {voxels / 1e6:.0f} million voxels needs {needed}; "
-            "give --mem that much"
+            f"cannot be done in {gigabytes(memory_mb)}: a scan of {voxels / 1e6:.0f} million voxels needs {needed}: "
+            "so much must be free, and the limit (--mem) must allow it"
         )
     return max(memory_mb - held, least)
 

@@ -133,19 +133,27 @@ class Task:
         return self.outcome
 
 
-@pytest.mark.parametrize("words", [[], ["--mem", "5000", "--stop-on-first-crash"]])
-def test_a_scan_too_large_for_a_process_is_segmented_alone(
-    words: list[str], app: App, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the tasks of all processes of this machine in this one, which has memory for two."""
+
     @contextmanager
-    def in_this_process(settings: Settings, workers: Workers) -> Iterator[tuple[Any, Settings]]:
+    def start(settings: Settings, workers: Workers) -> Iterator[tuple[Any, Settings]]:
         client = SimpleNamespace(submit=lambda *given, pure: Task(*given), dashboard_link="")
         yield client, replace(settings, report=Report(), memory_mb=workers.memory_mb)
 
     monkeypatch.setenv("FAKE_MODEL_MEMORY_MB", "5000")
-    monkeypatch.setattr(spreading, "on_this_machine", in_this_process)
+    monkeypatch.setattr(spreading, "on_this_machine", start)
+    monkeypatch.setattr(spreading, "PREPARED", {})
     monkeypatch.setattr("dask.distributed.as_completed", list)
     monkeypatch.setattr("dask.distributed.get_worker", lambda: SimpleNamespace(name=0))
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize("words", [[], ["--mem", "5000", "--stop-on-first-crash"]])
+def test_a_scan_too_large_for_a_process_is_segmented_alone(
+    words: list[str], app: App, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(memory_needed, "USUAL_VOXELS", math.prod(phantoms.SHAPE))
     monkeypatch.setattr(memory_needed, "VOXEL_BYTES", 15_000)
     path = app.bids / "sub-02/anat/sub-02_T1w.nii.gz"
@@ -155,6 +163,22 @@ def test_a_scan_too_large_for_a_process_is_segmented_alone(
     assert set(app.fates.values()) == {"done"} and app.fake.segmented == 6
     assert not list((app.output / "logs").glob("crash*"))
     assert "more memory than a process has, now one after another: 1" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_scans_wait_if_other_programs_use_the_memory_of_a_process(
+    app: App, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare = spreading.prepared
+
+    def with_little_left(settings: Settings, sha256: str) -> tuple[Machine, Any]:
+        machine, model = prepare(settings, sha256)
+        return replace(machine, memory_mb=900), model
+
+    monkeypatch.setattr(spreading, "prepared", with_little_left)
+    assert app("--n-cpus", "4", "--omp-nthreads", "1") == 0
+    assert set(app.fates.values()) == {"done"}
+    assert "now one after another: 6" in capsys.readouterr().out
 
 
 def test_what_a_worker_that_died_did_not_export_is_exported(app: App, tmp_path: Path) -> None:
