@@ -18,6 +18,9 @@ from bidsseg.settings import Settings
 BF16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
 """CPU flags (x86, then ARM) of the instructions that multiply bfloat16 numbers."""
 
+CUDA_BF16 = 8
+"""First generation (compute capability) of NVIDIA's GPUs with these instructions; AMD's have them."""
+
 ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 """Variables that restrict oneDNN, which computes the convolutions, to the instructions of an older processor."""
 ISA_WITHOUT_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"}
@@ -100,7 +103,7 @@ def find_machine(device: str, precision: str, memory_mb: int | None = None) -> M
         bf16, free = device == "cpu" and cpu_precision() == "bf16", available_memory_mb()
     else:
         device = device if ":" in device else "cuda:0"
-        bf16, free = torch.cuda.is_bf16_supported(), torch.cuda.mem_get_info(device)[0] // 10**6
+        bf16, free = cuda_has_bf16(device), torch.cuda.mem_get_info(device)[0] // 10**6
     if precision == "auto":
         precision = "bf16" if bf16 else "fp32"
     limit = int(free * RESERVE)
@@ -199,6 +202,13 @@ def cuda_count() -> int:
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def cuda_has_bf16(device: str) -> bool:
+    """Return whether a CUDA device has instructions for bfloat16; torch also accepts devices that emulate it."""
+    import torch
+
+    return bool(torch.version.hip) or torch.cuda.get_device_properties(device).major >= CUDA_BF16
 
 
 def keep_freed_memory() -> None:

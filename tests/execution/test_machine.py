@@ -18,6 +18,7 @@ from bidsseg.execution.machine import (
     choose_workers,
     cpu_flags,
     emulation,
+    find_machine,
     peak_memory_mb,
 )
 from bidsseg.levels.train import train_level
@@ -148,9 +149,24 @@ def test_workers_share_what_cuda_devices_there_are(
     monkeypatch.setattr("torch.set_num_threads", lambda threads: None)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: devices)
-    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: SimpleNamespace(major=8))
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (25_001 / this_machine.RESERVE * 1e6, 0))
     assert choose_workers(settings(device=device), scans, lambda machine: 8000) == workers
+
+
+@pytest.mark.parametrize(("device", "precision"), [("auto", "fp32"), ("cuda:1", "bf16")])
+def test_a_cuda_device_that_only_emulates_bfloat16_computes_with_float32(
+    device: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch accepts bfloat16 on the first device, a Turing, and multiplies other numbers for it."""
+    generation = {"cuda:0": 7, "cuda:1": 8}
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **asked: True)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda name: SimpleNamespace(major=generation[name]))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda name: (10**10, 10**10))
+    assert find_machine(device, "auto").precision == precision
+    assert find_machine(device, "bf16").precision == "bf16"
 
 
 def test_flags_are_read_on_linux() -> None:
