@@ -18,7 +18,7 @@ from bidsseg.image.guard import Finding
 from bidsseg.image.matching import matched, mean_of, ties
 from bidsseg.image.nifti import read_image
 from bidsseg.image.volume import Volume
-from bidsseg.registration.align import Images, about, align
+from bidsseg.registration.align import Images, about, about_motion, align
 from bidsseg.registration.halfway import HalfwaySpace, halfway_space
 from bidsseg.registration.label_files import nearest
 
@@ -169,7 +169,9 @@ def _read(scan: Scan, model: Model, engine: Engine) -> _Session:
             raise DataError(f"{sources[suffix]}: {error}") from error
         session.motions[suffix] = np.eye(4) if motion is None else motion.matrix
         if motion is not None:
-            session.notes.append(f"{suffix} {motion} to match the {next(iter(read))}")
+            note, findings = about_motion(suffix, motion, next(iter(read)))
+            session.notes.append(note)
+            session.findings += findings
     session.brain = located_brain(aligned, model, engine)
     return session
 

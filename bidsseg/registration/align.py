@@ -72,6 +72,13 @@ def about(suffix: str, findings: Iterable[Finding]) -> list[Finding]:
     return [Finding(finding.code, f"{suffix}: {finding.message}") for finding in findings]
 
 
+def about_motion(suffix: str, motion: Motion, first: str) -> tuple[str, list[Finding]]:
+    """Return a note on the motion of an image to match the first, and a finding if it is unusual."""
+    note = f"{suffix} {motion} to match the {first}"
+    far = Finding("MOVED_FAR", f"{note}: check that both are of the same session.")
+    return note, [far] if motion.far else []
+
+
 def read_aligned(sources: Mapping[str, Source]) -> Images:
     """Read the images of one scan, by suffix, and resample all to the grid of the first.
 
@@ -91,10 +98,9 @@ def read_aligned(sources: Mapping[str, Source]) -> Images:
             raise DataError(f"{name_of(sources[suffix])}: {error}") from error
         if motion is not None:
             images.motions[suffix] = motion
-            note = f"{suffix} {motion} to match the {first}"
+            note, findings = about_motion(suffix, motion, first)
             images.notes.append(note)
-            if motion.far:
-                images.findings.append(Finding("MOVED_FAR", f"{note}: check that both are of the same session."))
+            images.findings.extend(findings)
     return images
 
 

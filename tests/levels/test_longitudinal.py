@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 import SimpleITK as sitk
 from browser import CONTRAST, needs_chromium, seen
 from fake_model import make_app
-from moved_heads import motion
+from moved_heads import FIXED, FLAIR, T1W, blobs, motion
 from nibabel.affines import apply_affine, from_matvec
 from nifti import load_nifti
 from recording_console import RecordingConsole
@@ -30,6 +31,7 @@ from bidsseg.derivative.on_request import earlier_outputs
 from bidsseg.derivative.results import find_native_maps
 from bidsseg.errors import BidssegError, InvalidInputDataset, NothingSelected, OutputNotWritable, UsageError
 from bidsseg.evaluation.agreement import dice
+from bidsseg.execution import series
 from bidsseg.image.nifti import read_image
 from bidsseg.image.volume import Volume
 from bidsseg.levels.longitudinal import longitudinal_level
@@ -38,6 +40,7 @@ from bidsseg.models.library import load_model
 from bidsseg.registration import linear
 from bidsseg.registration.align import Motion
 from bidsseg.registration.linear import motion_of
+from bidsseg.segmentation.engine import Engine
 from bidsseg.segmentation.predict import segment
 from bidsseg.settings import Settings
 
@@ -413,6 +416,22 @@ def test_a_real_scan_and_its_moved_copy(testdata: Path, tmp_path: Path) -> None:
         stem = tmp_path / f"out/sub-01/ses-{label}/anat/sub-01_ses-{label}_"
         native = Path(f"{stem}space-orig_seg-FreeSurfer_desc-locatorlongitudinal_dseg.nii.gz")
         assert overlap(native, Path(f"{stem}seg-FreeSurfer_desc-locator_dseg.nii.gz")) > 0.8, "a voxel beside: .72"
+
+
+@pytest.mark.usefixtures("roughly")
+@pytest.mark.parametrize("distance_mm", [10.0, 40.0])
+def test_a_flair_that_was_moved_far_is_a_finding(
+    distance_mm: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bidsseg.segmentation.together.located_brain", lambda images, model, engine: np.ones(1, bool))
+    t1w = phantoms.save(tmp_path / "sub-01_T1w.nii.gz", blobs(FIXED, shape := (48, 56, 48), T1W).data, FIXED)
+    other = phantoms.save(
+        tmp_path / "sub-01_FLAIR.nii.gz", blobs(FIXED, shape, FLAIR).data, motion(distance_mm, 0) @ FIXED
+    )
+    model: Any = SimpleNamespace(card=SimpleNamespace(inputs=("T1w", "FLAIR")))
+    session = series._read(Scan({"subject": "01"}, t1w, other), model, Engine())
+    assert ("MOVED_FAR" in {finding.code for finding in session.findings}) == (distance_mm > 20)
+    assert len(session.notes) == 1
 
 
 # -- lesions -----------------------------------------------------------------------------------------------------------
