@@ -207,8 +207,8 @@ def _settings(given: argparse.Namespace, words: Sequence[str]) -> Settings:
     values = _values(given, words)
     if "filters" in values:
         values["filters"] = _filters(values["filters"])
-    if values.get("dask_scheduler") and values.get("executor", Settings.executor) == Settings.executor:
-        values["executor"] = "dask"
+    if "dask_scheduler" in values and values.setdefault("executor", "dask") != "dask":
+        raise UsageError("--dask-scheduler is the address of a Dask cluster: leave --executor out, or give dask")
     for name in ("corrections", "lesions"):
         if where := values.get(name):
             values[name] = arguments.derivative(where, given.derivatives, bids_dir, flag=f"--{name}")

@@ -218,6 +218,7 @@ def test_processes_of_one_machine_end_with_their_run(whom: str, app: App) -> Non
     ("words", "code", "message"),
     [
         (["--executor", "dask"], 64, "give the address of its scheduler with --dask-scheduler"),
+        (["--executor", "slurm", "--dask-scheduler", "tcp://node1:8786"], 64, "leave --executor out, or give dask"),
         (["--cluster-config", "{tmp}/cluster.toml"], 64, "give --executor slurm or pbs or sge or lsf"),
         (["--executor", "slurm", "--cluster-config", "/nowhere.toml"], 66, "/nowhere.toml"),
         (["--executor", "slurm", "--cluster-config", "{tmp}/wrong.toml"], 64, "is not TOML"),
