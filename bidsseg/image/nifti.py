@@ -97,7 +97,7 @@ def read_image(source: Source) -> tuple[Volume, list[Finding]]:
         data = np.asarray(stored, dtype=np.float32)
         shape, more = check_shape(data.shape)
         affine, remarks = check_space(header, shape)
-        data = data.reshape(shape, order="F")
+        data = np.require(data.reshape(shape, order="F"), requirements="W")  # nibabel may map a file for reading alone
         findings += more + remarks + clean_intensities(data)
         return Volume(data, affine, header), findings
 

@@ -127,6 +127,15 @@ def test_an_array_of_the_user_is_not_changed() -> None:
     assert np.allclose(read_image(image)[0].affine, image.affine)
 
 
+def test_an_image_that_nibabel_maps_for_reading_alone(tmp_path: Path) -> None:
+    data = phantoms.noisy_head(GRID)
+    data[0, 0, 0] = np.nan
+    path = phantoms.save(tmp_path / "a.nii", data, GRID)
+    volume, (finding,) = read_image(nib.load(path, mmap="r"))  # type: ignore[arg-type]
+    assert finding.code == "NAN_VALUES"
+    assert np.array_equal(volume.data, np.nan_to_num(data))
+
+
 def test_images_in_memory_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^image: .*REAL_4D"):
         read_image(nib.Nifti1Image(np.zeros((20, 20, 20, 2), np.float32), GRID))
