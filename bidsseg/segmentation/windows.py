@@ -38,8 +38,10 @@ def features_of(
     for number, (device, window) in enumerate(attempts):
         if any(w < s for w, s in zip(window, image.shape[2:], strict=True)):
             notes.append(f"predicted in windows of {'x'.join(map(str, window))} voxels on {device} to save memory")
+        # A processor that takes over from a GPU may only emulate the GPU's precision, which is very slow.
+        dtype = engine.dtype if device == engine.device else torch.float32
         try:
-            rows = in_windows(network, image, position, cells=cells, window=window, device=device, dtype=engine.dtype)
+            rows = in_windows(network, image, position, cells=cells, window=window, device=device, dtype=dtype)
             return Features.of_cells(network, rows, cells)
         except (MemoryError, RuntimeError) as error:
             if not lacks_memory(error) or number == len(attempts) - 1:

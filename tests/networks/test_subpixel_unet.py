@@ -344,6 +344,23 @@ def test_out_of_memory_falls_back_to_windows_with_a_note(error: Exception, monke
     assert notes == ["out of memory on cpu", "predicted in windows of 64x64x16 voxels on cpu to save memory"]
 
 
+def test_without_memory_on_a_gpu_the_processor_computes_with_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may only emulate the bfloat16 of the GPU."""
+    notes, tried = list[str](), []
+
+    def attempt(*given: Any, **named: Any) -> Tensor:
+        tried.append((named["device"], named["dtype"]))
+        if named["device"] != "cpu":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return in_windows(*given, **named)
+
+    monkeypatch.setattr(windows, "in_windows", attempt)
+    image, position = scan()
+    features_of(network(), image, position, wanted=None, engine=Engine("cuda:0", "bf16"), notes=notes)
+    assert tried == [*[("cuda:0", torch.bfloat16)] * 2, ("cpu", torch.float32)]
+    assert notes == ["out of memory on cuda:0"] * 2
+
+
 def test_other_errors_are_not_taken_for_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def attempt(*_: object, **__: object) -> Tensor:
         raise RuntimeError("expected 9 channels")
