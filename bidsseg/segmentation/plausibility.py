@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bidsseg.image.guard import Finding, is_cut
-from bidsseg.labels import Protocol
+from bidsseg.labels import Protocol, covers_brain
+from bidsseg.models.card import BRAIN
 from bidsseg.segmentation.result import Segmentation
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def implausible_findings(
     if is_cut(result.findings):
         return
     brain_cm3 = float(result.brain.sum()) * voxel_mm3 / 1000
-    if not BRAIN_CM3[0] <= brain_cm3 <= BRAIN_CM3[1]:
+    if has_brain(model) and not BRAIN_CM3[0] <= brain_cm3 <= BRAIN_CM3[1]:
         yield Finding("BRAIN_VOLUME_UNUSUAL", f"The brain volume of {brain_cm3:.0f} ml is unusual: check the mask.")
     for name, volumes in result.soft_mm3.items():
         yield from _unusual_shares(volumes, protocols[name])
@@ -56,6 +57,11 @@ def implausible_findings(
             f"The volumes of left and right regions differ by {most:.0%} ({name}): check whether a side is missing, "
             "or a lesion is labelled as healthy tissue.",
         )
+
+
+def has_brain(model: Model) -> bool:
+    """Return whether the mask of a model is a brain, and not some regions of it, see ``heads.brain_of_labels``."""
+    return BRAIN in model.heads or model.locator is not None or any(map(covers_brain, model.heads.values()))
 
 
 def _unusual_shares(volumes_mm3: Sequence[float] | np.ndarray, protocol: Protocol) -> Iterator[Finding]:

@@ -1,6 +1,7 @@
 """Findings for results that no living brain has."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,6 +40,16 @@ def test_a_usual_brain_is_not_doubted() -> None:
 @pytest.mark.parametrize("brain_cm3", [300, 3000])
 def test_a_brain_of_an_unusual_volume(brain_cm3: float) -> None:
     assert codes(result(brain_cm3)) == ["BRAIN_VOLUME_UNUSUAL"]
+
+
+def test_regions_that_are_no_brain_have_no_usual_volume(tmp_path: Path) -> None:
+    """Without a locator, the mask of such a model has these regions alone."""
+    (tmp_path / "seg-Two_dseg.tsv").write_text("index\tname\n0\tBackground\n1\tLeft one\n2\tRight one\n")
+    alone = Model(replace(CARD, heads=("Two",), folder=tmp_path), Network())
+    found = replace(result(8), soft_mm3={"Two": np.array([0.0, 4000.0, 4000.0])})
+    assert list(implausible_findings(found, alone, 1000.0)) == []
+    (finding,) = implausible_findings(found, replace(alone, locator=MODEL), 1000.0)
+    assert finding.code == "BRAIN_VOLUME_UNUSUAL"
 
 
 @pytest.mark.parametrize("tissue", [(0, 100, 1200, 100), (0, 1200, 100, 100)])
