@@ -22,6 +22,8 @@ GAP = 14
 def difference_picture(found: Volume, reference: Volume, image: Volume | None) -> bytes:
     """Return a PNG of an axial, a coronal and a sagittal slice, each with the most differing voxels of its plane.
 
+    If the maps are equal, each has the most labelled voxels.
+
     Args:
         found, reference: label maps on one grid.
         image: intensities on the same grid; None for a black background.
@@ -33,9 +35,10 @@ def difference_picture(found: Volume, reference: Volume, image: Volume | None) -
     bounds = labelled_bounds([one, other], one.shape)
     window = grey_window(ground, bounds)
     differ = one != other
+    weight = differ if differ.any() else one > 0
     pictures = []
     for plane in PLANES:
-        counts = differ.sum(plane[1:])
+        counts = weight.sum(plane[1:])
         row = Row.make(
             plane, one.shape, spacing, bounds=bounds, positions=[int(counts.argmax())], pixels_per_mm=PIXELS_PER_MM
         )

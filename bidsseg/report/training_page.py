@@ -62,13 +62,14 @@ class Pictures:
 
     def add(self, compared: Compared) -> None:
         """Draw a scan, if its Dice is among the lowest so far."""
-        others = sorted(picture.mean_dice for picture in self.kept if picture.head == compared.head)
+        others = [picture for picture in self.kept if picture.head == compared.head]
         if not np.isfinite(compared.mean_dice):
             return
         if len(others) >= PICTURED:
-            if compared.mean_dice >= others[PICTURED - 1]:
+            best = max(others, key=lambda picture: picture.mean_dice)
+            if compared.mean_dice >= best.mean_dice:
                 return
-            self.kept = [each for each in self.kept if each.head != compared.head or each.mean_dice < others[-1]]
+            self.kept.remove(best)
         found, truth = (Volume(labels, compared.image.affine) for labels in (compared.found, compared.truth))
         png = difference.difference_picture(found, truth, compared.image)
         address = f"data:image/png;base64,{base64.b64encode(png).decode()}"

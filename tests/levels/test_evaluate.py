@@ -412,6 +412,14 @@ def test_the_picture_shows_the_slice_that_differs_most(tmp_path: Path) -> None:
     assert count(REFERENCE) == 0
 
 
+def test_the_picture_of_equal_maps_shows_them() -> None:
+    labels = np.zeros((40, 40, 40), np.uint8)
+    labels[10:30, 10:30, 10:30] = 1
+    png = difference_picture(Volume(labels, np.eye(4)), Volume(labels, np.eye(4)), None)
+    pixels = np.asarray(Image.open(BytesIO(png)).convert("RGB")).astype(int)
+    assert (np.abs(pixels - np.array(BOTH)).max(2) < 12).sum() > 3 * 3 * 20 * 2.5, "the edges in all planes"
+
+
 STEPS = """
   const table = document.getElementById("regions"), field = document.querySelector("input[data-table=regions]");
   const names = () => [...table.tBodies[0].rows].filter((row) => !row.hidden).map((row) => row.cells[0].textContent);
