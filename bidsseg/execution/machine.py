@@ -7,7 +7,7 @@ import os
 import resource
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,9 @@ ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 """Variables that restrict oneDNN, which computes the convolutions, to the instructions of an older processor."""
 ISA_WITHOUT_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"}
 """Values of these variables without instructions for bfloat16."""
+
+OWN_GROUP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+"""File with the name of this process's control group, and folder of all groups."""
 
 RESERVE = 0.9
 """Share of the free memory that a run may use; the rest is a reserve."""
@@ -242,9 +245,10 @@ def release_freed_memory() -> None:
 def available_cpus() -> int:
     """Return the number of CPUs for this process, from its affinity and the quota of its container."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup("cpu.max").split()
-    if len(quota) == 2 and quota[0] != "max":
-        count = min(count, max(1, int(quota[0]) // int(quota[1])))
+    for group in control_groups():
+        quota = _value(group, "cpu.max").split()
+        if len(quota) == 2 and quota[0] != "max":
+            count = min(count, max(1, int(quota[0]) // int(quota[1])))
     return count
 
 
@@ -253,11 +257,12 @@ def available_memory_mb() -> int:
     import psutil
 
     free: int = psutil.virtual_memory().available
-    limit, used = _cgroup("memory.max"), _cgroup("memory.current")
-    if limit.isdigit() and used.isdigit():
-        words = _cgroup("memory.stat").split()
-        cached = int(words[words.index("inactive_file") + 1]) if "inactive_file" in words else 0
-        free = min(free, max(0, int(limit) - int(used) + cached))  # cached files are dropped on demand
+    for group in control_groups():
+        limit, used = _value(group, "memory.max"), _value(group, "memory.current")
+        if limit.isdigit() and used.isdigit():
+            words = _value(group, "memory.stat").split()
+            cached = int(words[words.index("inactive_file") + 1]) if "inactive_file" in words else 0
+            free = min(free, max(0, int(limit) - int(used) + cached))  # cached files are dropped on demand
     addresses = resource.getrlimit(resource.RLIMIT_AS)[0]  # ulimit -v
     if addresses != resource.RLIM_INFINITY:
         free = min(free, max(0, addresses - psutil.Process().memory_info().vms))
@@ -309,11 +314,18 @@ def cpu_flags() -> set[str]:
     return flags - BF16_FLAGS if held_down else flags
 
 
-def _cgroup(name: str) -> str:
-    """Return a value of this process's control group (version 2), empty if there is none."""
+def control_groups() -> Iterator[Path]:
+    """Yield the control group (version 2) of this process and those that contain it: the limits of all hold."""
     try:
-        group = Path("/proc/self/cgroup").read_text().partition("::")[2].strip()
-        folder = Path("/sys/fs/cgroup") / group.lstrip("/")
-        return next(p / name for p in (folder, *folder.parents) if (p / name).is_file()).read_text().strip()
-    except (OSError, StopIteration):
+        own = GROUPS / OWN_GROUP.read_text().partition("::")[2].strip().lstrip("/")
+    except OSError:
+        return
+    yield from (folder for folder in (own, *own.parents) if folder.is_relative_to(GROUPS))
+
+
+def _value(group: Path, name: str) -> str:
+    """Return a value of a control group, empty if there is none."""
+    try:
+        return (group / name).read_text().strip()
+    except OSError:
         return ""

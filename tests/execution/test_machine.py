@@ -27,9 +27,10 @@ from bidsseg.settings import Settings
 
 @pytest.fixture
 def group(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Values of the control group, which the test sets."""
+    """Values of the control group, and of one around it (``job/``), which the test sets."""
     values: dict[str, str] = {}
-    monkeypatch.setattr(this_machine, "_cgroup", lambda name: values.get(name, ""))
+    monkeypatch.setattr(this_machine, "control_groups", lambda: [Path(), Path("job")])
+    monkeypatch.setattr(this_machine, "_value", lambda group, name: values.get(str(group / name), ""))
     return values
 
 
@@ -46,6 +47,8 @@ def test_cpus_of_a_container(group: dict[str, str], monkeypatch: pytest.MonkeyPa
     assert available_cpus() == 3
     group["cpu.max"] = "50000 100000"
     assert available_cpus() == 1
+    group.update({"cpu.max": "max 100000", "job/cpu.max": "200000 100000"})
+    assert available_cpus() == 2
 
 
 def test_memory_of_a_container(group: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,6 +58,21 @@ def test_memory_of_a_container(group: dict[str, str], monkeypatch: pytest.Monkey
     assert available_memory_mb() == 200
     group["memory.max"] = "max"
     assert available_memory_mb() == 8000
+    group.update({"job/memory.max": "500000000", "job/memory.current": "200000000"})
+    assert available_memory_mb() == 300
+    group["memory.max"] = "300000000"
+    assert available_memory_mb() == 200
+
+
+def test_control_groups_contain_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SLURM limits the groups around that of a task, whose memory.max is max."""
+    (tmp_path / "self").write_text("4:memory:/other\n0::/job/step/task\n")
+    monkeypatch.setattr(this_machine, "OWN_GROUP", tmp_path / "self")
+    monkeypatch.setattr(this_machine, "GROUPS", tmp_path / "groups")
+    names = [group.relative_to(tmp_path).as_posix() for group in this_machine.control_groups()]
+    assert names == ["groups/job/step/task", "groups/job/step", "groups/job", "groups"]
+    (tmp_path / "self").unlink()
+    assert list(this_machine.control_groups()) == []
 
 
 def test_peak_memory_is_in_megabytes() -> None:

@@ -108,7 +108,7 @@ def test_a_limit_of_addresses_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     held = SimpleNamespace(memory_info=lambda: SimpleNamespace(vms=300 * 10**6))
     monkeypatch.setattr("psutil.Process", lambda: held)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=9000 * 10**6))
-    monkeypatch.setattr(this_machine, "_cgroup", lambda name: "")
+    monkeypatch.setattr(this_machine, "control_groups", list)
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY,) * 2)
     assert this_machine.available_memory_mb() == 9000
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (1000 * 10**6,) * 2)
