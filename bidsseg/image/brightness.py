@@ -19,6 +19,8 @@ PLATEAU = 10
 """How many times as many voxels as the next value a second, darker background has."""
 SMALLEST_PLATEAU = 1e-3
 """Smallest share of the voxels that are no background, of a second one."""
+FEWEST_LEVELS = 64
+"""Fewest values of an image in which a frequent one is a background: with fewer, tissues are constant, too."""
 BRAIN_ALONE = 1.5
 """Volume that an image of the brain alone shows at most, in volumes of the brain."""
 RIPPLE = 0.02
@@ -59,7 +61,9 @@ def _second_background(values: np.ndarray) -> np.float32 | None:
     count = values.size - others.size
     if count < SMALLEST_PLATEAU * values.size or not others.size:
         return None
-    return lowest if count >= PLATEAU * np.count_nonzero(others == others.min()) else None
+    levels = len(np.unique(others[:: max(1, others.size // SAMPLE)]))
+    frequent = count >= PLATEAU * np.count_nonzero(others == others.min())
+    return lowest if frequent and levels >= FEWEST_LEVELS else None
 
 
 def shows_brain_alone(data: np.ndarray, brain: np.ndarray) -> bool:

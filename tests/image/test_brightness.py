@@ -74,6 +74,9 @@ def test_the_darkest_tissue_is_no_background() -> None:
     assert (scaled(stripped())[stripped() > 0] > 0).all()
     whole = np.where(noisy() < 3, 0, noisy())
     assert ((scaled(whole) > 0) == (whole > 0)).all()
+    uniform = phantoms.head(AFFINE, SHAPE, phantoms.LABEL).astype(np.float32)
+    uniform[tuple(np.argwhere(uniform == uniform[uniform > 0].min())[0])] += 0.5  # the second lowest value is rare
+    assert ((scaled(uniform) > 0) == (uniform > 0)).all()
 
 
 def test_normalised_scans_are_as_others() -> None:
