@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from os.path import lexists
 from pathlib import Path
+from typing import Any
 
 from bidsseg.arguments import condition
 from bidsseg.bids.names import build_name
 from bidsseg.bids.particulars import PARTICIPANT, SESSION, plain
 from bidsseg.errors import DataError, UsageError, listed
-from bidsseg.reading import NOT_AVAILABLE, columns, read_table
+from bidsseg.reading import NOT_AVAILABLE, columns, object_or_empty, read_table
 
 Row = dict[str, str]
 TABLES = ("participants.tsv", "sub-*/sub-*_sessions.tsv", "sub-*/sub-*_scans.tsv", "sub-*/ses-*/sub-*_scans.tsv")
@@ -90,6 +91,20 @@ class Marks:
                 f"{given}: no scans.tsv, sessions.tsv or participants.tsv of the dataset has the column {column}; "
                 f"there are {listed(sorted(known), 12) or 'none'}"
             )
+
+    def categorical(self) -> set[str]:
+        """Return the columns of the tables read so far that have ``Levels`` in a data dictionary of the dataset.
+
+        It is beside the table, or at the top of the dataset for all tables of its kind.
+        """
+        found: set[str] = set()
+        known: dict[Path, dict[str, Any]] = {}
+        for table, rows in self._tables.items():
+            names, kind = _names(rows), table.stem.rpartition("_")[2]
+            for path in (self.bids_dir / f"{kind}.json", table.with_suffix(".json")) if names else ():
+                known[path] = entries = known[path] if path in known else object_or_empty(path)
+                found |= {name for name in names if isinstance(entry := entries.get(name), dict) and "Levels" in entry}
+        return found
 
     def _about(self, table: Path, key: str, name: str, *, needed: Set[str]) -> list[Row]:
         """Return the rows with a name in the column of a key. DataError if the table is needed and lacks the column."""

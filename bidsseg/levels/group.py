@@ -83,7 +83,7 @@ def group_level(settings: Settings) -> None:
     unmarked = _unmarked(settings, marks, images)
     changes = _marked(settings, marks, changes)
     particulars = Particulars() if settings.dry_run else _particulars(settings, cohorts, changes)
-    controls = _controls(settings, marks, images, particulars=particulars)
+    controls = _controls(settings, marks, images)
     if not settings.dry_run:
         remove_root_halves(output_dir)
         report.start(len(cohorts) + 2, "step")
@@ -164,9 +164,7 @@ def _unmarked(settings: Settings, marks: Marks, images: Mapping[str, Named]) -> 
     return unmet
 
 
-def _controls(
-    settings: Settings, marks: Marks, images: Mapping[str, Named], *, particulars: Particulars
-) -> Controls | None:
+def _controls(settings: Settings, marks: Marks, images: Mapping[str, Named]) -> Controls | None:
     """Return what the dataset says about the scans with a result and which are controls; None without any.
 
     Raises:
@@ -182,8 +180,7 @@ def _controls(
     if not met:
         raise NothingSelected(f"--controls: no scan with a result meets {' and '.join(settings.controls)}")
     cells = {key: marks.cells(*image) for key, image in images.items()}
-    categorical = {column for (_, column), entry in particulars.described.items() if "Levels" in entry}
-    return Controls(settings.controls, met, cells, settings.covariates, categorical)
+    return Controls(settings.controls, met, cells, settings.covariates, marks.categorical())
 
 
 def _marked(settings: Settings, marks: Marks, changes: Changes) -> Changes:

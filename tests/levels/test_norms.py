@@ -207,6 +207,20 @@ def test_covariates_that_the_user_chooses(study: Study) -> None:
         Settings(study.bids, study.output, covariates=["age"])
 
 
+@pytest.mark.parametrize("place", ["scans.json", "sub-{0}/sub-{0}_scans.json"])
+def test_categories_of_single_scans_are_those_of_their_data_dictionary(study: Study, place: str) -> None:
+    for row, label in enumerate(study.labels):
+        table = study.bids / f"sub-{label}/sub-{label}_scans.tsv"
+        table.parent.mkdir()
+        table.write_text(f"filename\tscanner\nanat/sub-{label}_T1w.nii.gz\t{row % 3 + 1}\n")
+    study.run(covariates=["scanner"])
+    assert study.model()["DegreesOfFreedom"] == 13, "linear"
+    for label in study.labels:
+        (study.bids / place.format(label)).write_text('{"scanner": {"Levels": {"1": "A", "2": "B", "3": "C"}}}')
+    study.run(covariates=["scanner"])
+    assert study.model()["DegreesOfFreedom"] == 12, "categories"
+
+
 @pytest.mark.parametrize("missing", ["NA", "NaN", "nan", "N/A", ""])
 def test_a_missing_number_is_no_category(study: Study, missing: str) -> None:
     years = {label: str(8 + row % 5) for row, label in enumerate(study.labels)}
