@@ -10,17 +10,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bidsseg.bids.names import build_name, entity_cells, entity_column, in_order, natural, with_extension
 from bidsseg.bids.outputs import group_lesion_regions, group_lesions
 from bidsseg.bids.scan import without_desc
 from bidsseg.derivative.cohort import GIVEN, MISSING, NO_MASK, STATUS, STATUSES, UNREADABLE, status_of
+from bidsseg.derivative.cohort_numbers import chosen_runs
 from bidsseg.derivative.lesion_tables import PLACES, REGIONS, LesionFiles, find_lesions
 from bidsseg.derivative.results import Fate, anat_folders, participant_folders
-from bidsseg.derivative.sidecar_keys import LESION_RULE, Sidecar, has_given_lesions, is_manual, models, read_sidecar
+from bidsseg.derivative.sidecar_keys import (
+    LESION_RULE,
+    Sidecar,
+    has_given_lesions,
+    is_manual,
+    models,
+    quality,
+    read_sidecar,
+)
 from bidsseg.errors import BidssegError, DataError
 from bidsseg.files import table_writer
 from bidsseg.reading import NOT_AVAILABLE, columns, read_table
-from bidsseg.settings import LESION_FLAGS
+from bidsseg.settings import LESION_FLAGS, Runs
 
 TOTALS: dict[str, dict[str, Any]] = {
     "lesions": {"Description": "Number of lesions"},
@@ -61,6 +72,18 @@ class LesionCohort:
         """Leave out the scans that do not count, given by their keys."""
         self.scans = [files for files in self.scans if files.key not in uncounted]
         self.absent = [(source, fate) for source, fate in self.absent if build_name(source) not in uncounted]
+
+    def other_runs(self, runs: Runs, unmarked: Container[str]) -> set[str]:
+        """Return the keys of the scans that do not count because another run does, see `chosen_runs`.
+
+        Args:
+            unmarked: keys of the scans that the user left out (``--where``).
+        """
+        scans = [files for files in self.scans if files.key not in unmarked]
+        about = [read_sidecar(with_extension(files.table, ".json")) for files in scans]
+        rank = [np.inf if is_manual(each) else quality(each) for each in about]
+        counts = chosen_runs([files.source for files in scans], np.array(rank, float), runs)
+        return {files.key for files, is_chosen in zip(scans, counts, strict=True) if not is_chosen}
 
     def region_table(self, other: tuple[str, str]) -> Path:
         """Return the table with a row for each scan and region of a label map."""

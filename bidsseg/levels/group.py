@@ -100,7 +100,9 @@ def group_level(settings: Settings) -> None:
     _warn(settings, list(problems))
     _write_changes(settings, changes, particulars)
     for of_model in lesions:
-        uncounted = next((cohort.uncounted for cohort in cohorts if cohort.model == of_model.model), set())
+        of_labels = (cohort.uncounted for cohort in cohorts if cohort.model == of_model.model)
+        uncounted = next(of_labels, None)  # without label maps, the runs are chosen among the results about lesions
+        uncounted = of_model.other_runs(settings.runs, unmarked) if uncounted is None else uncounted
         _write_lesions(settings, of_model, uncounted | unmarked)
     if not settings.dry_run:
         _remove_outdated(output_dir, lesions, changes)

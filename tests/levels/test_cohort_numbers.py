@@ -296,6 +296,27 @@ def test_the_best_run_counts_and_all_are_listed(bids: Path, output: Path) -> Non
     assert "selected" not in table(output)[0] and len(table(output, "fraction")) == 4
 
 
+def test_runs_are_chosen_for_a_model_without_label_maps(bids: Path, output: Path) -> None:
+    for number, (quality, manual) in enumerate([(0.5, False), (0.9, False), (0.7, True)], 1):
+        stem = output / f"sub-01/anat/sub-01_run-{number}"
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        Path(f"{stem}_label-lesion_desc-own_morph.tsv").write_text("index\tvolume-mm3\tplace\n1\t10\tn/a\n")
+        about = {"Quality": quality, "Manual": manual, "Sources": [f"bids:raw:sub-01/anat/{stem.name}_T1w.nii.gz"]}
+        Path(f"{stem}_label-lesion_desc-own_morph.json").write_text(json.dumps(about))
+        Path(f"{stem}_desc-ownlesions_dseg.nii.gz").touch()
+    (bids / "sub-01").mkdir()
+    marked = [f"anat/sub-01_run-{number}_T1w.nii.gz\t{int(number < 3)}" for number in (1, 2, 3)]
+    (bids / "sub-01/sub-01_scans.tsv").write_text("\n".join(["filename\tuse", *marked]))
+    for settings, chosen in (
+        ({}, ["run-1", "run-2", "run-3"]),
+        ({"runs": "first"}, ["run-1"]),
+        ({"runs": "best"}, ["run-3"]),
+        ({"runs": "best", "where": ["use=1"]}, ["run-2"]),
+    ):
+        run_group(bids, output, **settings)
+        assert [row["run_id"] for row in rows_of(output / "group_label-lesion_desc-own_morph.tsv")] == chosen
+
+
 def test_the_cohort_on_the_pages_has_only_the_runs_that_count(bids: Path, output: Path) -> None:
     for number in range(FEWEST):
         add_result(output, {"subject": f"{number:02}", "run": "1"}, 100 + number, quality=0.9)
