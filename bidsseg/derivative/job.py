@@ -193,10 +193,12 @@ class Job:
     def clear(self) -> None:
         """Remove the record of an earlier run, so that a mixture never looks finished, and files of killed runs.
 
-        What an earlier run has made on request and this run would contradict is removed, too, see `outdated`.
+        So are the files by which the level ``group`` recognises a result, and what an earlier run has made on request
+        and this run would contradict, see `outdated`.
         """
-        outdated = self.outdated()
-        remove([self.record])
+        outdated, table = self.outdated(), self.paths.lesion_table
+        results = [with_extension(path, ".json") for path in self.paths.dseg.values()] + ([table] if table else [])
+        remove([self.record, *(self.output_dir / path for path in results)])
         remove(file for each in outdated for file in each.files)
         remove(
             earlier_lesions(

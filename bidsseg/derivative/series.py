@@ -112,8 +112,13 @@ class SeriesJob:
     @property
     def record(self) -> Path:
         """The sidecar written last; its presence marks the comparison as complete."""
-        last = [*self.paths.tables.values(), *([self.paths.lesions] if self.paths.lesions else [])][-1]
-        return self.output_dir / with_extension(last, ".json")
+        return self._records[-1]
+
+    @property
+    def _records(self) -> list[Path]:
+        """The sidecars of the tables, in the order in which they are written."""
+        tables = [*self.paths.tables.values(), *([self.paths.lesions] if self.paths.lesions else [])]
+        return [self.output_dir / with_extension(table, ".json") for table in tables]
 
     def is_finished(self) -> bool:
         """Return whether all outputs are present, made by this model from these images, dates and corrections."""
@@ -163,8 +168,8 @@ class SeriesJob:
         return [path for path in found if path not in own and path.is_file()]
 
     def clear(self) -> None:
-        """Remove the record of an earlier run, its files that would contradict this one, and files of killed runs."""
-        remove([self.record, *self.outdated()])
+        """Remove the records of the tables of an earlier run, files that would contradict this one, and halves."""
+        remove([*self._records, *self.outdated()])
         remove_halves((self.output_dir / self.series.key).rglob(".*.part"))
 
     def write(self, visits: Sequence[Visit], mean: Volume, protocols: Mapping[str, Protocol]) -> None:

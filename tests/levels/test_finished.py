@@ -1,5 +1,6 @@
 """When a scan is finished: what a later run skips, and what it segments again."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -157,6 +158,23 @@ def test_partly_written_scans_never_count_as_finished(app: App, monkeypatch: pyt
     save_card(app.card)
     assert app() == 0
     assert app.fake.segmented == 6
+
+
+def test_group_leaves_out_a_scan_that_is_half_written_again(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of the earlier result beside others that are already replaced are no result in any table."""
+    save_card(app.card, heads=("brain", "BrainCOLOR", "FASTlesion"), lesion="FASTlesion")
+    assert app() == 0
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bidsseg.derivative.job.lesion_table", full)
+        assert app("--overwrite", "--participant-label", "01") == 74
+    assert app(level="group") == 0
+    for name in ("seg-BrainCOLOR", "seg-FASTlesion", "label-lesion"):
+        table = app.table(f"group_{name}_desc-wholebrain_morph.tsv")
+        assert list(table["status"]) == ["failed", "done"], name
 
 
 @pytest.mark.parametrize("whole", [False, True])

@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 from trees import add_result, rows_of, run_group
 
+from bidsseg.bids.scan import Scan
+from bidsseg.bids.series import Series
+from bidsseg.derivative.change_cohort import find_comparisons
 from bidsseg.derivative.changes import Visits, change_table, lesion_table
+from bidsseg.derivative.series import SeriesJob
 from bidsseg.errors import NothingSelected, OutputNotWritable, UsageError
 from bidsseg.files import write_json_atomic, write_table
 from bidsseg.labels.protocol import load_protocol
+from bidsseg.models.card import Card
 
 REGIONS = "group_seg-FAST_desc-m_longitudinal"
 LESIONS = "group_label-lesion_desc-m_longitudinal"
@@ -55,6 +60,20 @@ def bids(tmp_path: Path) -> Path:
     (folder / "participants.tsv").write_text("participant_id\tage\tyears\nsub-02\t40\t12\nsub-10\t50\t13\n")
     (folder / "sub-02/sub-02_sessions.tsv").write_text("session_id\tdose\nses-2\t5\n")
     return folder
+
+
+def test_no_table_of_a_comparison_that_is_being_repeated_counts(tmp_path: Path, output: Path) -> None:
+    """Tables of a run that is killed then would be from other images than those beside them."""
+    scans = [Scan({"subject": "01", "session": n}, tmp_path / f"sub-01_ses-{n}_T1w.nii.gz") for n in ("1", "2")]
+    card = Card("m", "", ("T1w",), {}, 1.0, ("brain", "BrainCOLOR", "FASTlesion"), "", lesion="FASTlesion")
+    job = SeriesJob(Series(scans, [None, None]), card, tmp_path, output)
+    for path in [*job.paths.tables.values(), job.paths.lesions]:
+        assert path is not None
+        write_json_atomic(output / path.with_suffix(".json"), {"InputFingerprints": ["1"]})
+        (output / path).touch()
+    assert len(find_comparisons(output)) == 3
+    job.clear()
+    assert find_comparisons(output) == {}
 
 
 def test_a_row_for_each_participant_session_and_region(bids: Path, output: Path) -> None:
