@@ -9,6 +9,7 @@ from bidsseg.bids.index import anat_files, read_image_name
 from bidsseg.bids.names import ANATOMICAL, IMAGE_EXTENSIONS, T1W_LIKE, parse_name
 
 RENAMED = "its name must end in {}: rename it"
+MISNAMED = "not a BIDS file name: rename it"
 MISPLACED = "its name contradicts its folder: rename it"
 CONVERTED = "convert it to .nii.gz"
 SAME_CONTRAST = "select it by --anat-modality {}"
@@ -44,7 +45,7 @@ def alternatives(bids_dir: Path, labels: Iterable[str], suffixes: Collection[str
 
 def _rank(remedy: str) -> int:
     same = map(SAME_CONTRAST.format, T1W_LIKE)
-    order = (MISPLACED, CONVERTED, *same, NO_MAGNITUDE, LEFT_OUT, *map(SELECTED.format, ANATOMICAL), OTHER)
+    order = (MISNAMED, MISPLACED, CONVERTED, *same, NO_MAGNITUDE, LEFT_OUT, *map(SELECTED.format, ANATOMICAL), OTHER)
     return order.index(remedy) + 1 if remedy in order else 0
 
 
@@ -52,7 +53,7 @@ def _remedy(parts: Sequence[str], suffixes: Collection[str]) -> str | None:
     """Return the remedy for a file, given as parts of its path below the dataset; None if it is not an image."""
     parsed = parse_name(parts[-1])
     if parsed is None:
-        return None
+        return MISNAMED if parts[-1].endswith(tuple(f"_T1w{extension}" for extension in IMAGE_EXTENSIONS)) else None
     entities, suffix, extension = parsed
     t1w = suffix.upper() in ("T1W", "UNIT1")
     if extension in IMAGE_EXTENSIONS:

@@ -18,10 +18,10 @@ INDEXED = {
     "name": "images",
     "entities": [
         {"name": "subject", "pattern": r"[/\\]+sub-([a-zA-Z0-9+]+)"},
-        {"name": "extension", "pattern": r"[^./\\](\.[^/\\]+)$"},
+        {"name": "extension", "pattern": r"(\.nii(?:\.gz)?)$"},  # also of names with further dots, which are reported
     ],
 }
-"""Entities that pybids stores of each file, as in its own configuration; `_places` asks for no others."""
+"""Entities that pybids stores of each file, similar to its own configuration; `_places` asks for no others."""
 
 INDEX = "layout_index.sqlite"
 """File of a pybids index."""

@@ -172,6 +172,17 @@ def test_a_name_that_contradicts_its_folder(tmp_path: Path, place: str) -> None:
         find_scans(bids_dir, participants=["02"])
 
 
+@pytest.mark.parametrize("name", ["sub-02_acq-0.8mm_T1w.nii.gz", "sub-02_ses_1_T1w.nii", "sub-02_task-a b_T1w.nii"])
+def test_a_name_that_is_not_one_of_bids(tmp_path: Path, name: str) -> None:
+    bids_dir = make_tree(tmp_path, "sub-01_T1w.nii", f"sub-02/anat/{name}")
+    assert select_scans(bids_dir).notes == [
+        f"sub-02/anat/{name} is skipped: not a BIDS file name",
+        f"sub-02: no T1w image matches; found {name} (not a BIDS file name: rename it)",
+    ]
+    with pytest.raises(NothingSelected, match=r"found sub-02_.* \(not a BIDS file name: rename it\)"):
+        find_scans(bids_dir, participants=["02"])
+
+
 def test_a_filter_takes_another_suffix(tmp_path: Path) -> None:
     bids_dir = make_tree(tmp_path, "sub-01_UNIT1.nii.gz", "sub-02_T1w.nii", "sub-02_UNIT1.nii", "sub-03_T1w.nii")
     chosen = select_scans(bids_dir, filters={"t1w": {"suffix": "UNIT1"}})
