@@ -49,12 +49,16 @@ class Marks:
     def cells(self, entities: Mapping[str, str], image: str, needed: Set[str] = frozenset()) -> Row:
         """Return the cells of a scan by column: of ``scans.tsv``, otherwise of the session, otherwise the participant.
 
+        A row of no session in ``participants.tsv`` is that of the sessions without a row.
+
         Args:
             needed: columns whose tables must say which scans their rows are about.
         """
         subject = build_name({"subject": entities["subject"]})
         of_person = self._about(self.bids_dir / "participants.tsv", PARTICIPANT, subject, needed=needed)
-        of_person = [row for row in of_person if plain(row.get(SESSION, "")) in ("", entities.get("session"))]
+        of_sessions = [plain(row.get(SESSION, "")) for row in of_person]
+        own = entities.get("session", "") if entities.get("session", "") in of_sessions else ""
+        of_person = [row for row, session in zip(of_person, of_sessions, strict=True) if session == own]
         found: Row = {}
         for row in (*self.of_scan(entities, image, needed), *self.of_session(entities, needed), *of_person):
             for column, cell in row.items():

@@ -98,6 +98,14 @@ def test_tables_that_mark_scans_in_other_forms(tmp_path: Path) -> None:
         find_scans(bids_dir, where=["site=Bonn"])
 
 
+def test_a_row_of_all_sessions_marks_those_without_a_row(tmp_path: Path) -> None:
+    bids_dir = make_tree(tmp_path, "sub-01_T1w.nii", "sub-01_ses-1_T1w.nii", "sub-01_ses-2_T1w.nii")
+    rows = "participant_id\tsession_id\tage\nsub-01\tn/a\t40\nsub-01\tses-2\t42\n"
+    (bids_dir / "participants.tsv").write_text(rows)
+    assert keys(bids_dir, where=["age=40"]) == ["sub-01", "sub-01_ses-1"]
+    assert keys(bids_dir, where=["age=42"]) == ["sub-01_ses-2"], "as group joins them"
+
+
 def test_what_matches_nothing_is_named(tmp_path: Path) -> None:
     bids_dir = make_tree(tmp_path, *(f"sub-{i:02}_ses-1_T1w.nii" for i in range(20)))
     with pytest.raises(NothingSelected, match=r"no participant 7, 99 .* there are 20: 00, 01.*\.\.\."):
