@@ -7,11 +7,11 @@ from pathlib import Path
 
 from bidsseg.bids.annotations import annotations_of_scan
 from bidsseg.bids.marks import Marks
-from bidsseg.bids.names import parse_name, with_extension
+from bidsseg.bids.names import build_name, parse_name, with_extension
 from bidsseg.bids.outputs import group_changes, group_report, group_table, report_path
 from bidsseg.bids.particulars import Particulars, read_particulars
 from bidsseg.bids.query import find_scans, has_image
-from bidsseg.bids.scan import Scan
+from bidsseg.bids.scan import Scan, without_desc
 from bidsseg.derivative.change_cohort import Changes, find_comparisons, outdated_changes, write_changes
 from bidsseg.derivative.cohort import Cohort, collect, write_table
 from bidsseg.derivative.cohort_numbers import Flags, People, gather
@@ -40,7 +40,7 @@ from bidsseg.derivative.ownership import (
     is_change_table,
     is_lesion_table,
 )
-from bidsseg.derivative.results import Result, find_fates, find_results, is_own_page
+from bidsseg.derivative.results import Fate, Result, find_fates, find_results, is_own_page
 from bidsseg.derivative.root import remove_root_halves
 from bidsseg.derivative.sidecar_keys import corrections, read_sidecar, source_paths
 from bidsseg.errors import BidssegError, InputMissing, NothingSelected, listed
@@ -76,6 +76,7 @@ def group_level(settings: Settings) -> None:
     check_group_files(output_dir, cohorts)
     check_lesion_files(output_dir, [table for cohort in lesions for table in cohort.tables])
     check_change_files(output_dir, changes)
+    _warn(settings, list(_earlier_results(cohorts, fates)))
     if settings.corrections is not None and not settings.dry_run:  # in a dry run, participant has not used them yet
         _warn(settings, list(_without_correction(settings.corrections, list(_results(settings)))))
         _warn(settings, list(_changes_without_correction(settings.corrections, changes)))
@@ -404,6 +405,17 @@ def _count(cohort: Cohort) -> str:
     others = [f"{number} {outcome}" for outcome, number in sorted(counts.items())]
     uncounted = [f"{len(cohort.uncounted)} of them not counted"] if cohort.uncounted else []
     return ", ".join([f"{len(cohort.done)} scans", *uncounted, *others])
+
+
+def _earlier_results(cohorts: Iterable[Cohort], fates: Mapping[tuple[str, str], Fate]) -> Iterator[str]:
+    """Yield a warning for each model with results of scans that its last run tried to replace and could not."""
+    tried = [(model, parsed[0], fate) for (model, key), fate in fates.items() if (parsed := parse_name(f"{key}_T1w"))]
+    for (name, desc), done in {(cohort.model, cohort.desc): cohort.done for cohort in cohorts}.items():
+        own = [(each, fate) for model, each, fate in tried if f"{desc}{model}" == name and each.get("desc", "") == desc]
+        kept = {key: fate for each, fate in own if (key := build_name(without_desc(each))) in done}
+        if kept:
+            scans, reason = listed(list(kept), 3), next(iter(kept.values())).reason
+            yield f"{name}: the last run could not segment {scans}, whose earlier results count: {reason}"
 
 
 def _warn(settings: Settings, problems: list[str]) -> None:

@@ -73,6 +73,23 @@ def test_scans_without_a_result_have_a_row_with_the_reason_in_its_status(bids: P
     assert "still full" in page and "sub-10" in page
 
 
+def test_an_earlier_result_of_a_scan_that_failed_is_named(bids: Path, output: Path) -> None:
+    """An image may have been replaced by one that cannot be read."""
+    for entities in ({"subject": "01"}, {"subject": "02"}, {"subject": "03", "desc": "x"}):
+        add_result(output, entities, protocols=("FAST", "FreeSurfer"))
+    for sidecar in output.glob("sub-03/anat/*_dseg.json"):
+        sidecar.write_text(json.dumps({"Models": [{"Name": MODEL}]}))
+    fates = {"sub-01": ("failed", "damaged"), "sub-03_desc-x": ("failed", "no brain"), "sub-03": ("failed", "other")}
+    add_run(output, "1", fates)
+    told = [warning for warning in run_group(bids, output).warnings if "could not segment" in warning]
+    assert told == [
+        f"{MODEL}: the last run could not segment sub-01, whose earlier results count: damaged",
+        f"x{MODEL}: the last run could not segment sub-03, whose earlier results count: no brain",
+    ]
+    add_run(output, "2", {"sub-01": ("skipped", ""), "sub-03_desc-x": ("done", "")})
+    assert not [warning for warning in run_group(bids, output).warnings if "could not segment" in warning]
+
+
 def test_a_failed_scan_that_was_removed_from_the_dataset_is_no_longer_listed(bids: Path, output: Path) -> None:
     add_result(output, {"subject": "02"})
     failed = ("failed", "damaged")
