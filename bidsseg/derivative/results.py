@@ -6,8 +6,10 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from bidsseg.bids.annotations import find_label_maps
 from bidsseg.bids.index import folders
@@ -278,8 +280,8 @@ def _unlike_most(values: Mapping[str, str]) -> list[str]:
 def find_fates(output_dir: Path) -> dict[tuple[str, str], Fate]:
     """Return the scans that failed or were skipped for a missing input, by model name and key of the scan."""
     fates: dict[tuple[str, str], Fate] = {}
-    for path in sorted((output_dir / root_path("logs")).glob("run-*.json")):
-        manifest = object_or_empty(path)
+    manifests = map(object_or_empty, sorted((output_dir / root_path("logs")).glob("run-*.json")))
+    for manifest in sorted(manifests, key=_started):
         about, entries = manifest.get("model"), manifest.get("scans")
         model = str(about.get("name", "")) if isinstance(about, dict) else ""
         for entry in entries if isinstance(entries, list) else []:
@@ -291,6 +293,14 @@ def find_fates(output_dir: Path) -> dict[tuple[str, str], Fate]:
             else:
                 fates.pop(place, None)
     return fates
+
+
+def _started(manifest: Mapping[str, Any]) -> float:
+    """Return when a run began, in seconds; the names of manifests have local times, and containers another zone."""
+    try:
+        return datetime.fromisoformat(str(manifest.get("started"))).timestamp()
+    except ValueError:
+        return -math.inf
 
 
 def is_own_page(path: Path) -> bool:

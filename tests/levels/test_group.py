@@ -73,6 +73,19 @@ def test_scans_without_a_result_have_a_row_with_the_reason_in_its_status(bids: P
     assert "still full" in page and "sub-10" in page
 
 
+def test_the_last_of_runs_in_two_time_zones(bids: Path, output: Path) -> None:
+    """A container has another time zone than the machine, and names its manifests after its own time."""
+    add_result(output, {"subject": "01"})
+    for stamp, zone, fate in (("20260601T120000", "+0200", "failed"), ("20260601T103000", "+0000", "passed over")):
+        add_run(output, stamp, {"sub-02": (fate, "")})
+        path = output / f"logs/run-{stamp}.json"
+        started = f"{stamp[:4]}-{stamp[4:6]}-{stamp[6:11]}:{stamp[11:13]}:{stamp[13:]}{zone}"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "started": started}))
+    run_group(bids, output)
+    rows = rows_of(output / f"group_seg-FAST_desc-{MODEL}_morph.tsv")
+    assert [row["status"] for row in rows if row["participant_id"] == "sub-02"] == ["passed over"]
+
+
 def test_an_earlier_result_of_a_scan_that_failed_is_named(bids: Path, output: Path) -> None:
     """An image may have been replaced by one that cannot be read."""
     for entities in ({"subject": "01"}, {"subject": "02"}, {"subject": "03", "desc": "x"}):
