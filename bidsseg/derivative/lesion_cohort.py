@@ -18,9 +18,8 @@ from bidsseg.bids.scan import without_desc
 from bidsseg.derivative.cohort import GIVEN, MISSING, NO_MASK, STATUS, STATUSES, UNREADABLE, status_of
 from bidsseg.derivative.cohort_numbers import chosen_runs
 from bidsseg.derivative.lesion_tables import PLACES, REGIONS, LesionFiles, find_lesions
-from bidsseg.derivative.results import Fate, anat_folders, participant_folders
+from bidsseg.derivative.results import Fate, anat_folders, mixed_rules, participant_folders
 from bidsseg.derivative.sidecar_keys import (
-    LESION_RULE,
     Sidecar,
     has_given_lesions,
     is_manual,
@@ -31,7 +30,7 @@ from bidsseg.derivative.sidecar_keys import (
 from bidsseg.errors import BidssegError, DataError
 from bidsseg.files import table_writer
 from bidsseg.reading import NOT_AVAILABLE, columns, read_table
-from bidsseg.settings import LESION_FLAGS, Runs
+from bidsseg.settings import Runs
 
 TOTALS: dict[str, dict[str, Any]] = {
     "lesions": {"Description": "Number of lesions"},
@@ -213,12 +212,8 @@ def rules_differ(cohort: LesionCohort) -> list[str]:
     about = [each for each in every if not has_given_lesions(each)]
     if 0 < len(about) < len(every):
         return [f"{cohort.model}: the lesions of {len(about)} scans were found by the model, those of the others given"]
-    if len({tuple(str(each.get(key)) for key in LESION_RULE) for each in about}) < 2:
-        return []
-    return [
-        f"{cohort.model}: the lesions of the scans cannot be compared, since {', '.join(LESION_FLAGS[:-1])} or "
-        f"{LESION_FLAGS[-1]} differed: run the level participant on all scans with the same values"
-    ]
+    mixed = mixed_rules(about, "participant", "scans")
+    return [f"{cohort.model}: {mixed}"] if mixed else []
 
 
 def _rows(cohort: LesionCohort, problems: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:

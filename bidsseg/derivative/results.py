@@ -20,6 +20,7 @@ from bidsseg.derivative import sidecar_keys
 from bidsseg.derivative.volumes import BRAIN_MASK, BRAIN_MASK_COLUMN, FORMER_BRAIN_MASK, INTRACRANIAL
 from bidsseg.errors import BidssegError, listed
 from bidsseg.reading import NOT_AVAILABLE, number_or_none, object_or_empty, read_table
+from bidsseg.settings import LESION_FLAGS
 
 PAGE_MARK = b'<meta name="generator" content="bidsseg'
 PAGE_HEAD = 4096
@@ -269,6 +270,22 @@ def mixed_modalities(modalities: Mapping[str, str]) -> str:
         return ""
     found = listed([f"{key} ({modalities[key]})" for key in others])
     return f"images of other contrasts than most were segmented: {found}; volumes differ between contrasts"
+
+
+def mixed_rules(about: Iterable[sidecar_keys.Sidecar], level: str, what: str) -> str:
+    """Return a warning if lesions were found by different rules; or nothing.
+
+    Args:
+        about: the sidecars of results.
+        level: the level that made them.
+        what: what they are of, such as "scans".
+    """
+    if len({tuple(str(each.get(key)) for key in sidecar_keys.LESION_RULE) for each in about}) < 2:
+        return ""
+    return (
+        f"the lesions of the {what} cannot be compared, since {', '.join(LESION_FLAGS[:-1])} or {LESION_FLAGS[-1]} "
+        f"differed: run the level {level} on all {what} with the same values"
+    )
 
 
 def _unlike_most(values: Mapping[str, str]) -> list[str]:

@@ -118,6 +118,16 @@ def test_lesions_are_counted_by_status(bids: Path, output: Path) -> None:
     assert set(rows[0]) <= set(json.loads((output / f"{LESIONS}.json").read_text()))
 
 
+def test_lesions_by_different_rules_are_a_warning(bids: Path, output: Path) -> None:
+    for subject in ("02", "10"):
+        add_comparison(output, subject, [50, 50], [ball(4), ball(3)])
+    assert not any("cannot be compared" in warning for warning in run_group(bids, output).warnings)
+    for record in output.glob("sub-10/anat/*_longitudinal.json"):
+        record.write_text(json.dumps({**json.loads(record.read_text()), "LeastLesionVolume": 10.0}))
+    told = [warning for warning in run_group(bids, output).warnings if "cannot be compared" in warning]
+    assert len(told) == 1 and "run the level longitudinal on all participants with the same values" in told[0]
+
+
 def test_lesions_of_a_model_without_label_maps(bids: Path, output: Path) -> None:
     add_comparison(output, "02", [50, 50], [ball(4), ball(3)])
     for path in output.glob("sub-02/anat/sub-02_seg-*"):
