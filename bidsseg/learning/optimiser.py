@@ -84,6 +84,7 @@ class Stepper:
         taken = {id(kernel) for kernel in kernels}
         rest = [p for p in parameters.values() if id(p) not in taken]
         self.matrices = [(kernel, nn.Parameter(as_matrix(kernel.data))) for kernel in kernels]
+        assert all(matrix.data_ptr() == kernel.data_ptr() for kernel, matrix in self.matrices)  # steps reach kernels
         groups = [
             {"params": [p for p in rest if p.ndim > 1], "weight_decay": plan.weight_decay},
             {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},

@@ -63,7 +63,9 @@ def train(brains: Sequence[Tensor], plan: Plan, conditions: Conditions) -> None:
     registration, batch = plan.recipe.registration, plan.recipe.batch
     assert registration is not None
     processes, folder = conditions.processes, conditions.folder
-    network = DFNet(registration.norm).to(processes.device)
+    network = DFNet(registration.norm).to(  # type: ignore[call-overload]
+        device=processes.device, memory_format=torch.channels_last_3d
+    )
     stepper = Stepper(network, registration.optimiser)
     state, _ = resumed(conditions, network, stepper)
     clock = Clock(conditions, state, registration.steps)

@@ -218,6 +218,18 @@ def test_dfnet_learns_to_make_brains_alike(tmp_path: Path) -> None:
     assert abs(again_s - spent_s) < 0.1 and len(messages) == 1
 
 
+def test_muon_moves_every_kernel_of_dfnet(tmp_path: Path) -> None:
+    """With Muon, all weights of DFNet are stepped, also kernels of more than one voxel."""
+    torch.manual_seed(0)
+    before = DFNet(LEARNING.norm).state_dict()
+    torch.manual_seed(0)
+    found, _ = fit_mover(
+        CASES, CASES[1:], PLAN, conditions=Conditions(tmp_path, math.inf, lambda: False, lambda _: None)
+    )
+    still = [name for name, value in found.network.state_dict().items() if torch.equal(value, before[name])]
+    assert [name for name in still if "num_batches" not in name] == []
+
+
 def test_the_published_dfnet_is_trained_by_adam_and_normalises_over_batches(tmp_path: Path) -> None:
     asked = Registration(0.3, steps=2)
     assert (asked.optimiser.kernel_rate, asked.optimiser.rate_factor(0.0), asked.optimiser.rate_factor(1.0)) == (
