@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from bidsseg.errors import DataError, InputMissing, UsageError, listed
@@ -12,6 +13,7 @@ from bidsseg.learning.cases import ListedCase
 from bidsseg.learning.recipe import Recipe
 from bidsseg.learning.region_centres import Centres, hidden_pairs, undrawn
 from bidsseg.models.card import find_card
+from bidsseg.networks.dfnet import DFNet
 from bidsseg.networks.network import Network
 from bidsseg.networks.segnet.staged import StagedSegNet
 from bidsseg.settings import Report
@@ -99,7 +101,18 @@ def check_recipe(recipe: Recipe, network: Network) -> None:
         )
     if recipe.voxels is not None and recipe.spacing_mm != LEARNING_MM:
         raise DataError(f"recipe {recipe.name}: segnet is trained on a grid of {LEARNING_MM:g} mm: omit spacing_mm")
-    multiple = network.multiple
-    shapes = [recipe.sampling.shape, *([recipe.coarse.shape] if recipe.coarse else [])]
+    check_grids(recipe, network)
+
+
+def check_grids(recipe: Recipe, network: Network) -> None:
+    """Raise DataError if samples have a shape that the networks cannot take, or a grid without registration."""
+    multiple, coarse = network.multiple, recipe.coarse
+    if recipe.registration is not None:
+        multiple = math.lcm(multiple, DFNet.multiple)
+        if coarse is not None and coarse.steps:
+            raise DataError(
+                f"recipe {recipe.name}: [registration] needs samples of one grid: write steps = 0 under [coarse]"
+            )
+    shapes = [recipe.sampling.shape, *([coarse.shape] if coarse else [])]
     if any(size % multiple for shape in shapes for size in shape):
         raise DataError(f"recipe {recipe.name}: every size in shape must be a multiple of {multiple} for this network")

@@ -115,7 +115,7 @@ class Recipe:
         fading: heads whose weight falls to 0 during the run.
         synthetic_share: share of the samples that are synthesised from a label map without image.
         steps: number of steps; a run ends earlier when its time budget is used up.
-        coarse: first steps on a coarser grid than that of the finished model, if any.
+        coarse: first steps on a coarser grid than that of the finished model, if any; not with registration.
         batch: number of samples in each step, which several processes share.
         statistics: number of image samples from which batch normalisations recompute their means and variances for the
             final weights; with 0 they keep the running ones, which include synthesised samples.

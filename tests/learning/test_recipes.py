@@ -11,6 +11,7 @@ from labelled import RECIPE
 from bidsseg.errors import DataError
 from bidsseg.labels import load_protocol
 from bidsseg.learning.recipe import DESCRIBING, load_recipe, shipped_recipes
+from bidsseg.learning.training_setup import check_whole
 from bidsseg.models.card import ANY, Card
 from bidsseg.models.library import build
 
@@ -61,6 +62,11 @@ def test_the_small_scale_of_a_published_recipe_is_smaller(name: str) -> None:
         for shape in recipe.sampling.shape, recipe.view_at(0).sampling.shape:
             assert all(n % build(card).multiple == 0 for n in shape)
     assert replace(small.loss, entropy=full.loss.entropy, dice=full.loss.dice) == full.loss
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_can_be_trained(name: str) -> None:
+    assert all(line.startswith("ok: ") for line in check_whole(name))
 
 
 def test_a_small_scale_is_laid_over_the_recipe(tmp_path: Path) -> None:

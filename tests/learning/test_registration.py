@@ -437,6 +437,16 @@ def test_without_an_unlabelled_scan_it_says_what_to_give(ask: Ask) -> None:
     assert not settings.output_dir.exists()
 
 
+def test_grids_on_which_samples_cannot_be_registered_are_refused(ask: Ask) -> None:
+    coarse = TEXT + "[coarse]\nsteps = 2\nspacing_mm = 6.0\nshape = [32, 16, 16]\npoints = 9\n"
+    with pytest.raises(DataError, match=r"tiny: \[registration\] needs samples of one grid: write steps = 0 under"):
+        train_level(ask(coarse))
+    train_level(replace(ask(coarse.replace("steps = 2\nspacing", "steps = 0\nspacing")), dry_run=True))
+    other = TEXT.replace("[32, 16, 16]", "[32, 16, 24]") + '[network]\nname = "unet"\nwidths = [4, 8]\n'
+    with pytest.raises(DataError, match="every size in shape must be a multiple of 16"):
+        train_level(ask(other))
+
+
 def test_an_unlabelled_scan_without_a_brain_is_named(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(*_: Any, **__: Any) -> None:
         raise DataError("no brain found in the image")
@@ -447,8 +457,10 @@ def test_an_unlabelled_scan_without_a_brain_is_named(ask: Ask, monkeypatch: pyte
 
 
 def test_the_shipped_recipe_is_eneuronets_but_for_registration() -> None:
+    """Its small scale begins on the final grid, since a coarser one has no registration."""
     for small in (False, True):
         recipe, base = load_recipe("eneuronet-registration", small=small), load_recipe("eneuronet", small=small)
+        assert recipe.view_at(0) == recipe.view
         assert recipe.registration is not None and recipe.registration.share == pytest.approx(1 / 3, abs=1e-3)
-        same = {name: getattr(base, name) for name in ("name", "title", "description", "steps")}
+        same = {name: getattr(base, name) for name in ("name", "title", "description", "steps", "coarse")}
         assert replace(recipe, registration=None, **same) == base
