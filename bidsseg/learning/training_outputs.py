@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import nn
 
 from bidsseg.derivative.ownership import VALIDATION
@@ -19,7 +19,7 @@ from bidsseg.learning.cases import ListedCase
 from bidsseg.learning.state import State
 from bidsseg.learning.validation import regions_of, summary, validate
 from bidsseg.models.card import Card
-from bidsseg.models.library import Model, load_model, save_model
+from bidsseg.models.library import Model, build, load_model, save_model
 from bidsseg.networks.network import Network
 from bidsseg.report import Pictures, training_page
 
@@ -37,7 +37,10 @@ def rehearsal(
 
     def expected_s(network: Network) -> float:
         began = time.monotonic()
-        own = copy.deepcopy(network).cpu().eval().requires_grad_(requires_grad=False)
+        with torch.random.fork_rng(devices=[]):  # the initial weights, which are replaced
+            own = build(card)  # a network in training may hold tensors of its last sample, which cannot be copied
+        own.load_state_dict(network.state_dict())
+        own.eval().requires_grad_(requires_grad=False)
         locator = load_model(card.locator) if card.locator else None
         validate(Model(card, own, locator), unseen[:1], lambda message: None, precision=precision)
         seconds = RESERVE * len(unseen) * (time.monotonic() - began)

@@ -356,6 +356,14 @@ def test_the_time_budget_ends_a_run_with_a_model(ask: Ask) -> None:
     assert not (folder / "checkpoint.pt").exists()
 
 
+def test_a_network_with_moments_of_its_last_sample_is_evaluated_early(ask: Ask) -> None:
+    network = 'name = "neuronet"\nwidths = [4, 8]\n'
+    recipe = RECIPE.replace(RECIPE[RECIPE.index('name = "subpixel') : RECIPE.index("[sampling]")], network)
+    settings = ask(recipe, hold_out=("01", "02"), time_budget_min=60)
+    train_level(settings)
+    assert any("s of the time budget are kept for the evaluation" in line for line in console(settings).messages)
+
+
 class Watch:
     """A clock that only moves when a test says so, in place of the module ``time``."""
 
