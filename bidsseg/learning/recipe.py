@@ -269,11 +269,21 @@ def table(path: Path) -> dict[str, Any]:
         return values
     if base not in shipped_recipes() or path == FOLDER / f"{base}.toml":
         raise DataError(f"{path}: base = {base!r} must be another recipe, one of {', '.join(shipped_recipes())}")
-    inherited = table(FOLDER / f"{base}.toml")
+    inherited = fitting(table(FOLDER / f"{base}.toml"), values)
     if path.parent.resolve() != FOLDER.resolve():
         inherited = undescribed(inherited)
         values.setdefault("title", f"{values.get('name', inherited['name'])}, with the settings of the recipe {base}")
     return merged(inherited, values)
+
+
+def fitting(inherited: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a base, whose small scale lacks options of its network if a recipe names another one."""
+    network, scale = values.get("network"), inherited.get("small")
+    if not (isinstance(network, dict) and isinstance(scale, dict)):
+        return inherited
+    if network.get("name") in (None, inherited["network"]["name"]):
+        return inherited
+    return {**inherited, "small": {key: value for key, value in scale.items() if key != "network"}}
 
 
 def undescribed(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def test_a_small_scale_is_laid_over_the_recipe(tmp_path: Path) -> None:
 def test_a_recipe_may_have_another_network_than_its_base(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('base = "wholebrain"\nname = "mine"\n[network]\nname = "unet"\n')
-    assert load_recipe(str(path)).network == {"name": "unet"}
+    assert load_recipe(str(path)).network == load_recipe(str(path), small=True).network == {"name": "unet"}
     path.write_text('base = "wholebrain"\nname = "mine"\n[network]\nname = "subpixel-unet"\nlast = 8\n')
     assert load_recipe(str(path)).network == {**load_recipe("wholebrain").network, "last": 8}
 
