@@ -146,9 +146,10 @@ def surface_distances(
 
 def _surfaces(labels: np.ndarray, indices: Sequence[int], affine: np.ndarray) -> Iterator[np.ndarray]:
     """Yield the positions (N, 3) in mm of the surface voxels of each region; N is 0 for an absent region."""
-    boxes = ndimage.find_objects(labels, max(indices))
-    for index in indices:
-        box = boxes[index - 1]
+    # Numbers from 1 instead of the values, which may be large: a box is stored for each number up to the largest.
+    number = np.zeros(max(int(labels.max()), *indices) + 1, np.int32)
+    number[list(indices)] = np.arange(1, len(indices) + 1)
+    for index, box in zip(indices, ndimage.find_objects(number[labels], len(indices)), strict=True):
         if box is None:
             yield np.empty((0, 3))
             continue
