@@ -106,7 +106,7 @@ def check_recipe(recipe: Recipe, network: Network) -> None:
 
 def check_grids(recipe: Recipe, network: Network) -> None:
     """Raise DataError if samples have a shape that the networks cannot take, or a grid without registration."""
-    multiple, coarse = network.multiple, recipe.coarse
+    multiple, coarse = math.lcm(network.multiple, 2), recipe.coarse  # masks of samples have half the resolution
     if recipe.registration is not None:
         multiple = math.lcm(multiple, DFNet.multiple)
         if coarse is not None and coarse.steps:

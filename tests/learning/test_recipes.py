@@ -89,6 +89,17 @@ def test_a_recipe_may_have_another_network_than_its_base(tmp_path: Path) -> None
     assert load_recipe(str(path)).network == {**load_recipe("wholebrain").network, "last": 8}
 
 
+def test_samples_have_even_sizes(tmp_path: Path) -> None:
+    """A U-Net of one level takes any grid, but parts of a sample are drawn at half its resolution."""
+    path = tmp_path / "mine.toml"
+    text = 'base = "ace"\nname = "mine"\n[network]\nname = "unet"\nwidths = [4]\n[sampling]\nshape = [{0}, 32, 32]\n'
+    path.write_text(text.format(33))
+    with pytest.raises(DataError, match="recipe mine: every size in shape must be a multiple of 2"):
+        list(check_whole(str(path)))
+    path.write_text(text.format(34))
+    assert next(check_whole(str(path))).startswith("ok: mine")
+
+
 def test_a_recipe_says_only_what_differs_from_its_base(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('base = "neuronet"\nname = "mine"\nheads = { FAST = 1.0 }\n[sampling]\npoints = 7\n')
