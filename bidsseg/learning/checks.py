@@ -12,7 +12,7 @@ from bidsseg.learning.case_reading import LEARNING_MM
 from bidsseg.learning.cases import ListedCase
 from bidsseg.learning.recipe import Recipe
 from bidsseg.learning.region_centres import Centres, hidden_pairs, undrawn
-from bidsseg.models.card import find_card
+from bidsseg.models.card import BRAIN, find_card
 from bidsseg.networks.dfnet import DFNet
 from bidsseg.networks.network import Network
 from bidsseg.networks.segnet.staged import StagedSegNet
@@ -88,11 +88,7 @@ def check_recipe(recipe: Recipe, network: Network) -> None:
         raise DataError(f"recipe {recipe.name}: heads: at least one weight must be greater than 0")
     if (recipe.voxels is not None) != isinstance(network, StagedSegNet):
         raise DataError(f"recipe {recipe.name}: [voxels] requires the network segnet, and segnet requires [voxels]")
-    if recipe.locator:
-        try:
-            find_card(recipe.locator)
-        except InputMissing as error:
-            raise DataError(f"recipe {recipe.name}: locator: {error}") from error
+    check_locator(recipe)
     positioned, located = network.positioned, bool(recipe.locator)
     if positioned is not None and not (positioned == located == (not recipe.sampling.whole_head)):
         raise DataError(
@@ -102,6 +98,18 @@ def check_recipe(recipe: Recipe, network: Network) -> None:
     if recipe.voxels is not None and recipe.spacing_mm != LEARNING_MM:
         raise DataError(f"recipe {recipe.name}: segnet is trained on a grid of {LEARNING_MM:g} mm: omit spacing_mm")
     check_grids(recipe, network)
+
+
+def check_locator(recipe: Recipe) -> None:
+    """Raise DataError if a recipe names a locator that does not exist, or that does not find brains."""
+    if not recipe.locator:
+        return
+    try:
+        card = find_card(recipe.locator)
+    except InputMissing as error:
+        raise DataError(f"recipe {recipe.name}: locator: {error}") from error
+    if BRAIN not in card.heads:  # all that it sees would be brain
+        raise DataError(f"recipe {recipe.name}: locator: the model {card.name} has no head {BRAIN}")
 
 
 def check_grids(recipe: Recipe, network: Network) -> None:

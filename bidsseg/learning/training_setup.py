@@ -20,7 +20,7 @@ from bidsseg.learning.own_heads import with_own_heads
 from bidsseg.learning.processes import Processes
 from bidsseg.learning.recipe import Recipe, has_small, load_recipe
 from bidsseg.learning.store import Store
-from bidsseg.models.card import ANY, selected
+from bidsseg.models.card import ANY, located, selected
 from bidsseg.models.library import build_network
 from bidsseg.networks.network import Network
 from bidsseg.settings import Report, Settings, Training
@@ -104,6 +104,8 @@ def set_up(
     check_names([*own, *protocols])
     heads = tuple(protocol.scored() for protocol in own)
     check_recipe(recipe, sketched(recipe, heads))
+    if recipe.locator:  # the model may be used in another folder
+        recipe = replace(recipe, locator=located(recipe.locator))
     processes = Processes.join(device)
     report = settings.report if processes.first else Report()
     if recipe.voxels is None and processes.count > recipe.batch:

@@ -15,6 +15,7 @@ from bidsseg.learning.recipe import Recipe, has_small, load_recipe, shipped_reci
 from bidsseg.learning.recipe_text import recipe_text
 from bidsseg.learning.training import pose_on_card
 from bidsseg.learning.training_setup import set_up
+from bidsseg.models.card import FOLDER
 from bidsseg.settings import Settings, Training
 
 NETWORK = RECIPE.partition("[network]\n")[2].partition("\n[sampling]")[0]
@@ -74,6 +75,17 @@ def test_the_table_of_a_head_may_tell_the_pose(tmp_path: Path, capsys: pytest.Ca
         pose_on_card(set_up(settings, "cpu", "fp32", threads=1), [])
 
 
+def test_a_model_finds_its_locator_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative path is that of the folder in which the model is trained."""
+    (tmp_path / "bids").mkdir()
+    path = tmp_path / "mine.toml"
+    settings = Settings(tmp_path / "bids", tmp_path / "out", labels={"FAST": [tmp_path]}, training=Training(str(path)))
+    monkeypatch.chdir(FOLDER.parent)
+    for given, kept in (("wholebrain", "wholebrain"), (f"{FOLDER.name}/wholebrain", str(FOLDER / "wholebrain"))):
+        path.write_text(f'base = "wholebrain"\nname = "mine"\nlocator = "{given}"\n')
+        assert set_up(settings, "cpu", "fp32", threads=1).recipe.locator == kept
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -81,6 +93,7 @@ def test_the_table_of_a_head_may_tell_the_pose(tmp_path: Path, capsys: pytest.Ca
         (("steps = 3", "stepz = 3"), "unknown key 'stepz': did you mean steps?"),
         (("[32, 32, 32]", "[32, 32, 33]"), "every size in shape must be a multiple of"),
         (("steps = 3", 'steps = 3\nlocator = "nosuch"'), "locator: no model 'nosuch'"),
+        (("steps = 3", 'steps = 3\nlocator = "neuronet"'), "locator: the model neuronet has no head brain"),
         (("coordinates = 0", "coordinates = 3"), "coordinates = 3 requires a locator and whole_head = false"),
         (("steps = 3", 'steps = 3\nlocator = "locator"'), "coordinates = 0 requires whole_head = true and no locator"),
         (("whole_head = true", ""), "coordinates = 0 requires whole_head = true and no locator"),
