@@ -63,9 +63,10 @@ def test_labels_need_not_be_consecutive() -> None:
 
 def test_large_values_need_no_memory() -> None:
     """Atlases of the Allen Institute have values of nine digits, for each of which a box would need 48 bytes."""
-    small, large = (cube((5, 5, 5), 6), cube((5, 5, 6), 6)), 614_454_277
-    far = compare(*(np.where(map_, np.uint32(large), 0) for map_ in small), protocol(large), affine=np.eye(4))
-    near = compare(*small, protocol(1), affine=np.eye(4))
+    found, reference, value = cube((5, 5, 5), 6), cube((5, 5, 6), 6), 614_454_277
+    large = found * np.uint32(value), reference * np.uint32(value)
+    far = compare(large[0], large[1], protocol(value), affine=np.eye(4))
+    near = compare(found, reference, protocol(1), affine=np.eye(4))
     np.testing.assert_array_equal(far.dice, near.dice)
     np.testing.assert_array_equal(far.hausdorff95_mm, near.hausdorff95_mm)
 
