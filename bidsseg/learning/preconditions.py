@@ -19,7 +19,7 @@ from bidsseg.learning.folds import WATCHED, dataset_of, divided, held_out, perso
 from bidsseg.learning.prepared import bytes_needed, entry_of, warn_of_missing
 from bidsseg.learning.recipe import is_shipped
 from bidsseg.learning.registration_loop import DFNET
-from bidsseg.learning.training import lacking, start_from
+from bidsseg.learning.training import lacking, random_layers, start_from
 from bidsseg.learning.training_setup import Setup, sketched
 from bidsseg.models.card import find_card, shipped
 from bidsseg.models.library import build_network, load_model
@@ -111,6 +111,11 @@ def check_start(setup: Setup, name: str) -> None:
         network = build_network(setup.recipe.network, setup.recipe.inputs, outputs, where=setup.recipe.name)
     if not start_from(network, start, setup.recipe.inputs, heads=setup.heads):
         raise UsageError(f"--init {name}: none of its weights fit the network of the recipe {setup.recipe.name}")
+    if others := random_layers(network, start, setup.recipe.inputs, heads=setup.heads):
+        setup.report.warn(
+            f"--init {name}: its network has other layers than that of the recipe {setup.recipe.name}, so that "
+            f"{len(others)} of {len(network.state_dict())} tensors begin with random numbers, and it is not followed"
+        )
     if changed := ", ".join(head for head in lacking(start, setup.heads) if head in start.heads):
         setup.report.warn(f"--init {name}: it has other regions of {changed}, or another order: their layer is new")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bidsseg import __version__
 from bidsseg.derivative.ownership import CHECKPOINT, MODEL_FILES
@@ -316,7 +317,8 @@ def learn(
 ) -> State:
     """Train a network in place with the training loop of the recipe, and return the final state.
 
-    If the initial model lacks a head, the last layers are trained alone first.
+    If the initial model lacks a head, the last layers are trained alone first. A network with other layers than the
+    initial model does neither this nor follow the model.
     """
     # Held-out scans never select the weights, also if there are no validation scans.
     recipe = setup.recipe if people.watched else replace(setup.recipe, keep="last")
@@ -327,8 +329,9 @@ def learn(
         conditions = replace(conditions, budget_s=max(1.0, conditions.budget_s - spent_s))
     if isinstance(network, StagedSegNet):
         return fit_voxels(network, people.seen, plan, conditions=conditions)
-    new = lacking(start, setup.heads) if start is not None else []
-    if start is not None:
+    alike = start is not None and not random_layers(network, start, recipe.inputs, heads=setup.heads)
+    new = lacking(start, setup.heads) if start is not None and alike else []
+    if start is not None and alike:
         known = [head for head in setup.heads if head.name not in new]
         taught = taught_heads(known, (protocol for case in people.seen for protocol in case.protocols))
         if taught:
@@ -402,6 +405,15 @@ def start_from(network: Network, start: Model, inputs: Sequence[str], *, heads: 
     on regions only if all heads are the same. If the model reads only the first of the inputs, the weights of the
     others are 0.
     """
+    same = fitting_weights(network, start, inputs, heads=heads)
+    network.load_state_dict(network.state_dict() | same)
+    return len(same)
+
+
+def fitting_weights(
+    network: Network, start: Model, inputs: Sequence[str], *, heads: Sequence[Protocol]
+) -> dict[str, Tensor]:
+    """Return the tensors of a model that `start_from` copies."""
     own, given = network.state_dict(), start.network.state_dict()
     before = tuple(start.card.inputs)
     if len(before) < len(inputs) and tuple(inputs[: len(before)]) == before:
@@ -409,10 +421,18 @@ def start_from(network: Network, start: Model, inputs: Sequence[str], *, heads: 
     new = lacking(start, heads)
     has_same_heads = not new and len(start.heads) == len(heads)
     foreign = (*(f"heads.{name}." for name in new), *(() if has_same_heads else network.of_regions))
-    same = {
+    return {
         name: value
         for name, value in given.items()
         if name in own and own[name].shape == value.shape and not name.startswith(foreign)
     }
-    network.load_state_dict(own | same)
-    return len(same)
+
+
+def random_layers(network: Network, start: Model, inputs: Sequence[str], *, heads: Sequence[Protocol]) -> list[str]:
+    """Return the tensors that `start_from` does not copy, without those of new heads and those of regions.
+
+    If there are some, the network has other layers than the model, and does not predict what the model predicts.
+    """
+    new, copied = lacking(start, heads), fitting_weights(network, start, inputs, heads=heads)
+    left = [name for name in network.state_dict() if name not in copied and not name.startswith(network.of_regions)]
+    return [name for name in left if name.split(".")[1:2] not in ([head] for head in new)]

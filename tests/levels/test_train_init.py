@@ -1,6 +1,7 @@
 """The level train from the weights of another model: what is copied, and what the initial model teaches."""
 
 import copy
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -166,3 +167,15 @@ def test_heads_that_labels_do_not_determine_follow_the_initial_model(ask: Ask) -
     determined = ask(RECIPE.replace("tiny", "third"), init=str(train_level(ask(RECIPE.replace("tiny", "fourth")))))
     train_level(determined)
     assert not any("initial model is followed" in line for line in console(determined).messages)
+
+
+def test_a_network_of_another_size_does_not_follow_the_initial_model(ask: Ask) -> None:
+    """With layers that begin with random numbers, it would follow random answers and not those of the initial model."""
+    heads = RECIPE.replace("{ brain = 0.5, FAST = 1.0 }", "{ Atropos = 0.5, FAST = 1.0 }")
+    first = train_level(ask(heads))
+    other = heads.replace("tiny", "second").replace("widths = [4, 8]", "widths = [4, 12]")
+    again = ask(other.replace("Atropos = 0.5", "Atropos = 0.5, brain = 0.5"), init=str(first))
+    train_level(again)
+    assert not any("is followed" in line or "last layers" in line for line in console(again).messages)
+    expected = rf"--init {first}: its network has other layers than that of the recipe second, so that \d+ of \d+ "
+    assert any(re.match(expected, line) for line in console(again).warnings)
