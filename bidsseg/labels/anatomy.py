@@ -17,7 +17,8 @@ MIDLINE = re.compile(r"\b(3rd|third|4th|fourth)\b", re.IGNORECASE)
 INFRATENTORIAL = re.compile(r"cerebell|vermis|vermal|brain[ -]?stem|\b(pons|medulla|midbrain)\b", re.IGNORECASE)
 CORTICAL = re.compile(r"cortex|gyrus|\bctx\b", re.IGNORECASE)
 NOT_CORTICAL = re.compile(
-    r"accumbens|amygdala|basal|caudate|hippocamp|pallid|putamen|thalam|striat|nucle|ventral dc|gr[ae]y matter",
+    r"accumbens|amygdala|basal|caudate|claustrum|hippocamp|pallid|putamen|thalam|striat|nucle|substan[ct]ia|"
+    r"ventral[ -]?dc|gr[ae]y matter",
     re.IGNORECASE,
 )
 """Grey matter that is not cortex, and the grey matter of tissue maps, which does not distinguish it."""

@@ -38,3 +38,11 @@ def test_names_suffice_without_classes() -> None:
     regions = [Region(i, name, name, "#808080", None) for i, name in enumerate(words, 1)]
     found = find_anatomy(Protocol("own", (BACKGROUND, *regions)))
     assert found == Anatomy(ventricles=(1,), cortex=(2,), infratentorial=(3,), cerebrum=())
+
+
+@pytest.mark.parametrize("name", ["Left-VentralDC", "Left-Ventral-DC", "Left-Claustrum", "Left-Substancia-Nigra"])
+def test_deep_grey_matter_in_the_spelling_of_freesurfer_is_no_cortex(name: str) -> None:
+    words = {"Left-Lateral-Ventricle": 3, "Left-Cerebral-Cortex": 1, "Brain-Stem": 1, name: 1}
+    regions = [Region(i, word, word, "#808080", kind) for i, (word, kind) in enumerate(words.items(), 1)]
+    found = find_anatomy(Protocol("own", (BACKGROUND, *regions)))
+    assert found == Anatomy(ventricles=(1,), cortex=(2,), infratentorial=(3,), cerebrum=(4,))
