@@ -11,7 +11,7 @@ import torch
 
 from bidsseg.bids.names import modality
 from bidsseg.bids.outputs import root_path
-from bidsseg.errors import UsageError
+from bidsseg.errors import DataError, UsageError
 from bidsseg.labels import Protocol, load_protocol
 from bidsseg.labels.protocol import is_shipped
 from bidsseg.learning.checks import check_names, check_recipe, check_sides
@@ -177,7 +177,13 @@ def model_folder(output_dir: Path, name: str) -> Path:
 
 
 def with_names(recipe: Recipe, names: Mapping[str, str]) -> Recipe:
-    """Return the recipe with the names of its heads' protocols; a recipe may also give the files of protocols."""
+    """Return the recipe with the names of its heads' protocols; a recipe may also give the files of protocols.
+
+    DataError if two of these protocols have one name.
+    """
+    for name, protocol in names.items():
+        if first := next((other for other in names if other != name and names[other] == protocol), None):
+            raise DataError(f"recipe {recipe.name}: heads: {name} and {first} have the same name, {protocol}")
     heads = {names[name]: weight for name, weight in recipe.heads.items()}
     pose_head = None if recipe.pose_head is None else names[recipe.pose_head]
     return replace(recipe, heads=heads, fading=[names[name] for name in recipe.fading], pose_head=pose_head)

@@ -86,6 +86,14 @@ def test_a_model_finds_its_locator_from_every_folder(tmp_path: Path, monkeypatch
         assert set_up(settings, "cpu", "fp32", threads=1).recipe.locator == kept
 
 
+def test_heads_of_one_name_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, own = tmp_path / "mine.toml", tmp_path / "seg-FAST_dseg.tsv"
+    own.write_text("index\tname\n0\tBackground\n1\tInside\n")
+    path.write_text(RECIPE.replace("FAST = 1.0", f'FAST = 1.0, "{own}" = 1.0'))
+    assert main(["recipe", "check", str(path)]) == 65
+    assert f"recipe tiny: heads: FAST and {own} have the same name, FAST" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
