@@ -3,17 +3,18 @@
     python benchmarks/calibration.py BIDS_DIR --labels PROTOCOL=DERIVATIVES_DIR ... [--also BIDS_DIR]
         --model MODEL_FOLDER [--table TSV] [--card MODEL_FOLDER]
 
-The participants are those that the card of the model names as held out. For each head with labels in its own protocol,
-the script finds the temperature with which the mean confidence in the brain is the share of right voxels, and prints
-the expected calibration error (Guo et al. 2017, arXiv 1706.04599) without it and with the temperature of the other
-participants. For labels in other protocols, it prints confidence and share of right voxels alone.
+The participants are those that the model was not trained on, by its card. For each head with labels in its own
+protocol, the script finds the temperature with which the mean confidence in the brain is the share of right voxels, and
+prints the expected calibration error (Guo et al. 2017, arXiv 1706.04599) without it and with the temperature of the
+other participants. For labels in other protocols, it prints confidence and share of right voxels alone.
 
 With these temperatures, each participant is then segmented as it is and in worse copies (noise, blur, thick slices,
 shading, contrast), and each label map without an image in several synthetic images, so that Dice varies. The script
 prints for each head the calibration and how far the expected Dice is from the Dice, each participant with the
 calibration of the others: mean absolute difference of regions and of the means of scans, correlation of these means,
-and the area under the curve for finding regions with a Dice below .6. With --card, temperatures and calibration of all
-participants are stored on the card of that model, which may be a model of the same recipe trained on all participants.
+and the area under the curve for finding regions with a Dice below .6, with and without what the calibration adds for
+single regions. With --card, temperatures and calibration of all participants are stored on the card of that model,
+which may be a model of the same recipe trained on all participants.
 """
 
 from __future__ import annotations
@@ -34,11 +35,13 @@ from bidsseg.image.volume import Volume
 from bidsseg.labels import Protocol
 from bidsseg.learning.cases import Case
 from bidsseg.learning.datasets import find_sources
+from bidsseg.learning.folds import dataset_of, person
 from bidsseg.learning.prepared import opened_cases
 from bidsseg.learning.validation import comparable, comparison, indices_of, synthetic_scan
-from bidsseg.models.card import read_card
+from bidsseg.models.card import Card, read_card
 from bidsseg.models.library import Model, load_model, save_card
-from bidsseg.segmentation.expected_dice import calibrate, calibrated
+from bidsseg.models.participants import participants
+from bidsseg.segmentation.expected_dice import calibrate, calibrate_regions, calibrated
 from bidsseg.segmentation.predict import segment
 from bidsseg.segmentation.result import Probabilities
 from bidsseg.settings import Report, Settings, Training
@@ -70,10 +73,9 @@ def main() -> None:
     settings = Settings(options.bids_dir, Path("never-written"), labels=labels, training=Training(also=options.also))
     sources = find_sources(settings, Report(), unlabelled=False, synthetic=True)
     model = load_model(options.model)
-    held = model.card.metrics.get("held_out", [])
-    sources = [source for source in sources if source.name in held]
+    sources = [source for source in sources if is_unseen(source.name, model.card)]
     if not sources:
-        parser.error(f"no participant is among those held out from {options.model}")
+        parser.error(f"{options.model} was, or may have been, trained on all these participants")
     cases = list(opened_cases(sources, model.card.inputs, Report()))
     temperature = temperatures(model, cases)
     plain = dict.fromkeys(model.card.protocols, (0.0, 1.0))
@@ -82,12 +84,21 @@ def main() -> None:
     table = pd.DataFrame(rows)
     if options.table:
         table.to_csv(options.table, sep="\t", index=False, float_format="%.4f")
-    found = {}
+    found, by_region = {}, {}
     for head, part in table.groupby("head", sort=False):
-        found[str(head)] = calibrate(part.estimate.to_numpy(), part.dice.to_numpy())
+        found[str(head)], by_region[str(head)] = calibration(part)
         print(f"{head} ({part['case'].nunique()} participants): offset and slope {found[str(head)]}; {figures(part)}")
+        print(f"    without what is added for single regions: {figures(part, regions=False)}")
     if options.card:
-        save_card(replace(read_card(options.card), temperature=temperature, expected_dice=found))
+        card = replace(read_card(options.card), expected_dice=found, expected_dice_by_region=by_region)
+        save_card(replace(card, temperature=temperature))
+
+
+def is_unseen(name: str, card: Card) -> bool:
+    """Return whether a model was certainly not trained on the participant of a case."""
+    if name in card.metrics.get("held_out", ()):
+        return True
+    return person(name) not in participants(card.trained_on) and dataset_of(name) not in card.unlisted
 
 
 def temperatures(model: Model, cases: Iterable[Case]) -> dict[str, float]:
@@ -199,13 +210,26 @@ def copies(case: Case) -> Iterator[tuple[str, np.ndarray]]:
     yield "contrast", kept(bright * (np.clip(image, 0, None) / bright) ** 0.6)
 
 
-def figures(table: pd.DataFrame) -> str:
-    """Return the figures of one head, each participant with the calibration of the others."""
+def calibration(table: pd.DataFrame) -> tuple[tuple[float, float], dict[str, float]]:
+    """Return offset and slope of one head, and what is added to the offset for single regions."""
+    estimate, true = table.estimate.to_numpy(), table.dice.to_numpy()
+    found = calibrate(estimate, true)
+    return found, calibrate_regions(
+        estimate, true, found, regions=table.region.tolist(), participants=table["case"].tolist()
+    )
+
+
+def figures(table: pd.DataFrame, *, regions: bool = True) -> str:
+    """Return the figures of one head, each participant with the calibration of the others.
+
+    Args:
+        regions: whether to use what is added for single regions.
+    """
     parts = []
     for name, part in table.groupby(table["case"].astype(str)):
-        others = table[table["case"] != name]
-        calibration = calibrate(others.estimate.to_numpy(), others.dice.to_numpy())
-        parts.append(part.assign(expected=calibrated(part.estimate.to_numpy(), calibration)))
+        found, by_region = calibration(table[table["case"] != name])
+        added = part.region.map(by_region).fillna(0.0).to_numpy() if regions else 0.0
+        parts.append(part.assign(expected=calibrated(part.estimate.to_numpy(), found, added)))
     found = pd.concat(parts)
     numbered = found.groupby(["case", "copy"], sort=False)[["expected", "dice"]].mean()
     lines = [

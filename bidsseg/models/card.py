@@ -99,6 +99,8 @@ class Card:
             (Guo et al. 2017, arXiv 1706.04599).
         expected_dice: for each calibrated head, the offset and slope that map the estimate of the Dice of a region to
             its Dice on held-out scans, see ``segmentation.expected_dice``.
+        expected_dice_by_region: for each such head, how far the log odds of the Dice of single regions lie above this
+            map, by the name of the region.
         least_quality: quality (see ``Segmentation.quality``) that typical scans reach; None if it was not measured.
         bits: bits of each stored weight, 16 or 8.
         mask_reaches_skull: whether the brain mask contains all fluid around the brain, so that its volume in a scan of
@@ -135,6 +137,7 @@ class Card:
     pose: Annotated[Mapping[str, Any], Rule("head, half_mm and regions as train writes them", is_pose)] | None = None
     temperature: Mapping[str, PositiveFloat] = field(default_factory=dict)
     expected_dice: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    expected_dice_by_region: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     least_quality: Share | None = None
     description: str = ""
     licence: str = "unknown"

@@ -121,9 +121,14 @@ class HeadOutput:
             nats = -torch.special.xlogy(chance, chance).sum(1)
             self.entropy[here] = (nats / np.log(chance.shape[1])).clamp(0, 1).numpy()
 
-    def expected_dice(self, calibration: Sequence[float]) -> np.ndarray:
-        """Return the Dice (R,) that the labels are expected to have with a reference, see ``expected_dice.py``."""
-        return calibrated(estimated(self.labels, self.certainty, self.soft, indices=self.indices), calibration)
+    def expected_dice(self, calibration: Sequence[float], by_region: np.ndarray) -> np.ndarray:
+        """Return the Dice (R,) that the labels are expected to have with a reference, see ``expected_dice.py``.
+
+        Args:
+            by_region: what the calibration adds for each region (R,).
+        """
+        estimate = estimated(self.labels, self.certainty, self.soft, indices=self.indices)
+        return calibrated(estimate, calibration, by_region)
 
     def marked(self, rule: LesionRule, *, place: Place) -> np.ndarray:
         """Return which voxels (P,) are lesions under a rule, after giving others than these a healthy region.

@@ -184,8 +184,7 @@ def answer(
         assert output.lesion_chance is not None
         lesion_chance = place.native(place.filled(output.lesion_chance))
     written = {name: output for name, output in outputs.items() if name in model.card.protocols}
-    calibrations = model.card.expected_dice
-    expected = {name: written[name].expected_dice(calibrations[name]) for name in written if name in calibrations}
+    expected = expected_dice(written, model)
     means = [float(np.nanmean(dice)) for dice in expected.values() if np.isfinite(dice).any()]
     return Segmentation(
         labels={name: place.native(place.filled(output.labels)) for name, output in written.items()},
@@ -202,6 +201,18 @@ def answer(
         },
         entropy={n: place.native(place.filled(r.entropy)) for n, r in written.items() if r.entropy is not None},
     )
+
+
+def expected_dice(outputs: Mapping[str, HeadOutput], model: Model) -> dict[str, np.ndarray]:
+    """Return the expected Dice (R,) of the regions of each calibrated head."""
+    calibrations, by_region = model.card.expected_dice, model.card.expected_dice_by_region
+    found = {}
+    for name, output in outputs.items():
+        if name in calibrations:
+            known = by_region.get(name, {})
+            added = np.array([known.get(region.name, 0.0) for region in model.heads[name].regions])
+            found[name] = output.expected_dice(calibrations[name], added)
+    return found
 
 
 Mix = Callable[[int, Sequence[Tensor]], Sequence[Tensor]]

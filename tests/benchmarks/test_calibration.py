@@ -4,6 +4,8 @@ import calibration
 import numpy as np
 import pytest
 
+from bidsseg.models.card import find_card
+
 
 def participant(seed: int, *, temperature: float) -> calibration.Seen:
     """Return probabilities (N, 3) that are right if they are raised by a temperature, and which voxels are right."""
@@ -25,3 +27,13 @@ def test_the_error_is_the_mean_difference_of_confidence_and_right_voxels_in_bins
     confidence = np.array([0.9, 0.9, 0.9, 0.9, 0.5, 0.5])
     right = np.array([True, True, True, False, True, True])
     assert calibration.error([(confidence, right)]) == pytest.approx((4 * 0.15 + 2 * 0.5) / 6)
+
+
+def test_only_participants_that_a_model_was_not_trained_on_count() -> None:
+    card = find_card("open")
+    assert [calibration.is_unseen(f"heads/sub-{n:02d}", card) for n in (1, 2)] == [True, False]
+    assert calibration.is_unseen("oasis/sub-1000", card)
+    assert not calibration.is_unseen("heads/sub-01", find_card("wholebrain"))
+    assert not calibration.is_unseen("oasis/sub-2000", find_card("wholebrain")), (
+        "its list of participants is not complete"
+    )

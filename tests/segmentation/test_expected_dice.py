@@ -9,8 +9,9 @@ from scipy.special import expit, logit
 from tiny_model import save_tiny
 
 from bidsseg.image.nifti import read_image
+from bidsseg.labels import load_protocol
 from bidsseg.models.library import load_model
-from bidsseg.segmentation.expected_dice import calibrate, calibrated, estimated
+from bidsseg.segmentation.expected_dice import DRAWN, calibrate, calibrate_regions, calibrated, estimated
 from bidsseg.segmentation.predict import segment
 
 INDICES = np.array([0, 5, 9])
@@ -48,6 +49,19 @@ def test_calibration_finds_how_far_the_estimates_are_off() -> None:
     assert calibrated(np.array([1.0]), (0.0, 1.0))[0] < 1
 
 
+def test_regions_that_are_harder_than_their_probabilities_say_are_told() -> None:
+    """One of two regions has a lower Dice in all eight participants, in one scan of each much lower."""
+    estimate, regions = np.full(48, 0.8), ["easy", "hard"] * 24
+    participants = [f"sub-{n // 6}" for n in range(48)]
+    harder = np.array([0.0, 0.0, 0.0, -1.0, 0.0, -1.0] * 8) + np.array([0.0, -5.0, 0.0, 0.0, 0.0, 0.0] * 8)
+    dice = expit(0.3 + logit(estimate) + harder)
+    found = calibrate_regions(estimate, dice, (0.3, 1.0), regions=regions, participants=participants)
+    assert found == {"easy": pytest.approx(0, abs=0.001), "hard": pytest.approx(-1.0 * 8 / (8 + DRAWN), abs=0.001)}
+    assert calibrated(estimate[:2], (0.3, 1.0), np.array(list(found.values())))[1] < 0.8
+    alone = calibrate_regions(np.array([0.8]), np.array([0.0]), (0.3, 1.0), regions=["hard"], participants=["sub-1"])
+    assert -2.5 < alone["hard"] < -1, "a Dice of 0 is no infinite difference, and one participant hardly counts"
+
+
 def test_the_quality_is_the_mean_over_the_regions_of_a_calibrated_head(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_bids: Callable[..., Path]
 ) -> None:
@@ -60,6 +74,15 @@ def test_the_quality_is_the_mean_over_the_regions_of_a_calibrated_head(
     assert np.isnan(dice[0]) and (dice[1:] > 0).all() and (dice[1:] < 1).all()
     assert result.quality == pytest.approx(dice[1:].mean()) and result.quality < plain.quality
     assert all((result.labels[name] == plain.labels[name]).all() for name in plain.labels)
+    harder = {"FAST": {"White Matter": -1.0}}
+    folder = save_tiny(
+        tmp_path / "regions", monkeypatch, expected_dice={"FAST": (-1.0, 1.0)}, expected_dice_by_region=harder
+    )
+    by_region = segment({"T1w": t1w}, load_model(str(folder))).expected_dice["FAST"]
+    names = [region.name for region in load_protocol("FAST").regions]
+    moved = [name == "White Matter" for name in names]
+    assert sum(moved) == 1
+    assert logit(by_region[1:]) == pytest.approx(logit(dice[1:]) - moved[1:], abs=1e-6)
 
 
 def test_a_temperature_changes_probabilities_but_no_label(
