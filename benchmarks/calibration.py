@@ -227,9 +227,9 @@ def figures(table: pd.DataFrame, *, regions: bool = True) -> str:
     """
     parts = []
     for name, part in table.groupby(table["case"].astype(str)):
-        found, by_region = calibration(table[table["case"] != name])
+        of_others, by_region = calibration(table[table["case"] != name])
         added = part.region.map(by_region).fillna(0.0).to_numpy() if regions else 0.0
-        parts.append(part.assign(expected=calibrated(part.estimate.to_numpy(), found, added)))
+        parts.append(part.assign(expected=calibrated(part.estimate.to_numpy(), of_others, added)))
     found = pd.concat(parts)
     numbered = found.groupby(["case", "copy"], sort=False)[["expected", "dice"]].mean()
     lines = [
