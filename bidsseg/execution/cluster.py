@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import shlex
 import shutil
 import signal
@@ -28,12 +29,15 @@ from bidsseg.execution.cluster_config import read_config
 from bidsseg.execution.exports import export
 from bidsseg.execution.machine import Workers, cuda_count, prepare_environment
 from bidsseg.execution.pipeline import Outcome, Pipeline, write_page
+from bidsseg.models.card import FOLDER as SHIPPED
+from bidsseg.models.card import find_card
 from bidsseg.registration.spaces import caches
 from bidsseg.settings import Report, Settings
 
 if TYPE_CHECKING:
     from dask.distributed import Client
 
+    from bidsseg.execution.cluster_config import ClusterConfig
     from bidsseg.execution.machine import Machine
     from bidsseg.models.library import Model
 
@@ -47,6 +51,11 @@ PLACES = Semaphore(TASKS)
 """Limit of simultaneous scans for workers of a user's cluster, which may receive more tasks."""
 NETWORK = Lock()
 """Lock of the network in each process, because a scan uses all threads of the process."""
+GPUS_FOR_IMAGE = (
+    '[ -z "${CUDA_VISIBLE_DEVICES+set}" ] || export SINGULARITYENV_CUDA_VISIBLE_DEVICES="$CUDA_VISIBLE_DEVICES"'
+    ' APPTAINERENV_CUDA_VISIBLE_DEVICES="$CUDA_VISIBLE_DEVICES"'
+)
+"""Line of a job script: an image with a clean environment still sees only the GPUs that the batch system has given."""
 CANCEL_S = 60.0
 """Time limit (s) of the command that cancels a job."""
 LOOK_EVERY_S = 60.0
@@ -191,9 +200,9 @@ def prepared(settings: Settings, sha256: str) -> tuple[Machine, Model]:
     from bidsseg.execution.machine import choose_machine
     from bidsseg.models.library import load_model
 
-    number = get_worker().name
-    if settings.device == "auto" and isinstance(number, int) and cuda_count() > 1:
-        settings = replace(settings, device=f"cuda:{number % cuda_count()}")
+    number = re.fullmatch(r"(?:.*-)?(\d+)", str(get_worker().name))  # of a job with several workers: SLURMCluster-0-1
+    if settings.device == "auto" and number and cuda_count() > 1:
+        settings = replace(settings, device=f"cuda:{int(number[1]) % cuda_count()}")
     machine = settings.device, settings.precision, settings.n_cpus, settings.threads, settings.memory_mb
     key = (settings.model, sha256, *machine)
     if key not in PREPARED:
@@ -265,7 +274,7 @@ def on_a_cluster(settings: Settings, scans: int, submissions: Submissions) -> It
     # A worker keeps freed memory for the next scan; with a memory limit, Dask would stop it for that.
     own = ["--nthreads", str(TASKS), "--memory-limit", "0"]
     options["worker_extra_args"] = [*config.worker_extra_args, *own]
-    options["job_script_prologue"] = [*config.job_script_prologue, f"export {'='.join(ONE_ARENA)}"]
+    options["job_script_prologue"] = [*config.job_script_prologue, *prologue(config, settings)]
     kind = getattr(dask_jobqueue, ENGINES[settings.executor])
     if not shutil.which(kind.job_cls.submit_command.split()[0]):
         command = kind.job_cls.submit_command
@@ -331,13 +340,31 @@ def recorded(job: type, submissions: Submissions) -> type:
     return RecordedJob
 
 
+def prologue(config: ClusterConfig, settings: Settings) -> Iterator[str]:
+    """Yield the lines of a job script before the command of the workers."""
+    yield f"export {'='.join(ONE_ARENA)}"
+    if config.image is not None:
+        yield GPUS_FOR_IMAGE
+        if settings.work_dir is not None:  # of each machine; only a folder that exists can be mounted
+            yield f"mkdir -p {shlex.quote(str(settings.work_dir))}"
+
+
+def models_outside(model: str) -> Iterator[Path]:
+    """Yield the folders of a model and its locators that are not in the package."""
+    card = find_card(model)
+    if card.folder.parent != SHIPPED:
+        yield card.folder.absolute()
+    if card.locator is not None:
+        yield from models_outside(card.locator)
+
+
 def in_image(image: str, settings: Settings) -> str:
     """Return the command that runs Python in the image, with the folders of the run mounted at the same paths."""
     read = [
         settings.bids_dir,
         *(folder for folder in (settings.corrections, settings.lesions) if folder),
         *(where for where in settings.measures.values() if isinstance(where, Path)),
-        *([Path(settings.model)] if Path(settings.model).is_absolute() else []),
+        *models_outside(settings.model),
     ]
     read += [folder for folder in caches() if settings.output_spaces and folder.is_dir()]
     written = [folder for folder in (settings.output_dir, settings.work_dir, settings.freesurfer) if folder]

@@ -5,6 +5,7 @@ import math
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -23,7 +24,7 @@ import phantoms
 import psutil
 import pytest
 from dask_jobqueue.slurm import SLURMJob
-from fake_model import App, make_app
+from fake_model import App, make_app, save_card
 from nifti import load_nifti
 from recording_console import RecordingConsole
 
@@ -31,7 +32,7 @@ from bidsseg import __version__
 from bidsseg.errors import InputMissing
 from bidsseg.execution import cluster as spreading
 from bidsseg.execution.agenda import check_request, plan, select
-from bidsseg.execution.cluster_config import read_config
+from bidsseg.execution.cluster_config import SlurmConfig, read_config
 from bidsseg.execution.machine import Machine, Workers, cpu_flags
 from bidsseg.execution.pipeline import Outcome
 from bidsseg.segmentation import memory_needed
@@ -273,6 +274,8 @@ def test_a_configuration_is_read(tmp_path: Path) -> None:
         ("auto", 3, 2, "cuda:1"),
         ("auto", 3, 1, "auto"),
         ("auto", "tcp://node1:1", 2, "auto"),
+        ("auto", "SLURMCluster-4-0", 2, "cuda:0"),
+        ("auto", "SLURMCluster-4-1", 2, "cuda:1"),
         ("cpu", 1, 2, "cpu"),
         ("cuda:0", 1, 2, "cuda:0"),
     ],
@@ -307,19 +310,37 @@ def test_jobs_run_in_an_image(app: App, tmp_path: Path, monkeypatch: pytest.Monk
     settings = Settings(app.bids, app.output)
     mounts = f"-B {app.bids}:{app.bids}:ro -B {app.output}:{app.output}"
     assert spreading.in_image("/images/b.sif", settings) == f"singularity exec -e --nv {mounts} /images/b.sif python3"
+    locator = save_card(tmp_path / "locator", locator="wholebrain")
+    own = save_card(tmp_path / "my model", locator=str(locator))
     more = replace(
         settings,
-        model="/models/my model",
+        model=str(own),
         work_dir=Path("/scratch"),
         output_spaces=["MNI"],
         freesurfer=Path("/subjects"),
         measures={"T1map": Path("/maps"), "T2w": "T2w"},
     )
     words = shlex.split(spreading.in_image("/images/b.sif", more))
-    read = ["/models/my model", "/maps", str(tmp_path / "templates")]
+    read = [str(own), str(locator), "/maps", str(tmp_path / "templates")]
     found = {f"{app.bids}:{app.bids}:ro", *(f"{folder}:{folder}:ro" for folder in read)}
     found |= {f"{folder}:{folder}" for folder in (app.output, "/scratch", "/subjects")}
     assert {value for flag, value in pairwise(words) if flag == "-B"} == found
+
+
+@pytest.mark.parametrize("given", ["1,3", "", None])
+def test_an_image_sees_the_gpus_of_its_job(given: str | None, app: App, tmp_path: Path) -> None:
+    """With -e, an image gets only the variables that begin with the name of the program that runs it."""
+    settings = Settings(app.bids, app.output, work_dir=tmp_path / "local disk" / "work")
+    lines = spreading.prologue(SlurmConfig(image="/images/b.sif"), settings)
+    environment = {"PATH": os.environ["PATH"], **({} if given is None else {"CUDA_VISIBLE_DEVICES": given})}
+    script = "set -eu\n" + "\n".join([*lines, "env"])
+    words = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True).stdout
+    found = dict(line.split("=", 1) for line in words.splitlines())
+    for program in ("SINGULARITY", "APPTAINER"):
+        assert found.get(f"{program}ENV_CUDA_VISIBLE_DEVICES") == given
+    assert found["MALLOC_ARENA_MAX"] == "1"
+    assert settings.work_dir is not None and settings.work_dir.is_dir()
+    assert len(list(spreading.prologue(SlurmConfig(), settings))) == 1
 
 
 def test_a_batch_system_that_takes_no_job_ends_the_run(
