@@ -27,7 +27,9 @@ ISA_WITHOUT_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_
 """Values of these variables without instructions for bfloat16."""
 
 OWN_GROUP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
-"""File with the name of this process's control group, and folder of all groups."""
+"""File with the names of this process's control groups, and folder of all groups."""
+LIMITING = {"", "memory", "cpu"}
+"""Controllers whose limits count: those of version 1 have folders of their names, the one of version 2 has no name."""
 
 RESERVE = 0.9
 """Share of the free memory that a run may use; the rest is a reserve."""
@@ -246,8 +248,9 @@ def available_cpus() -> int:
     """Return the number of CPUs for this process, from its affinity and the quota of its container."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for group in control_groups():
-        quota = _value(group, "cpu.max").split()
-        if len(quota) == 2 and quota[0] != "max":
+        older = [_value(group, "cpu.cfs_quota_us"), _value(group, "cpu.cfs_period_us")]
+        quota = _value(group, "cpu.max").split() or older
+        if all(each.isdigit() for each in quota):
             count = min(count, max(1, int(quota[0]) // int(quota[1])))
     return count
 
@@ -258,10 +261,12 @@ def available_memory_mb() -> int:
 
     free: int = psutil.virtual_memory().available
     for group in control_groups():
-        limit, used = _value(group, "memory.max"), _value(group, "memory.current")
+        limit = _value(group, "memory.max") or _value(group, "memory.limit_in_bytes")
+        used = _value(group, "memory.current") or _value(group, "memory.usage_in_bytes")
         if limit.isdigit() and used.isdigit():
             words = _value(group, "memory.stat").split()
-            cached = int(words[words.index("inactive_file") + 1]) if "inactive_file" in words else 0
+            key = next((key for key in ("total_inactive_file", "inactive_file") if key in words), None)
+            cached = int(words[words.index(key) + 1]) if key else 0
             free = min(free, max(0, int(limit) - int(used) + cached))  # cached files are dropped on demand
     addresses = resource.getrlimit(resource.RLIMIT_AS)[0]  # ulimit -v
     if addresses != resource.RLIM_INFINITY:
@@ -315,12 +320,17 @@ def cpu_flags() -> set[str]:
 
 
 def control_groups() -> Iterator[Path]:
-    """Yield the control group (version 2) of this process and those that contain it: the limits of all hold."""
+    """Yield the control groups (version 2 or 1) of this process and those that contain them: the limits of all hold."""
     try:
-        own = GROUPS / OWN_GROUP.read_text().partition("::")[2].strip().lstrip("/")
+        lines = OWN_GROUP.read_text().splitlines()
     except OSError:
         return
-    yield from (folder for folder in (own, *own.parents) if folder.is_relative_to(GROUPS))
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        for controller in LIMITING & set(controllers.split(",")):
+            top = GROUPS / controller
+            own = top / name.lstrip("/")
+            yield from (folder for folder in (own, *own.parents) if folder.is_relative_to(top))
 
 
 def _value(group: Path, name: str) -> str:

@@ -66,13 +66,39 @@ def test_memory_of_a_container(group: dict[str, str], monkeypatch: pytest.Monkey
 
 def test_control_groups_contain_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SLURM limits the groups around that of a task, whose memory.max is max."""
-    (tmp_path / "self").write_text("4:memory:/other\n0::/job/step/task\n")
+    (tmp_path / "self").write_text("4:pids:/other\n0::/job/step/task\n")
     monkeypatch.setattr(this_machine, "OWN_GROUP", tmp_path / "self")
     monkeypatch.setattr(this_machine, "GROUPS", tmp_path / "groups")
     names = [group.relative_to(tmp_path).as_posix() for group in this_machine.control_groups()]
     assert names == ["groups/job/step/task", "groups/job/step", "groups/job", "groups"]
     (tmp_path / "self").unlink()
     assert list(this_machine.control_groups()) == []
+
+
+def test_limits_of_older_control_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In version 1, as on clusters with RHEL 8, each kind of limit has a hierarchy of its own."""
+    groups = tmp_path / "groups"
+    (tmp_path / "self").write_text("5:cpu,cpuacct:/docker/a\n4:memory:/slurm/job/step\n1:name=systemd:/x\n0::/x\n")
+    monkeypatch.setattr(this_machine, "OWN_GROUP", tmp_path / "self")
+    monkeypatch.setattr(this_machine, "GROUPS", groups)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=8_000_000_000))
+    assert (available_cpus(), available_memory_mb()) == (16, 8000)
+    values = {
+        "cpu/docker/a/cpu.cfs_quota_us": "-1",  # none
+        "cpu/docker/a/cpu.cfs_period_us": "100000",
+        "memory/slurm/job/step/memory.limit_in_bytes": "9223372036854771712",  # none
+        "memory/slurm/job/step/memory.usage_in_bytes": "100000000",
+        "memory/slurm/job/memory.limit_in_bytes": "300000000",
+        "memory/slurm/job/memory.usage_in_bytes": "120000000",
+        "memory/slurm/job/memory.stat": "inactive_file 0\ntotal_inactive_file 20000000\n",
+    }
+    for name, value in values.items():
+        (groups / name).parent.mkdir(parents=True, exist_ok=True)
+        (groups / name).write_text(f"{value}\n")
+    assert (available_cpus(), available_memory_mb()) == (16, 200)
+    (groups / "cpu/docker/a/cpu.cfs_quota_us").write_text("350000\n")
+    assert available_cpus() == 3
 
 
 def test_peak_memory_is_in_megabytes() -> None:
