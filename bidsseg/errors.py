@@ -26,8 +26,10 @@ EXIT_CODES = {
 """Exit codes of the command line and their meanings."""
 
 
-LACKING = ("memory", "bad_alloc", "bad alloc", "start new thread", "failed to map segment")
+LACKING = ("memory", "bad_alloc", "bad alloc", "alloc_failed", "start new thread", "failed to map segment")
 """Words in the messages of libraries that run out of memory."""
+OTHER_MEMORY = ("illegal memory", "memory format", "memory location")
+"""Words in messages about memory that is not lacking."""
 
 
 MORE_MEMORY = "free memory, raise the limit (ulimit -v, the job's memory), or run fewer processes (--n-cpus)"
@@ -38,8 +40,11 @@ def lacks_memory(error: BaseException) -> bool:
     """Return whether an error of any library means that memory ran out."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno == errno.ENOMEM
+    if isinstance(error, MemoryError):
+        return True
+    message = str(error).lower()
     of_library = isinstance(error, RuntimeError | ImportError | OSError)
-    return isinstance(error, MemoryError) or (of_library and any(word in str(error).lower() for word in LACKING))
+    return of_library and any(word in message for word in LACKING) and not any(word in message for word in OTHER_MEMORY)
 
 
 class BidssegError(Exception):

@@ -90,6 +90,8 @@ def test_a_large_scan_leaves_less_for_the_network() -> None:
         MemoryError(),
         RuntimeError("could not create a memory object"),
         RuntimeError("can't start new thread"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. See documentation for Memory Management"),
         ImportError("libtorch_cpu.so: failed to map segment from shared object"),
         OSError(12, "Cannot allocate memory"),
     ],
@@ -98,7 +100,16 @@ def test_errors_that_mean_want_of_memory(error: Exception) -> None:
     assert lacks_memory(error)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("expected 9 channels"), KeyError("memory"), OSError(28, "No memory")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("expected 9 channels"),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("required rank 4 tensor to use channels_last: unsupported memory format"),
+        KeyError("memory"),
+        OSError(28, "No memory"),
+    ],
+)
 def test_errors_that_mean_something_else(error: Exception) -> None:
     assert not lacks_memory(error)
 
