@@ -15,10 +15,11 @@ from bidsseg.bids.names import entity_cells, parse_name, suffix_of, with_extensi
 from bidsseg.bids.outputs import group_changes
 from bidsseg.bids.particulars import PARTICIPANT, SESSION, Particulars
 from bidsseg.derivative.changes import CHANGES, LESION_CHANGES, STATUSES
-from bidsseg.derivative.results import mixed_rules, mixed_weights, participant_folders
+from bidsseg.derivative.results import mixed_passes, mixed_rules, mixed_weights, participant_folders
 from bidsseg.derivative.sidecar_keys import (
     Sidecar,
     corrected_sessions,
+    is_fast,
     is_record,
     read_sidecar,
     source_paths,
@@ -155,7 +156,11 @@ def write_changes(
     }
     write_json_atomic(with_extension(path, ".json"), content)
     used = {f"sub-{one.subject}": weights(one.sidecar) for one in compared}
-    mixed = [mixed_weights(used), mixed_rules([one.sidecar for one in compared], "longitudinal", "participants")]
+    mixed = [
+        mixed_weights(used),
+        mixed_passes({f"sub-{one.subject}": is_fast(one.sidecar) for one in compared}),
+        mixed_rules([one.sidecar for one in compared], "longitudinal", "participants"),
+    ]
     return [*problems, *filter(None, mixed)]
 
 

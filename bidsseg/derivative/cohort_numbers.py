@@ -14,7 +14,7 @@ from bidsseg.bids.particulars import Particulars
 from bidsseg.derivative import sidecar_keys
 from bidsseg.derivative.cohort import CONFIDENCE, EXPECTED_DICE, Absent, Cohort
 from bidsseg.derivative.outliers import FAR, FEWEST, robust_z
-from bidsseg.derivative.results import Result, mixed_modalities, mixed_weights
+from bidsseg.derivative.results import Result, mixed_modalities, mixed_passes, mixed_weights
 from bidsseg.errors import BidssegError
 from bidsseg.labels.protocol import read_protocol
 from bidsseg.labels.sides import LEFT, partners, side_of, without_side
@@ -68,6 +68,7 @@ class Numbers:
         findings: codes of the findings of each scan.
         weights: checksum of the weights that segmented each scan, empty where it is not recorded.
         modalities: modality of the image of each scan, empty where it is not recorded.
+        fast: whether each scan was segmented with ``--fast``.
         selected: whether the scan counts, booleans (N,).
     """
 
@@ -82,6 +83,7 @@ class Numbers:
     findings: list[list[str]]
     weights: list[str]
     modalities: list[str]
+    fast: list[bool]
     selected: np.ndarray
 
     @cached_property
@@ -127,10 +129,11 @@ class Numbers:
 
     @property
     def mixtures(self) -> list[str]:
-        """Warnings if weights of the model, or modalities of the images, differ between the scans."""
+        """Warnings if weights, passes of the model or modalities of the images differ between the scans."""
         keys = [result.key for result in self.results]
         weights, modalities = (dict(zip(keys, each, strict=True)) for each in (self.weights, self.modalities))
-        return [warning for warning in (mixed_weights(weights), mixed_modalities(modalities)) if warning]
+        passes = mixed_passes(dict(zip(keys, self.fast, strict=True)))
+        return [warning for warning in (mixed_weights(weights), mixed_modalities(modalities), passes) if warning]
 
     @property
     def without_estimate(self) -> list[str]:
@@ -161,7 +164,7 @@ def gather(cohort: Cohort, results: Sequence[Result], runs: Runs, *, unmarked: C
     """
     names = {name: place for place, name in enumerate(cohort.regions.values())}
     readable, counted, soft, calibrated, estimated = [], [], [], [], []
-    qualities, corrected, findings, weights, modalities = [], [], [], [], []
+    qualities, corrected, findings, weights, modalities, fast = [], [], [], [], [], []
     for result in results:
         try:
             table = result.volumes()
@@ -182,6 +185,7 @@ def gather(cohort: Cohort, results: Sequence[Result], runs: Runs, *, unmarked: C
         findings.append(sidecar_keys.finding_codes(sidecar))
         weights.append(sidecar_keys.weights(sidecar))
         modalities.append(sidecar_keys.modality(sidecar))
+        fast.append(sidecar_keys.is_fast(sidecar))
     regions, pairs = _regions(cohort, readable)
     quality = np.array([np.nan if value is None else value for value in qualities])
     rank = np.where(corrected, np.inf, quality)
@@ -201,6 +205,7 @@ def gather(cohort: Cohort, results: Sequence[Result], runs: Runs, *, unmarked: C
         findings=findings,
         weights=weights,
         modalities=modalities,
+        fast=fast,
         selected=selected,
     )
 

@@ -272,6 +272,19 @@ def mixed_modalities(modalities: Mapping[str, str]) -> str:
     return f"images of other contrasts than most were segmented: {found}; volumes differ between contrasts"
 
 
+def mixed_passes(fast: Mapping[str, bool]) -> str:
+    """Return a warning if only some results were made with ``--fast``; or nothing.
+
+    Args:
+        fast: whether each result was, by the key of the scan or participant.
+    """
+    others = _unlike_most({key: str(each) for key, each in fast.items()})
+    if not others:
+        return ""
+    how = "with" if fast[others[0]] else "without"
+    return f"{listed(others)} made {how} --fast, unlike most: volumes differ a little; use the flag for all or none"
+
+
 def mixed_rules(about: Iterable[sidecar_keys.Sidecar], level: str, what: str) -> str:
     """Return a warning if lesions were found by different rules; or nothing.
 

@@ -255,6 +255,16 @@ def test_scans_of_another_model_of_the_same_name_are_named(bids: Path, output: P
     assert any(f"{MODEL}, FAST: another model of the same name segmented sub-03: " in text for text in warnings)
 
 
+def test_scans_segmented_with_and_without_fast_are_named(bids: Path, output: Path) -> None:
+    for label in ("01", "02", "03"):
+        add_result(output, {"subject": label})
+    assert "--fast" not in str(run_group(bids, output).warnings)
+    sidecar = output / f"sub-02/anat/sub-02_seg-FAST_desc-{MODEL}_dseg.json"
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"Fast": True}))
+    warnings = run_group(bids, output).warnings
+    assert any(f"{MODEL}, FAST: sub-02 made with --fast, unlike most" in text for text in warnings)
+
+
 def test_few_scans_have_no_outliers(bids: Path, output: Path) -> None:
     for label, voxels in (("01", 30), ("02", 31), ("03", 300)):
         add_result(output, {"subject": label}, voxels)

@@ -168,10 +168,13 @@ def test_what_cannot_be_joined_is_a_warning(bids: Path, output: Path) -> None:
         add_comparison(output, subject, [50, 50], weights=weights)
     broken = output / "sub-10/anat/sub-10_seg-FAST_desc-m_longitudinal.tsv"
     broken.write_text("theirs\n1\n")
+    record = output / "sub-11/anat/sub-11_seg-FAST_desc-m_longitudinal.json"
+    write_json_atomic(record, json.loads(record.read_text()) | {"Fast": True})
     console = run_group(bids, output)
     assert {row["participant_id"] for row in rows_of(output / f"{REGIONS}.tsv")} == {"sub-02", "sub-11"}
     assert any(f"{broken.name}: not a table of changes" in warning for warning in console.warnings)
     assert any("another model of the same name segmented sub-11" in warning for warning in console.warnings)
+    assert any("sub-11 made with --fast, unlike most" in warning for warning in console.warnings)
 
 
 def test_tables_of_others_are_kept(bids: Path, output: Path) -> None:
