@@ -198,6 +198,8 @@ class Job:
         """
         outdated, table = self.outdated(), self.paths.lesion_table
         results = [with_extension(path, ".json") for path in self.paths.dseg.values()] + ([table] if table else [])
+        filled = self.paths.filled
+        results += [filled, with_extension(filled, ".json")] if filled is not None else []
         remove([self.record, *(self.output_dir / path for path in results)])
         remove(file for each in outdated for file in each.files)
         remove(

@@ -232,6 +232,16 @@ class Pipeline:
         with naming(task.job.given.file or task.job.scan.t1w):
             return fill_lesions(images.volumes["T1w"], lesion)
 
+    def _filled_at_last(self, task: _Task, images: Images, lesion: np.ndarray) -> Volume | None:
+        """Return the T1w with filled lesions of the result; None, after a warning, if this is impossible."""
+        if lesion is task.given:
+            return task.filled
+        try:
+            return self._filled(task, images, lesion)
+        except DataError as error:
+            self.settings.report.warn(f"{task.entry.scan}: --filled: {error}")
+            return None
+
     def _segment(self, task: _Task, images: Images, model: Model, *, machine: Machine) -> Segmentation:
         asked, scan = self.settings, task.job.scan
         given, protocols, voxel_mm3 = task.given, task.job.protocols, images.volumes["T1w"].voxel_volume_mm3
@@ -282,7 +292,7 @@ class Pipeline:
         job.clear()
         t1w, labels, filled = images.volumes["T1w"], result.labels, None
         if job.paths.filled is not None and result.lesion is not None:
-            filled = self._filled(task, images, result.lesion) if result.lesion is not task.given else task.filled
+            filled = self._filled_at_last(task, images, result.lesion)
         write_figures(
             job.output_dir,
             job.scan,

@@ -17,6 +17,7 @@ from nifti import load_nifti
 from tiny_model import Brightness, save_tiny
 
 from bidsseg.app import cli
+from bidsseg.errors import DataError
 
 SHAPE = (24, 28, 24)
 STEM = "sub-01/anat/sub-01"
@@ -489,6 +490,22 @@ def test_a_model_with_lesions_has_the_given_lesions_alone(run: Callable[..., Pat
     assert of_head["softvolume-mm3"][:-2].sum() == pytest.approx(of_head["volume-mm3"][:-2].sum(), rel=0.02)
     about = json.loads(Path(f"{place}_seg-FASTlesion_desc-tiny_dseg.json").read_text())
     assert about["LesionsGiven"] is True and about["Manual"] is False and "LesionThreshold" not in about
+
+
+def test_a_scan_whose_lesions_cannot_be_filled_keeps_all_other_results(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def without_white_matter(*_: object) -> None:
+        raise DataError("no white matter is near the lesions")
+
+    place = run("--filled")
+    filled = [Path(f"{place}_desc-filled_T1w{extension}") for extension in (".nii.gz", ".json")]
+    assert all(path.is_file() for path in filled)
+    monkeypatch.setattr("bidsseg.segmentation.filling.fill_lesions", without_white_matter)
+    run("--filled", "--fast")
+    assert "sub-01: --filled: " in (error := capsys.readouterr().err) and "no white matter is near" in error
+    assert json.loads(Path(f"{place}_label-lesion_desc-tiny_mask.json").read_text())["Fast"] is True
+    assert not any(path.exists() for path in filled), "they are those of the earlier result"
 
 
 @pytest.mark.skipif(not VALIDATOR.is_file(), reason="the BIDS validator is not installed")
