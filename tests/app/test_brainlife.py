@@ -189,3 +189,15 @@ def test_the_launcher_runs_on_a_real_scan(tmp_path: Path, testdata: Path) -> Non
     assert 900_000 < sum(product["brainlife"][1]["data"][0]["y"][:-1]) < 1_800_000
     known = {entry["voxel_value"] for entry in json.loads((tmp_path / "parc" / "label.json").read_text())}
     assert set(np.unique(found)) <= {0, *known}
+
+
+@pytest.mark.parametrize("gpus", ["2", None])
+def test_an_image_sees_the_gpus_of_its_job(gpus: str | None, tmp_path: Path) -> None:
+    (tmp_path / "singularity").write_text("#!/bin/bash\nenv\n")
+    (tmp_path / "singularity").chmod(0o755)
+    given = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "BIDSSEG_IMAGE": "b.sif", "SLURM_CPUS_PER_TASK": "4"}
+    given |= {} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus}
+    done = subprocess.run(["bash", ROOT / "main"], env=given, capture_output=True, text=True, check=True)
+    found = dict(line.split("=", 1) for line in done.stdout.splitlines())
+    assert found["SINGULARITYENV_SLURM_CPUS_PER_TASK"] == "4"
+    assert found.get("SINGULARITYENV_CUDA_VISIBLE_DEVICES") == gpus
