@@ -14,6 +14,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -29,8 +30,11 @@ NOT_WRITABLE = NOT_ALLOWED | {errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EI
 UNLOCKED_S = 3600.0
 """Age from which a temporary file counts as abandoned if the file system cannot report whether it is in use."""
 
-PART = re.compile(r"\..+\.[0-9a-f]{8}\.part")
-"""Name of a temporary file of :func:`replacing`."""
+PART = re.compile(r"\..+\.([0-9a-f]{4})?[0-9a-f]{8}\.part")
+"""Name of a temporary file of :func:`replacing`, with the mark of its machine, which older versions lack."""
+
+BOOT = Path("/proc/sys/kernel/random/boot_id")
+"""Name of the running system, also in a container."""
 
 ENDS = 1 << 16
 """Bytes read at both ends of a compressed file in place of the whole: the last eight contain a checksum."""
@@ -147,11 +151,29 @@ def is_being_written(part: Path) -> bool:
     try:
         with part.open("r+b") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        name = PART.fullmatch(part.name)
+        # On BeeGFS, and Lustre with localflock, a machine does not see the locks of others.
+        return name is not None and name[1] not in (None, machine_mark()) and _is_young(part)
     except (BlockingIOError, FileNotFoundError, PermissionError):
         return True
     except OSError:  # a file system without locks
+        return _is_young(part)
+
+
+def _is_young(part: Path) -> bool:
+    with suppress(FileNotFoundError):
         return time.time() - part.stat().st_mtime < UNLOCKED_S
-    return False
+    return True
+
+
+@cache
+def machine_mark() -> str:
+    """Return four digits that tell this machine from others."""
+    try:
+        name = BOOT.read_text()
+    except OSError:
+        name = os.uname().nodename
+    return hashlib.sha256(name.encode()).hexdigest()[:4]
 
 
 @contextmanager
@@ -234,7 +256,7 @@ def _wait_for_lock(descriptor: int) -> None:
 def _new_part(path: Path) -> tuple[Path, BinaryIO]:
     """Create a temporary file beside a path, locked while it is written, so that no other run removes it."""
     while True:
-        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        part = path.with_name(f".{path.name}.{machine_mark()}{secrets.token_hex(4)}.part")
         stream = part.open("xb")
         with suppress(OSError):
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -42,7 +42,7 @@ from bidsseg.registration.spaces import Fit, Space, fit_to, labels_at, template_
 if TYPE_CHECKING:
     from bidsseg.segmentation.result import Segmentation
 
-LONGEST_NAME = 255 - len("..00000000.part")
+LONGEST_NAME = 255 - len("..000000000000.part")
 """Largest length of a file name that leaves space for the name of a temporary file; file systems allow 255."""
 
 

@@ -73,6 +73,18 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not is_being_written(part)
 
 
+def test_a_file_system_with_locks_of_each_machine_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as BeeGFS, and Lustre with localflock: what another machine writes does not look locked."""
+    with replacing(tmp_path / "file"):
+        (part,) = tmp_path.glob(".file.*.part")
+    part.touch()
+    assert not is_being_written(part)
+    monkeypatch.setattr(files, "machine_mark", lambda: "another")
+    assert is_being_written(part)
+    os.utime(part, (0, 0))
+    assert not is_being_written(part)
+
+
 def test_nobody_waits_for_a_lock_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "LOCK_WAIT_S", 0.1)
     reached = []
