@@ -244,6 +244,7 @@ def leave_interrupts() -> None:
 @contextmanager
 def on_a_cluster(settings: Settings, scans: int, submissions: Submissions) -> Iterator[tuple[Client, Settings]]:
     """Yield a client of the user's cluster, or of one that is started for this run, and the settings of each worker."""
+    import dask
     from dask.distributed import Client
     from dask.utils import parse_bytes
 
@@ -273,8 +274,11 @@ def on_a_cluster(settings: Settings, scans: int, submissions: Submissions) -> It
         options["python"] = in_image(config.image, settings)
     # A worker keeps freed memory for the next scan; with a memory limit, Dask would stop it for that.
     own = ["--nthreads", str(TASKS), "--memory-limit", "0"]
-    options["worker_extra_args"] = [*config.worker_extra_args, *own]
-    options["job_script_prologue"] = [*config.job_script_prologue, *prologue(config, settings)]
+    site = f"jobqueue.{config.config_name or settings.executor}"
+    words = config.worker_extra_args or dask.config.get(f"{site}.worker-extra-args", None) or []
+    lines = config.job_script_prologue or dask.config.get(f"{site}.job-script-prologue", None) or []
+    options["worker_extra_args"] = [*words, *own]
+    options["job_script_prologue"] = [*lines, *prologue(config, settings)]
     kind = getattr(dask_jobqueue, ENGINES[settings.executor])
     if not shutil.which(kind.job_cls.submit_command.split()[0]):
         command = kind.job_cls.submit_command

@@ -352,6 +352,24 @@ def test_a_batch_system_that_takes_no_job_ends_the_run(
     assert "Traceback" not in error
 
 
+def test_the_settings_of_the_site_for_jobs_count(
+    app: App, tmp_path: Path, batch_system: Callable[..., list[str]]
+) -> None:
+    """Those in the files of dask-jobqueue, such as /etc/dask/jobqueue.yaml."""
+    site = {"job-script-prologue": ["module load singularity"], "worker-extra-args": ["--lifetime", "55m"]}
+    words = batch_system(f'cp "$1" {tmp_path / "job.sh"}; echo full >&2; exit 1')
+    with dask.config.set({f"jobqueue.slurm.{key}": value for key, value in site.items()}):
+        assert app(*words) == 75
+        script = (tmp_path / "job.sh").read_text()
+        assert "module load singularity\nexport MALLOC_ARENA_MAX=1\n" in script
+        assert "--lifetime 55m --nthreads 2" in script
+        with (tmp_path / "cluster.toml").open("a") as config:
+            config.write('job_script_prologue = ["module load apptainer"]\n')
+        assert app(*words) == 75
+    script = (tmp_path / "job.sh").read_text()
+    assert "module load apptainer" in script and "singularity" not in script
+
+
 @pytest.fixture
 def fake_jobs(tmp_path: Path, batch_system: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give the workers of the batch system the fake network, and return the path for the job script of sbatch."""
