@@ -354,9 +354,9 @@ def prologue(config: ClusterConfig, settings: Settings) -> Iterator[str]:
 
 
 def models_outside(model: str) -> Iterator[Path]:
-    """Yield the folders of a model and its locators that are not in the package."""
+    """Yield the folders of a model and its locators, except those that are named as models of the package."""
     card = find_card(model)
-    if card.folder.parent != SHIPPED:
+    if card.folder.parent != SHIPPED or Path(model).is_absolute():
         yield card.folder.absolute()
     if card.locator is not None:
         yield from models_outside(card.locator)

@@ -35,6 +35,7 @@ from bidsseg.execution.agenda import check_request, plan, select
 from bidsseg.execution.cluster_config import SlurmConfig, read_config
 from bidsseg.execution.machine import Machine, Workers, cpu_flags
 from bidsseg.execution.pipeline import Outcome
+from bidsseg.models.card import find_card
 from bidsseg.segmentation import memory_needed
 from bidsseg.settings import Report, Settings
 
@@ -325,6 +326,8 @@ def test_jobs_run_in_an_image(app: App, tmp_path: Path, monkeypatch: pytest.Monk
     found = {f"{app.bids}:{app.bids}:ro", *(f"{folder}:{folder}:ro" for folder in read)}
     found |= {f"{folder}:{folder}" for folder in (app.output, "/scratch", "/subjects")}
     assert {value for flag, value in pairwise(words) if flag == "-B"} == found
+    shipped = find_card("wholebrain").folder
+    assert f"{shipped}:{shipped}:ro" in spreading.in_image("/images/b.sif", replace(settings, model=str(shipped)))
 
 
 @pytest.mark.parametrize("given", ["1,3", "", None])
