@@ -25,6 +25,7 @@ from bidsseg.derivative.sidecar_keys import CORRECTIONS, TOOL, Sidecar, is_fast,
 from bidsseg.derivative.sidecar_keys import corrections as corrections_in
 from bidsseg.errors import OutputNotWritable
 from bidsseg.files import fingerprint, remove, remove_halves, write_json_atomic, write_table, write_text_atomic
+from bidsseg.image.brightness import shows_brain_alone
 from bidsseg.image.nifti import write_labels, write_map
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol
@@ -54,6 +55,11 @@ class Visit:
     motion: np.ndarray
     result: Segmentation
     native: Mapping[str, Volume]
+
+    @cached_property
+    def shows_brain_alone(self) -> bool:
+        """Whether the T1w is skull-stripped."""
+        return shows_brain_alone(self.images.volumes["T1w"].data, self.result.brain)
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +192,8 @@ class SeriesJob:
         corrections: Sidecar = {"CorrectionFingerprints": found} if (found := self.correction_checksums) else {}
         whole = sidecars.Origin(images, self.bids_dir, {**details, "Years": self._years, **corrections})
         write_map(self.output_dir / paths.mean, mean.data, mean)
-        of_mean: Sidecar = {**details, "SpatialReference": self._reference, "SkullStripped": False}
+        stripped = all(visit.shows_brain_alone for visit in visits)
+        of_mean: Sidecar = {**details, "SpatialReference": self._reference, "SkullStripped": stripped}
         text = "Mean T1w of all sessions in the halfway space, brightness from 0 to 1"
         self._sidecar(paths.mean, sidecars.image_sidecar(text, sidecars.Origin(images, self.bids_dir, of_mean)))
         for number, visit in enumerate(visits):
@@ -252,7 +259,7 @@ class SeriesJob:
 
         text = "T1w in the halfway space of all sessions, with the brightness of their mean, from 0 to 1"
         write_map(self.output_dir / places.t1w, t1w.data, t1w)
-        self._sidecar(places.t1w, sidecars.image_sidecar(text, origin, {"SkullStripped": False}))
+        self._sidecar(places.t1w, sidecars.image_sidecar(text, origin, {"SkullStripped": visit.shows_brain_alone}))
         write_text_atomic(self.output_dir / places.transform, as_text(visit.motion))
         write_labels(self.output_dir / places.brain, result.brain, t1w)
         self._sidecar(places.brain, sidecars.mask_sidecar("Brain", made(BRAIN, origin)))

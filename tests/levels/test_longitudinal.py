@@ -161,6 +161,18 @@ def test_the_files(twice: Path) -> None:
     assert found == expected | {"dataset_description.json", "descriptions.tsv", "README.md", ".bidsignore"}
 
 
+def test_images_of_skull_stripped_scans_are_named_so(tmp_path: Path, model: Path, roughly: None) -> None:
+    inside = head() > 30
+    scalp = np.where(ndimage.binary_dilation(inside, iterations=5), 4 * noisy(np.full(SHAPE, 5), 2), 0)
+    for name, around in (("stripped", 0), ("whole", scalp)):
+        images = [np.where(inside, noisy(head(), seed), around).astype(np.float32) for seed in (0, 1)]
+        bids = dataset(tmp_path / name / "bids", *images)
+        run(bids, model)
+        sidecars = list((bids.parent / "out").rglob("*_space-halfway_desc-tiny_T1w.json"))
+        found = [json.loads(path.read_text())["SkullStripped"] for path in sidecars]
+        assert found == 3 * [name == "stripped"], name
+
+
 def test_the_table_has_dates_and_a_dictionary(twice: Path) -> None:
     rows = table(twice)
     dictionary = json.loads((twice.parent / "out" / TABLE).with_suffix(".json").read_text())
