@@ -12,8 +12,9 @@ from bidsseg.bids.names import entity_column, natural, parse_name, with_extensio
 from bidsseg.bids.outputs import FURTHER_TABLES, group_changes, group_report, group_table, report_path
 from bidsseg.bids.scan import Scan
 from bidsseg.derivative.change_cohort import Changes
-from bidsseg.derivative.cohort import CORRECTED, QUALITY, STATUS, Absent, Cohort
+from bidsseg.derivative.cohort import CORRECTED, NO_MASK, QUALITY, STATUS, Absent, Cohort
 from bidsseg.derivative.cohort_numbers import DELIMITER
+from bidsseg.derivative.lesion_cohort import LesionCohort
 from bidsseg.derivative.norms import DEVIATIONS, EXTRAPOLATED, FAR, IN_CONTROLS, NORMAL, Norms
 from bidsseg.derivative.results import is_own_page
 from bidsseg.derivative.series import comparisons_of
@@ -85,7 +86,7 @@ def group_page(output_dir: Path, tables: Sequence[Table], lesions: Sequence[Lesi
         "lesions": lesions,
         "comparisons": _comparisons(output_dir, scans),
         "changes": [group_changes(*key).as_posix() for key in changes],
-        "absent": _absent([table.cohort for table in tables]),
+        "absent": _absent([table.cohort for table in tables], [table.cohort for table in lesions]),
         "at_most": AT_MOST,
         "height": HEIGHT,
         "bars": lambda distribution: bars(distribution.counts, HEIGHT),
@@ -154,6 +155,13 @@ def _with_page(output_dir: Path, line: Line, entities: Sequence[str]) -> Scan | 
     return scan if (output_dir / report_path(scan)).is_file() else None
 
 
-def _absent(cohorts: Sequence[Cohort]) -> list[tuple[str, Absent]]:
-    """Return scans without a result with the name of the model, each once even if a model has several protocols."""
-    return list({(c.model, absent.key): (c.model, absent) for c in cohorts for absent in c.absent}.values())
+def _absent(cohorts: Iterable[Cohort], lesions: Iterable[LesionCohort]) -> list[tuple[str, Absent]]:
+    """Return scans without a result with the name of the model, each once even if a model has several protocols.
+
+    Those of a model without label maps are in the cohort of its lesions alone.
+    """
+    found = {(c.model, absent.key): (c.model, absent) for c in cohorts for absent in c.absent}
+    for cohort in lesions:
+        absent = [Absent(source, fate) for source, fate in cohort.absent if fate != NO_MASK]
+        found |= {(cohort.model, one.key): (cohort.model, one) for one in absent}
+    return list(found.values())

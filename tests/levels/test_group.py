@@ -73,6 +73,20 @@ def test_scans_without_a_result_have_a_row_with_the_reason_in_its_status(bids: P
     assert "still full" in page and "sub-10" in page
 
 
+def test_the_page_lists_scans_without_lesions_of_a_model_without_label_maps(bids: Path, output: Path) -> None:
+    stem = output / "sub-01/anat/sub-01"
+    stem.parent.mkdir(parents=True)
+    Path(f"{stem}_label-lesion_desc-own_morph.tsv").write_text("index\tvolume-mm3\tplace\n1\t10\tn/a\n")
+    Path(f"{stem}_label-lesion_desc-own_morph.json").write_text('{"Models": [{"Name": "own"}]}')
+    Path(f"{stem}_desc-ownlesions_dseg.nii.gz").touch()
+    entry = {"scan": "sub-02", "outcome": "passed over", "reason": "the model own needs a FLAIR"}
+    (output / "logs").mkdir()
+    (output / "logs/run-1.json").write_text(json.dumps({"model": {"name": "own"}, "scans": [entry]}))
+    run_group(bids, output)
+    page = (output / "group.html").read_text()
+    assert "<td>sub-02</td><td>own</td><td>passed over</td><td>the model own needs a FLAIR</td>" in page
+
+
 def test_the_last_of_runs_in_two_time_zones(bids: Path, output: Path) -> None:
     """A container has another time zone than the machine, and names its manifests after its own time."""
     add_result(output, {"subject": "01"})
