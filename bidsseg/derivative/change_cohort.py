@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bidsseg.bids.names import entity_cells, parse_name, suffix_of, with_extension
+from bidsseg.bids.names import build_name, entity_cells, parse_name, suffix_of, with_extension
 from bidsseg.bids.outputs import group_changes
 from bidsseg.bids.particulars import PARTICIPANT, SESSION, Particulars
 from bidsseg.derivative.changes import CHANGES, LESION_CHANGES, STATUSES
@@ -79,10 +79,15 @@ class Comparison:
     def sessions(self) -> dict[str, str]:
         """Return the sessions that were compared, in their order, with the years since the first one.
 
-        A model without label maps writes no years, and nothing about a participant without lesions.
+        They are those of a table of regions, or of the record of a model that writes no label maps.
         """
         tables = sorted(self.path.parent.glob(f"sub-*_seg-*_desc-{self.model}_longitudinal.tsv"))
-        return {row[SESSION]: row.get("years", NOT_AVAILABLE) for row in read_table([*tables, self.path][0])}
+        scans, years = self.scans(), self.sidecar.get("Years", [])
+        if tables or not scans or len(years) != len(scans):
+            return {row[SESSION]: row.get("years", NOT_AVAILABLE) for row in read_table([*tables, self.path][0])}
+        labels = [build_name({"session": entities["session"]}) for entities, _ in scans]
+        shown = [NOT_AVAILABLE if time is None else str(round(time, 3)) for time in years]
+        return dict(zip(labels, shown, strict=True))
 
 
 Changes = dict[tuple[str, str], list[Comparison]]

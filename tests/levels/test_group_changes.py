@@ -139,6 +139,20 @@ def test_lesions_of_a_model_without_label_maps(bids: Path, output: Path) -> None
     ]  # fmt: skip
 
 
+def test_years_and_participants_without_lesions_of_a_model_without_label_maps(bids: Path, output: Path) -> None:
+    add_comparison(output, "02", [50, 50], [ball(4), ball(3)])
+    add_comparison(output, "10", [50, 50], [ball(), ball()])
+    for path in output.glob("sub-*/anat/sub-*_seg-*"):
+        path.unlink()
+    for path in output.glob("sub-*/anat/sub-*_longitudinal.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "Years": [0.0, 0.5003]}))
+    run_group(bids, output)
+    rows = rows_of(output / f"{LESIONS}.tsv")
+    assert [(row["participant_id"], row["years"], row["lesions"]) for row in rows] == [
+        ("sub-02", "0.0", "1"), ("sub-02", "0.5", "1"), ("sub-10", "0.0", "0"), ("sub-10", "0.5", "0"),
+    ]  # fmt: skip
+
+
 def test_only_the_selected_participants_and_sessions_are_in_the_tables(bids: Path, output: Path) -> None:
     for subject in ("02", "10"):
         add_comparison(output, subject, [50, 50], [ball(4), ball(3)])
