@@ -189,7 +189,7 @@ class Settings:
     modality: str | None = flag(
         "--anat-modality SUFFIX", SCANS,
         "images to segment: T1w, UNIT1 or, with a model of any contrast (open), e.g. T2w or FLAIR [those of the model]",
-        default=None, read=arguments.suffix, levels="participant train")  # fmt: skip
+        default=None, read=arguments.suffix, levels="participant longitudinal train")  # fmt: skip
     database_dir: Path | None = flag(
         "--bids-database-dir DIR", SCANS, "store the pybids index here for later runs",
         default=None, read=arguments.absolute, levels="participant longitudinal")  # fmt: skip

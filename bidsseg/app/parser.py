@@ -37,7 +37,8 @@ NOT_IN_SETTINGS: dict[str, dict[str, Flag]] = {
     },
     "labels": {
         "derivatives": Flag("-d --derivatives [NAME=]DIR", LABELS,
-                            "derivative datasets that --labels and --against may name", several=True),
+                            "derivative datasets that --labels, --against, --corrections, --lesions and --measure may "
+                            "name", several=True, levels="participant longitudinal evaluate train"),
     },
 }  # fmt: skip
 """Flags that are no fields of the settings, below the field that they follow in the help text."""

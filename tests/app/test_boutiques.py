@@ -109,4 +109,6 @@ def test_every_flag_of_a_level_is_described(level: str) -> None:
         level == "participant", level in ("participant", "longitudinal")
     )  # fmt: skip
     assert ("--device" in described) == (level != "evaluate")
+    assert ("--anat-modality" in described) == (level != "evaluate"), "longitudinal compares UNIT1, too"
+    assert "--derivatives" in described, "--corrections, --lesions and --measure may name one, too"
     assert not described & {"--version", "--help", "--list-models", "--json", "--bids-exec-spec"}
