@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bidsseg.bids.names import build_name, with_extension
+from bidsseg.bids.names import build_name, natural, with_extension
 from bidsseg.bids.particulars import Particulars
 from bidsseg.derivative import sidecar_keys
 from bidsseg.derivative.cohort import CONFIDENCE, EXPECTED_DICE, Absent, Cohort
@@ -214,7 +214,7 @@ def chosen_runs(sources: Sequence[Mapping[str, str]], quality: np.ndarray, runs:
     """Return which scans count, among those whose entities are equal except for the run.
 
     Args:
-        sources: entities of the scans, in natural order.
+        sources: entities of the scans.
         quality: shape (N,), NaN where unknown, infinite for results that were corrected by hand.
         runs: ``all``; ``first``, the run with the lowest number; or ``best``, that with the highest quality, the first
             of equal ones.
@@ -223,8 +223,9 @@ def chosen_runs(sources: Sequence[Mapping[str, str]], quality: np.ndarray, runs:
         Booleans, shape (N,).
     """
     chosen: dict[str, int] = {}
-    for row, source in enumerate(sources):
-        key = build_name({name: label for name, label in source.items() if name != "run"})
+    # Not the order of the keys, in which space- without run- follows run-1.
+    for row in sorted(range(len(sources)), key=lambda row: natural(sources[row].get("run", ""))):
+        key = build_name({name: label for name, label in sources[row].items() if name != "run"})
         before = chosen.setdefault(key, row)
         if runs == "best" and np.nan_to_num(quality[row], nan=-1.0) > np.nan_to_num(quality[before], nan=-1.0):
             chosen[key] = row

@@ -380,6 +380,13 @@ def test_a_corrected_run_is_the_best_and_a_scan_without_run_the_first(bids: Path
     assert [row["selected"] for row in table(output)] == ["0", "1", "0"]
 
 
+def test_a_scan_without_run_is_the_first_in_a_space_too(bids: Path, output: Path) -> None:
+    for run_of in ({"run": "1"}, {}):
+        add_result(output, {"subject": "01", **run_of, "space": "ACPC"})
+    run_group(bids, output, runs="first")
+    assert [(row["run_id"], row["selected"]) for row in table(output)] == [("run-1", "0"), ("n/a", "1")]
+
+
 def test_a_run_with_one_corrected_label_map_counts_in_every_protocol(bids: Path, output: Path) -> None:
     for number, quality in (("1", 0.9), ("2", 0.7)):
         add_result(output, {"subject": "01", "run": number}, quality=quality, protocols=("FAST", "FreeSurfer"))
