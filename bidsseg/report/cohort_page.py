@@ -162,6 +162,7 @@ def _absent(cohorts: Iterable[Cohort], lesions: Iterable[LesionCohort]) -> list[
     """
     found = {(c.model, absent.key): (c.model, absent) for c in cohorts for absent in c.absent}
     for cohort in lesions:
-        absent = [Absent(source, fate) for source, fate in cohort.absent if fate != NO_MASK]
-        found |= {(cohort.model, one.key): (cohort.model, one) for one in absent}
+        absent = (Absent(source, fate) for source, fate in cohort.absent if fate != NO_MASK)
+        ordered = sorted(absent, key=lambda one: natural(one.key))
+        found |= {(cohort.model, one.key): (cohort.model, one) for one in ordered}
     return list(found.values())
