@@ -175,7 +175,7 @@ def write_region_table(path: Path, cohort: LesionCohort, other: tuple[str, str])
 def lesion_dictionary(cohort: LesionCohort) -> dict[str, Any]:
     """Return the meaning of each column of the table with a row for each scan."""
     return {
-        "Description": f"Lesions found by {cohort.model}, one row for each scan",
+        "Description": f"Lesions found by {cohort.model} or given, one row for each scan",
         **_identifiers(cohort),
         STATUS: {"Description": "Outcome of the scan", "Levels": STATUSES},
         **_totals(),
@@ -184,7 +184,7 @@ def lesion_dictionary(cohort: LesionCohort) -> dict[str, Any]:
 
 def region_dictionary(cohort: LesionCohort, other: tuple[str, str]) -> dict[str, Any]:
     """Return the meaning of each column of the table with a row for each scan and region."""
-    text = f"Lesions found by {cohort.model} in each region of the {other[0]} protocol, from {other[1]}"
+    text = f"Lesions found by {cohort.model} or given, in each region of the {other[0]} protocol, from {other[1]}"
     return {"Description": text, **_identifiers(cohort), **REGIONS}
 
 

@@ -89,6 +89,7 @@ def test_a_given_mask_is_in_masks_label_maps_tables_and_pages(make: Callable[...
     assert "Lesions: 2," in page and "Lesions are those of given masks." in page and "hbm.21344" in page
     cohort = app.table("group_label-lesion_desc-wholebrain_morph.tsv")
     assert list(cohort["status"]) == ["given", "no mask"] and list(cohort["lesions"]) == ["2", "n/a"]
+    assert "or given" in app.sidecar("group_label-lesion_desc-wholebrain_morph.tsv")["Description"]
     volumes = app.table("group_seg-FreeSurfer_desc-wholebrain_morph.tsv")
     assert list(volumes["WMH"]) == [str(mask.sum() * 512), "n/a"]
 
