@@ -7,10 +7,10 @@ from pathlib import Path
 
 from bidsseg.bids.annotations import annotations_of_scan
 from bidsseg.bids.marks import Marks
-from bidsseg.bids.names import build_name, parse_name, with_extension
+from bidsseg.bids.names import build_name, parse_name, suffix_of, with_extension
 from bidsseg.bids.outputs import group_changes, group_report, group_table, report_path
 from bidsseg.bids.particulars import Particulars, read_particulars
-from bidsseg.bids.query import find_scans, has_image
+from bidsseg.bids.query import find_scans, has_image, images_of
 from bidsseg.bids.scan import Scan, without_desc
 from bidsseg.derivative.change_cohort import Changes, find_comparisons, outdated_changes, write_changes
 from bidsseg.derivative.cohort import Cohort, collect, write_table
@@ -368,7 +368,8 @@ def _expected(settings: Settings, tried: set[str]) -> list[dict[str, str]]:
     """Return the source entities of the scans in the dataset, and of those that an earlier run attempted.
 
     The latter may need another filter than this run has, or be in a folder that cannot be read. Those that are no
-    longer in the dataset are left out, unless the dataset cannot be read.
+    longer in the dataset, or do not meet the conditions of ``--where``, are left out, unless the dataset cannot be
+    read.
     """
     attempted = {key: parsed[0] for key in tried if (parsed := parse_name(f"{key}_T1w"))}
     try:
@@ -383,10 +384,24 @@ def _expected(settings: Settings, tried: set[str]) -> list[dict[str, str]]:
         )
         expected = {scan.key: scan.entities for scan in scans}
         attempted = {key: entities for key, entities in attempted.items() if has_image(settings.bids_dir, entities)}
+        if settings.where:
+            attempted = _with_marks(settings, attempted)
     except BidssegError as error:
         settings.report.warn(f"the list of scans without a result may be incomplete: {error}")
         expected = {}
     return list({**{key: each for key, each in attempted.items() if settings.selects(each)}, **expected}.values())
+
+
+def _with_marks(settings: Settings, scans: Mapping[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """Return the scans without a result, by key, that meet the conditions of ``--where``, or have no visible image."""
+    marks, wanted = Marks(settings.bids_dir), settings.queries(_suffix(settings))["t1w"]["suffix"]
+    suffixes = wanted if isinstance(wanted, list) else [wanted]
+    found = {}
+    for key, entities in scans.items():
+        images = sorted(images_of(settings.bids_dir, entities), key=lambda image: suffix_of(image) not in suffixes)
+        if not images or not marks.unmet(settings.where, entities, images[0].name):
+            found[key] = entities
+    return found
 
 
 def _suffix(settings: Settings) -> str:

@@ -87,6 +87,17 @@ def test_the_page_lists_scans_without_lesions_of_a_model_without_label_maps(bids
     assert "<td>sub-02</td><td>own</td><td>passed over</td><td>the model own needs a FLAIR</td>" in page
 
 
+def test_a_failed_scan_that_is_left_out_is_not_listed(bids: Path, output: Path) -> None:
+    add_result(output, {"subject": "02"})
+    add_run(output, "1", {"sub-01": ("failed", "damaged"), "sub-03": ("failed", "full disk")})
+    (bids / "participants.tsv").write_text("participant_id\tuse\nsub-01\t0\nsub-02\t1\nsub-03\t1\nsub-10\t0\n")
+    console = run_group(bids, output, where=["use=1"])
+    rows = rows_of(output / f"group_seg-FAST_desc-{MODEL}_morph.tsv")
+    found = [(row["participant_id"], row["status"], row["selected"]) for row in rows]
+    assert found == [("sub-02", "done", "1"), ("sub-03", "failed", "0")]
+    assert console.messages[0].endswith("1 scans, 1 failed") and "damaged" not in (output / "group.html").read_text()
+
+
 def test_the_last_of_runs_in_two_time_zones(bids: Path, output: Path) -> None:
     """A container has another time zone than the machine, and names its manifests after its own time."""
     add_result(output, {"subject": "01"})
