@@ -129,11 +129,13 @@ class Numbers:
 
     @property
     def mixtures(self) -> list[str]:
-        """Warnings if weights, passes of the model or modalities of the images differ between the scans."""
-        keys = [result.key for result in self.results]
-        weights, modalities = (dict(zip(keys, each, strict=True)) for each in (self.weights, self.modalities))
-        passes = mixed_passes(dict(zip(keys, self.fast, strict=True)))
-        return [warning for warning in (mixed_weights(weights), mixed_modalities(modalities), passes) if warning]
+        """Warnings if weights, passes of the model or modalities of the images differ between the scans that count."""
+        rows = {self.results[row].key: row for row in np.flatnonzero(self.selected).tolist()}
+        weights, modalities, fast = (
+            {key: each[row] for key, row in rows.items()} for each in (self.weights, self.modalities, self.fast)
+        )
+        found = mixed_weights(weights), mixed_modalities(modalities), mixed_passes(fast)
+        return [warning for warning in found if warning]
 
     @property
     def without_estimate(self) -> list[str]:

@@ -325,8 +325,9 @@ def _write_lesions(settings: Settings, cohort: LesionCohort, uncounted: Containe
     """
     output_dir = settings.output_dir
     if not settings.dry_run:
-        problems = [*rules_differ(cohort), *_update_lesions(settings, cohort)]
+        problems = _update_lesions(settings, cohort)
         cohort.leave_out(uncounted)
+        problems += rules_differ(cohort)
         problems += write_lesion_table(output_dir / cohort.table, cohort)
         write_json_atomic(with_extension(output_dir / cohort.table, ".json"), lesion_dictionary(cohort))
         for other in sorted(cohort.others):

@@ -327,6 +327,23 @@ def test_runs_are_chosen_for_a_model_without_label_maps(bids: Path, output: Path
         assert [row["run_id"] for row in rows_of(output / "group_label-lesion_desc-own_morph.tsv")] == chosen
 
 
+def test_no_warning_about_scans_that_do_not_count(bids: Path, output: Path) -> None:
+    (bids / "participants.tsv").write_text("participant_id\tuse\nsub-01\t1\nsub-02\t1\nsub-03\t0\n")
+    for label in ("01", "02", "03"):
+        add_result(output, {"subject": label})
+        stem, weights = output / f"sub-{label}/anat/sub-{label}", "b" if label == "03" else "a"
+        about = {"Models": [{"Name": MODEL, "SHA256": weights}], "LeastLesionVolume": float(label == "03")}
+        Path(f"{stem}_label-lesion_desc-{MODEL}_morph.tsv").write_text("index\tvolume-mm3\tplace\n1\t10\tn/a\n")
+        Path(f"{stem}_desc-{MODEL}lesions_dseg.nii.gz").touch()
+        sources = {"Sources": [f"bids:raw:sub-{label}/anat/sub-{label}_T1w.nii.gz"]}
+        for name in (f"label-lesion_desc-{MODEL}_morph", f"seg-FAST_desc-{MODEL}_dseg"):
+            Path(f"{stem}_{name}.json").write_text(json.dumps({**about, **sources}))
+    for where, told in (([], True), (["use=1"], False)):
+        warnings = str(run_group(bids, output, where=where).warnings)
+        assert ("another model of the same name segmented sub-03" in warnings) == told
+        assert ("lesions of the scans cannot be compared" in warnings) == told
+
+
 def test_the_cohort_on_the_pages_has_only_the_runs_that_count(bids: Path, output: Path) -> None:
     for number in range(FEWEST):
         add_result(output, {"subject": f"{number:02}", "run": "1"}, 100 + number, quality=0.9)
