@@ -121,6 +121,11 @@ def check_grids(recipe: Recipe, network: Network) -> None:
             raise DataError(
                 f"recipe {recipe.name}: [registration] needs samples of one grid: write steps = 0 under [coarse]"
             )
+    if coarse is not None and coarse.steps >= recipe.steps:
+        raise DataError(
+            f"recipe {recipe.name}: all {recipe.steps} steps would be on the grid of [coarse], and none on that of the "
+            "model: give fewer steps under [coarse]"
+        )
     shapes = [recipe.sampling.shape, *([coarse.shape] if coarse else [])]
     if any(size % multiple for shape in shapes for size in shape):
         raise DataError(f"recipe {recipe.name}: every size in shape must be a multiple of {multiple} for this network")

@@ -23,6 +23,7 @@ class Clock:
 
     Attributes:
         stopped: whether the user or the cluster wants to stop the training.
+        agreed: share (0..1) of the run that all processes last agreed on.
     """
 
     def __init__(self, conditions: Conditions, state: State, steps: float = math.inf) -> None:
@@ -30,6 +31,7 @@ class Clock:
         self.started = time.monotonic() - state.elapsed_s
         self.saved_at = time.monotonic()
         self.stopped = False
+        self.agreed = 0.0
 
     @property
     def elapsed_s(self) -> float:
@@ -49,9 +51,9 @@ class Clock:
 
     def progress(self) -> float:
         """Return the share that all processes agree on, and record whether they must stop."""
-        share, stopped = self.conditions.processes.agree(self.share, self.conditions.stop())
+        self.agreed, stopped = self.conditions.processes.agree(self.share, self.conditions.stop())
         self.stopped = bool(stopped)
-        return share
+        return self.agreed
 
     def tick(self, steps: int = 1) -> None:
         """Count completed steps."""

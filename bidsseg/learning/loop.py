@@ -123,7 +123,8 @@ def fit(
     clock = Clock(conditions, state, plan.recipe.steps)
     done = max(0.0, (state.step - 1) / plan.recipe.steps, state.elapsed_s / clock.learning_s)
     next_check = math.floor(done / check_every + 1) * check_every
-    samples = clock.timed(drawn(cases, plan, state.step, processes=conditions.processes))
+    numbered = drawn(cases, plan, state.step, processes=conditions.processes, progress=lambda: clock.agreed)
+    samples = clock.timed(numbered)
     while state.step < plan.recipe.steps:
         progress = clock.progress()
         if progress >= 1 or clock.stopped:

@@ -57,7 +57,8 @@ def fit_readout(network: Network, cases: Sequence[ListedCase], plan: Plan, *, co
         device=conditions.device, memory_format=network.memory_format
     ).eval()
     report(f"features of {readout.samples} samples are computed, on which the last layers are trained first")
-    samples = drawn(cases, plan, 0, processes=Processes(device=conditions.device))
+    # On the grid of the finished models, the initial one and this one: it is the last of the run.
+    samples = drawn(cases, plan, 0, processes=Processes(device=conditions.device), progress=lambda: 1.0)
     stored = list(stored_features(network, islice(samples, readout.samples), clock, precision=precision))
     trained = [p for name, p in network.named_parameters() if name.startswith(network.last_layers)]
     optimiser = torch.optim.AdamW(trained, readout.rate)

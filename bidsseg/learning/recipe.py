@@ -77,7 +77,7 @@ class Coarse:
     """The first steps of a run, on a coarser grid, where a step is quicker.
 
     Attributes:
-        steps: number of these steps.
+        steps: number of these steps; a run that its time budget ends spends the same share of its time on them.
         spacing_mm: voxel size of the coarser grid.
         shape, points: shape of a sample and number of its points, as in Sampling.
     """
@@ -184,9 +184,9 @@ class Recipe:
         contrasts = contrasts_of(self.inputs, self.modality)
         return View(self.sampling, self.spatial, self.intensity, self.spacing_mm, self.normalisation, contrasts)
 
-    def view_at(self, step: int) -> View:
-        """Return the view of a case at a step of the training."""
-        if self.coarse is None or step >= self.coarse.steps:
+    def view_at(self, progress: float) -> View:
+        """Return the view of a case at a share (0..1) of the run."""
+        if self.coarse is None or progress >= self.coarse.steps / self.steps:
             return self.view
         sampling = replace(self.sampling, shape=self.coarse.shape, points=self.coarse.points)
         return replace(self.view, sampling=sampling, spacing_mm=self.coarse.spacing_mm)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -41,21 +41,37 @@ class Plan:
     teacher: Teacher | None = None
 
 
-def drawn(cases: Sequence[ListedCase], plan: Plan, first: int, *, processes: Processes) -> Iterator[Sample]:
+def drawn(
+    cases: Sequence[ListedCase],
+    plan: Plan,
+    first: int,
+    *,
+    processes: Processes,
+    progress: Callable[[], float] = lambda: 0.0,
+) -> Iterator[Sample]:
     """Yield the samples of all steps from the first on, divided among the processes, on the device of this process.
 
     A sample depends only on the seed, its number and the kind of device, so that a resumed run draws the same samples.
+    Only its grid also depends on the time, if the run has a time budget.
+
+    Args:
+        progress: returns the completed share (0..1) of the run.
     """
+
+    def make(number: int) -> Sample:
+        return draw(cases, plan, number, device=processes.device, progress=progress())
+
     batch = plan.recipe.batch
     numbers = (
         step * batch + i for step in itertools.count(first) for i in range(processes.rank, batch, processes.count)
     )
     if torch.device(processes.device).type == "cpu":
-        return drawn_in_turn(cases, plan, numbers)
-    return drawn_ahead(cases, plan, numbers, device=processes.device)
+        return drawn_in_turn(make, numbers)
+    cases = resident(cases, processes.device)
+    return drawn_ahead(make, numbers, device=processes.device)
 
 
-def drawn_in_turn(cases: Sequence[ListedCase], plan: Plan, numbers: Iterator[int]) -> Iterator[Sample]:
+def drawn_in_turn(make: Callable[[int], Sample], numbers: Iterator[int]) -> Iterator[Sample]:
     """Yield samples of these numbers, drawn on the CPU between the steps of the training.
 
     As many samples are drawn at once as the network has threads, one in each: drawing beside the network would make all
@@ -64,21 +80,20 @@ def drawn_in_turn(cases: Sequence[ListedCase], plan: Plan, numbers: Iterator[int
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as drawers:
         while True:
-            yield from list(drawers.map(partial(draw, cases, plan), itertools.islice(numbers, threads)))
+            yield from list(drawers.map(make, itertools.islice(numbers, threads)))
 
 
-def drawn_ahead(cases: Sequence[ListedCase], plan: Plan, numbers: Iterator[int], *, device: str) -> Iterator[Sample]:
+def drawn_ahead(make: Callable[[int], Sample], numbers: Iterator[int], *, device: str) -> Iterator[Sample]:
     """Yield samples of these numbers, drawn on a GPU while the network is trained there.
 
     In the stream of the training, each random number that the CPU reads would wait for the current step.
     """
-    cases = resident(cases, device)
     streams = [torch.cuda.Stream(device) for _ in range(AHEAD)]
 
     def drawn_beside(number: int) -> Sample:
         stream = streams[number % AHEAD]
         with torch.cuda.stream(stream):
-            sample = draw(cases, plan, number, device=device)
+            sample = make(number)
             stream.synchronize()
         return sample
 
@@ -98,8 +113,19 @@ def resident(cases: Sequence[ListedCase], device: str) -> Sequence[ListedCase]:
     return [case.opened().to(device) for case in cases] if fit else cases
 
 
-def draw(cases: Sequence[ListedCase], plan: Plan, number: int, *, device: str | torch.device = "cpu") -> Sample:
-    """Draw one sample of a run, by its number, on a device."""
+def draw(
+    cases: Sequence[ListedCase],
+    plan: Plan,
+    number: int,
+    *,
+    device: str | torch.device = "cpu",
+    progress: float = 0.0,
+) -> Sample:
+    """Draw one sample of a run, by its number, on a device.
+
+    Args:
+        progress: completed share (0..1) of the run, if it is larger than that of its steps.
+    """
     with torch.device(device):
         generator = seeded(plan.seed, number, device=device)
         if plan.recipe.balanced:
@@ -117,5 +143,6 @@ def draw(cases: Sequence[ListedCase], plan: Plan, number: int, *, device: str | 
             apart = seeded(plan.seed, number, 1, device=device)
             if torch.rand((), generator=apart) < plan.mover.share:
                 spatial, move = replace(spatial, still=1.0), partial(plan.mover.move, case, generator=apart)
-        view = replace(recipe.view_at(number // recipe.batch), spatial=spatial)
+        view = recipe.view_at(max(progress, number // recipe.batch / recipe.steps))
+        view = replace(view, spatial=spatial)
         return draw_sample(case, view, generator, move=move)

@@ -19,7 +19,7 @@ from bidsseg.learning.recipe import load_recipe
 from bidsseg.learning.samples import Plan
 from bidsseg.learning.state import Conditions
 from bidsseg.levels.train import train_level
-from bidsseg.models.library import load_model
+from bidsseg.models.library import build_network, load_model
 from bidsseg.networks.network import Network
 from bidsseg.segmentation.result import Segmentation
 
@@ -85,6 +85,38 @@ def test_batch_normalisations_are_recomputed_from_images_only(ask: Ask, monkeypa
 )
 def test_the_remaining_time_is_printed(elapsed_s: float, progress: float, told: str) -> None:
     assert time_left(elapsed_s, progress) == told
+
+
+COARSE = "\n[coarse]\nsteps = 500\nspacing_mm = 6.0\nshape = [16, 16, 16]\npoints = 200\n"
+"""Half of the steps of a recipe of 1000 steps."""
+
+
+def test_a_time_budget_leaves_coarse_samples_their_share(
+    ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock advances by a second at each look: after half of the budget, samples have the grid of the model."""
+    given = ask(RECIPE.replace("steps = 3", "steps = 1000") + COARSE)
+    recipe = load_recipe(given.training.recipe)
+    plan = Plan(recipe, tuple(load_protocol(name).scored() for name in recipe.heads))
+    seen = load_cases(given, given.report)
+    regions = {head.name: len(head.regions) for head in plan.heads}
+    network = build_network(recipe.network, recipe.inputs, regions, where="here")
+    seconds = iter(range(10_000))
+    monkeypatch.setattr("bidsseg.learning.clock.time.monotonic", lambda: next(seconds))
+    shapes: list[int] = []
+    plain = objective.losses
+
+    def losses(network: Network, sample: Sample, *given: Any, **named: Any) -> Any:
+        shapes.append(sample.image.shape[2])
+        return plain(network, sample, *given, **named)
+
+    monkeypatch.setattr(loop, "losses", losses)
+    torch.set_num_threads(1)
+    conditions = Conditions(tmp_path, 100.0, lambda: False, lambda line: None)
+    done = loop.fit(network, seen, [], plan=plan, conditions=conditions)
+    assert done.step < 100
+    assert shapes == sorted(shapes)
+    assert 0.4 < np.mean([size == 16 for size in shapes]) < 0.6
 
 
 def test_learning_lowers_the_loss(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:

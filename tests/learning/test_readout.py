@@ -17,7 +17,7 @@ from bidsseg.learning.datasets import load_cases
 from bidsseg.learning.optimiser import Readout
 from bidsseg.learning.processes import Processes
 from bidsseg.learning.readout import fit_readout
-from bidsseg.learning.recipe import load_recipe
+from bidsseg.learning.recipe import Coarse, load_recipe
 from bidsseg.learning.samples import Plan, drawn
 from bidsseg.learning.state import Conditions
 from bidsseg.learning.teacher import Teacher
@@ -53,6 +53,17 @@ def test_only_the_last_layers_learn(ask: Ask, tmp_path: Path) -> None:
     first, last = (float(line.rpartition(" ")[2]) for line in said[1:])
     assert last < first
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_it_reads_samples_of_the_final_grid(ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, cases, plan = ready(ask, steps=2)
+    coarse = Coarse(steps=2, spacing_mm=6.0, shape=(16, 16, 16), points=200)
+    shapes: list[int] = []
+    plain = network.cells_at
+    monkeypatch.setattr(network, "cells_at", lambda image, *rest: shapes.append(image.shape[2]) or plain(image, *rest))
+    begun = replace(plan, recipe=replace(plan.recipe, coarse=coarse))
+    fit_readout(network, cases, begun, conditions=conditions(tmp_path, []))
+    assert shapes == [plan.recipe.sampling.shape[0]] * 3
 
 
 def test_the_teacher_says_the_same_from_stored_features(ask: Ask) -> None:

@@ -3,6 +3,7 @@
 import itertools
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -105,11 +106,10 @@ def test_samples_drawn_ahead_are_those_drawn_in_turn(monkeypatch: pytest.MonkeyP
         Stream=lambda device: SimpleNamespace(synchronize=lambda: None),
         stream=lambda stream: nullcontext(),
         current_stream=lambda device: None,
-        mem_get_info=lambda device: (10**9, 10**9),
     )
     monkeypatch.setattr(torch, "cuda", fake)
     monkeypatch.setattr(Sample, "used_by", lambda sample, stream: used.append(sample))
-    ahead = samples.drawn_ahead(cases, wanted, itertools.count(3), device="cpu")
+    ahead = samples.drawn_ahead(partial(draw, cases, wanted), itertools.count(3), device="cpu")
     in_turn = samples.drawn(cases, wanted, 3, processes=Processes())
     for _ in range(5):
         one, other = next(ahead), next(in_turn)

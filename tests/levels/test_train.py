@@ -172,6 +172,8 @@ def test_a_run_may_begin_on_a_coarser_grid(ask: Ask) -> None:
     assert (card.spacing_mm, card.recipe["coarse"]["spacing_mm"], card.recipe["steps_done"]) == (3.0, 6.0, 3)
     with pytest.raises(DataError, match="multiple of"):
         train_level(ask(RECIPE + coarse.replace("16, 16, 16", "16, 16, 15"), output="other"))
+    with pytest.raises(DataError, match=r"all 3 steps would be on the grid of \[coarse\]"):
+        train_level(ask(RECIPE + coarse.replace("steps = 2", "steps = 3"), output="other"))
 
 
 def test_a_protocol_of_ones_own_is_learned_and_spoken(ask: Ask, dataset: tuple[Path, Path], tmp_path: Path) -> None:
