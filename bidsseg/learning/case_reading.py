@@ -30,8 +30,8 @@ LEARNING_MM = 1.0
 """Spacing of the grid of cases; samples are drawn from it at the spacing of the recipe."""
 EMPTY, LARGEST_BRAIN_MM3 = 0.3, 2.2e6
 """Least share of voxels that are 0 in a stripped image, and largest volume of the other voxels."""
-LOCATOR = "locator"
-"""The model that finds the brain if neither annotation nor image shows it."""
+LOCATORS = {True: "locator", False: "openlocator"}
+"""The model that finds the brain if neither annotation nor image shows it, by whether the image is a T1w."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,15 @@ class Reading:
     notes: Sequence[tuple[int, str]]
 
 
+def locator_of(source: Source) -> str:
+    """Return the model that finds the brain of a case if neither annotation nor image shows it."""
+    return LOCATORS[source.scan is None or source.scan.modality == "T1w"]
+
+
 def read_source(source: Source, inputs: Sequence[str]) -> Reading:
     """Return a case with its images and annotations. DataError if it cannot be trained on."""
     details: list[str] = []
+    locator = locator_of(source)
     notes: list[tuple[int, str]] = []
     paths = list(source.maps.values())
 
@@ -76,7 +82,9 @@ def read_source(source: Source, inputs: Sequence[str]) -> Reading:
 
     maps = [(source.protocols[name], path) for name, path in source.maps.items()]
     if source.scan is not None:
-        case = read_case(source.name, source.scan, maps, inputs=inputs, note=note, detail=details.append)
+        case = read_case(
+            source.name, source.scan, maps, inputs=inputs, locator=locator, note=note, detail=details.append
+        )
     else:
         ((protocol, path),) = maps
         case = read_label_map(source.name, path, protocol, note=note)
@@ -89,10 +97,15 @@ def read_case(
     maps: Sequence[tuple[Protocol, Path]],
     *,
     inputs: Sequence[str],
+    locator: str,
     note: Note,
     detail: Callable[[str], None],
 ) -> Case:
-    """Return a scan and its annotations on the grid of its T1w, see `read_annotation`; a missing image is zeros."""
+    """Return a scan and its annotations on the grid of its T1w, see `read_annotation`; a missing image is zeros.
+
+    Args:
+        locator: the model that finds the brain if neither annotation nor image shows it.
+    """
     images = read_aligned(scan.images(inputs))
     for remark in [*images.notes, *(f"has no {suffix}" for suffix in inputs if suffix not in images.volumes)]:
         detail(remark)
@@ -103,7 +116,7 @@ def read_case(
         labels = read_annotation(path, scan, images, note=note)
         values = labels_to_grid(labels.data, labels.affine, grid, spacing=canonical_spacing(labels))
         annotations.append(annotation_of(values, protocol, path, note=note))
-    return finish(name, stack(rescaled_each(images.volumes), inputs, grid), annotations)
+    return finish(name, stack(rescaled_each(images.volumes), inputs, grid), annotations, locator=locator)
 
 
 def read_label_map(name: str, path: Path, protocol: Protocol, *, note: Note = lambda path, remark: None) -> Case:
@@ -111,10 +124,10 @@ def read_label_map(name: str, path: Path, protocol: Protocol, *, note: Note = la
     labels = read_values(path, note=note)
     grid = whole_grid(labels, LEARNING_MM)
     values = labels_to_grid(labels.data, labels.affine, grid, spacing=canonical_spacing(labels))
-    return finish(name, None, [annotation_of(values, protocol, path, note=note)])
+    return finish(name, None, [annotation_of(values, protocol, path, note=note)], locator=LOCATORS[True])
 
 
-def finish(name: str, image: torch.Tensor | None, annotations: list[Annotation]) -> Case:
+def finish(name: str, image: torch.Tensor | None, annotations: list[Annotation], *, locator: str) -> Case:
     """Add the derived brain mask and ventricle direction.
 
     If no annotation shows the brain, such as those of lesions only, the mask comes from the image and becomes an
@@ -125,7 +138,7 @@ def finish(name: str, image: torch.Tensor | None, annotations: list[Annotation])
         names = " and ".join(each.protocol.name for each in annotations)
         raise DataError(f"{name}: the label map of {names} shows no brain; is it empty?")
     if brain is None and image is not None:
-        brain = brain_in(name, image[0])
+        brain = brain_in(name, image[0], locator)
         if annotations:
             annotations = [*annotations, Annotation(load_protocol(BRAIN), brain.to(torch.uint8))]
     if brain is None or not brain.any():
@@ -148,8 +161,8 @@ def towards_ventricles(annotation: Annotation) -> torch.Tensor | None:
     return gradient / steepest.clamp(min=1e-6)
 
 
-def brain_in(name: str, image: torch.Tensor) -> torch.Tensor:
-    """Return the non-zero voxels of a stripped image (X, Y, Z) on a 1 mm grid, or the brain found by the locator.
+def brain_in(name: str, image: torch.Tensor, locator: str) -> torch.Tensor:
+    """Return the non-zero voxels of a stripped image (X, Y, Z) on a 1 mm grid, or the brain that a locator finds.
 
     DataError if it finds none.
     """
@@ -158,7 +171,7 @@ def brain_in(name: str, image: torch.Tensor) -> torch.Tensor:
     volume = Volume(image.numpy(), np.eye(4))
     inside, start_mm = within_content({"T1w": volume}, "T1w")
     try:
-        brain = find_brain(inside, load_model(LOCATOR), Engine())
+        brain = find_brain(inside, load_model(locator), Engine())
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
     return between(brain.probability, brain.grid.moved(start_mm), whole_grid(volume, LEARNING_MM)) > 0.5

@@ -26,7 +26,7 @@ from bidsseg.bids.scan import Scan
 from bidsseg.errors import DataError
 from bidsseg.files import fingerprint, remove_halves
 from bidsseg.labels import Protocol, load_protocol
-from bidsseg.learning.case_reading import LEARNING_MM, LOCATOR, Reading, Source, read_source
+from bidsseg.learning.case_reading import LEARNING_MM, Reading, Source, locator_of, read_source
 from bidsseg.learning.cases import Annotation, Case, ListedCase
 from bidsseg.learning.processes import Processes
 from bidsseg.learning.region_centres import Centres
@@ -128,7 +128,7 @@ def entry_of(source: Source, inputs: Sequence[str], store: Store) -> Entry:
         "inputs": [] if source.scan is None else list(inputs),
         "images": [(suffix, *identity(path)) for suffix, path in images.items()],
         "maps": [(asdict(source.protocols[name]), *identity(path)) for name, path in source.maps.items()],
-        "locator": find_card(LOCATOR).sha256,
+        "locator": find_card(locator_of(source)).sha256,
         "aligned": len(images) > 1 and find_spec("SimpleITK") is not None,
     }
     return Entry(store, hashlib.sha256(json.dumps(determinants).encode()).hexdigest(), made)

@@ -20,7 +20,7 @@ from bidsseg.learning.own_heads import with_own_heads
 from bidsseg.learning.processes import Processes
 from bidsseg.learning.recipe import Recipe, has_small, load_recipe
 from bidsseg.learning.store import Store
-from bidsseg.models.card import ANY, located, selected
+from bidsseg.models.card import ANY, find_card, located, selected
 from bidsseg.models.library import build_network
 from bidsseg.networks.network import Network
 from bidsseg.settings import Report, Settings, Training
@@ -108,6 +108,11 @@ def set_up(
         recipe = replace(recipe, locator=located(recipe.locator))
     processes = Processes.join(device)
     report = settings.report if processes.first else Report()
+    if recipe.locator and not find_card(recipe.locator).reads(recipe.modality):
+        report.warn(
+            f"recipe {recipe.name}: its locator, {find_card(recipe.locator).name}, was trained for "
+            f'{find_card(recipe.locator).needs}, not for {recipe.modality}: write locator = "openlocator"'
+        )
     if recipe.voxels is None and processes.count > recipe.batch:
         report.say(f"each step has {processes.count} samples instead of {recipe.batch}: one per process")
         recipe = replace(recipe, batch=processes.count)

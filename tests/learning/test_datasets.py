@@ -19,6 +19,7 @@ from bidsseg.learning.case_reading import is_stripped
 from bidsseg.learning.cases import Case
 from bidsseg.learning.datasets import load_cases
 from bidsseg.learning.folds import person, split
+from bidsseg.models.library import Model
 from bidsseg.segmentation.locate import Brain
 from bidsseg.settings import Settings, Training
 
@@ -275,6 +276,25 @@ def test_the_locator_finds_the_brain_of_a_head_with_lesions_alone(
     (found,) = load_cases(lesions, lesions.report)
     half = len(found.brain) // 2
     assert found.brain[: half - 4].all() and not found.brain[half + 4 :].any()
+
+
+@pytest.mark.parametrize(("suffix", "named"), [("T1w", "locator"), ("UNIT1", "locator"), ("T2w", "openlocator")])
+def test_the_brain_is_found_by_the_locator_for_the_contrast(
+    lesions: Settings, monkeypatch: pytest.MonkeyPatch, suffix: str, named: str
+) -> None:
+    used: list[str] = []
+
+    def find(images: dict[str, Volume], model: Model, engine: object) -> Brain:
+        used.append(model.card.name)
+        grid = whole_grid(images["T1w"], 4.0)
+        return Brain(grid, torch.ones(grid.shape))
+
+    monkeypatch.setattr(case_reading, "find_brain", find)
+    t1w = lesions.bids_dir / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
+    t1w.rename(t1w.with_name(f"sub-01_{suffix}.nii.gz"))
+    given = replace(lesions, filters=lesions.queries(suffix))
+    assert len(load_cases(given, given.report)) == 1
+    assert used == [named]
 
 
 def test_lesions_alone_do_not_say_where_the_brain_is(lesions: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

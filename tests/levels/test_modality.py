@@ -9,13 +9,14 @@ import numpy as np
 import phantoms
 import pytest
 from fake_model import App, make_app, save_card
-from labelled import Ask
+from labelled import Ask, console
 
 from bidsseg.bids.outputs import output_paths
 from bidsseg.bids.scan import Image, Scan
 from bidsseg.derivative import measures
 from bidsseg.errors import DataError, NothingSelected, UsageError
 from bidsseg.image.volume import Volume
+from bidsseg.learning.training_setup import set_up
 from bidsseg.levels.train import train_level
 from bidsseg.models.card import ANY, Card, find_card, read_card
 from bidsseg.registration.spaces import Space
@@ -241,3 +242,12 @@ def test_a_cohort_of_two_contrasts_is_warned_about(
     assert app("group", model=some) == 0
     told = " ".join(capsys.readouterr().err.split())
     assert "some, FAST: images of other contrasts than most were segmented: sub-03 (T2w); volumes differ" in told
+
+
+@pytest.mark.parametrize(("modality", "warned"), [("T1w", False), ("UNIT1", False), ("T2w", True)])
+def test_a_locator_for_another_contrast_is_warned_about(ask: Ask, modality: str, warned: bool) -> None:
+    given = replace(ask('base = "wholebrain"\nname = "mine"\n'), modality=modality)
+    setup = set_up(given, "cpu", "fp32", threads=1)
+    assert (setup.recipe.modality == "T2w") == warned
+    message = 'its locator, locator, was trained for T1w, not for T2w: write locator = "openlocator"'
+    assert any(message in line for line in console(given).warnings) == warned
