@@ -45,9 +45,9 @@ class Clock:
 
     @property
     def learning_s(self) -> float:
-        """Seconds for the training itself; at least a tenth of the budget, however long the evaluation takes."""
+        """Seconds for the training itself; at least a tenth of the budget, however long the rest takes."""
         budget_s = self.conditions.budget_s
-        return max(budget_s - self.state.reserve_s, 0.1 * budget_s)
+        return max(budget_s - self.state.reserve_s - self.state.readout_s, 0.1 * budget_s)
 
     def progress(self) -> float:
         """Return the share that all processes agree on, and record whether they must stop."""

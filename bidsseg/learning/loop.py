@@ -110,16 +110,21 @@ def fit(
     plan: Plan,
     conditions: Conditions,
     check_every: float = 0.1,
+    readout_s: float = 0.0,
 ) -> State:
     """Train the network in place until the steps or the time are used up, and leave the averaged weights in it.
 
     These are the last, or, if the recipe keeps the best, those with the highest mean Dice on the validation cases.
     A checkpoint is resumed. Several processes share the samples of each step, so that their number changes the time
     of a run, not its result, except for the running statistics of batch normalisation, which are means over processes.
+
+    Args:
+        readout_s: seconds of the time budget that the training of the last layers alone has just used.
     """
     torch.backends.cudnn.benchmark = True  # all samples have the same shape
     fitting = Fitting(network, watched, plan, conditions=conditions)
     state = fitting.state
+    state.readout_s = state.readout_s or readout_s
     clock = Clock(conditions, state, plan.recipe.steps)
     done = max(0.0, (state.step - 1) / plan.recipe.steps, state.elapsed_s / clock.learning_s)
     next_check = math.floor(done / check_every + 1) * check_every

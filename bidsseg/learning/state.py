@@ -90,6 +90,7 @@ class State:
         waited_s: seconds of the run in which the network waited for samples.
         best: the highest mean Dice on the validation scans so far.
         reserve_s: part of the time budget that is kept for the evaluation at the end; 0 while it is unknown.
+        readout_s: part of the time budget that the training of the last layers alone has used.
     """
 
     step: int = 0
@@ -98,6 +99,7 @@ class State:
     best: float = -1.0
     curve: list[dict[str, float]] = field(default_factory=list)
     reserve_s: float = 0.0
+    readout_s: float = 0.0
 
 
 def resumed(conditions: Conditions, network: nn.Module, optimiser: Keeper) -> tuple[State, dict[str, Any]]:

@@ -337,10 +337,11 @@ def learn(
         if taught:
             setup.report.say(f"where labels do not determine {', '.join(taught)}, the initial model is followed")
             plan = replace(plan, teacher=Teacher.of(network, taught, conditions.device))
+    readout_s = 0.0
     if new and network.last_layers and setup.recipe.readout.steps and not conditions.checkpoint.is_file():
-        spent_s = fit_readout(network, people.seen, plan, conditions=conditions)
-        conditions = replace(conditions, budget_s=max(1.0, conditions.budget_s - spent_s))
-    return fit(network, people.seen, people.watched or people.unseen, plan=plan, conditions=conditions)
+        readout_s = fit_readout(network, people.seen, plan, conditions=conditions)
+    watched = people.watched or people.unseen
+    return fit(network, people.seen, watched, plan=plan, conditions=conditions, readout_s=readout_s)
 
 
 def conclude(

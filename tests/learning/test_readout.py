@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from labelled import RECIPE, Ask, console, weights
+from labelled import RECIPE, Ask, console, interrupt_after, weights
 
 from bidsseg.errors import TemporaryFailure
 from bidsseg.labels import load_protocol
-from bidsseg.learning import training
+from bidsseg.learning import loop, training
+from bidsseg.learning.clock import Clock
 from bidsseg.learning.datasets import load_cases
 from bidsseg.learning.optimiser import Readout
 from bidsseg.learning.processes import Processes
@@ -109,6 +110,25 @@ def test_it_precedes_the_training_of_a_new_head_only(ask: Ask, monkeypatch: pyte
     assert [plan.recipe.readout.steps for plan in calls] == [100]
     assert any("last layers: step 100 of 100" in line for line in console(new).messages)
     assert set(weights(folder)) > set(weights(first))
+
+
+def test_its_seconds_count_after_an_interruption_too(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = train_level(ask(ONE_HEAD))
+    monkeypatch.setattr(training, "fit_readout", lambda *_, **__: 1800.0)
+    clocks: list[Clock] = []
+
+    class Watched(Clock):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            clocks.append(self)
+
+    monkeypatch.setattr(loop, "Clock", Watched)
+    with monkeypatch.context() as patch:
+        interrupt_after(1, patch)
+        with pytest.raises(TemporaryFailure):
+            train_level(ask(init=str(first), time_budget_min=60.0))
+    train_level(ask(init=str(first), time_budget_min=60.0, resume=True))
+    assert [1700 < clock.learning_s < 1800 for clock in clocks] == [True, True]
 
 
 @pytest.mark.parametrize("name", sorted(set(NETWORKS) - {"segnet"}))  # it has a training loop of its own
