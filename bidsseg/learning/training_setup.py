@@ -103,7 +103,7 @@ def set_up(
     recipe, own = with_own_heads(recipe, list(spoken.values()), protocols, is_file=is_file)
     check_names([*own, *protocols])
     heads = tuple(protocol.scored() for protocol in own)
-    check_recipe(recipe, sketched(recipe, heads))
+    checked(recipe, heads, small=options.small)
     if recipe.locator:  # the model may be used in another folder
         recipe = replace(recipe, locator=located(recipe.locator))
     processes = Processes.join(device)
@@ -158,8 +158,7 @@ def check_whole(name_or_path: str, *, small: bool = False) -> Iterator[str]:
         protocols = [load_protocol(head) for head in recipe.heads]
         heads = [protocol.scored() for protocol in protocols]
         recipe = with_names(recipe, dict(zip(recipe.heads, (head.name for head in protocols), strict=True)))
-        network = sketched(recipe, heads)
-        check_recipe(recipe, network)
+        network = checked(recipe, heads, small=scale)
         check_sides(recipe, heads)
         weights = sum(value.numel() for value in network.state_dict().values())
         spoken = ", ".join(f"{head.name} ({len(head.regions) - 1} regions)" for head in heads)
@@ -167,6 +166,22 @@ def check_whole(name_or_path: str, *, small: bool = False) -> Iterator[str]:
             f"ok: {recipe.name}{' with --small' if scale else ''}: {spoken} from {' + '.join(recipe.inputs)}; "
             f"{recipe.network['name']} with {weights:,} weights"
         )
+
+
+def checked(recipe: Recipe, heads: Sequence[Protocol], *, small: bool) -> Network:
+    """Return the network of a recipe without memory for its weights; DataError if the recipe does not fit it.
+
+    Args:
+        small: whether the recipe is of the small scale, which the error then names.
+    """
+    try:
+        network = sketched(recipe, heads)
+        check_recipe(recipe, network)
+    except DataError as error:
+        if not small:
+            raise
+        raise DataError(f"with [small], {error}") from error
+    return network
 
 
 def sketched(recipe: Recipe, heads: Sequence[Protocol]) -> Network:

@@ -100,6 +100,15 @@ def test_samples_have_even_sizes(tmp_path: Path) -> None:
     assert next(check_whole(str(path))).startswith("ok: mine")
 
 
+def test_a_mistake_of_the_small_scale_alone_is_placed_there(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('base = "wholebrain"\nname = "mine"\n[small.sampling]\nshape = [80, 96, 81]\n')
+    lines = check_whole(str(path))
+    assert next(lines).startswith("ok: mine:")
+    with pytest.raises(DataError, match=r"^with \[small\], recipe mine: every size in shape"):
+        next(lines)
+
+
 def test_a_recipe_says_only_what_differs_from_its_base(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('base = "neuronet"\nname = "mine"\nheads = { FAST = 1.0 }\n[sampling]\npoints = 7\n')
