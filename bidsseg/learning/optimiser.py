@@ -111,7 +111,7 @@ class Stepper:
 
     def clip(self) -> Tensor:
         """Clip gradients that are too large; return the norm of all before."""
-        parameters = list(self.network.parameters())
+        parameters = [each for each in self.network.parameters() if each.grad is not None]
         if not self.plan.clip_each:
             return nn.utils.clip_grad_norm_(parameters, self.plan.clip)
         norm: Tensor = torch.stack([nn.utils.clip_grad_norm_(each, self.plan.clip) for each in parameters]).norm()

@@ -51,9 +51,17 @@ class Processes:
         return self.rank == 0
 
     def add_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Replace each gradient by its sum over all processes."""
-        if self.count > 1:
-            for parameter in parameters:
+        """Replace each gradient by its sum over all processes; one that no process has stays absent.
+
+        A gradient of 0 would differ: the optimiser would continue along the steps before.
+        """
+        if self.count == 1:
+            return
+        parameters = list(parameters)
+        known = torch.tensor([float(each.grad is not None) for each in parameters], device=self.device)
+        dist.all_reduce(known)
+        for parameter, count in zip(parameters, known.tolist(), strict=True):
+            if count:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
                 dist.all_reduce(parameter.grad)

@@ -73,6 +73,17 @@ def test_gradients_are_shortened_together_or_each_alone(each: bool) -> None:
     assert torch.allclose(norms, torch.ones(4), rtol=1e-3) == each
 
 
+def test_tensors_without_a_gradient_are_not_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The norm of no gradient is on the CPU, and cannot be joined with those on a GPU."""
+    network = small_network()
+    network[0](torch.randn(1, 3, 6, 6, 6)).sum().backward()
+    clipped: list[torch.Tensor] = []
+    plain = torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda p, norm: clipped.append(p) or plain(p, norm))
+    Stepper(network, Optimiser(clip_each=True)).clip()
+    assert len(clipped) == 2 and all(each.grad is not None for each in clipped)
+
+
 def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
     network = small_network()
     stepper = Stepper(network, Optimiser())

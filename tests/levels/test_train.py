@@ -391,18 +391,24 @@ def test_a_step_has_a_sample_for_each_process(rank: int, said: int, ask: Ask, mo
     assert console(settings).messages == ["each step has 2 samples instead of 1: one per process"] * said
 
 
-def test_processes_of_torchrun_average_floating_point_tensors_only(tmp_path: Path) -> None:
+def test_processes_of_torchrun_share_what_they_have(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import torch\nfrom bidsseg.learning.processes import Processes\nthey = Processes.join()\n"
         "values = [torch.tensor([2.0 * they.rank]), torch.tensor([they.rank])]\nthey.average(values)\n"
+        "both, one, none = weights = [torch.zeros(1, requires_grad=True) for _ in range(3)]\n"
+        "both.grad = torch.ones(1)\n"
+        "if they.rank: one.grad = torch.ones(1)\n"
+        "they.add_gradients(weights)\n"
+        "values += [both.grad, one.grad]\n"
+        "assert none.grad is None\n"
         "from pathlib import Path\nfound = [they.count, they.neighbours(), *(value.item() for value in values)]\n"
         "Path(f'{they.rank}.txt').write_text(' '.join(map(str, found)))\nthey.leave()\n"
     )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run([*torchrun, script], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["2 2 1.0 0", "2 2 1.0 1"]
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["2 2 1.0 0 2.0 1.0", "2 2 1.0 1 2.0 1.0"]
 
 
 def test_segnet_has_one_grid(ask: Ask) -> None:
