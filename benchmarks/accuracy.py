@@ -3,10 +3,11 @@
     python benchmarks/accuracy.py BIDS_DIR --labels PROTOCOL=DERIVATIVES_DIR ... [--also BIDS_DIR] --folds 5 --fold 0
     python benchmarks/accuracy.py BIDS_DIR --labels FASTlesion=DIR --model TISSUE --lesion-model LESION
 
-With --folds, only the participants of that fold are used, which ``train`` with the same folds held out. The script
-prints, for each head, the mean over regions and then over scans with a bootstrap 95 % interval over scans, the share of
-wrong voxels inside the reference brain, and the regions with the lowest Dice, or all regions if there are few. It
-writes one row for each region to --table. With --lesion-model, the lesions of that model replace the tissues (FAST) of
+With --folds, only the participants of that fold are used, which ``train`` held out with the same folds and labels. The
+script prints, for each head, the mean over regions, then over the scans of each participant, then over participants
+with a bootstrap 95 % interval, the share of wrong voxels inside the reference brain, and the regions with the lowest
+Dice, or all regions if there are few. It says which participants are in the training of a model by its card. It writes
+one row for each region to --table. With --lesion-model, the lesions of that model replace the tissues (FAST) of
 the other model, as in the Multi-UNet baseline of ACE. With --card, the results replace those on the card of the model,
 for models that ``train`` also evaluated with labels of another model, which are not the truth. With --final, they are
 stored on the card of the model that continues the training on all participants. With --without CSF Chiasm Choroid, what
@@ -17,10 +18,15 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bidsseg.execution.machine import cpu_precision
+
+if TYPE_CHECKING:
+    from bidsseg.models.card import Card
 
 OF_FOLD = "participants held out from the model that this one continues; this one was trained on all"
 
@@ -65,6 +71,7 @@ def main() -> None:
         maps = {source.name: source.maps for source in sources}
         held = held_out(maps, options.folds, options.fold, kinds=maps)
         sources = [source for source in sources if person(source.name) in held]
+    warn_of_known({person(source.name) for source in sources}, [each.card for each in models])
     cases = opened_cases(sources, inputs, Report())
     started = time.monotonic()
     table = validate(model, cases, print, precision=options.precision, lesion_model=lesion_model)
@@ -77,6 +84,15 @@ def main() -> None:
         save_card(replace(read_card(options.final), metrics={"split": OF_FOLD, "heads": figures(table)}))
     if options.table:
         table.to_csv(options.table, sep="\t", index=False, float_format="%.4f")
+
+
+def warn_of_known(people: set[str], cards: Iterable[Card]) -> None:
+    """Print which participants (dataset/sub-LABEL) the models were trained on."""
+    from bidsseg.models.participants import participants
+
+    for card in cards:
+        if known := sorted(participants(card.trained_on) & people):
+            print(f"not held out: {card.name} was trained on {', '.join(known)}")
 
 
 if __name__ == "__main__":

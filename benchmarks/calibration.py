@@ -87,7 +87,8 @@ def main() -> None:
     found, by_region = {}, {}
     for head, part in table.groupby("head", sort=False):
         found[str(head)], by_region[str(head)] = calibration(part)
-        print(f"{head} ({part['case'].nunique()} participants): offset and slope {found[str(head)]}; {figures(part)}")
+        people = part["case"].map(person).nunique()
+        print(f"{head} ({people} participants): offset and slope {found[str(head)]}; {figures(part)}")
         print(f"    without what is added for single regions: {figures(part, regions=False)}")
     if options.card:
         card = replace(read_card(options.card), expected_dice=found, expected_dice_by_region=by_region)
@@ -107,7 +108,7 @@ def temperatures(model: Model, cases: Iterable[Case]) -> dict[str, float]:
     Heads compared with labels of other protocols are printed without a temperature.
     """
     plain = replace(model, card=replace(model.card, temperature={}))
-    seen: dict[tuple[str, str], list[Seen]] = {}
+    seen: dict[tuple[str, str], list[tuple[str, Seen]]] = {}
     for case in cases:
         _, image = next(copies(case))
         result = segment({"T1w": Volume(image, np.eye(4))}, plain, precision=cpu_precision(), want_probabilities=True)
@@ -116,15 +117,16 @@ def temperatures(model: Model, cases: Iterable[Case]) -> dict[str, float]:
                 found, truth, sure, _ = comparison(indices_of(result, head), head, annotation, relation=relation)
                 known, right = sure & (truth > 0) & result.brain, found == truth
                 here = seen_at(known, result.probabilities[head.name], right)
-                seen.setdefault((head.name, annotation.protocol.name), []).append(here)
+                seen.setdefault((head.name, annotation.protocol.name), []).append((person(case.name), here))
     chosen: dict[str, float] = {}
-    for (name, reference), each in seen.items():
+    for (name, reference), pairs in seen.items():
+        people, each = zip(*pairs, strict=True)
         plainly = [at_temperature(one, 1.0) for one in each]
         confidence, right = (np.mean([part.mean() for part in parts]) for parts in zip(*plainly, strict=True))
         print(f"{name} against {reference}: mean confidence {confidence:.3f}, right {right:.3f}", flush=True)
-        if name == reference and len(each) > 1:
+        if name == reference and len(set(people)) > 1:
             chosen[name] = balanced(each)
-            others = [balanced([other for other in each if other is not one]) for one in each]
+            others = [balanced([other for them, other in pairs if them != mine]) for mine in people]
             after = error([at_temperature(one, value) for one, value in zip(each, others, strict=True)])
             errors = f"{error(plainly):.3f}, then {after:.3f}"
             print(f"{name}: temperature {chosen[name]:.2f}, expected calibration error {errors}", flush=True)
@@ -215,7 +217,7 @@ def calibration(table: pd.DataFrame) -> tuple[tuple[float, float], dict[str, flo
     estimate, true = table.estimate.to_numpy(), table.dice.to_numpy()
     found = calibrate(estimate, true)
     return found, calibrate_regions(
-        estimate, true, found, regions=table.region.tolist(), participants=table["case"].tolist()
+        estimate, true, found, regions=table.region.tolist(), participants=table["case"].map(person).tolist()
     )
 
 
@@ -226,8 +228,9 @@ def figures(table: pd.DataFrame, *, regions: bool = True) -> str:
         regions: whether to use what is added for single regions.
     """
     parts = []
-    for name, part in table.groupby(table["case"].astype(str)):
-        of_others, by_region = calibration(table[table["case"] != name])
+    people = table["case"].map(person)
+    for name, part in table.groupby(people):
+        of_others, by_region = calibration(table[people != name])
         added = part.region.map(by_region).fillna(0.0).to_numpy() if regions else 0.0
         parts.append(part.assign(expected=calibrated(part.estimate.to_numpy(), of_others, added)))
     found = pd.concat(parts)

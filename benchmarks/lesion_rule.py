@@ -6,8 +6,8 @@ Each fold is a model and the participants that it was not trained on. The script
 model of its fold and compares the lesions with the masks ``label-lesion_mask`` of the derivative dataset LABELS, for a
 grid of thresholds of the probability (``--lesion-threshold``; the word ``argmax`` where a lesion is the most probable
 region), of smallest volumes (``--min-lesion-volume``) and of least peaks (``--min-lesion-peak``). It prints the mean
-Dice, the mean lesion-wise F1 and the mean ratio of the volumes over participants, and the choice with the highest sum
-of Dice and F1. It also prints the results of each participant under the choice made without this participant: they are
+Dice, the mean lesion-wise F1 and the mean ratio of the volumes over scans, and the choice with the highest sum of Dice
+and F1. It also prints the results of each scan under the choice made without all scans of this participant: they are
 not biased by the choice. --card stores the choice on the card of a model, where it becomes the default.
 """
 
@@ -121,22 +121,29 @@ def score(found: Iterable[Agreement]) -> float:
     return float(np.mean([one.dice + one.f1 for one in found]))
 
 
+def person(scan: str) -> str:
+    """Return the participant of a scan (``sub-01`` of ``sub-01_ses-2``)."""
+    return scan.partition("_")[0]
+
+
 def chosen(results: Results, without: str = "") -> LesionRule:
-    """Return the rule with the highest score, the first of equal ones, over all scans but one."""
-    scores = {rule: score(one for name, one in found.items() if name != without) for rule, found in results.items()}
+    """Return the rule with the highest score, the first of equal ones, over all scans but those of one participant."""
+    scores = {
+        rule: score(one for name, one in found.items() if person(name) != without) for rule, found in results.items()
+    }
     return max(scores, key=lambda rule: scores[rule])
 
 
 def report(results: Results) -> None:
-    """Print the grid, the choice, and each scan under the choice made without it."""
+    """Print the grid, the choice, and each scan under the choice made without its participant."""
     print("threshold  mm3  peak   Dice    F1  volume ratio")
     for rule, found in results.items():
         print(f"{line(rule)}  {means(found.values())}")
     print(f"chosen: {line(chosen(results))}")
     names = list(next(iter(results.values())))
-    if len(names) > 1:
+    if len({person(name) for name in names}) > 1:
         for name in names:
-            rule = chosen(results, without=name)
+            rule = chosen(results, without=person(name))
             print(f"{name}, with the choice of the others: {line(rule)}  {means([results[rule][name]])}")
 
 

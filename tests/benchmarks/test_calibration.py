@@ -2,6 +2,7 @@
 
 import calibration
 import numpy as np
+import pandas as pd
 import pytest
 
 from bidsseg.models.card import find_card
@@ -37,3 +38,20 @@ def test_only_participants_that_a_model_was_not_trained_on_count() -> None:
     assert not calibration.is_unseen("oasis/sub-2000", find_card("wholebrain")), (
         "its list of participants is not complete"
     )
+
+
+def test_a_participant_is_measured_with_the_calibration_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both sessions of a participant are left out."""
+    cases = ["a/sub-01_ses-1", "a/sub-01_ses-2", "a/sub-02", "a/sub-03"]
+    estimates = [0.7, 0.71, 0.8, 0.9]
+    columns = {"case": cases, "copy": "unchanged", "region": "Putamen", "estimate": estimates, "dice": estimates}
+    table = pd.DataFrame(columns)
+    others: list[list[float]] = []
+
+    def calibrate(estimate: np.ndarray, dice: np.ndarray) -> tuple[float, float]:
+        others.append(estimate.tolist())
+        return 0.0, 1.0
+
+    monkeypatch.setattr(calibration, "calibrate", calibrate)
+    calibration.figures(table)
+    assert others == [[0.8, 0.9], [0.7, 0.71, 0.9], [0.7, 0.71, 0.8]]

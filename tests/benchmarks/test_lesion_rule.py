@@ -24,15 +24,19 @@ def test_agreement(choosing: ModuleType) -> None:
     assert both.dice == pytest.approx(4 / 7) and both.f1 == pytest.approx(2 / 3) and both.ratio == 0.75
 
 
-def test_the_choice_leaves_out_the_scan_it_is_measured_on(
+def test_the_choice_leaves_out_the_participant_it_is_measured_on(
     choosing: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one, other = LesionRule(0.3, 0.0), LesionRule(None, 5.0)
     good, bad, middle = (choosing.Agreement(dice, dice, 1.0) for dice in (0.9, 0.1, 0.4))
-    results = {one: {"sub-01": good, "sub-02": bad}, other: {"sub-01": middle, "sub-02": middle}}
+    visits = ("sub-01_ses-1", "sub-01_ses-2")
+    results = {
+        one: {**dict.fromkeys(visits, good), "sub-02": bad},
+        other: {**dict.fromkeys(visits, middle), "sub-02": middle},
+    }
     assert choosing.chosen(results) == one
     assert choosing.chosen(results, without="sub-01") == other
     choosing.report(results)
     out = capsys.readouterr().out
-    assert "sub-01, with the choice of the others: argmax       5     0  0.400 0.400 1.00" in out
+    assert "sub-01_ses-1, with the choice of the others: argmax       5     0  0.400 0.400 1.00" in out
     assert "chosen: 0.3          0     0" in out
