@@ -79,7 +79,12 @@ def test_tensors_without_a_gradient_are_not_clipped(monkeypatch: pytest.MonkeyPa
     network[0](torch.randn(1, 3, 6, 6, 6)).sum().backward()
     clipped: list[torch.Tensor] = []
     plain = torch.nn.utils.clip_grad_norm_
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda p, norm: clipped.append(p) or plain(p, norm))
+
+    def clip(tensor: torch.Tensor, largest: float) -> torch.Tensor:
+        clipped.append(tensor)
+        return plain(tensor, largest)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
     Stepper(network, Optimiser(clip_each=True)).clip()
     assert len(clipped) == 2 and all(each.grad is not None for each in clipped)
 

@@ -61,7 +61,12 @@ def test_it_reads_samples_of_the_final_grid(ask: Ask, tmp_path: Path, monkeypatc
     coarse = Coarse(steps=2, spacing_mm=6.0, shape=(16, 16, 16), points=200)
     shapes: list[int] = []
     plain = network.cells_at
-    monkeypatch.setattr(network, "cells_at", lambda image, *rest: shapes.append(image.shape[2]) or plain(image, *rest))
+
+    def cells_at(image: torch.Tensor, *rest: torch.Tensor) -> Any:
+        shapes.append(image.shape[2])
+        return plain(image, *rest)
+
+    monkeypatch.setattr(network, "cells_at", cells_at)
     begun = replace(plan, recipe=replace(plan.recipe, coarse=coarse))
     fit_readout(network, cases, begun, conditions=conditions(tmp_path, []))
     assert shapes == [plan.recipe.sampling.shape[0]] * 3
