@@ -164,6 +164,24 @@ def sample_image(image: Tensor, warp: Warp) -> Tensor:
     return F.grid_sample(image[None], grid[None], mode="bilinear", align_corners=True)[0]
 
 
+def blurred_for(image: Tensor, spacing_mm: float) -> Tensor:
+    """Return the channels (C, X, Y, Z) of a 1 mm grid, blurred as their mean in larger voxels is; others unchanged.
+
+    A scan to be segmented is resampled with these weights, see ``image.resampling.hat_weights``: interpolation between
+    the nearest voxels would leave more noise and sharper borders.
+    """
+    weights = [1 - step / spacing_mm for step in range(1, math.ceil(spacing_mm))]
+    for axis in (1, 2, 3) if weights else ():
+        inner = image.movedim(axis, 0)
+        total, counted = inner.clone(), torch.ones(len(inner))
+        for step, weight in enumerate(weights, 1):
+            for there, here in ((slice(step, None), slice(None, -step)), (slice(None, -step), slice(step, None))):
+                total[there] += weight * inner[here]
+                counted[there] += weight
+        image = (total / counted.view(-1, 1, 1, 1)).movedim(0, axis)
+    return image.contiguous()
+
+
 def sample_labels(labels: Tensor, source: Tensor) -> Tensor:
     """Return the values of a label map (X, Y, Z) nearest to source (..., 3) in voxels, 0 outside."""
     flat = torch.zeros(source.shape[:-1], dtype=torch.int32)

@@ -18,6 +18,7 @@ from bidsseg.learning.augment import (
     Intensity,
     Spatial,
     Warp,
+    blurred_for,
     change_intensity,
     draw_warp,
     sample_image,
@@ -281,7 +282,9 @@ def drawn_images(case: Case, view: View, warp: Warp, *, generator: Generator) ->
     The mask is booleans (D, H, W).
     """
     if case.image is not None:
-        whole = normalise_each(case.image, None, view.normalisation) if view.sampling.anywhere else case.image
+        whole = blurred_for(case.image, view.spacing_mm)
+        if view.sampling.anywhere:
+            whole = normalise_each(whole, None, view.normalisation)
         images = sample_image(whole, warp)
         return images, images[0] != 0
     first = case.annotations[0]

@@ -7,6 +7,9 @@ import pytest
 import torch
 from known_case import CALM, STILL, STRUCTURES, case, seeded
 
+from bidsseg.image.grid import Grid
+from bidsseg.image.resampling import to_grid
+from bidsseg.image.volume import Volume
 from bidsseg.learning import augment
 from bidsseg.learning.augment import Spatial
 
@@ -117,3 +120,13 @@ def test_an_elastic_change_moves_image_and_labels_together() -> None:
     inside = ((warp.source >= 0) & (warp.source <= torch.tensor(shape) - 1)).all(-1)
     assert not torch.equal(moved, labels) and set(moved.unique().tolist()) <= set(labels.unique().tolist())
     assert torch.allclose(moved[inside].float(), near[inside], atol=1e-3)
+
+
+@pytest.mark.parametrize("spacing", [1.0, 2.0, 3.0])
+def test_images_are_as_blurred_as_those_to_be_segmented(spacing: float) -> None:
+    """At voxels of the image, both are the same mean; beyond the edges, too."""
+    image = torch.rand(2, 31, 28, 34, generator=seeded())
+    wanted = [to_grid(Volume(one.numpy(), np.eye(4)), Grid(spacing, (0.0, 0.0, 0.0), (10, 9, 11))) for one in image]
+    step = int(spacing)
+    found = augment.blurred_for(image, spacing)[:, ::step, ::step, ::step]
+    assert torch.allclose(found[:, :10, :9, :11], torch.stack(wanted), atol=1e-5)

@@ -147,8 +147,9 @@ def test_a_moved_sample_has_no_new_values_and_takes_no_brightness_of_the_target(
         assert sample.image.max() <= 1.5 and other.image.max() <= 1.5
 
 
-def test_a_sample_shows_what_its_labels_say() -> None:
-    """Each tissue has a separate brightness, so that the image gives the labels, with and without registration."""
+def test_a_sample_shows_what_its_labels_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tissue has a separate brightness, so that the image, if it is not blurred, gives the labels."""
+    monkeypatch.setattr("bidsseg.learning.cases.blurred_for", lambda image, _: image)
     case = replace(CASES[0], image=60.0 * CASES[0].annotations[0].values[None])
     unstripped = replace(RECIPE, sampling=Sampling(SHAPE, 0, whole_head=True, stripped=0.0, cut=0.0))
     sample = draw([case], replace(PLAN, recipe=unstripped, mover=mover(wild())), 0)
