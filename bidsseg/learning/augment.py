@@ -172,14 +172,14 @@ def blurred_for(image: Tensor, spacing_mm: float) -> Tensor:
     """
     weights = [1 - step / spacing_mm for step in range(1, math.ceil(spacing_mm))]
     for axis in (1, 2, 3) if weights else ():
-        inner = image.movedim(axis, 0)
-        total, counted = inner.clone(), torch.ones(len(inner))
+        size, total = image.shape[axis], image.clone()
+        counted = torch.ones([size if each == axis else 1 for each in range(4)])
         for step, weight in enumerate(weights, 1):
-            for there, here in ((slice(step, None), slice(None, -step)), (slice(None, -step), slice(step, None))):
-                total[there] += weight * inner[here]
-                counted[there] += weight
-        image = (total / counted.view(-1, 1, 1, 1)).movedim(0, axis)
-    return image.contiguous()
+            for there, here in ((step, 0), (0, step)):
+                total.narrow(axis, there, size - step).add_(image.narrow(axis, here, size - step), alpha=weight)
+                counted.narrow(axis, there, size - step).add_(weight)
+        image = total.div_(counted)
+    return image
 
 
 def sample_labels(labels: Tensor, source: Tensor) -> Tensor:
