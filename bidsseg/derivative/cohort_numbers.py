@@ -131,10 +131,11 @@ class Numbers:
     def mixtures(self) -> list[str]:
         """Warnings if weights, passes of the model or modalities of the images differ between the scans that count."""
         rows = {self.results[row].key: row for row in np.flatnonzero(self.selected).tolist()}
-        weights, modalities, fast = (
-            {key: each[row] for key, row in rows.items()} for each in (self.weights, self.modalities, self.fast)
+        found = (
+            mixed_weights({key: self.weights[row] for key, row in rows.items()}),
+            mixed_modalities({key: self.modalities[row] for key, row in rows.items()}),
+            mixed_passes({key: self.fast[row] for key, row in rows.items()}),
         )
-        found = mixed_weights(weights), mixed_modalities(modalities), mixed_passes(fast)
         return [warning for warning in found if warning]
 
     @property
