@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from bidsseg import errors
     from bidsseg.api import Result, compare, list_models, load_model, segment
 
-__version__ = "0.25.0"
+__version__ = "0.26.0"
 __all__ = ["segment", "load_model", "list_models", "compare", "Result", "errors", "__version__"]
 
 
