@@ -25,7 +25,6 @@ from bidsseg.derivative.sidecar_keys import CORRECTIONS, TOOL, Sidecar, is_fast,
 from bidsseg.derivative.sidecar_keys import corrections as corrections_in
 from bidsseg.errors import OutputNotWritable
 from bidsseg.files import fingerprint, remove, remove_halves, write_json_atomic, write_table, write_text_atomic
-from bidsseg.image.brightness import shows_brain_alone
 from bidsseg.image.nifti import write_labels, write_map
 from bidsseg.image.volume import Volume
 from bidsseg.labels.protocol import Protocol
@@ -59,6 +58,8 @@ class Visit:
     @cached_property
     def shows_brain_alone(self) -> bool:
         """Whether the T1w is skull-stripped."""
+        from bidsseg.image.brightness import shows_brain_alone
+
         return shows_brain_alone(self.images.volumes["T1w"].data, self.result.brain)
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from bidsseg.image.volume import Volume
@@ -18,7 +19,9 @@ CONSTANT = 1 / 3
 PLATEAU = 10
 """How many times as many voxels as the next value a second, darker background has."""
 SMALLEST_PLATEAU = 1e-3
-"""Smallest share of the voxels that are no background, of a second one."""
+"""Smallest share of a second background among the other voxels."""
+AROUND = 0.95
+"""Least share of a second background that is connected to the first."""
 FEWEST_LEVELS = 64
 """Fewest values of an image in which a frequent one is a background: with fewer, tissues are constant, too."""
 BRAIN_ALONE = 1.5
@@ -49,10 +52,15 @@ def _constant(faces: np.ndarray) -> float | None:
     return float(values[counts.argmax()]) if counts.max() >= CONSTANT * len(faces) else None
 
 
-def _second_background(values: np.ndarray) -> np.float32 | None:
-    """Return the lowest of the values (V,) outside of the background if it is a background too: far more frequent.
+def _second_background(data: np.ndarray, surrounding: np.ndarray, values: np.ndarray) -> np.float32 | None:
+    """Return the lowest value outside of the background if it is a background too: far more frequent, and around.
 
-    Skull-stripping, then padding or another mask, leave two of them.
+    Skull-stripping, then padding or another mask, leave two of them. Fluid whose values were clipped is inside, too.
+
+    Args:
+        data: the image (X, Y, Z).
+        surrounding: its voxels of the background, booleans.
+        values: the values (V,) of the others.
     """
     if not values.size:
         return None
@@ -62,8 +70,12 @@ def _second_background(values: np.ndarray) -> np.float32 | None:
     if count < SMALLEST_PLATEAU * values.size or not others.size:
         return None
     levels = len(np.unique(others[:: max(1, others.size // SAMPLE)]))
-    frequent = count >= PLATEAU * np.count_nonzero(others == others.min())
-    return lowest if frequent and levels >= FEWEST_LEVELS else None
+    if count < PLATEAU * np.count_nonzero(others == others.min()) or levels < FEWEST_LEVELS:
+        return None
+    plateau = data == lowest
+    pieces, number = ndimage.label(plateau | surrounding)
+    outside = np.bincount(pieces[surrounding], minlength=number + 1) > 0
+    return lowest if outside[pieces[plateau]].mean() > AROUND else None
 
 
 def shows_brain_alone(data: np.ndarray, brain: np.ndarray) -> bool:
@@ -101,8 +113,7 @@ def rescaled(volume: Volume) -> Volume:
     constant = background(data)
     surrounding = None if constant is None else data == np.float32(constant)
     values = data.ravel() if surrounding is None else data[~surrounding]
-    second = None if surrounding is None else _second_background(values)
-    if surrounding is not None and second is not None:
+    if surrounding is not None and (second := _second_background(data, surrounding, values)) is not None:
         surrounding |= data == second
         values = values[values != second]
     values = values[:: max(1, values.size // SAMPLE)]

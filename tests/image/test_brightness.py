@@ -74,6 +74,9 @@ def test_the_darkest_tissue_is_no_background() -> None:
     assert (scaled(stripped())[stripped() > 0] > 0).all()
     whole = np.where(noisy() < 3, 0, noisy())
     assert ((scaled(whole) > 0) == (whole > 0)).all()
+    clipped = np.where(stripped() > 0, stripped() + np.random.default_rng(0).uniform(0, 1, SHAPE), 0)
+    clipped[10:14, 11:15, 9:13] = 20  # fluid within the brain
+    assert ((scaled(clipped) > 0) == (clipped > 0)).all()
     uniform = phantoms.head(AFFINE, SHAPE, phantoms.LABEL).astype(np.float32)
     uniform[tuple(np.argwhere(uniform == uniform[uniform > 0].min())[0])] += 0.5  # the second lowest value is rare
     assert ((scaled(uniform) > 0) == (uniform > 0)).all()

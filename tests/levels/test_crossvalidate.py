@@ -347,8 +347,9 @@ def test_a_start_that_may_have_seen_who_is_held_out_is_refused(
         train_level(request_of(out, init="nowhere"))
     one_model = request_of(out, init="locator", dry_run=True)
     train_level(one_model)
-    (warning,) = console(one_model).warnings
-    assert warning.startswith("--init locator: every fold starts from this model")
+    folds, layers = console(one_model).warnings
+    assert layers.startswith("--init locator: its network has other layers than that of the recipe tiny")
+    assert folds.startswith("--init locator: every fold starts from this model")
 
 
 # -- figures of some cases ---------------------------------------------------------------------------------------------
