@@ -88,10 +88,10 @@ def main() -> None:
 
 def warn_of_known(people: set[str], cards: Iterable[Card]) -> None:
     """Print which participants (dataset/sub-LABEL) the models were trained on."""
-    from bidsseg.models.participants import participants
+    from bidsseg.learning.folds import seen_by
 
     for card in cards:
-        if known := sorted(participants(card.trained_on) & people):
+        if known := seen_by(card, sorted(people))[0]:
             print(f"not held out: {card.name} was trained on {', '.join(known)}")
 
 

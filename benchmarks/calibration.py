@@ -35,12 +35,11 @@ from bidsseg.image.volume import Volume
 from bidsseg.labels import Protocol
 from bidsseg.learning.cases import Case
 from bidsseg.learning.datasets import find_sources
-from bidsseg.learning.folds import dataset_of, person
+from bidsseg.learning.folds import person, seen_by
 from bidsseg.learning.prepared import opened_cases
 from bidsseg.learning.validation import comparable, comparison, indices_of, synthetic_scan
 from bidsseg.models.card import Card, read_card
 from bidsseg.models.library import Model, load_model, save_card
-from bidsseg.models.participants import participants
 from bidsseg.segmentation.expected_dice import calibrate, calibrate_regions, calibrated
 from bidsseg.segmentation.predict import segment
 from bidsseg.segmentation.result import Probabilities
@@ -88,8 +87,9 @@ def main() -> None:
     for head, part in table.groupby("head", sort=False):
         found[str(head)], by_region[str(head)] = calibration(part)
         people = part["case"].map(person).nunique()
-        print(f"{head} ({people} participants): offset and slope {found[str(head)]}; {figures(part)}")
-        print(f"    without what is added for single regions: {figures(part, regions=False)}")
+        together, single = figures(part)
+        print(f"{head} ({people} participants): offset and slope {found[str(head)]}; {single}")
+        print(f"    without what is added for single regions: {together}")
     if options.card:
         card = replace(read_card(options.card), expected_dice=found, expected_dice_by_region=by_region)
         save_card(replace(card, temperature=temperature))
@@ -97,9 +97,7 @@ def main() -> None:
 
 def is_unseen(name: str, card: Card) -> bool:
     """Return whether a model was certainly not trained on the participant of a case."""
-    if name in card.metrics.get("held_out", ()):
-        return True
-    return person(name) not in participants(card.trained_on) and dataset_of(name) not in card.unlisted
+    return seen_by(card, [person(name)]) == ([], [])
 
 
 def temperatures(model: Model, cases: Iterable[Case]) -> dict[str, float]:
@@ -221,19 +219,22 @@ def calibration(table: pd.DataFrame) -> tuple[tuple[float, float], dict[str, flo
     )
 
 
-def figures(table: pd.DataFrame, *, regions: bool = True) -> str:
+def figures(table: pd.DataFrame) -> list[str]:
     """Return the figures of one head, each participant with the calibration of the others.
 
-    Args:
-        regions: whether to use what is added for single regions.
+    The first are those without what is added for single regions, the second those with it.
     """
     parts = []
     people = table["case"].map(person)
     for name, part in table.groupby(people):
         of_others, by_region = calibration(table[people != name])
-        added = part.region.map(by_region).fillna(0.0).to_numpy() if regions else 0.0
-        parts.append(part.assign(expected=calibrated(part.estimate.to_numpy(), of_others, added)))
-    found = pd.concat(parts)
+        estimate, added = part.estimate.to_numpy(), part.region.map(by_region).fillna(0.0).to_numpy()
+        parts.append([part.assign(expected=calibrated(estimate, of_others, each)) for each in (0.0, added)])
+    return [figures_of(pd.concat(found)) for found in zip(*parts, strict=True)]
+
+
+def figures_of(found: pd.DataFrame) -> str:
+    """Return how far the expected Dice is from the Dice."""
     numbered = found.groupby(["case", "copy"], sort=False)[["expected", "dice"]].mean()
     lines = [
         f"regions {(found.expected - found.dice).abs().mean():.3f}",

@@ -57,8 +57,9 @@ class Marks:
         subject = build_name({"subject": entities["subject"]})
         of_person = self._about(self.bids_dir / "participants.tsv", PARTICIPANT, subject, needed=needed)
         of_sessions = [plain(row.get(SESSION, "")) for row in of_person]
-        own = entities.get("session", "") if entities.get("session", "") in of_sessions else ""
-        of_person = [row for row, session in zip(of_person, of_sessions, strict=True) if session == own]
+        session = entities.get("session", "")
+        own = session if session in of_sessions else ""
+        of_person = [row for row, each in zip(of_person, of_sessions, strict=True) if each == own]
         found: Row = {}
         for row in (*self.of_scan(entities, image, needed), *self.of_session(entities, needed), *of_person):
             for column, cell in row.items():

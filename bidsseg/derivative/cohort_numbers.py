@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from itertools import compress
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from bidsseg.labels.protocol import read_protocol
 from bidsseg.labels.sides import LEFT, partners, side_of, without_side
 from bidsseg.reading import NOT_AVAILABLE
 from bidsseg.settings import Runs
+
+T = TypeVar("T")
 
 OUTLIERS, CHECK, SELECTED = "outliers", "check", "selected"
 DELIMITER = " "
@@ -130,11 +133,15 @@ class Numbers:
     @property
     def mixtures(self) -> list[str]:
         """Warnings if weights, passes of the model or modalities of the images differ between the scans that count."""
-        rows = {self.results[row].key: row for row in np.flatnonzero(self.selected).tolist()}
+        keys = [result.key for result in self.results]
+
+        def counted(values: Sequence[T]) -> dict[str, T]:
+            return dict(compress(zip(keys, values, strict=True), self.selected))
+
         found = (
-            mixed_weights({key: self.weights[row] for key, row in rows.items()}),
-            mixed_modalities({key: self.modalities[row] for key, row in rows.items()}),
-            mixed_passes({key: self.fast[row] for key, row in rows.items()}),
+            mixed_weights(counted(self.weights)),
+            mixed_modalities(counted(self.modalities)),
+            mixed_passes(counted(self.fast)),
         )
         return [warning for warning in found if warning]
 

@@ -193,14 +193,13 @@ class Job:
     def clear(self) -> None:
         """Remove the record of an earlier run, so that a mixture never looks finished, and files of killed runs.
 
-        So are the files by which the level ``group`` recognises a result, and what an earlier run has made on request
-        and this run would contradict, see `outdated`.
+        So are the files by which the level ``group`` recognises a result, a filled T1w, which may be impossible this
+        time, and what an earlier run has made on request and this run would contradict, see `outdated`.
         """
         outdated, table = self.outdated(), self.paths.lesion_table
         results = [with_extension(path, ".json") for path in self.paths.dseg.values()] + ([table] if table else [])
-        filled = self.paths.filled
-        results += [filled, with_extension(filled, ".json")] if filled is not None else []
-        remove([self.record, *(self.output_dir / path for path in results)])
+        filled = [self.paths.filled, with_extension(self.paths.filled, ".json")] if self.paths.filled else []
+        remove([self.record, *(self.output_dir / path for path in (*results, *filled))])
         remove(file for each in outdated for file in each.files)
         remove(
             earlier_lesions(

@@ -78,7 +78,7 @@ class LesionCohort:
         Args:
             unmarked: keys of the scans that the user left out (``--where``).
         """
-        scans = [files for files in self.scans if files.key not in unmarked]
+        scans = [files for files in self.scans if files.key not in unmarked] if runs != "all" else []
         about = [read_sidecar(with_extension(files.table, ".json")) for files in scans]
         rank = [np.inf if is_manual(each) else quality(each) for each in about]
         counts = chosen_runs([files.source for files in scans], np.array(rank, float), runs)

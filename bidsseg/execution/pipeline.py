@@ -232,7 +232,7 @@ class Pipeline:
         with naming(task.job.given.file or task.job.scan.t1w):
             return fill_lesions(images.volumes["T1w"], lesion)
 
-    def _filled_at_last(self, task: _Task, images: Images, lesion: np.ndarray) -> Volume | None:
+    def _filled_if_possible(self, task: _Task, images: Images, lesion: np.ndarray) -> Volume | None:
         """Return the T1w with filled lesions of the result; None, after a warning, if this is impossible."""
         if lesion is task.given:
             return task.filled
@@ -292,7 +292,7 @@ class Pipeline:
         job.clear()
         t1w, labels, filled = images.volumes["T1w"], result.labels, None
         if job.paths.filled is not None and result.lesion is not None:
-            filled = self._filled_at_last(task, images, result.lesion)
+            filled = self._filled_if_possible(task, images, result.lesion)
         write_figures(
             job.output_dir,
             job.scan,

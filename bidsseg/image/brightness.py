@@ -52,8 +52,8 @@ def _constant(faces: np.ndarray) -> float | None:
     return float(values[counts.argmax()]) if counts.max() >= CONSTANT * len(faces) else None
 
 
-def _second_background(data: np.ndarray, surrounding: np.ndarray, values: np.ndarray) -> np.float32 | None:
-    """Return the lowest value outside of the background if it is a background too: far more frequent, and around.
+def _second_background(data: np.ndarray, surrounding: np.ndarray, values: np.ndarray) -> np.ndarray | None:
+    """Return the voxels (X, Y, Z) of a second background, booleans: the lowest other value, far more frequent, around.
 
     Skull-stripping, then padding or another mask, leave two of them. Fluid whose values were clipped is inside, too.
 
@@ -75,7 +75,7 @@ def _second_background(data: np.ndarray, surrounding: np.ndarray, values: np.nda
     plateau = data == lowest
     pieces, number = ndimage.label(plateau | surrounding)
     outside = np.bincount(pieces[surrounding], minlength=number + 1) > 0
-    return lowest if outside[pieces[plateau]].mean() > AROUND else None
+    return plateau if outside[pieces[plateau]].mean() > AROUND else None
 
 
 def shows_brain_alone(data: np.ndarray, brain: np.ndarray) -> bool:
@@ -114,8 +114,8 @@ def rescaled(volume: Volume) -> Volume:
     surrounding = None if constant is None else data == np.float32(constant)
     values = data.ravel() if surrounding is None else data[~surrounding]
     if surrounding is not None and (second := _second_background(data, surrounding, values)) is not None:
-        surrounding |= data == second
-        values = values[values != second]
+        surrounding |= second
+        values = data[~surrounding]
     values = values[:: max(1, values.size // SAMPLE)]
     low, high = np.quantile(values, [0.001, 0.999]).astype(float) if values.size else (0.0, 1.0)
     scaled = (data - np.float32(low)) * np.float32(1 / (high - low) if high > low else 0)

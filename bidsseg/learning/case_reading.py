@@ -30,8 +30,8 @@ LEARNING_MM = 1.0
 """Spacing of the grid of cases; samples are drawn from it at the spacing of the recipe."""
 EMPTY, LARGEST_BRAIN_MM3 = 0.3, 2.2e6
 """Least share of voxels that are 0 in a stripped image, and largest volume of the other voxels."""
-LOCATORS = {True: "locator", False: "openlocator"}
-"""The model that finds the brain if neither annotation nor image shows it, by whether the image is a T1w."""
+LOCATOR, ANY_LOCATOR = "locator", "openlocator"
+"""The models that find the brain in a T1w, and in other images, if neither annotation nor image shows it."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Reading:
 
 def locator_of(source: Source) -> str:
     """Return the model that finds the brain of a case if neither annotation nor image shows it."""
-    return LOCATORS[source.scan is None or source.scan.modality == "T1w"]
+    return LOCATOR if source.scan is None or source.scan.modality == "T1w" else ANY_LOCATOR
 
 
 def read_source(source: Source, inputs: Sequence[str]) -> Reading:
@@ -124,10 +124,10 @@ def read_label_map(name: str, path: Path, protocol: Protocol, *, note: Note = la
     labels = read_values(path, note=note)
     grid = whole_grid(labels, LEARNING_MM)
     values = labels_to_grid(labels.data, labels.affine, grid, spacing=canonical_spacing(labels))
-    return finish(name, None, [annotation_of(values, protocol, path, note=note)], locator=LOCATORS[True])
+    return finish(name, None, [annotation_of(values, protocol, path, note=note)])
 
 
-def finish(name: str, image: torch.Tensor | None, annotations: list[Annotation], *, locator: str) -> Case:
+def finish(name: str, image: torch.Tensor | None, annotations: list[Annotation], *, locator: str = LOCATOR) -> Case:
     """Add the derived brain mask and ventricle direction.
 
     If no annotation shows the brain, such as those of lesions only, the mask comes from the image and becomes an

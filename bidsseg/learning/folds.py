@@ -9,6 +9,8 @@ from typing import Protocol, TypeVar
 
 from bidsseg.errors import UsageError
 from bidsseg.learning.cases import ListedCase
+from bidsseg.models.card import Card
+from bidsseg.models.participants import participants
 
 WATCHED = (5, 4)
 """Number of folds, and the fold, of the participants that select the weights: every fifth of each dataset."""
@@ -117,6 +119,17 @@ def person(name: str) -> str:
     """Return dataset and participant of a case from its name: dataset/sub-01."""
     dataset, _, key = name.partition("/")
     return f"{dataset}/{key.split('_')[0]}"
+
+
+def seen_by(card: Card, people: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return the participants (dataset/sub-01) that a model was trained on, and those that it may have been trained on.
+
+    The card does not list all participants of the datasets of the latter.
+    """
+    known, people = participants(card.trained_on), list(people)
+    unseen = {person(each) for each in card.metrics.get("held_out", ())} if not card.trained_on else set()
+    doubtful = [each for each in people if dataset_of(each) in card.unlisted and each not in unseen | known]
+    return [each for each in people if each in known], doubtful
 
 
 def dataset_of(name: str) -> str:

@@ -15,7 +15,7 @@ from bidsseg.derivative.run_log import Entry
 from bidsseg.errors import InputMissing, IOFailure, UsageError
 from bidsseg.learning.case_reading import Source
 from bidsseg.learning.data_files import check_finished, check_unchanged, files_of, fingerprints
-from bidsseg.learning.folds import WATCHED, dataset_of, divided, held_out, person
+from bidsseg.learning.folds import WATCHED, dataset_of, divided, held_out, person, seen_by
 from bidsseg.learning.prepared import bytes_needed, entry_of, warn_of_missing
 from bidsseg.learning.recipe import is_shipped
 from bidsseg.learning.registration_loop import DFNET
@@ -23,7 +23,6 @@ from bidsseg.learning.training import lacking, random_layers, start_from
 from bidsseg.learning.training_setup import Setup, sketched
 from bidsseg.models.card import find_card, shipped
 from bidsseg.models.library import build_network, load_model
-from bidsseg.models.participants import participants
 
 COPIES = 6
 """Copies of the weights in a checkpoint: weights, their mean, the best mean, gradient moments; and one more."""
@@ -127,15 +126,13 @@ def warn_about_leakage(setup: Setup, held: Container[str], sources: Sequence[Sou
     if name is None or not people:
         return
     card = find_card(name)
-    known = participants(card.trained_on)
-    if seen := [each for each in people if each in known]:
+    seen, doubtful = seen_by(card, people)
+    if seen:
         setup.report.warn(
             f"--init {name}: it was trained on {len(seen)} of the {len(people)} held-out participants "
             f"({listed(seen)}), so that the results on these are too good: hold out others"
         )
         return
-    unseen = {person(each) for each in card.metrics.get("held_out", ())} if not card.trained_on else set()
-    doubtful = [each for each in people if dataset_of(each) in card.unlisted and each not in unseen]
     if doubtful:
         setup.report.warn(
             f"--init {name}: its card does not list all its participants, but it was trained on datasets named "

@@ -434,6 +434,6 @@ def random_layers(network: Network, start: Model, inputs: Sequence[str], *, head
 
     If there are some, the network has other layers than the model, and does not predict what the model predicts.
     """
-    new, copied = lacking(start, heads), fitting_weights(network, start, inputs, heads=heads)
-    left = [name for name in network.state_dict() if name not in copied and not name.startswith(network.of_regions)]
-    return [name for name in left if name.split(".")[1:2] not in ([head] for head in new)]
+    copied = fitting_weights(network, start, inputs, heads=heads)
+    own = (*(f"heads.{name}." for name in lacking(start, heads)), *network.of_regions)
+    return [name for name in network.state_dict() if name not in copied and not name.startswith(own)]

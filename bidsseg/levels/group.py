@@ -66,7 +66,8 @@ def group_level(settings: Settings) -> None:
     check_folder(output_dir)
     check_source(settings)
     fates = find_fates(output_dir)
-    expected = _expected(settings, {key for _, key in fates})
+    marks = Marks(settings.bids_dir)
+    expected = _expected(settings, marks, {key for _, key in fates})
     cohorts = collect(_results(settings), expected, fates)
     segmented = {(cohort.model, key) for cohort in cohorts for key in cohort.done}
     lesions = collect_lesions(_lesions(settings), expected, fates, segmented=segmented)
@@ -80,7 +81,7 @@ def group_level(settings: Settings) -> None:
     if settings.corrections is not None and not settings.dry_run:  # in a dry run, participant has not used them yet
         _warn(settings, list(_without_correction(settings.corrections, list(_results(settings)))))
         _warn(settings, list(_changes_without_correction(settings.corrections, changes)))
-    marks, images = Marks(settings.bids_dir), _images(settings, lesions)
+    images = _images(settings, lesions)
     unmarked = _unmarked(settings, marks, images)
     changes = _marked(settings, marks, changes)
     particulars = Particulars() if settings.dry_run else _particulars(settings, cohorts, changes)
@@ -365,7 +366,7 @@ def _of(cohort: Cohort, settings: Settings) -> Iterator[Result]:
     return (r for r in _results(settings) if (r.model, r.protocol) == (cohort.model, cohort.protocol))
 
 
-def _expected(settings: Settings, tried: set[str]) -> list[dict[str, str]]:
+def _expected(settings: Settings, marks: Marks, tried: set[str]) -> list[dict[str, str]]:
     """Return the source entities of the scans in the dataset, and of those that an earlier run attempted.
 
     The latter may need another filter than this run has, or be in a folder that cannot be read. Those that are no
@@ -386,16 +387,16 @@ def _expected(settings: Settings, tried: set[str]) -> list[dict[str, str]]:
         expected = {scan.key: scan.entities for scan in scans}
         attempted = {key: entities for key, entities in attempted.items() if has_image(settings.bids_dir, entities)}
         if settings.where:
-            attempted = _with_marks(settings, attempted)
+            attempted = _with_marks(settings, marks, attempted)
     except BidssegError as error:
         settings.report.warn(f"the list of scans without a result may be incomplete: {error}")
         expected = {}
     return list({**{key: each for key, each in attempted.items() if settings.selects(each)}, **expected}.values())
 
 
-def _with_marks(settings: Settings, scans: Mapping[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+def _with_marks(settings: Settings, marks: Marks, scans: Mapping[str, dict[str, str]]) -> dict[str, dict[str, str]]:
     """Return the scans without a result, by key, that meet the conditions of ``--where``, or have no visible image."""
-    marks, wanted = Marks(settings.bids_dir), settings.queries(_suffix(settings))["t1w"]["suffix"]
+    wanted = settings.queries(_suffix(settings))["t1w"]["suffix"]
     suffixes = wanted if isinstance(wanted, list) else [wanted]
     found = {}
     for key, entities in scans.items():
