@@ -1,5 +1,7 @@
 """benchmarks/calibration.py: temperatures and the expected calibration error."""
 
+from dataclasses import replace
+
 import calibration
 import numpy as np
 import pandas as pd
@@ -38,6 +40,8 @@ def test_only_participants_that_a_model_was_not_trained_on_count() -> None:
     assert not calibration.is_unseen("oasis/sub-2000", find_card("wholebrain")), (
         "its list of participants is not complete"
     )
+    continued = replace(find_card("wholebrain"), metrics={"held_out": ["oasis/sub-1000"]})
+    assert not calibration.is_unseen("oasis/sub-1000", continued), "the initial model was trained on it"
 
 
 def test_a_participant_is_measured_with_the_calibration_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
